@@ -1,0 +1,1 @@
+"""Accelerator descriptions and cost models."""
