@@ -1,0 +1,53 @@
+"""How scales are rounded to their stored format, written and read back."""
+
+import numpy as np
+
+from loraq_sim.formats import ScaleFormat
+
+__all__ = ["round_scales", "scales_from_bytes", "scales_to_bytes"]
+
+_E8M0_BIAS = 127
+
+
+def round_scales(scales: np.ndarray, stored: ScaleFormat) -> np.ndarray:
+    """Positive `scales` (float32 or float64) rounded to values that `stored` can hold, as float32.
+
+    fp32, fp16, bf16: to nearest, ties to even. e8m0: up to the next power of two, so that no
+    element is clipped that an exact scale would not have clipped. Scales beyond the format
+    saturate at its ends; zero stays zero (an all-zero group).
+    """
+    bounded = np.clip(scales, 0, stored.largest).astype(np.float32)
+    if stored.name == "e8m0":
+        mantissa, exponent = np.frexp(bounded)
+        rounded = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
+    else:
+        rounded = bounded.astype(_dtype(stored)).astype(np.float32)
+    rounded = np.maximum(rounded, np.float32(stored.smallest))
+    return np.where(scales == 0, np.float32(0), rounded).astype(np.float32)
+
+
+def scales_to_bytes(scales: np.ndarray, stored: ScaleFormat) -> bytes:
+    """Little-endian bytes of `scales`, which must be values that `stored` can hold."""
+    if stored.name == "e8m0":
+        _, exponent = np.frexp(scales)
+        # Code 0 is 2**-127, which no scale reaches: it marks an all-zero group.
+        codes = np.where(scales == 0, 0, exponent - 1 + _E8M0_BIAS)
+        return codes.astype(np.uint8).tobytes()
+    return scales.astype(_dtype(stored)).tobytes()
+
+
+def scales_from_bytes(data: bytes, stored: ScaleFormat, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales of `shape` as float32 from what `scales_to_bytes` wrote."""
+    if stored.name == "e8m0":
+        codes = np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+        values = np.ldexp(np.float32(1), codes - _E8M0_BIAS)
+        return np.where(codes == 0, np.float32(0), values).astype(np.float32).reshape(shape)
+    return np.frombuffer(data, dtype=_dtype(stored)).astype(np.float32).reshape(shape)
+
+
+def _dtype(stored: ScaleFormat) -> np.dtype:
+    if stored.name == "bf16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype({"fp32": "<f4", "fp16": "<f2"}[stored.name])

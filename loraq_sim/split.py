@@ -1,0 +1,112 @@
+"""Precision splits: which formats the main branch and the low-rank branch of a layer use.
+
+``W4A4``                no branch
+``W4A4+W8A8r64``        branch of rank 64 with 8-bit factors and 8-bit activations
+``W4A4+W8A8@fp16r32``   branch W8A8 of the largest rank that fits the bytes of a 16-bit rank-32 one
+"""
+
+import re
+from dataclasses import dataclass
+
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.formats import Format, parse_format
+
+__all__ = ["FAMILIES", "PrecisionSplit", "parse_split"]
+
+FAMILIES = ("int",)
+_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+
+_PART = r"w(\d{1,3})a(\d{1,3})"
+_SPLIT = re.compile(rf"{_PART}(?:\+{_PART}(?:r(\d{{1,6}})|@(fp16|bf16)r(\d{{1,6}})))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSplit:
+    """Formats of one split.
+
+    ``rank`` is set for ``rN``; ``budget`` (such as ``"fp16@32"``) for ``@fp16rN``; both are None
+    without a branch. ``main`` and ``branch`` are short names such as ``"W4A8"``.
+    """
+
+    text: str
+    family: str
+    group: int
+    main: str
+    main_weight: Format
+    main_activation: Format
+    branch: str | None = None
+    branch_weight: Format | None = None
+    branch_activation: Format | None = None
+    rank: int | None = None
+    budget: str | None = None
+
+    @property
+    def has_branch(self) -> bool:
+        """Whether the split has a low-rank branch."""
+        return self.branch is not None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_split(
+    text: "str | PrecisionSplit", *, family: str = "int", group: int = 64
+) -> PrecisionSplit:
+    """Parse a split such as ``"W4A4+W8A8r64"``; a `PrecisionSplit` is returned as it is.
+
+    Parameters
+    ----------
+    text : str
+        The split. Widths are 2 to 8 bits, or 16 for fp16.
+    family : str
+        Element family of everything narrower than 16 bits.
+    group : int
+        Elements per scale along K (weights and activations alike), and along the rank for L.
+
+    Raises
+    ------
+    InputError
+        If the text, the family or the group breaks a rule.
+    """
+    if isinstance(text, PrecisionSplit):
+        return text
+    if family not in FAMILIES:
+        raise InputError(unknown_name("element family", family, FAMILIES))
+    if isinstance(group, bool) or not isinstance(group, int) or not 1 <= group <= 99_999_999:
+        raise InputError(f"group must be an integer from 1 to 99999999, got {group!r}")
+    match = _SPLIT.fullmatch("".join(str(text).split()).lower())
+    if match is None:
+        raise InputError(
+            f"split {text!r} is not understood; write for example W4A4 (no branch), "
+            "W4A4+W8A8r64 (rank 64) or W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch)"
+        )
+    main_w, main_a, branch_w, branch_a, rank, budget_format, budget_rank = match.groups()
+    fields = {
+        "family": family,
+        "group": group,
+        "main": f"W{int(main_w)}A{int(main_a)}",
+        "main_weight": _format(main_w, family, group, text),
+        "main_activation": _format(main_a, family, group, text),
+    }
+    if branch_w is None:
+        return PrecisionSplit(text=fields["main"], **fields)
+    size = int(rank if rank is not None else budget_rank)
+    if size == 0:
+        raise InputError(f"split {text!r}: rank must be at least 1; write {fields['main']} instead")
+    fields |= {
+        "branch": f"W{int(branch_w)}A{int(branch_a)}",
+        "branch_weight": _format(branch_w, family, group, text),
+        "branch_activation": _format(branch_a, family, group, text),
+    }
+    if rank is not None:
+        canonical = f"{fields['main']}+{fields['branch']}r{size}"
+        return PrecisionSplit(text=canonical, rank=size, **fields)
+    canonical = f"{fields['main']}+{fields['branch']}@{budget_format}r{size}"
+    return PrecisionSplit(text=canonical, budget=f"{budget_format}@{size}", **fields)
+
+
+def _format(bits: str, family: str, group: int, text: str) -> Format:
+    width = int(bits)
+    if width not in _BITS:
+        raise InputError(f"split {text!r}: widths must be 2 to 8 or 16 bits, got {width}")
+    return parse_format("fp16" if width == 16 else f"{family}{width}/g{group}")

@@ -1,0 +1,76 @@
+"""Format strings: what they mean, what they cost, and what is refused."""
+
+import pytest
+
+from loraq_sim.errors import InputError
+from loraq_sim.formats import ELEMENTS, SCALES, parse_format
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("int4/g64", "int4/g64/fp16"),
+        ("INT8/Row", "int8/row/fp16"),
+        ("int6/tensor", "int6/tensor/fp32"),
+        ("uint4/g32/bf16", "uint4/g32/bf16"),
+        ("int4/g32/e8m0", "int4/g32/e8m0"),
+        (" fp16 ", "fp16"),
+    ],
+)
+def test_parse_format_fills_in_the_default_scale(text, canonical):
+    assert str(parse_format(text)) == canonical
+    assert parse_format(canonical) == parse_format(text)
+
+
+def test_parse_format_returns_a_format_as_it_is():
+    fmt = parse_format("int4/g64")
+    assert parse_format(fmt) is fmt
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int9/g64", r"unknown element 'int9'; did you mean"),
+        ("", r"unknown element ''"),
+        ("int4", r"must be element/granularity\[/scale\]; for example int4/g64"),
+        ("int4/g0", r"granularity must be tensor, row or gN .* got 'g0'"),
+        ("int4/channel", r"got 'channel'"),
+        ("int4/g64/fp15", r"unknown scale 'fp15'; did you mean"),
+        ("int4/g64/fp16/x", r"must be element/granularity"),
+        ("fp16/g64", r"fp16 is stored without scales; write 'fp16'"),
+        ("int4/g9999999999999", r"granularity must be"),
+    ],
+)
+def test_parse_format_says_what_is_wrong(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_format(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "nbytes"),
+    [
+        # 4 rows of 65 4-bit codes: 33 bytes each; 2 groups of 2-byte scales each.
+        ("int4/g64", (4, 65), 4 * 33 + 4 * 2 * 2),
+        ("int6/g32", (3, 32), 3 * 24 + 3 * 2),
+        ("int3/row/fp32", (5, 10), 5 * 4 + 5 * 4),
+        ("int8/tensor", (5, 10), 50 + 4),
+        # SANA's K = 5600 leaves a short group of 32: 88 scales a row.
+        ("int4/g64", (2240, 5600), 2240 * (2800 + 88 * 2)),
+        ("uint4/g64", (4, 128), 4 * 64 + 4 * 2 * 2 + 4 * 1),
+        ("fp16", (4, 10), 80),
+        ("fp32", (4, 10), 160),
+    ],
+)
+def test_storage_bytes_counts_codes_scales_zero_points_and_padding(text, shape, nbytes):
+    assert parse_format(text).storage_bytes(shape) == nbytes
+
+
+def test_integer_codes_span_all_two_to_the_bits_values():
+    for element in ELEMENTS.values():
+        if element.is_integer:
+            assert element.hi - element.lo + 1 == 2**element.bits
+
+
+def test_every_scale_format_orders_its_ends():
+    for scale in SCALES.values():
+        assert 0 < scale.smallest < scale.largest

@@ -1,0 +1,68 @@
+"""Precision splits as text."""
+
+import pytest
+
+from loraq_sim.errors import InputError
+from loraq_sim.split import parse_split
+
+
+def test_split_without_branch_has_no_branch_formats():
+    split = parse_split("w4a8")
+    assert split.text == "W4A8"
+    assert not split.has_branch
+    assert str(split.main_weight) == "int4/g64/fp16"
+    assert str(split.main_activation) == "int8/g64/fp16"
+    assert split.branch_weight is None
+    assert split.rank is None
+    assert split.budget is None
+
+
+def test_split_with_rank_names_both_branches():
+    split = parse_split("W4A4+W8A6r48", group=32)
+    assert split.text == "W4A4+W8A6r48"
+    assert (split.main, split.branch, split.rank) == ("W4A4", "W8A6", 48)
+    assert str(split.branch_weight) == "int8/g32/fp16"
+    assert str(split.branch_activation) == "int6/g32/fp16"
+
+
+def test_split_with_budget_keeps_it_for_the_solver():
+    split = parse_split(" W4A4 + W8A8 @ fp16r32 ")
+    assert split.text == "W4A4+W8A8@fp16r32"
+    assert split.rank is None
+    assert split.budget == "fp16@32"
+
+
+def test_sixteen_bits_are_stored_as_fp16():
+    split = parse_split("W4A16+W16A16r8")
+    assert str(split.main_activation) == "fp16"
+    assert str(split.branch_weight) == "fp16"
+
+
+def test_canonical_text_parses_to_the_same_split():
+    for text in ("W4A4", "W4A8+W16A16r32", "W4A4+W8A8@fp16r32"):
+        assert parse_split(parse_split(text).text) == parse_split(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("W4", r"split 'W4' is not understood; write for example W4A4"),
+        ("W4A4+W8A8", r"not understood"),
+        ("W4A4+W8A8r", r"not understood"),
+        ("W4A4r8", r"not understood"),
+        ("", r"not understood"),
+        ("W9A4", r"widths must be 2 to 8 or 16 bits, got 9"),
+        ("W4A4+W8A1r4", r"got 1"),
+        ("W4A4+W8A8r0", r"rank must be at least 1; write W4A4 instead"),
+    ],
+)
+def test_split_says_what_is_wrong(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_split(text)
+
+
+def test_unknown_family_and_bad_group_are_refused():
+    with pytest.raises(InputError, match=r"unknown element family 'inte'; did you mean 'int'"):
+        parse_split("W4A4", family="inte")
+    with pytest.raises(InputError, match=r"group must be an integer from 1 .* got 0"):
+        parse_split("W4A4", group=0)
