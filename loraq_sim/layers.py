@@ -1,0 +1,219 @@
+"""The record every other part works on: one linear layer, its input rows and how often it runs.
+
+A layer computes ``y = x @ weight.T + bias``. The record is checked when it is built, so code that
+receives a `Layer` never checks shapes, dtypes or finiteness again.
+"""
+
+import hashlib
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.errors import InputError
+
+__all__ = ["STORAGE_DTYPES", "Layer", "check_count", "check_dtype", "check_name", "check_shapes"]
+
+STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""Names of the dtypes a layer's tensors may arrive in; all become float32."""
+
+MAX_COUNT = 2**40
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Layer:
+    """One linear layer (or 1x1 convolution) with optional bias and input rows.
+
+    Parameters
+    ----------
+    name : str
+        Non-empty and printable, unique within a dump.
+    weight : ndarray of shape (N, K)
+        float16, bfloat16, float32 or float64; kept as C-contiguous float32. An array that already
+        is C-contiguous float32 is kept without a copy: do not write to it afterwards.
+    bias : ndarray of shape (N,), or None
+    activations : ndarray of shape (T, K), or None
+        Sampled input rows, used to measure the output error.
+    kind : str
+        Role in the model, for example ``self_q`` or ``ffn_up``.
+    group : str
+        Layers of one group read the same input (q, k and v of one attention).
+    rows_per_call : int, optional
+        Rows M of one model call, for the cost model. Default: T, or 1 without activations.
+    calls_per_step : int
+        How often the layer runs per denoising step.
+
+    Raises
+    ------
+    InputError
+        For a wrong shape or dtype, an empty tensor, NaN, Inf, a value beyond float32, or a count
+        below 1. The message names the layer, the tensor and the value.
+    """
+
+    name: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
+    activations: NDArray[np.float32] | None = None
+    kind: str = "linear"
+    group: str = ""
+    rows_per_call: int | None = None
+    calls_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        tensors = {
+            tensor: None if getattr(self, tensor) is None else _as_array(self.name, tensor, self)
+            for tensor in ("weight", "bias", "activations")
+        }
+        if tensors["weight"] is None:
+            raise InputError(f"layer {self.name!r}: weight is None; give an array of shape (N, K)")
+        check_shapes(self.name, **{t: None if a is None else a.shape for t, a in tensors.items()})
+        for tensor, array in tensors.items():
+            if array is not None:
+                object.__setattr__(self, tensor, _as_float32(self.name, tensor, array))
+        for field in ("kind", "group"):
+            if not isinstance(getattr(self, field), str):
+                raise InputError(
+                    f"layer {self.name!r}: {field} must be a string, "
+                    f"got {type(getattr(self, field)).__name__}"
+                )
+        for field in ("rows_per_call", "calls_per_step"):
+            value = getattr(self, field)
+            if value is not None or field == "calls_per_step":
+                object.__setattr__(self, field, check_count(self.name, field, value))
+
+    def __repr__(self) -> str:
+        tokens = None if self.activations is None else len(self.activations)
+        return f"Layer({self.name!r}, kind={self.kind!r}, n={self.n}, k={self.k}, tokens={tokens})"
+
+    @property
+    def n(self) -> int:
+        """Output features N."""
+        return self.weight.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Input features K."""
+        return self.weight.shape[1]
+
+    @property
+    def m(self) -> int:
+        """Rows M of one model call: `rows_per_call`, else the sampled rows, else 1."""
+        if self.rows_per_call is not None:
+            return self.rows_per_call
+        return 1 if self.activations is None else len(self.activations)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything a result depends on: tensors, kind, rows and calls.
+
+        The name and the group are left out, so a renamed layer keeps its digest.
+        """
+        state = hashlib.sha256()
+        # Shapes separate the tensors: without them (2, 3) and (3, 2) of equal bytes would collide.
+        for array in (self.weight, self.bias, self.activations):
+            state.update(repr(None if array is None else array.shape).encode())
+            if array is not None:
+                state.update(array.astype("<f4", copy=False).data)
+        state.update(repr((self.kind, self.rows_per_call, self.calls_per_step)).encode())
+        return state.hexdigest()
+
+
+def check_name(name: str) -> None:
+    """Raise InputError unless `name` is a non-empty printable string.
+
+    Control characters would break one-line messages and table rows.
+    """
+    if not isinstance(name, str) or not name or not name.isprintable():
+        shown = repr(name)[:80] if isinstance(name, str) else type(name).__name__
+        raise InputError(f"a layer name must be a non-empty printable string, got {shown}")
+
+
+def check_shapes(
+    name: str,
+    weight: tuple[int, ...],
+    bias: tuple[int, ...] | None = None,
+    activations: tuple[int, ...] | None = None,
+) -> None:
+    """Raise InputError unless the shapes are (N, K), (N,) and (T, K), none of them empty."""
+    where = f"layer {name!r}"
+    if len(weight) != 2:
+        raise InputError(
+            f"{where}: weight has shape {_show(weight)}, expected 2-D (N, K); "
+            "reshape a 1x1 convolution to (N, K)"
+        )
+    n, k = weight
+    if 0 in weight:
+        raise InputError(f"{where}: weight is empty (shape {_show(weight)})")
+    if bias is not None and bias != (n,):
+        raise InputError(
+            f"{where}: bias has shape {_show(bias)}, "
+            f"expected ({n},) for weight of shape {_show(weight)}"
+        )
+    if activations is None:
+        return
+    if len(activations) != 2 or activations[1] != k:
+        raise InputError(
+            f"{where}: activations have shape {_show(activations)}, "
+            f"expected (tokens, {k}) for weight of shape {_show(weight)}"
+        )
+    if 0 in activations:
+        raise InputError(
+            f"{where}: activations are empty (shape {_show(activations)}); leave them out instead"
+        )
+
+
+def check_dtype(name: str, tensor: str, dtype: str) -> None:
+    """Raise InputError unless `dtype` is one of `STORAGE_DTYPES`."""
+    if dtype not in STORAGE_DTYPES:
+        raise InputError(
+            f"layer {name!r}: {tensor} has dtype {dtype}; "
+            f"expected {', '.join(STORAGE_DTYPES[:-1])} or {STORAGE_DTYPES[-1]}"
+        )
+
+
+def check_count(name: str, field: str, value: int) -> int:
+    """Return `value` as an int; raise InputError unless it is a whole number from 1 to 2**40."""
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if 1 <= count <= MAX_COUNT:
+        return count
+    # A dump may hold an integer so long that Python refuses to print it.
+    is_short = isinstance(value, str | float) or (isinstance(value, int) and -9 <= value < 1e18)
+    shown = repr(value)[:40] if is_short else type(value).__name__
+    raise InputError(f"layer {name!r}: {field} must be a positive integer up to 2**40, got {shown}")
+
+
+def _as_array(name: str, tensor: str, layer: Layer) -> NDArray:
+    value = getattr(layer, tensor)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"layer {name!r}: {tensor} must be a NumPy array, got {type(value).__name__}"
+        ) from None
+    check_dtype(name, tensor, array.dtype.name)
+    return array
+
+
+def _as_float32(name: str, tensor: str, array: NDArray) -> NDArray[np.float32]:
+    # A float64 beyond float32 becomes inf here and is reported below, so NumPy need not warn.
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(out)
+    if finite.all():
+        return out
+    bad = np.argwhere(~finite)
+    first = tuple(int(i) for i in bad[0])
+    value = array[first]
+    what = "beyond the float32 range" if np.isfinite(value) else "NaN or Inf"
+    raise InputError(
+        f"layer {name!r}: {tensor} holds {len(bad)} of {array.size} values that are {what} "
+        f"(first: {float(value)} at {_show(first)}); export the layer again without them"
+    )
+
+
+def _show(shape: tuple[int, ...]) -> str:
+    return repr(tuple(shape))[:80]
