@@ -1,0 +1,24 @@
+"""LQER: quantize first, then fit the rounding error with a low-rank branch.
+
+Q = round(W); L R = SVD_r(W - Q). Zhang et al., "LQER: Low-Rank Quantization Error Reconstruction
+for LLMs", ICML 2024 (the data-free form; L2QER scales the error by activation magnitudes).
+"""
+
+from loraq_sim.quantizers import quantize
+from loraq_sim.solvers.branch_rounding import round_branch
+from loraq_sim.solvers.low_rank import truncated_svd
+from loraq_sim.solvers.problem import Branches, Problem, TraceEntry
+
+__all__ = ["solve_lqer"]
+
+
+def solve_lqer(problem: Problem) -> Branches:
+    """One rounding of W, one truncated SVD of what is left, one rounding of the branch."""
+    main = quantize(problem.weight, problem.main, "absmax")
+    residual = problem.weight - main.dequantize()
+    _, right = truncated_svd(residual, problem.rank, rng=problem.rng)
+    left, right = round_branch(residual, right, problem.branch)
+    solved = Branches(main=main, left=left, right=right)
+    error = problem.relative_error(solved.reconstruct())
+    entry = TraceEntry(stage="lqer", iteration=0, weight_error=error)
+    return Branches(main=main, left=left, right=right, trace=[entry])

@@ -1,0 +1,82 @@
+"""Truncated factorization against the Eckart-Young optimum."""
+
+import numpy as np
+import pytest
+
+from loraq_sim.solvers.low_rank import truncated_svd
+
+
+def flat_spectrum(seed=0, shape=(300, 400)):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def optimum(matrix, rank):
+    tail = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[rank:]
+    return float(np.sqrt(np.square(tail).sum()))
+
+
+def decaying_spectrum(seed=0, shape=(300, 400)):
+    u, _, vt = np.linalg.svd(flat_spectrum(seed, shape), full_matrices=False)
+    return (u * np.float32(0.9) ** np.arange(shape[0], dtype=np.float32)) @ vt
+
+
+@pytest.mark.parametrize("rank", [1, 8, 32, 90, 300])
+def test_factors_have_the_promised_shape_and_orthonormal_columns(rank):
+    left, right = truncated_svd(flat_spectrum(), rank, rng=np.random.default_rng(1))
+    assert left.shape == (300, rank)
+    assert right.shape == (rank, 400)
+    # Householder QR and SVD are orthonormal to a few units of float32 rounding per column.
+    np.testing.assert_allclose(left.T @ left, np.eye(rank), atol=300 * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 32])
+def test_eckart_young_optimum_of_a_decaying_spectrum(rank):
+    # With 8 extra columns and two power iterations the sketch misses the wanted directions by
+    # 0.9 ** (8 * 5) = 1.5 % in angle, so by 0.02 % in the norm of the residual.
+    matrix = decaying_spectrum()
+    left, right = truncated_svd(matrix, rank, rng=np.random.default_rng(1))
+    assert np.linalg.norm(matrix - left @ right) <= 1.001 * optimum(matrix, rank)
+
+
+@pytest.mark.parametrize("rank", [8, 32, 90])
+def test_a_flat_spectrum_stays_within_the_bound_of_halko_theorem_10_5(rank):
+    # Without power iterations the expected residual is sqrt(1 + r / (p - 1)) of the optimum.
+    matrix = flat_spectrum()
+    residuals = [
+        np.linalg.norm(
+            matrix
+            - np.matmul(
+                *truncated_svd(matrix, rank, rng=np.random.default_rng(1), power_iterations=q)
+            )
+        )
+        for q in (0, 2, 6)
+    ]
+    assert residuals == sorted(residuals, reverse=True)
+    assert residuals[0] <= np.sqrt(1 + rank / 7) * optimum(matrix, rank)
+
+
+def test_a_large_rank_is_exact():
+    matrix = flat_spectrum()
+    left, right = truncated_svd(matrix, 150, rng=np.random.default_rng(1))
+    # Backward error of a float32 decomposition: a small multiple of eps times the norm.
+    slack = 30 * np.finfo(np.float32).eps * np.linalg.norm(matrix)
+    assert np.linalg.norm(matrix - left @ right) <= optimum(matrix, 150) + slack
+
+
+def test_a_warm_start_is_at_least_as_good_as_a_cold_one_with_one_pass():
+    matrix = flat_spectrum(3)
+    _, rows = truncated_svd(matrix, 20, rng=np.random.default_rng(1), power_iterations=3)
+    residuals = [
+        np.linalg.norm(matrix - np.matmul(*fit))
+        for fit in (
+            truncated_svd(matrix, 20, rng=np.random.default_rng(2), power_iterations=1),
+            truncated_svd(matrix, 20, rng=np.random.default_rng(2), power_iterations=1, start=rows),
+        )
+    ]
+    assert residuals[1] <= residuals[0]
+
+
+def test_same_generator_state_gives_the_same_factors():
+    matrix = flat_spectrum(4)
+    fits = [truncated_svd(matrix, 5, rng=np.random.default_rng(7)) for _ in range(2)]
+    np.testing.assert_array_equal(fits[0][1], fits[1][1])

@@ -1,0 +1,200 @@
+"""One contract for every solver, then what each promises."""
+
+import numpy as np
+import pytest
+import torch
+
+from loraq_sim.errors import InputError
+from loraq_sim.formats import parse_format
+from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.solvers import METHODS, PRESETS, solve
+from loraq_sim.solvers.budget import branch_bytes, rank_for_budget
+
+EXAMPLES = {
+    "minilm": "encoder.layer.2.attention.self.query",
+    "tiny_pixart": "transformer_blocks.3.ff.net.2",
+}
+
+
+@pytest.fixture(scope="module")
+def real_weights(request):
+    folder = request.config.rootpath / "examples"
+    layers = {
+        dump: torch.load(folder / f"{dump}.pt", weights_only=True)["layers"][name]
+        for dump, name in EXAMPLES.items()
+    }
+    return {dump: layer["weight"].float().numpy() for dump, layer in layers.items()}
+
+
+def heavy_tailed(seed=0, shape=(96, 160)):
+    rng = np.random.default_rng(seed)
+    columns = np.exp(0.3 * rng.standard_normal(shape[1]))
+    return (rng.standard_t(6, size=shape) * columns).astype(np.float32)
+
+
+def stored_bytes(solution):
+    parts = (solution.main, solution.left, solution.right)
+    return b"".join(part.pack() for part in parts if part is not None)
+
+
+def error_from_stored_codes(weight, solution):
+    """Relative error in float64 from unpacked bytes only."""
+    main, left, right = (
+        None if part is None else QuantizedTensor.unpack(part.pack(), part.format, part.shape)
+        for part in (solution.main, solution.left, solution.right)
+    )
+    total = main.dequantize().astype(np.float64)
+    if left is not None:
+        total += left.dequantize().astype(np.float64) @ right.dequantize().astype(np.float64)
+    if solution.smooth is not None:
+        total /= solution.smooth.astype(np.float64)
+    return np.linalg.norm(weight - total) / np.linalg.norm(weight.astype(np.float64))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("branch", ["fp16", "int8/g64", "int6/g32", "int4/g16"])
+def test_every_method_keeps_the_contract(method, branch):
+    weight = heavy_tailed()
+    kept = weight.copy()
+    solution = solve(weight, method, "int4/g64", branch, rank=12, preset="fast", seed=3)
+    np.testing.assert_array_equal(weight, kept)
+    assert solution.main.shape == (96, 160)
+    assert solution.rank == (0 if method == "rtn" else 12)
+    # Both sides multiply stored values; only float32 summation over the rank differs.
+    assert solution.weight_error == pytest.approx(
+        error_from_stored_codes(weight, solution), rel=1e-4
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(weight - solution.reconstruct()) / np.linalg.norm(weight),
+        solution.weight_error,
+        rtol=1e-5,
+    )
+    assert solution.nbytes == len(stored_bytes(solution)) == sum(solution.bytes_by_part.values())
+    assert solution.bits_per_weight == 8 * solution.nbytes / weight.size
+    assert solution.seconds > 0
+    again = solve(weight, method, "int4/g64", branch, rank=12, preset="fast", seed=3)
+    assert stored_bytes(again) == stored_bytes(solution)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_zero_is_round_to_nearest(method):
+    weight = heavy_tailed()
+    plain = solve(weight, "rtn", "int4/g64")
+    for options in ({"rank": 0}, {"branch": None}):
+        solution = solve(weight, method, "int4/g64", **options)
+        assert solution.method == "rtn"
+        assert stored_bytes(solution) == stored_bytes(plain)
+        assert solution.left is None
+
+
+@pytest.mark.parametrize("dump", EXAMPLES)
+def test_real_layers_improve_from_rtn_to_lqer_to_svdquant_to_loraq(real_weights, dump):
+    weight = real_weights[dump]
+    budget = "fp16@32" if dump == "minilm" else "fp16@4"
+    errors = [
+        solve(weight, method, "int4/g64", "fp16", budget=budget).weight_error for method in METHODS
+    ]
+    assert errors == sorted(errors, reverse=True)
+    quantized = solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget)
+    assert quantized.weight_error < errors[-1]
+
+
+def test_an_eight_bit_branch_halves_the_error_of_svdquant_at_equal_bytes(real_weights):
+    weight = real_weights["minilm"]
+    published = solve(weight, "svdquant", "int4/g64", "fp16", rank=32)
+    ours = solve(weight, "loraq", "int4/g64", "int8/g64", budget="fp16@32", preset="best")
+    assert ours.nbytes <= published.nbytes
+    assert ours.weight_error <= 0.5 * published.weight_error
+
+
+def test_longer_presets_never_lose_and_the_best_iterate_is_returned():
+    weight = heavy_tailed(5)
+    errors = []
+    for preset in PRESETS:
+        solution = solve(weight, "loraq", "int4/g64", "int4/g64", rank=16, preset=preset)
+        traced = [entry.weight_error for entry in solution.trace]
+        assert len(traced) == PRESETS[preset] + 1
+        assert solution.weight_error == pytest.approx(min(traced), rel=1e-5)
+        errors.append(solution.weight_error)
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_doubling_the_weight_doubles_power_of_two_scales_and_nothing_else():
+    weight = heavy_tailed(9)
+    one = solve(weight, "loraq", "int4/g32/e8m0", "int8/g32/e8m0", rank=8, preset="fast")
+    two = solve(2 * weight, "loraq", "int4/g32/e8m0", "int8/g32/e8m0", rank=8, preset="fast")
+    np.testing.assert_array_equal(one.main.codes, two.main.codes)
+    np.testing.assert_array_equal(2 * one.main.scales, two.main.scales)
+    assert one.weight_error == pytest.approx(two.weight_error, rel=1e-6)
+
+
+def test_a_low_rank_weight_is_met_to_the_precision_of_the_branch():
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((64, 4)) @ rng.standard_normal((4, 80))).astype(np.float32)
+    # fp16 factors: each product carries a relative error of 2**-11 per factor.
+    assert solve(weight, "svdquant", "int4/g64", "fp16", rank=4).weight_error < 2**-10
+
+
+def test_smoothing_is_undone_by_reconstruct_and_costs_its_bytes():
+    rng = np.random.default_rng(4)
+    weight = heavy_tailed()
+    x = (rng.standard_normal((50, 160)) * np.exp(rng.standard_normal(160))).astype(np.float32)
+    solution = solve(weight, "loraq", "int4/g64", rank=8, activations=x, smooth=0.5)
+    assert solution.smooth.shape == (160,)
+    assert solution.bytes_by_part["smooth"] == 320
+    assert solution.weight_error == pytest.approx(
+        error_from_stored_codes(weight, solution), rel=1e-4
+    )
+
+
+def test_a_zero_weight_is_met_exactly():
+    solution = solve(np.zeros((8, 16), dtype=np.float32), "loraq", "int4/g16", rank=2)
+    assert solution.weight_error == 0.0
+
+
+@pytest.mark.parametrize("branch", ["int8/g64", "int6/g64", "int4/g64", "int8/row"])
+@pytest.mark.parametrize("shape", [(1152, 1152), (384, 1536), (128, 128), (70, 33)])
+def test_budget_rank_is_the_largest_that_fits(branch, shape):
+    fmt = parse_format(branch)
+    rank = rank_for_budget(*shape, fmt, "fp16@8")
+    allowed = 2 * 8 * sum(shape)
+    assert branch_bytes(*shape, rank, fmt) <= allowed
+    assert rank == min(shape) or branch_bytes(*shape, rank + 1, fmt) > allowed
+
+
+def test_eight_bit_budget_rank_of_pixart_is_sixty_two():
+    assert rank_for_budget(1152, 1152, parse_format("int8/g64"), "fp16@32") == 62
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "lorq"}, r"unknown method 'lorq'; did you mean 'loraq'"),
+        ({"preset": "slow"}, r"unknown preset 'slow'"),
+        ({"main": "int4/x"}, r"granularity must be"),
+        ({"rank": 97}, r"rank must be an integer from 0 to min\(N, K\) = 96, got 97"),
+        ({"rank": -1}, r"got -1"),
+        ({"rank": 2.5}, r"got 2.5"),
+        ({"rank": 4, "budget": "fp16@4"}, r"give either rank or budget"),
+        ({"budget": "fp16"}, r"budget must look like 'fp16@32'"),
+        ({"budget": "int2/g64@1", "branch": "fp32"}, r"less than the 1024 bytes of a rank-1"),
+        ({"branch": None, "rank": 4}, r"needs a branch format"),
+        ({"device": "gpu"}, r"device must be 'cpu', got 'gpu'"),
+        ({"smooth": 0.5}, r"smoothing by strength needs activations"),
+        ({"smooth": np.zeros(160)}, r"smooth factors must be positive .* channel 0 is 0"),
+        ({"smooth": np.ones(3)}, r"smooth must have shape \(160,\)"),
+        ({"activations": np.ones((4, 3))}, r"activations have K=3, the weight K=160"),
+    ],
+)
+def test_solve_says_what_is_wrong(options, message):
+    with pytest.raises(InputError, match=message):
+        solve(heavy_tailed(), **options)
+
+
+def test_solve_refuses_unusable_weights():
+    weight = heavy_tailed()
+    weight[3, 5] = np.nan
+    with pytest.raises(InputError, match=r"weight holds 1 NaN or Inf values; .* nan at \(3, 5\)"):
+        solve(weight)
+    with pytest.raises(InputError, match=r"weight must be a non-empty floating 2-D array"):
+        solve(np.ones((4, 4), dtype=np.int8))
