@@ -1,1 +1,57 @@
-"""loraq-sim: error against cost of 4-bit + low-rank diffusion transformers."""
+"""loraq-sim: error against cost of 4-bit + low-rank diffusion transformers on real accelerators.
+
+    import loraq_sim as lq
+
+    dump = lq.read_layer_dump("examples/tiny_pixart.pt")
+    row = lq.evaluate_layer(dump["transformer_blocks.0.attn1.to_q"], "W4A4+W8A8r16", "aie2")
+
+Every public name is loaded when first used, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Datapath": "loraq_sim.emulator.datapath",
+    "DumpError": "loraq_sim.errors",
+    "Format": "loraq_sim.formats",
+    "InputError": "loraq_sim.errors",
+    "Layer": "loraq_sim.layers",
+    "LoraqError": "loraq_sim.errors",
+    "MacArray": "loraq_sim.emulator.mac_array",
+    "PrecisionSplit": "loraq_sim.split",
+    "QuantizedTensor": "loraq_sim.quantizers",
+    "ResultStore": "loraq_sim.store",
+    "Solution": "loraq_sim.solvers",
+    "StoreError": "loraq_sim.errors",
+    "emulate_gemm": "loraq_sim.emulator.gemm",
+    "emulate_gemm_report": "loraq_sim.emulator.gemm",
+    "evaluate_layer": "loraq_sim.evaluate",
+    "model_totals": "loraq_sim.pareto",
+    "output_error": "loraq_sim.metrics",
+    "pareto_front": "loraq_sim.pareto",
+    "parse_format": "loraq_sim.formats",
+    "parse_split": "loraq_sim.split",
+    "quantize": "loraq_sim.quantizers",
+    "read_layer_dump": "loraq_sim.dumps",
+    "run_layer": "loraq_sim.emulator.datapath",
+    "solve": "loraq_sim.solvers",
+    "srs": "loraq_sim.emulator.requantize",
+    "write_layer_dump": "loraq_sim.dumps",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loraq_sim' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,240 @@
+"""The whole data flow of one (layer, split, accelerator) case, on one screen.
+
+Layer -> solve(split) -> stored branches -> emulate on the accelerator's data path -> metrics
+                                        └-> GemmWorkload -> hwmodels.estimate_cost -> cost
+(metrics, cost) -> result row
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import hwmodels
+from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
+from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.formats import parse_format
+from loraq_sim.layers import Layer
+from loraq_sim.metrics import output_error
+from loraq_sim.solvers import Solution, solve
+from loraq_sim.split import PrecisionSplit, parse_split
+
+__all__ = [
+    "DATAPATH_KEYS",
+    "datapath_for",
+    "evaluate_layer",
+    "reference_output",
+    "sample_rows",
+    "solve_split",
+    "workload_for",
+]
+
+_MAC_KEYS = (
+    "acc_bits",
+    "overflow",
+    "products_per_add",
+    "accumulators",
+    "tree_bits",
+    "tree_overflow",
+)
+DATAPATH_KEYS = (*_MAC_KEYS, "combine", "p_format", "out_format")
+"""What of an accelerator's datapath a caller may override."""
+
+
+def evaluate_layer(
+    layer: Layer,
+    split: "str | PrecisionSplit",
+    accelerator: "str | hwmodels.Accelerator",
+    *,
+    seed: int = 0,
+    method: str = "loraq",
+    preset: str = "balanced",
+    tokens: int | None = None,
+    family: str = "int",
+    group: int = 64,
+    fused: bool = True,
+    smooth: float | None = None,
+    datapath: Mapping[str, Any] | None = None,
+    solution: Solution | None = None,
+) -> dict[str, Any]:
+    """Error and cost of one layer in one precision split on one accelerator, as a result row.
+
+    The output error compares the emulated integer data path with the full-precision layer (float64,
+    bias included) on the layer's own activations. Without activations the output columns are None.
+
+    Parameters
+    ----------
+    layer : Layer
+    split : str or PrecisionSplit
+        For example ``"W4A4+W8A8r64"``.
+    accelerator : str or Accelerator
+        Name, path of a YAML file, or a loaded description.
+    seed, method, preset, smooth
+        See `loraq_sim.solve`. A split without a branch is rounded to nearest (``rtn``).
+    tokens : int, optional
+        Activation rows to use, spread evenly over the dump's rows; all by default.
+    family, group
+        Element family and group of a split given as text.
+    fused : bool
+        Whether the branch runs inside the main kernel (cost model).
+    datapath : mapping, optional
+        Overrides of the accelerator's data path, of the keys in `DATAPATH_KEYS`.
+    solution : Solution, optional
+        An earlier solution of this layer and split; solved here by default.
+
+    Raises
+    ------
+    InputError
+        If an argument breaks a rule.
+    hwmodels.AcceleratorError
+        If the accelerator is unknown or its file is broken.
+    """
+    started = time.perf_counter()
+    split = parse_split(split, family=family, group=group)
+    if isinstance(accelerator, str):
+        accelerator = hwmodels.load_accelerator(accelerator)
+    path = datapath_for(accelerator, datapath)
+    x = sample_rows(layer.activations, tokens)
+    if solution is None:
+        solution = solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
+    cost = hwmodels.estimate_cost(
+        workload_for(layer, split, solution.rank, path, fused=fused), accelerator
+    )
+    return {
+        **_identity(layer, split, accelerator, x),
+        "method": solution.method,
+        "preset": solution.preset,
+        "rank": solution.rank,
+        "weight_bytes": solution.nbytes,
+        "bits_per_weight": solution.bits_per_weight,
+        "weight_error": solution.weight_error,
+        **_measure(layer, x, solution, split, path),
+        "latency_s": cost.latency_s,
+        "cycles": cost.cycles,
+        "energy_j": cost.energy_j,
+        "dram_bytes": cost.dram_bytes,
+        "utilization": cost.utilization,
+        "bound": cost.bound,
+        "status": "ok",
+        "message": "" if x is not None else "no activations: output error not measured",
+        "seconds": time.perf_counter() - started,
+        "seed": seed,
+        "pareto": False,
+    }
+
+
+def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
+    """`loraq_sim.solve` with the formats, rank and budget of `split`; errors name the layer."""
+    try:
+        return solve(
+            layer.weight,
+            main=split.main_weight,
+            branch=split.branch_weight,
+            rank=split.rank,
+            budget=split.budget,
+            activations=layer.activations,
+            **options,
+        )
+    except InputError as error:
+        raise InputError(f"layer {layer.name!r}, split {split}: {error}") from error
+
+
+def datapath_for(
+    accelerator: "hwmodels.Accelerator", overrides: Mapping[str, Any] | None = None
+) -> Datapath:
+    """The emulated data path an accelerator's file describes, with `overrides` applied."""
+    values = {key: getattr(accelerator.datapath, key, None) for key in DATAPATH_KEYS}
+    for key, value in (overrides or {}).items():
+        if key not in DATAPATH_KEYS:
+            raise InputError(unknown_name("datapath setting", key, DATAPATH_KEYS))
+        values[key] = value
+    mac = MacArray(**{key: values[key] for key in _MAC_KEYS})
+    return Datapath(
+        mac=mac,
+        combine=values["combine"],
+        p_format=values["p_format"],
+        out_format=values["out_format"],
+    )
+
+
+def workload_for(
+    layer: Layer, split: PrecisionSplit, rank: int, path: Datapath, *, fused: bool
+) -> "hwmodels.GemmWorkload":
+    """What the cost model needs to know of a solved case: shapes and bits."""
+    has_branch = split.has_branch and rank > 0
+    p_is_stored_as = None if path.p_format == "branch" else parse_format(path.p_format)
+    return hwmodels.GemmWorkload(
+        m=layer.m,
+        n=layer.n,
+        k=layer.k,
+        main=split.main,
+        branch=split.branch if has_branch else None,
+        rank=rank if has_branch else 0,
+        fused=fused,
+        out_bits=parse_format(path.out_format).element.bits,
+        group=split.group,
+        p_bits=p_is_stored_as.element.bits if has_branch and p_is_stored_as else None,
+    )
+
+
+def reference_output(layer: Layer, x: np.ndarray) -> np.ndarray:
+    """x W^T + bias in float64, (M, N)."""
+    y = x.astype(np.float64) @ layer.weight.T.astype(np.float64)
+    return y if layer.bias is None else y + layer.bias.astype(np.float64)
+
+
+def sample_rows(activations: np.ndarray | None, tokens: int | None) -> np.ndarray | None:
+    """At most `tokens` rows, spread evenly: dumps hold time steps one after the other."""
+    if activations is None or tokens is None:
+        return activations
+    if isinstance(tokens, bool) or int(tokens) != tokens or tokens < 1:
+        raise InputError(f"tokens must be a positive integer, got {tokens!r}")
+    n_rows = len(activations)
+    if tokens >= n_rows:
+        return activations
+    return activations[np.arange(tokens, dtype=np.int64) * n_rows // tokens]
+
+
+def _identity(
+    layer: Layer,
+    split: PrecisionSplit,
+    accelerator: "hwmodels.Accelerator",
+    x: np.ndarray | None,
+) -> dict[str, Any]:
+    return {
+        "layer": layer.name,
+        "kind": layer.kind,
+        "group": layer.group,
+        "m": layer.m,
+        "n": layer.n,
+        "k": layer.k,
+        "tokens": 0 if x is None else len(x),
+        "calls_per_step": layer.calls_per_step,
+        "split": split.text,
+        "accelerator": accelerator.name,
+    }
+
+
+def _measure(
+    layer: Layer,
+    x: np.ndarray | None,
+    solution: Solution,
+    split: PrecisionSplit,
+    path: Datapath,
+) -> dict[str, Any]:
+    if x is None:
+        names = ("output_error", "sqnr_db", "cosine", "max_abs_error", "output_rms")
+        return dict.fromkeys((*names, "overflow_count", "safe_acc_bits"))
+    emulated: LayerOutput = run_layer(x, solution, split, path, layer.bias)
+    error = output_error(emulated.y, reference_output(layer, x))
+    return {
+        "output_error": error.relative,
+        "sqnr_db": error.sqnr_db,
+        "cosine": error.cosine,
+        "max_abs_error": error.max_abs,
+        "output_rms": error.rms,
+        "overflow_count": emulated.statistics.overflow_count,
+        "safe_acc_bits": emulated.statistics.safe_acc_bits,
+    }
