@@ -1,0 +1,112 @@
+"""The description of a MAC array: what its tree and its accumulators do with K products.
+
+Semantics: the products of codes are exact. ``products_per_add`` consecutive products (one chunk;
+the last may be short) are summed in a tree, exactly or in ``tree_bits`` with ``tree_overflow``.
+Chunk t is added to accumulator ``t mod accumulators``, each add applying ``overflow`` at
+``acc_bits``. At the end the accumulators are merged in order, 0 + 1, then + 2, ..., under the same
+rule. Saturation is not associative: order, chunk size and accumulator count are part of the answer.
+"""
+
+import operator
+from dataclasses import dataclass
+
+from loraq_sim.errors import InputError, unknown_name
+
+__all__ = ["OVERFLOW_RULES", "MacArray", "overflow_limits"]
+
+OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
+
+
+def overflow_limits(bits: int, overflow: str) -> tuple[int, int]:
+    """Return the (lowest, highest) value of a signed register under an overflow rule.
+
+    ``saturate_symmetric`` gives up the most negative value: -(2**(bits-1) - 1).
+    """
+    high = 2 ** (bits - 1) - 1
+    return (-high if overflow == "saturate_symmetric" else -high - 1), high
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacArray:
+    """Accumulator width, overflow rule and adder shape of a MAC array.
+
+    Parameters
+    ----------
+    acc_bits : int
+        Accumulator width in bits, 8 to 64.
+    overflow : {"wrap", "saturate", "saturate_symmetric"}
+        What an add does when its exact result does not fit: keep the low bits (two's complement),
+        clamp to [-2**(b-1), 2**(b-1)-1], or clamp to [-(2**(b-1)-1), 2**(b-1)-1].
+    products_per_add : int
+        Products c summed before each add into an accumulator, 1 to 64.
+    accumulators : int
+        Partial accumulators P that take chunks in turn, 1 to 64.
+    tree_bits : int or None
+        Width of the sum of one chunk, 2 to 64; None keeps it exact.
+    tree_overflow : str or None
+        Overflow rule of the tree; None means the same as `overflow`. Only with `tree_bits`.
+
+    Raises
+    ------
+    InputError
+        If a field is outside its range, with the value and the rule.
+    """
+
+    acc_bits: int = 32
+    overflow: str = "wrap"
+    products_per_add: int = 1
+    accumulators: int = 1
+    tree_bits: int | None = None
+    tree_overflow: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_int("acc_bits", 8, 64)
+        self._check_int("products_per_add", 1, 64)
+        self._check_int("accumulators", 1, 64)
+        if self.tree_bits is not None:
+            self._check_int("tree_bits", 2, 64)
+        if self.overflow not in OVERFLOW_RULES:
+            raise InputError(unknown_name("overflow", self.overflow, OVERFLOW_RULES))
+        if self.tree_overflow is None:
+            return
+        if self.tree_overflow not in OVERFLOW_RULES:
+            raise InputError(unknown_name("tree_overflow", self.tree_overflow, OVERFLOW_RULES))
+        if self.tree_bits is None:
+            raise InputError(
+                f"tree_overflow={self.tree_overflow!r} has no effect without tree_bits, "
+                "because an unbounded tree is exact; set tree_bits or drop tree_overflow"
+            )
+
+    def _check_int(self, field: str, low: int, high: int) -> None:
+        value = getattr(self, field)
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or isinstance(value, bool) or not low <= number <= high:
+            raise InputError(f"{field} must be an integer from {low} to {high}, got {value!r}")
+        # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
+        object.__setattr__(self, field, number)
+
+    @property
+    def lo(self) -> int:
+        """Lowest value of the accumulator."""
+        return overflow_limits(self.acc_bits, self.overflow)[0]
+
+    @property
+    def hi(self) -> int:
+        """Highest value of the accumulator."""
+        return overflow_limits(self.acc_bits, self.overflow)[1]
+
+    @property
+    def tree_rule(self) -> str:
+        """Overflow rule of the tree: `tree_overflow`, or `overflow` where that is None."""
+        return self.tree_overflow or self.overflow
+
+    def __str__(self) -> str:
+        text = f"acc{self.acc_bits} {self.overflow} c{self.products_per_add}"
+        if self.accumulators > 1:
+            text += f" P{self.accumulators}"
+        if self.tree_bits is not None:
+            text += f" tree{self.tree_bits} {self.tree_rule}"
+        return text

@@ -1,0 +1,180 @@
+"""The slow reference: Python integers and fractions, one add at a time, no kernel shared.
+
+This file is the meaning of the emulator. Everything faster must agree with it, value for value.
+It is meant for tests and for a handful of outputs: about a million products per second.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from loraq_sim.emulator.mac_array import MacArray
+
+__all__ = ["ReferenceReport", "reference_gemm", "reference_report", "reference_srs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceReport:
+    """What the reference saw.
+
+    `acc` (M, N) int64. `overflow_count` adds and merges whose exact result left the accumulator;
+    `tree_overflow_count` chunk sums that left the tree; `outputs_affected` outputs with either.
+    `first_overflow_k` is the lowest K index whose add overflowed an accumulator (K for a merge,
+    None for no overflow). `safe_acc_bits` is the narrowest two's complement accumulator that
+    holds every exact prefix.
+    """
+
+    acc: NDArray[np.int64]
+    overflow_count: int
+    tree_overflow_count: int
+    outputs_affected: int
+    first_overflow_k: int | None
+    safe_acc_bits: int
+
+
+def reference_gemm(
+    a: ArrayLike, w: ArrayLike, mac: MacArray, init: ArrayLike | None = None
+) -> NDArray[np.int64]:
+    """Return the accumulators of ``a @ w.T`` on a MAC array, (M, N) int64, in Python integers.
+
+    `a` (M, K) and `w` (N, K) integer codes, `init` broadcastable to (M, N) or None.
+    """
+    return reference_report(a, w, mac, init).acc
+
+
+def reference_report(
+    a: ArrayLike, w: ArrayLike, mac: MacArray, init: ArrayLike | None = None
+) -> ReferenceReport:
+    """Return accumulators and overflow statistics of ``a @ w.T``, in Python integers."""
+    rows, columns = np.asarray(a).tolist(), np.asarray(w).tolist()
+    starts = np.broadcast_to(np.asarray(0 if init is None else init), (len(rows), len(columns)))
+    acc = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    adds = trees = affected = 0
+    firsts: list[int] = []
+    widest = 1
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            one = _Output(mac, int(starts[i, j]))
+            one.run(row, column)
+            acc[i, j] = one.value
+            adds += one.overflows
+            trees += one.tree_overflows
+            affected += one.overflows + one.tree_overflows > 0
+            widest = max(widest, one.bits)
+            if one.first_k is not None:
+                firsts.append(one.first_k)
+    return ReferenceReport(
+        acc=acc,
+        overflow_count=adds,
+        tree_overflow_count=trees,
+        outputs_affected=affected,
+        first_overflow_k=min(firsts) if firsts else None,
+        safe_acc_bits=widest,
+    )
+
+
+class _Output:
+    """One output's accumulators: what they hold, what they would hold exactly, what overflowed."""
+
+    def __init__(self, mac: MacArray, init: int) -> None:
+        self.mac = mac
+        self.held = [init] + [0] * (mac.accumulators - 1)
+        self.exact = list(self.held)
+        self.overflows = self.tree_overflows = 0
+        self.first_k: int | None = None
+        self.bits = _width(init)
+
+    @property
+    def value(self) -> int:
+        return self.held[0]
+
+    def run(self, row: list[int], column: list[int]) -> None:
+        chunk = self.mac.products_per_add
+        for start in range(0, len(row), chunk):
+            products = zip(row[start : start + chunk], column[start : start + chunk], strict=True)
+            total = sum(x * y for x, y in products)
+            if self.mac.tree_bits is not None:
+                kept = _fit(total, self.mac.tree_bits, self.mac.tree_rule)
+                self.tree_overflows += kept != total
+                total = kept
+            self.add(start // chunk % self.mac.accumulators, total, total, start)
+        for source in range(1, self.mac.accumulators):
+            self.add(0, self.held[source], self.exact[source], len(row))
+
+    def add(self, target: int, amount: int, exact_amount: int, k: int) -> None:
+        total = self.held[target] + amount
+        self.held[target] = _fit(total, self.mac.acc_bits, self.mac.overflow)
+        if self.held[target] != total:
+            self.overflows += 1
+            self.first_k = k if self.first_k is None else min(self.first_k, k)
+        self.exact[target] += exact_amount
+        self.bits = max(self.bits, _width(self.exact[target]))
+
+
+def _fit(value: int, bits: int, overflow: str) -> int:
+    if overflow == "wrap":
+        low = value % 2**bits
+        return low - 2**bits if low >= 2 ** (bits - 1) else low
+    top = 2 ** (bits - 1) - 1
+    bottom = -top if overflow == "saturate_symmetric" else -top - 1
+    return max(bottom, min(top, value))
+
+
+def _width(value: int) -> int:
+    """Bits of the narrowest two's complement register that holds `value`."""
+    return (value if value >= 0 else -value - 1).bit_length() + 1
+
+
+def reference_srs(
+    acc: ArrayLike,
+    shift: int,
+    *,
+    out_bits: int = 8,
+    signed: bool = True,
+    rounding: str = "conv_even",
+    saturation: str = "saturate",
+) -> NDArray[np.int64]:
+    """Return shift-round-saturate computed on exact fractions; int64, the shape of `acc`.
+
+    Each mode is written as its meaning (toward zero, ties to even, ...), not as guard and
+    sticky bits, so that an error in the bit tables cannot hide here as well.
+    """
+    values = np.asarray(acc)
+    lo, hi = (-(2 ** (out_bits - 1)), 2 ** (out_bits - 1) - 1) if signed else (0, 2**out_bits - 1)
+    if saturation == "symmetric" and signed:
+        lo = -hi
+    out = []
+    for value in values.reshape(-1).tolist():
+        rounded = _round(Fraction(value) / Fraction(2) ** shift, rounding)
+        if saturation == "none":
+            rounded = rounded % 2**out_bits
+            rounded -= 2**out_bits if signed and rounded > hi else 0
+        out.append(max(lo, min(hi, rounded)))
+    return np.array(out, dtype=np.int64).reshape(values.shape)
+
+
+def _round(x: Fraction, rounding: str) -> int:
+    below, above = floor(x), ceil(x)
+    toward_zero, from_zero = (below, above) if x >= 0 else (above, below)
+    directed = {
+        "floor": below,
+        "ceil": above,
+        "symmetric_floor": toward_zero,
+        "symmetric_ceil": from_zero,
+    }
+    if rounding in directed:
+        return directed[rounding]
+    if x - below != above - x:
+        return below if x - below < above - x else above
+    even, odd = (below, above) if below % 2 == 0 else (above, below)
+    return {
+        "negative_inf": below,
+        "positive_inf": above,
+        "symmetric_zero": toward_zero,
+        "symmetric_inf": from_zero,
+        "conv_even": even,
+        "conv_odd": odd,
+    }[rounding]
