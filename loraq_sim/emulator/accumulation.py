@@ -1,0 +1,221 @@
+"""The three routes of the emulated GEMM: pack operands, call one kernel, unpack the result.
+
+The caller has checked the operands and proved that the route it chose is exact for them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.emulator.bounds import Bounds
+from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+
+__all__ = ["Accumulation", "run_exact", "run_lanes", "run_wide", "wrap_to"]
+
+# Columns of one panel, at most. Wide panels amortize the per-row calls of the kernel (1152 columns
+# ran 2x as fast as 384), and streaming W from an outer cache costs less than those calls.
+_PANEL_WIDTH = 2048
+_LANE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulation:
+    """Accumulators (M, N) with the counts and extreme exact prefixes that the route measured."""
+
+    acc: NDArray[np.integer]
+    route: str
+    overflow_count: int | None = None
+    tree_overflow_count: int | None = None
+    outputs_affected: int | None = None
+    extremes: tuple[int, int] | None = None
+
+
+def wrap_to(values: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
+    """Return the low `bits` of each value as a two's complement number, same dtype."""
+    if bits >= values.dtype.itemsize * 8:
+        return values
+    sign = values.dtype.type(2 ** (bits - 1))
+    mask = values.dtype.type(2**bits - 1)
+    return ((values & mask) ^ sign) - sign
+
+
+def run_exact(
+    a: NDArray[np.integer],
+    w: NDArray[np.integer],
+    mac: MacArray,
+    init: NDArray[np.int64] | None,
+    bounds: Bounds,
+    statistics: bool,
+) -> Accumulation:
+    """Multiply exactly in float32 BLAS, K block by K block, then wrap.
+
+    float32 holds every integer up to 2**24, so a block of K whose every partial sum stays below
+    that is exact in any order. The blocks add up in integers.
+    """
+    del statistics  # this route measures none
+    safe = bounds.accumulator_fits(mac)
+    reach = max(bounds.init_high, -bounds.init_low) + bounds.total
+    acc = np.zeros((a.shape[0], w.shape[0]), np.int32 if reach < 2**31 else np.int64)
+    if init is not None:
+        acc += init.astype(acc.dtype)
+    k = a.shape[1]
+    block = k if bounds.total <= 2**24 else 2**24 // bounds.product
+    for start in range(0, k, max(block, 1)):
+        left = a[:, start : start + block].astype(np.float32)
+        right = w[:, start : start + block].astype(np.float32)
+        acc += (left @ right.T).astype(acc.dtype)
+    return Accumulation(
+        acc=acc if safe else wrap_to(acc, mac.acc_bits),
+        route="exact",
+        overflow_count=0 if safe else None,
+        tree_overflow_count=0,
+        outputs_affected=0 if safe else None,
+    )
+
+
+def run_lanes(
+    a: NDArray[np.integer],
+    w: NDArray[np.integer],
+    mac: MacArray,
+    init: NDArray[np.int64] | None,
+    bounds: Bounds,
+    statistics: bool,
+) -> Accumulation:
+    """Run the vectorized int32 kernel, twice where overflow must be both measured and applied.
+
+    The first pass adds without a limit and finds the extreme prefixes. Where they fit the
+    accumulator its result is already the answer; otherwise the second pass applies the rule.
+    """
+    order, ends = _segment_order(a.shape[1], mac)
+    packed = _gather(a, order, np.int32)
+    panels = _pack_panels(_gather(w, order, np.int8))
+    fits = bounds.accumulator_fits(mac)
+    lanes = (packed, panels, ends, mac, init, w.shape[0])
+    if not (statistics or fits or mac.overflow == "wrap"):
+        acc, _, _ = _call_lanes(*lanes, limited=True, count=False)
+        return Accumulation(acc=acc, route="lanes")
+    acc, extremes, totals = _call_lanes(*lanes, limited=False, count=False)
+    if not (mac.lo <= extremes[0] and extremes[1] <= mac.hi):
+        if not statistics:
+            return Accumulation(acc=wrap_to(acc, mac.acc_bits), route="lanes")
+        acc, _, totals = _call_lanes(*lanes, limited=True, count=True)
+    return Accumulation(
+        acc=acc,
+        route="lanes",
+        overflow_count=int(totals[0]),
+        tree_overflow_count=int(totals[1]),
+        outputs_affected=int(totals[2]),
+        extremes=extremes,
+    )
+
+
+def run_wide(
+    a: NDArray[np.integer],
+    w: NDArray[np.integer],
+    mac: MacArray,
+    init: NDArray[np.int64] | None,
+    bounds: Bounds,
+    statistics: bool,
+) -> Accumulation:
+    """Run the 64-bit kernel, which takes any width and always measures."""
+    from loraq_sim.kernels.accumulate_wide import _accumulate_wide
+
+    del bounds, statistics
+    out = np.zeros((a.shape[0], w.shape[0]), np.int64)
+    if init is not None:
+        out[:] = init
+    extremes, beyond = np.zeros(2, np.int64), np.zeros(1, np.bool_)
+    totals = np.zeros(3, np.int64)
+    _accumulate_wide(
+        np.ascontiguousarray(a, dtype=np.int32),
+        np.ascontiguousarray(w, dtype=np.int8),
+        mac.products_per_add,
+        mac.accumulators,
+        _rule(mac.tree_rule, mac.tree_bits, np.int64)[:3],
+        _rule(mac.overflow, mac.acc_bits, np.int64)[:3],
+        extremes,
+        beyond,
+        totals,
+        out,
+    )
+    # A prefix beyond int64 needs exactly one bit more: products add less than 2**63 to init.
+    low, high = int(extremes[0]), int(extremes[1])
+    return Accumulation(
+        acc=out,
+        route="wide",
+        overflow_count=int(totals[0]),
+        tree_overflow_count=int(totals[1]),
+        outputs_affected=int(totals[2]),
+        extremes=(low, 2**63) if beyond[0] else (low, high),
+    )
+
+
+def _segment_order(k: int, mac: MacArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the packed order of K (-1 for a zero) and the end of each accumulator's segment."""
+    from loraq_sim.kernels.accumulate import BLOCK
+
+    c = mac.products_per_add
+    n_chunks = -(-k // c)
+    chunks = np.full((n_chunks, c), -1, np.int64)
+    chunks.reshape(-1)[:k] = np.arange(k)
+    segments = []
+    for p in range(min(mac.accumulators, max(n_chunks, 1))):
+        own = chunks[p :: mac.accumulators]
+        padding = np.full((-len(own) % BLOCK, c), -1, np.int64)
+        segments.append(np.concatenate([own, padding]).reshape(-1))
+    ends = np.cumsum([len(segment) for segment in segments], dtype=np.int64)
+    return np.concatenate(segments), ends
+
+
+def _gather(codes: NDArray[np.integer], order: NDArray[np.int64], dtype: type) -> NDArray:
+    """Return the columns of `codes` in `order`, zero where it is -1."""
+    if np.array_equal(order, np.arange(codes.shape[1])):
+        return np.ascontiguousarray(codes, dtype=dtype)
+    padded = np.zeros((codes.shape[0], codes.shape[1] + 1), dtype)
+    padded[:, :-1] = codes
+    return padded[:, order]
+
+
+def _pack_panels(w: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return W as panels (tiles, K, width), zero columns filling the last one."""
+    n, k = w.shape
+    tiles = max(1, math.ceil(n / _PANEL_WIDTH))
+    width = _LANE * math.ceil(n / tiles / _LANE)
+    full = np.zeros((tiles * width, k), np.int8)
+    full[:n] = w
+    return np.ascontiguousarray(full.reshape(tiles, width, k).transpose(0, 2, 1))
+
+
+def _call_lanes(a, panels, ends, mac, init, n, *, limited, count):
+    """Run the lane kernel; `limited` applies the accumulator's rule, else the sums are exact."""
+    from loraq_sim.kernels.accumulate import _accumulate_lanes
+
+    tiles, _, width = panels.shape
+    out = np.zeros((a.shape[0], tiles * width), np.int32)
+    if init is not None:
+        out[:, :n] = init
+    extremes, totals = np.zeros(2, np.int32), np.zeros(3, np.int64)
+    tree = _rule(mac.tree_rule, mac.tree_bits, np.int32)
+    rule = _rule(mac.overflow, mac.acc_bits if limited else None, np.int32)
+    _accumulate_lanes(
+        a, panels, ends, mac.products_per_add, tree, rule, count, extremes, totals, out
+    )
+    return out[:, :n], (int(extremes[0]), int(extremes[1])), totals
+
+
+def _rule(overflow: str, bits: int | None, dtype: type) -> tuple:
+    """Return (rule, lo, hi, mask) for a kernel in `dtype`.
+
+    A register at least as wide as the lanes cannot overflow in them: that is rule EXACT, and the
+    64-bit kernel gets 64-bit registers as they are.
+    """
+    from loraq_sim.kernels.accumulate import CLAMP, EXACT, WRAP
+
+    if bits is None or (dtype is np.int32 and bits > 31):
+        return tuple(dtype(x) for x in (EXACT, 0, 0, 0))
+    lo, hi = overflow_limits(bits, overflow)
+    kind = WRAP if overflow == "wrap" else CLAMP
+    mask = hi - lo if bits < 32 else 0
+    return tuple(dtype(x) for x in (kind, lo, hi, mask))

@@ -1,0 +1,190 @@
+"""Integer GEMM on an emulated MAC array: checks, the choice of route, and the report.
+
+Routes, all giving the same bits: ``exact`` (proved free of overflow, or wrapping, which commutes
+with sums: exact float32 BLAS, then wrap), ``lanes`` (vectorized int32 kernel) and ``wide``
+(64-bit kernel, any width).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from loraq_sim.emulator.accumulation import run_exact, run_lanes, run_wide
+from loraq_sim.emulator.bounds import Bounds, guaranteed_bits, signed_width
+from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.errors import InputError
+
+__all__ = ["GemmReport", "emulate_gemm", "emulate_gemm_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmReport:
+    """Accumulators of one GEMM and what happened on the way.
+
+    Attributes
+    ----------
+    acc : ndarray of shape (M, N), int32 (acc_bits <= 32) or int64
+    overflow_count : int or None
+        Adds into an accumulator, merges included, whose exact result left its range.
+    tree_overflow_count : int or None
+        Chunk sums that left the tree's range.
+    outputs_affected : int or None
+        Outputs with at least one of either.
+    safe_acc_bits : int or None
+        Narrowest two's complement accumulator that holds every exact prefix of these operands in
+        this order (the chunk sums taken as the tree delivers them). Measured; may be below 8.
+    guaranteed_acc_bits : int
+        Narrowest one that holds every prefix for any activations of the given range.
+    route : str
+        ``exact``, ``lanes`` or ``wide``.
+
+    The counts are None only with ``statistics=False``, where not known without measuring.
+    """
+
+    acc: NDArray[np.int32] | NDArray[np.int64]
+    overflow_count: int | None
+    tree_overflow_count: int | None
+    outputs_affected: int | None
+    safe_acc_bits: int | None
+    guaranteed_acc_bits: int
+    route: str
+
+
+def emulate_gemm(
+    a: ArrayLike, w: ArrayLike, mac: MacArray, *, init: ArrayLike | None = None
+) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Return the accumulators of ``a @ w.T`` on a MAC array, bit for bit.
+
+    Parameters
+    ----------
+    a : array of shape (M, K), any integer dtype
+        Activation codes, all within int8 (-128..127) or all within uint8 (0..255).
+    w : array of shape (N, K), any integer dtype
+        Weight codes, within int8.
+    mac : MacArray
+    init : array broadcastable to (M, N), any integer dtype, or None
+        Initial value of accumulator 0 (a bias or partial sums); must fit the accumulator.
+        With K = 0 the result is `init`, or zeros.
+
+    Returns
+    -------
+    acc : ndarray of shape (M, N)
+        int32 for accumulators of up to 32 bits, int64 above.
+
+    Raises
+    ------
+    InputError
+        If an operand is not a matrix of integers, codes or `init` leave their range, or shapes
+        do not match.
+    """
+    return emulate_gemm_report(a, w, mac, init=init, statistics=False).acc
+
+
+def emulate_gemm_report(
+    a: ArrayLike,
+    w: ArrayLike,
+    mac: MacArray,
+    *,
+    init: ArrayLike | None = None,
+    a_bits: int = 8,
+    statistics: bool = True,
+) -> GemmReport:
+    """Return the accumulators of ``a @ w.T`` with overflow counts and safe accumulator widths.
+
+    Parameters
+    ----------
+    a, w, mac, init
+        As for `emulate_gemm`.
+    a_bits : int
+        Width of the activation codes, 2 to 8: the range `guaranteed_acc_bits` covers. Unsigned
+        where the dtype of `a` is unsigned or a code exceeds 127, signed otherwise.
+    statistics : bool
+        False takes the fastest route and leaves unmeasured fields None.
+
+    Raises
+    ------
+    InputError
+        As `emulate_gemm`; also if a code of `a` does not fit `a_bits`.
+    """
+    codes, weights = _checked_codes("a", a, 255), _checked_codes("w", w, 127)
+    if codes.shape[1] != weights.shape[1]:
+        raise InputError(
+            f"a has shape {codes.shape} and w has shape {weights.shape}: both must be "
+            f"(rows, K) with the same K, got K={codes.shape[1]} and K={weights.shape[1]}"
+        )
+    a_range = _activation_range(np.asarray(a).dtype, codes, a_bits)
+    start = _checked_init(init, (codes.shape[0], weights.shape[0]), mac)
+    bounds = Bounds.of(codes, weights, start)
+    run = _choose_route(mac, bounds, statistics)
+    result = run(codes, weights, mac, start, bounds, statistics)
+    dtype = np.int32 if mac.acc_bits <= 32 else np.int64
+    return GemmReport(
+        acc=result.acc.astype(dtype, copy=False),
+        overflow_count=result.overflow_count,
+        tree_overflow_count=result.tree_overflow_count,
+        outputs_affected=result.outputs_affected,
+        safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
+        guaranteed_acc_bits=guaranteed_bits(weights, a_range, start, mac),
+        route=result.route,
+    )
+
+
+def _choose_route(mac: MacArray, bounds: Bounds, statistics: bool):
+    """Return the runner of the fastest route that is proved exact for these operands."""
+    exact_tree = bounds.tree_fits(mac)
+    if not statistics and exact_tree and (mac.overflow == "wrap" or bounds.accumulator_fits(mac)):
+        return run_exact
+    return run_lanes if bounds.lanes_fit(mac) else run_wide
+
+
+def _checked_codes(name: str, value: ArrayLike, highest: int) -> NDArray[np.integer]:
+    codes = np.asarray(value)
+    if codes.ndim != 2:
+        raise InputError(f"{name} must be a matrix (rows, K), got shape {codes.shape}")
+    if codes.dtype.kind not in "iu":
+        raise InputError(f"{name} must hold integer codes, got dtype {codes.dtype}")
+    if codes.dtype == np.int8 or codes.size == 0:
+        return codes
+    low, high = int(codes.min()), int(codes.max())
+    if low < -128 or high > highest or (low < 0 and high > 127):
+        ranges = "-128..127" if highest == 127 else "-128..127 (signed) or 0..255 (unsigned)"
+        raise InputError(f"{name} holds codes from {low} to {high}; they must lie within {ranges}")
+    return codes
+
+
+def _activation_range(dtype: np.dtype, codes: NDArray[np.integer], a_bits: int) -> tuple[int, int]:
+    if isinstance(a_bits, bool) or not isinstance(a_bits, int | np.integer) or not 2 <= a_bits <= 8:
+        raise InputError(f"a_bits must be an integer from 2 to 8, got {a_bits!r}")
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    unsigned = dtype.kind == "u" or high > 127
+    allowed = (0, 2**a_bits - 1) if unsigned else overflow_limits(int(a_bits), "wrap")
+    if low < allowed[0] or high > allowed[1]:
+        raise InputError(
+            f"a holds codes from {low} to {high}, outside a_bits={a_bits} "
+            f"({allowed[0]}..{allowed[1]})"
+        )
+    return allowed
+
+
+def _checked_init(
+    init: ArrayLike | None, shape: tuple[int, int], mac: MacArray
+) -> NDArray[np.int64] | None:
+    if init is None:
+        return None
+    values = np.asarray(init)
+    if values.dtype.kind not in "iu":
+        raise InputError(f"init must hold integers, got dtype {values.dtype}")
+    if values.size:
+        low, high = int(values.min()), int(values.max())
+        if low < mac.lo or high > mac.hi:
+            raise InputError(
+                f"init holds values from {low} to {high}, outside the {mac.acc_bits}-bit "
+                f"accumulator ({mac.lo}..{mac.hi}); widen acc_bits or add the bias later"
+            )
+    try:
+        return np.broadcast_to(values.astype(np.int64), shape)
+    except ValueError:
+        raise InputError(
+            f"init has shape {values.shape}, which does not broadcast to (M, N) = {shape}"
+        ) from None

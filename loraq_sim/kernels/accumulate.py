@@ -1,0 +1,217 @@
+"""Accumulate products of codes as a MAC array does, in vectorizable 32-bit lanes.
+
+Operands come packed: K is ordered so that each accumulator's chunks are contiguous (segment p
+holds accumulator p's chunks in order), every chunk is padded with zeros to c products and every
+segment to a multiple of `BLOCK` chunks. Adding zero never overflows, so padding changes nothing.
+W is in panels (tiles, K, width): the inner loops run over one panel row, contiguous and of one
+width, which is what lets LLVM vectorize them.
+
+A step runs in two stages: the exact sums of `BLOCK` chunks, then `BLOCK` adds under the overflow
+rule. Stage two exists once per rule. The caller proves that every lane value fits int32: chunk
+sums are at most 64 * 255 * 128 < 2**21, and accumulators have at most 30 bits or provably stay
+inside int32 (then the rule is EXACT).
+"""
+
+import numpy as np
+from numba import njit
+
+__all__ = ["BLOCK", "CLAMP", "EXACT", "WRAP"]
+
+EXACT, CLAMP, WRAP = 0, 1, 2
+BLOCK = 4
+
+
+@njit(cache=True)
+def _chunk_sums(a, panel, start, c, part):
+    """part[q] = sum over i < c of a[start + q * c + i] * panel[start + q * c + i]."""
+    for q in range(BLOCK):
+        row = part[q]
+        k = start + q * c
+        i = 0
+        if c >= 4:
+            a0, a1, a2, a3 = a[k], a[k + 1], a[k + 2], a[k + 3]
+            w0, w1, w2, w3 = panel[k], panel[k + 1], panel[k + 2], panel[k + 3]
+            for n in range(row.size):
+                s = np.int32(a0 * np.int32(w0[n])) + np.int32(a1 * np.int32(w1[n]))
+                t = np.int32(a2 * np.int32(w2[n])) + np.int32(a3 * np.int32(w3[n]))
+                row[n] = np.int32(s + t)
+            i = 4
+        elif c >= 2:
+            a0, a1 = a[k], a[k + 1]
+            w0, w1 = panel[k], panel[k + 1]
+            for n in range(row.size):
+                s = np.int32(a0 * np.int32(w0[n])) + np.int32(a1 * np.int32(w1[n]))
+                row[n] = np.int32(s)
+            i = 2
+        else:
+            a0 = a[k]
+            w0 = panel[k]
+            for n in range(row.size):
+                row[n] = np.int32(a0 * np.int32(w0[n]))
+            i = 1
+        while i + 4 <= c:
+            a0, a1, a2, a3 = a[k + i], a[k + i + 1], a[k + i + 2], a[k + i + 3]
+            w0, w1, w2, w3 = panel[k + i], panel[k + i + 1], panel[k + i + 2], panel[k + i + 3]
+            for n in range(row.size):
+                s = np.int32(a0 * np.int32(w0[n])) + np.int32(a1 * np.int32(w1[n]))
+                t = np.int32(a2 * np.int32(w2[n])) + np.int32(a3 * np.int32(w3[n]))
+                row[n] = np.int32(row[n] + np.int32(s + t))
+            i += 4
+        while i < c:
+            a0 = a[k + i]
+            w0 = panel[k + i]
+            for n in range(row.size):
+                row[n] = np.int32(row[n] + np.int32(a0 * np.int32(w0[n])))
+            i += 1
+
+
+@njit(cache=True)
+def _fit_tree(part, clamp, lo, hi, mask, events):
+    """Apply the tree's rule to BLOCK chunk sums in place; events[n] counts those that left it."""
+    for q in range(BLOCK):
+        row = part[q]
+        if clamp:
+            for n in range(row.size):
+                s = row[n]
+                v = min(max(s, lo), hi)
+                events[n] = np.int32(events[n] + np.int32(v != s))
+                row[n] = v
+        else:
+            for n in range(row.size):
+                s = row[n]
+                v = np.int32(np.int32(np.int32(s - lo) & mask) + lo)
+                events[n] = np.int32(events[n] + np.int32(v != s))
+                row[n] = v
+
+
+@njit(cache=True)
+def _add_exact(part, acc, low, high):
+    """Add BLOCK chunks without a limit; low and high keep the extreme prefixes."""
+    p0, p1, p2, p3 = part[0], part[1], part[2], part[3]
+    for n in range(acc.size):
+        v0 = np.int32(acc[n] + p0[n])
+        v1 = np.int32(v0 + p1[n])
+        v2 = np.int32(v1 + p2[n])
+        v3 = np.int32(v2 + p3[n])
+        low[n] = min(low[n], min(min(v0, v1), min(v2, v3)))
+        high[n] = max(high[n], max(max(v0, v1), max(v2, v3)))
+        acc[n] = v3
+
+
+@njit(cache=True)
+def _add_clamped(part, acc, lo, hi):
+    """Add BLOCK chunks, clamping each sum to [lo, hi]."""
+    p0, p1, p2, p3 = part[0], part[1], part[2], part[3]
+    for n in range(acc.size):
+        v = min(max(np.int32(acc[n] + p0[n]), lo), hi)
+        v = min(max(np.int32(v + p1[n]), lo), hi)
+        v = min(max(np.int32(v + p2[n]), lo), hi)
+        acc[n] = min(max(np.int32(v + p3[n]), lo), hi)
+
+
+@njit(cache=True)
+def _add_clamped_counted(part, acc, lo, hi, events):
+    """Add BLOCK chunks, clamping each sum; events[n] counts the sums that left [lo, hi]."""
+    for q in range(BLOCK):
+        row = part[q]
+        for n in range(acc.size):
+            s = np.int32(acc[n] + row[n])
+            v = min(max(s, lo), hi)
+            events[n] = np.int32(events[n] + np.int32(v != s))
+            acc[n] = v
+
+
+@njit(cache=True)
+def _add_wrapped_counted(part, acc, lo, mask, events):
+    """Add BLOCK chunks modulo mask + 1; events[n] counts the sums that left the range."""
+    for q in range(BLOCK):
+        row = part[q]
+        for n in range(acc.size):
+            s = np.int32(acc[n] + row[n])
+            v = np.int32(np.int32(np.int32(s - lo) & mask) + lo)
+            events[n] = np.int32(events[n] + np.int32(v != s))
+            acc[n] = v
+
+
+@njit(cache=True)
+def _merge(total, acc, rule, lo, hi, mask, low, high, events):
+    """Add accumulator `acc` into `total` under the rule, with the statistics of the rule."""
+    for n in range(total.size):
+        s = np.int32(total[n] + acc[n])
+        v = s
+        if rule == CLAMP:
+            v = min(max(s, lo), hi)
+        elif rule == WRAP:
+            v = np.int32(np.int32(np.int32(s - lo) & mask) + lo)
+        events[n] = np.int32(events[n] + np.int32(v != s))
+        low[n] = min(low[n], s)
+        high[n] = max(high[n], s)
+        total[n] = v
+
+
+@njit(cache=True)
+def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals, out):
+    """Accumulate every output; `out` holds the initial values and is overwritten in place.
+
+    Parameters
+    ----------
+    a : (M, K) int32, packed
+    panels : (tiles, K, width) int8, packed
+    ends : (P,) int64, end of each accumulator's segment of K
+    c : int, products per chunk
+    tree : (rule, lo, hi, mask), int32, rule EXACT for an unbounded tree
+    acc_rule : (rule, lo, hi, mask), int32, rule EXACT for no limit
+    count : bool, whether CLAMP counts its overflows (WRAP always does)
+    extremes : (2,) int32, lowest and highest exact prefix; only rule EXACT updates them fully
+    totals : (3,) int64, accumulator overflows, tree overflows, outputs with either
+    out : (M, tiles * width) int32
+    """
+    tiles, _, width = panels.shape
+    tree_rule, tree_lo, tree_hi, tree_mask = tree
+    rule, lo, hi, mask = acc_rule
+    part = np.zeros((BLOCK, width), np.int32)
+    spare = np.zeros(width, np.int32)
+    low = np.zeros(width, np.int32)
+    high = np.zeros(width, np.int32)
+    events = np.zeros(width, np.int32)
+    tree_events = np.zeros(width, np.int32)
+    for tile in range(tiles):
+        panel = panels[tile]
+        for m in range(a.shape[0]):
+            row = a[m]
+            total = out[m, tile * width : (tile + 1) * width]
+            for n in range(width):
+                low[n] = min(low[n], total[n])
+                high[n] = max(high[n], total[n])
+            start = 0
+            for p in range(ends.size):
+                acc = total
+                if p > 0:
+                    spare[:] = 0
+                    acc = spare
+                while start < ends[p]:
+                    _chunk_sums(row, panel, start, c, part)
+                    if tree_rule != EXACT:
+                        _fit_tree(
+                            part, tree_rule == CLAMP, tree_lo, tree_hi, tree_mask, tree_events
+                        )
+                    if rule == EXACT:
+                        _add_exact(part, acc, low, high)
+                    elif rule == WRAP:
+                        _add_wrapped_counted(part, acc, lo, mask, events)
+                    elif count:
+                        _add_clamped_counted(part, acc, lo, hi, events)
+                    else:
+                        _add_clamped(part, acc, lo, hi)
+                    start += BLOCK * c
+                if p > 0:
+                    _merge(total, spare, rule, lo, hi, mask, low, high, events)
+            for n in range(width):
+                totals[0] += events[n]
+                totals[1] += tree_events[n]
+                totals[2] += np.int64((events[n] | tree_events[n]) != 0)
+            events[:] = 0
+            tree_events[:] = 0
+    for n in range(width):
+        extremes[0] = min(extremes[0], low[n])
+        extremes[1] = max(extremes[1], high[n])
