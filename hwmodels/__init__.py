@@ -1,1 +1,38 @@
-"""Accelerator descriptions and cost models."""
+"""Accelerator descriptions and cost models: shapes and bits in, latency, energy and bytes out.
+
+Nothing here knows array values, and nothing here imports `loraq_sim`. Exports load when first
+used, so `import hwmodels` costs almost nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "Accelerator": "description",
+    "AcceleratorError": "errors",
+    "Cost": "cost",
+    "GemmWorkload": "workload",
+    "activation_bytes": "workload",
+    "describe": "datasheet",
+    "describe_modes": "modes",
+    "estimate_cost": "cost",
+    "list_accelerators": "loader",
+    "load_accelerator": "loader",
+    "measured_rows": "validation",
+    "tensor_bytes": "workload",
+    "validate": "validation",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
+    value = getattr(import_module(f"hwmodels.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

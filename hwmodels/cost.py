@@ -1,0 +1,229 @@
+"""Latency, energy and bytes of one layer on one accelerator.
+
+latency = dispatch + fill + max(compute, vector, L1 streams, L2, DRAM), per kernel, with the tile
+that makes it least. Transfers overlap compute (double buffering), so the busiest resource sets the
+pace and is named as the bound; `stall` is what it adds to the compute time.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwmodels.branch import GemmKernel, split_into_kernels
+from hwmodels.description import Accelerator
+from hwmodels.energy import kernel_energy
+from hwmodels.kernel_cycles import BusyCycles, busy_cycles
+from hwmodels.tiling import Tiles, legal_tiles, single_tile
+from hwmodels.traffic import DramTraffic, dram_traffic, l1_fill_cycles, l2_read_bytes
+from hwmodels.workload import GemmWorkload
+
+__all__ = ["Cost", "KernelCost", "estimate_cost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCost:
+    """Cost of one dispatched kernel.
+
+    `latency_parts_s` sum to `latency_s`; `busy_s` are the overlapping resources, of which the
+    longest paces the kernel; `tile_mkn` is the fastest core tile.
+    """
+
+    role: str
+    latency_s: float
+    latency_parts_s: dict[str, float]
+    busy_s: dict[str, float]
+    bound: str
+    energy_parts_j: dict[str, float]
+    dram: DramTraffic
+    tile_mkn: tuple[int, int, int]
+    modes: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one layer call costs on one accelerator.
+
+    latency_s, cycles : wall time of one call, and the same in clock cycles.
+    energy_j : energy of MACs, vector work, memories and idle power; see the file's energy block.
+    dram_bytes, weight_bytes : bytes moved; bytes stored for main weight and factors.
+    utilization : time the useful MACs need at the peak of their modes, over latency_s.
+    bound : what sets the pace: compute, vector, l1, l2, dram or dispatch.
+    roofline_latency_s : the larger of MACs at peak rate and compulsory bytes at DRAM bandwidth.
+    parts : named parts of latency_s, energy_j, dram_bytes and weight_bytes; each sums to its total.
+    busy_s : seconds each overlapping resource is busy.
+    modes : MAC mode name of main, branch_down and branch_up.
+    tile_mkn : core tile of the main kernel. kernels : one entry per dispatch.
+    """
+
+    latency_s: float
+    cycles: float
+    energy_j: float
+    dram_bytes: int
+    weight_bytes: int
+    utilization: float
+    bound: str
+    roofline_latency_s: float
+    parts: dict[str, dict[str, float]]
+    busy_s: dict[str, float]
+    modes: dict[str, str]
+    tile_mkn: tuple[int, int, int]
+    kernels: tuple[KernelCost, ...]
+
+
+def estimate_cost(
+    work: GemmWorkload, hw: Accelerator, *, tile_mkn: tuple[int, int, int] | None = None
+) -> Cost:
+    """Cost of one call of `work` on `hw`.
+
+    Parameters
+    ----------
+    work : GemmWorkload
+        Sizes, precisions and branch of the layer.
+    hw : Accelerator
+        From `load_accelerator`.
+    tile_mkn : (m, k, n), optional
+        Core tile to use instead of the search, with outputs stationary in DRAM blocking.
+
+    Raises
+    ------
+    AcceleratorError
+        If a precision has no mode wide enough, or no tile fits.
+    """
+    kernels = [_kernel_cost(hw, kernel, tile_mkn) for kernel in split_into_kernels(work, hw)]
+    latency = sum(kernel.latency_s for kernel in kernels)
+    static_j = hw.energy.static_w * latency
+    energy_parts = _sum_parts(kernel.energy_parts_j for kernel in kernels)
+    energy_parts["static"] = static_j
+    dram_parts = _sum_parts(_dram_parts(kernel) for kernel in kernels)
+    weights = work.weight_bytes()
+    peak_s, roofline_s = _roofline(work, hw)
+    return Cost(
+        latency_s=latency,
+        cycles=latency * hw.units.clock_hz,
+        energy_j=sum(energy_parts.values()),
+        dram_bytes=sum(kernel.dram.total for kernel in kernels),
+        weight_bytes=sum(weights.values()),
+        utilization=peak_s / latency,
+        bound=_overall_bound(kernels),
+        roofline_latency_s=roofline_s,
+        parts={
+            "latency_s": _sum_parts(kernel.latency_parts_s for kernel in kernels),
+            "energy_j": energy_parts,
+            "dram_bytes": dram_parts,
+            "weight_bytes": weights,
+        },
+        busy_s=_sum_parts(kernel.busy_s for kernel in kernels),
+        modes={part: mode for kernel in kernels for part, mode in kernel.modes.items()},
+        tile_mkn=kernels[0].tile_mkn,
+        kernels=tuple(kernels),
+    )
+
+
+def _kernel_cost(
+    hw: Accelerator, kernel: GemmKernel, tile_mkn: tuple[int, int, int] | None
+) -> KernelCost:
+    given = None if tile_mkn is None else single_tile(*tile_mkn)
+    tiles = legal_tiles(hw, kernel, given)
+    clock = hw.units.clock_hz
+    busy = busy_cycles(hw, kernel, tiles)
+    dram = dram_traffic(hw, kernel, tiles, use_panels=tile_mkn is None)
+    dram_s = dram.total / hw.memories.dram.sustained_bytes_per_s
+    pipeline_s = busy.pipeline / clock
+    limits = {
+        "compute": pipeline_s,
+        "vector": busy.conversion / clock,
+        "l1": l1_fill_cycles(hw, kernel, tiles) / clock,
+        "l2": l2_read_bytes(hw, kernel, tiles) / hw.memories.l2.bandwidth_bytes_per_cycle / clock,
+        "dram": np.full_like(pipeline_s, dram_s),
+    }
+    pace = np.maximum.reduce(list(limits.values()))
+    fill = _fill_s(hw, kernel, tiles)
+    total = hw.dispatch.launch_s + fill + pace
+    best = int(np.argmin(total))
+    busy_s = {name: float(value[best]) for name, value in limits.items()}
+    parts = _latency_parts(busy, best, clock)
+    parts["stall"] = float(pace[best] - pipeline_s[best])
+    parts["fill"] = float(fill[best])
+    parts["dispatch"] = hw.dispatch.launch_s
+    slowest = max(busy_s, key=busy_s.__getitem__)
+    if slowest == "compute" and _scaling_leads(busy, best):
+        slowest = "vector"
+    return KernelCost(
+        role=kernel.role,
+        latency_s=float(total[best]),
+        latency_parts_s=parts,
+        busy_s=busy_s,
+        bound="dispatch" if parts["dispatch"] > float(pace[best]) else slowest,
+        energy_parts_j=kernel_energy(hw, kernel, tiles, dram),
+        dram=dram,
+        tile_mkn=tiles.at(best),
+        modes=_mode_names(kernel),
+    )
+
+
+def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> np.ndarray:
+    """Seconds before the first MAC: the first slices of X and W come from DRAM."""
+    first = hw.units.rows * tiles.m * tiles.k * kernel.a_bits
+    first = first + hw.units.columns * tiles.n * tiles.k * kernel.w_bits
+    dram = hw.memories.dram
+    return dram.latency_s + first / 8 / dram.sustained_bytes_per_s
+
+
+def _latency_parts(busy: BusyCycles, best: int, clock_hz: float) -> dict[str, float]:
+    """Seconds of each phase's MACs, the group scaling they do not hide, and the tile overheads."""
+    parts = {name: float(phase.mac[best]) for name, phase in busy.phases.items()}
+    parts["combine"] = sum(float((p.together - p.mac)[best]) for p in busy.phases.values())
+    parts["tile"] = float(busy.tile[best])
+    return {name: cycles / clock_hz for name, cycles in parts.items()}
+
+
+def _scaling_leads(busy: BusyCycles, best: int) -> bool:
+    """Whether scaling group sums takes longer than the MACs."""
+    combine = sum(float(phase.combine[best]) for phase in busy.phases.values())
+    return combine > sum(float(phase.mac[best]) for phase in busy.phases.values())
+
+
+def _mode_names(kernel: GemmKernel) -> dict[str, str]:
+    names = {kernel.role: kernel.choice.mode.name}
+    if kernel.branch is not None:
+        names["branch_down"] = kernel.branch.down.mode.name
+        names["branch_up"] = kernel.branch.up.mode.name
+    return names
+
+
+def _dram_parts(kernel: KernelCost) -> dict[str, int]:
+    dram = kernel.dram
+    if kernel.role == "main":
+        parts = {"activations": dram.activations, "weights": dram.weights}
+        return parts | {"factors": dram.factors, "output": dram.output}
+    if kernel.role == "branch_down":
+        return {"activations": dram.activations, "factors": dram.weights, "p": dram.output}
+    moved = dram.output + dram.partial_input
+    return {"p": dram.activations, "factors": dram.weights, "output": moved}
+
+
+def _roofline(work: GemmWorkload, hw: Accelerator) -> tuple[float, float]:
+    """Seconds of the useful MACs at peak, and the roofline of any way to run the layer."""
+    kernels = split_into_kernels(work, hw)
+    peak_cycles = math.fsum(kernel.peak_cycles for kernel in kernels)
+    peak_s = peak_cycles / (hw.units.count * hw.units.clock_hz)
+    first = kernels[0]
+    compulsory = first.first_x_bytes + sum(work.weight_bytes().values()) + first.out_bytes
+    return peak_s, max(peak_s, compulsory / hw.memories.dram.sustained_bytes_per_s)
+
+
+def _overall_bound(kernels: list[KernelCost]) -> str:
+    weight = Counter()
+    for kernel in kernels:
+        weight[kernel.bound] += kernel.latency_s
+    return weight.most_common(1)[0][0]
+
+
+def _sum_parts(groups) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for group in groups:
+        for name, value in group.items():
+            total[name] = total.get(name, 0) + value
+    return total

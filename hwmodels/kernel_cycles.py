@@ -1,0 +1,150 @@
+"""Cycles one compute unit is busy, for every candidate tile.
+
+A tile of m x n outputs is made of register blocks. Per block, over the depth K in slices of tile_k:
+
+    cycles = K' * max(block_m * block_n / rate, operand bytes / load width)
+           + ceil(K / tile_k) * (a + b * block bytes of partial sums / 64)
+
+with K' rounded up to the instruction's depth. The form and a, b: `kernel` block of the file.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.branch import GemmKernel
+from hwmodels.description import Accelerator, Mode
+from hwmodels.tiling import Tiles, ceil_div, passes
+
+__all__ = ["BusyCycles", "Phase", "busy_cycles", "single_core_cycles"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One loop nest of a kernel, as busy cycles per candidate tile."""
+
+    mac: NDArray[np.float64]
+    combine: NDArray[np.float64]
+    together: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BusyCycles:
+    """Busy cycles of a compute unit per candidate tile, over the whole kernel.
+
+    phases : main loop and, with a fused branch, both projections, one after the other.
+    tile : start and output drain of each tile. conversion : work beside the MACs.
+    """
+
+    phases: dict[str, Phase]
+    tile: NDArray[np.float64]
+    conversion: NDArray[np.float64]
+
+    @property
+    def pipeline(self) -> NDArray[np.float64]:
+        """Everything that happens in order on the unit."""
+        total = self.tile
+        for phase in self.phases.values():
+            total = total + phase.together
+        return total
+
+
+def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles:
+    """Busy cycles of `kernel` on one unit of `hw`, for every tile in `tiles`."""
+    runs = passes(hw, kernel, tiles)
+    blocks = ceil_div(tiles.m, hw.kernel.register_block_m) * ceil_div(
+        tiles.n, hw.kernel.register_block_n
+    )
+    outputs = runs * tiles.m * tiles.n
+
+    def phase(mode: Mode, depth: int, n_blocks: NDArray, combined: NDArray) -> Phase:
+        mac = n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel)
+        combine = np.zeros_like(mac) + combined / hw.vector.combine_elements_per_cycle
+        overlaps = hw.vector.combine_overlaps_mac
+        together = np.maximum(mac, combine) if overlaps else mac + combine
+        return Phase(mac=mac, combine=combine, together=together)
+
+    phases = {
+        kernel.role: phase(kernel.choice.mode, kernel.k, runs * blocks, outputs * kernel.combines)
+    }
+    branch = kernel.branch
+    if branch is not None:
+        p_share = _down_outputs(kernel) / hw.units.count
+        phases["branch_down"] = phase(
+            branch.down.mode, kernel.k, p_share / _block_area(hw), p_share * branch.down_combines
+        )
+        phases["branch_up"] = phase(
+            branch.up.mode, branch.rank, runs * blocks, outputs * branch.up_combines
+        )
+    return BusyCycles(
+        phases=phases,
+        tile=runs * _tile_cycles(hw, kernel, tiles),
+        conversion=_conversion_cycles(hw, kernel, tiles, runs),
+    )
+
+
+def single_core_cycles(
+    hw: Accelerator, kernel: GemmKernel, tile_mkn: tuple[int, int, int]
+) -> float:
+    """Cycles of one unit for one tile whose operands are already in L1."""
+    m, k, n = tile_mkn
+    blocks = ceil_div(m, hw.kernel.register_block_m) * ceil_div(n, hw.kernel.register_block_n)
+    return float(blocks * _block_cycles(hw, kernel.choice.mode, k, float(k), kernel))
+
+
+def _block_area(hw: Accelerator) -> int:
+    return hw.kernel.register_block_m * hw.kernel.register_block_n
+
+
+def _down_outputs(kernel: GemmKernel) -> float:
+    """Elements of P, padded to whole instructions: the units share them evenly."""
+    mode = kernel.branch.down.mode
+    rows = ceil_div(kernel.m, mode.instruction_m) * mode.instruction_m
+    return rows * ceil_div(kernel.branch.rank, mode.instruction_n) * mode.instruction_n
+
+
+def _block_cycles(
+    hw: Accelerator, mode: Mode, depth: int, tile_k: NDArray | float, kernel: GemmKernel
+) -> NDArray[np.float64]:
+    block = hw.kernel
+    load = block.register_block_m * mode.activation_bits + block.register_block_n * mode.weight_bits
+    per_k = max(_block_area(hw) / mode.macs_per_cycle, load / 8 / block.load_bytes_per_cycle)
+    padded = ceil_div(depth, mode.instruction_k) * mode.instruction_k
+    partial = block.partial_cycles_per_64_bytes * _block_area(hw) * kernel.partial_bits / 8 / 64
+    return padded * per_k + ceil_div(depth, tile_k) * (block.block_overhead_cycles + partial)
+
+
+def _tile_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+    l1 = hw.memories.l1
+    # A single output buffer cannot be refilled while it drains, and y is read back the same way.
+    moved = tiles.m * tiles.n * kernel.out_bits / 8 * (2 if kernel.reread_bytes else 1)
+    exposed = moved / l1.drain_bytes_per_cycle if l1.output_buffers == 1 else 0.0
+    return hw.kernel.tile_overhead_cycles + exposed
+
+
+def _conversion_cycles(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
+) -> NDArray[np.float64]:
+    """Unpacking of narrow operands per tile, and quantizing X's second format and P."""
+    unpacked = np.zeros_like(tiles.m)
+    if kernel.choice.unpack_activations:
+        unpacked = unpacked + runs * tiles.m * kernel.k
+    if kernel.choice.unpack_weights:
+        unpacked = unpacked + runs * tiles.n * kernel.k
+    branch = kernel.branch
+    if branch is None:
+        return unpacked / hw.vector.unpack_elements_per_cycle
+    if branch.down.unpack_activations:
+        unpacked = unpacked + kernel.m * kernel.k / hw.units.count
+    if branch.down.unpack_weights:
+        unpacked = unpacked + branch.rank * kernel.k
+    if branch.up.unpack_activations:
+        unpacked = unpacked + runs * tiles.m * branch.rank
+    if branch.up.unpack_weights:
+        unpacked = unpacked + runs * tiles.n * branch.rank
+    quantized = kernel.m * branch.rank + (0 if branch.shares_x else kernel.m * kernel.k)
+    return (
+        unpacked / hw.vector.unpack_elements_per_cycle
+        + quantized / hw.units.count / hw.vector.quantize_elements_per_cycle
+    )

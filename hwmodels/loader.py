@@ -1,0 +1,225 @@
+"""Read an accelerator file: safe YAML in, a checked `Accelerator` out, errors with file and line.
+
+YAML is composed to nodes (which carry lines) and turned into plain values here, so no tag can
+construct an object. Aliases are refused: a few hundred bytes of them expand to gigabytes.
+"""
+
+import types
+import typing
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hwmodels.description import Accelerator, BaseModel
+from hwmodels.errors import AcceleratorError, nearest
+
+__all__ = ["list_accelerators", "load_accelerator"]
+
+SHIPPED = Path(__file__).parent / "accelerators"
+MAX_FILE_BYTES = 256 * 1024
+_SCALARS = {"null", "bool", "int", "float", "str"}
+_TAG = "tag:yaml.org,2002:"
+
+
+def list_accelerators() -> list[str]:
+    """Names of the accelerators that ship with the package, sorted."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_accelerator(name_or_path: str | Path) -> Accelerator:
+    """The accelerator of that shipped name, alias or YAML file.
+
+    Raises
+    ------
+    AcceleratorError
+        If no such accelerator or file exists, or the file breaks a rule. The message names file,
+        line, key path, rule and value, and the nearest valid name.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
+        return _read(Path(name_or_path))
+    names = _shipped_names()
+    if text.lower() in names:
+        return _read_shipped(names[text.lower()])
+    raise AcceleratorError(
+        f"unknown accelerator {text!r}; {nearest(text, names)}; or give a path to a .yaml file"
+    )
+
+
+@lru_cache(maxsize=1)
+def _shipped_names() -> dict[str, str]:
+    names = {name: name for name in list_accelerators()}
+    for name in list(names):
+        names.update(dict.fromkeys(_read_shipped(name).aliases, name))
+    return names
+
+
+@lru_cache(maxsize=64)
+def _read_shipped(name: str) -> Accelerator:
+    return _read(SHIPPED / f"{name}.yaml")
+
+
+def _read(path: Path) -> Accelerator:
+    text = _read_text(path)
+    lines: dict[tuple, int] = {}
+    content = _compose(path, text, lines)
+    if not isinstance(content, dict):
+        raise AcceleratorError(f"{path}:1: an accelerator file must be a mapping of keys to values")
+    from pydantic import ValidationError
+
+    try:
+        return Accelerator.model_validate(content)
+    except ValidationError as error:
+        raise AcceleratorError(_explain(path, error, lines)) from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise AcceleratorError(f"{path} is a directory; give the path of a .yaml file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise AcceleratorError(
+            f"cannot read accelerator file {path}: {error.strerror or error}"
+        ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise AcceleratorError(f"{path}: an accelerator file may have {MAX_FILE_BYTES} bytes")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise AcceleratorError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def _compose(path: Path, text: str, lines: dict[tuple, int]) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        node = YAML(typ="safe", pure=True).compose(text)
+        return None if node is None else _to_value(path, node, (), lines, set())
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise AcceleratorError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except YAMLError as error:
+        raise AcceleratorError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise AcceleratorError(f"{path}: nested too deeply for an accelerator file") from None
+
+
+def _to_value(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) -> Any:
+    """Plain Python value of a YAML node; `lines` gets the 1-based line of every key path."""
+    line = node.start_mark.line + 1
+    lines.setdefault(where, line)
+    if id(node) in seen:
+        raise AcceleratorError(
+            f"{path}:{line}: aliases (&name, *name) are not allowed; write the value again"
+        )
+    seen.add(id(node))
+    kind = str(node.tag).removeprefix(_TAG)
+    if kind == "map":
+        return _to_mapping(path, node, where, lines, seen)
+    if kind == "seq":
+        items = enumerate(node.value)
+        return tuple(_to_value(path, item, (*where, i), lines, seen) for i, item in items)
+    if kind in _SCALARS:
+        return _to_scalar(path, node, kind, line)
+    raise AcceleratorError(f"{path}:{line}: YAML tag {node.tag!s} is not allowed; use plain values")
+
+
+def _to_mapping(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) -> dict:
+    mapping = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        key = key_node.value
+        if not isinstance(key, str) or key == "<<":
+            raise AcceleratorError(f"{path}:{line}: keys must be plain names, not {key!r:.60}")
+        if key in mapping:
+            raise AcceleratorError(
+                f"{path}:{line}: duplicate key {_dotted((*where, key))!r}; keep one"
+            )
+        lines[(*where, key)] = line
+        mapping[key] = _to_value(path, value_node, (*where, key), lines, seen)
+    return mapping
+
+
+def _to_scalar(path: Path, node: Any, kind: str, line: int) -> Any:
+    text = node.value
+    try:
+        if kind == "int":
+            return int(text.replace("_", ""), 0)
+        if kind == "float":
+            return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        raise AcceleratorError(f"{path}:{line}: {text!r} is not a number") from None
+    if kind == "bool":
+        return text.lower() == "true"
+    return None if kind == "null" else text
+
+
+def _explain(path: Path, error: Any, lines: dict[tuple, int]) -> str:
+    """One line for the first broken rule, and how many more there are."""
+    problems = error.errors(include_url=False, include_context=False)
+    # A misspelt key is also a missing key: the misspelling is the useful message.
+    problems.sort(key=lambda p: p["type"] != "extra_forbidden")
+    first = problems[0]
+    where = tuple(part for part in first["loc"])
+    known = where
+    while known not in lines and known:
+        known = known[:-1]
+    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    return f"{path}:{lines.get(known, 1)}: {_rule(first, where)}{more}"
+
+
+def _rule(problem: dict, where: tuple) -> str:
+    key = _dotted(where) or "the file"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {nearest(where[-1], _keys_at(where[:-1]))}"
+    if problem["type"] == "missing":
+        return f"missing key {key!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if isinstance(problem["input"], dict | tuple) or problem["type"] == "value_error":
+        return f"{key}: {message}"
+    if problem["type"] == "literal_error":
+        valid = [str(v) for v in _literals_at(where)]
+        return f"{key}: got {problem['input']!r:.60}; {nearest(problem['input'], valid)}"
+    return f"{key}: {message}, got {problem['input']!r:.60}"
+
+
+def _dotted(where: tuple) -> str:
+    text = ""
+    for part in where:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _annotation_at(where: tuple) -> Any:
+    """Type of the field at a key path, with optional and tuple wrappers removed."""
+    kind: Any = Accelerator
+    for part in where:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        if part not in kind.model_fields:
+            return None
+        kind = _unwrap(kind.model_fields[part].annotation)
+    return kind
+
+
+def _unwrap(kind: Any) -> Any:
+    while typing.get_origin(kind) in (tuple, typing.Union, types.UnionType, typing.Annotated):
+        kind = typing.get_args(kind)[0]
+    return kind
+
+
+def _keys_at(where: tuple) -> list[str]:
+    kind = _annotation_at(where)
+    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
+
+
+def _literals_at(where: tuple) -> tuple:
+    kind = _annotation_at(where)
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()

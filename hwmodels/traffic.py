@@ -1,0 +1,155 @@
+"""Bytes moved between levels: into L1, out of L2, and to and from DRAM.
+
+Partial sums never leave the unit: y is written once per kernel. DRAM blocking is chosen apart from
+the core tile, for the fewest bytes, from three loop orders:
+
+    outputs stationary      X is read once per column of array-wide tiles, W once per row of them
+    activations resident    a panel of X rows stays in L2 while all of W streams by
+    weights resident        a panel of W rows stays in L2 while all of X streams by
+
+Where main and branch use two activation formats, the first pass reads the wider one and derives
+main's on chip; later passes read whichever moves fewer bytes, counting the write of a copy.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.branch import GemmKernel
+from hwmodels.description import Accelerator
+from hwmodels.tiling import Tiles, ceil_div, passes
+
+__all__ = ["DramTraffic", "dram_traffic", "l1_fill_cycles", "l1_fill_bytes", "l2_read_bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DramTraffic:
+    """DRAM bytes of one kernel and the loop order they belong to."""
+
+    policy: str
+    x_reads: int
+    w_reads: int
+    activations: int
+    weights: int
+    factors: int
+    output: int
+    partial_input: int
+
+    @property
+    def total(self) -> int:
+        """All bytes read and written."""
+        return self.activations + self.weights + self.factors + self.output + self.partial_input
+
+
+def dram_traffic(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, *, use_panels: bool = True
+) -> DramTraffic:
+    """Fewest DRAM bytes of `kernel` over the loop orders; `use_panels` False: outputs only."""
+    weights = kernel.w_bytes + kernel.factor_bytes
+    x_reads = ceil_div(kernel.n, hw.units.columns * tiles.n)
+    w_reads = ceil_div(kernel.m, hw.units.rows * tiles.m)
+    best = int(np.argmin(_activations(kernel, x_reads) + w_reads * weights))
+    options = [("outputs stationary", int(x_reads[best]), int(w_reads[best]))]
+    if use_panels:
+        options += _panels(hw, kernel)
+    policy, x_times, w_times = min(
+        options, key=lambda option: _activations(kernel, option[1]) + option[2] * weights
+    )
+    return DramTraffic(
+        policy=policy,
+        x_reads=x_times,
+        w_reads=w_times,
+        activations=int(_activations(kernel, x_times)),
+        weights=w_times * kernel.w_bytes,
+        factors=w_times * kernel.factor_bytes,
+        output=kernel.out_bytes,
+        partial_input=kernel.reread_bytes,
+    )
+
+
+def _activations(kernel: GemmKernel, times: NDArray | int) -> NDArray | int:
+    """Bytes of `times` passes over X; a second format is written once, then read."""
+    first = kernel.first_x_bytes
+    if first == kernel.x_bytes:
+        return times * first
+    return np.minimum(times * first, first + np.where(times > 1, times, 0) * kernel.x_bytes)
+
+
+def _panels(hw: Accelerator, kernel: GemmKernel) -> list[tuple[str, int, int]]:
+    room = hw.memories.l2.capacity_bytes * hw.memories.l2.panel_fraction
+    x_row = kernel.x_bytes / kernel.m
+    w_row = kernel.w_bytes / kernel.n
+    w_room = room
+    if kernel.branch is not None:
+        p_row = kernel.branch.rank * kernel.branch.p_bits / 8
+        x_row += p_row
+        w_row += kernel.branch.left_bytes / kernel.n
+        w_room -= kernel.m * p_row  # P of every row must outlive the first weight panel.
+    options = []
+    x_rows = _whole_blocks(room / x_row, hw.kernel.register_block_m)
+    if x_rows:
+        options.append(("activations resident", 1, math.ceil(kernel.m / x_rows)))
+    w_rows = _whole_blocks(w_room / w_row, hw.kernel.register_block_n)
+    if w_rows:
+        options.append(("weights resident", math.ceil(kernel.n / w_rows), 1))
+    return options
+
+
+def _whole_blocks(rows: float, block: int) -> int:
+    return max(0, math.floor(rows / block)) * block
+
+
+def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+    """Cycles the input streams of one unit are busy, per candidate tile."""
+    a_bytes, w_bytes = l1_fill_bytes(hw, kernel, tiles)
+    l1 = hw.memories.l1
+    if l1.fill_channels == "separate":
+        return np.maximum(a_bytes, w_bytes) / l1.fill_bytes_per_cycle
+    return (a_bytes + w_bytes) / l1.fill_bytes_per_cycle
+
+
+def l1_fill_bytes(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Activation and weight bytes that enter the L1 of one unit, per candidate tile."""
+    runs = passes(hw, kernel, tiles)
+    a_line, w_line = kernel.k * kernel.a_bits, kernel.k * kernel.w_bits
+    branch = kernel.branch
+    if branch is None:
+        return runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
+    a_line = a_line + branch.rank * branch.p_bits
+    w_line = w_line + branch.rank * branch.left_bits
+    a_bytes, w_bytes = runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
+    right = branch.rank * kernel.k * branch.right_bits / 8
+    if hw.units.organization == "array":
+        rows, columns = hw.units.rows, hw.units.columns
+        row_panels = ceil_div(kernel.m, rows * tiles.m)
+        w_bytes = w_bytes + row_panels * right / columns
+        x_share = rows
+    else:
+        w_bytes = w_bytes + ceil_div(kernel.m, tiles.m) * right / hw.units.count
+        x_share = hw.units.count
+    if not branch.shares_x:
+        a_bytes = a_bytes + kernel.m * kernel.k * branch.x_bits / 8 / x_share
+    return a_bytes, w_bytes
+
+
+def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+    """Bytes read from L2 towards the units; an array reads once and multicasts."""
+    is_array = hw.units.organization == "array"
+    columns, rows = (hw.units.columns, hw.units.rows) if is_array else (1, 1)
+    x_times = ceil_div(kernel.n, columns * tiles.n)
+    w_times = ceil_div(kernel.m, rows * tiles.m)
+    a_line, w_line = kernel.k * kernel.a_bits, kernel.k * kernel.w_bits
+    branch = kernel.branch
+    if branch is None:
+        return (x_times * kernel.m * a_line + w_times * kernel.n * w_line) / 8
+    a_line = a_line + branch.rank * branch.p_bits
+    w_line = w_line + branch.rank * branch.left_bits
+    total = x_times * kernel.m * a_line + w_times * kernel.n * w_line
+    total = total + w_times * branch.rank * kernel.k * branch.right_bits
+    if not branch.shares_x:
+        total = total + kernel.m * kernel.k * branch.x_bits
+    return total / 8

@@ -1,0 +1,197 @@
+"""One linear layer as the cost model sees it: sizes, bits, groups, and its low-rank branch.
+
+    y (M, N) = X_a (M, K) . W (N, K)^T  +  requantize(X_b (M, K) . R (r, K)^T) . L (N, r)^T
+
+Bytes follow the packer: every row of codes is padded to a whole byte, every row has
+ceil(columns / group) scales; 16-bit operands have no scales.
+"""
+
+import operator
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hwmodels.errors import AcceleratorError
+
+__all__ = ["GemmWorkload", "activation_bytes", "parse_precision", "tensor_bytes"]
+
+_PRECISION = re.compile(r"[Ww](\d+)[Aa](\d+)")
+_QUANTIZED_BITS = range(2, 9)
+
+
+@lru_cache(maxsize=256)
+def parse_precision(text: str) -> tuple[int, int]:
+    """Weight and activation bits of ``"W4A8"``: (4, 8).
+
+    Raises
+    ------
+    AcceleratorError
+        If `text` is not WxAy with x and y in 2 to 8 or 16.
+    """
+    match = _PRECISION.fullmatch(text) if isinstance(text, str) else None
+    bits = tuple(int(group) for group in match.groups()) if match else ()
+    if len(bits) != 2 or any(b != 16 and b not in _QUANTIZED_BITS for b in bits):
+        raise AcceleratorError(
+            f"precision {text!r} must be WxAy with x weight bits and y activation bits, "
+            "each 2 to 8 or 16; for example 'W4A8'"
+        )
+    return bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmWorkload:
+    """One layer call: y (M, N) = x (M, K) times weight (N, K) transposed, with a branch or none.
+
+    Parameters
+    ----------
+    m, n, k : int
+        Rows of the activations, output channels, input channels.
+    main, branch : str
+        Precisions "WxAy", x and y in 2 to 8 (quantized) or 16 (float). `branch` None: none.
+    rank : int
+        Rank of the branch; 0 means no branch whatever `branch` says.
+    fused : bool
+        One kernel for main and branch, or three (main, down, up) with P and y through DRAM.
+    out_bits : int
+        Width of y: 8, 16 or 32.
+    group : int or None
+        Elements along K (along the rank for P and L) that share one scale; None: one per row.
+    scale_bits : int
+        Width of one scale; 0 means no scales at all (integer result, requantized by a shift).
+    p_bits : int or None
+        Width of the intermediate P (M, rank); None means the branch's activation bits.
+    partial_bits : int or None
+        Width of partial sums between K tiles; None means what the accelerator's datapath says.
+
+    Raises
+    ------
+    AcceleratorError
+        If a value breaks its rule; the message has the value, the rule and a fix.
+    """
+
+    m: int
+    n: int
+    k: int
+    main: str = "W4A4"
+    branch: str | None = None
+    rank: int = 0
+    fused: bool = True
+    out_bits: int = 16
+    group: int | None = 64
+    scale_bits: int = 16
+    p_bits: int | None = None
+    partial_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("m", "n", "k"):
+            self._set_integer(name, minimum=1)
+        self._set_integer("rank", minimum=0)
+        if self.group is not None:
+            self._set_integer("group", minimum=1)
+        self._require_member("out_bits", (8, 16, 32))
+        self._require_member("scale_bits", (0, 8, 16, 32))
+        self._require_member("p_bits", (None, *_QUANTIZED_BITS, 16))
+        self._require_member("partial_bits", (None, 8, 16, 32, 64))
+        parse_precision(self.main)
+        if self.branch is not None:
+            parse_precision(self.branch)
+        elif self.rank > 0:
+            raise AcceleratorError(
+                f"rank={self.rank} without a branch precision; "
+                "give branch such as 'W8A8', or rank=0 for no branch"
+            )
+        if self.has_branch and self.rank > min(self.n, self.k):
+            raise AcceleratorError(
+                f"rank={self.rank} must be at most min(n, k) = {min(self.n, self.k)}; "
+                "a larger rank costs more than the layer itself"
+            )
+
+    def _set_integer(self, name: str, *, minimum: int) -> None:
+        value = getattr(self, name)
+        try:
+            whole = None if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            whole = None
+        # Beyond 2**31 byte counts would leave the exact range of float64.
+        if whole is None or not minimum <= whole < 2**31:
+            raise AcceleratorError(
+                f"{name}={value!r} must be a whole number of at least {minimum} and below 2**31"
+            )
+        object.__setattr__(self, name, whole)
+
+    def _require_member(self, name: str, valid: tuple) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or value not in valid:
+            raise AcceleratorError(
+                f"{name}={value!r} must be one of {', '.join(str(v) for v in valid)}"
+            )
+
+    @property
+    def has_branch(self) -> bool:
+        """Whether a low-rank branch costs anything."""
+        return self.branch is not None and self.rank > 0
+
+    @property
+    def main_bits(self) -> tuple[int, int]:
+        """Weight and activation bits of the main branch."""
+        return parse_precision(self.main)
+
+    @property
+    def branch_bits(self) -> tuple[int, int]:
+        """Weight and activation bits of the side branch."""
+        return parse_precision(self.branch)
+
+    @property
+    def intermediate_bits(self) -> int:
+        """Width of P between the two factors."""
+        return self.branch_bits[1] if self.p_bits is None else self.p_bits
+
+    @property
+    def macs_main(self) -> int:
+        """Multiply-accumulates of X_a W^T."""
+        return self.m * self.n * self.k
+
+    @property
+    def macs_branch(self) -> int:
+        """Multiply-accumulates of both factors, each counted once."""
+        return self.m * self.rank * (self.n + self.k) if self.has_branch else 0
+
+    def bytes_of(self, rows: int, columns: int, bits: int) -> int:
+        """Bytes of a (rows, columns) operand of `bits` in this workload's groups."""
+        return tensor_bytes(rows, columns, bits, group=self.group, scale_bits=self.scale_bits)
+
+    def element_bits(self, bits: int, columns: int) -> float:
+        """Mean bits an element occupies, scales included, in rows of `columns` elements."""
+        if bits == 16:
+            return 16.0
+        span = columns if self.group is None else min(self.group, columns)
+        return bits + self.scale_bits / span
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Stored bytes of the main weight and of both factors, as the packer writes them."""
+        w_bits, _ = self.main_bits
+        parts = {"main": self.bytes_of(self.n, self.k, w_bits)}
+        if self.has_branch:
+            bits, _ = self.branch_bits
+            parts["right"] = self.bytes_of(self.rank, self.k, bits)
+            parts["left"] = self.bytes_of(self.n, self.rank, bits)
+        return parts
+
+
+def tensor_bytes(
+    rows: int, columns: int, bits: int, *, group: int | None = 64, scale_bits: int = 16
+) -> int:
+    """Stored bytes of a (rows, columns) tensor with groups along the columns.
+
+    rows * ceil(columns * bits / 8) of codes plus rows * ceil(columns / group) scales of
+    `scale_bits`; 16-bit tensors have no scales. `group` None: one scale per row.
+    """
+    if bits == 16:
+        return 2 * rows * columns
+    groups = 1 if group is None else -(-columns // group)
+    return rows * -(-columns * bits // 8) + -(-rows * groups * scale_bits // 8)
+
+
+def activation_bytes(work: GemmWorkload) -> int:
+    """Bytes of the main branch's activations X_a (M, K) as stored."""
+    return work.bytes_of(work.m, work.k, work.main_bits[1])
