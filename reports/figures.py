@@ -1,0 +1,208 @@
+"""Figures an architect puts on a slide: error against cost, with the finding as the title.
+
+Everything is drawn on explicit `Figure` objects with an Agg canvas: no pyplot, no global state, no
+display. Rows carry a ``pareto`` flag made elsewhere; nothing is computed here but the layout.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.errors import InputError
+from reports.captions import draw_footer, draw_heading, draw_legend, panel_title, subtitle
+from reports.columns import plain_rows
+from reports.findings import best_trade, pareto_finding, pareto_title
+from reports.palette import branch_markers, main_colors
+from reports.panels import PanelStyle, draw_panel
+from reports.units import is_missing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURE_SUFFIXES", "pareto_figure", "save_figure"]
+
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+
+_MAX_PER_ROW = 3
+_SETTINGS = ("method", "preset", "family", "group_size")
+# Inches.
+_PANEL_WIDTH, _PANEL_HEIGHT = 4.9, 3.75
+_SINGLE_WIDTH = 7.4
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.8, 1.75, 1.0, 0.95
+_GAP_X, _GAP_Y = 0.85, 1.0
+
+
+def pareto_figure(
+    totals: Any,
+    *,
+    x: str | Sequence[str] = "latency_s",
+    y: str = "output_error",
+    title: str | None = None,
+    accelerator: str | None = None,
+    model: str | None = None,
+    layers: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> "Figure":
+    """Error-versus-cost picture of model totals (or of one layer's rows).
+
+    One panel for each accelerator and each cost named in `x`. The first cost is the one the
+    ``pareto`` flags were made for: its panels emphasize the flagged rows. Panels of further costs
+    emphasize their own lower left edge. Smaller is better on both axes.
+
+    Parameters
+    ----------
+    totals : DataFrame or iterable of mappings
+        Rows with ``split``, ``pareto``, the columns named by `x` and `y`, and optionally
+        ``accelerator``, ``method``, ``preset``. Rows without finite values (or with an error of
+        zero, which a log axis cannot show) are left out and counted below the picture.
+    x : str or sequence of str
+        Cost columns, in base units.
+    y : str
+        Error column, drawn on a log axis.
+    title : str, optional
+        By default the finding, computed from the rows on the front.
+    accelerator : str, optional
+        Draw only the rows of this accelerator; also names it where rows do not.
+    model, layers : str, int, optional
+        Named in the subtitle.
+    provenance : mapping, optional
+        Printed as ``key value`` pairs below the picture; digests are shortened to 12 characters.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        With an Agg canvas attached.
+
+    Raises
+    ------
+    InputError
+        If `x` names no column, or a named column is in none of the rows.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    xs = (x,) if isinstance(x, str) else tuple(x)
+    rows = _rows_of(plain_rows(totals), accelerator)
+    _check_columns(rows, (*xs, y))
+    drawn = _labelled([row for row in rows if _can_draw(row, xs, y)])
+    groups = _by_accelerator(drawn, accelerator)
+    n_panels = max(1, len(groups) * len(xs))
+    n_columns = len(xs) if len(xs) > 1 else _columns_for(n_panels)
+    size, places = _layout(n_panels, n_columns, has_panel_titles=len(groups) > 1)
+    figure = Figure(figsize=size, dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    style = _style(drawn)
+    panels = [(name, key) for name in groups for key in xs]
+    for (name, key), place in zip(panels, places, strict=False):
+        axes = figure.add_axes(place)
+        members = groups[name]
+        best = best_trade(members, xs[0], y) if len(members) > 1 else None
+        draw_panel(axes, members, x=key, y=y, style=style, use_marks=key == xs[0], best=best)
+        if len(groups) > 1:
+            finding = pareto_finding(members, xs[0], y) if key == xs[0] else ""
+            panel_title(axes, name, finding)
+    if drawn:
+        draw_legend(figure, style, left=size[0] - _RIGHT + 0.2)
+    heading = title or (pareto_title(groups, xs[0], y) if drawn else "No split could be evaluated")
+    draw_heading(figure, heading, subtitle(drawn or rows, model, layers, groups))
+    draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
+    return figure
+
+
+def save_figure(figure: "Figure", path: str | Path) -> Path:
+    """Write a figure as PNG (200 dpi), SVG or PDF, by the suffix of `path`; returns the path.
+
+    Equal figures give equal files: no date is written and SVG ids do not vary.
+
+    Raises
+    ------
+    InputError
+        If the suffix is none of `FIGURE_SUFFIXES` or the file cannot be written.
+    """
+    import matplotlib
+
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in FIGURE_SUFFIXES:
+        raise InputError(
+            f"{path}: cannot save a figure as {suffix or 'a file without suffix'}; "
+            f"use one of {', '.join(FIGURE_SUFFIXES)}"
+        )
+    metadata = {
+        ".png": {"Software": "loraq-sim"},
+        ".svg": {"Creator": "loraq-sim", "Date": None},
+        ".pdf": {"Creator": "loraq-sim", "CreationDate": None},
+    }[suffix]
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": "loraq-sim"}):
+            figure.savefig(path, dpi=200, metadata=metadata)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the figure: {error.strerror or error}") from error
+    return path
+
+
+def _rows_of(rows: list[dict[str, Any]], accelerator: str | None) -> list[dict[str, Any]]:
+    if accelerator is None:
+        return rows
+    return [row for row in rows if row.get("accelerator") in (None, accelerator)]
+
+
+def _check_columns(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    if len(keys) < 2:
+        raise InputError("x names no cost column; use for example x='latency_s'")
+    known = {key for row in rows for key in row}
+    missing = [key for key in keys if rows and key not in known]
+    if missing:
+        raise InputError(
+            f"column {missing[0]!r} is in none of the rows; known: {', '.join(sorted(known))}"
+        )
+
+
+def _can_draw(row: Mapping[str, Any], xs: Sequence[str], y: str) -> bool:
+    values = [row.get(key) for key in (*xs, y)]
+    return all(not is_missing(v) and math.isfinite(v) for v in values) and row[y] > 0
+
+
+def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with a ``label``: the split, and every other setting in which the rows differ."""
+    varied = [key for key in _SETTINGS if len({row.get(key) for row in rows}) > 1]
+    return [
+        {**row, "label": " ".join(str(row.get(key)) for key in ("split", *varied))} for row in rows
+    ]
+
+
+def _by_accelerator(
+    rows: Sequence[Mapping[str, Any]], accelerator: str | None
+) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(str(row.get("accelerator") or accelerator or ""), []).append(row)
+    return groups
+
+
+def _columns_for(n_panels: int) -> int:
+    return 2 if n_panels == 4 else min(n_panels, _MAX_PER_ROW)
+
+
+def _layout(
+    n_panels: int, n_columns: int, *, has_panel_titles: bool
+) -> tuple[tuple[float, float], list[tuple[float, float, float, float]]]:
+    """Figure size in inches and panel rectangles as fractions, row by row from the top."""
+    panel_width = _SINGLE_WIDTH if n_panels == 1 else _PANEL_WIDTH
+    n_rows = math.ceil(n_panels / n_columns)
+    width = _LEFT + n_columns * panel_width + (n_columns - 1) * _GAP_X + _RIGHT
+    top = _TOP + 0.3 * has_panel_titles
+    height = top + n_rows * _PANEL_HEIGHT + (n_rows - 1) * _GAP_Y + _BOTTOM
+    places = []
+    for i in range(n_panels):
+        row, column = divmod(i, n_columns)
+        left = _LEFT + column * (panel_width + _GAP_X)
+        bottom = height - top - (row + 1) * _PANEL_HEIGHT - row * _GAP_Y
+        places.append((left / width, bottom / height, panel_width / width, _PANEL_HEIGHT / height))
+    return (width, height), places
+
+
+def _style(rows: Sequence[Mapping[str, Any]]) -> PanelStyle:
+    splits = [str(row["split"]) for row in rows]
+    return PanelStyle(colors=main_colors(splits), markers=branch_markers(splits))

@@ -1,0 +1,113 @@
+"""One sentence that a figure's title can state, read off the rows that are on the front.
+
+The split named is the knee: the front point farthest below the straight line from the cheapest to
+the most accurate front point, with cost on a linear and error on a logarithmic scale, both
+stretched to 0..1 (Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS Workshops 2011).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reports.columns import column_for
+
+__all__ = ["best_trade", "front_rows", "knee", "name_of", "pareto_finding", "pareto_title"]
+
+Row = Mapping[str, Any]
+
+
+def name_of(row: Row) -> str:
+    """What a row is called in a picture: its ``label`` where it has one, else its split."""
+    return str(row.get("label") or row["split"])
+
+
+def front_rows(rows: Sequence[Row], x: str, y: str) -> list[Row]:
+    """Rows marked ``pareto``, cheapest first."""
+    return sorted((row for row in rows if row.get("pareto") == 1), key=lambda r: (r[x], -r[y]))
+
+
+def knee(front: Sequence[Row], x: str, y: str) -> Row | None:
+    """Front row with the best trade, None of an empty front.
+
+    With two rows the more accurate one is taken, since the cheaper one is the reference.
+
+    Parameters
+    ----------
+    front : sequence of rows
+        Sorted by `x`; every row holds finite `x` and positive `y`.
+    """
+    if not front or (front[0][x], front[0][y]) == (front[-1][x], front[-1][y]):
+        return front[0] if front else None
+    first, last = front[0], front[-1]
+    span_x = (last[x] - first[x]) or 1.0
+    span_y = math.log(first[y] / last[y]) or 1.0
+
+    def below_chord(row: Row) -> float:
+        return 1 - (row[x] - first[x]) / span_x - math.log(row[y] / last[y]) / span_y
+
+    return max(front[1:], key=below_chord)
+
+
+def best_trade(rows: Sequence[Row], x: str, y: str) -> str | None:
+    """Name of the row at the knee of the front of `rows`, None without a front."""
+    best = knee(front_rows(rows, x, y), x, y)
+    return None if best is None else name_of(best)
+
+
+def pareto_finding(rows: Sequence[Row], x: str, y: str) -> str:
+    """What the best trade on the front gains and costs against the cheapest front row.
+
+    Parameters
+    ----------
+    rows : sequence of rows
+        Of one accelerator, with finite `x` and positive `y`, and ``split`` and ``pareto``.
+    """
+    front = front_rows(rows, x, y)
+    cost, error = column_for(x).heading, column_for(y).heading
+    if not front:
+        return f"No split on the front of {error} against {cost}"
+    base, best = front[0], knee(front, x, y)
+    if len(rows) == 1:
+        return f"{name_of(base)} is the only split evaluated"
+    if all((row[x], row[y]) == (base[x], base[y]) for row in rows):
+        return f"All {len(rows)} splits have the same {error} and {cost}"
+    if best[y] == base[y] or best[x] == base[x]:
+        return f"{name_of(base)} has the least {error} and the least {cost} of {len(rows)} splits"
+    gain = _gain(best[y] / base[y], error, name_of(base))
+    return f"{name_of(best)} {gain} {_price(best[x] / base[x], cost)}"
+
+
+def pareto_title(groups: Mapping[str, Sequence[Row]], x: str, y: str) -> str:
+    """Finding over one or several accelerators (name to its rows)."""
+    if len(groups) == 1:
+        return pareto_finding(next(iter(groups.values())), x, y)
+    picks = {}
+    for name, rows in groups.items():
+        split = best_trade(rows, x, y)
+        if split is not None:
+            picks.setdefault(split, []).append(name)
+    if len(picks) == 1 and len(groups) > 1:
+        return f"{next(iter(picks))} is the best trade on {_listing(list(groups))}"
+    parts = [f"{split} on {_listing(names)}" for split, names in picks.items()]
+    return f"Best trade: {', '.join(parts)}" if parts else "No split could be evaluated"
+
+
+def _listing(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _gain(ratio: float, error: str, base: str) -> str:
+    short = error.removeprefix("output ")
+    if 0.475 <= ratio <= 0.525:
+        return f"halves the {short} of {base}"
+    if ratio < 0.4:
+        return f"has {1 / ratio:.1f}× less {short} than {base}"
+    return f"cuts the {short} of {base} by {100 * (1 - ratio):.0f} %"
+
+
+def _price(ratio: float, cost: str) -> str:
+    if ratio < 1.005:
+        return f"at the same {cost}"
+    if ratio < 2:
+        return f"for +{100 * (ratio - 1):.0f} % {cost}"
+    return f"for {ratio:.1f}× the {cost}"

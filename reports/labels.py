@@ -1,0 +1,219 @@
+"""Where to put point labels so that they cover neither points nor each other.
+
+Works in pixels and knows no plotting library. Each label tries places around its point, from
+near to far; the cheapest place wins, where cost adds up covered points, covered labels, crossed
+leader lines and distance. Labels move in turn until none gains (at most `_PASSES` rounds).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Box", "place_labels"]
+
+_PASSES = 6
+_N_DIRECTIONS = 24
+# Below and left of a front there is nothing by definition, so that side is free of points.
+_PREFERRED_ANGLE = math.radians(225)
+
+_COST_LABEL = 1000.0
+_COST_OUTSIDE = 1500.0
+_COST_POINT = 400.0
+_COST_PASSED = 60.0
+_COST_CROSSING = 250.0
+_COST_LINE = 14.0
+_COST_DISTANCE = 0.8
+_COST_DIRECTION = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """Axis-aligned rectangle in pixels, y upward."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def overlaps(self, other: "Box") -> bool:
+        """Whether the open interiors share a point."""
+        return (
+            self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
+        )
+
+    def grown(self, margin: float) -> "Box":
+        """The box with `margin` added on every side."""
+        return Box(
+            x0=self.x0 - margin, y0=self.y0 - margin, x1=self.x1 + margin, y1=self.y1 + margin
+        )
+
+    def nearest(self, point: tuple[float, float]) -> tuple[float, float]:
+        """The point of the box that is nearest to `point`."""
+        return (min(max(point[0], self.x0), self.x1), min(max(point[1], self.y0), self.y1))
+
+
+def place_labels(
+    anchors: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    *,
+    bounds: Box,
+    obstacles: Sequence[Box] = (),
+    line: Sequence[tuple[float, float]] = (),
+    distances: Sequence[float] = (9.0, 16.0, 26.0, 40.0, 58.0, 80.0, 108.0),
+) -> list[Box]:
+    """Boxes for the labels, one for each anchor and in the same order.
+
+    Parameters
+    ----------
+    anchors : sequence of (float, float)
+        Labelled points, in pixels.
+    sizes : sequence of (float, float)
+        Width and height of each label, in pixels.
+    bounds : Box
+        Area the labels should stay in.
+    obstacles : sequence of Box
+        Drawn points; covering one costs much.
+    line : sequence of (float, float)
+        Samples of a drawn line; covering one costs little.
+    distances : sequence of float
+        Gaps between point and label to try, in pixels.
+    """
+    places = [
+        _candidates(anchor, size, distances) for anchor, size in zip(anchors, sizes, strict=True)
+    ]
+    own = [
+        [_own_cost(box, gap, anchor, bounds, obstacles, line) for box, gap in options]
+        for anchor, options in zip(anchors, places, strict=True)
+    ]
+    puzzle = _Puzzle(anchors=list(anchors), places=places, own_costs=own)
+    # Three starts, since moving one label at a time can get stuck in a crowded corner.
+    order = list(range(len(anchors)))
+    starts = [
+        puzzle.settle(sequence) for sequence in (order, order[::-1], order[::2] + order[1::2])
+    ]
+    chosen = min(starts, key=puzzle.total_cost)
+    return [places[i][c][0] for i, c in chosen.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Puzzle:
+    """Candidate places of every label and what each costs on its own."""
+
+    anchors: list[tuple[float, float]]
+    places: list[list[tuple[Box, float]]]
+    own_costs: list[list[float]]
+
+    def settle(self, sequence: Sequence[int]) -> dict[int, int]:
+        """Place labels one by one in `sequence`, then let each move until none gains."""
+        chosen: dict[int, int] = {}
+        for _ in range(_PASSES):
+            before = dict(chosen)
+            for i in sequence:
+                chosen[i] = self._best_place(i, chosen)
+            if chosen == before:
+                break
+        return {i: chosen[i] for i in sorted(chosen)}
+
+    def total_cost(self, chosen: dict[int, int]) -> float:
+        return sum(self._cost(i, c, self._rivals(i, chosen)) for i, c in chosen.items())
+
+    def _best_place(self, i: int, chosen: dict[int, int]) -> int:
+        rivals = self._rivals(i, chosen)
+        best, least = 0, math.inf
+        for c in sorted(range(len(self.places[i])), key=self.own_costs[i].__getitem__):
+            if self.own_costs[i][c] >= least:
+                break  # Rivals only add cost, so no later place can win.
+            cost = self._cost(i, c, rivals)
+            if cost < least:
+                best, least = c, cost
+        return best
+
+    def _cost(self, i: int, c: int, rivals: list) -> float:
+        return self.own_costs[i][c] + _rival_cost(self.places[i][c][0], self.anchors[i], rivals)
+
+    def _rivals(self, i: int, chosen: dict[int, int]) -> list:
+        return [(self.places[j][c][0], self.anchors[j]) for j, c in chosen.items() if j != i]
+
+
+def _candidates(
+    anchor: tuple[float, float], size: tuple[float, float], distances: Sequence[float]
+) -> list[tuple[Box, float]]:
+    x, y = anchor
+    width, height = size
+    found = []
+    for gap in distances:
+        for step in range(_N_DIRECTIONS):
+            angle = 2 * math.pi * step / _N_DIRECTIONS
+            dx, dy = math.cos(angle), math.sin(angle)
+            # The label's side that faces the point sits `gap` away, whatever its width.
+            left = x + dx * gap + (dx - 1) / 2 * width
+            bottom = y + dy * gap + (dy - 1) / 2 * height
+            found.append((Box(x0=left, y0=bottom, x1=left + width, y1=bottom + height), gap))
+    return found
+
+
+def _own_cost(
+    box: Box,
+    gap: float,
+    anchor: tuple[float, float],
+    bounds: Box,
+    obstacles: Sequence[Box],
+    line: Sequence[tuple[float, float]],
+) -> float:
+    outside = max(bounds.x0 - box.x0, box.x1 - bounds.x1, bounds.y0 - box.y0, box.y1 - bounds.y1)
+    center = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+    angle = math.atan2(center[1] - anchor[1], center[0] - anchor[0])
+    cost = _COST_DISTANCE * gap + _COST_DIRECTION * (1 - math.cos(angle - _PREFERRED_ANGLE))
+    cost += _COST_OUTSIDE * (outside > 0)
+    near = box.grown(2)
+    cost += _COST_POINT * sum(near.overlaps(obstacle) for obstacle in obstacles)
+    cost += _COST_LINE * sum(near.x0 < x < near.x1 and near.y0 < y < near.y1 for x, y in line)
+    leader = (anchor, box.nearest(anchor))
+    middles = [((o.x0 + o.x1) / 2, (o.y0 + o.y1) / 2, (o.x1 - o.x0) / 2) for o in obstacles]
+    passed = sum(
+        _distance_to_segment((x, y), leader) < radius
+        for x, y, radius in middles
+        if math.hypot(x - anchor[0], y - anchor[1]) > 1
+    )
+    return cost + _COST_PASSED * passed
+
+
+def _rival_cost(
+    box: Box,
+    anchor: tuple[float, float],
+    rivals: Sequence[tuple[Box, tuple[float, float]]],
+) -> float:
+    near = box.grown(1.5)
+    leader = (anchor, box.nearest(anchor))
+    cost = 0.0
+    for other, other_anchor in rivals:
+        other_leader = (other_anchor, other.nearest(other_anchor))
+        cost += _COST_LABEL * near.overlaps(other)
+        cost += _COST_CROSSING * _segments_cross(leader, other_leader)
+        cost += _COST_CROSSING * (
+            _segment_enters(leader, other) + _segment_enters(other_leader, box)
+        )
+    return cost
+
+
+def _segments_cross(a: tuple, b: tuple) -> bool:
+    def side(p: tuple, q: tuple, r: tuple) -> float:
+        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+
+    (p, q), (r, s) = a, b
+    return side(p, q, r) * side(p, q, s) < 0 and side(r, s, p) * side(r, s, q) < 0
+
+
+def _segment_enters(segment: tuple, box: Box) -> bool:
+    corners = [(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)]
+    return any(_segments_cross(segment, (corners[i], corners[i - 1])) for i in range(4))
+
+
+def _distance_to_segment(point: tuple[float, float], segment: tuple) -> float:
+    (x0, y0), (x1, y1) = segment
+    length2 = (x1 - x0) ** 2 + (y1 - y0) ** 2
+    t = 0.0
+    if length2 > 0:
+        t = ((point[0] - x0) * (x1 - x0) + (point[1] - y0) * (y1 - y0)) / length2
+    t = min(1.0, max(0.0, t))
+    return math.hypot(point[0] - x0 - t * (x1 - x0), point[1] - y0 - t * (y1 - y0))
