@@ -4,7 +4,7 @@ The caller has checked the operands and proved that the route it chose is exact 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ __all__ = ["Accumulation", "run_exact", "run_lanes", "run_wide", "wrap_to"]
 # Columns of one panel, at most. Wide panels amortize the per-row calls of the kernel (1152 columns
 # ran 2x as fast as 384), and streaming W from an outer cache costs less than those calls.
 _PANEL_WIDTH = 2048
+# Above this many columns the copy back from a transposed run costs more than it gains.
+_WIDE_ENOUGH = 512
 _LANE = 16
 
 
@@ -88,6 +90,9 @@ def run_lanes(
     The first pass adds without a limit and finds the extreme prefixes. Where they fit the
     accumulator its result is already the answer; otherwise the second pass applies the rule.
     """
+    if _runs_better_transposed(a, w):
+        turned = run_lanes(w, a, mac, None if init is None else init.T, bounds, statistics)
+        return replace(turned, acc=np.ascontiguousarray(turned.acc.T))
     order, ends = _segment_order(a.shape[1], mac)
     packed = _gather(a, order, np.int32)
     panels = _pack_panels(_gather(w, order, np.int8))
@@ -150,6 +155,15 @@ def run_wide(
         outputs_affected=int(totals[2]),
         extremes=(low, 2**63) if beyond[0] else (low, high),
     )
+
+
+def _runs_better_transposed(a: NDArray[np.integer], w: NDArray[np.integer]) -> bool:
+    """Whether w @ a.T fills the panels better: few columns, more rows, and codes fit int8 panels.
+
+    A product of two codes is the same either way, and so is the order of K.
+    """
+    few = w.shape[0] < _WIDE_ENOUGH and a.shape[0] > w.shape[0]
+    return few and (a.dtype == np.int8 or int(a.max(initial=0)) <= 127)
 
 
 def _segment_order(k: int, mac: MacArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -109,3 +109,19 @@ def test_more_columns_than_one_panel_match_the_naive_kernel():
     bounds = Bounds.of(a, w, None)
     fast = run_lanes(a, w, mac, None, bounds, True)
     assert_same_report(fast, run_wide(a, w, mac, None, bounds, True))
+
+
+@pytest.mark.parametrize("low", [-128, 0], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("statistics", [True, False])
+def test_more_rows_than_columns_match_the_naive_kernel(low, statistics):
+    rng = np.random.default_rng(6)
+    a, w = rng.integers(low, low + 256, (70, 40)), rng.integers(-128, 128, (3, 40))
+    mac = MacArray(acc_bits=16, overflow="saturate", products_per_add=3, accumulators=2)
+    init = rng.integers(mac.lo, mac.hi, (70, 3))
+    bounds = Bounds.of(a, w, init)
+    fast = run_lanes(a, w, mac, init, bounds, statistics)
+    naive = run_wide(a, w, mac, init, bounds, True)
+    np.testing.assert_array_equal(fast.acc, naive.acc)
+    if statistics:
+        assert_same_report(fast, naive)
+        assert fast.extremes == naive.extremes
