@@ -1,0 +1,220 @@
+"""Pareto fronts of result rows: exact, for any number of objectives.
+
+A row dominates another when it is no worse in every objective and better in at least one. The
+front holds every row that no other dominates; rows that are equal in all objectives do not
+dominate each other, so ties are all kept. A row whose status is not ``ok``, or that lacks an
+objective (None or NaN), is never on the front and dominates nothing. Infinities are numbers.
+
+Rows are a DataFrame or a list of dicts; what comes back has the same type and order.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = [
+    "COST_OBJECTIVE",
+    "ERROR_OBJECTIVE",
+    "mark_front",
+    "non_dominated",
+    "pareto_front",
+    "per_layer_front",
+]
+
+ERROR_OBJECTIVE = "output_error"
+COST_OBJECTIVE = "latency_s"
+_DEFAULT = (ERROR_OBJECTIVE, COST_OBJECTIVE)
+_LAYER_KEYS = ("dump", "accelerator", "layer")
+_BLOCK = 256
+
+Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
+
+
+def pareto_front(
+    frame: Frame, minimize: Sequence[str] = _DEFAULT, maximize: Sequence[str] = ()
+) -> Frame:
+    """Rows of `frame` that no other row dominates, in their order.
+
+    Parameters
+    ----------
+    frame : DataFrame, or list of dict
+    minimize, maximize : sequence of str
+        Numeric columns to be small or large; together at least one.
+
+    Raises
+    ------
+    InputError
+        If there is no objective, or one is not a column or not numeric.
+    """
+    return _select(frame, _on_front(frame, minimize, maximize, ()))
+
+
+def per_layer_front(
+    frame: Frame,
+    minimize: Sequence[str] = _DEFAULT,
+    maximize: Sequence[str] = (),
+    *,
+    by: Sequence[str] = _LAYER_KEYS,
+) -> Frame:
+    """Rows that are on the front of their own layer on their own accelerator, in their order.
+
+    Rows that agree in all columns of `by` compete with each other and with no others; columns of
+    the default that `frame` does not have are left out. Otherwise as `pareto_front`.
+    """
+    return _select(frame, _on_front(frame, minimize, maximize, by))
+
+
+def mark_front(
+    frame: Frame,
+    minimize: Sequence[str] = _DEFAULT,
+    maximize: Sequence[str] = (),
+    *,
+    by: Sequence[str] = _LAYER_KEYS,
+) -> Frame:
+    """Copy of `frame` with the bool column ``pareto``: whether the row is in `per_layer_front`.
+
+    With ``by=()`` all rows compete with each other.
+    """
+    marks = _on_front(frame, minimize, maximize, by)
+    if isinstance(frame, list):
+        return [row | {"pareto": bool(mark)} for row, mark in zip(frame, marks, strict=True)]
+    return frame.assign(pareto=marks)
+
+
+def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points no other point dominates, when smaller is better in every column.
+
+    Parameters
+    ----------
+    points : ndarray of shape (P, D), float64
+        Without NaN. D is at least 1.
+
+    Returns
+    -------
+    ndarray of shape (P,), bool
+        Equal points are either all on the front or none of them.
+
+    Notes
+    -----
+    In lexicographic order a point can only be dominated by an earlier one. Two columns then need
+    one running minimum, O(P log P); more columns compare blocks of points with the front so far,
+    O(P F D) for a front of F points.
+    """
+    keep = np.zeros(len(points), dtype=bool)
+    order = np.lexsort(points.T[::-1])
+    ordered = points[order]
+    keep[order] = _front_of_pairs(ordered) if points.shape[1] == 2 else _front_by_blocks(ordered)
+    return keep
+
+
+def _front_of_pairs(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    x, y = points.T
+    if len(x) == 0:
+        return np.zeros(0, dtype=bool)
+    starts = np.flatnonzero(np.concatenate([[True], x[1:] != x[:-1]]))
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(x))))
+    # Within a run of equal x the first y is the smallest; it must beat every smaller x strictly.
+    smallest = y[starts]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(smallest)[:-1]])
+    is_first_run = np.arange(len(starts)) == 0
+    on_front = is_first_run | (smallest < before)
+    return on_front[run] & (y == smallest[run])
+
+
+def _front_by_blocks(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    keep = np.ones(len(points), dtype=bool)
+    front = points[:0]
+    for start in range(0, len(points), _BLOCK):
+        block = points[start : start + _BLOCK]
+        alive = ~_dominated(block, front)
+        alive[alive] = ~_dominated(block[alive], block[alive])
+        keep[start : start + _BLOCK] = alive
+        front = np.concatenate([front, block[alive]])
+    return keep
+
+
+def _dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of `points` (P, D) are dominated by one of `by` (F, D); memory P * F bytes."""
+    no_worse = np.ones((len(points), len(by)), dtype=bool)
+    better = np.zeros((len(points), len(by)), dtype=bool)
+    for mine, other in zip(points.T, by.T, strict=True):
+        no_worse &= other[None, :] <= mine[:, None]
+        better |= other[None, :] < mine[:, None]
+    return (no_worse & better).any(axis=1)
+
+
+def _on_front(
+    frame: Frame, minimize: Sequence[str], maximize: Sequence[str], by: Sequence[str]
+) -> NDArray[np.bool_]:
+    minimize, maximize, by = _names(minimize), _names(maximize), _names(by)
+    if not minimize and not maximize:
+        raise InputError("a Pareto front needs at least one column to minimize or maximize")
+    on_front = np.zeros(len(frame), dtype=bool)
+    if len(frame) == 0:
+        return on_front
+    points = np.stack(
+        [_numbers(frame, name) for name in minimize]
+        + [-_numbers(frame, name) for name in maximize],
+        axis=1,
+    )
+    eligible = ~np.isnan(points).any(axis=1)
+    if "status" in _columns(frame):
+        eligible &= np.array([status == "ok" for status in _values(frame, "status")])
+    for members in _groups(frame, by):
+        members = members[eligible[members]]
+        on_front[members] = non_dominated(points[members])
+    return on_front
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    # A lone string would otherwise be taken letter by letter.
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _groups(frame: Frame, by: Sequence[str]) -> list[NDArray[np.intp]]:
+    if by == _LAYER_KEYS:
+        by = [name for name in by if name in _columns(frame)]
+    members: dict[tuple, list[int]] = {}
+    for index, key in enumerate(zip(*(_values(frame, name) for name in by), strict=True)):
+        members.setdefault(key, []).append(index)
+    if not by:
+        return [np.arange(len(frame))]
+    return [np.array(indices) for indices in members.values()]
+
+
+def _columns(frame: Frame) -> list[str]:
+    if isinstance(frame, list):
+        return list(dict.fromkeys(name for row in frame for name in row))
+    return [str(name) for name in frame.columns]
+
+
+def _values(frame: Frame, name: str) -> list:
+    if name not in _columns(frame):
+        raise InputError(unknown_name("column", name, _columns(frame)))
+    return [row.get(name) for row in frame] if isinstance(frame, list) else frame[name].tolist()
+
+
+def _numbers(frame: Frame, name: str) -> NDArray[np.float64]:
+    values = _values(frame, name)
+    try:
+        return np.array([np.nan if _is_missing(v) else float(v) for v in values], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"column {name!r} is not numeric and cannot be an objective") from None
+
+
+def _is_missing(value: object) -> bool:
+    # A pandas NA has no truth value and is not a float; its type name is all NumPy code can ask.
+    return value is None or type(value).__name__ == "NAType"
+
+
+def _select(frame: Frame, mask: NDArray[np.bool_]) -> Frame:
+    if isinstance(frame, list):
+        return [row for row, chosen in zip(frame, mask, strict=True) if chosen]
+    return frame[mask]

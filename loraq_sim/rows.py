@@ -1,0 +1,103 @@
+"""The result row: every column once, with its SQL type, unit and meaning.
+
+The store, the CSV file, the DataFrame and the JSON objects all take their columns, and the order
+of them, from `COLUMNS`. A value that is missing or not a number is None in a row, NULL in the
+store, an empty CSV field and NaN in a DataFrame. Infinities (the SQNR of an exact result) are
+kept as they are.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loraq_sim.errors import InputError
+
+__all__ = ["COLUMNS", "COLUMN_NAMES", "IDENTITY", "Column", "Row", "failed_row"]
+
+Row = dict[str, Any]
+"""One result as ``{column: value}``; values are str, int, float, bool or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a result row; `unit` is empty for names, counts and plain ratios."""
+
+    name: str
+    sql_type: str
+    unit: str
+    meaning: str
+
+
+_TABLE = (
+    ("layer", "TEXT", "", "name of the layer in its dump"),
+    ("kind", "TEXT", "", "role of the layer in the model, such as self_q or ffn_up"),
+    ("group", "TEXT", "", "layers of one group read the same input"),
+    ("m", "INTEGER", "rows", "rows of one model call (cost model)"),
+    ("n", "INTEGER", "", "output features"),
+    ("k", "INTEGER", "", "input features"),
+    ("tokens", "INTEGER", "rows", "activation rows the output error was measured on"),
+    ("calls_per_step", "INTEGER", "", "calls of the layer per denoising step"),
+    ("split", "TEXT", "", "precision split, such as W4A4+W8A8r64"),
+    ("method", "TEXT", "", "solver"),
+    ("preset", "TEXT", "", "effort of the solver"),
+    ("accelerator", "TEXT", "", "name of the accelerator description"),
+    ("rank", "INTEGER", "", "rank of the branch, 0 without one"),
+    ("weight_bytes", "INTEGER", "bytes", "codes, scales and padding of the stored weight"),
+    ("bits_per_weight", "REAL", "bits", "8 * weight_bytes / (n * k)"),
+    ("weight_error", "REAL", "", "relative Frobenius error of the reconstructed weight"),
+    ("output_error", "REAL", "", "relative Frobenius error of the emulated output"),
+    ("sqnr_db", "REAL", "dB", "-20 log10(output_error)"),
+    ("cosine", "REAL", "", "cosine of emulated and full-precision output"),
+    ("max_abs_error", "REAL", "output units", "largest absolute output error"),
+    ("output_rms", "REAL", "output units", "root mean square of the full-precision output"),
+    ("overflow_count", "INTEGER", "", "accumulator overflows during emulation"),
+    ("safe_acc_bits", "INTEGER", "bits", "narrowest accumulator without overflow on this input"),
+    ("latency_s", "REAL", "s", "time of one call"),
+    ("cycles", "INTEGER", "cycles", "clock cycles of one call"),
+    ("energy_j", "REAL", "J", "energy of one call"),
+    ("dram_bytes", "INTEGER", "bytes", "off-chip traffic of one call"),
+    ("utilization", "REAL", "", "used MACs over available MACs, 0 to 1"),
+    ("bound", "TEXT", "", "what limits the latency"),
+    ("status", "TEXT", "", "ok or failed"),
+    ("message", "TEXT", "", "why the case failed, or a remark"),
+    ("seconds", "REAL", "s", "wall time this case took to evaluate"),
+    ("seed", "INTEGER", "", "seed of the solver"),
+    ("pareto", "INTEGER", "", "whether the row is on its layer's Pareto front"),
+    ("dump", "TEXT", "", "file name of the layer dump"),
+    ("family", "TEXT", "", "element family of the split"),
+    ("group_size", "INTEGER", "elements", "elements per scale along K"),
+    ("token_limit", "INTEGER", "rows", "activation rows asked for; missing means all"),
+    ("options", "TEXT", "", "other settings that differ from their default, as JSON"),
+)
+
+COLUMNS: tuple[Column, ...] = tuple(
+    Column(name=name, sql_type=sql_type, unit=unit, meaning=meaning)
+    for name, sql_type, unit, meaning in _TABLE
+)
+"""All columns, in the order of tables and files. A row may carry further keys after these."""
+
+COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
+
+IDENTITY = (
+    *("dump", "layer", "split", "family", "group_size", "method", "preset"),
+    *("accelerator", "seed", "token_limit", "options"),
+)
+"""What a reader tells two rows apart by. Rows equal in these differ only in what produced them."""
+
+
+def failed_row(message: str, known: Mapping[str, Any]) -> Row:
+    """Row of a case that could not be evaluated: `known` columns, status, message, None elsewhere.
+
+    Raises
+    ------
+    InputError
+        If `known` holds a name that is no column.
+    """
+    for name in known:
+        if name not in COLUMN_NAMES:
+            near = difflib.get_close_matches(name, COLUMN_NAMES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{name!r} is not a column of a result row{hint}")
+    row: Row = dict.fromkeys(COLUMN_NAMES)
+    return row | dict(known) | {"status": "failed", "message": message, "pareto": False}

@@ -1,0 +1,129 @@
+"""What a result store file is: its schema and version, how it is opened, and what errors mean.
+
+Anything that is not such a file, is damaged or cannot be written ends in one `StoreError` line.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loraq_sim.errors import StoreError
+from loraq_sim.rows import COLUMNS
+
+__all__ = ["SCHEMA_VERSION", "connect", "explained", "make_folder"]
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
+_BUSY_TIMEOUT_S = 30.0
+
+_SCHEMA = f"""
+CREATE TABLE rows (
+    case_id TEXT PRIMARY KEY,
+    {", ".join(f'"{column.name}" {column.sql_type}' for column in COLUMNS)},
+    extra TEXT NOT NULL DEFAULT '{{}}'
+);
+CREATE TABLE runs (run INTEGER PRIMARY KEY AUTOINCREMENT, provenance TEXT NOT NULL);
+CREATE TABLE planned (case_id TEXT PRIMARY KEY, run INTEGER NOT NULL, position INTEGER NOT NULL);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of `path`; raise StoreError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path.parent}: cannot make this folder ({error.strerror})") from None
+
+
+def connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    """Open and check the store at `path`; read-only unless `create`, which also makes it.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing, is not a store, is damaged, has another schema version, or cannot
+        be read or written.
+    """
+    connection = _open_file(path, create)
+    try:
+        _check(connection, path, create)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _open_file(path: Path, create: bool) -> sqlite3.Connection:
+    if path.is_dir():
+        raise StoreError(f"{path}: is a folder; give the file of a result store")
+    if not create and not path.exists():
+        raise StoreError(f"{path}: no such result store")
+    uri = path.resolve().as_uri()
+    # Autocommit: transactions are opened by hand, so that nothing is ever left half-open.
+    options = {"uri": True, "timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
+    with explained(path, "open"):
+        if create:
+            return sqlite3.connect(f"{uri}?mode=rwc", **options)
+        connection = sqlite3.connect(f"{uri}?mode=ro", **options)
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.OperationalError:
+            # A write-ahead-log file in a folder we may not write can only be read as immutable.
+            connection.close()
+            if path.with_name(path.name + "-wal").exists():
+                raise
+            return sqlite3.connect(f"{uri}?immutable=1", **options)
+        return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
+    with explained(path, "open"):
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if create and application == 0 and tables == 0:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            application, version = _APPLICATION_ID, SCHEMA_VERSION
+        if application != _APPLICATION_ID:
+            raise StoreError(f"{path}: is not a loraq-sim result store")
+        if version != SCHEMA_VERSION:
+            age = "newer" if version > SCHEMA_VERSION else "older"
+            raise StoreError(
+                f"{path}: was written by a {age} release (schema version {version}, this one reads "
+                f"{SCHEMA_VERSION}); use that release, or sweep into a new --out"
+            )
+        # In a write-ahead log NORMAL survives any kill of the process, and is far faster than FULL.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"malformed: {verdict}")
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn SQLite's errors into one `StoreError` line that names `path` and what was being done."""
+    try:
+        yield
+    except (sqlite3.Error, OverflowError) as error:
+        raise StoreError(f"{path}: {_explanation(str(error), doing)}") from error
+
+
+def _explanation(error: str, doing: str) -> str:
+    if "disk is full" in error:
+        return (
+            f"disk is full, cannot {doing}; rows stored so far are safe: "
+            "free some space and run the same command again"
+        )
+    if "locked" in error:
+        return f"another process keeps it locked, cannot {doing}; try again when it has finished"
+    if "not a database" in error:
+        return "is not a loraq-sim result store"
+    if "malformed" in error:
+        return f"is damaged ({error}); restore a copy or sweep into a new --out"
+    if "readonly" in error or "unable to open" in error:
+        return f"cannot {doing}: no permission, or not a plain file ({error})"
+    return f"cannot {doing} ({error})"

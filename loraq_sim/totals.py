@@ -1,0 +1,194 @@
+"""Totals of a whole model: what all its layers cost per denoising step under one split.
+
+Costs are sums over layers of the cost of one call times the calls per step. Errors are means:
+`ERROR_FORMULA` and `WEIGHT_ERROR_FORMULA` say which.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loraq_sim.errors import InputError
+from loraq_sim.rows import IDENTITY, Row
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["ERROR_FORMULA", "MODEL_COLUMNS", "WEIGHT_ERROR_FORMULA", "model_totals"]
+
+ERROR_FORMULA = (
+    "output_error = sqrt( sum_l c_l e_l^2 / sum_l c_l ), "
+    "e_l: relative output error of layer l, c_l: calls of layer l per denoising step"
+)
+WEIGHT_ERROR_FORMULA = (
+    "weight_error = sqrt( sum_l n_l k_l w_l^2 / sum_l n_l k_l ), "
+    "w_l: relative weight error of layer l, n_l k_l: its number of weights"
+)
+
+_KEYS = tuple(name for name in IDENTITY if name != "layer")
+_COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
+_NUMBERS = (
+    *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
+    *("overflow_count", "safe_acc_bits", *_COSTS, "utilization", "bound"),
+)
+MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
+"""Columns of the totals, in order."""
+
+Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
+
+
+def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
+    """Totals per (split, method, preset, accelerator, ...) over all layers of a dump.
+
+    Parameters
+    ----------
+    frame : DataFrame, or list of dict
+        Result rows, at most one per layer and combination of the other settings.
+    layers : collection of str
+        Names of layers that belong to the model besides those with a row.
+
+    Returns
+    -------
+    DataFrame or list of dict, as `frame`
+        One row per combination, in order of appearance, with the columns `MODEL_COLUMNS`:
+
+        ``n_layers``, ``n_missing``, ``complete``
+            layers summed, layers of the model without a result, and whether none is missing;
+        ``latency_s``, ``cycles``, ``energy_j``, ``dram_bytes``
+            sum over layers of calls per step times the cost of one call;
+        ``weight_bytes``, ``overflow_count``, ``safe_acc_bits``
+            each layer's weight counted once; sum; maximum;
+        ``bits_per_weight``
+            8 * sum of weight_bytes / sum of n * k;
+        ``output_error``, ``weight_error``, ``sqnr_db``
+            `ERROR_FORMULA`; `WEIGHT_ERROR_FORMULA`; -20 log10(output_error), None when exact;
+        ``utilization``, ``bound``
+            mean weighted by time; the bound that holds for most of the time;
+        ``status``
+            ``ok``, or ``incomplete`` when a layer is missing that another combination has. The
+            numbers are then None, because a sum over fewer layers cannot be compared.
+
+    Notes
+    -----
+    A layer that failed in every combination (an unreadable one) is left out of all of them, so
+    the totals stay comparable; `n_missing` and `message` say so.
+
+    Raises
+    ------
+    InputError
+        If a layer has two rows in one combination.
+    """
+    rows = frame if isinstance(frame, list) else _records(frame)
+    combinations: dict[tuple, dict[str, Row]] = {}
+    members: dict[Any, set[str]] = {}
+    usable: dict[Any, set[str]] = {}
+    for row in rows:
+        key = tuple(row.get(name) for name in _KEYS)
+        _insert(combinations.setdefault(key, {}), row)
+        members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
+        if row.get("status") == "ok":
+            usable.setdefault(row.get("dump"), set()).add(row["layer"])
+    totals = [
+        dict(zip(_KEYS, key, strict=True))
+        | _combination(by_layer, members[key[0]], usable.get(key[0], set()))
+        for key, by_layer in combinations.items()
+    ]
+    if isinstance(frame, list):
+        return totals
+    return type(frame)(totals, columns=list(MODEL_COLUMNS))
+
+
+def _records(frame: "pandas.DataFrame") -> list[Row]:
+    # NaN would break the grouping (it differs from itself), so missing values are None again.
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _insert(by_layer: dict[str, Row], row: Row) -> None:
+    if row["layer"] in by_layer:
+        raise InputError(
+            f"layer {row['layer']!r} has two rows for split {row.get('split')}; "
+            "select one sweep or one set of settings before adding up the model"
+        )
+    by_layer[row["layer"]] = row
+
+
+def _combination(by_layer: dict[str, Row], members: set[str], usable: set[str]) -> Row:
+    done = [row for row in by_layer.values() if row.get("status") == "ok"]
+    n_missing = len(members) - len(done)
+    comparable = bool(done) and len(done) == len(usable)
+    facts: Row = {
+        "n_layers": len(done),
+        "n_missing": n_missing,
+        "complete": n_missing == 0,
+        "status": "ok" if comparable else "incomplete",
+        "message": f"{n_missing} of {len(members)} layers missing" if n_missing else "",
+    }
+    numbers = _sums(done) if comparable else dict.fromkeys(_NUMBERS)
+    return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
+
+
+def _sums(rows: Sequence[Row]) -> Row:
+    n_weights = _over(sum, rows, lambda row: row["n"] * row["k"])
+    weight_bytes = _over(sum, rows, lambda row: row["weight_bytes"])
+    calls = sum(_calls(row) for row in rows)
+    error = _root_mean_square(rows, lambda row: row["output_error"], _calls, calls)
+    totals: Row = {
+        "weight_bytes": weight_bytes,
+        "bits_per_weight": _ratio(8, weight_bytes, n_weights),
+        "weight_error": _root_mean_square(
+            rows, lambda row: row["weight_error"], lambda row: row["n"] * row["k"], n_weights
+        ),
+        "output_error": error,
+        "sqnr_db": _sqnr_db(error),
+        "overflow_count": _over(sum, rows, lambda row: row["overflow_count"]),
+        "safe_acc_bits": _over(max, rows, lambda row: row["safe_acc_bits"]),
+    }
+    for name in _COSTS:
+        totals[name] = _over(sum, rows, lambda row, name=name: row[name] * _calls(row))
+    busy = _over(sum, rows, lambda row: row["utilization"] * row["latency_s"] * _calls(row))
+    totals["utilization"] = _ratio(1, busy, totals["latency_s"])
+    totals["bound"] = _longest_bound(rows)
+    return totals
+
+
+def _calls(row: Row) -> int:
+    return row.get("calls_per_step") or 1
+
+
+def _over(
+    reduce: Callable[[list], Any], rows: Sequence[Row], value: Callable[[Row], Any]
+) -> Any | None:
+    """``reduce`` of ``value(row)`` over all rows, None if one of them lacks the value."""
+    try:
+        values = [value(row) for row in rows]
+        return reduce(values)
+    except (TypeError, KeyError):
+        return None
+
+
+def _root_mean_square(
+    rows: Sequence[Row],
+    value: Callable[[Row], float],
+    weight: Callable[[Row], float],
+    weights: float | None,
+) -> float | None:
+    square = _over(sum, rows, lambda row: weight(row) * value(row) ** 2)
+    mean = _ratio(1, square, weights)
+    return None if mean is None else math.sqrt(mean)
+
+
+def _ratio(factor: float, over: float | None, under: float | None) -> float | None:
+    return None if over is None or not under else factor * over / under
+
+
+def _sqnr_db(error: float | None) -> float | None:
+    return -20 * math.log10(error) if error else None
+
+
+def _longest_bound(rows: Sequence[Row]) -> str | None:
+    seconds: dict[str, float] = {}
+    for row in rows:
+        if row.get("bound") and row.get("latency_s") is not None:
+            time = row["latency_s"] * _calls(row)
+            seconds[row["bound"]] = seconds.get(row["bound"], 0.0) + time
+    return max(seconds, key=seconds.__getitem__) if seconds else None

@@ -1,0 +1,147 @@
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from loraq_sim.errors import InputError
+from loraq_sim.pareto import mark_front
+from loraq_sim.totals import ERROR_FORMULA, MODEL_COLUMNS, WEIGHT_ERROR_FORMULA, model_totals
+
+
+def result(layer, split="W4A4", **values):
+    row = {
+        "layer": layer,
+        "split": split,
+        "method": "loraq",
+        "preset": "fast",
+        "accelerator": "aie2",
+        "dump": "d.npz",
+        "seed": 0,
+        "n": 8,
+        "k": 16,
+        "calls_per_step": 1,
+        "weight_bytes": 64,
+        "weight_error": 0.5,
+        "output_error": 0.25,
+        "overflow_count": 3,
+        "safe_acc_bits": 12,
+        "latency_s": 1.0,
+        "cycles": 100,
+        "energy_j": 2.0,
+        "dram_bytes": 10,
+        "utilization": 0.5,
+        "bound": "compute",
+        "status": "ok",
+        "message": "",
+    }
+    return row | values
+
+
+def failed(layer, split="W4A4"):
+    row = dict.fromkeys(result("x"))
+    known = {key: result(layer, split)[key] for key in ("method", "preset", "accelerator", "dump")}
+    return row | known | {"layer": layer, "split": split, "seed": 0, "status": "failed"}
+
+
+TWO = [
+    result("a", calls_per_step=3, latency_s=2.0, output_error=0.1, bound="dram", utilization=0.1),
+    result("b", n=32, weight_bytes=400, output_error=0.2, weight_error=0.25, safe_acc_bits=17),
+]
+
+
+def test_costs_are_sums_of_calls_and_weights_count_once():
+    (total,) = model_totals(TWO)
+    assert total["latency_s"] == 3 * 2.0 + 1.0
+    assert total["cycles"] == 400
+    assert total["energy_j"] == 8.0
+    assert total["dram_bytes"] == 40
+    assert total["weight_bytes"] == 464
+    assert total["overflow_count"] == 6
+    assert total["safe_acc_bits"] == 17
+
+
+def test_errors_follow_the_stated_formulas():
+    (total,) = model_totals(TWO)
+    output = (3 * Fraction(1, 10) ** 2 + Fraction(1, 5) ** 2) / 4
+    weight = (128 * Fraction(1, 2) ** 2 + 512 * Fraction(1, 4) ** 2) / 640
+    bits = Fraction(8 * 464, 8 * 16 + 32 * 16)
+    # A few float64 operations, each within half an ulp: 1e-14 is ample.
+    np.testing.assert_allclose(total["output_error"], float(output) ** 0.5, rtol=1e-14)
+    np.testing.assert_allclose(total["weight_error"], float(weight) ** 0.5, rtol=1e-14)
+    np.testing.assert_allclose(total["bits_per_weight"], float(bits), rtol=1e-14)
+    np.testing.assert_allclose(total["sqnr_db"], -10 * np.log10(float(output)), rtol=1e-14)
+    assert "c_l e_l^2" in ERROR_FORMULA
+    assert "n_l k_l w_l^2" in WEIGHT_ERROR_FORMULA
+
+
+def test_utilization_is_weighted_by_time_and_the_longest_bound_wins():
+    (total,) = model_totals(TWO)
+    np.testing.assert_allclose(total["utilization"], (0.1 * 6 + 0.5 * 1) / 7, rtol=1e-14)
+    assert total["bound"] == "dram"
+
+
+def test_a_frame_gives_a_frame_with_the_same_numbers():
+    rows = [*TWO, failed("a", "W4A8"), result("b", "W4A8")]
+    from_rows = model_totals(rows)
+    from_frame = model_totals(pd.DataFrame(rows))
+    assert list(from_frame.columns) == list(MODEL_COLUMNS) == list(from_rows[0])
+    pd.testing.assert_frame_equal(from_frame, pd.DataFrame(from_rows), check_dtype=False)
+
+
+def test_a_split_that_lacks_a_layer_others_have_is_incomplete_and_off_the_front():
+    rows = [*TWO, result("a", "W8A8", output_error=0.0), failed("b", "W8A8")]
+    full, partial = model_totals(rows)
+    assert (full["status"], full["complete"], full["n_missing"]) == ("ok", True, 0)
+    assert (partial["status"], partial["complete"], partial["n_missing"]) == (
+        "incomplete",
+        False,
+        1,
+    )
+    assert (partial["n_layers"], partial["latency_s"]) == (1, None)
+    assert partial["message"] == "1 of 2 layers missing"
+    assert [row["pareto"] for row in mark_front([full, partial])] == [True, False]
+
+
+def test_a_layer_that_failed_everywhere_is_left_out_everywhere():
+    rows = [*TWO, failed("bad"), result("a", "W4A8"), result("b", "W4A8"), failed("bad", "W4A8")]
+    for total in model_totals(rows):
+        assert (total["status"], total["n_layers"], total["n_missing"]) == ("ok", 2, 1)
+        assert total["complete"] is False
+        assert total["latency_s"] is not None
+
+
+def test_layers_without_any_row_are_missing():
+    (total,) = model_totals(TWO, layers=["a", "b", "c", "d"])
+    assert (total["n_missing"], total["message"]) == (2, "2 of 4 layers missing")
+
+
+def test_settings_are_kept_apart_and_in_order_of_appearance():
+    rows = [result("a", "W8A8"), result("a", accelerator="a100"), result("a", method="lqer")]
+    totals = model_totals(rows)
+    assert [(t["split"], t["accelerator"], t["method"]) for t in totals] == [
+        ("W8A8", "aie2", "loraq"),
+        ("W4A4", "a100", "loraq"),
+        ("W4A4", "aie2", "lqer"),
+    ]
+
+
+def test_an_unmeasured_error_makes_no_total():
+    (total,) = model_totals([*TWO, result("c", output_error=None)])
+    assert (total["output_error"], total["sqnr_db"]) == (None, None)
+    assert total["latency_s"] == 8.0
+
+
+def test_an_exact_result_has_no_sqnr():
+    (total,) = model_totals([result("a", output_error=0.0)])
+    assert (total["output_error"], total["sqnr_db"]) == (0.0, None)
+
+
+def test_two_rows_of_one_layer_are_refused():
+    with pytest.raises(InputError, match="layer 'a' has two rows for split W4A4"):
+        model_totals([result("a"), result("a")])
+
+
+def test_no_rows_give_no_totals():
+    assert model_totals([]) == []
+    assert len(model_totals(pd.DataFrame({"layer": []}))) == 0
