@@ -19,6 +19,7 @@ STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Names of the dtypes a layer's tensors may arrive in; all become float32."""
 
 MAX_COUNT = 2**40
+MAX_NAME = 500
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -120,13 +121,17 @@ class Layer:
 
 
 def check_name(name: str) -> None:
-    """Raise InputError unless `name` is a non-empty printable string.
+    """Raise InputError unless `name` is a printable string of 1 to 500 characters.
 
-    Control characters would break one-line messages and table rows.
+    Control characters and endless names would break one-line messages and table rows.
     """
-    if not isinstance(name, str) or not name or not name.isprintable():
-        shown = repr(name)[:80] if isinstance(name, str) else type(name).__name__
-        raise InputError(f"a layer name must be a non-empty printable string, got {shown}")
+    if isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable():
+        return
+    shown = repr(name[:80]) if isinstance(name, str) else type(name).__name__
+    raise InputError(
+        f"a layer name must be a non-empty printable string of up to {MAX_NAME} characters, "
+        f"got {shown}"
+    )
 
 
 def check_shapes(

@@ -102,7 +102,7 @@ def test_a_bad_field_is_refused_with_layer_tensor_and_value(changes, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", None, 7])
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", "x" * 501, None, 7])
 def test_a_name_must_be_printable_text(name):
     with pytest.raises(InputError, match="a layer name must be a non-empty printable string"):
         Layer(name=name, weight=ramp(2, 2))

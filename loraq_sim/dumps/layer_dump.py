@@ -1,0 +1,281 @@
+"""A read-only mapping of layer names to layers; a layer's tensors load when it is asked for."""
+
+import difflib
+import hashlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.dumps.stored import (
+    StoredDump,
+    StoredLayer,
+    StoredTensor,
+    check_fits_memory,
+    first_line,
+)
+from loraq_sim.errors import DumpError, InputError
+from loraq_sim.layers import Layer, check_count, check_dtype, check_name, check_shapes
+
+__all__ = ["LayerDump", "LayerInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """What a dump says about a layer without its values being read.
+
+    `n`, `k` and `tokens` are sizes (`tokens` is None without activations); `dtype` (of the weight),
+    `bias_dtype` and `activation_dtype` are as stored; `nbytes` counts weight and bias as stored;
+    `activation_key` is equal for layers that share one stored activation tensor.
+    """
+
+    name: str
+    n: int
+    k: int
+    tokens: int | None
+    kind: str
+    group: str
+    has_bias: bool
+    rows_per_call: int | None
+    calls_per_step: int
+    dtype: str
+    bias_dtype: str | None
+    activation_dtype: str | None
+    nbytes: int
+    activation_key: str | None
+
+
+class LayerDump(Mapping[str, Layer]):
+    """Layers of one file, in file order; ``dump[name]`` reads and checks that layer's tensors.
+
+    Made by `read_layer_dump`. A bad layer raises when it is asked for, not when the file is opened,
+    so the other layers stay usable. Pickles as its path: a worker process opens the file itself.
+
+    Attributes
+    ----------
+    path : Path
+    meta : dict
+        What the file says about the model and its provenance.
+    skipped : dict
+        Tensors of the file that are no linear layer, with the reason.
+    """
+
+    def __init__(self, path: Path, stored: StoredDump) -> None:
+        self.path = path
+        self.meta = stored.meta
+        self.skipped = stored.skipped
+        self._stored = stored
+        self._version = _file_version(path)
+        # Layers of one group share their activations in memory while any of them is in use.
+        self._activations: weakref.WeakValueDictionary[str, NDArray] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> Layer:
+        stored = self._find(name)
+        info = self.info(name)
+        shared = self._activations.get(info.activation_key)
+        try:
+            layer = Layer(
+                name=name,
+                weight=self._load(name, "weight", stored.weight).reshape(info.n, info.k),
+                bias=self._load(name, "bias", stored.bias),
+                activations=(
+                    self._load(name, "activations", stored.activations)
+                    if shared is None
+                    else shared
+                ),
+                kind=info.kind,
+                group=info.group,
+                rows_per_call=info.rows_per_call,
+                calls_per_step=info.calls_per_step,
+            )
+        except DumpError:
+            raise
+        except InputError as error:
+            raise DumpError(f"{self.path}: {error}") from None
+        if layer.activations is not None:
+            self._activations[info.activation_key] = layer.activations
+        return layer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored.layers)
+
+    def __len__(self) -> int:
+        return len(self._stored.layers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored.layers
+
+    def __repr__(self) -> str:
+        return f"LayerDump({str(self.path)!r}, {len(self)} layers)"
+
+    def __reduce__(self) -> tuple:
+        return _reopen, (self.path, tuple(self))
+
+    def info(self, name: str) -> LayerInfo:
+        """Sizes, dtypes and roles of one layer; reads no tensor values.
+
+        Raises
+        ------
+        DumpError
+            If the layer is unknown, incomplete, or its shapes, dtypes or counts are unusable.
+        """
+        stored = self._find(name)
+        try:
+            check_name(name)
+            if stored.problem:
+                raise InputError(f"layer {name!r}: {stored.problem}")
+            return _describe(stored)
+        except InputError as error:
+            raise DumpError(f"{self.path}: {error}") from None
+
+    def select(self, patterns: str | Iterable[str]) -> "LayerDump":
+        """Dump of the layers whose name or kind matches any of the patterns, in file order.
+
+        Parameters
+        ----------
+        patterns : str or iterable of str
+            Shell patterns (``*``, ``?``, ``[abc]``), case-sensitive; a string may hold several,
+            separated by commas. A full layer name always matches itself.
+
+        Raises
+        ------
+        DumpError
+            If a pattern matches nothing; the message lists the nearest names.
+        """
+        given = [patterns] if isinstance(patterns, str) else list(patterns)
+        wanted = [part.strip() for text in given for part in text.split(",") if part.strip()]
+        if not wanted:
+            raise DumpError(f"{self.path}: no layer pattern given; use for example '*' or 'ffn_*'")
+        keep: set[str] = set()
+        for pattern in wanted:
+            found = {name for name in self if self._matches(name, pattern)}
+            if not found:
+                raise DumpError(self._nothing_matches(pattern))
+            keep |= found
+        return self._restricted(name for name in self if name in keep)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the whole file, read in pieces."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DumpError(f"{self.path}: cannot be read: {error.strerror}") from None
+
+    def _restricted(self, names: Iterable[str]) -> "LayerDump":
+        layers = {name: self._stored.layers[name] for name in names}
+        return LayerDump(self.path, StoredDump(layers=layers, meta=self.meta, skipped=self.skipped))
+
+    def _find(self, name: str) -> StoredLayer:
+        try:
+            return self._stored.layers[name]
+        except (KeyError, TypeError):
+            near = difflib.get_close_matches(str(name), list(self), n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise UnknownLayer(
+                f"{self.path}: no layer {name!r} among its {len(self)} layers{hint}"
+            ) from None
+
+    def _matches(self, name: str, pattern: str) -> bool:
+        kind = self._stored.layers[name].kind
+        return (
+            name == pattern
+            or fnmatchcase(name, pattern)
+            or (isinstance(kind, str) and fnmatchcase(kind, pattern))
+        )
+
+    def _nothing_matches(self, pattern: str) -> str:
+        kinds = {layer.kind: None for layer in self._stored.layers.values() if layer.kind}
+        known = [kind for kind in kinds if isinstance(kind, str)]
+        bare = pattern.replace("*", "").replace("?", "")
+        near = difflib.get_close_matches(bare, [*known, *self], n=3, cutoff=0.3) or list(self)[:3]
+        return (
+            f"{self.path}: pattern {pattern!r} matches no layer name and no kind; "
+            f"nearest: {', '.join(near)} (kinds: {', '.join(known[:20])})"
+        )
+
+    def _load(self, name: str, tensor: str, stored: StoredTensor | None) -> NDArray | None:
+        if stored is None:
+            return None
+        what = f"layer {name!r}: {tensor}"
+        if _file_version(self.path) != self._version:
+            # Offsets read at opening would now point at other bytes.
+            raise DumpError(f"{self.path}: changed or removed since it was opened; open it again")
+        check_fits_memory(self.path, what, stored.shape)
+        # Whatever a reader library raises on damaged bytes, the caller sees one DumpError.
+        try:
+            array = stored.load()
+        except DumpError:
+            raise
+        except Exception as error:
+            raise DumpError(f"{self.path}: {what} cannot be read: {first_line(error)}") from error
+        if array.shape != stored.shape:
+            raise DumpError(
+                f"{self.path}: {what} has shape {array.shape}, but the file's directory says "
+                f"{stored.shape}; the file is damaged or changed while open"
+            )
+        return np.asarray(array)
+
+
+class UnknownLayer(DumpError, KeyError):
+    """The asked layer is not in the dump; also a KeyError, as `Mapping.get` expects."""
+
+    __str__ = Exception.__str__
+
+
+def _file_version(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _reopen(path: Path, names: tuple[str, ...]) -> LayerDump:
+    from loraq_sim.dumps.read import read_layer_dump
+
+    dump = read_layer_dump(path)
+    return dump._restricted(names)
+
+
+def _describe(stored: StoredLayer) -> LayerInfo:
+    name = stored.name
+    tensors = {"weight": stored.weight, "bias": stored.bias, "activations": stored.activations}
+    shapes = {key: _matrix_shape(t) for key, t in tensors.items() if t is not None}
+    check_shapes(name, **shapes)
+    for key, tensor in tensors.items():
+        if tensor is not None:
+            check_dtype(name, key, tensor.dtype)
+    for field in ("kind", "group"):
+        value = getattr(stored, field)
+        if not isinstance(value, str) or not (value == "" or value.isprintable()):
+            raise InputError(f"layer {name!r}: {field} must be a printable string")
+    n, k = shapes["weight"]
+    rows = stored.rows_per_call
+    activations = stored.activations
+    return LayerInfo(
+        name=name,
+        n=n,
+        k=k,
+        tokens=None if activations is None else activations.shape[0],
+        kind=stored.kind,
+        group=stored.group,
+        has_bias=stored.bias is not None,
+        rows_per_call=None if rows is None else check_count(name, "rows_per_call", rows),
+        calls_per_step=check_count(name, "calls_per_step", stored.calls_per_step),
+        dtype=stored.weight.dtype,
+        bias_dtype=None if stored.bias is None else stored.bias.dtype,
+        activation_dtype=None if activations is None else activations.dtype,
+        nbytes=stored.weight.nbytes + (0 if stored.bias is None else stored.bias.nbytes),
+        activation_key=None if activations is None else activations.key,
+    )
+
+
+def _matrix_shape(tensor: StoredTensor) -> tuple[int, ...]:
+    # A 1x1 convolution weight (N, K, 1, 1) or (N, K, 1) is the matrix (N, K).
+    shape = tensor.shape
+    return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape

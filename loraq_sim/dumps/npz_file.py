@@ -1,0 +1,129 @@
+"""Layer dumps in NumPy .npz archives.
+
+Members are named as in `flat_keys`, with ``.npy`` appended by NumPy: ``<layer>.weight`` (N, K),
+``<layer>.bias`` (N,), ``<layer>.activations`` (T, K), in float16, float32 or float64. An optional
+member ``__metadata__`` (a 0-d string, or the UTF-8 bytes as uint8) holds JSON:
+
+    {"format": "layer-dump-v0", "meta": {...}, "layers": {"<layer>": {...}}}
+
+so ``np.savez("dump.npz", **{"fc1.weight": w, "fc1.activations": x})`` is a valid dump. Pickled
+object arrays are refused, and so is a member whose declared size does not follow from its own
+header, or that unpacks to more than 100 times its size (over 64 MiB): a zip bomb.
+"""
+
+import math
+import warnings
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.dumps.flat_keys import layers_from_keys, parse_json_object
+from loraq_sim.dumps.stored import DUMP_FORMAT, StoredDump, StoredTensor, first_line, plain_meta
+from loraq_sim.errors import DumpError
+
+__all__ = ["MAX_COMPRESSION", "METADATA_KEY", "open_npz_file"]
+
+METADATA_KEY = "__metadata__"
+
+MAX_COMPRESSION = 100
+"""Trained weights compress to half at best; deflate can reach 1000 on zeros."""
+
+_SMALL_MEMBER_BYTES = 64 * 2**20
+_MAX_METADATA_BYTES = 64 * 2**20
+
+
+def open_npz_file(path: Path) -> StoredDump:
+    """Read the headers of all members; raises DumpError for an unknown or damaged archive."""
+    tensors = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            key = member.filename.removesuffix(".npy")
+            if key != member.filename:
+                tensors[key] = _directory_entry(path, archive, member, key)
+    record = _metadata(path, tensors.pop(METADATA_KEY, None))
+    found = record.get("format", DUMP_FORMAT)
+    if found != DUMP_FORMAT:
+        raise DumpError(f"{path}: unknown dump format {found!r:.60}; expected {DUMP_FORMAT}")
+    layers = record.get("layers", {})
+    if not isinstance(layers, dict):
+        raise DumpError(f"{path}: metadata 'layers' must be a JSON object")
+    return layers_from_keys(tensors, layers, plain_meta(path, record.get("meta")))
+
+
+def _directory_entry(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str
+) -> StoredTensor:
+    try:
+        with archive.open(member) as file:
+            shape, dtype = _read_header(file)
+            data_offset = file.tell()
+    except Exception as error:
+        # zipfile, zlib and NumPy raise many types on damaged members.
+        raise DumpError(f"{path}: member {key!r} is damaged ({first_line(error)})") from error
+    if dtype.hasobject:
+        raise DumpError(
+            f"{path}: member {key!r} holds pickled objects, which could run code, so it was not "
+            "loaded; save numeric arrays only"
+        )
+    nbytes = math.prod(shape) * dtype.itemsize
+    if member.file_size != data_offset + nbytes:
+        raise DumpError(
+            f"{path}: member {key!r} declares {member.file_size} bytes but its header "
+            f"(shape {shape!r:.60}, {dtype.name}) needs {data_offset + nbytes}; damaged or forged"
+        )
+    if nbytes > max(_SMALL_MEMBER_BYTES, MAX_COMPRESSION * member.compress_size):
+        raise DumpError(
+            f"{path}: member {key!r} unpacks {member.compress_size} bytes to {nbytes}, more than "
+            f"{MAX_COMPRESSION}-fold: a zip bomb; save it with numpy.savez (uncompressed)"
+        )
+    return StoredTensor(
+        key=key,
+        shape=shape,
+        dtype=dtype.name,
+        nbytes=nbytes,
+        load=partial(_load, path, member.filename),
+    )
+
+
+def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f".npy version {version} is not used for plain arrays")
+    with warnings.catch_warnings():
+        # Python 2 headers only cost NumPy a second parse; nothing the user can act on.
+        warnings.simplefilter("ignore", UserWarning)
+        shape, _, dtype = read(file)
+    if any(size < 0 for size in shape):
+        raise ValueError("negative size in shape")
+    return shape, dtype
+
+
+def _load(path: Path, filename: str) -> NDArray:
+    with zipfile.ZipFile(path) as archive, archive.open(filename) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _metadata(path: Path, stored: StoredTensor | None) -> dict[str, object]:
+    if stored is None:
+        return {}
+    if stored.nbytes > _MAX_METADATA_BYTES:
+        raise DumpError(f"{path}: {METADATA_KEY} takes {stored.nbytes} bytes; at most 64 MiB")
+    array = stored.load()
+    if array.dtype == np.uint8:
+        text = array.tobytes().decode("utf-8")
+    elif array.shape == () and array.dtype.kind in "US":
+        value = array.item()
+        text = value if isinstance(value, str) else value.decode("utf-8")
+    else:
+        raise DumpError(
+            f"{path}: {METADATA_KEY} must be a 0-d string or uint8 array, got {array.dtype.name} "
+            f"of shape {array.shape}"
+        )
+    return parse_json_object(path, METADATA_KEY, text)

@@ -1,0 +1,140 @@
+"""What a format reader hands over: where each tensor lies, with nothing loaded and little judged.
+
+Readers fill these records from a file's directory alone. A layer that cannot be used still gets a
+record, with `problem` saying why, so that one bad layer never hides the others.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from numpy.typing import NDArray
+
+from loraq_sim.errors import DumpError
+
+__all__ = [
+    "DUMP_FORMAT",
+    "StoredDump",
+    "StoredLayer",
+    "StoredTensor",
+    "check_fits_memory",
+    "first_line",
+    "plain_meta",
+]
+
+DUMP_FORMAT = "layer-dump-v0"
+
+MAX_META_VALUES = 100_000
+"""Values kept in `meta`; nested shared lists in a hostile file could otherwise expand for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """One tensor in a file.
+
+    Attributes
+    ----------
+    key : str
+        Identity of the bytes within the file: equal keys mean one shared tensor.
+    shape : tuple of int
+    dtype : str
+        As in `loraq_sim.layers.STORAGE_DTYPES`, or the file's own name for any other dtype.
+    nbytes : int
+        Bytes of the values as stored (before compression).
+    load : callable
+        Reads the tensor as an array of `shape`; called at most once per layer access.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    load: Callable[[], NDArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredLayer:
+    """One layer in a file; every field but `name` is as found, unchecked."""
+
+    name: str
+    weight: StoredTensor | None = None
+    bias: StoredTensor | None = None
+    activations: StoredTensor | None = None
+    kind: object = "linear"
+    group: object = ""
+    rows_per_call: object = None
+    calls_per_step: object = 1
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredDump:
+    """A file's layers in order, its metadata, and the tensors left out with the reason."""
+
+    layers: dict[str, StoredLayer]
+    meta: dict[str, object]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, at most 200 characters, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def check_fits_memory(path: Path, what: str, shape: tuple[int, ...]) -> None:
+    """Raise DumpError if the float32 copy of a tensor would take over half of physical memory."""
+    values = 1
+    for size in shape:
+        values *= size
+    limit = physical_memory_bytes() // 2
+    if 4 * values > limit:
+        raise DumpError(
+            f"{path}: {what} would take {4 * values / 2**30:.4g} GiB as float32, more than half of "
+            f"this machine's memory ({limit / 2**30:.4g} GiB); use a smaller layer or more memory"
+        )
+
+
+def physical_memory_bytes() -> int:
+    """Installed memory, or 16 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 16 * 2**30
+
+
+def plain_meta(path: Path, meta: object) -> dict[str, object]:
+    """Copy of a dump's metadata, made of dict, list, str, int, float, bool and None alone.
+
+    Raises
+    ------
+    DumpError
+        If `meta` is no mapping with string keys, holds another type, or more than
+        `MAX_META_VALUES` values (shared nested lists count once per appearance).
+    """
+    if meta is None:
+        return {}
+    if not isinstance(meta, Mapping):
+        raise DumpError(f"{path}: meta must be a mapping, got {type(meta).__name__}")
+    left = MAX_META_VALUES
+
+    def copy(value: object, depth: int) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > 20:
+            raise DumpError(
+                f"{path}: meta is too large or too deeply nested; keep it to a few facts"
+            )
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {str(key): copy(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(item, depth + 1) for item in value]
+        if value is None or isinstance(value, bool | float | str):
+            return value
+        # Python refuses to print integers of thousands of digits, and JSON would need to.
+        if isinstance(value, int) and value.bit_length() <= 64:
+            return value
+        raise DumpError(f"{path}: meta holds a {type(value).__name__}; use plain numbers and text")
+
+    return copy(meta, 0)

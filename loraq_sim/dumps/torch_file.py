@@ -1,0 +1,208 @@
+"""Layer dumps in torch.save files (.pt).
+
+Accepted layouts, tried in this order:
+
+1. ``{"format": "layer-dump-v0", "meta": {...}, "layers": {name: entry}}``
+2. ``{name: entry}``
+3. a flat state dict ``{"<name>.weight": tensor, "<name>.bias": tensor, ...}``, read as layers
+   without activations: 2-D weights and 1x1 convolutions become layers (an embedding table looks the
+   same, so choose layers by pattern), everything else is listed in ``dump.skipped``.
+
+An entry holds ``weight`` (N, K) and optionally ``bias`` (N,), ``activations`` (T, K), ``kind``,
+``group``, ``rows_per_call`` and ``calls_per_step``. Layers that share one activation tensor store
+it once, as torch.save does by itself.
+
+Safety: the pickle's instructions are scanned before torch sees them, and torch loads with
+``weights_only=True``, which is unsafe before torch 2.6 (CVE-2025-32434) and refused there.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from numpy.typing import NDArray
+
+from loraq_sim.dumps.flat_keys import layers_from_keys
+from loraq_sim.dumps.pickle_scan import MAX_PICKLE_BYTES, find_unsafe_name
+from loraq_sim.dumps.stored import (
+    DUMP_FORMAT,
+    StoredDump,
+    StoredLayer,
+    StoredTensor,
+    first_line,
+    plain_meta,
+)
+from loraq_sim.errors import DumpError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["import_torch", "open_torch_file"]
+
+_ENTRY_FIELDS = ("kind", "group", "rows_per_call", "calls_per_step")
+
+
+def open_torch_file(path: Path) -> StoredDump:
+    """Open a torch.save file memory-mapped; legacy files (before torch 1.6) are read whole.
+
+    Raises
+    ------
+    DumpError
+        If torch is missing or too old, the file wants to run code, or its layout is unknown.
+    """
+    _refuse_unsafe(path)
+    torch = import_torch(path)
+    if path.suffix == ".safetensors":
+        # torch.load goes by this one suffix instead of the content.
+        raise DumpError(f"{path}: this is a torch.save file; rename it to end in .pt")
+    try:
+        if zipfile.is_zipfile(path):
+            root = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with path.open("rb") as file:
+                root = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DumpError(f"{path}: torch cannot load it: {first_line(error)}") from error
+    return _read_root(path, root)
+
+
+def import_torch(path: Path) -> "torch":
+    """Return the torch module; raise DumpError if it is missing or older than 2.6."""
+    try:
+        import torch
+    except ImportError:
+        raise DumpError(
+            f"{path}: .pt files need torch; pip install 'torch>=2.6', or use .safetensors or .npz"
+        ) from None
+    version = torch.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < (2, 6):
+        raise DumpError(
+            f"{path}: torch {version} does not load untrusted files safely (CVE-2025-32434); "
+            "pip install 'torch>=2.6', or use .safetensors or .npz"
+        )
+    return torch
+
+
+def _refuse_unsafe(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            # A legacy file is five pickles: magic number, protocol, system, content, storage keys.
+            for _ in range(5):
+                _scan(path, file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        pickles = [i for i in archive.infolist() if i.filename.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+            raise DumpError(f"{path}: its directory of tensors is repeated or over 16 MiB")
+        # Memory-mapped tensors are read in place, so compressed ones would come out as noise.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise DumpError(
+                f"{path}: a .pt file that was compressed again; save it with torch.save"
+            )
+        with archive.open(pickles[0]) as file:
+            _scan(path, file)
+
+
+def _scan(path: Path, file: BinaryIO) -> None:
+    try:
+        unsafe = find_unsafe_name(file)
+    except Exception as error:
+        # pickletools raises half a dozen types on damaged bytes.
+        raise DumpError(f"{path}: damaged or truncated ({first_line(error)})") from error
+    if unsafe:
+        raise DumpError(
+            f"{path}: refused, nothing was run: its pickle asks for {unsafe!r}, which no dense "
+            "tensor needs; save plain tensors, numbers and text, or use .safetensors"
+        )
+
+
+def _read_root(path: Path, root: object) -> StoredDump:
+    if not isinstance(root, Mapping):
+        raise DumpError(
+            f"{path}: holds a {type(root).__name__}, expected a mapping of layer names to tensors"
+        )
+    file_bytes = path.stat().st_size
+    if isinstance(root.get("layers"), Mapping):
+        found = root.get("format", DUMP_FORMAT)
+        if found != DUMP_FORMAT:
+            shown = repr(found[:40]) if isinstance(found, str) else type(found).__name__
+            raise DumpError(
+                f"{path}: unknown dump format {shown}; this version reads {DUMP_FORMAT}"
+            )
+        meta = plain_meta(path, root.get("meta"))
+        return _structured(root["layers"], meta, file_bytes)
+    if any(isinstance(value, Mapping) for value in root.values()):
+        return _structured(root, {}, file_bytes)
+    tensors = {
+        key: _stored_tensor(value, file_bytes)
+        for key, value in root.items()
+        if isinstance(key, str) and _is_tensor(value)
+    }
+    return layers_from_keys(tensors, layers={}, meta={})
+
+
+def _structured(entries: Mapping, meta: dict, file_bytes: int) -> StoredDump:
+    layers = {}
+    for position, (name, entry) in enumerate(entries.items()):
+        if isinstance(name, str):
+            layers[name] = _stored_layer(name, entry, file_bytes)
+        else:
+            label = f"entry {position}"
+            problem = f"its name is a {type(name).__name__}, expected text"
+            layers[label] = StoredLayer(name=label, problem=problem)
+    return StoredDump(layers=layers, meta=meta)
+
+
+def _stored_layer(name: str, entry: object, file_bytes: int) -> StoredLayer:
+    if not isinstance(entry, Mapping):
+        return StoredLayer(
+            name=name, problem=f"is a {type(entry).__name__}, expected a mapping with 'weight'"
+        )
+    tensors = {}
+    for tensor in ("weight", "bias", "activations"):
+        value = entry.get(tensor)
+        if value is None:
+            continue
+        if not _is_tensor(value):
+            return StoredLayer(
+                name=name, problem=f"{tensor} is a {type(value).__name__}, expected a tensor"
+            )
+        tensors[tensor] = _stored_tensor(value, file_bytes)
+    fields = {key: entry[key] for key in _ENTRY_FIELDS if entry.get(key) is not None}
+    return StoredLayer(
+        name=name, problem="" if "weight" in tensors else "has no weight", **tensors, **fields
+    )
+
+
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _stored_tensor(tensor: "torch.Tensor", file_bytes: int) -> StoredTensor:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    nbytes = tensor.numel() * tensor.element_size()
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    plain = plain and not tensor.is_quantized
+    # torch.save never compresses: a tensor larger than its file repeats a few bytes by stride 0.
+    if not plain or nbytes > file_bytes:
+        dtype = f"{dtype} (sparse, quantized, without data, or repeated beyond the file's size)"
+
+    def load() -> NDArray:
+        values = tensor.detach()
+        if values.dtype == torch.bfloat16:
+            values = values.to(torch.float32)  # NumPy has no bfloat16; widening is exact.
+        return values.numpy()
+
+    place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset()) if plain else id(tensor)
+    return StoredTensor(
+        key=f"{place}/{tuple(tensor.shape)}/{tensor.stride() if plain else ''}/{dtype}",
+        shape=tuple(tensor.shape),
+        dtype=dtype,
+        nbytes=nbytes,
+        load=load,
+    )

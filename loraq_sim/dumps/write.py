@@ -1,0 +1,258 @@
+"""Write layers to a .pt, .safetensors or .npz dump.
+
+The layouts are those that the readers document. Activations that layers share are stored once. The
+.safetensors and .npz writers hold one layer at a time, so a dump may be larger than memory.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.dumps.atomic_file import replaced_file
+from loraq_sim.dumps.layer_dump import LayerDump, LayerInfo
+from loraq_sim.dumps.npz_file import METADATA_KEY
+from loraq_sim.dumps.stored import DUMP_FORMAT, plain_meta
+from loraq_sim.errors import DumpError, unknown_name
+from loraq_sim.layers import Layer, check_name
+
+__all__ = ["write_layer_dump"]
+
+_DTYPES = {
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype("<f4"),
+}
+_SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Layers to write: their sizes up front, their values one layer at a time.
+
+    `dtypes` maps each tensor key to its storage dtype; `owned` maps a layer to the keys it writes,
+    by tensor; `records` is the per-layer metadata.
+    """
+
+    infos: dict[str, LayerInfo]
+    load: Callable[[str], Layer]
+    owned: dict[str, dict[str, str]]
+    dtypes: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    records: dict[str, dict[str, object]]
+    meta: dict[str, object]
+
+    def tensors(self, path: Path) -> Iterator[tuple[str, NDArray]]:
+        """Yield key and stored array in the order of `dtypes`."""
+        for name, keys in self.owned.items():
+            layer = self.load(name)
+            for tensor, key in keys.items():
+                yield key, _narrow(path, key, getattr(layer, tensor), self.dtypes[key])
+
+
+def write_layer_dump(
+    path: str | os.PathLike[str],
+    layers: Mapping[str, Layer] | Iterable[Layer],
+    meta: Mapping[str, object] | None = None,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a layer dump and return its path; the suffix chooses the format.
+
+    The file is written under a temporary name beside the target and renamed when complete, so a
+    reader never sees half a dump.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Ends in ``.pt``, ``.safetensors`` or ``.npz``. A ``.pt`` is gathered in memory first.
+    layers : mapping of name to Layer, or iterable of Layer
+        A mapping's keys become the names.
+    meta : mapping, optional
+        Plain facts about the model; default: the meta of `layers` if that is a `LayerDump`.
+    dtype : {"float16", "bfloat16", "float32"}, optional
+        Storage of all tensors. Default: as stored in a `LayerDump`, else float32. float64 becomes
+        float32, which is all a `Layer` holds; .npz, which has no bfloat16, keeps it as float32.
+    overwrite : bool
+        Replace an existing file.
+
+    Raises
+    ------
+    DumpError
+        If the target exists, cannot be written or has another suffix, no layer is given, a name
+        repeats, or a value does not fit `dtype`.
+    """
+    path = Path(path)
+    if path.suffix not in _WRITERS:
+        raise DumpError(f"{path}: {unknown_name('dump suffix', path.suffix, _WRITERS)}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise DumpError(f"{path}: {unknown_name('storage dtype', str(dtype), _DTYPES)}")
+    if dtype == "bfloat16" and path.suffix == ".npz":
+        raise DumpError(f"{path}: .npz has no bfloat16; use .safetensors, .pt, or another dtype")
+    if path.exists() and not overwrite:
+        raise DumpError(f"{path}: already exists; choose another name, or ask to overwrite it")
+    if meta is None and isinstance(layers, LayerDump):
+        meta = layers.meta
+    source = _source(path, layers, plain_meta(path, meta), dtype)
+    with replaced_file(path) as file:
+        _WRITERS[path.suffix](path, file, source)
+    return path
+
+
+def _source(
+    path: Path,
+    layers: Mapping[str, Layer] | Iterable[Layer],
+    meta: dict[str, object],
+    dtype: str | None,
+) -> _Source:
+    if isinstance(layers, LayerDump):
+        infos, load = {name: layers.info(name) for name in layers}, layers.__getitem__
+    else:
+        held = _by_name(path, layers)
+        infos, load = {name: _info(name, layer) for name, layer in held.items()}, held.__getitem__
+    if not infos:
+        raise DumpError(f"{path}: no layers to write")
+    source = _Source(infos=infos, load=load, owned={}, dtypes={}, shapes={}, records={}, meta=meta)
+    first_with: dict[str, str] = {}
+    for name, info in infos.items():
+        _plan_layer(source, name, info, first_with)
+    for key, stored in source.dtypes.items():
+        widened = stored == "float64" or (stored == "bfloat16" and path.suffix == ".npz")
+        source.dtypes[key] = dtype or ("float32" if widened else stored)
+    return source
+
+
+def _plan_layer(source: _Source, name: str, info: LayerInfo, first_with: dict[str, str]) -> None:
+    record: dict[str, object] = {"kind": info.kind, "group": info.group}
+    if info.rows_per_call is not None:
+        record["rows_per_call"] = info.rows_per_call
+    record["calls_per_step"] = info.calls_per_step
+    parts = {"weight": (info.dtype, (info.n, info.k)), "bias": (info.bias_dtype, (info.n,))}
+    if info.activation_key is not None:
+        key = first_with.setdefault(info.activation_key, f"{name}.activations")
+        record["activations"] = key
+        if key not in source.dtypes:
+            parts["activations"] = (info.activation_dtype, (info.tokens, info.k))
+    source.records[name] = record
+    source.owned[name] = {}
+    for tensor, (stored, shape) in parts.items():
+        if stored is not None:
+            key = f"{name}.{tensor}"
+            source.owned[name][tensor] = key
+            source.dtypes[key] = stored
+            source.shapes[key] = shape
+
+
+def _by_name(path: Path, layers: Mapping[str, Layer] | Iterable[Layer]) -> dict[str, Layer]:
+    pairs = layers.items() if isinstance(layers, Mapping) else [(x.name, x) for x in layers]
+    held: dict[str, Layer] = {}
+    for name, layer in pairs:
+        check_name(name)
+        if name in held:
+            raise DumpError(f"{path}: two layers are named {name!r}; names must differ")
+        held[name] = layer
+    return held
+
+
+def _info(name: str, layer: Layer) -> LayerInfo:
+    x = layer.activations
+    return LayerInfo(
+        name=name,
+        n=layer.n,
+        k=layer.k,
+        tokens=None if x is None else len(x),
+        kind=layer.kind,
+        group=layer.group,
+        has_bias=layer.bias is not None,
+        rows_per_call=layer.rows_per_call,
+        calls_per_step=layer.calls_per_step,
+        dtype="float32",
+        bias_dtype=None if layer.bias is None else "float32",
+        activation_dtype=None if x is None else "float32",
+        nbytes=layer.weight.nbytes + (0 if layer.bias is None else layer.bias.nbytes),
+        # Equal content counts as shared, whether or not it is the same object.
+        activation_key=None if x is None else f"{x.shape} {hashlib.sha256(x.data).hexdigest()}",
+    )
+
+
+def _narrow(path: Path, key: str, array: NDArray[np.float32], dtype: str) -> NDArray:
+    with np.errstate(over="ignore"):
+        out = array.astype(_DTYPES[dtype], copy=False)
+    if not np.isfinite(out).all():
+        raise DumpError(
+            f"{path}: {key} reaches {float(np.abs(array).max()):.6g}, beyond {dtype}; "
+            "store it as bfloat16 or float32"
+        )
+    return out
+
+
+def _write_safetensors(path: Path, file: BinaryIO, source: _Source) -> None:
+    header: dict[str, object] = {
+        "__metadata__": {
+            "format": DUMP_FORMAT,
+            "meta": json.dumps(source.meta),
+            "layers": json.dumps(source.records),
+        }
+    }
+    offset = 0
+    for key, dtype in source.dtypes.items():
+        end = offset + _DTYPES[dtype].itemsize * int(np.prod(source.shapes[key], dtype=np.int64))
+        header[key] = {
+            "dtype": _SAFETENSORS_NAMES[dtype],
+            "shape": source.shapes[key],
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # The format aligns the data to 8 bytes.
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, array in source.tensors(path):
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def _write_npz(path: Path, file: BinaryIO, source: _Source) -> None:
+    record = {"format": DUMP_FORMAT, "meta": source.meta, "layers": source.records}
+    text = np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _add_member(archive, METADATA_KEY, text)
+        for key, array in source.tensors(path):
+            _add_member(archive, key, array)
+
+
+def _add_member(archive: zipfile.ZipFile, key: str, array: NDArray) -> None:
+    # Members of 4 GiB and more need the zip64 form, which has to be announced beforehand.
+    with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_torch(path: Path, file: BinaryIO, source: _Source) -> None:
+    from loraq_sim.dumps.torch_file import import_torch
+
+    torch = import_torch(path)
+    values = {}
+    for key, array in source.tensors(path):
+        bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
+        tensor = torch.tensor(bits)
+        values[key] = tensor.view(torch.bfloat16) if bits is not array else tensor
+    entries = {}
+    for name, record in source.records.items():
+        key = record.get("activations")
+        entries[name] = {
+            "weight": values[f"{name}.weight"],
+            "bias": values.get(f"{name}.bias"),
+            **record,
+            "activations": None if key is None else values[key],
+        }
+    torch.save({"format": DUMP_FORMAT, "meta": source.meta, "layers": entries}, file)
+
+
+_WRITERS = {".pt": _write_torch, ".safetensors": _write_safetensors, ".npz": _write_npz}
