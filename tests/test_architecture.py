@@ -1,0 +1,487 @@
+"""The house rules that no linter knows, held by scans of the source.
+
+Each scan is a function from source text to a list of findings, and each is shown here to find a
+small bad example: a scan that cannot fail proves nothing.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("loraq_sim", "hwmodels", "reports")
+MAX_LINES = 330
+
+# Every room of loraq_sim and the floor it stands on: a room imports rooms of lower floors, and
+# rooms of floor 1 may lean on each other. A new module needs a line here.
+FLOORS = {
+    "errors": 0,
+    "kernels": 0,
+    "csv_file": 1,
+    "formats": 1,
+    "layers": 1,
+    "metrics": 1,
+    "pareto": 1,
+    "rounding": 1,
+    "rows": 1,
+    "store": 1,
+    "store_file": 1,
+    "totals": 1,
+    "writer_lock": 1,
+    "dumps": 2,
+    "quantizers": 2,
+    "split": 2,
+    "emulator": 3,
+    "solvers": 3,
+    "evaluate": 4,
+    "sweep": 5,
+    "cli": 6,
+}
+MAY_IMPORT_HWMODELS = ("evaluate", "sweep", "cli")
+
+BANNED_FILE_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
+COMPARISONS = {
+    *("allclose", "array_equal", "array_equiv", "equal", "equals", "identical"),
+    *("is_identical", "isclose", "issubset", "issuperset", "startswith", "endswith"),
+}
+HEAVY = ("torch", "numba", "pandas", "matplotlib", "scipy")
+# Where the module is not called like the distribution.
+DISTRIBUTIONS = {
+    "ruamel": "ruamel.yaml",
+    "dask_jobqueue": "dask-jobqueue",
+    "ml_dtypes": "ml-dtypes",
+}
+# Assembled, so that this file does not name such paths itself.
+LOCAL_PATH = re.compile(r"(?<![\w.~/}-])/(?:work|home|root|Users|tmp)/\w|\b[A-Z]:\\\\?Users")
+
+
+def package_files(*packages: str) -> list[Path]:
+    return sorted(path for name in packages or PACKAGES for path in (ROOT / name).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def findings_in(paths: list[Path], scan) -> list[str]:
+    assert paths, "nothing to scan"
+    return [
+        f"{path.relative_to(ROOT)}:{finding}"
+        for path in paths
+        for finding in scan(path.read_text(encoding="utf-8"))
+    ]
+
+
+# ---------------------------------------------------------------- imports
+
+
+def walk_imports(tree: ast.AST, *, only_at_import: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of each import; `from a import b` gives both ``a`` and ``a.b``."""
+    for node in ast.iter_child_nodes(tree):
+        if only_at_import and (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_type_checking(node)
+        ):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield node.lineno, base
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        else:
+            yield from walk_imports(node, only_at_import=only_at_import)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imported_rooms(source: str, package: str) -> list[tuple[int, str]]:
+    """Line and second part of every name imported from `package`."""
+    found = []
+    for line, name in walk_imports(ast.parse(source)):
+        parts = name.split(".")
+        if parts[0] == package and len(parts) > 1:
+            found.append((line, parts[1]))
+    return found
+
+
+def ladder_breaks(source: str, room: str) -> list[str]:
+    """Imports of `loraq_sim` rooms that do not stand below `room`, or that go through the root."""
+    breaks = []
+    for line, name in walk_imports(ast.parse(source)):
+        parts = name.split(".")
+        if parts[0] == "":
+            breaks.append(f"{line}: relative import; name the module in full")
+        elif parts[0] != "loraq_sim" or len(parts) == 1 or parts[1] == room:
+            continue
+        elif parts[1] not in FLOORS:
+            # The root exports every public name, so going through it would hide the room.
+            if parts[1] != "__version__":
+                breaks.append(f"{line}: imports {name} through the package root")
+        elif FLOORS[parts[1]] >= FLOORS[room] and not FLOORS[parts[1]] == FLOORS[room] == 1:
+            breaks.append(f"{line}: {room} (floor {FLOORS[room]}) imports {parts[1]}")
+    breaks += [
+        f"{node.lineno}: imports the package root"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import) and any(a.name == "loraq_sim" for a in node.names)
+    ]
+    return breaks
+
+
+def test_ladder_scan_finds_an_upward_and_a_sideways_import():
+    assert ladder_breaks("from loraq_sim.solvers import solve", "formats")
+    assert ladder_breaks("def f():\n    import loraq_sim.solvers.loraq", "emulator")
+    assert ladder_breaks("from loraq_sim import evaluate", "solvers")
+    assert ladder_breaks("from loraq_sim import solve", "formats")
+    assert ladder_breaks("import loraq_sim as lq", "formats")
+    assert ladder_breaks("from .solvers import solve", "formats")
+    assert not ladder_breaks("from loraq_sim import __version__", "formats")
+    assert not ladder_breaks("from loraq_sim.formats import Format", "quantizers")
+    assert not ladder_breaks("from loraq_sim.rows import Row", "store")
+
+
+def test_every_room_has_a_floor():
+    rooms = {
+        path.stem if path.is_file() else path.name
+        for path in (ROOT / "loraq_sim").iterdir()
+        if not path.name.startswith("__")
+    }
+    assert rooms <= FLOORS.keys(), f"give these a floor in FLOORS: {sorted(rooms - FLOORS.keys())}"
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_rooms_import_only_from_lower_floors(room):
+    paths = [p for p in package_files("loraq_sim") if module_name(p).split(".")[1:2] == [room]]
+    if not paths:
+        pytest.skip("no such room yet")
+    assert not findings_in(paths, lambda source: ladder_breaks(source, room))
+
+
+def names_imported(source: str, package: str) -> list[str]:
+    return [
+        f"{line}: imports {name}"
+        for line, name in walk_imports(ast.parse(source))
+        if name.split(".")[0] == package
+    ]
+
+
+def test_hwmodels_imports_neither_of_the_other_packages():
+    assert names_imported("from loraq_sim.formats import Format", "loraq_sim")
+    for package in ("loraq_sim", "reports"):
+        paths = package_files("hwmodels")
+        assert not findings_in(paths, lambda source, p=package: names_imported(source, p))
+
+
+def test_only_the_meeting_rooms_import_hwmodels():
+    paths = [
+        path
+        for path in package_files("loraq_sim", "reports")
+        if module_name(path).split(".")[1:2] not in [[room] for room in MAY_IMPORT_HWMODELS]
+    ]
+    assert not findings_in(paths, lambda source: names_imported(source, "hwmodels"))
+
+
+def test_reports_is_imported_by_the_command_line_only():
+    paths = [p for p in package_files("loraq_sim") if "cli" not in p.parts]
+    assert not findings_in(paths, lambda source: names_imported(source, "reports"))
+
+
+def test_reports_imports_ground_floor_rooms_only():
+    def above_ground(source: str) -> list[str]:
+        rooms = imported_rooms(source, "loraq_sim")
+        return [f"{line}: imports {room}" for line, room in rooms if FLOORS.get(room, 0) > 1]
+
+    assert above_ground("from loraq_sim.sweep import run")
+    assert not findings_in(package_files("reports"), above_ground)
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Modules that each module loads while it is being imported."""
+    graph = {}
+    for name, source in sources.items():
+        loaded = {other for _, other in walk_imports(ast.parse(source), only_at_import=True)}
+        graph[name] = {other for other in loaded if other in sources and other != name}
+    return graph
+
+
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Some cycle of the graph as a list of nodes, or an empty list."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(graph[node]):
+            cycle = visit(other, [*trail, node])
+            if cycle:
+                return cycle
+        done.add(node)
+        return []
+
+    return next((cycle for node in sorted(graph) if (cycle := visit(node, []))), [])
+
+
+def test_cycle_scan_finds_a_cycle_and_forgives_lazy_imports():
+    assert find_cycle(import_graph({"a": "import b", "b": "from c import x", "c": "import a"}))
+    assert not find_cycle(import_graph({"a": "import b", "b": "def f():\n    import a"}))
+    checking = "if TYPE_CHECKING:\n    import a"
+    assert not find_cycle(import_graph({"a": "import b", "b": checking}))
+
+
+def test_no_import_cycles():
+    sources = {module_name(p): p.read_text(encoding="utf-8") for p in package_files()}
+    assert find_cycle(import_graph(sources)) == []
+
+
+def undeclared(source: str, required: set[str], optional: set[str]) -> list[str]:
+    """Third-party imports that pyproject does not declare, or declares as an extra but not lazily.
+
+    An import under TYPE_CHECKING never runs and is left alone.
+    """
+    tree = ast.parse(source)
+    at_import = set(walk_imports(tree, only_at_import=True))
+    found = []
+    for line, name in walk_imports(tree):
+        top = name.split(".")[0]
+        if not top or top in sys.stdlib_module_names or top in PACKAGES:
+            continue
+        distribution = DISTRIBUTIONS.get(top, top)
+        if distribution not in required | optional:
+            found.append(f"{line}: {top} is not declared in pyproject.toml")
+        elif distribution not in required and (line, name) in at_import:
+            found.append(f"{line}: {top} comes with an extra and must be imported lazily")
+    return found
+
+
+def declared_distributions() -> tuple[set[str], set[str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\s<>=!~;\[]", line)[0].lower() for line in requirements}
+
+    extras = project.get("optional-dependencies", {})
+    used = [line for extra, lines in extras.items() if extra != "dev" for line in lines]
+    return names(project["dependencies"]), names(used)
+
+
+def test_dependency_scan_finds_undeclared_and_eager_imports():
+    assert undeclared("import requests", {"numpy"}, set())
+    assert undeclared("import plotly.express", {"numpy"}, {"plotly"})
+    assert not undeclared("def f():\n    import plotly", {"numpy"}, {"plotly"})
+    assert not undeclared("import numpy as np\nimport json", {"numpy"}, set())
+
+
+def test_third_party_imports_are_declared():
+    required, optional = declared_distributions()
+    assert not findings_in(package_files(), lambda source: undeclared(source, required, optional))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_loads_nothing_heavy(package):
+    code = f"import sys, {package}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# ---------------------------------------------------------------- files and statements
+
+
+def test_files_are_named_by_what_they_hold():
+    paths = [*package_files(), *(ROOT / "tests").rglob("*.py")]
+    assert [path for path in paths if path.name in BANNED_FILE_NAMES] == []
+
+
+def test_files_are_short():
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in package_files()}
+    too_long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > MAX_LINES}
+    assert too_long == {}
+
+
+def dropped_comparisons(source: str) -> list[str]:
+    """Statements that compare and drop the answer, outside `pytest.raises` and `pytest.warns`."""
+    found = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.With | ast.AsyncWith) and any(
+            re.search(r"\b(raises|warns)\(", ast.unparse(item.context_expr)) for item in node.items
+        ):
+            return
+        if isinstance(node, ast.Expr) and compares(node.value):
+            found.append(f"{node.lineno}: drops the answer of {ast.unparse(node.value)[:60]}")
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def compares(value: ast.expr) -> bool:
+    if isinstance(value, ast.Tuple):
+        return any(compares(element) for element in value.elts)
+    if isinstance(value, ast.Call):
+        called = value.func
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        return name in COMPARISONS | {"all", "any"}
+    return isinstance(value, ast.Compare | ast.BoolOp) or (
+        isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "a == b",
+        "np.array_equal(a, b)",
+        "allclose(a, b)",
+        "(a == b).all()",
+        "a == b, 'message'",
+        "not a",
+        "def test():\n    x.is_identical(y)",
+        "a < b and c",
+    ],
+)
+def test_comparison_scan_finds_dropped_answers(bad):
+    assert dropped_comparisons(bad)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        "assert a == b",
+        "assert np.array_equal(a, b)",
+        "np.testing.assert_array_equal(a, b)",
+        "same = a == b",
+        "with pytest.raises(TypeError):\n    a < b",
+    ],
+)
+def test_comparison_scan_lets_used_answers_pass(good):
+    assert not dropped_comparisons(good)
+
+
+def test_no_test_drops_a_comparison():
+    assert not findings_in(sorted((ROOT / "tests").rglob("*.py")), dropped_comparisons)
+
+
+def bare_comparison_asserts(source: str) -> list[str]:
+    """`assert np.array_equal(...)` says only False where `assert_array_equal` says what differs."""
+    return [
+        f"{node.lineno}: use numpy.testing in place of {ast.unparse(node.test)[:60]}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assert)
+        and re.match(r"(np|numpy|torch)\.\w+\(", ast.unparse(node.test))
+        and ast.unparse(node.test).split("(")[0].split(".")[-1]
+        in ("array_equal", "allclose", "equal")
+    ]
+
+
+def test_array_comparisons_explain_themselves():
+    assert bare_comparison_asserts("assert np.allclose(a, b)")
+    assert not bare_comparison_asserts("assert a.equal(b)\nassert np.all(x)")
+    assert not findings_in(sorted((ROOT / "tests").rglob("*.py")), bare_comparison_asserts)
+
+
+def prints(source: str) -> list[str]:
+    return [
+        f"{node.lineno}: prints"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+
+
+def test_only_the_command_line_and_reports_print():
+    assert prints("def f():\n    print(1)")
+    paths = [p for p in package_files("loraq_sim", "hwmodels") if "cli" not in p.parts]
+    assert not findings_in(paths, prints)
+
+
+def assert_statements(source: str) -> list[str]:
+    nodes = ast.walk(ast.parse(source))
+    return [f"{node.lineno}: asserts" for node in nodes if isinstance(node, ast.Assert)]
+
+
+def test_packages_raise_errors_rather_than_assert():
+    assert assert_statements("def f(x):\n    assert x > 0")
+    assert not findings_in(package_files(), assert_statements)
+
+
+def export_faults(source: str) -> list[str]:
+    """A module with public functions or classes lists them in ``__all__``, and only what it has."""
+    tree = ast.parse(source)
+    defined: set[str] = set()
+    public_definitions = False
+    exported: list[str] | None = None
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+            public_definitions |= not node.name.startswith("_")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+            defined |= names
+            if "__all__" in names:
+                exported = literal_names(node.value)
+    if exported is None:
+        return ["1: has public definitions but no __all__"] if public_definitions else []
+    is_lazy = "__getattr__" in defined
+    missing = [] if is_lazy else [name for name in exported if name not in defined]
+    return [f"1: __all__ lists {name}, which is not defined" for name in missing]
+
+
+def literal_names(value: ast.expr | None) -> list[str]:
+    try:
+        return list(ast.literal_eval(value))
+    except (ValueError, TypeError):
+        return []  # Computed from a table, as lazy packages do.
+
+
+def test_export_scan_finds_missing_and_stale_lists():
+    assert export_faults("def f(): pass")
+    assert export_faults("__all__ = ['g']\ndef f(): pass")
+    assert not export_faults("__all__ = ['f']\ndef f(): pass")
+    assert not export_faults("def _f(): pass")
+
+
+def test_public_modules_list_their_exports():
+    assert not findings_in(package_files(), export_faults)
+
+
+def committed_text_files() -> list[Path]:
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+
+
+def local_paths(text: str) -> list[str]:
+    lines = enumerate(text.splitlines(), start=1)
+    return [
+        f"{i}: names a local path: {line.strip()[:80]}"
+        for i, line in lines
+        if LOCAL_PATH.search(line)
+    ]
+
+
+def test_local_path_scan_finds_paths_of_one_machine():
+    for place in ("work", "home", "root", "Users", "tmp"):
+        assert local_paths(f"open('/{place}/someone/file')")
+    assert not local_paths("examples/work/file and https://example.org/home/page and ~/work/x")
+
+
+def test_no_committed_text_names_a_local_path():
+    assert not findings_in(committed_text_files(), local_paths)
