@@ -1,0 +1,310 @@
+"""Run the MAC and SRS of this folder in Icarus Verilog, and write the golden vectors.
+
+``python tests/rtl/icarus.py`` simulates every configuration and rewrites ``tests/golden``. Inputs
+are drawn from a seeded generator with many extreme codes; outputs come from the simulator alone.
+"""
+
+import hashlib
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+GOLDEN = FOLDER.parent / "golden"
+SOURCES = ("mac.sv", "srs.sv", "testbench.sv")
+OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
+SATURATION_CODES = {"none": 0, "saturate": 1, "symmetric": 3}
+ROUNDING_CODES = {
+    "floor": 0,
+    "ceil": 1,
+    "symmetric_floor": 2,
+    "symmetric_ceil": 3,
+    "negative_inf": 8,
+    "positive_inf": 9,
+    "symmetric_zero": 10,
+    "symmetric_inf": 11,
+    "conv_even": 12,
+    "conv_odd": 13,
+}
+ROWS, COLS = 21, 10
+
+# name: operand bits, accumulator, output. Defaults: signed operands, one product per add, one
+# accumulator, exact tree, signed 8-bit output. Shifts are spread over the rounding modes.
+CONFIGURATIONS = {
+    "aie2_int8": {"acc_bits": 32, "c": 8, "k": 64, "shifts": [11, 12]},
+    "wrap_acc16": {"acc_bits": 16, "k": 24, "shifts": [0, 5, 9]},
+    "wrap_acc20_p4": {"acc_bits": 20, "c": 2, "p": 4, "k": 49, "shifts": [4, 10]},
+    "saturate_acc16": {"acc_bits": 16, "overflow": "saturate", "k": 24, "shifts": [1, 8]},
+    "saturate_acc18_c2": {
+        "acc_bits": 18,
+        "overflow": "saturate",
+        "c": 2,
+        "k": 41,
+        "shifts": [7, 10],
+    },
+    "saturate_acc17_c4_p2": {
+        "acc_bits": 17,
+        "overflow": "saturate",
+        "c": 4,
+        "p": 2,
+        "k": 50,
+        "shifts": [8, 9],
+    },
+    "saturate_acc20_c16": {
+        "acc_bits": 20,
+        "overflow": "saturate",
+        "c": 16,
+        "k": 130,
+        "out_bits": 16,
+        "shifts": [3, 6],
+    },
+    "symmetric_acc17_c3": {
+        "acc_bits": 17,
+        "overflow": "saturate_symmetric",
+        "c": 3,
+        "k": 31,
+        "shifts": [6, 9],
+    },
+    "symmetric_acc15_p3": {
+        "acc_bits": 15,
+        "overflow": "saturate_symmetric",
+        "p": 3,
+        "k": 22,
+        "shifts": [2, 7],
+    },
+    "int4_acc8": {
+        "a_bits": 4,
+        "w_bits": 4,
+        "acc_bits": 8,
+        "overflow": "saturate",
+        "k": 30,
+        "out_bits": 4,
+        "shifts": [0, 3],
+    },
+    "int6_acc13_c5_p3": {
+        "a_bits": 6,
+        "w_bits": 6,
+        "acc_bits": 13,
+        "overflow": "saturate",
+        "c": 5,
+        "p": 3,
+        "k": 47,
+        "out_bits": 6,
+        "shifts": [5, 7],
+    },
+    "int8_by_int4_acc14": {
+        "w_bits": 4,
+        "acc_bits": 14,
+        "overflow": "saturate",
+        "c": 8,
+        "k": 60,
+        "shifts": [4, 6],
+    },
+    "unsigned_acc20_c8": {
+        "a_signed": False,
+        "acc_bits": 20,
+        "overflow": "saturate",
+        "c": 8,
+        "k": 72,
+        "out_signed": False,
+        "shifts": [9, 11],
+    },
+    "tree15_wrap_acc20": {
+        "acc_bits": 20,
+        "overflow": "saturate",
+        "c": 8,
+        "tree_bits": 15,
+        "tree_overflow": "wrap",
+        "k": 70,
+        "shifts": [8, 11],
+    },
+    "tree14_saturate_acc16_p4": {
+        "acc_bits": 16,
+        "c": 4,
+        "p": 4,
+        "tree_bits": 14,
+        "tree_overflow": "saturate_symmetric",
+        "k": 60,
+        "shifts": [6, 8],
+    },
+    "saturate_acc8_c64_p5": {
+        "acc_bits": 8,
+        "overflow": "saturate",
+        "c": 64,
+        "p": 5,
+        "k": 330,
+        "shifts": [-4, 1],
+    },
+    "saturate_acc32_init": {
+        "acc_bits": 32,
+        "overflow": "saturate",
+        "k": 12,
+        "out_bits": 32,
+        "shifts": [-2, 0, 2],
+    },
+    "wrap_acc48_p2": {"acc_bits": 48, "p": 2, "k": 12, "out_bits": 16, "shifts": [31, 36]},
+    "saturate_acc64_init": {
+        "acc_bits": 64,
+        "overflow": "saturate",
+        "c": 2,
+        "k": 12,
+        "out_bits": 32,
+        "shifts": [32, 59],
+    },
+}
+DEFAULTS = {
+    "a_bits": 8,
+    "w_bits": 8,
+    "a_signed": True,
+    "overflow": "wrap",
+    "c": 1,
+    "p": 1,
+    "tree_bits": None,
+    "tree_overflow": None,
+    "out_bits": 8,
+    "out_signed": True,
+}
+
+
+def configuration(name: str) -> dict:
+    """Return one configuration with its defaults and SRS settings (all ten rounding modes)."""
+    config = DEFAULTS | CONFIGURATIONS[name]
+    shifts, saturations = config.pop("shifts"), list(SATURATION_CODES)
+    config["srs"] = [
+        {
+            "shift": shifts[i % len(shifts)],
+            "rounding": rounding,
+            "saturation": saturations[(i + len(name)) % 3],
+        }
+        for i, rounding in enumerate(ROUNDING_CODES)
+    ]
+    return config
+
+
+def draw_inputs(config: dict, rng: np.random.Generator) -> dict[str, list]:
+    """Return codes a, w and initial values; rows mix random codes, extremes and constants."""
+    top = 2 ** config["a_bits"]
+    low = -top // 2 if config["a_signed"] else 0
+    a = _codes(rng, ROWS, config["k"], low, low + top - 1)
+    half = 2 ** (config["w_bits"] - 1)
+    w = _codes(rng, COLS, config["k"], -half, half - 1)
+    limit = 2 ** (config["acc_bits"] - 1) - 1
+    lowest = -limit if config["overflow"] == "saturate_symmetric" else -limit - 1
+    starts = [0, 0, 0, 1, -1, limit, lowest, limit // 2, lowest + 1]
+    init = [[starts[rng.integers(len(starts))] for _ in range(COLS)] for _ in range(ROWS)]
+    return {"a": a.tolist(), "w": w.tolist(), "init": init}
+
+
+def _codes(rng: np.random.Generator, rows: int, k: int, low: int, high: int) -> np.ndarray:
+    codes = rng.integers(low, high + 1, (rows, k))
+    codes[0], codes[1], codes[2] = low, high, np.where(np.arange(k) % 2, low, high)
+    codes[3] = np.arange(k) % (high - low + 1) + low
+    extreme = rng.choice([low, high], (rows, k))
+    codes[4::2] = np.where(rng.random((rows, k)) < 0.5, codes, extreme)[4::2]
+    return codes
+
+
+def simulate(config: dict, inputs: dict[str, list]) -> dict[str, list]:
+    """Return what the RTL computes: acc, overflows, tree_overflows, and out per SRS setting."""
+    rows, cols = len(inputs["a"]), len(inputs["w"])
+    chunks = -(-config["k"] // config["c"])
+    parameters = {
+        "AW": config["a_bits"],
+        "WW": config["w_bits"],
+        "A_SIGNED": int(config["a_signed"]),
+        "C": config["c"],
+        "P": config["p"],
+        "ACC": config["acc_bits"],
+        "OVERFLOW": OVERFLOW_CODES[config["overflow"]],
+        "TREE": config["tree_bits"] or 0,
+        "TREE_OVERFLOW": OVERFLOW_CODES[config["tree_overflow"] or config["overflow"]],
+        "OUT": config["out_bits"],
+        "OUT_SIGNED": int(config["out_signed"]),
+        "ROWS": rows,
+        "COLS": cols,
+        "CHUNKS": chunks,
+        "SETTINGS": len(config["srs"]),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_operand(folder / "a.hex", inputs["a"], config["a_bits"], config["c"])
+        _write_operand(folder / "w.hex", inputs["w"], config["w_bits"], config["c"])
+        starts = [start for row in inputs["init"] for start in row]
+        _write_words(folder / "init.hex", starts, config["acc_bits"])
+        _write_words(folder / "settings.hex", [_setting(s) for s in config["srs"]], 16)
+        flags = [f"-Ptestbench.{key}={value}" for key, value in parameters.items()]
+        sources = [str(FOLDER / source) for source in SOURCES]
+        build = ["iverilog", "-g2012", "-Wall", "-s", "testbench", "-o", "mac.vvp"]
+        _run([*build, *flags, *sources], folder)
+        _run(["vvp", "-n", "mac.vvp"], folder)
+        lines = (folder / "result.hex").read_text().splitlines()
+    return _parse(lines, config)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode or "error" in done.stderr or "WARNING" in done.stdout:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
+
+
+def _setting(srs: dict) -> int:
+    saturation, rounding = SATURATION_CODES[srs["saturation"]], ROUNDING_CODES[srs["rounding"]]
+    return saturation << 14 | rounding << 10 | srs["shift"] % 128
+
+
+def _write_operand(path: Path, codes: list[list[int]], bits: int, c: int) -> None:
+    words = []
+    for row in codes:
+        padded = row + [0] * (-len(row) % c)
+        for start in range(0, len(padded), c):
+            chunk = padded[start : start + c]
+            words.append(sum((code % 2**bits) << (bits * i) for i, code in enumerate(chunk)))
+    _write_words(path, words, bits * c)
+
+
+def _write_words(path: Path, words: list[int], bits: int) -> None:
+    digits = -(-bits // 4)
+    path.write_text("".join(f"{word % 2**bits:0{digits}x}\n" for word in words))
+
+
+def _parse(lines: list[str], config: dict) -> dict[str, list]:
+    table = [[int(word, 16) for word in line.split()] for line in lines]
+    out_bits, signed = config["out_bits"], config["out_signed"]
+    return {
+        "acc": [_signed(line[0], config["acc_bits"]) for line in table],
+        "overflows": [line[1] for line in table],
+        "tree_overflows": [line[2] for line in table],
+        "out": [
+            [_signed(word, out_bits) if signed else word for word in column]
+            for column in zip(*(line[3:] for line in table), strict=True)
+        ],
+    }
+
+
+def _signed(word: int, bits: int) -> int:
+    return word - 2**bits if word >= 2 ** (bits - 1) else word
+
+
+def sources_digest() -> str:
+    """Return the sha256 of the Verilog sources, which golden files carry."""
+    return hashlib.sha256(b"".join((FOLDER / s).read_bytes() for s in SOURCES)).hexdigest()
+
+
+def write_golden() -> None:
+    """Simulate every configuration and rewrite its golden file, one list per line."""
+    GOLDEN.mkdir(exist_ok=True)
+    for name in CONFIGURATIONS:
+        config = configuration(name)
+        # Seeded by name, so that a new configuration leaves the other files as they are.
+        inputs = draw_inputs(config, np.random.default_rng(list(name.encode())))
+        record = {"rtl_sha256": sources_digest(), "config": config}
+        record |= inputs | simulate(config, inputs)
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
+        (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    write_golden()
