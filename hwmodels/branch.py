@@ -9,6 +9,9 @@ and writes y again. Three dispatches.
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hwmodels.description import Accelerator
 from hwmodels.modes import ModeChoice, choose_mode
 from hwmodels.workload import GemmWorkload
@@ -18,17 +21,16 @@ __all__ = ["FusedBranch", "GemmKernel", "split_into_kernels"]
 
 @dataclass(frozen=True, kw_only=True)
 class FusedBranch:
-    """The low-rank part of a fused kernel; widths in mean bits per element, scales included."""
+    """The low-rank part of a fused kernel; widths in bits per code."""
 
     rank: int
     down: ModeChoice
     up: ModeChoice
     down_combines: int
     up_combines: int
-    x_bits: float
-    right_bits: float
-    p_bits: float
-    left_bits: float
+    x_bits: int
+    factor_bits: int
+    p_bits: int
     shares_x: bool
     right_bytes: int
     left_bytes: int
@@ -38,9 +40,9 @@ class FusedBranch:
 class GemmKernel:
     """One dispatched kernel: out (m, n) = a (m, k) . w (n, k)^T, with a fused branch or none.
 
-    `a_bits` and `w_bits` are mean bits per element with scales; `*_bytes` are exact DRAM sizes of
-    one pass over the operand; `first_x_bytes` is the first pass over X, at the wider of two
-    activation formats; `combines` counts scaled partial sums per output element.
+    `a_bits`, `w_bits` and `out_bits` are bits per code; `*_bytes` are exact DRAM sizes of one pass
+    over the operand; `first_x_bytes` is the first pass over X, at the wider of two activation
+    formats; `combines` counts scaled partial sums per output element.
     """
 
     role: str
@@ -48,9 +50,11 @@ class GemmKernel:
     n: int
     k: int
     choice: ModeChoice
-    a_bits: float
-    w_bits: float
-    out_bits: float
+    a_bits: int
+    w_bits: int
+    out_bits: int
+    group: int | None
+    scale_bits: int
     partial_bits: int
     combines: int
     first_x_bytes: int
@@ -69,6 +73,13 @@ class GemmKernel:
             cycles += low * self.k / self.branch.down.mode.macs_per_cycle
             cycles += low * self.n / self.branch.up.mode.macs_per_cycle
         return cycles
+
+    def line_bits(self, bits: int, depth: NDArray | int) -> NDArray | int:
+        """Bits of `depth` consecutive elements of one row, scales included."""
+        if bits == 16:
+            return 16 * depth
+        scales = 1 if self.group is None else np.ceil(depth / self.group)
+        return bits * depth + self.scale_bits * scales
 
     @property
     def factor_bytes(self) -> int:
@@ -129,9 +140,11 @@ def _kernel(
         n=n,
         k=k,
         choice=choice,
-        a_bits=work.element_bits(a_bits, k),
-        w_bits=work.element_bits(w_bits, k),
-        out_bits=8 * out_bytes / (m * n),
+        a_bits=a_bits,
+        w_bits=w_bits,
+        out_bits=out_bits,
+        group=work.group,
+        scale_bits=work.scale_bits,
         partial_bits=work.partial_bits or max(out_bits, hw.datapath.combine_bits),
         combines=_combines(work, choice, k),
         first_x_bytes=x_bytes if first_x_bytes is None else first_x_bytes,
@@ -154,10 +167,9 @@ def _fused_branch(work: GemmWorkload, hw: Accelerator) -> FusedBranch:
         up=up,
         down_combines=_combines(work, down, work.k),
         up_combines=_combines(work, up, work.rank),
-        x_bits=work.element_bits(a_bits, work.k),
-        right_bits=work.element_bits(w_bits, work.k),
-        p_bits=work.element_bits(p_bits, work.rank),
-        left_bits=work.element_bits(w_bits, work.rank),
+        x_bits=a_bits,
+        factor_bits=w_bits,
+        p_bits=p_bits,
         shares_x=a_bits == work.main_bits[1],
         right_bytes=sizes["right"],
         left_bytes=sizes["left"],

@@ -164,11 +164,12 @@ def _kernel_cost(
 
 
 def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> np.ndarray:
-    """Seconds before the first MAC: the first slices of X and W come from DRAM."""
-    first = hw.units.rows * tiles.m * tiles.k * kernel.a_bits
-    first = first + hw.units.columns * tiles.n * tiles.k * kernel.w_bits
-    dram = hw.memories.dram
-    return dram.latency_s + first / 8 / dram.sustained_bytes_per_s
+    """Seconds before the first MAC: DRAM latency, then the first slices into one unit's L1."""
+    l1 = hw.memories.l1
+    a_bits = tiles.m * kernel.line_bits(kernel.a_bits, tiles.k)
+    w_bits = tiles.n * kernel.line_bits(kernel.w_bits, tiles.k)
+    first = np.maximum(a_bits, w_bits) if l1.fill_channels == "separate" else a_bits + w_bits
+    return hw.memories.dram.latency_s + first / 8 / l1.fill_bytes_per_cycle / hw.units.clock_hz
 
 
 def _latency_parts(busy: BusyCycles, best: int, clock_hz: float) -> dict[str, float]:

@@ -237,6 +237,12 @@ class Accelerator(_Strict):
             raise ValueError(f"modes must have distinct names, {', '.join(twice)} appears twice")
         return self
 
+    def __copy__(self) -> Self:
+        # `model_copy(update=...)` starts here; what was worked out for this machine must not follow.
+        copy = super().__copy__()
+        copy._cache = {}
+        return copy
+
     def digest(self) -> str:
         """Hex sha256 of the canonical content: equal for equal descriptions."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator, Mode
 from hwmodels.tiling import Tiles, ceil_div, passes
+from hwmodels.traffic import right_elements
 
 __all__ = ["BusyCycles", "Phase", "busy_cycles", "single_core_cycles"]
 
@@ -138,7 +139,7 @@ def _conversion_cycles(
     if branch.down.unpack_activations:
         unpacked = unpacked + kernel.m * kernel.k / hw.units.count
     if branch.down.unpack_weights:
-        unpacked = unpacked + branch.rank * kernel.k
+        unpacked = unpacked + right_elements(hw, kernel, tiles)
     if branch.up.unpack_activations:
         unpacked = unpacked + runs * tiles.m * branch.rank
     if branch.up.unpack_weights:

@@ -94,11 +94,12 @@ def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.floa
 
 def _l1_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
     l1 = hw.memories.l1
-    a_line, w_line = tiles.k * kernel.a_bits, tiles.k * kernel.w_bits
+    a_line = kernel.line_bits(kernel.a_bits, tiles.k)
+    w_line = kernel.line_bits(kernel.w_bits, tiles.k)
     if kernel.branch is not None:
         depth = np.minimum(tiles.k, kernel.branch.rank)
-        a_line = np.maximum(a_line, depth * kernel.branch.p_bits)
-        w_line = np.maximum(w_line, depth * kernel.branch.left_bits)
+        a_line = np.maximum(a_line, kernel.line_bits(kernel.branch.p_bits, depth))
+        w_line = np.maximum(w_line, kernel.line_bits(kernel.branch.factor_bits, depth))
     total = l1.reserved_bytes + l1.input_buffers * (tiles.m * a_line + tiles.n * w_line) / 8
     if hw.kernel.partials == "l1":
         total = total + l1.output_buffers * tiles.m * tiles.n * kernel.partial_bits / 8

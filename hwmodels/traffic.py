@@ -21,7 +21,14 @@ from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.tiling import Tiles, ceil_div, passes
 
-__all__ = ["DramTraffic", "dram_traffic", "l1_fill_cycles", "l1_fill_bytes", "l2_read_bytes"]
+__all__ = [
+    "DramTraffic",
+    "dram_traffic",
+    "l1_fill_cycles",
+    "l1_fill_bytes",
+    "l2_read_bytes",
+    "right_elements",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +90,7 @@ def _panels(hw: Accelerator, kernel: GemmKernel) -> list[tuple[str, int, int]]:
     w_row = kernel.w_bytes / kernel.n
     w_room = room
     if kernel.branch is not None:
-        p_row = kernel.branch.rank * kernel.branch.p_bits / 8
+        p_row = kernel.line_bits(kernel.branch.p_bits, kernel.branch.rank) / 8
         x_row += p_row
         w_row += kernel.branch.left_bytes / kernel.n
         w_room -= kernel.m * p_row  # P of every row must outlive the first weight panel.
@@ -113,27 +120,27 @@ def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray
 def l1_fill_bytes(
     hw: Accelerator, kernel: GemmKernel, tiles: Tiles
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Activation and weight bytes that enter the L1 of one unit, per candidate tile."""
+    """Activation and weight bytes that enter the L1 of one unit, per candidate tile.
+
+    Where a fused branch reads X in another format, the first pass brings the wider one.
+    """
     runs = passes(hw, kernel, tiles)
-    a_line, w_line = kernel.k * kernel.a_bits, kernel.k * kernel.w_bits
-    branch = kernel.branch
-    if branch is None:
-        return runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
-    a_line = a_line + branch.rank * branch.p_bits
-    w_line = w_line + branch.rank * branch.left_bits
+    a_line, w_line = _lines(kernel)
     a_bytes, w_bytes = runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
-    right = branch.rank * kernel.k * branch.right_bits / 8
+    if kernel.branch is None:
+        return a_bytes, w_bytes
+    is_array = hw.units.organization == "array"
+    x_share = hw.units.rows if is_array else hw.units.count
+    a_bytes = a_bytes + kernel.m * _wider_x_bits(kernel) / 8 / x_share
+    return a_bytes, w_bytes + right_elements(hw, kernel, tiles) * _right_bits(kernel) / 8
+
+
+def right_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+    """Elements of R that enter one unit: once for every row of tiles it works on."""
+    elements = kernel.branch.rank * kernel.k
     if hw.units.organization == "array":
-        rows, columns = hw.units.rows, hw.units.columns
-        row_panels = ceil_div(kernel.m, rows * tiles.m)
-        w_bytes = w_bytes + row_panels * right / columns
-        x_share = rows
-    else:
-        w_bytes = w_bytes + ceil_div(kernel.m, tiles.m) * right / hw.units.count
-        x_share = hw.units.count
-    if not branch.shares_x:
-        a_bytes = a_bytes + kernel.m * kernel.k * branch.x_bits / 8 / x_share
-    return a_bytes, w_bytes
+        return ceil_div(kernel.m, hw.units.rows * tiles.m) * elements / hw.units.columns
+    return ceil_div(kernel.m, tiles.m) * elements / hw.units.count
 
 
 def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
@@ -142,14 +149,31 @@ def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[
     columns, rows = (hw.units.columns, hw.units.rows) if is_array else (1, 1)
     x_times = ceil_div(kernel.n, columns * tiles.n)
     w_times = ceil_div(kernel.m, rows * tiles.m)
-    a_line, w_line = kernel.k * kernel.a_bits, kernel.k * kernel.w_bits
-    branch = kernel.branch
-    if branch is None:
-        return (x_times * kernel.m * a_line + w_times * kernel.n * w_line) / 8
-    a_line = a_line + branch.rank * branch.p_bits
-    w_line = w_line + branch.rank * branch.left_bits
+    a_line, w_line = _lines(kernel)
     total = x_times * kernel.m * a_line + w_times * kernel.n * w_line
-    total = total + w_times * branch.rank * kernel.k * branch.right_bits
-    if not branch.shares_x:
-        total = total + kernel.m * kernel.k * branch.x_bits
+    if kernel.branch is not None:
+        total = total + kernel.m * _wider_x_bits(kernel)
+        total = total + w_times * kernel.branch.rank * kernel.k * _right_bits(kernel)
     return total / 8
+
+
+def _lines(kernel: GemmKernel) -> tuple[float, float]:
+    """Bits of one row of activations and of weights, with P and L where the branch is fused."""
+    a_line = kernel.line_bits(kernel.a_bits, kernel.k)
+    w_line = kernel.line_bits(kernel.w_bits, kernel.k)
+    branch = kernel.branch
+    if branch is not None:
+        a_line = a_line + kernel.line_bits(branch.p_bits, branch.rank)
+        w_line = w_line + kernel.line_bits(branch.factor_bits, branch.rank)
+    return a_line, w_line
+
+
+def _wider_x_bits(kernel: GemmKernel) -> float:
+    """Bits a row of X has more in the branch's format than in main's; 0 when it has fewer."""
+    wide = max(kernel.branch.x_bits, kernel.a_bits)
+    return kernel.line_bits(wide, kernel.k) - kernel.line_bits(kernel.a_bits, kernel.k)
+
+
+def _right_bits(kernel: GemmKernel) -> float:
+    """Mean bits per element of R, scales included."""
+    return kernel.line_bits(kernel.branch.factor_bits, kernel.k) / kernel.k

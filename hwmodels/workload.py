@@ -160,13 +160,6 @@ class GemmWorkload:
         """Bytes of a (rows, columns) operand of `bits` in this workload's groups."""
         return tensor_bytes(rows, columns, bits, group=self.group, scale_bits=self.scale_bits)
 
-    def element_bits(self, bits: int, columns: int) -> float:
-        """Mean bits an element occupies, scales included, in rows of `columns` elements."""
-        if bits == 16:
-            return 16.0
-        span = columns if self.group is None else min(self.group, columns)
-        return bits + self.scale_bits / span
-
     def weight_bytes(self) -> dict[str, int]:
         """Stored bytes of the main weight and of both factors, as the packer writes them."""
         w_bits, _ = self.main_bits

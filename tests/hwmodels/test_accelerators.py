@@ -1,0 +1,71 @@
+"""The shipped files: sourced, loadable under every name, and equal to the facts they cite."""
+
+import pytest
+
+from hwmodels import AcceleratorError, describe, list_accelerators, load_accelerator
+
+CONFIDENCES = {"vendor", "measured", "inferred", "estimate"}
+
+
+def test_the_shipped_accelerators_are_listed():
+    assert list_accelerators() == ["a100", "aie2"]
+
+
+@pytest.mark.parametrize("name", list_accelerators())
+def test_every_number_has_a_unit_a_source_and_a_confidence(name):
+    unitless_words = (
+        "organization", "units.rows", "units.columns", ".name", ".kind", "instruction_",
+        "register_block_", "partials", "tile_k_", "overlaps", "load_widens", "_buffers",
+        "fill_channels", "_fraction", "datapath.",
+    )  # fmt: skip
+    for row in describe(load_accelerator(name)):
+        assert len(row["source"]) > 10, row["key"]
+        assert row["confidence"] in CONFIDENCES, row["key"]
+        assert row["unit"] or any(word in row["key"] for word in unitless_words), row["key"]
+
+
+@pytest.mark.parametrize("alias", ["xdna1", "npu1", "XDNA1", "aie2"])
+def test_aliases_load_the_same_machine(alias):
+    assert load_accelerator(alias).name == "aie2"
+
+
+@pytest.mark.parametrize("name", list_accelerators())
+def test_file_name_and_name_agree(name):
+    assert load_accelerator(name).name == name
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(
+        AcceleratorError, match=r"unknown accelerator 'aie3'; did you mean 'aie2'\?"
+    ):
+        load_accelerator("aie3")
+
+
+def test_aie2_peak_is_the_arithmetic_of_the_data_book():
+    hw = load_accelerator("aie2")
+    int8 = next(mode for mode in hw.modes if mode.name == "int8")
+    tops = 2 * int8.macs_per_cycle * hw.units.count * hw.units.clock_hz / 1e12
+    assert tops == pytest.approx(8.19, abs=0.005)  # hardware manual: 2 * 256 * 16 * 1.0 GHz
+
+
+@pytest.mark.parametrize(("mode", "tops"), [("int4", 1248), ("int8", 624), ("fp16", 312)])
+def test_a100_peaks_are_those_of_the_data_sheet(mode, tops):
+    hw = load_accelerator("a100")
+    rate = next(m.macs_per_cycle for m in hw.modes if m.name == mode)
+    peak = 2 * rate * hw.units.count * hw.units.clock_hz / 1e12
+    assert peak == pytest.approx(tops, rel=0.002)  # data sheets round to whole TOPS
+
+
+def test_digest_changes_with_content_only():
+    hw = load_accelerator("aie2")
+    other = hw.model_copy(update={"title": "another title"})
+    assert hw.digest() == load_accelerator("npu1").digest()
+    assert hw.digest() != other.digest()
+    assert len(hw.digest()) == 64
+
+
+def test_datapath_says_what_the_emulator_needs():
+    datapath = load_accelerator("aie2").datapath
+    assert (datapath.acc_bits, datapath.overflow, datapath.products_per_add) == (32, "wrap", 8)
+    assert (datapath.rounding, datapath.saturation) == ("conv_even", "saturate")
+    assert load_accelerator("a100").datapath.out_format == "fp16"

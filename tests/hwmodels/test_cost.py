@@ -1,0 +1,230 @@
+"""Costs: laws every estimate must obey, and the facts that must come out."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodels import AcceleratorError, GemmWorkload, estimate_cost, load_accelerator
+
+MACHINES = {name: load_accelerator(name) for name in ("aie2", "a100")}
+METRICS = ("latency_s", "energy_j", "dram_bytes", "weight_bytes")
+SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
+
+machines = st.sampled_from(sorted(MACHINES)).map(MACHINES.__getitem__)
+sizes = st.one_of(
+    st.integers(1, 200), st.integers(1, 6000), st.integers(1, 300).map(lambda i: 16 * i)
+)
+quantized = st.integers(2, 8)
+
+
+@st.composite
+def workloads(draw, *, with_branch=None):
+    m, n, k = draw(sizes), draw(sizes), draw(sizes)
+    fields = {
+        "m": m, "n": n, "k": k,
+        "main": f"W{draw(quantized)}A{draw(quantized)}",
+        "group": draw(st.sampled_from([None, 32, 64, 128])),
+        "fused": draw(st.booleans()),
+        "out_bits": draw(st.sampled_from([8, 16, 32])),
+    }  # fmt: skip
+    if draw(st.booleans()) if with_branch is None else with_branch:
+        fields["branch"] = f"W{draw(quantized)}A{draw(quantized)}"
+        fields["rank"] = draw(st.integers(1, min(n, k, 256)))
+    return fields
+
+
+def _cost(hw, fields, **changes):
+    return estimate_cost(GemmWorkload(**(fields | changes)), hw)
+
+
+def _changed(hw, block, **values):
+    """A copy of `hw` with values of one block replaced."""
+    part = hw
+    for name in block.split("."):
+        part = getattr(part, name)
+    part = part.model_copy(update=values)
+    for name in reversed(block.split(".")[:-1]):
+        part = getattr(hw, name).model_copy(update={block.split(".")[-1]: part})
+    return hw.model_copy(update={block.split(".")[0]: part})
+
+
+def _assert_not_cheaper(more, less, metrics=METRICS):
+    for metric in metrics:
+        assert getattr(more, metric) >= getattr(less, metric), metric
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads(), key=st.sampled_from("mnk"), more=st.integers(1, 600))
+def test_cost_never_falls_when_the_layer_grows(hw, fields, key, more):
+    larger = _cost(hw, fields, **{key: fields[key] + more})
+    _assert_not_cheaper(larger, _cost(hw, fields))
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads(with_branch=True), more=st.integers(1, 64))
+def test_cost_never_falls_when_the_rank_grows(hw, fields, more):
+    rank = min(fields["rank"] + more, fields["n"], fields["k"])
+    _assert_not_cheaper(_cost(hw, fields, rank=rank), _cost(hw, fields))
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads(with_branch=False), which=st.sampled_from("wa"))
+def test_cost_never_falls_when_the_main_branch_widens(hw, fields, which):
+    w_bits, a_bits = GemmWorkload(**fields).main_bits
+    wider = (min(w_bits + 1, 8), a_bits) if which == "w" else (w_bits, min(a_bits + 1, 8))
+    _assert_not_cheaper(_cost(hw, fields, main="W{}A{}".format(*wider)), _cost(hw, fields))
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads(with_branch=True))
+def test_cost_never_falls_when_the_factors_widen(hw, fields):
+    # Activation bits are left alone: at main's own width the branch shares X and gets cheaper.
+    w_bits, a_bits = GemmWorkload(**fields).branch_bits
+    wider = _cost(hw, fields, branch=f"W{min(w_bits + 1, 8)}A{a_bits}")
+    _assert_not_cheaper(wider, _cost(hw, fields))
+
+
+@SETTINGS
+@given(
+    hw=machines,
+    m=sizes,
+    n=st.integers(64, 5000),
+    k=st.integers(64, 5000),
+    branch=st.sampled_from([None, "W8A8", "W16A16"]),
+    fused=st.booleans(),
+)
+def test_w4a4_is_never_dearer_than_w4a8_than_w8a8(hw, m, n, k, branch, fused):
+    fields = {"m": m, "n": n, "k": k, "branch": branch, "rank": 32 if branch else 0}
+    costs = [_cost(hw, fields, main=p, fused=fused) for p in ("W4A4", "W4A8", "W8A8")]
+    _assert_not_cheaper(costs[1], costs[0])
+    _assert_not_cheaper(costs[2], costs[1])
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("shape", [(4096, 1152, 1152), (4096, 4608, 1152), (4096, 3072, 3072)])
+def test_sixteen_bit_layers_cost_most(name, shape):
+    m, n, k = shape
+    costs = [_cost(MACHINES[name], {"m": m, "n": n, "k": k}, main=p) for p in ("W8A8", "W16A16")]
+    _assert_not_cheaper(costs[1], costs[0])
+
+
+@SETTINGS
+@given(
+    hw=machines,
+    fields=workloads(),
+    change=st.sampled_from(
+        [
+            ("units", "clock_hz"),
+            ("units", "rows"),
+            ("units", "columns"),
+            ("memories.dram", "bandwidth_bytes_per_s"),
+            ("memories.l2", "bandwidth_bytes_per_cycle"),
+            ("memories.l2", "capacity_bytes"),
+            ("memories.l1", "capacity_bytes"),
+            ("memories.l1", "fill_bytes_per_cycle"),
+            ("kernel", "load_bytes_per_cycle"),
+            ("vector", "combine_elements_per_cycle"),
+            ("vector", "unpack_elements_per_cycle"),
+        ]
+    ),
+    factor=st.integers(2, 4),
+)
+def test_latency_never_rises_with_a_faster_or_larger_machine(hw, fields, change, factor):
+    block, key = change
+    part = hw
+    for name in block.split("."):
+        part = getattr(part, name)
+    faster = _changed(hw, block, **{key: getattr(part, key) * factor})
+    _assert_not_cheaper(_cost(hw, fields), _cost(faster, fields), ("latency_s",))
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads())
+def test_parts_sum_to_totals_and_the_roofline_holds(hw, fields):
+    cost = _cost(hw, fields)
+    for total, parts in cost.parts.items():
+        # Parts are differences and sums of at most 30 float64 terms of the size of the total.
+        assert math.fsum(parts.values()) == pytest.approx(getattr(cost, total), rel=1e-12)
+        assert min(parts.values()) >= 0
+    assert cost.latency_s >= cost.roofline_latency_s
+    assert 0 < cost.utilization <= 1
+    assert cost.cycles == cost.latency_s * hw.units.clock_hz
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads(with_branch=False), fused=st.booleans())
+def test_rank_zero_costs_exactly_nothing(hw, fields, fused):
+    assert _cost(hw, fields, branch="W8A8", rank=0, fused=fused) == _cost(hw, fields)
+
+
+@SETTINGS
+@given(hw=machines, fields=workloads(with_branch=True))
+def test_a_branch_never_comes_for_less_than_nothing(hw, fields):
+    _assert_not_cheaper(_cost(hw, fields), _cost(hw, fields, branch=None, rank=0))
+
+
+@pytest.mark.parametrize("shape", [(4096, 3072, 3072), (4096, 4608, 1152), (4096, 1152, 4608)])
+def test_unfused_branch_costs_tens_of_percent_on_a_gpu_and_fused_a_few(shape):
+    m, n, k = shape
+    fields = {"m": m, "n": n, "k": k, "main": "W4A4"}
+    plain = _cost(MACHINES["a100"], fields).latency_s
+    fused = _cost(MACHINES["a100"], fields, branch="W16A16", rank=32).latency_s
+    unfused = _cost(MACHINES["a100"], fields, branch="W16A16", rank=32, fused=False).latency_s
+    # SVDQuant reports +57 % unfused for its 4-bit layers, and 5 to 10 % at most once fused.
+    assert 0.25 < unfused / plain - 1 < 0.9
+    assert 0.01 < fused / plain - 1 < 0.10
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("branch", ["W8A8", "W6A6", "W4A4"])
+def test_fusing_never_costs_more(name, branch):
+    fields = {"m": 4096, "n": 4608, "k": 1152, "main": "W4A8", "branch": branch, "rank": 64}
+    _assert_not_cheaper(_cost(MACHINES[name], fields, fused=False), _cost(MACHINES[name], fields))
+
+
+def test_a_shared_format_reads_x_once_and_another_one_reads_the_wider():
+    fields = {"m": 4096, "n": 1152, "k": 1152, "branch": "W8A8", "rank": 32}
+    shared = _cost(MACHINES["a100"], fields, main="W4A8").parts["dram_bytes"]["activations"]
+    mixed = _cost(MACHINES["a100"], fields, main="W4A4").parts["dram_bytes"]["activations"]
+    assert shared == mixed == 4096 * (1152 + 18 * 2)
+
+
+def test_unfused_moves_p_and_the_output_again():
+    fields = {"m": 4096, "n": 1152, "k": 1152, "main": "W4A8", "branch": "W8A8", "rank": 32}
+    parts = _cost(MACHINES["a100"], fields, fused=False).parts
+    assert parts["dram_bytes"]["output"] == 3 * 4096 * 1152 * 2
+    assert parts["dram_bytes"]["p"] == 2 * 4096 * (32 + 2)
+    assert parts["latency_s"]["dispatch"] == pytest.approx(3 * 3e-6)
+
+
+def test_weight_bytes_do_not_depend_on_the_machine():
+    fields = {"m": 64, "n": 1152, "k": 1152, "main": "W4A4", "branch": "W8A8", "rank": 64}
+    costs = [_cost(hw, fields) for hw in MACHINES.values()]
+    assert costs[0].weight_bytes == costs[1].weight_bytes == 663552 + 41472 + 76032 + 76032
+
+
+def test_group_scales_cost_time_that_row_scales_do_not():
+    fields = {"m": 4096, "n": 1152, "k": 1152, "main": "W4A8"}
+    grouped, by_row = (_cost(MACHINES["aie2"], fields, group=g) for g in (64, None))
+    assert grouped.parts["latency_s"]["combine"] > 10 * by_row.parts["latency_s"]["combine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "bound"),
+    [
+        ("aie2", {"m": 1, "n": 64, "k": 64}, "dispatch"),
+        ("a100", {"m": 4096, "n": 4608, "k": 4608, "main": "W8A8", "group": None}, "compute"),
+        ("a100", {"m": 4096, "n": 4608, "k": 4608, "main": "W4A4", "group": 32}, "vector"),
+        ("a100", {"m": 64, "n": 16384, "k": 16384, "main": "W8A8"}, "dram"),
+    ],
+)
+def test_the_bound_is_named(name, fields, bound):
+    assert _cost(MACHINES[name], fields).bound == bound
+
+
+def test_a_machine_too_small_for_any_tile_says_which_key():
+    tiny = _changed(MACHINES["aie2"], "memories.l1", capacity_bytes=1100)
+    with pytest.raises(AcceleratorError, match=r"memories.l1.capacity_bytes=1100"):
+        _cost(tiny, {"m": 64, "n": 64, "k": 64})
