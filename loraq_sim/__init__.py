@@ -29,7 +29,7 @@ _HOMES = {
     "emulate_gemm": "loraq_sim.emulator.gemm",
     "emulate_gemm_report": "loraq_sim.emulator.gemm",
     "evaluate_layer": "loraq_sim.evaluate",
-    "model_totals": "loraq_sim.pareto",
+    "model_totals": "loraq_sim.totals",
     "output_error": "loraq_sim.metrics",
     "pareto_front": "loraq_sim.pareto",
     "parse_format": "loraq_sim.formats",

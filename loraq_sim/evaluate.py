@@ -18,11 +18,14 @@ from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import parse_format
 from loraq_sim.layers import Layer
 from loraq_sim.metrics import output_error
+from loraq_sim.rows import COLUMN_NAMES
 from loraq_sim.solvers import Solution, solve
+from loraq_sim.solvers.budget import rank_for_budget
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
     "DATAPATH_KEYS",
+    "cost_split",
     "datapath_for",
     "evaluate_layer",
     "reference_output",
@@ -99,10 +102,11 @@ def evaluate_layer(
     x = sample_rows(layer.activations, tokens)
     if solution is None:
         solution = solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
+    shape = (layer.m, layer.n, layer.k)
     cost = hwmodels.estimate_cost(
-        workload_for(layer, split, solution.rank, path, fused=fused), accelerator
+        workload_for(*shape, split, solution.rank, path, fused=fused), accelerator
     )
-    return {
+    row = {
         **_identity(layer, split, accelerator, x),
         "method": solution.method,
         "preset": solution.preset,
@@ -123,6 +127,7 @@ def evaluate_layer(
         "seed": seed,
         "pareto": False,
     }
+    return {name: row[name] for name in COLUMN_NAMES if name in row}
 
 
 def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
@@ -159,16 +164,34 @@ def datapath_for(
     )
 
 
+def cost_split(
+    m: int,
+    n: int,
+    k: int,
+    split: PrecisionSplit,
+    accelerator: "hwmodels.Accelerator",
+    *,
+    fused: bool = True,
+) -> "tuple[int, hwmodels.Cost]":
+    """Rank and cost of one call of a layer of this shape: no weight, nothing solved."""
+    rank = split.rank or 0
+    if split.budget is not None:
+        rank = rank_for_budget(n, k, split.branch_weight, split.budget)
+    path = datapath_for(accelerator)
+    work = workload_for(m, n, k, split, rank, path, fused=fused)
+    return rank, hwmodels.estimate_cost(work, accelerator)
+
+
 def workload_for(
-    layer: Layer, split: PrecisionSplit, rank: int, path: Datapath, *, fused: bool
+    m: int, n: int, k: int, split: PrecisionSplit, rank: int, path: Datapath, *, fused: bool
 ) -> "hwmodels.GemmWorkload":
-    """What the cost model needs to know of a solved case: shapes and bits."""
+    """What the cost model needs to know of a case: shapes and bits."""
     has_branch = split.has_branch and rank > 0
     p_is_stored_as = None if path.p_format == "branch" else parse_format(path.p_format)
     return hwmodels.GemmWorkload(
-        m=layer.m,
-        n=layer.n,
-        k=layer.k,
+        m=m,
+        n=n,
+        k=k,
         main=split.main,
         branch=split.branch if has_branch else None,
         rank=rank if has_branch else 0,

@@ -1,0 +1,63 @@
+"""The ``loraq-sim`` program: the list of its commands and how it ends."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from loraq_sim.cli import cost, dump, emulate, hw, pareto, solve, sweep
+from loraq_sim.cli.failures import set_debug
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="loraq-sim",
+    help="Error against cost of 4-bit + low-rank diffusion transformers on NPUs and GPUs.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog=(
+        "Exit codes: 0 ok, 1 some cases failed, 2 usage or bad input, 3 a threshold was missed, "
+        "130 interrupted."
+    ),
+)
+
+# One line a command.
+app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep_command)
+app.command("solve", epilog=solve.EXAMPLES)(solve.solve_command)
+app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
+app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
+app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
+app.add_typer(dump.app, name="dump", help="Look into layer dumps.")
+app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from loraq_sim import __version__
+
+        typer.echo(f"loraq-sim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback instead of a one-line error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version
+    set_debug(debug)
+
+
+def main() -> None:
+    """Run the program; the entry point of the ``loraq-sim`` script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        # Before a command runs or after it: inside one, `one_line_failures` has seen it.
+        sys.exit(130)

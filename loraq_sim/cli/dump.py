@@ -1,0 +1,65 @@
+"""``loraq-sim dump info``: what a layer dump holds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraq_sim.cli.failures import SOME_FAILED, one_line_failures
+from loraq_sim.cli.options import Layers, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.output import note, print_json, print_table
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump info examples/tiny_pixart.pt\n\n"
+    "loraq-sim dump info examples/minilm.pt --layers 'ffn_*' --format json"
+)
+_SHOWN = (
+    *("layer", "kind", "n", "k", "tokens", "dtype", "bytes"),
+    *("weight_std", "weight_max_over_std", "weight_kurtosis"),
+    *("activation_rms", "activation_outlier_ratio"),
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Look into layer dumps."""
+
+
+@app.command("info", epilog=_EXAMPLES)
+@one_line_failures
+def info_command(
+    file: Annotated[Path, typer.Argument(help="Layer dump: .pt, .safetensors or .npz.")],
+    layers: Layers = None,
+    statistics: Annotated[
+        bool, typer.Option("--statistics/--no-statistics", help="Read the tensors themselves.")
+    ] = True,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """List layers, shapes, kinds, tokens and weight statistics of a dump."""
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.dumps.summary import summarize
+    from reports.tables import result_table
+
+    dump = read_layer_dump(file)
+    if layers:
+        dump = dump.select(listed(layers))
+    rows = summarize(dump, statistics=statistics)
+    n_bad = sum(row["status"] != "ok" for row in rows)
+    if output is OutputFormat.JSON:
+        print_json({"file": str(file), "meta": dict(dump.meta), "rows": rows})
+    else:
+        shown = [name for name in _SHOWN if name in rows[0]]
+        title = f"{file}: {len(rows)} layers"
+        columns = [*shown, "message"] if n_bad else shown
+        print_table(result_table(rows, columns, title=title), output)
+    for key, value in dump.meta.items():
+        note(f"{key}: {value}", quiet=quiet or output is not OutputFormat.TABLE)
+    if n_bad:
+        note(f"error: {n_bad} of {len(rows)} layers cannot be used", quiet=False)
+        raise typer.Exit(SOME_FAILED if n_bad < len(rows) else 2)

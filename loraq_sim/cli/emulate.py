@@ -1,0 +1,117 @@
+"""``loraq-sim emulate``: what the accumulators of an accelerator do to a dump's layers."""
+
+import typer
+
+from loraq_sim.cli.failures import BAD_INPUT, SOME_FAILED, one_line_failures
+from loraq_sim.cli.options import (
+    AccBits,
+    Accelerators,
+    Accumulators,
+    Group,
+    LayerDumpFile,
+    Layers,
+    Methods,
+    OutFormat,
+    OutputFormat,
+    Overflow,
+    PFormat,
+    Preset,
+    ProductsPerAdd,
+    Quiet,
+    Seed,
+    Splits,
+    Tokens,
+    datapath_overrides,
+    listed,
+)
+from loraq_sim.cli.output import note, print_table
+from loraq_sim.cli.progress import tracked
+
+__all__ = ["EXAMPLES", "emulate_command"]
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim emulate --hw aie2 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8\n\n"
+    "loraq-sim emulate --hw aie2 --layer-dump examples/minilm.pt --split W8A8 "
+    "--acc-bits 18 --overflow saturate"
+)
+_SHOWN = (
+    *("layer", "kind", "split", "accelerator", "tokens", "output_error", "sqnr_db"),
+    *("max_abs_error", "overflow_count", "safe_acc_bits", "seconds"),
+)
+
+
+@one_line_failures
+def emulate_command(
+    hw: Accelerators,
+    layer_dump: LayerDumpFile,
+    layers: Layers = None,
+    splits: Splits = None,
+    method: Methods = None,
+    preset: Preset = "fast",
+    group: Group = 64,
+    tokens: Tokens = None,
+    seed: Seed = 0,
+    acc_bits: AccBits = None,
+    overflow: Overflow = None,
+    products_per_add: ProductsPerAdd = None,
+    accumulators: Accumulators = None,
+    p_format: PFormat = None,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Run layers through the emulated integer data path; count overflows and safe widths."""
+    import hwmodels
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.errors import LoraqError
+    from loraq_sim.evaluate import datapath_for, evaluate_layer
+    from loraq_sim.split import parse_split
+    from reports.tables import result_table
+
+    overrides = datapath_overrides(
+        acc_bits=acc_bits,
+        overflow=overflow,
+        products_per_add=products_per_add,
+        accumulators=accumulators,
+        p_format=p_format,
+    )
+    accelerators = [hwmodels.load_accelerator(name) for name in listed(hw)]
+    for accelerator in accelerators:
+        datapath_for(accelerator, overrides)
+    chosen = [parse_split(text, group=group) for text in listed(splits) or ("W4A4", "W4A8")]
+    dump = read_layer_dump(layer_dump)
+    if layers:
+        dump = dump.select(listed(layers))
+    cases = [
+        (name, split, accelerator, name_of_method)
+        for name in dump
+        for split in chosen
+        for name_of_method in listed(method) or ("loraq",)
+        for accelerator in accelerators
+    ]
+    rows = []
+    for name, split, accelerator, name_of_method in tracked(cases, "emulating", quiet=quiet):
+        try:
+            row = evaluate_layer(
+                dump[name],
+                split,
+                accelerator,
+                seed=seed,
+                method=name_of_method,
+                preset=preset,
+                tokens=tokens,
+                datapath=overrides,
+            )
+        except LoraqError as error:
+            row = {"layer": name, "split": split.text, "accelerator": accelerator.name}
+            row |= {"method": name_of_method, "status": "failed", "message": str(error)}
+        rows.append(row)
+    failures = [row["message"] for row in rows if row["status"] == "failed"]
+    if len(failures) == len(rows):
+        note(f"error: {failures[0]}")
+        raise typer.Exit(BAD_INPUT)
+    remarks = [*_SHOWN, "message"] if any(row["message"] for row in rows) else list(_SHOWN)
+    print_table(result_table(rows, remarks, title=f"{layer_dump}: emulated output"), output)
+    if failures:
+        note(f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}")
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,68 @@
+"""How a command fails: one line on stderr and an exit code, never a traceback."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from loraq_sim.errors import LoraqError
+
+__all__ = ["BAD_INPUT", "INTERRUPTED", "SOME_FAILED", "one_line_failures", "set_debug"]
+
+SOME_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
+
+
+def set_debug(wanted: bool) -> None:
+    """Let errors show their traceback (also in worker processes), for bug reports."""
+    if wanted:
+        os.environ[_DEBUG_VARIABLE] = "1"
+
+
+def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can cause into one line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            # The reader of a pipe (head, less) has left; what it wanted is there.
+            _silence_stdout()
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if os.environ.get(_DEBUG_VARIABLE) or not _is_users(error):
+                raise
+            typer.echo(f"error: {_one_line(error)}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+
+    return guarded
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the error says something about the input or the machine, not about our code."""
+    if isinstance(error, (LoraqError, OSError)):
+        return True
+    # Loaded only if a command used it; an error of a module that was never loaded cannot occur.
+    errors = sys.modules.get("hwmodels.errors")
+    return errors is not None and isinstance(error, errors.AcceleratorError)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}"
+    return " ".join(str(error).split())
+
+
+def _silence_stdout() -> None:
+    # The interpreter flushes stdout at exit; point it somewhere that accepts the rest.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,173 @@
+"""Options that several commands share: the same flag means the same everywhere."""
+
+import enum
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "AccBits",
+    "Accelerators",
+    "Accumulators",
+    "Family",
+    "Force",
+    "Group",
+    "LayerDumpFile",
+    "Layers",
+    "Methods",
+    "OutFormat",
+    "OutputFormat",
+    "Overflow",
+    "PFormat",
+    "Preset",
+    "ProductsPerAdd",
+    "Quiet",
+    "Seed",
+    "Splits",
+    "Tokens",
+    "Unfused",
+    "datapath_overrides",
+    "listed",
+]
+
+
+class OutputFormat(enum.StrEnum):
+    """How results are printed on stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MD = "md"
+
+
+LayerDumpFile = Annotated[
+    Path,
+    typer.Option(
+        "--layer-dump",
+        metavar="FILE",
+        help="Layer dump: .pt, .safetensors or .npz.",
+        show_default=False,
+    ),
+]
+Accelerators = Annotated[
+    list[str],
+    typer.Option(
+        "--hw",
+        metavar="NAME|FILE",
+        help="Accelerator name or YAML file; repeat or separate by commas.",
+        show_default=False,
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        metavar="PATTERN",
+        help="Glob over layer names or kinds; repeat or separate by commas. Default: all layers.",
+        show_default=False,
+    ),
+]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split",
+        metavar="SPLIT",
+        help="Precision split such as W4A4+W8A8r16 or W4A4+W8A8@fp16r32; repeatable.",
+        show_default=False,
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="Solver: rtn, lqer, svdquant, loraq; repeatable. Default: loraq.",
+        show_default=False,
+    ),
+]
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help="Solver effort: fast, balanced or best.")
+]
+Family = Annotated[
+    str, typer.Option("--family", metavar="NAME", help="Element family of a split: int.")
+]
+Group = Annotated[
+    int, typer.Option("--group", metavar="N", help="Elements per scale along K (and the rank).")
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens",
+        metavar="T",
+        help="Activation rows used, spread evenly over the dump. Default: all rows.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the solver.")]
+OutFormat = Annotated[
+    OutputFormat, typer.Option("--format", help="How results are printed on stdout.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Do again, and replace, what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
+Unfused = Annotated[
+    bool,
+    typer.Option("--unfused", help="Cost the branch as kernels of its own, P through DRAM."),
+]
+AccBits = Annotated[
+    int | None,
+    typer.Option(
+        "--acc-bits",
+        metavar="N",
+        help="Accumulator width, 8 to 64 bits. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+Overflow = Annotated[
+    str | None,
+    typer.Option(
+        "--overflow",
+        metavar="RULE",
+        help="wrap, saturate or saturate_symmetric. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+ProductsPerAdd = Annotated[
+    int | None,
+    typer.Option(
+        "--products-per-add",
+        metavar="C",
+        help="Products summed before each add, 1 to 64. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+Accumulators = Annotated[
+    int | None,
+    typer.Option(
+        "--accumulators",
+        metavar="P",
+        help="Partial accumulators, 1 to 64. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+PFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--p-format",
+        metavar="FORMAT",
+        help="Format of P: 'branch' or, say, fp16. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+
+
+def listed(values: Iterable[str] | None) -> tuple[str, ...]:
+    """Values of a repeatable, comma-separated option, in order, without repeats."""
+    parts = (part.strip() for value in values or () for part in value.split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def datapath_overrides(**settings: Any) -> dict[str, Any]:
+    """The data path settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}

@@ -1,0 +1,51 @@
+"""Results to stdout in the format asked for; notes to stderr."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from loraq_sim.cli.options import OutputFormat
+from reports.tables import ResultTable, json_text
+
+__all__ = ["note", "print_json", "print_table", "print_tables"]
+
+
+def print_table(table: ResultTable, output: OutputFormat) -> None:
+    """Print one table."""
+    print_tables([table], output)
+
+
+def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
+    """Print tables for people one after the other; for programs, only the first."""
+    if output is OutputFormat.TABLE:
+        for table in tables:
+            _print_for_people(table)
+    elif output is OutputFormat.MD:
+        parts = [
+            f"**{t.title}**\n\n{t.to_markdown()}" if t.title else t.to_markdown() for t in tables
+        ]
+        typer.echo("\n".join(parts), nl=False)
+    else:
+        typer.echo(str(tables[0].render(output.value)).rstrip("\n"))
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    typer.echo(json_text(value))
+
+
+def note(text: str, *, quiet: bool = False) -> None:
+    """Say something on stderr that is not a result."""
+    if not quiet:
+        typer.echo(text, err=True)
+
+
+def _print_for_people(table: ResultTable) -> None:
+    if not sys.stdout.isatty():
+        typer.echo(table.to_text(), nl=False)
+        return
+    from rich.console import Console
+
+    Console().print(table.to_rich())

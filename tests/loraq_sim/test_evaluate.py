@@ -1,0 +1,127 @@
+"""One row: error and cost of a layer in a split on an accelerator."""
+
+import numpy as np
+import pytest
+
+import hwmodels
+import loraq_sim as lq
+from loraq_sim.errors import InputError
+from loraq_sim.evaluate import cost_split, datapath_for, reference_output, sample_rows
+from loraq_sim.rows import COLUMN_NAMES
+from loraq_sim.split import parse_split
+
+
+@pytest.fixture(scope="module")
+def layer(request):
+    dump = lq.read_layer_dump(request.config.rootpath / "examples" / "tiny_pixart.pt")
+    return dump["transformer_blocks.0.attn1.to_q"]
+
+
+def evaluate(layer, split="W4A4+W8A8r8", accelerator="aie2", **options):
+    return lq.evaluate_layer(layer, split, accelerator, preset="fast", tokens=32, **options)
+
+
+def test_a_row_has_the_columns_of_the_schema_and_describes_its_case(layer):
+    row = evaluate(layer)
+    known = [name for name in COLUMN_NAMES if name in row]
+    assert known == list(row)
+    assert (row["m"], row["n"], row["k"], row["tokens"]) == (512, 128, 128, 32)
+    assert (row["rank"], row["method"], row["split"]) == (8, "loraq", "W4A4+W8A8r8")
+    assert row["status"] == "ok"
+
+
+def test_weight_columns_are_those_of_the_solution(layer):
+    row = evaluate(layer)
+    solution = lq.solve(layer.weight, "loraq", "int4/g64", "int8/g64", rank=8, preset="fast")
+    assert row["weight_bytes"] == solution.nbytes
+    assert row["weight_error"] == solution.weight_error
+
+
+@pytest.mark.parametrize("text", ["W4A4", "W4A4+W8A8r8", "W4A8+W6A6@fp16r4", "W8A8+W16A16r4"])
+def test_cost_columns_are_those_of_the_cost_model(layer, text):
+    row = evaluate(layer, text)
+    rank, cost = cost_split(512, 128, 128, parse_split(text), hwmodels.load_accelerator("aie2"))
+    assert rank == row["rank"]
+    assert cost.weight_bytes == row["weight_bytes"]
+    for name in ("latency_s", "cycles", "energy_j", "dram_bytes", "utilization", "bound"):
+        assert row[name] == getattr(cost, name)
+
+
+def test_output_error_compares_with_the_full_precision_layer_with_bias(layer):
+    # In 16 bits everywhere, only the roundings to fp16 and to bf16 at the end are left.
+    row = evaluate(layer, "W16A16")
+    assert 0 < row["output_error"] < 2**-8
+    x = layer.activations
+    by_hand = np.array([[sum(x[0, k] * layer.weight[5, k] for k in range(128)) + layer.bias[5]]])
+    np.testing.assert_allclose(reference_output(layer, x)[:1, 5:6], by_hand, rtol=1e-5)
+
+
+def test_the_error_is_that_of_the_integer_data_path(layer):
+    wide = evaluate(layer, "W8A8")
+    narrow = evaluate(layer, "W8A8", datapath={"acc_bits": 14, "overflow": "wrap"})
+    assert wide["overflow_count"] == 0
+    assert narrow["overflow_count"] > 0
+    assert narrow["output_error"] > 10 * wide["output_error"]
+    assert narrow["latency_s"] == wide["latency_s"]
+
+
+def test_same_seed_same_row_and_any_way_to_name_the_accelerator(layer):
+    rows = [evaluate(layer), evaluate(layer, accelerator=hwmodels.load_accelerator("xdna1"))]
+    for row in rows:
+        row.pop("seconds")
+    assert rows[0] == rows[1]
+
+
+def test_a_solution_at_hand_is_used(layer):
+    split = parse_split("W4A4+W8A8r8")
+    zero = lq.solve(np.zeros_like(layer.weight), "svdquant", "int4/g64", "int8/g64", rank=8)
+    row = evaluate(layer, split, solution=zero)
+    assert row["method"] == "svdquant"
+    assert row["output_error"] > 0.5
+
+
+def test_a_layer_without_activations_has_weight_error_and_cost_only(layer):
+    bare = lq.Layer(name="bare", weight=layer.weight, rows_per_call=64)
+    row = evaluate(bare)
+    assert row["m"] == 64
+    assert row["tokens"] == 0
+    assert row["output_error"] is None
+    assert row["weight_error"] > 0
+    assert row["latency_s"] > 0
+    assert "no activations" in row["message"]
+
+
+def test_sampled_rows_are_spread_over_all_of_them():
+    rows = np.arange(100, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(sample_rows(rows, 4)[:, 0], [0, 25, 50, 75])
+    assert sample_rows(rows, 100) is rows
+    assert sample_rows(rows, 1000) is rows
+    assert sample_rows(None, 3) is None
+
+
+def test_overrides_replace_what_the_file_says():
+    aie2 = hwmodels.load_accelerator("aie2")
+    path = datapath_for(aie2, {"acc_bits": 20, "p_format": "fp16", "out_format": "fp32"})
+    assert (path.mac.acc_bits, path.p_format, path.out_format) == (20, "fp16", "fp32")
+    assert path.mac.overflow == aie2.datapath.overflow
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "W4A5r"}, r"split 'W4A5r' is not understood"),
+        ({"datapath": {"acc_bit": 20}}, r"unknown datapath setting 'acc_bit'; did you mean"),
+        ({"method": "best"}, r"layer 'transformer_blocks.0.attn1.to_q', .* unknown method 'best'"),
+        ({"split": "W4A4+W8A8r999"}, r"layer .*split W4A4\+W8A8r999: rank must be"),
+        ({"tokens": 0}, r"tokens must be a positive integer, got 0"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(layer, options, message):
+    options = {"split": "W4A4", "accelerator": "aie2"} | options
+    with pytest.raises(InputError, match=message):
+        lq.evaluate_layer(layer, **options)
+
+
+def test_an_unknown_accelerator_is_named_with_its_neighbors(layer):
+    with pytest.raises(hwmodels.AcceleratorError, match=r"aie3.*aie2"):
+        evaluate(layer, accelerator="aie3")
