@@ -238,7 +238,7 @@ class Accelerator(_Strict):
         return self
 
     def __copy__(self) -> Self:
-        # `model_copy(update=...)` starts here; what was worked out for this machine must not follow.
+        # `model_copy(update=...)` starts here; what was cached for this machine must not follow.
         copy = super().__copy__()
         copy._cache = {}
         return copy
