@@ -1,0 +1,253 @@
+"""Worker processes that may die without taking the sweep with them.
+
+Each worker has a pipe of its own: a worker killed while it holds a shared queue's lock would block
+all others. It asks for a task, sends a result per case, and asks again. When one dies, what it had
+finished is kept, the rest of its task goes to a fresh worker, and the case that kills two workers
+is marked failed.
+"""
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+
+from loraq_sim.errors import InputError, LoraqError
+from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, WorkerLost, failed_result
+from loraq_sim.sweep.worker_process import serve
+
+__all__ = ["ProcessExecutor"]
+
+_MAX_KILLS = 2
+_MAX_FAILED_STARTS = 3
+_JOIN_S = 1.0
+_ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    ),
+    "1",
+)
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    task: SweepTask | None = None
+    has_started: bool = False
+    is_idle: bool = False
+    has_loaded: bool = False
+
+
+class ProcessExecutor:
+    """Runs tasks in `jobs` spawned processes with one BLAS and Numba thread each."""
+
+    def __init__(self, *, jobs: int) -> None:
+        if jobs < 1:
+            raise InputError(f"jobs must be at least 1, got {jobs}")
+        self._jobs = jobs
+        self._workers: list[_Worker] = []
+        self._queue: deque[SweepTask] = deque()
+        self._kills: dict[str, int] = {}
+        self._failed_starts = 0
+
+    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Iterator[CaseResult | WorkerLost]:
+        """Yield the result of every case as it finishes; stop the workers when closed.
+
+        Raises
+        ------
+        InputError
+            If `evaluate` cannot be imported.
+        LoraqError
+            If workers cannot be started.
+        """
+        self._queue = deque(task for task in tasks if task.cases)
+        self._kills = {}
+        self._failed_starts = 0
+        try:
+            while self._queue or any(worker.task for worker in self._workers):
+                self._fill(evaluate)
+                self._assign()
+                for worker in self._ready():
+                    yield from self._listen(worker)
+        finally:
+            _kill(self._workers)
+            self._workers = []
+
+    def _fill(self, evaluate: str) -> None:
+        """Start workers until there are enough for the tasks that wait or run."""
+        n_busy = sum(worker.task is not None for worker in self._workers)
+        while len(self._workers) < min(self._jobs, n_busy + len(self._queue)):
+            # A Ctrl-C in this moment is seen when the new worker is on the list of those to kill.
+            with _signals_held():
+                self._workers.append(_start(evaluate))
+
+    def _assign(self) -> None:
+        """Give waiting tasks to idle workers."""
+        for worker in self._workers:
+            if worker.is_idle and self._queue:
+                worker.task = self._queue.popleft()
+                worker.is_idle, worker.has_loaded = False, False
+                # A worker that just died is found by `_ready`, which queues its task again.
+                with suppress(OSError):
+                    worker.pipe.send(worker.task)
+
+    def _ready(self) -> list[_Worker]:
+        """Workers that sent something or died; blocks until there is one."""
+        # Also the sentinel: a grandchild may keep the pipe open after the worker's death.
+        events = {worker.pipe: worker for worker in self._workers}
+        events |= {worker.process.sentinel: worker for worker in self._workers}
+        ready = wait(list(events))
+        return list({id(events[event]): events[event] for event in ready}.values())
+
+    def _listen(self, worker: _Worker) -> Iterator[CaseResult | WorkerLost]:
+        """Take all that `worker` has sent, and notice if it died."""
+        is_dead = not worker.process.is_alive()
+        try:
+            while worker.pipe.poll():
+                yield from self._receive(worker, worker.pipe.recv())
+        except (EOFError, OSError):
+            is_dead = True
+        if is_dead:
+            yield from self._bury(worker)
+
+    def _receive(self, worker: _Worker, message: tuple) -> Iterator[CaseResult]:
+        kind, *content = message
+        if kind == "result":
+            (result,) = content
+            left = tuple(c for c in worker.task.cases if c.case_id != result.case.case_id)
+            worker.task = replace(worker.task, cases=left)
+            yield result
+        elif kind == "loaded":
+            worker.has_loaded = True
+        elif kind == "broken":
+            raise InputError(content[0])
+        elif kind == "idle":
+            worker.is_idle, worker.task = True, None
+            worker.has_started = True
+            self._failed_starts = 0
+
+    def _bury(self, worker: _Worker) -> Iterator[CaseResult | WorkerLost]:
+        """Drop a dead worker; queue what is left of its task, or give up on what kills workers."""
+        self._workers.remove(worker)
+        _kill([worker])
+        reason = _cause_of_death(worker.process)
+        task = worker.task
+        if not worker.has_started:
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise LoraqError(f"worker processes {reason} before their first task")
+        if task is None or not task.cases:
+            return
+        # Cases run in order, so the first one left is the one that was running.
+        suspect = f"{task.layer}\0{task.cases[0].case_id if worker.has_loaded else ''}"
+        self._kills[suspect] = self._kills.get(suspect, 0) + 1
+        if self._kills[suspect] < _MAX_KILLS:
+            self._queue.appendleft(task)
+            yield WorkerLost(layer=task.layer, message=f"a worker {reason}; trying again")
+            return
+        blamed = task.cases[:1] if worker.has_loaded else task.cases
+        if rest := task.cases[len(blamed) :]:
+            self._queue.appendleft(replace(task, cases=rest))
+        yield WorkerLost(layer=task.layer, message=f"a second worker {reason}; giving up on it")
+        yield from (_killer(case, reason, worker.has_loaded) for case in blamed)
+
+
+def _killer(case: SweepCase, reason: str, has_loaded: bool) -> CaseResult:
+    what = "this case" if has_loaded else "loading this layer"
+    return failed_result(case, f"{what} ended {_MAX_KILLS} worker processes: the last one {reason}")
+
+
+def _cause_of_death(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+    return f"ended with exit code {code}"
+
+
+def _start(evaluate: str) -> _Worker:
+    context = get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(
+        target=serve, args=(theirs, evaluate), name="loraq-sim worker", daemon=True
+    )
+    with _environment(_ONE_THREAD), _without_main():
+        process.start()
+    # Our copy of their end must go, or the pipe never reports the worker's death.
+    theirs.close()
+    return _Worker(process=process, pipe=mine)
+
+
+def _kill(workers: Sequence[_Worker]) -> None:
+    """End the processes at once. They hold nothing that needs saving: only the driver writes."""
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join(_JOIN_S)
+        worker.pipe.close()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold SIGINT back here and, by inheritance, in the process that is started meanwhile.
+
+    A terminal sends Ctrl-C to the whole group; a worker that is still starting up would print a
+    traceback. Held rather than ignored, so that a Ctrl-C in this moment still reaches us.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Started by the first spawn otherwise, and it unblocks SIGINT when it has started.
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started meanwhile; BLAS reads them at import."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep spawned processes from running the user's script again.
+
+    They import what they need by name. Otherwise a script without a ``__main__`` guard would start
+    a sweep in every worker, and one read from standard input could not start any.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,178 @@
+"""Run a sweep: tasks to the executor, rows to the store, progress to the caller.
+
+Only this process writes the store, one transaction per case, so whatever stops the sweep leaves
+every finished row behind and the same command continues.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+
+from loraq_sim.pareto import per_layer_front
+from loraq_sim.store import ResultStore
+from loraq_sim.sweep.executors import Executor, available_cpus, executor_for
+from loraq_sim.sweep.plan import ComposedSweep, SweepPlan, compose
+from loraq_sim.sweep.progress import OnEvent, ProgressClock, SweepEvent, SweepOutcome
+from loraq_sim.sweep.provenance import collect_provenance, utc_now
+from loraq_sim.sweep.tasks import CaseResult, SweepTask, WorkerLost
+from loraq_sim.sweep.worker import EVALUATE
+
+__all__ = ["run_sweep"]
+
+
+def run_sweep(
+    sweep: SweepPlan | ComposedSweep,
+    store: ResultStore,
+    *,
+    jobs: int | None = None,
+    on_event: OnEvent | None = None,
+    force: bool = False,
+    evaluate: str = EVALUATE,
+    executor: Executor | None = None,
+) -> SweepOutcome:
+    """Evaluate the cases of `sweep` that `store` does not hold yet.
+
+    Parameters
+    ----------
+    sweep : SweepPlan or ComposedSweep
+    store : ResultStore
+        Open for writing. Rows are there as soon as their ``case`` event is sent.
+    jobs : int, optional
+        Worker processes; 0 for none (this process). Default: the CPUs this process may use.
+    on_event : callable, optional
+        Called in this process with a `SweepEvent` per step.
+    force : bool
+        Evaluate again what the store holds.
+    evaluate : str
+        ``module:function`` that takes a `Layer` and a `SweepCase` and returns a row.
+    executor : Executor, optional
+        Where tasks run; chosen by `jobs` by default.
+
+    Returns
+    -------
+    SweepOutcome
+        Also after Ctrl-C (``interrupted``), which ends the workers at once. Failed cases are
+        rows with status ``failed`` and are tried again by the next run.
+
+    Raises
+    ------
+    LoraqError
+        If the plan breaks a rule, the store cannot be written, or no worker can be started.
+    """
+    sweep = compose(sweep) if isinstance(sweep, SweepPlan) else sweep
+    jobs = available_cpus() if jobs is None else jobs
+    run = _Run(sweep, store, on_event, force)
+    number = store.begin_run(collect_provenance(sweep, jobs=jobs), sweep.case_ids)
+    interrupted = False
+    try:
+        run.report("start")
+        results = (executor or executor_for(jobs)).run(_spread(run.tasks, jobs), evaluate)
+        with closing(results):
+            for result in results:
+                run.take(result)
+    except KeyboardInterrupt:
+        interrupted = True
+    _mark_pareto(store, sweep.case_ids)
+    outcome = run.outcome(interrupted)
+    facts = {"ended": utc_now(), "seconds": outcome.seconds, "interrupted": interrupted}
+    facts |= {"n_ok": outcome.n_ok, "n_failed": outcome.n_failed, "n_skipped": outcome.n_skipped}
+    store.end_run(number, facts)
+    run.report("end")
+    return outcome
+
+
+class _Run:
+    """Counts of one run, and what is done with each result."""
+
+    def __init__(
+        self, sweep: ComposedSweep, store: ResultStore, on_event: OnEvent | None, force: bool
+    ) -> None:
+        done = set() if force else store.done(sweep.case_ids)
+        self.tasks = [_without(task, done) for task in sweep.tasks]
+        self.tasks = [task for task in self.tasks if task.cases]
+        self._store = store
+        self._on_event = on_event
+        self._clock = ProgressClock(sum(task.work for task in self.tasks))
+        self._total = sum(len(task.cases) for task in self.tasks)
+        self._n_skipped = len(done)
+        self._n_ok = self._n_failed = self._n_unreadable = 0
+        self._first_failure = ""
+
+    def take(self, result: CaseResult | WorkerLost) -> None:
+        """Store a finished case, count it and report it."""
+        if isinstance(result, WorkerLost):
+            self.report("worker_lost", layer=result.layer, message=result.message)
+            return
+        row = result.row
+        self._store.add(result.case.case_id, row)
+        self._clock.advance(result.case.work)
+        if row["status"] == "ok":
+            self._n_ok += 1
+        else:
+            self._n_failed += 1
+            self._n_unreadable += result.is_unreadable
+            self._first_failure = self._first_failure or row["message"]
+        self.report(
+            "case",
+            layer=row["layer"],
+            split=row["split"],
+            status=row["status"],
+            message=row["message"] or "",
+        )
+
+    def report(self, kind: str, **facts: str) -> None:
+        """Send an event with the counts so far."""
+        if self._on_event is None:
+            return
+        self._on_event(
+            SweepEvent(
+                kind=kind,
+                total=self._total,
+                done=self._n_ok + self._n_failed,
+                failed=self._n_failed,
+                skipped=self._n_skipped,
+                elapsed_s=self._clock.elapsed_s,
+                eta_s=self._clock.eta_s,
+                **facts,
+            )
+        )
+
+    def outcome(self, interrupted: bool) -> SweepOutcome:
+        """Counts at the end."""
+        n_done = self._n_ok + self._n_failed
+        return SweepOutcome(
+            n_ok=self._n_ok,
+            n_failed=self._n_failed,
+            n_skipped=self._n_skipped,
+            n_left=self._total - n_done,
+            interrupted=interrupted,
+            is_unreadable=0 < self._n_unreadable == n_done and not self._n_skipped,
+            seconds=self._clock.elapsed_s,
+            first_failure=self._first_failure,
+        )
+
+
+def _without(task: SweepTask, done: set[str]) -> SweepTask:
+    return replace(task, cases=tuple(case for case in task.cases if case.case_id not in done))
+
+
+def _spread(tasks: Sequence[SweepTask], jobs: int) -> list[SweepTask]:
+    """Longest tasks first, so that none is left running alone at the end; for fewer tasks than
+    workers the longest are halved, at the price of loading their layer twice.
+    """
+    spread = list(tasks)
+    while 0 < len(spread) < jobs:
+        largest = max(spread, key=lambda task: len(task.cases))
+        middle = len(largest.cases) // 2
+        if middle == 0:
+            break
+        spread.remove(largest)
+        spread.append(replace(largest, cases=largest.cases[:middle]))
+        spread.append(replace(largest, cases=largest.cases[middle:]))
+    return sorted(spread, key=lambda task: -task.work)
+
+
+def _mark_pareto(store: ResultStore, case_ids: Sequence[str]) -> None:
+    """Mark the rows of this sweep that are on their layer's front of error and latency."""
+    rows = store.rows(case_ids)
+    store.set_pareto([row["case_id"] for row in per_layer_front(rows)], among=case_ids)

@@ -1,0 +1,75 @@
+"""What travels to a worker and back: paths, names and settings, never arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraq_sim.dumps import LayerInfo
+from loraq_sim.rows import Row, failed_row
+
+__all__ = ["CaseResult", "SweepCase", "SweepTask", "WorkerLost", "case_row", "failed_result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCase:
+    """One layer in one split, with one method, on one accelerator.
+
+    `accelerator` is the name or path to load, `labels` are the columns of the row known before it
+    is evaluated, and `work` is the expected time in seconds (used to order and to predict).
+    """
+
+    case_id: str
+    split: str
+    family: str
+    group: int
+    method: str
+    preset: str
+    accelerator: str
+    seed: int
+    tokens: int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    work: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepTask:
+    """All cases of one layer, so that a worker loads the layer once."""
+
+    dump: str
+    layer: str
+    info: LayerInfo | None
+    cases: tuple[SweepCase, ...]
+
+    @property
+    def work(self) -> float:
+        """Expected time in seconds."""
+        return sum(case.work for case in self.cases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """A finished case. `is_unreadable`: it failed because its layer could not be loaded."""
+
+    case: SweepCase
+    row: Row
+    is_unreadable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLost:
+    """A worker process died; `message` says of what, and whether its layer is tried again."""
+
+    layer: str
+    message: str
+
+
+def case_row(case: SweepCase, row: Mapping[str, Any]) -> Row:
+    """The row to store: what the evaluation returned, completed by the labels of the case."""
+    return dict(row) | {name: v for name, v in case.labels.items() if row.get(name) is None}
+
+
+def failed_result(case: SweepCase, message: str, *, is_unreadable: bool = False) -> CaseResult:
+    """Result of a case that gave no row; `message` is kept on one line."""
+    row = failed_row(" ".join(message.split()), case.labels)
+    return CaseResult(case=case, row=row, is_unreadable=is_unreadable)

@@ -1,0 +1,124 @@
+"""What is done for one task, in this process: load the layer once, evaluate its cases in turn.
+
+Whatever goes wrong with one layer or case becomes the row of that case and touches no other.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.dumps import LayerDump, read_layer_dump
+from loraq_sim.errors import InputError, LoraqError
+from loraq_sim.layers import Layer
+from loraq_sim.rows import Row
+from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, case_row, failed_result
+
+if TYPE_CHECKING:
+    import hwmodels
+
+__all__ = [
+    "EVALUATE",
+    "Evaluate",
+    "evaluate_case",
+    "forget_files",
+    "load_evaluate",
+    "run_task",
+]
+
+logger = logging.getLogger(__name__)
+
+EVALUATE = "loraq_sim.sweep.worker:evaluate_case"
+"""Reference of the evaluation a sweep uses, as ``module:function``; workers import it by name."""
+
+Evaluate = Callable[[Layer, SweepCase], Row]
+
+
+def evaluate_case(layer: Layer, case: SweepCase) -> Row:
+    """`loraq_sim.evaluate.evaluate_layer` with the settings of `case`."""
+    from loraq_sim.evaluate import evaluate_layer
+
+    return evaluate_layer(
+        layer,
+        case.split,
+        _accelerator(case.accelerator),
+        seed=case.seed,
+        method=case.method,
+        preset=case.preset,
+        tokens=case.tokens,
+        family=case.family,
+        group=case.group,
+        **case.options,
+    )
+
+
+def load_evaluate(reference: str) -> Evaluate:
+    """The function behind a ``module:function`` reference.
+
+    Raises
+    ------
+    InputError
+        If there is no such module or function.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot load the evaluation {reference!r}: {error}") from None
+
+
+def run_task(
+    task: SweepTask, evaluate: Evaluate, *, on_loaded: Callable[[], None] = lambda: None
+) -> Iterator[CaseResult]:
+    """Results of the cases of `task`, each as soon as it is there; `on_loaded` marks the start.
+
+    Raises nothing but what is no `Exception`, such as KeyboardInterrupt.
+    """
+    try:
+        layer = _dump(task.dump)[task.layer]
+    except Exception as error:
+        message = _message(error)
+        yield from (failed_result(case, message, is_unreadable=True) for case in task.cases)
+        return
+    on_loaded()
+    for case in task.cases:
+        yield _run_case(layer, case, evaluate)
+
+
+def _run_case(layer: Layer, case: SweepCase, evaluate: Evaluate) -> CaseResult:
+    try:
+        row: dict[str, Any] = evaluate(layer, case)
+    except Exception as error:
+        return failed_result(case, _message(error))
+    return CaseResult(case=case, row=case_row(case, row))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, LoraqError):
+        return str(error)
+    # Not one of ours: a defect or a full memory. The place helps whoever reads the row. Not logged
+    # as a warning, which a process without handlers would print across the progress bar.
+    logger.info("unexpected error in a case", exc_info=error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def forget_files() -> None:
+    """Read dumps and accelerator files anew next time; they may have changed since."""
+    _dump.cache_clear()
+    _accelerator.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _dump(path: str) -> LayerDump:
+    return read_layer_dump(path)
+
+
+@lru_cache(maxsize=16)
+def _accelerator(reference: str) -> "hwmodels.Accelerator":
+    import hwmodels
+
+    return hwmodels.load_accelerator(reference)
