@@ -1,10 +1,11 @@
 """Words around the panels: heading, subtitle, panel titles, legend and provenance footer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.palette import NO_BRANCH
 from reports.panels import INK, MUTED, PanelStyle
+from reports.split_names import NO_BRANCH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_footer", "draw_heading", "draw_legend", "panel_title", "subtitle"]
 
+_DIGEST = re.compile(r"[0-9a-f]{16,}")
 _DIGEST_DIGITS = 12
 
 
@@ -54,7 +56,9 @@ def subtitle(
 ) -> str:
     """What was evaluated: model, accelerators, layers, splits, methods."""
     names = [name for name in groups if name]
-    methods = sorted({str(row["method"]) for row in rows if row.get("method")})
+    # Splits without a branch are plain rounding, whatever the method of the others.
+    branched = [row for row in rows if "+" in str(row.get("split"))] or rows
+    methods = sorted({str(row["method"]) for row in branched if row.get("method")})
     n_splits = len({row.get("split") for row in rows})
     parts = [
         model,
@@ -101,6 +105,7 @@ def draw_footer(figure: "Figure", provenance: Mapping[str, Any], *, n_left_out: 
 
 
 def _fact(key: str, value: Any) -> str:
-    if key.endswith("digest"):
-        key, value = key.removesuffix("digest"), str(value)[:_DIGEST_DIGITS]
-    return f"{key.replace('_', ' ').strip()} {value}"
+    shown = str(value)
+    if _DIGEST.fullmatch(shown):
+        shown = shown[:_DIGEST_DIGITS]
+    return f"{key.removesuffix('_digest').replace('_', ' ')} {shown}"

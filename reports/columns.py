@@ -18,7 +18,7 @@ from reports.units import (
     is_missing,
 )
 
-__all__ = ["Column", "cells", "column_for", "plain_value", "plain_rows"]
+__all__ = ["Column", "cells", "column_for", "plain_value", "plain_rows", "settings_that_matter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,20 @@ def plain_rows(rows: Any) -> list[dict[str, Any]]:
     """Rows as a list of dicts of Python scalars; takes a DataFrame or an iterable of mappings."""
     records = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
     return [{str(key): plain_value(value) for key, value in row.items()} for row in records]
+
+
+def settings_that_matter(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Those of `keys` in which rows of one split (of one layer on one accelerator) differ.
+
+    A split without a branch is always solved by plain rounding, so that methods differ between
+    splits says nothing; that they differ within a split does.
+    """
+    values: dict[tuple, set[Any]] = {}
+    for row in rows:
+        case = tuple(row.get(key) for key in ("dump", "accelerator", "layer", "split"))
+        for key in keys:
+            values.setdefault((key, case), set()).add(row.get(key))
+    return [key for key in keys if any(k == key and len(v) > 1 for (k, _), v in values.items())]
 
 
 def plain_value(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
 from reports.captions import draw_footer, draw_heading, draw_legend, panel_title, subtitle
-from reports.columns import plain_rows
+from reports.columns import plain_rows, settings_that_matter
 from reports.findings import best_trade, pareto_finding, pareto_title
 from reports.palette import branch_markers, main_colors
 from reports.panels import PanelStyle, draw_panel
@@ -46,9 +46,9 @@ def pareto_figure(
 ) -> "Figure":
     """Error-versus-cost picture of model totals (or of one layer's rows).
 
-    One panel for each accelerator and each cost named in `x`. The first cost is the one the
-    ``pareto`` flags were made for: its panels emphasize the flagged rows. Panels of further costs
-    emphasize their own lower left edge. Smaller is better on both axes.
+    One panel for each accelerator (and dump, if several) and each cost named in `x`. The first
+    cost is the one the ``pareto`` flags were made for: its panels emphasize the flagged rows.
+    Panels of further costs emphasize their own lower left edge. Smaller is better on both axes.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def pareto_figure(
     model, layers : str, int, optional
         Named in the subtitle.
     provenance : mapping, optional
-        Printed as ``key value`` pairs below the picture; digests are shortened to 12 characters.
+        Printed as ``key value`` pairs below the picture; hex digests are cut to 12 digits.
 
     Returns
     -------
@@ -100,11 +100,11 @@ def pareto_figure(
         best = best_trade(members, xs[0], y) if len(members) > 1 else None
         draw_panel(axes, members, x=key, y=y, style=style, use_marks=key == xs[0], best=best)
         if len(groups) > 1:
-            finding = pareto_finding(members, xs[0], y) if key == xs[0] else ""
+            finding = pareto_finding(members, xs, y) if key == xs[0] else ""
             panel_title(axes, name, finding)
     if drawn:
         draw_legend(figure, style, left=size[0] - _RIGHT + 0.2)
-    heading = title or (pareto_title(groups, xs[0], y) if drawn else "No split could be evaluated")
+    heading = title or (pareto_title(groups, xs, y) if drawn else "No split could be evaluated")
     draw_heading(figure, heading, subtitle(drawn or rows, model, layers, groups))
     draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
     return figure
@@ -165,19 +165,20 @@ def _can_draw(row: Mapping[str, Any], xs: Sequence[str], y: str) -> bool:
 
 
 def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a ``label``: the split, and every other setting in which the rows differ."""
-    varied = [key for key in _SETTINGS if len({row.get(key) for row in rows}) > 1]
-    return [
-        {**row, "label": " ".join(str(row.get(key)) for key in ("split", *varied))} for row in rows
-    ]
+    """Rows with a ``label``: the split, and the settings in which rows of one split differ."""
+    keys = ("split", *settings_that_matter(rows, _SETTINGS))
+    return [{**row, "label": " ".join(str(row.get(key)) for key in keys)} for row in rows]
 
 
 def _by_accelerator(
     rows: Sequence[Mapping[str, Any]], accelerator: str | None
 ) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of each panel; dumps are kept apart too, since errors of two models do not compare."""
+    several_dumps = len({row.get("dump") for row in rows}) > 1
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(str(row.get("accelerator") or accelerator or ""), []).append(row)
+        name = str(row.get("accelerator") or accelerator or "")
+        groups.setdefault(f"{row.get('dump')} on {name}" if several_dumps else name, []).append(row)
     return groups
 
 

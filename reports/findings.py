@@ -1,8 +1,9 @@
 """One sentence that a figure's title can state, read off the rows that are on the front.
 
-The split named is the knee: the front point farthest below the straight line from the cheapest to
-the most accurate front point, with cost on a linear and error on a logarithmic scale, both
-stretched to 0..1 (Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS Workshops 2011).
+The split named is the knee among those with the narrowest weights: the front point farthest below
+the straight line from the cheapest to the most accurate one, with cost on a linear and error on a
+logarithmic scale, both stretched to 0..1 (Satopaa et al., "Finding a Kneedle in a Haystack",
+ICDCS Workshops 2011).
 """
 
 import math
@@ -10,8 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.columns import column_for
+from reports.split_names import main_weight_bits
 
-__all__ = ["best_trade", "front_rows", "knee", "name_of", "pareto_finding", "pareto_title"]
+__all__ = [
+    "best_trade",
+    "front_rows",
+    "headline_rows",
+    "knee",
+    "name_of",
+    "pareto_finding",
+    "pareto_title",
+]
 
 Row = Mapping[str, Any]
 
@@ -48,21 +58,40 @@ def knee(front: Sequence[Row], x: str, y: str) -> Row | None:
     return max(front[1:], key=below_chord)
 
 
+def headline_rows(rows: Sequence[Row], x: str, y: str) -> list[Row]:
+    """Front rows that a headline may speak of: those with main weights as narrow as the cheapest's.
+
+    A front of 4-bit splits often ends in an 8-bit reference. It is drawn, but it answers another
+    question than which 4-bit split to build. Where the cheapest row is alone in its width, all
+    front rows count.
+    """
+    front = front_rows(rows, x, y)
+    narrow = [row for row in front if _bits(row) == _bits(front[0])]
+    return narrow if len(narrow) > 1 else front
+
+
 def best_trade(rows: Sequence[Row], x: str, y: str) -> str | None:
-    """Name of the row at the knee of the front of `rows`, None without a front."""
-    best = knee(front_rows(rows, x, y), x, y)
+    """Name of the row at the knee of the headline rows, None without a front."""
+    best = knee(headline_rows(rows, x, y), x, y)
     return None if best is None else name_of(best)
 
 
-def pareto_finding(rows: Sequence[Row], x: str, y: str) -> str:
+def _bits(row: Row) -> int | None:
+    return main_weight_bits(str(row["split"]))
+
+
+def pareto_finding(rows: Sequence[Row], costs: Sequence[str], y: str) -> str:
     """What the best trade on the front gains and costs against the cheapest front row.
+
+    The front is that of the first of `costs`; the price is told in all of them.
 
     Parameters
     ----------
     rows : sequence of rows
-        Of one accelerator, with finite `x` and positive `y`, and ``split`` and ``pareto``.
+        Of one accelerator, with finite costs and positive `y`, and ``split`` and ``pareto``.
     """
-    front = front_rows(rows, x, y)
+    x = costs[0]
+    front = headline_rows(rows, x, y)
     cost, error = column_for(x).heading, column_for(y).heading
     if not front:
         return f"No split on the front of {error} against {cost}"
@@ -74,16 +103,17 @@ def pareto_finding(rows: Sequence[Row], x: str, y: str) -> str:
     if best[y] == base[y] or best[x] == base[x]:
         return f"{name_of(base)} has the least {error} and the least {cost} of {len(rows)} splits"
     gain = _gain(best[y] / base[y], error, name_of(base))
-    return f"{name_of(best)} {gain} {_price(best[x] / base[x], cost)}"
+    prices = [_price(best[key] / base[key], column_for(key).heading) for key in costs if base[key]]
+    return f"{name_of(best)} {gain} {' and '.join(prices)}".replace(" and for ", " and ")
 
 
-def pareto_title(groups: Mapping[str, Sequence[Row]], x: str, y: str) -> str:
-    """Finding over one or several accelerators (name to its rows)."""
+def pareto_title(groups: Mapping[str, Sequence[Row]], costs: Sequence[str], y: str) -> str:
+    """Finding over one or several panels (accelerator name to its rows)."""
     if len(groups) == 1:
-        return pareto_finding(next(iter(groups.values())), x, y)
+        return pareto_finding(next(iter(groups.values())), costs, y)
     picks = {}
     for name, rows in groups.items():
-        split = best_trade(rows, x, y)
+        split = best_trade(rows, costs[0], y)
         if split is not None:
             picks.setdefault(split, []).append(name)
     if len(picks) == 1 and len(groups) > 1:
@@ -106,8 +136,10 @@ def _gain(ratio: float, error: str, base: str) -> str:
 
 
 def _price(ratio: float, cost: str) -> str:
-    if ratio < 1.005:
+    if 0.995 < ratio < 1.005:
         return f"at the same {cost}"
+    if ratio < 1:
+        return f"with {100 * (1 - ratio):.0f} % less {cost}"
     if ratio < 2:
         return f"for +{100 * (ratio - 1):.0f} % {cost}"
     return f"for {ratio:.1f}× the {cost}"

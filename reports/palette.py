@@ -5,12 +5,11 @@ form of color blindness; the shape repeats what matters, so a gray print still r
 precisions keep their color in every figure; others take the next free one in sorted order.
 """
 
-import re
 from collections.abc import Iterable
 
-__all__ = ["main_and_branch", "branch_markers", "main_colors"]
+from reports.split_names import NO_BRANCH, main_and_branch
 
-NO_BRANCH = "none"
+__all__ = ["branch_markers", "main_colors"]
 
 _KNOWN_COLORS = {
     "W4A4": "#D55E00",
@@ -30,17 +29,6 @@ _KNOWN_MARKERS = {
     "W16A16": "X",
 }
 _SPARE_MARKERS = ("v", "P", "<", "h", "*", ">")
-_RANK = re.compile(r"(@[a-z0-9]+)?r\d+$", re.IGNORECASE)
-
-
-def main_and_branch(split: str) -> tuple[str, str]:
-    """Main precision and branch precision named by a split; the branch is ``none`` without one.
-
-    >>> main_and_branch("W4A4+W8A8@fp16r32"), main_and_branch("W4A8")
-    (('W4A4', 'W8A8'), ('W4A8', 'none'))
-    """
-    main, _, branch = split.partition("+")
-    return main, _RANK.sub("", branch) or NO_BRANCH
 
 
 def main_colors(splits: Iterable[str]) -> dict[str, str]:

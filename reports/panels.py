@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reports.columns import Column, column_for
 from reports.findings import name_of
 from reports.labels import Box, place_labels
-from reports.palette import main_and_branch
+from reports.split_names import main_and_branch
 from reports.ticks import set_linear_axis, set_log_axis
 from reports.units import choose_unit
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError, unknown_name
-from reports.columns import Column, cells, column_for, plain_rows, plain_value
+from reports.columns import Column, cells, column_for, plain_rows, plain_value, settings_that_matter
 from reports.units import is_missing
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ _TRADE_OFF_KEYS = (
 )
 _NAMES_LISTED = 4
 # Shown only where they tell rows apart; a column of one repeated word wastes terminal width.
-_CONTEXT_KEYS = ("accelerator", "layer", "method", "preset", "family", "group_size")
+_PLACE_KEYS = ("dump", "accelerator", "layer")
+_SETTING_KEYS = ("method", "preset", "family", "group_size", "seed", "token_limit", "options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,20 +216,22 @@ def totals_table(model_rows: Any, *, title: str = "Whole model, per split") -> R
 
 def _trade_off_table(rows: Any, title: str, first_keys: tuple[str, ...]) -> ResultTable:
     plain = sorted(plain_rows(rows), key=_reading_order)
-    context = [key for key in _CONTEXT_KEYS if len({row.get(key) for row in plain}) > 1]
+    context = [key for key in _PLACE_KEYS if len({row.get(key) for row in plain}) > 1]
+    context += settings_that_matter(plain, _SETTING_KEYS)
     failures = ("message",) if any(r.get("message") for r in plain) else ()
     known = set(_all_keys(plain))
-    keys = [*first_keys, *context, *_TRADE_OFF_KEYS, *failures]
+    marks = first_keys if any(row.get("pareto") == 1 for row in plain) else ()
+    keys = [*marks, *context, *_TRADE_OFF_KEYS, *failures]
     # A column without a single value (the bound of a mixed model, say) would only show dashes.
     shown = [key for key in keys if key in known and not all(is_missing(r.get(key)) for r in plain)]
     columns = tuple(column_for(key, [row.get(key) for row in plain]) for key in shown or keys)
     return ResultTable(rows=plain, columns=columns, title=title)
 
 
-def _reading_order(row: Mapping[str, Any]) -> tuple[str, str, bool, float]:
+def _reading_order(row: Mapping[str, Any]) -> tuple:
     latency = row.get("latency_s")
     missing = is_missing(latency)
-    place = (str(row.get("accelerator", "")), str(row.get("layer", "")))
+    place = [str(row.get(key, "")) for key in _PLACE_KEYS]
     return (*place, missing, 0.0 if missing else latency)
 
 

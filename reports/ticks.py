@@ -62,7 +62,7 @@ def set_linear_axis(axis: "Axis", values: Sequence[float], *, below: float, abov
     low, high = min(values) - below * spread, max(values) + above * spread
     if min(values) >= 0:
         low = max(low, 0.0)
-    ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    ticks = MaxNLocator(nbins=7, steps=[1, 2, 5, 10]).tick_values(low, high)
     _fix(axis, low, high, [float(tick) for tick in ticks if low <= tick <= high], even=True)
 
 

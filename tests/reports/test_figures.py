@@ -117,6 +117,20 @@ def test_two_methods_are_told_apart_in_labels(rows):
     assert "W4A4 svdquant" in labels
 
 
+def test_method_of_branchless_splits_is_not_repeated_in_labels(rows):
+    for row in rows:
+        row["method"] = "loraq" if "+" in row["split"] else "rtn"
+    figure = pareto_figure(rows)
+    assert "W4A4" in [text.get_text() for text in figure.axes[0].texts]
+    assert texts_of(figure)[1].endswith("method loraq  ·  down and left is better")
+
+
+def test_dumps_get_panels_of_their_own(rows):
+    both = [row | {"dump": dump} for dump in ("a.pt", "b.pt") for row in rows]
+    titles = [axes.get_title(loc="left") for axes in pareto_figure(both).axes]
+    assert [title.split(":")[0] for title in titles] == ["a.pt on aie2", "b.pt on aie2"]
+
+
 def test_equal_points_share_one_label(rows):
     equal = [rows[0] | {"split": split, "pareto": True} for split in ("W4A4", "W4A8", "W8A8")]
     (axes,) = pareto_figure(equal).axes

@@ -10,7 +10,7 @@ def make_row(split, error, latency, pareto=True):
 
 
 def finding(rows):
-    return pareto_finding(rows, "latency_s", "output_error")
+    return pareto_finding(rows, ["latency_s"], "output_error")
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_title_over_accelerators_names_each_choice():
     rows = [make_row("a", 0.4, 1.0), make_row("b", 0.1, 1.2)]
     only_a = [make_row("a", 0.1, 1.0)]
     groups = {"aie2": rows, "a100": only_a, "h100": only_a}
-    assert pareto_title(groups, "latency_s", "output_error") == (
+    assert pareto_title(groups, ["latency_s"], "output_error") == (
         "Best trade: b on aie2, a on a100 and h100"
     )
     same = {"aie2": rows, "a100": rows}
-    assert pareto_title(same, "latency_s", "output_error") == (
+    assert pareto_title(same, ["latency_s"], "output_error") == (
         "b is the best trade on aie2 and a100"
     )
 
@@ -84,6 +84,40 @@ def test_finding_names_other_costs():
         {"split": "a", "output_error": 0.4, "weight_bytes": 100, "pareto": True},
         {"split": "b", "output_error": 0.2, "weight_bytes": 120, "pareto": True},
     ]
-    assert pareto_finding(rows, "weight_bytes", "output_error") == (
+    assert pareto_finding(rows, ["weight_bytes"], "output_error") == (
         "b halves the error of a for +20 % weight memory"
+    )
+
+
+def test_finding_tells_every_price_and_every_saving():
+    rows = [
+        {"split": "a", "output_error": 0.4, "latency_s": 1.0, "weight_bytes": 100, "pareto": True},
+        {"split": "b", "output_error": 0.2, "latency_s": 1.1, "weight_bytes": 80, "pareto": True},
+    ]
+    assert pareto_finding(rows, ["latency_s", "weight_bytes"], "output_error") == (
+        "b halves the error of a for +10 % latency and with 20 % less weight memory"
+    )
+
+
+def test_eight_bit_reference_is_not_the_headline_of_a_four_bit_front():
+    rows = [
+        make_row("W4A4", 0.20, 1.0),
+        make_row("W4A8+W8A8r16", 0.10, 1.1),
+        make_row("W8A8", 0.01, 1.11),
+    ]
+    assert finding(rows) == "W4A8+W8A8r16 halves the error of W4A4 for +10 % latency"
+
+
+def test_cheapest_row_alone_in_its_width_is_compared_with_all():
+    rows = [make_row("W4A4", 0.20, 1.0), make_row("W8A8", 0.01, 1.11)]
+    assert finding(rows) == "W8A8 has 20.0× less error than W4A4 for +11 % latency"
+
+
+def test_prices_share_one_preposition():
+    rows = [
+        {"split": "a", "output_error": 0.4, "latency_s": 1.0, "weight_bytes": 100, "pareto": True},
+        {"split": "b", "output_error": 0.2, "latency_s": 1.1, "weight_bytes": 120, "pareto": True},
+    ]
+    assert pareto_finding(rows, ["latency_s", "weight_bytes"], "output_error") == (
+        "b halves the error of a for +10 % latency and +20 % weight memory"
     )

@@ -1,22 +1,8 @@
-"""Colors and markers are stable, distinct and told by the split's name."""
+"""Colors and markers are stable and distinct."""
 
-import pytest
-
-from reports.palette import branch_markers, main_and_branch, main_colors
+from reports.palette import branch_markers, main_colors
 
 SPLITS = ["W4A4", "W4A8+W8A8r64", "W4A4+W16A16r32", "W4A4+W8A8@fp16r32", "W5A5+W3A3r8", "W8A8"]
-
-
-@pytest.mark.parametrize(
-    ("split", "parts"),
-    [
-        ("W4A4", ("W4A4", "none")),
-        ("W4A4+W8A8r64", ("W4A4", "W8A8")),
-        ("W4A8+W6A6@fp16r32", ("W4A8", "W6A6")),
-    ],
-)
-def test_split_names_its_main_and_branch_precision(split, parts):
-    assert main_and_branch(split) == parts
 
 
 def test_looks_within_a_figure_are_distinct():

@@ -70,6 +70,19 @@ def test_settings_are_shown_only_where_rows_differ(rows):
     assert "accelerator" in [c.key for c in totals_table(two).columns]
 
 
+def test_method_is_no_news_when_only_branchless_splits_differ_in_it(rows):
+    rows[0]["method"] = rows[1]["method"] = "rtn"
+    assert "method" not in [c.key for c in totals_table(rows).columns]
+    two = [*rows, rows[2] | {"method": "svdquant"}]
+    assert "method" in [c.key for c in totals_table(two).columns]
+
+
+def test_table_without_a_front_row_has_no_mark_column(rows):
+    table = totals_table([row | {"pareto": False} for row in rows])
+    assert "pareto" not in [c.key for c in table.columns]
+    assert "Pareto front" not in table.to_text()
+
+
 def test_missing_number_shows_as_a_hyphen(rows):
     rows[0].update(output_error=None, latency_s=float("nan"))
     last = totals_table(rows).to_markdown().splitlines()[-1]
