@@ -5,6 +5,7 @@ small bad example: a scan that cannot fail proves nothing.
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -485,3 +486,10 @@ def test_local_path_scan_finds_paths_of_one_machine():
 
 def test_no_committed_text_names_a_local_path():
     assert not findings_in(committed_text_files(), local_paths)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_can_be_loaded(package):
+    module = importlib.import_module(package)
+    for name in getattr(module, "__all__", ()):
+        getattr(module, name)
