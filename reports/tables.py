@@ -43,6 +43,7 @@ _TRADE_OFF_KEYS = (
     "bound",
 )
 _NAMES_LISTED = 4
+_PROSE_WIDTH = 60
 # Shown only where they tell rows apart; a column of one repeated word wastes terminal width.
 _PLACE_KEYS = ("dump", "accelerator", "layer")
 _SETTING_KEYS = ("method", "preset", "family", "group_size", "seed", "token_limit", "options")
@@ -110,7 +111,8 @@ class ResultTable:
                 Text("\n".join(filter(None, words))),
                 justify="left" if column.is_text else "right",
                 vertical="bottom",
-                no_wrap=True,
+                no_wrap=not _is_prose(column_cells),
+                max_width=_PROSE_WIDTH if _is_prose(column_cells) else None,
             )
             texts.append(column_cells)
         for i, row in enumerate(self.rows):
@@ -138,7 +140,7 @@ class ResultTable:
         return notes + [f"{_listing(names, len(self.rows))}: {r}" for r, names in cases.items()]
 
     def to_text(self) -> str:
-        """The rich table as plain text, as wide as it needs, so that a pipe loses nothing."""
+        """The rich table as plain text, as wide as names and numbers need: a pipe loses nothing."""
         from rich.console import Console
 
         out = io.StringIO()
@@ -268,6 +270,11 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, bytes):
         return [_json_value(item) for item in value]
     raise TypeError(f"{type(value).__name__} value {value!r} has no JSON form")
+
+
+def _is_prose(texts: Sequence[str]) -> bool:
+    """Whether a column holds sentences, which wrap, rather than names, which stay in one piece."""
+    return any(len(text) > _PROSE_WIDTH and " " in text for text in texts)
 
 
 def _listing(names: Sequence[str], n_rows: int) -> str:

@@ -114,6 +114,13 @@ def test_piped_table_is_never_cut():
     assert name in result_table([{"layer": name, "latency_s": 1.0}]).to_text()
 
 
+def test_sentences_wrap_and_lose_no_word():
+    source = "measured on the board by hand, " * 12
+    text = result_table([{"key": "clock_hz", "source": source, "unit": "Hz"}]).to_text()
+    assert max(len(line) for line in text.splitlines()) < 90
+    assert text.count("measured") == 12
+
+
 def test_layer_name_with_brackets_is_not_taken_for_markup():
     assert "blocks[bold]" in result_table([{"layer": "blocks[bold]"}]).to_text()
 
