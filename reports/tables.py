@@ -100,21 +100,23 @@ class ResultTable:
             padding=(0, 1),
             collapse_padding=True,
         )
-        texts = []
-        for column in self.columns:
-            if column.key == "message":
-                continue
+        headings, texts = [], []
+        shown = [column for column in self.columns if column.key != "message"]
+        for column in shown:
             unit, column_cells = cells(column, self.rows)
             # One word a line: the numbers, not their headings, set the width of a column.
             words = ["*"] if column.quantity == "mark" else [*column.heading.split(), unit]
-            table.add_column(
-                Text("\n".join(filter(None, words))),
-                justify="left" if column.is_text else "right",
-                vertical="bottom",
-                no_wrap=not _is_prose(column_cells),
-                max_width=_PROSE_WIDTH if _is_prose(column_cells) else None,
-            )
+            headings.append([word for word in words if word])
             texts.append(column_cells)
+        height = max(map(len, headings), default=0)
+        for column, words, column_cells in zip(shown, headings, texts, strict=True):
+            wraps = _is_prose(column_cells)
+            table.add_column(
+                Text("\n" * (height - len(words)) + "\n".join(words)),
+                justify="left" if column.is_text else "right",
+                no_wrap=not wraps,
+                max_width=_PROSE_WIDTH if wraps else None,
+            )
         for i, row in enumerate(self.rows):
             style = "bold" if self._has_marks and row.get("pareto") == 1 else ""
             # Text, not str: layer names may hold brackets, which rich would read as markup.
