@@ -33,7 +33,7 @@ def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object."""
-    typer.echo(json_text(value))
+    typer.echo(json_text(value), nl=False)
 
 
 def note(text: str, *, quiet: bool = False) -> None:
