@@ -6,7 +6,7 @@ seconds(case) = c_0 + passes (c_p + c_w N K + c_r N K r) + c_m T N K
     passes: 0 for rtn, 1 for one-shot methods, alternations of the preset + 1 for loraq
 
 The constants are seconds per unit on one core, least squares in the logarithm over 258 kinds of
-case of the two example dumps (half of them within -15 and +21 %). A probe of some milliseconds
+case of the two example dumps (half of them within -16 and +18 %). A probe of some milliseconds
 scales them to this machine; rows already in the store do so better.
 """
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepForecast", "case_seconds", "estimate", "rank_of"]
 
-_CASE_S = 1.6e-3
-_PASS_S = 4.3e-3
-_WEIGHT_S = 1.3e-7
-_WEIGHT_RANK_S = 1.8e-9
-_MAC_S = 5.0e-10
+_CASE_S = 1.7e-3
+_PASS_S = 1.6e-3
+_WEIGHT_S = 6.9e-8
+_WEIGHT_RANK_S = 1.0e-9
+_MAC_S = 2.5e-10
 _ONE_PASS = {"rtn": 0, "lqer": 1, "svdquant": 1}
 # Time of `_probe` where the constants were fitted.
 _REFERENCE_PROBE_S = 2.7e-3
 # A worker imports torch and loads compiled kernels before its first case.
-_START_S = 4.0
+_START_S = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)

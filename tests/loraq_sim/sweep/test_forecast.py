@@ -68,7 +68,7 @@ def test_stored_cases_calibrate_the_rest(make_dump, make_plan, store):
     assert found.basis == "2 cases of this sweep already stored"
     # The median of 10 and 100, on top of the seconds it takes to start a worker.
     left = 55 * sweep.cases[2].work
-    assert found.seconds == pytest.approx(4.0 + left)
+    assert found.seconds == pytest.approx(2.5 + left)
 
 
 def test_failed_cases_are_to_be_run_again(make_dump, make_plan, store):

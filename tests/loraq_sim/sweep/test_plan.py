@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import hwmodels
+from hwmodels.loader import SHIPPED
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import DumpError, InputError
 from loraq_sim.solvers.budget import rank_for_budget
@@ -77,7 +78,7 @@ def test_other_content_of_the_dump_gives_other_names(make_dump, make_plan):
 
 
 def test_an_edited_accelerator_gives_other_names(make_dump, make_plan, tmp_path):
-    shipped = (hwmodels.loader.SHIPPED / "aie2.yaml").read_text()
+    shipped = (SHIPPED / "aie2.yaml").read_text()
     path = tmp_path / "aie2.yaml"
     path.write_text(shipped)
     dump = make_dump(a="linear")
@@ -137,7 +138,7 @@ def test_an_unknown_accelerator_is_refused(make_dump, make_plan):
 
 def test_two_accelerators_of_one_name_are_refused(make_dump, make_plan, tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text((hwmodels.loader.SHIPPED / "aie2.yaml").read_text())
+    path.write_text((SHIPPED / "aie2.yaml").read_text())
     with pytest.raises(InputError, match="both named 'aie2'"):
         compose(make_plan(make_dump(a="linear"), accelerators=("aie2", str(path))))
 
