@@ -1,10 +1,10 @@
-"""Errors a caller may want to catch, and how an unknown name is reported.
+"""Errors a caller may want to catch, and how an unknown name is reported::
 
-    LoraqError
-    ├── InputError (also ValueError)   bad argument, name, format, split or file content
-    │   └── DumpError                  a layer dump cannot be read or holds unusable layers
-    ├── StoreError                     a result store cannot be opened, read or written
-    └── CaseFailed                     one (layer, split) case could not be evaluated
+LoraqError
+├── InputError (also ValueError)   bad argument, name, format, split or file content
+│   └── DumpError                  a layer dump cannot be read or holds unusable layers
+├── StoreError                     a result store cannot be opened, read or written
+└── CaseFailed                     one (layer, split) case could not be evaluated
 """
 
 import difflib
