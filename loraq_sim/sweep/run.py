@@ -146,7 +146,7 @@ class _Run:
             n_skipped=self._n_skipped,
             n_left=self._total - n_done,
             interrupted=interrupted,
-            is_unreadable=0 < self._n_unreadable == n_done and not self._n_skipped,
+            is_unreadable=0 < self._n_unreadable == self._total and not self._n_skipped,
             seconds=self._clock.elapsed_s,
             first_failure=self._first_failure,
         )

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,19 @@ def test_a_sweep_whose_layers_all_fail_to_load_says_so(bad_dump, make_plan, fake
     assert outcome.is_unreadable
     assert outcome.exit_code == 2
     assert "NaN" in outcome.first_failure
+
+
+def test_a_sweep_stopped_after_its_bad_layers_is_interrupted_not_unreadable(
+    bad_dump, make_plan, fake, store
+):
+    def stop(event):
+        if event.status == "failed" and event.failed == 3:
+            raise KeyboardInterrupt
+
+    sweep = compose(make_plan(bad_dump))
+    sweep = replace(sweep, tasks=(sweep.tasks[1], sweep.tasks[0]))
+    outcome = run_sweep(sweep, store, evaluate=fake, executor=SerialExecutor(), on_event=stop)
+    assert (outcome.interrupted, outcome.is_unreadable, outcome.exit_code) == (True, False, 130)
 
 
 def test_a_layer_that_cannot_even_be_described_fails_alone(tmp_path, make_plan, fake, store):
