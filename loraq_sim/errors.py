@@ -1,10 +1,15 @@
-"""Errors a caller may want to catch, and how an unknown name is reported::
+"""Errors a caller may want to catch, and how an unknown name is reported.
 
-LoraqError
-├── InputError (also ValueError)   bad argument, name, format, split or file content
-│   └── DumpError                  a layer dump cannot be read or holds unusable layers
-├── StoreError                     a result store cannot be opened, read or written
-└── CaseFailed                     one (layer, split) case could not be evaluated
+The tree, from the most general down:
+
+- `LoraqError`: base of every error this package raises on purpose
+
+  - `InputError` (also ValueError): bad argument, name, format, split or file content
+
+    - `DumpError`: a layer dump cannot be read or holds unusable layers
+
+  - `StoreError`: a result store cannot be opened, read or written
+  - `CaseFailed`: one (layer, split) case could not be evaluated
 """
 
 import difflib
