@@ -75,3 +75,22 @@ def _shift_left(acc, shift, clamp, lo, hi, mask, sign, out):
         for i in range(acc.size):
             x = (np.int64(acc[i]) & low_bits) << shift
             out[i] = ((x & mask) ^ sign) - sign
+
+
+@njit(cache=True)
+def _count_outside(acc, shift, c0, c1, c2, lo, hi):
+    """Return how many values of round(acc / 2**shift) lie outside [lo, hi].
+
+    acc (S,) int32 or int64; shift 0..59; every other scalar int64.
+    """
+    zero = np.int64(0)
+    one = np.int64(1)
+    dropped = (one << shift) - one
+    outside = zero
+    for i in range(acc.size):
+        x = np.int64(acc[i])
+        q = x >> shift
+        r = (x & dropped) + c0 + (c1 & -np.int64(x < zero)) + (c2 & -(q & one))
+        rounded = q + (r >> shift)
+        outside += np.int64(rounded < lo) | np.int64(rounded > hi)
+    return outside
