@@ -5,6 +5,9 @@ the last may be short) are summed in a tree, exactly or in ``tree_bits`` with ``
 Chunk t is added to accumulator ``t mod accumulators``, each add applying ``overflow`` at
 ``acc_bits``. At the end the accumulators are merged in order, 0 + 1, then + 2, ..., under the same
 rule. Saturation is not associative: order, chunk size and accumulator count are part of the answer.
+
+A `TwoLevelArray` runs tiles of K through such a column, each from zero, and adds their partial sums
+to a wide accumulator, in order.
 """
 
 import operator
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 
 from loraq_sim.errors import InputError, unknown_name
 
-__all__ = ["OVERFLOW_RULES", "MacArray", "overflow_limits"]
+__all__ = ["OVERFLOW_RULES", "MacArray", "TwoLevelArray", "overflow_limits"]
 
 OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
 
@@ -60,11 +63,11 @@ class MacArray:
     tree_overflow: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_int("acc_bits", 8, 64)
-        self._check_int("products_per_add", 1, 64)
-        self._check_int("accumulators", 1, 64)
+        _check_int(self, "acc_bits", 8, 64)
+        _check_int(self, "products_per_add", 1, 64)
+        _check_int(self, "accumulators", 1, 64)
         if self.tree_bits is not None:
-            self._check_int("tree_bits", 2, 64)
+            _check_int(self, "tree_bits", 2, 64)
         if self.overflow not in OVERFLOW_RULES:
             raise InputError(unknown_name("overflow", self.overflow, OVERFLOW_RULES))
         if self.tree_overflow is None:
@@ -76,17 +79,6 @@ class MacArray:
                 f"tree_overflow={self.tree_overflow!r} has no effect without tree_bits, "
                 "because an unbounded tree is exact; set tree_bits or drop tree_overflow"
             )
-
-    def _check_int(self, field: str, low: int, high: int) -> None:
-        value = getattr(self, field)
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        if number is None or isinstance(value, bool) or not low <= number <= high:
-            raise InputError(f"{field} must be an integer from {low} to {high}, got {value!r}")
-        # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
-        object.__setattr__(self, field, number)
 
     @property
     def lo(self) -> int:
@@ -110,3 +102,68 @@ class MacArray:
         if self.tree_bits is not None:
             text += f" tree{self.tree_bits} {self.tree_rule}"
         return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoLevelArray:
+    """Narrow column sums added to a wide accumulator, as systolic array generators build it.
+
+    K is cut into tiles of `column_k` products; the last may be short. `column` sums each tile from
+    zero: tree, accumulators and overflow rule of its own. The wide accumulator starts at the
+    initial value and takes the partial sums tile by tile in order of K, each add applying
+    `overflow` at `acc_bits`.
+
+    Parameters
+    ----------
+    column : MacArray
+        What one pass through the array does with its tile.
+    column_k : int
+        Products of a tile (rows of the systolic array), 1 to 4096.
+    acc_bits : int
+        Width of the wide accumulator, 8 to 64 bits.
+    overflow : {"wrap", "saturate", "saturate_symmetric"}
+        Overflow rule of the wide accumulator.
+
+    Raises
+    ------
+    InputError
+        If a field is outside its range, with the value and the rule.
+    """
+
+    column: MacArray
+    column_k: int = 16
+    acc_bits: int = 32
+    overflow: str = "wrap"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.column, MacArray):
+            raise InputError(f"column must be a MacArray, got {self.column!r}")
+        _check_int(self, "column_k", 1, 4096)
+        _check_int(self, "acc_bits", 8, 64)
+        if self.overflow not in OVERFLOW_RULES:
+            raise InputError(unknown_name("overflow", self.overflow, OVERFLOW_RULES))
+
+    @property
+    def lo(self) -> int:
+        """Lowest value of the wide accumulator."""
+        return overflow_limits(self.acc_bits, self.overflow)[0]
+
+    @property
+    def hi(self) -> int:
+        """Highest value of the wide accumulator."""
+        return overflow_limits(self.acc_bits, self.overflow)[1]
+
+    def __str__(self) -> str:
+        return f"acc{self.acc_bits} {self.overflow} over columns of {self.column_k}: {self.column}"
+
+
+def _check_int(record: MacArray | TwoLevelArray, field: str, low: int, high: int) -> None:
+    value = getattr(record, field)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise InputError(f"{field} must be an integer from {low} to {high}, got {value!r}")
+    # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
+    object.__setattr__(record, field, number)

@@ -11,9 +11,16 @@ from math import ceil, floor
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 
-__all__ = ["ReferenceReport", "reference_gemm", "reference_report", "reference_srs"]
+__all__ = [
+    "ReferenceReport",
+    "ReferenceTwoLevel",
+    "reference_gemm",
+    "reference_report",
+    "reference_srs",
+    "reference_two_level",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,59 @@ def reference_report(
         outputs_affected=affected,
         first_overflow_k=min(firsts) if firsts else None,
         safe_acc_bits=widest,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceTwoLevel:
+    """What the reference saw on a two-level array; fields as in `TwoLevelReport`."""
+
+    acc: NDArray[np.int64]
+    overflow_count: int
+    outputs_affected: int
+    first_overflow_k: int | None
+    safe_acc_bits: int
+    column_overflow_count: int
+    column_tree_overflow_count: int
+    partials_affected: int
+    safe_column_bits: int
+
+
+def reference_two_level(
+    a: ArrayLike, w: ArrayLike, array: TwoLevelArray, init: ArrayLike | None = None
+) -> ReferenceTwoLevel:
+    """Return accumulators and statistics of ``a @ w.T`` on a two-level array."""
+    rows, weights = np.asarray(a).tolist(), np.asarray(w).tolist()
+    starts = np.broadcast_to(np.asarray(0 if init is None else init), (len(rows), len(weights)))
+    acc = np.zeros((len(rows), len(weights)), dtype=np.int64)
+    wide_overflows: list[tuple[int, int, int]] = []  # row, column, first K of the tile
+    columns: list[_Output] = []
+    safe = 1
+    for i, row in enumerate(rows):
+        for j, weight in enumerate(weights):
+            held = exact = int(starts[i, j])
+            safe = max(safe, _width(exact))
+            for start in range(0, len(row), array.column_k):
+                tile = slice(start, start + array.column_k)
+                columns.append(_Output(array.column, 0))
+                columns[-1].run(row[tile], weight[tile])
+                total = held + columns[-1].value
+                held = _fit(total, array.acc_bits, array.overflow)
+                if held != total:
+                    wide_overflows.append((i, j, start))
+                exact += columns[-1].value
+                safe = max(safe, _width(exact))
+            acc[i, j] = held
+    return ReferenceTwoLevel(
+        acc=acc,
+        overflow_count=len(wide_overflows),
+        outputs_affected=len({(i, j) for i, j, _ in wide_overflows}),
+        first_overflow_k=min((k for _, _, k in wide_overflows), default=None),
+        safe_acc_bits=safe,
+        column_overflow_count=sum(c.overflows for c in columns),
+        column_tree_overflow_count=sum(c.tree_overflows for c in columns),
+        partials_affected=sum(c.overflows + c.tree_overflows > 0 for c in columns),
+        safe_column_bits=max((c.bits for c in columns), default=1),
     )
 
 
