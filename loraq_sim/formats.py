@@ -3,10 +3,20 @@
 A format string is ``element/granularity[/scale]``, for example ``int4/g64/fp16``:
 
 - element: ``int2`` .. ``int8`` (two's complement, symmetric), ``uint2`` .. ``uint8`` (asymmetric,
-  with a zero point per scale), or a plain float ``fp16``, ``bf16``, ``fp32`` (no scale);
+  with a zero point per scale), a block element (below), or a plain float ``fp16``, ``bf16``,
+  ``fp32`` (no scale);
 - granularity: ``tensor``, ``row`` (per output channel for weights, per token for activations) or
   ``gN`` (N consecutive elements along the last axis; the last group may be short);
-- scale: ``fp32``, ``fp16``, ``bf16`` or ``e8m0``; by default fp32 for ``tensor``, else fp16.
+- scale: ``fp32``, ``fp16``, ``bf16``, ``e4m3`` or ``e8m0``; by default fp32 for ``tensor``, else
+  fp16.
+
+Block elements bring their granularity and scale along, so their name is a whole format string:
+
+- ``mxint4``, ``mxint6``, ``mxint8``: fixed point in [-2, 2), ``g32/e8m0``
+  (OCP Microscaling Formats v1.0, sections 5.3.4 and 6.3; the 4- and 6-bit ones by analogy);
+- ``mxfp4``, ``mxfp6_e2m3``, ``mxfp6_e3m2``, ``mxfp8_e4m3``, ``mxfp8_e5m2``: ``g32/e8m0`` (OCP);
+- ``nvfp4``: e2m1, ``g16/e4m3`` and one fp32 scale per tensor (NVIDIA Blackwell);
+- ``bfp16ebs8``: 8 values share an 8-bit exponent, 9 bytes, ``g8/e8m0`` (AMD AIE2P).
 
 To add an element, add one line to ``ELEMENTS``; to add a scale format, one line to ``SCALES``.
 """
@@ -22,12 +32,29 @@ __all__ = ["ELEMENTS", "SCALES", "Element", "Format", "ScaleFormat", "parse_form
 
 @dataclass(frozen=True, kw_only=True)
 class Element:
-    """One element type: its width and, for integers, the range of its codes."""
+    """One element type.
+
+    ``is_integer``: codes are integers (two's complement if ``is_signed``), each worth one scale
+    step. ``minifloat`` names the ml_dtypes type of a small float. Neither: a plain float.
+    ``block`` is the (group, scale format) that a block element brings along. ``emax`` is the
+    exponent of the largest power of two a block element represents with scale 1;
+    ``fraction_bits`` is how far below that a step of a fixed-point block element lies.
+    """
 
     name: str
     bits: int
-    is_integer: bool
+    is_integer: bool = False
     is_signed: bool = True
+    minifloat: str | None = None
+    block: tuple[int, str] | None = None
+    emax: int = 0
+    fraction_bits: int = 0
+    has_tensor_scale: bool = False
+
+    @property
+    def is_plain_float(self) -> bool:
+        """Whether the element is stored without any scale."""
+        return not self.is_integer and self.minifloat is None
 
     @property
     def has_zero_point(self) -> bool:
@@ -36,8 +63,10 @@ class Element:
 
     @property
     def lo(self) -> int:
-        """Smallest code of an integer element."""
-        return -(1 << (self.bits - 1)) if self.is_signed else 0
+        """Smallest code of an integer element; fixed-point block elements stay symmetric."""
+        if not self.is_signed:
+            return 0
+        return -self.hi if self.block is not None else -self.hi - 1
 
     @property
     def hi(self) -> int:
@@ -55,14 +84,41 @@ class ScaleFormat:
     largest: float
 
 
+def _fixed(name: str, bits: int, group: int) -> Element:
+    return Element(
+        name=name, bits=bits, is_integer=True, block=(group, "e8m0"), fraction_bits=bits - 2
+    )
+
+
+def _float(name: str, bits: int, minifloat: str, emax: int) -> Element:
+    return Element(name=name, bits=bits, minifloat=minifloat, block=(32, "e8m0"), emax=emax)
+
+
 ELEMENTS = {
     element.name: element
     for element in (
         *(Element(name=f"int{b}", bits=b, is_integer=True) for b in range(2, 9)),
         *(Element(name=f"uint{b}", bits=b, is_integer=True, is_signed=False) for b in range(2, 9)),
-        Element(name="fp16", bits=16, is_integer=False),
-        Element(name="bf16", bits=16, is_integer=False),
-        Element(name="fp32", bits=32, is_integer=False),
+        _fixed("mxint4", 4, 32),
+        _fixed("mxint6", 6, 32),
+        _fixed("mxint8", 8, 32),
+        _fixed("bfp16ebs8", 8, 8),
+        _float("mxfp4", 4, "float4_e2m1fn", 2),
+        _float("mxfp6_e2m3", 6, "float6_e2m3fn", 2),
+        _float("mxfp6_e3m2", 6, "float6_e3m2fn", 4),
+        _float("mxfp8_e4m3", 8, "float8_e4m3fn", 8),
+        _float("mxfp8_e5m2", 8, "float8_e5m2", 15),
+        Element(
+            name="nvfp4",
+            bits=4,
+            minifloat="float4_e2m1fn",
+            block=(16, "e4m3"),
+            emax=2,
+            has_tensor_scale=True,
+        ),
+        Element(name="fp16", bits=16),
+        Element(name="bf16", bits=16),
+        Element(name="fp32", bits=32),
     )
 }
 
@@ -73,10 +129,12 @@ SCALES = {
         ScaleFormat(name="fp32", nbytes=4, smallest=2.0**-126, largest=3.4028234663852886e38),
         ScaleFormat(name="fp16", nbytes=2, smallest=2.0**-24, largest=65504.0),
         ScaleFormat(name="bf16", nbytes=2, smallest=2.0**-126, largest=3.3895313892515355e38),
+        ScaleFormat(name="e4m3", nbytes=1, smallest=2.0**-9, largest=448.0),
         ScaleFormat(name="e8m0", nbytes=1, smallest=2.0**-126, largest=2.0**127),
     )
 }
 
+_TENSOR_SCALE_BYTES = 4
 _GROUP = re.compile(r"g([1-9][0-9]*)")
 
 
@@ -96,6 +154,8 @@ class Format:
     def __str__(self) -> str:
         if self.scale is None:
             return self.element.name
+        if self.element.block == (self.group_size, self.scale.name):
+            return self.element.name
         where = f"g{self.group_size}" if self.granularity == "group" else self.granularity
         return f"{self.element.name}/{where}/{self.scale.name}"
 
@@ -113,7 +173,7 @@ class Format:
         """Bytes a tensor of `shape` takes when packed.
 
         Codes are packed tightly along the last axis and every row starts on a byte; scales follow
-        at their own width; zero points are packed like codes, a row of them for each row.
+        at their own width; then zero points, packed like codes, or the scale of the tensor.
         """
         n_rows = _product(shape[:-1])
         code_bytes = n_rows * _packed_row_bytes(shape[-1], self.element.bits)
@@ -121,6 +181,8 @@ class Format:
             return code_bytes
         scale_shape = self.scale_shape(shape)
         total = code_bytes + _product(scale_shape) * self.scale.nbytes
+        if self.element.has_tensor_scale:
+            total += _TENSOR_SCALE_BYTES
         if self.element.has_zero_point:
             zero_row_bytes = _packed_row_bytes(scale_shape[-1], self.element.bits)
             total += _product(scale_shape[:-1]) * zero_row_bytes
@@ -144,12 +206,14 @@ def _parse(text: str) -> Format:
     element = ELEMENTS.get(parts[0])
     if element is None:
         raise InputError(unknown_name("element", parts[0], ELEMENTS) + f" (in format {text!r})")
-    if not element.is_integer:
+    if element.is_plain_float:
         if len(parts) > 1:
             raise InputError(
                 f"format {text!r}: {element.name} is stored without scales; write {element.name!r}"
             )
         return Format(element=element, granularity="none")
+    if element.block is not None:
+        return _parse_block(element, parts, text)
     if len(parts) not in (2, 3):
         raise InputError(
             f"format {text!r} must be element/granularity[/scale]; "
@@ -162,6 +226,19 @@ def _parse(text: str) -> Format:
     return Format(
         element=element, granularity=granularity, group_size=group_size, scale=SCALES[name]
     )
+
+
+def _parse_block(element: Element, parts: list[str], text: str) -> Format:
+    """A block element alone, or with another group size; its scale format is part of it."""
+    group, scale = element.block
+    if len(parts) > 1:
+        granularity, group = _parse_granularity(parts[1], text)
+        if granularity != "group" or parts[2:] not in ([], [scale]):
+            raise InputError(
+                f"format {text!r}: {element.name} has groups with {scale} scales; "
+                f"write {element.name!r} or, for other groups, '{element.name}/gN'"
+            )
+    return Format(element=element, granularity="group", group_size=group, scale=SCALES[scale])
 
 
 def _parse_granularity(part: str, text: str) -> tuple[str, int | None]:

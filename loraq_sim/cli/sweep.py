@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import BAD_INPUT, one_line_failures
+from loraq_sim.cli.failures import BAD_INPUT, INTERRUPTED, SOME_FAILED, one_line_failures
 from loraq_sim.cli.options import (
     AccBits,
     Accelerators,
@@ -158,13 +158,14 @@ def _run(
         if outcome.n_skipped:
             text = f"{outcome.n_skipped} cases were in the store already (--force does them again)"
             note(text, quiet=quiet)
+        if outcome.interrupted:
+            # No tables and pictures: whoever pressed Ctrl-C wants the prompt back.
+            note(f"interrupted: {outcome.n_left} cases left; the same command continues")
+            raise typer.Exit(INTERRUPTED)
         _report(composed, store, folder, output, quiet=quiet)
-    if outcome.interrupted:
-        note(f"interrupted: {outcome.n_left} cases left; the same command continues")
-    elif outcome.n_failed:
+    if outcome.n_failed:
         note(f"error: {outcome.n_failed} cases failed; the first: {outcome.first_failure}")
-    if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""Quantization to integer and plain float formats, along the last axis.
+"""Quantization to integer formats with free scales, along the last axis.
 
 Scale rules of the symmetric integers (``amax`` is the largest magnitude of the group):
 
@@ -8,20 +8,18 @@ Scale rules of the symmetric integers (``amax`` is the largest magnitude of the 
   code lo = -hi - 1 and all 2**b codes serve.
 
 Asymmetric integers cover [min(x, 0), max(x, 0)] of the group (``absmax``) or the best shrunken
-range (``mse``). Plain floats round to nearest, ties to even, and saturate at the largest finite
-value. Scales are rounded to their stored format before the codes are computed.
+range (``mse``). Scales are rounded to their stored format before the codes are computed.
 """
 
 import numpy as np
 
-from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import Format, parse_format
+from loraq_sim.errors import InputError
+from loraq_sim.formats import Format
+from loraq_sim.quantizers.groups import as_rows, group_extremes, padded_groups
 from loraq_sim.quantizers.scale_storage import round_scales
-from loraq_sim.quantizers.tensor import QuantizedTensor, float_dtype
+from loraq_sim.quantizers.tensor import QuantizedTensor
 
-__all__ = ["SCALE_RULES", "quantize"]
-
-SCALE_RULES = ("absmax", "mse", "signed_mse")
+__all__ = ["INTEGER_RULES", "quantize_integer"]
 
 # Optimal clipping of a 2-bit group lies near 0.4 amax, of a 4-bit one near 0.8; wider grids clip
 # less. A step of 2.5 % costs less than 0.1 % of the error against a continuous search.
@@ -30,60 +28,14 @@ _RATIOS_DEFAULT = np.linspace(1.0, 0.6, 17)
 _RATIOS_WIDE = np.linspace(1.0, 0.8, 9)
 
 
-def quantize(x: np.ndarray, fmt: "str | Format", rule: str = "absmax") -> QuantizedTensor:
-    """Quantize `x` to `fmt`, groups along the last axis.
+INTEGER_RULES = ("absmax", "mse", "signed_mse")
 
-    Parameters
-    ----------
-    x : ndarray of shape (..., K), floating
-        Finite values. Not modified; computed in float32.
-    fmt : str or Format
-        For example ``"int4/g64"``; see `loraq_sim.formats`.
-    rule : str
-        ``absmax``, ``mse`` or ``signed_mse``; without effect on plain floats.
 
-    Raises
-    ------
-    InputError
-        If `x` is not a finite floating array, or the format or rule does not fit.
-    """
-    fmt = parse_format(fmt)
-    if rule not in SCALE_RULES:
-        raise InputError(unknown_name("scale rule", rule, SCALE_RULES))
-    values = _checked(x)
-    if not fmt.element.is_integer:
-        return _cast(values, fmt)
+def quantize_integer(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
+    """Quantize finite float32 `values` (..., K) to ``intN`` or ``uintN`` codes."""
     if fmt.element.has_zero_point:
         return _quantize_asymmetric(values, fmt, rule)
     return _quantize_symmetric(values, fmt, rule)
-
-
-def _checked(x: np.ndarray) -> np.ndarray:
-    values = np.asarray(x)
-    if values.ndim == 0 or values.size == 0 or values.dtype.kind not in "fV":
-        raise InputError(
-            "quantize needs a non-empty floating array of at least one axis, got "
-            f"{values.dtype} of shape {values.shape}"
-        )
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        where = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise InputError(
-            f"cannot quantize {values.size - int(finite.sum())} non-finite values; "
-            f"the first is {values[where]} at {where}"
-        )
-    return values
-
-
-def _cast(values: np.ndarray, fmt: Format) -> QuantizedTensor:
-    dtype = float_dtype(fmt)
-    if fmt.element.bits == 16:
-        import ml_dtypes
-
-        largest = np.float32(ml_dtypes.finfo(dtype).max)
-        values = np.clip(values, -largest, largest)
-    return QuantizedTensor(codes=values.astype(dtype), scales=None, format=fmt)
 
 
 def _quantize_symmetric(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
@@ -92,8 +44,8 @@ def _quantize_symmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantized
     element = fmt.element
     if rule == "signed_mse" and fmt.scale.name == "e8m0":
         raise InputError(f"{fmt}: e8m0 scales have no sign; use the rule 'mse'")
-    rows, group = _as_rows(values, fmt)
-    extreme = _group_extremes(rows, group)
+    rows, group = as_rows(values, fmt)
+    extreme = group_extremes(rows, group)
     steps = np.abs(extreme) / np.float32(element.hi)
     if rule == "absmax":
         candidates = round_scales(steps, fmt.scale)[:, :, None]
@@ -120,9 +72,9 @@ def _quantize_symmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantized
 def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
     if rule == "signed_mse":
         raise InputError(f"{fmt}: signed_mse is for symmetric integers; use 'mse' or 'absmax'")
-    rows, group = _as_rows(values, fmt)
+    rows, group = as_rows(values, fmt)
     # float64: the range and the squares of values near the end of float32 overflow there.
-    grouped = _padded_groups(rows, group).astype(np.float64)
+    grouped = padded_groups(rows, group).astype(np.float64)
     low = np.minimum(grouped.min(axis=2, keepdims=True), 0.0)
     high = np.maximum(grouped.max(axis=2, keepdims=True), 0.0)
     best_error = np.full(low.shape, np.inf, dtype=np.float64)
@@ -150,32 +102,6 @@ def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantize
         format=fmt,
         zero_points=zeros.reshape(shape),
     )
-
-
-def _as_rows(values: np.ndarray, fmt: Format) -> tuple[np.ndarray, int]:
-    """`values` as (rows, K) with one scale per `group` consecutive elements of a row."""
-    if fmt.granularity == "tensor":
-        return values.reshape(1, -1), values.size
-    k = values.shape[-1]
-    return values.reshape(-1, k), min(fmt.group_size, k) if fmt.granularity == "group" else k
-
-
-def _padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
-    """`rows` as (rows, groups, group); a short last group is filled with zeros.
-
-    Zero lies in the range of every group and is exactly a code, so it changes neither the range
-    nor the error.
-    """
-    pad = -rows.shape[1] % group
-    return np.pad(rows, ((0, 0), (0, pad))).reshape(rows.shape[0], -1, group)
-
-
-def _group_extremes(rows: np.ndarray, group: int) -> np.ndarray:
-    """The signed element of largest magnitude of each group, (rows, groups) float32."""
-    starts = np.arange(0, rows.shape[1], group)
-    high = np.maximum.reduceat(rows, starts, axis=1)
-    low = np.minimum.reduceat(rows, starts, axis=1)
-    return np.where(high >= -low, high, low)
 
 
 def _ratios(bits: int) -> np.ndarray:

@@ -12,7 +12,7 @@ _E8M0_BIAS = 127
 def round_scales(scales: np.ndarray, stored: ScaleFormat) -> np.ndarray:
     """Positive `scales` (float32 or float64) rounded to values that `stored` can hold, as float32.
 
-    fp32, fp16, bf16: to nearest, ties to even. e8m0: up to the next power of two, so that no
+    fp32, fp16, bf16, e4m3: to nearest, ties to even. e8m0: up to the next power of two, so that no
     element is clipped that an exact scale would not have clipped. Scales beyond the format
     saturate at its ends; zero stays zero (an all-zero group).
     """
@@ -46,8 +46,8 @@ def scales_from_bytes(data: bytes, stored: ScaleFormat, shape: tuple[int, ...]) 
 
 
 def _dtype(stored: ScaleFormat) -> np.dtype:
-    if stored.name == "bf16":
+    if stored.name in ("bf16", "e4m3"):
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(ml_dtypes.bfloat16 if stored.name == "bf16" else ml_dtypes.float8_e4m3fn)
     return np.dtype({"fp32": "<f4", "fp16": "<f2"}[stored.name])

@@ -9,23 +9,28 @@ from loraq_sim.formats import Format, parse_format
 from loraq_sim.quantizers.bit_packing import pack_rows, unpack_rows
 from loraq_sim.quantizers.scale_storage import scales_from_bytes, scales_to_bytes
 
-__all__ = ["QuantizedTensor", "float_dtype"]
+__all__ = ["QuantizedTensor", "float_dtype", "scale_unit"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedTensor:
     """Codes, scales and format of one tensor quantized along its last axis.
 
-    ``codes`` is int8 (``intN``), uint8 (``uintN``) or the float dtype of the element, in the shape
-    of the original. ``scales`` is float32 and holds exactly the stored values, of shape
-    ``format.scale_shape(codes.shape)``; None for plain floats. ``zero_points`` is uint8 of the same
-    shape for ``uintN``, else None. Value = (code - zero point) * scale.
+    ``codes`` is int8 (integers), uint8 (``uintN``) or the float dtype of the element, in the shape
+    of the original. ``scales`` is float32, of shape ``format.scale_shape(codes.shape)``, and is
+    what one step (of a float element: 1.0) is worth; None for plain floats. ``zero_points`` is
+    uint8 of the same shape for ``uintN``, else None. Value = (code - zero point) * scale.
+
+    Scales are exactly the stored values, with two exceptions: those of fixed-point block elements
+    are the stored power of two times 2**-fraction_bits, and those of ``nvfp4`` the float32 product
+    of the stored e4m3 scale and ``tensor_scale``.
     """
 
     codes: np.ndarray
     scales: np.ndarray | None
     format: Format
     zero_points: np.ndarray | None = None
+    tensor_scale: np.float32 | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,11 +53,14 @@ class QuantizedTensor:
         return levels
 
     def pack(self) -> bytes:
-        """Stored bytes: packed codes row by row, then scales, then packed zero points."""
+        """Stored bytes: packed codes row by row, scales, zero points or the tensor's scale."""
         if self.scales is None:
             return np.ascontiguousarray(self.codes).tobytes()
         bits = self.format.element.bits
-        parts = [pack_rows(self.codes, bits), scales_to_bytes(self.scales, self.format.scale)]
+        stored = self.scales / self._scale_unit()
+        parts = [pack_rows(self.codes, bits), scales_to_bytes(stored, self.format.scale)]
+        if self.tensor_scale is not None:
+            parts.append(np.float32(self.tensor_scale).tobytes())
         if self.zero_points is not None:
             parts.append(pack_rows(self.zero_points, bits))
         return b"".join(parts)
@@ -76,15 +84,28 @@ class QuantizedTensor:
             codes = np.frombuffer(data, dtype=float_dtype(fmt)).reshape(shape).copy()
             return cls(codes=codes, scales=None, format=fmt)
         element, scale_shape = fmt.element, fmt.scale_shape(shape)
-        codes, used = unpack_rows(data, 0, shape, element.bits, element.is_signed)
-        n_scale_bytes = int(np.prod(scale_shape)) * fmt.scale.nbytes
-        scales = scales_from_bytes(data[used : used + n_scale_bytes], fmt.scale, scale_shape)
-        zero_points = None
+        is_signed = element.is_integer and element.is_signed
+        codes, used = unpack_rows(data, 0, shape, element.bits, is_signed)
+        if element.minifloat is not None:
+            codes = codes.view(float_dtype(fmt))
+        end = used + int(np.prod(scale_shape)) * fmt.scale.nbytes
+        stored = scales_from_bytes(data[used:end], fmt.scale, scale_shape)
+        zero_points = tensor_scale = None
         if element.has_zero_point:
-            zero_points, _ = unpack_rows(
-                data, used + n_scale_bytes, scale_shape, element.bits, False
-            )
-        return cls(codes=codes, scales=scales, format=fmt, zero_points=zero_points)
+            zero_points, _ = unpack_rows(data, end, scale_shape, element.bits, False)
+        if element.has_tensor_scale:
+            tensor_scale = np.frombuffer(data, dtype="<f4", offset=end)[0]
+        unit = scale_unit(fmt, tensor_scale)
+        return cls(
+            codes=codes,
+            scales=stored * unit,
+            format=fmt,
+            zero_points=zero_points,
+            tensor_scale=tensor_scale,
+        )
+
+    def _scale_unit(self) -> np.float32:
+        return scale_unit(self.format, self.tensor_scale)
 
     def _along_last_axis(self, per_group: np.ndarray) -> np.ndarray:
         if self.format.granularity != "group":
@@ -93,10 +114,17 @@ class QuantizedTensor:
         return np.repeat(per_group, self.format.group_size, axis=-1)[..., :k]
 
 
+def scale_unit(fmt: Format, tensor_scale: np.float32 | None = None) -> np.float32:
+    """What a stored scale of 1 is worth in steps of the element."""
+    if tensor_scale is not None:
+        return np.float32(tensor_scale)
+    return np.float32(2.0**-fmt.element.fraction_bits)
+
+
 def float_dtype(fmt: Format) -> np.dtype:
-    """NumPy dtype of a plain float format."""
-    if fmt.element.name == "bf16":
+    """NumPy dtype of a plain or small float format."""
+    if fmt.element.name == "bf16" or fmt.element.minifloat is not None:
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(getattr(ml_dtypes, fmt.element.minifloat or "bfloat16"))
     return np.dtype({"fp16": np.float16, "fp32": np.float32}[fmt.element.name])

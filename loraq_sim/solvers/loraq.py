@@ -47,10 +47,10 @@ def solve_loraq(problem: Problem) -> Branches:
 
 
 def main_scale_rule(problem: Problem) -> str:
-    """``signed_mse`` where the scale format has a sign to spare, else ``mse``."""
-    scale, element = problem.main.scale, problem.main.element
-    signed = scale is not None and scale.name != "e8m0" and not element.has_zero_point
-    return "signed_mse" if signed else "mse"
+    """``signed_mse`` for integers whose scale has a sign to spare, else ``mse``."""
+    element, scale = problem.main.element, problem.main.scale
+    is_free_integer = element.is_integer and element.is_signed and element.block is None
+    return "signed_mse" if is_free_integer and scale.name != "e8m0" else "mse"
 
 
 def _stored(problem: Problem, target: np.ndarray, rows: np.ndarray, rule: str) -> Branches:

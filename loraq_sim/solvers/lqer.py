@@ -14,7 +14,7 @@ __all__ = ["solve_lqer"]
 
 def solve_lqer(problem: Problem) -> Branches:
     """One rounding of W, one truncated SVD of what is left, one rounding of the branch."""
-    main = quantize(problem.weight, problem.main, "absmax")
+    main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     _, right = truncated_svd(residual, problem.rank, rng=problem.rng)
     left, right = round_branch(residual, right, problem.branch)

@@ -1,4 +1,4 @@
-"""Round to nearest: the main branch alone, scale from the largest magnitude of each group."""
+"""Round to nearest: the main branch alone, scales by the default rule of the format."""
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import quantize
@@ -8,5 +8,5 @@ __all__ = ["round_to_nearest"]
 
 
 def round_to_nearest(weight, main: Format) -> Branches:
-    """Quantize `weight` (N, K) to `main` with absmax scales and no low-rank branch."""
-    return Branches(main=quantize(weight, main, "absmax"))
+    """Quantize `weight` (N, K) to `main` with the default scales of the format, no branch."""
+    return Branches(main=quantize(weight, main))

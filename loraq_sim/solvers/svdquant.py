@@ -17,7 +17,7 @@ def solve_svdquant(problem: Problem) -> Branches:
     """One truncated SVD of W, one rounding of the branch, one rounding of what is left."""
     columns, rows = truncated_svd(problem.weight, problem.rank, rng=problem.rng)
     left, right = round_branch(columns @ rows, rows, problem.branch)
-    main = quantize(problem.weight - product(left, right), problem.main, "absmax")
+    main = quantize(problem.weight - product(left, right), problem.main)
     solved = Branches(main=main, left=left, right=right)
     error = problem.relative_error(solved.reconstruct())
     entry = TraceEntry(stage="svdquant", iteration=0, weight_error=error)

@@ -18,6 +18,8 @@ from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, case_row, fa
 
 if TYPE_CHECKING:
     import hwmodels
+    from loraq_sim.solvers import Solution
+    from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "EVALUATE",
@@ -39,19 +41,36 @@ Evaluate = Callable[[Layer, SweepCase], Row]
 def evaluate_case(layer: Layer, case: SweepCase) -> Row:
     """`loraq_sim.evaluate.evaluate_layer` with the settings of `case`."""
     from loraq_sim.evaluate import evaluate_layer
+    from loraq_sim.split import parse_split
 
+    split = parse_split(case.split, family=case.family, group=case.group)
+    smooth = case.options.get("smooth")
     return evaluate_layer(
         layer,
-        case.split,
+        split,
         _accelerator(case.accelerator),
         seed=case.seed,
         method=case.method,
         preset=case.preset,
         tokens=case.tokens,
-        family=case.family,
-        group=case.group,
+        solution=_solution(layer, split, case.method, case.preset, case.seed, smooth),
         **case.options,
     )
+
+
+# Cases of one layer that differ only in the accelerator have the same solution.
+@lru_cache(maxsize=32)
+def _solution(
+    layer: Layer,
+    split: "PrecisionSplit",
+    method: str,
+    preset: str,
+    seed: int,
+    smooth: float | None,
+) -> "Solution":
+    from loraq_sim.evaluate import solve_split
+
+    return solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
 
 
 def load_evaluate(reference: str) -> Evaluate:
@@ -83,6 +102,7 @@ def run_task(
         yield from (failed_result(case, message, is_unreadable=True) for case in task.cases)
         return
     on_loaded()
+    _solution.cache_clear()
     for case in task.cases:
         yield _run_case(layer, case, evaluate)
 

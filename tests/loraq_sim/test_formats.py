@@ -15,6 +15,11 @@ from loraq_sim.formats import ELEMENTS, SCALES, parse_format
         ("uint4/g32/bf16", "uint4/g32/bf16"),
         ("int4/g32/e8m0", "int4/g32/e8m0"),
         (" fp16 ", "fp16"),
+        ("mxfp4", "mxfp4"),
+        ("mxint8/g32/e8m0", "mxint8"),
+        ("mxfp8_e4m3/g16", "mxfp8_e4m3/g16/e8m0"),
+        ("nvfp4/g16", "nvfp4"),
+        ("bfp16ebs8", "bfp16ebs8"),
     ],
 )
 def test_parse_format_fills_in_the_default_scale(text, canonical):
@@ -37,6 +42,9 @@ def test_parse_format_returns_a_format_as_it_is():
         ("int4/channel", r"got 'channel'"),
         ("int4/g64/fp15", r"unknown scale 'fp15'; did you mean"),
         ("int4/g64/fp16/x", r"must be element/granularity"),
+        ("mxfp4/row", r"mxfp4 has groups with e8m0 scales; write 'mxfp4' or"),
+        ("nvfp4/g16/e8m0", r"nvfp4 has groups with e4m3 scales"),
+        ("mxfp4/g32/e8m0/x", r"mxfp4 has groups"),
         ("fp16/g64", r"fp16 is stored without scales; write 'fp16'"),
         ("int4/g9999999999999", r"granularity must be"),
     ],
@@ -57,6 +65,12 @@ def test_parse_format_says_what_is_wrong(text, message):
         # SANA's K = 5600 leaves a short group of 32: 88 scales a row.
         ("int4/g64", (2240, 5600), 2240 * (2800 + 88 * 2)),
         ("uint4/g64", (4, 128), 4 * 64 + 4 * 2 * 2 + 4 * 1),
+        # 17 bytes for 32 elements, the short group included.
+        ("mxfp4", (4, 48), 4 * (24 + 2)),
+        ("mxfp6_e2m3", (4, 32), 4 * (24 + 1)),
+        ("mxint8", (1, 33), 33 + 2),
+        ("nvfp4", (4, 32), 4 * (16 + 2) + 4),
+        ("bfp16ebs8", (2, 16), 2 * 18),
         ("fp16", (4, 10), 80),
         ("fp32", (4, 10), 160),
     ],
@@ -68,7 +82,9 @@ def test_storage_bytes_counts_codes_scales_zero_points_and_padding(text, shape, 
 def test_integer_codes_span_all_two_to_the_bits_values():
     for element in ELEMENTS.values():
         if element.is_integer:
-            assert element.hi - element.lo + 1 == 2**element.bits
+            # Fixed-point block elements leave the code without a negative unused.
+            unused = 0 if element.block is None else 1
+            assert element.hi - element.lo + 1 == 2**element.bits - unused
 
 
 def test_every_scale_format_orders_its_ends():
