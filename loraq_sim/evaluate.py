@@ -6,7 +6,7 @@ Layer -> solve(split) -> stored branches -> emulate on the accelerator's data pa
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ def evaluate_layer(
         "utilization": cost.utilization,
         "bound": cost.bound,
         "status": "ok",
-        "message": "" if x is not None else "no activations: output error not measured",
+        "message": "; ".join(_remarks(split, x)),
         "seconds": time.perf_counter() - started,
         "seed": seed,
         "pareto": False,
@@ -197,9 +197,16 @@ def workload_for(
         rank=rank if has_branch else 0,
         fused=fused,
         out_bits=parse_format(path.out_format).element.bits,
-        group=split.group,
+        group=split.main_weight.group_size,
+        scale_bits=_scale_bits(split),
         p_bits=p_is_stored_as.element.bits if has_branch and p_is_stored_as else None,
     )
+
+
+def _scale_bits(split: PrecisionSplit) -> int:
+    formats = (split.main_weight, split.main_activation, split.branch_weight)
+    stored = [fmt.scale.nbytes for fmt in formats if fmt is not None and fmt.scale is not None]
+    return 8 * stored[0] if stored else 0
 
 
 def reference_output(layer: Layer, x: np.ndarray) -> np.ndarray:
@@ -240,6 +247,13 @@ def _identity(
     }
 
 
+def _remarks(split: PrecisionSplit, x: np.ndarray | None) -> Iterator[str]:
+    if x is None:
+        yield "no activations: output error not measured"
+    if split.family in ("mxfp", "nvfp"):
+        yield f"{split.family} is costed at the rates of integers of the same width"
+
+
 def _measure(
     layer: Layer,
     x: np.ndarray | None,
@@ -249,7 +263,7 @@ def _measure(
 ) -> dict[str, Any]:
     if x is None:
         names = ("output_error", "sqnr_db", "cosine", "max_abs_error", "output_rms")
-        return dict.fromkeys((*names, "overflow_count", "safe_acc_bits"))
+        return dict.fromkeys((*names, "overflow_count", "safe_acc_bits", "arithmetic"))
     emulated: LayerOutput = run_layer(x, solution, split, path, layer.bias)
     error = output_error(emulated.y, reference_output(layer, x))
     return {
@@ -260,4 +274,5 @@ def _measure(
         "output_rms": error.rms,
         "overflow_count": emulated.statistics.overflow_count,
         "safe_acc_bits": emulated.statistics.safe_acc_bits,
+        "arithmetic": emulated.statistics.arithmetic,
     }

@@ -53,6 +53,7 @@ _TABLE = (
     ("output_rms", "REAL", "output units", "root mean square of the full-precision output"),
     ("overflow_count", "INTEGER", "", "accumulator overflows during emulation"),
     ("safe_acc_bits", "INTEGER", "bits", "narrowest accumulator without overflow on this input"),
+    ("arithmetic", "TEXT", "", "bit exact, or which model of float sums was emulated"),
     ("latency_s", "REAL", "s", "time of one call"),
     ("cycles", "INTEGER", "cycles", "clock cycles of one call"),
     ("energy_j", "REAL", "J", "energy of one call"),

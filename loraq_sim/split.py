@@ -13,8 +13,14 @@ from loraq_sim.formats import Format, parse_format
 
 __all__ = ["FAMILIES", "PrecisionSplit", "parse_split"]
 
-FAMILIES = ("int",)
-_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+# Element of each width by family; one line a family. 16 bits are fp16 in every family.
+_ELEMENTS = {
+    "int": {bits: f"int{bits}" for bits in range(2, 9)},
+    "mxint": {4: "mxint4", 6: "mxint6", 8: "mxint8"},
+    "mxfp": {4: "mxfp4", 6: "mxfp6_e2m3", 8: "mxfp8_e4m3"},
+    "nvfp": {4: "nvfp4", 6: "mxfp6_e2m3", 8: "mxfp8_e4m3"},
+}
+FAMILIES = tuple(_ELEMENTS)
 
 _PART = r"w(\d{1,3})a(\d{1,3})"
 _SPLIT = re.compile(rf"{_PART}(?:\+{_PART}(?:r(\d{{1,6}})|@(fp16|bf16)r(\d{{1,6}})))?")
@@ -57,11 +63,12 @@ def parse_split(
     Parameters
     ----------
     text : str
-        The split. Widths are 2 to 8 bits, or 16 for fp16.
+        The split. Widths are 2 to 8 bits (``int``) or 4, 6 and 8 (other families), or 16 for fp16.
     family : str
         Element family of everything narrower than 16 bits.
     group : int
-        Elements per scale along K (weights and activations alike), and along the rank for L.
+        Elements per scale along K (weights and activations alike), and along the rank for L, of
+        the family ``int``. The others bring their own.
 
     Raises
     ------
@@ -107,6 +114,12 @@ def parse_split(
 
 def _format(bits: str, family: str, group: int, text: str) -> Format:
     width = int(bits)
-    if width not in _BITS:
-        raise InputError(f"split {text!r}: widths must be 2 to 8 or 16 bits, got {width}")
-    return parse_format("fp16" if width == 16 else f"{family}{width}/g{group}")
+    if width == 16:
+        return parse_format("fp16")
+    element = _ELEMENTS[family].get(width)
+    if element is None:
+        widths = ", ".join(map(str, _ELEMENTS[family]))
+        raise InputError(
+            f"split {text!r}: widths of family {family!r} must be {widths} or 16 bits, got {width}"
+        )
+    return parse_format(f"{element}/g{group}" if family == "int" else element)

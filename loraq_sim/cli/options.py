@@ -91,7 +91,7 @@ Preset = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="Solver effort: fast, balanced or best.")
 ]
 Family = Annotated[
-    str, typer.Option("--family", metavar="NAME", help="Element family of a split: int.")
+    str, typer.Option("--family", metavar="NAME", help="Element family: int, mxint, mxfp or nvfp.")
 ]
 Group = Annotated[
     int, typer.Option("--group", metavar="N", help="Elements per scale along K (and the rank).")

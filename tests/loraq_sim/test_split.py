@@ -51,7 +51,7 @@ def test_canonical_text_parses_to_the_same_split():
         ("W4A4+W8A8r", r"not understood"),
         ("W4A4r8", r"not understood"),
         ("", r"not understood"),
-        ("W9A4", r"widths must be 2 to 8 or 16 bits, got 9"),
+        ("W9A4", r"widths of family 'int' must be 2, .*, 8 or 16 bits, got 9"),
         ("W4A4+W8A1r4", r"got 1"),
         ("W4A4+W8A8r0", r"rank must be at least 1; write W4A4 instead"),
     ],
@@ -59,6 +59,25 @@ def test_canonical_text_parses_to_the_same_split():
 def test_split_says_what_is_wrong(text, message):
     with pytest.raises(InputError, match=message):
         parse_split(text)
+
+
+@pytest.mark.parametrize(
+    ("family", "formats"),
+    [
+        ("mxint", ("mxint4", "mxint8", "mxint6", "mxint6")),
+        ("mxfp", ("mxfp4", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp6_e2m3")),
+        ("nvfp", ("nvfp4", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp6_e2m3")),
+    ],
+)
+def test_families_choose_the_element_of_each_width(family, formats):
+    split = parse_split("W4A8+W6A6r8", family=family)
+    found = (split.main_weight, split.main_activation, split.branch_weight, split.branch_activation)
+    assert tuple(map(str, found)) == formats
+
+
+def test_a_family_without_the_width_says_which_it_has():
+    with pytest.raises(InputError, match=r"family 'mxfp' must be 4, 6, 8 or 16 bits, got 5"):
+        parse_split("W5A8", family="mxfp")
 
 
 def test_unknown_family_and_bad_group_are_refused():

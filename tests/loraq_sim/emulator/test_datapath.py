@@ -6,8 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loraq_sim.emulator.datapath import Datapath, run_layer, scaled_gemm
+from loraq_sim.emulator.datapath import Datapath, run_layer
 from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.scaled_gemm import scaled_gemm
 from loraq_sim.errors import InputError
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers import solve
@@ -53,8 +54,8 @@ def scalar_gemm(x, w, group, *, acc_bits, overflow, combine):
 def test_scaled_gemm_matches_the_scalar_oracle_bit_for_bit(acc_bits, overflow, combine):
     x = quantize(matrix(1, (4, 70)), "int8/g32")
     w = quantize(matrix(2, (5, 70)), "int4/g32", "signed_mse")
-    path = Datapath(mac=MacArray(acc_bits=acc_bits, overflow=overflow), combine=combine)
-    y, statistics = scaled_gemm(x, w, path)
+    mac = MacArray(acc_bits=acc_bits, overflow=overflow)
+    y, statistics = scaled_gemm(x, w, mac, combine)
     expected, overflows = scalar_gemm(
         x, w, 32, acc_bits=acc_bits, overflow=overflow, combine=combine
     )
@@ -66,7 +67,7 @@ def test_scaled_gemm_matches_the_scalar_oracle_bit_for_bit(acc_bits, overflow, c
 def test_groups_of_different_sizes_split_k_where_either_scale_changes():
     x = quantize(matrix(1, (3, 60)), "int8/g24")
     w = quantize(matrix(2, (4, 60)), "int4/g20")
-    y, _ = scaled_gemm(x, w, Datapath())
+    y, _ = scaled_gemm(x, w, MacArray())
     # Exact value of the stored operands; float32 combines at most 6 partials with 3 roundings each.
     expected = x.dequantize().astype(np.float64) @ w.dequantize().astype(np.float64).T
     bound = np.abs(x.dequantize()).astype(np.float64) @ np.abs(w.dequantize()).astype(np.float64).T
@@ -76,7 +77,7 @@ def test_groups_of_different_sizes_split_k_where_either_scale_changes():
 @pytest.mark.parametrize("formats", [("int8/row", "int4/row"), ("int8/tensor", "int4/g16")])
 def test_row_and_tensor_scales_are_one_group(formats):
     x, w = quantize(matrix(1, (3, 40)), formats[0]), quantize(matrix(2, (4, 40)), formats[1])
-    y, _ = scaled_gemm(x, w, Datapath())
+    y, _ = scaled_gemm(x, w, MacArray())
     np.testing.assert_allclose(y, x.dequantize() @ w.dequantize().T, rtol=1e-4, atol=1e-5)
 
 
@@ -129,16 +130,16 @@ def test_smoothing_divides_the_activations():
 def test_safe_width_is_the_narrowest_without_overflow():
     x = quantize(matrix(1, (6, 64)), "int8/g64")
     w = quantize(matrix(2, (7, 64)), "int8/g64")
-    _, wide = scaled_gemm(x, w, Datapath())
+    _, wide = scaled_gemm(x, w, MacArray())
     for bits, clean in ((wide.safe_acc_bits, True), (wide.safe_acc_bits - 1, False)):
         mac = MacArray(acc_bits=bits, overflow="saturate")
-        _, statistics = scaled_gemm(x, w, Datapath(mac=mac))
+        _, statistics = scaled_gemm(x, w, mac)
         assert (statistics.overflow_count == 0) == clean
 
 
 def test_sixteen_bit_operands_have_no_integer_statistics():
     x, w = quantize(matrix(1, (3, 40)), "fp16"), quantize(matrix(2, (4, 40)), "int4/g16")
-    _, statistics = scaled_gemm(x, w, Datapath())
+    _, statistics = scaled_gemm(x, w, MacArray())
     assert statistics.safe_acc_bits is None
     assert statistics.overflow_count == 0
 

@@ -1,0 +1,120 @@
+"""One GEMM of stored tensors: groups of K through the MAC array, their partial sums combined.
+
+What is exact and what is a model:
+
+- integer elements (``intN``, ``mxintN``, ``bfp16ebs8``): bit exact. Inside a stretch of K with
+  constant scales `emulate_gemm` accumulates; partial sums combine in order of K as
+  `loraq_sim.emulator.combine` says.
+- small float elements (``mxfpN``, ``nvfp4``), also with integers: the products and the sum of one
+  stretch are exact (for ``mxfp8_e5m2`` to float64), then rounded once to float32 and combined as
+  above. Real tensor cores round inside the stretch too, in an order that is not published: a model.
+- 16- and 32-bit floats (a 16-bit branch, P kept in fp16) and asymmetric integers: float32 products
+  accumulated in float32 by the host's matrix multiply: a model.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraq_sim.emulator.combine import ShiftCombiner, SumCombiner
+from loraq_sim.emulator.gemm import emulate_gemm_report
+from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.errors import InputError
+from loraq_sim.formats import Format
+from loraq_sim.quantizers import QuantizedTensor
+
+__all__ = ["GemmStatistics", "scaled_gemm"]
+
+BIT_EXACT = "bit exact"
+BLOCK_MODEL = "model: block sums rounded once"
+FLOAT_MODEL = "model: float32 sums"
+_ARITHMETICS = (BIT_EXACT, BLOCK_MODEL, FLOAT_MODEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmStatistics:
+    """What accumulators saw, and how exact the emulation was.
+
+    ``overflow_count`` counts accumulator overflows; ``safe_acc_bits`` is the narrowest width
+    without any, None where no integer GEMM ran; ``arithmetic`` is ``bit exact`` or names a model.
+    """
+
+    overflow_count: int = 0
+    safe_acc_bits: int | None = None
+    arithmetic: str = BIT_EXACT
+
+    def joined(self, other: "GemmStatistics") -> "GemmStatistics":
+        """Counts added, the wider width and the less exact arithmetic kept."""
+        widths = [w for w in (self.safe_acc_bits, other.safe_acc_bits) if w is not None]
+        return GemmStatistics(
+            overflow_count=self.overflow_count + other.overflow_count,
+            safe_acc_bits=max(widths, default=None),
+            arithmetic=max(self.arithmetic, other.arithmetic, key=_ARITHMETICS.index),
+        )
+
+
+def scaled_gemm(
+    x: QuantizedTensor, w: QuantizedTensor, mac: MacArray, combine: str = "fp32"
+) -> tuple[np.ndarray, GemmStatistics]:
+    """x w^T as float32 (M, N) of two stored tensors (M, K) and (N, K), and what accumulators saw.
+
+    Raises
+    ------
+    InputError
+        If `combine` is ``shift`` and the scales are not powers of two, or too far apart.
+    """
+    if not (_has_block_products(x.format) and _has_block_products(w.format)):
+        return x.dequantize() @ w.dequantize().T, GemmStatistics(arithmetic=FLOAT_MODEL)
+    is_integer = x.format.element.is_integer and w.format.element.is_integer
+    statistics = GemmStatistics(arithmetic=BIT_EXACT if is_integer else BLOCK_MODEL)
+    combiner = _combiner(x, w, combine, is_integer)
+    for start, stop in _constant_scale_stretches(x.shape[1], x.format, w.format):
+        x_codes, w_codes = x.codes[:, start:stop], w.codes[:, start:stop]
+        if is_integer:
+            report = emulate_gemm_report(x_codes, w_codes, mac)
+            acc = report.acc
+            seen = GemmStatistics(
+                overflow_count=report.overflow_count, safe_acc_bits=report.safe_acc_bits
+            )
+            statistics = statistics.joined(seen)
+        else:
+            acc = x_codes.astype(np.float64) @ w_codes.astype(np.float64).T
+        combiner.add(acc, _scale_at(x, start), _scale_at(w, start))
+    return combiner.result(), statistics
+
+
+def _has_block_products(fmt: Format) -> bool:
+    return not fmt.element.is_plain_float and not fmt.element.has_zero_point
+
+
+def _combiner(
+    x: QuantizedTensor, w: QuantizedTensor, combine: str, is_integer: bool
+) -> SumCombiner | ShiftCombiner:
+    if combine != "shift":
+        return SumCombiner((x.shape[0], w.shape[0]), combine)
+    for operand in (x, w):
+        if not is_integer or operand.format.scale.name != "e8m0":
+            raise InputError(
+                f"combine 'shift' needs integers with power-of-two (e8m0) scales, got "
+                f"{operand.format}; use the element family mxint, or combine fp32"
+            )
+    return ShiftCombiner(*(np.broadcast_to(t.scales, _per_row(t)) for t in (x, w)))
+
+
+def _per_row(tensor: QuantizedTensor) -> tuple[int, int]:
+    return tensor.shape[0], tensor.scales.shape[1]
+
+
+def _constant_scale_stretches(k: int, *formats: Format) -> list[tuple[int, int]]:
+    edges = {0, k}
+    for fmt in formats:
+        if fmt.granularity == "group":
+            edges.update(range(0, k, fmt.group_size))
+    ordered = sorted(edges)
+    return list(zip(ordered[:-1], ordered[1:], strict=True))
+
+
+def _scale_at(tensor: QuantizedTensor, k: int) -> np.ndarray:
+    """Scale of every row at position `k` of the last axis, (rows,) float32."""
+    group = k // tensor.format.group_size if tensor.format.granularity == "group" else 0
+    return np.broadcast_to(tensor.scales[:, group], (tensor.shape[0],))
