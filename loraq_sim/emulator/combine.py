@@ -70,10 +70,10 @@ class ShiftCombiner:
         _, magnitude = np.frexp(np.abs(acc.astype(np.float64)))
         self._bound += 2 ** int((magnitude + shift).max())
         if self._bound >= 2**_ALIGNED_BITS:
+            bits = self._bound.bit_length() + 1
             raise InputError(
-                f"combine 'shift' needs an aligned sum of {self._bound.bit_length() + 1} bits, more "
-                f"than the {_ALIGNED_BITS + 1} emulated: the scales of a row lie too far apart; "
-                "use fp32"
+                f"combine 'shift' needs an aligned sum of {bits} bits, more than the "
+                f"{_ALIGNED_BITS + 1} emulated: the scales of a row lie too far apart; use fp32"
             )
         self._sum += acc.astype(np.int64) << shift.astype(np.int64)
 
