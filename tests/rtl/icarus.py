@@ -188,9 +188,9 @@ def draw_inputs(config: dict, rng: np.random.Generator) -> dict[str, list]:
     """Return codes a, w and initial values; rows mix random codes, extremes and constants."""
     top = 2 ** config["a_bits"]
     low = -top // 2 if config["a_signed"] else 0
-    a = _codes(rng, ROWS, config["k"], low, low + top - 1)
+    a = draw_codes(rng, ROWS, config["k"], low, low + top - 1)
     half = 2 ** (config["w_bits"] - 1)
-    w = _codes(rng, COLS, config["k"], -half, half - 1)
+    w = draw_codes(rng, COLS, config["k"], -half, half - 1)
     limit = 2 ** (config["acc_bits"] - 1) - 1
     lowest = -limit if config["overflow"] == "saturate_symmetric" else -limit - 1
     starts = [0, 0, 0, 1, -1, limit, lowest, limit // 2, lowest + 1]
@@ -198,7 +198,8 @@ def draw_inputs(config: dict, rng: np.random.Generator) -> dict[str, list]:
     return {"a": a.tolist(), "w": w.tolist(), "init": init}
 
 
-def _codes(rng: np.random.Generator, rows: int, k: int, low: int, high: int) -> np.ndarray:
+def draw_codes(rng: np.random.Generator, rows: int, k: int, low: int, high: int) -> np.ndarray:
+    """Return codes (rows, k): extremes, alternation, a ramp, then random and extreme mixed."""
     codes = rng.integers(low, high + 1, (rows, k))
     codes[0], codes[1], codes[2] = low, high, np.where(np.arange(k) % 2, low, high)
     codes[3] = np.arange(k) % (high - low + 1) + low
@@ -230,42 +231,53 @@ def simulate(config: dict, inputs: dict[str, list]) -> dict[str, list]:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_operand(folder / "a.hex", inputs["a"], config["a_bits"], config["c"])
-        _write_operand(folder / "w.hex", inputs["w"], config["w_bits"], config["c"])
+        write_operand(folder / "a.hex", inputs["a"], config["a_bits"], config["c"])
+        write_operand(folder / "w.hex", inputs["w"], config["w_bits"], config["c"])
         starts = [start for row in inputs["init"] for start in row]
-        _write_words(folder / "init.hex", starts, config["acc_bits"])
-        _write_words(folder / "settings.hex", [_setting(s) for s in config["srs"]], 16)
-        flags = [f"-Ptestbench.{key}={value}" for key, value in parameters.items()]
-        sources = [str(FOLDER / source) for source in SOURCES]
-        build = ["iverilog", "-g2012", "-Wall", "-s", "testbench", "-o", "mac.vvp"]
-        _run([*build, *flags, *sources], folder)
-        _run(["vvp", "-n", "mac.vvp"], folder)
-        lines = (folder / "result.hex").read_text().splitlines()
+        write_words(folder / "init.hex", starts, config["acc_bits"])
+        write_words(folder / "settings.hex", [setting_word(s) for s in config["srs"]], 16)
+        lines = run_testbench("testbench", SOURCES, parameters, folder)
     return _parse(lines, config)
 
 
-def _run(command: list[str], folder: Path) -> None:
+def run_testbench(
+    top: str, sources: tuple[str, ...], parameters: dict[str, int], folder: Path
+) -> list[str]:
+    """Build and run a testbench in `folder`, which holds its hex files; return its result lines."""
+    flags = [f"-P{top}.{key}={value}" for key, value in parameters.items()]
+    paths = [str(FOLDER / source) for source in sources]
+    build = ["iverilog", "-g2012", "-Wall", "-s", top, "-o", "bench.vvp"]
+    run_tool([*build, *flags, *paths], folder)
+    run_tool(["vvp", "-n", "bench.vvp"], folder)
+    return (folder / "result.hex").read_text().splitlines()
+
+
+def run_tool(command: list[str], folder: Path) -> None:
+    """Run one tool of the simulator; RuntimeError with what it said if anything went wrong."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode or "error" in done.stderr or "WARNING" in done.stdout:
         raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
 
 
-def _setting(srs: dict) -> int:
+def setting_word(srs: dict) -> int:
+    """Return saturation, rounding and shift of an SRS packed in 16 bits."""
     saturation, rounding = SATURATION_CODES[srs["saturation"]], ROUNDING_CODES[srs["rounding"]]
     return saturation << 14 | rounding << 10 | srs["shift"] % 128
 
 
-def _write_operand(path: Path, codes: list[list[int]], bits: int, c: int) -> None:
+def write_operand(path: Path, codes: list[list[int]], bits: int, c: int) -> None:
+    """Write rows of codes in words of c codes, the first in the low bits, zeros at row ends."""
     words = []
     for row in codes:
         padded = row + [0] * (-len(row) % c)
         for start in range(0, len(padded), c):
             chunk = padded[start : start + c]
             words.append(sum((code % 2**bits) << (bits * i) for i, code in enumerate(chunk)))
-    _write_words(path, words, bits * c)
+    write_words(path, words, bits * c)
 
 
-def _write_words(path: Path, words: list[int], bits: int) -> None:
+def write_words(path: Path, words: list[int], bits: int) -> None:
+    """Write words of `bits` bits as $readmemh hex, two's complement, one a line."""
     digits = -(-bits // 4)
     path.write_text("".join(f"{word % 2**bits:0{digits}x}\n" for word in words))
 
@@ -274,36 +286,42 @@ def _parse(lines: list[str], config: dict) -> dict[str, list]:
     table = [[int(word, 16) for word in line.split()] for line in lines]
     out_bits, signed = config["out_bits"], config["out_signed"]
     return {
-        "acc": [_signed(line[0], config["acc_bits"]) for line in table],
+        "acc": [from_word(line[0], config["acc_bits"]) for line in table],
         "overflows": [line[1] for line in table],
         "tree_overflows": [line[2] for line in table],
         "out": [
-            [_signed(word, out_bits) if signed else word for word in column]
+            [from_word(word, out_bits) if signed else word for word in column]
             for column in zip(*(line[3:] for line in table), strict=True)
         ],
     }
 
 
-def _signed(word: int, bits: int) -> int:
+def from_word(word: int, bits: int) -> int:
+    """Return the two's complement value of a word."""
     return word - 2**bits if word >= 2 ** (bits - 1) else word
 
 
-def sources_digest() -> str:
+def sources_digest(sources: tuple[str, ...] = SOURCES) -> str:
     """Return the sha256 of the Verilog sources, which golden files carry."""
-    return hashlib.sha256(b"".join((FOLDER / s).read_bytes() for s in SOURCES)).hexdigest()
+    return hashlib.sha256(b"".join((FOLDER / s).read_bytes() for s in sources)).hexdigest()
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write a golden file, one list per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_golden() -> None:
     """Simulate every configuration and rewrite its golden file, one list per line."""
-    GOLDEN.mkdir(exist_ok=True)
     for name in CONFIGURATIONS:
         config = configuration(name)
         # Seeded by name, so that a new configuration leaves the other files as they are.
         inputs = draw_inputs(config, np.random.default_rng(list(name.encode())))
         record = {"rtl_sha256": sources_digest(), "config": config}
         record |= inputs | simulate(config, inputs)
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
-        (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        write_record(GOLDEN / f"{name}.json", record)
 
 
 if __name__ == "__main__":
