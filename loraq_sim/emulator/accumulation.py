@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.emulator.tile_route import count_overflows, measure, run_plain
+from loraq_sim.emulator.tile_run import TileJob
 
-__all__ = ["Accumulation", "run_exact", "run_lanes", "run_wide", "wrap_to"]
+__all__ = ["Accumulation", "run_exact", "run_lanes", "run_tiled", "run_wide", "wrap_to"]
 
 # Columns of one panel, at most. Wide panels amortize the per-row calls of the kernel (1152 columns
 # ran 2x as fast as 384), and streaming W from an outer cache costs less than those calls.
@@ -31,6 +33,7 @@ class Accumulation:
     overflow_count: int | None = None
     tree_overflow_count: int | None = None
     outputs_affected: int | None = None
+    first_overflow_k: int | None = None
     extremes: tuple[int, int] | None = None
 
 
@@ -41,6 +44,33 @@ def wrap_to(values: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
     sign = values.dtype.type(2 ** (bits - 1))
     mask = values.dtype.type(2**bits - 1)
     return ((values & mask) ^ sign) - sign
+
+
+def run_tiled(job: TileJob, statistics: bool) -> Accumulation:
+    """Run the vector kernels, twice where overflow must be both measured and applied."""
+    if not statistics:
+        acc, route = run_plain(job)
+        none = 0 if job.bounds.accumulator_fits(job.mac) else None
+        return Accumulation(
+            acc=acc,
+            route=route,
+            overflow_count=none,
+            tree_overflow_count=0,
+            outputs_affected=none,
+        )
+    acc, totals = measure(job)
+    extremes = totals.low, totals.high
+    if not (job.mac.lo <= totals.low and totals.high <= job.mac.hi):
+        acc, totals = count_overflows(job)
+    return Accumulation(
+        acc=acc,
+        route="tiles",
+        overflow_count=totals.overflows,
+        tree_overflow_count=0,
+        outputs_affected=totals.affected,
+        first_overflow_k=totals.first_k,
+        extremes=extremes,
+    )
 
 
 def run_exact(

@@ -1,23 +1,86 @@
 """Static bounds on integer sums: what can be proved before a single product is computed.
 
-For any subset of K, |sum a_k w_k| <= max|a| * ||w||_1 and <= ||a||_1 * max|w|. Every prefix, every
-accumulator's share and every merge is such a subset, so one bound covers all of them. The
-guaranteed width uses the weights alone, as A2Q does (Colbert et al., 2023), but with the two ends
-of the activation range kept apart, which is tight: some activations reach it.
+For any subset of K, |sum a_k w_k| <= max|a| * ||w||_1, <= ||a||_1 * max|w| and, by Cauchy-Schwarz,
+<= ||a||_2 * ||w||_2. Every prefix, every accumulator's share and every merge is such a subset, so
+one bound covers all of them. The guaranteed width uses the weights alone, as A2Q does (Colbert et
+al., 2023), but with the two ends of the activation range kept apart, which is tight: some
+activations reach it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
 
-__all__ = ["Bounds", "guaranteed_bits", "signed_width"]
+__all__ = ["Bounds", "Norms", "guaranteed_bits", "proved_tiles", "signed_width"]
 
 # The int32 lanes of kernels/accumulate.py form (accumulator + chunk) - lower limit:
 # 2**29 + 2**21 + 2**29 < 2**31, and merge two accumulators: 2**29 + 2**29 + 2**29 < 2**31.
 _LANE_BITS = 30
+# Below this size no squared norm and no product of two of them leaves int64.
+_SQUARES_FIT = 2**15
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """Range and norms of the rows of a code matrix; `rows` (5, R) int64.
+
+    The rows are the lowest code, the highest (both with 0), the sum, the L1 norm and the squared
+    L2 norm of each row of codes. ``k`` is the length of those rows.
+    """
+
+    rows: NDArray[np.int64]
+    k: int
+
+    @classmethod
+    def of(cls, codes: NDArray[np.integer]) -> "Norms":
+        """Compute the norms of a code matrix (R, K)."""
+        from loraq_sim.kernels.pack_panels import row_norms
+
+        rows = np.empty((5, codes.shape[0]), np.int64)
+        if codes.dtype not in (np.int8, np.uint8):
+            unsigned = codes.size > 0 and int(codes.max()) > 127
+            codes = codes.astype(np.uint8 if unsigned else np.int8)
+        mask = np.int16(255 if codes.dtype == np.uint8 else -1)
+        row_norms(np.ascontiguousarray(codes).view(np.int8), mask, rows)
+        return cls(rows, codes.shape[1])
+
+    @cached_property
+    def low(self) -> int:
+        """Lowest code, at most 0."""
+        return int(self.rows[0].min(initial=0))
+
+    @cached_property
+    def high(self) -> int:
+        """Highest code, at least 0."""
+        return int(self.rows[1].max(initial=0))
+
+    @property
+    def top(self) -> int:
+        """Largest magnitude of a code."""
+        return max(self.high, -self.low)
+
+    @cached_property
+    def longest(self) -> int:
+        """Largest L1 norm of a row."""
+        return int(self.rows[3].max(initial=0))
+
+    @cached_property
+    def longest_squared(self) -> int:
+        """Largest squared L2 norm of a row."""
+        return int(self.rows[4].max(initial=0))
+
+    def of_panels(self, height: int) -> NDArray[np.int64]:
+        """Largest magnitude, L1 norm and squared L2 norm of every `height` rows, (3, panels)."""
+        if self.rows.shape[1] == 0:
+            return np.zeros((3, 0), np.int64)
+        tops = np.maximum(self.rows[1], -self.rows[0])
+        starts = np.arange(0, self.rows.shape[1], height)
+        return np.maximum.reduceat(np.stack([tops, *self.rows[3:]]), starts, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +101,24 @@ class Bounds:
         cls, a: NDArray[np.integer], w: NDArray[np.integer], init: NDArray[np.int64] | None
     ) -> "Bounds":
         """Compute the bounds of (M, K) activations, (N, K) weights and initial values or None."""
-        product = total = 0
-        if a.size and w.size:
-            a_top, a_norm = _top_and_norm(a)
-            w_top, w_norm = _top_and_norm(w)
-            product, total = a_top * w_top, min(a_top * w_norm, a_norm * w_top)
+        return cls.of_norms(Norms.of(a), Norms.of(w), init)
+
+    @classmethod
+    def of_norms(cls, a: Norms, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
+        """Compute the bounds from the norms of both operands."""
         has_init = init is not None and init.size > 0
+        euclid = isqrt(a.longest_squared * w.longest_squared)
         return cls(
-            product=product,
-            total=total,
+            product=a.top * w.top,
+            total=min(a.top * w.longest, a.longest * w.top, euclid),
             init_low=min(0, int(init.min())) if has_init else 0,
             init_high=max(0, int(init.max())) if has_init else 0,
         )
+
+    @property
+    def reach(self) -> int:
+        """Largest magnitude of any exact prefix, initial value included."""
+        return max(self.init_high, -self.init_low) + self.total
 
     def tree_fits(self, mac: MacArray) -> bool:
         """Whether no chunk sum can leave the tree."""
@@ -66,39 +135,39 @@ class Bounds:
         """Whether every value of the exact prefixes and of the rule fits the int32 lanes."""
         # A chunk sum that leaves a b-bit tree has at least magnitude 2**(b-1), and what the tree
         # returns has at most that, so the tree never enlarges a chunk and `total` still holds.
-        reach = max(self.init_high, -self.init_low) + self.total
-        return reach < 2**31 and (mac.acc_bits <= _LANE_BITS or self.accumulator_fits(mac))
+        return self.reach < 2**31 and (mac.acc_bits <= _LANE_BITS or self.accumulator_fits(mac))
 
 
-def _top_and_norm(codes: NDArray[np.integer]) -> tuple[int, int]:
-    """Return (largest magnitude, largest row L1 norm) of a code matrix."""
-    top = max(int(codes.max()), -int(codes.min()))
-    # |code| <= 255, so int16 holds the magnitudes of int8's -128 too.
-    return top, int(np.abs(codes.astype(np.int16)).sum(axis=1, dtype=np.int64).max())
+def proved_tiles(
+    a: Norms, w: Norms, rows: int, width: int, bounds: Bounds, mac: MacArray
+) -> NDArray[np.bool_]:
+    """Whether no output of a tile can overflow, (row panels, column panels) of rows x width."""
+    room = min(bounds.init_low - mac.lo, mac.hi - bounds.init_high)
+    top_a, l1_a, l2_a = (x[:, None] for x in a.of_panels(rows))
+    top_w, l1_w, l2_w = w.of_panels(width)
+    proved = (top_a * l1_w <= room) | (l1_a * top_w <= room)
+    if max(a.k, w.k) <= _SQUARES_FIT and room < _SQUARES_FIT**2:
+        # Squared norms are below 2**16 * 2**15 = 2**31, so that their product fits int64.
+        proved |= l2_a * l2_w <= room * room
+    return proved
 
 
 def guaranteed_bits(
-    w: NDArray[np.integer],
-    a_range: tuple[int, int],
-    init: NDArray[np.int64] | None,
-    mac: MacArray,
+    w: Norms, a_range: tuple[int, int], init: NDArray[np.int64] | None, mac: MacArray
 ) -> int:
     """Return the accumulator width that no activations within `a_range` can overflow.
 
     The extreme sum over any subset of K is reached by giving each product its own extreme:
-    sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. `w` is (N, K).
-    Initial values count as they are. A narrow tree is taken as exact, which bounds it.
+    sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. Initial values count as
+    they are. A narrow tree is taken as exact, which bounds it.
     """
-    if w.size == 0:
-        high = low = np.zeros(w.shape[0], np.int64)
-    else:
-        positive = np.maximum(w, 0).sum(axis=1, dtype=np.int64)
-        negative = np.minimum(w, 0).sum(axis=1, dtype=np.int64)
-        high = positive * a_range[1] + negative * a_range[0]
-        low = positive * a_range[0] + negative * a_range[1]
-    first = last = np.zeros(1, np.int64)
-    if init is not None and init.size:
-        first, last = init.min(axis=0), init.max(axis=0)
+    _, _, sums, norms, _ = w.rows
+    positive, negative = (norms + sums) // 2, (sums - norms) // 2
+    high = positive * a_range[1] + negative * a_range[0]
+    low = positive * a_range[0] + negative * a_range[1]
+    if init is None or init.size == 0:
+        return signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
+    first, last = init.min(axis=0), init.max(axis=0)
     if mac.accumulators > 1:
         # The other accumulators start at zero, whatever the first one holds.
         first, last = np.minimum(first, 0), np.maximum(last, 0)

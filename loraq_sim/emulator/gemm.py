@@ -1,8 +1,8 @@
 """Integer GEMM on an emulated MAC array: checks, the choice of route, and the report.
 
 Routes, all giving the same bits: ``exact`` (proved free of overflow, or wrapping, which commutes
-with sums: exact float32 BLAS, then wrap), ``lanes`` (vectorized int32 kernel) and ``wide``
-(64-bit kernel, any width).
+with sums), ``tiles`` (vector kernels), ``exact+tiles`` (some tiles proved, the others not),
+``lanes`` (32-bit loops, trees that may overflow) and ``wide`` (64-bit loops, any width).
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.accumulation import run_exact, run_lanes, run_wide
-from loraq_sim.emulator.bounds import Bounds, guaranteed_bits, signed_width
+from loraq_sim.emulator.accumulation import Accumulation, run_exact, run_lanes, run_tiled, run_wide
+from loraq_sim.emulator.bounds import Bounds, Norms, guaranteed_bits, signed_width
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.emulator.packed_weight import PackedWeight, checked_codes
+from loraq_sim.emulator.tile_route import tiles_fit
+from loraq_sim.emulator.tile_run import TileJob
 from loraq_sim.errors import InputError
+from loraq_sim.kernels.processor import choose_path
 
 __all__ = ["GemmReport", "emulate_gemm", "emulate_gemm_report"]
 
@@ -31,13 +35,16 @@ class GemmReport:
         Chunk sums that left the tree's range.
     outputs_affected : int or None
         Outputs with at least one of either.
+    first_overflow_k : int or None
+        Lowest K index of a chunk whose add overflowed an accumulator; K if only merges did.
+        None if nothing overflowed (or where `overflow_count` is None).
     safe_acc_bits : int or None
         Narrowest two's complement accumulator that holds every exact prefix of these operands in
         this order (the chunk sums taken as the tree delivers them). Measured; may be below 8.
     guaranteed_acc_bits : int
         Narrowest one that holds every prefix for any activations of the given range.
     route : str
-        ``exact``, ``lanes`` or ``wide``.
+        ``exact``, ``tiles``, ``exact+tiles``, ``lanes`` or ``wide``.
 
     The counts are None only with ``statistics=False``, where not known without measuring.
     """
@@ -46,13 +53,19 @@ class GemmReport:
     overflow_count: int | None
     tree_overflow_count: int | None
     outputs_affected: int | None
+    first_overflow_k: int | None
     safe_acc_bits: int | None
     guaranteed_acc_bits: int
     route: str
 
 
 def emulate_gemm(
-    a: ArrayLike, w: ArrayLike, mac: MacArray, *, init: ArrayLike | None = None
+    a: ArrayLike,
+    w: ArrayLike | PackedWeight,
+    mac: MacArray,
+    *,
+    init: ArrayLike | None = None,
+    threads: int = 1,
 ) -> NDArray[np.int32] | NDArray[np.int64]:
     """Return the accumulators of ``a @ w.T`` on a MAC array, bit for bit.
 
@@ -60,12 +73,14 @@ def emulate_gemm(
     ----------
     a : array of shape (M, K), any integer dtype
         Activation codes, all within int8 (-128..127) or all within uint8 (0..255).
-    w : array of shape (N, K), any integer dtype
-        Weight codes, within int8.
+    w : array of shape (N, K), any integer dtype, or PackedWeight
+        Weight codes, within int8. `pack_weight` spares packing them again in the next call.
     mac : MacArray
     init : array broadcastable to (M, N), any integer dtype, or None
         Initial value of accumulator 0 (a bias or partial sums); must fit the accumulator.
         With K = 0 the result is `init`, or zeros.
+    threads : int
+        Bands of rows to run at the same time, 1 or more. The result does not depend on it.
 
     Returns
     -------
@@ -78,23 +93,24 @@ def emulate_gemm(
         If an operand is not a matrix of integers, codes or `init` leave their range, or shapes
         do not match.
     """
-    return emulate_gemm_report(a, w, mac, init=init, statistics=False).acc
+    return emulate_gemm_report(a, w, mac, init=init, statistics=False, threads=threads).acc
 
 
 def emulate_gemm_report(
     a: ArrayLike,
-    w: ArrayLike,
+    w: ArrayLike | PackedWeight,
     mac: MacArray,
     *,
     init: ArrayLike | None = None,
     a_bits: int = 8,
     statistics: bool = True,
+    threads: int = 1,
 ) -> GemmReport:
     """Return the accumulators of ``a @ w.T`` with overflow counts and safe accumulator widths.
 
     Parameters
     ----------
-    a, w, mac, init
+    a, w, mac, init, threads
         As for `emulate_gemm`.
     a_bits : int
         Width of the activation codes, 2 to 8: the range `guaranteed_acc_bits` covers. Unsigned
@@ -107,56 +123,59 @@ def emulate_gemm_report(
     InputError
         As `emulate_gemm`; also if a code of `a` does not fit `a_bits`.
     """
-    codes, weights = _checked_codes("a", a, 255), _checked_codes("w", w, 127)
-    if codes.shape[1] != weights.shape[1]:
+    codes = checked_codes("a", a, 255)
+    weight = w if isinstance(w, PackedWeight) else PackedWeight(checked_codes("w", w, 127))
+    if codes.shape[1] != weight.shape[1]:
         raise InputError(
-            f"a has shape {codes.shape} and w has shape {weights.shape}: both must be "
-            f"(rows, K) with the same K, got K={codes.shape[1]} and K={weights.shape[1]}"
+            f"a has shape {codes.shape} and w has shape {weight.shape}: both must be "
+            f"(rows, K) with the same K, got K={codes.shape[1]} and K={weight.shape[1]}"
         )
-    a_range = _activation_range(np.asarray(a).dtype, codes, a_bits)
-    start = _checked_init(init, (codes.shape[0], weights.shape[0]), mac)
-    bounds = Bounds.of(codes, weights, start)
-    run = _choose_route(mac, bounds, statistics)
-    result = run(codes, weights, mac, start, bounds, statistics)
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
+        raise InputError(f"threads must be an integer of 1 or more, got {threads!r}")
+    norms = Norms.of(codes)
+    a_range = _activation_range(np.asarray(a).dtype, norms, a_bits)
+    start = _checked_init(init, (codes.shape[0], weight.shape[0]), mac)
+    bounds = Bounds.of_norms(norms, weight.norms, start)
+    job = TileJob(
+        a=codes,
+        weight=weight,
+        a_norms=norms,
+        bounds=bounds,
+        mac=mac,
+        init=start,
+        path=choose_path(),
+        threads=int(threads),
+    )
+    result = _run(job, statistics)
     dtype = np.int32 if mac.acc_bits <= 32 else np.int64
     return GemmReport(
         acc=result.acc.astype(dtype, copy=False),
         overflow_count=result.overflow_count,
         tree_overflow_count=result.tree_overflow_count,
         outputs_affected=result.outputs_affected,
+        first_overflow_k=result.first_overflow_k,
         safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
-        guaranteed_acc_bits=guaranteed_bits(weights, a_range, start, mac),
+        guaranteed_acc_bits=guaranteed_bits(weight.norms, a_range, start, mac),
         route=result.route,
     )
 
 
-def _choose_route(mac: MacArray, bounds: Bounds, statistics: bool):
-    """Return the runner of the fastest route that is proved exact for these operands."""
-    exact_tree = bounds.tree_fits(mac)
-    if not statistics and exact_tree and (mac.overflow == "wrap" or bounds.accumulator_fits(mac)):
-        return run_exact
-    return run_lanes if bounds.lanes_fit(mac) else run_wide
+def _run(job: TileJob, statistics: bool) -> Accumulation:
+    """Run the fastest route that is proved exact for these operands."""
+    mac, bounds = job.mac, job.bounds
+    exact = bounds.tree_fits(mac) and (mac.overflow == "wrap" or bounds.accumulator_fits(mac))
+    if tiles_fit(job, statistics=statistics):
+        return run_tiled(job, statistics)
+    operands = (job.a, job.weight.codes, mac, job.init, bounds, statistics)
+    if exact and not statistics:
+        return run_exact(*operands)
+    return run_lanes(*operands) if bounds.lanes_fit(mac) else run_wide(*operands)
 
 
-def _checked_codes(name: str, value: ArrayLike, highest: int) -> NDArray[np.integer]:
-    codes = np.asarray(value)
-    if codes.ndim != 2:
-        raise InputError(f"{name} must be a matrix (rows, K), got shape {codes.shape}")
-    if codes.dtype.kind not in "iu":
-        raise InputError(f"{name} must hold integer codes, got dtype {codes.dtype}")
-    if codes.dtype == np.int8 or codes.size == 0:
-        return codes
-    low, high = int(codes.min()), int(codes.max())
-    if low < -128 or high > highest or (low < 0 and high > 127):
-        ranges = "-128..127" if highest == 127 else "-128..127 (signed) or 0..255 (unsigned)"
-        raise InputError(f"{name} holds codes from {low} to {high}; they must lie within {ranges}")
-    return codes
-
-
-def _activation_range(dtype: np.dtype, codes: NDArray[np.integer], a_bits: int) -> tuple[int, int]:
+def _activation_range(dtype: np.dtype, norms: Norms, a_bits: int) -> tuple[int, int]:
     if isinstance(a_bits, bool) or not isinstance(a_bits, int | np.integer) or not 2 <= a_bits <= 8:
         raise InputError(f"a_bits must be an integer from 2 to 8, got {a_bits!r}")
-    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    low, high = norms.low, norms.high
     unsigned = dtype.kind == "u" or high > 127
     allowed = (0, 2**a_bits - 1) if unsigned else overflow_limits(int(a_bits), "wrap")
     if low < allowed[0] or high > allowed[1]:

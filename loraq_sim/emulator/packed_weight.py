@@ -1,0 +1,200 @@
+"""A weight matrix checked once and packed once for each kernel that asks for it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from loraq_sim.emulator.bounds import Norms
+from loraq_sim.errors import InputError
+
+__all__ = ["Layout", "Order", "PackedWeight", "checked_codes", "pack_weight"]
+
+_GROUP = {"bytes": 4, "words": 2, "halves": 1}
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Order:
+    """How K is laid out: accumulator by accumulator, chunks padded with zeros to whole dwords.
+
+    ``chunk`` 0 keeps K as it is, for sums that no order can change.
+    """
+
+    codes: str
+    chunk: int
+    accumulators: int
+
+    @property
+    def group(self) -> int:
+        """Codes in a dword."""
+        return _GROUP[self.codes]
+
+    @property
+    def padded_chunk(self) -> int:
+        """Codes of one chunk; single products share dwords."""
+        if self.chunk <= 1:
+            return 1
+        return -(-self.chunk // self.group) * self.group
+
+    def ends(self, k: int) -> NDArray[np.int64]:
+        """Where each accumulator's share of K ends, (P,)."""
+        if self.chunk == 0:
+            return np.array([_up(k, self.group)], np.int64)
+        chunks = -(-k // self.chunk)
+        shares = [-(-(chunks - p) // self.accumulators) for p in range(self.accumulators)]
+        sizes = [_up(max(x, 0) * self.padded_chunk, self.group) for x in shares]
+        return np.cumsum(sizes, dtype=np.int64)
+
+    def apply(self, codes: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return the columns of a code matrix (rows, K) in order, C-contiguous."""
+        k = codes.shape[1]
+        unpadded = self.chunk <= 1 or self.padded_chunk == self.chunk
+        if (self.chunk == 0 or self.accumulators == 1) and unpadded:
+            length = _up(k, max(self.group, self.padded_chunk))
+            if length == k:
+                return np.ascontiguousarray(codes)
+            ordered = np.zeros((codes.shape[0], length), codes.dtype)
+            ordered[:, :k] = codes
+            return ordered
+        ends = self.ends(k)
+        ordered = np.zeros((codes.shape[0], int(ends[-1])), codes.dtype)
+        start = 0
+        for p in range(self.accumulators):
+            at = start
+            for first in range(p * self.chunk, k, self.accumulators * self.chunk):
+                some = codes[:, first : first + self.chunk]
+                ordered[:, at : at + some.shape[1]] = some
+                at += self.padded_chunk
+            start = int(ends[p])
+        return ordered
+
+
+class Layout(NamedTuple):
+    """What one kernel wants of W: order of K, panel width, left shift and chunk offsets."""
+
+    order: Order
+    width: int
+    shift: int = 0
+    offset: int = 0
+    moving: bool = False
+
+
+class Panels(NamedTuple):
+    """W in panels, the offsets after each chunk and the offset of each whole sum."""
+
+    w: NDArray
+    offsets: NDArray[np.int32]
+    last: NDArray[np.int32]
+
+
+class PackedWeight:
+    """Weight codes (N, K) with everything the emulated GEMM derives from them alone.
+
+    Made by `pack_weight`. Panels are packed on first use and kept: a weight used under many
+    accumulators is packed once for each layout they need. Holds a copy of the codes.
+    """
+
+    def __init__(self, codes: NDArray[np.int8]) -> None:
+        self.codes = codes
+        self._panels: dict[Layout, Panels] = {}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape
+
+    def __repr__(self) -> str:
+        return f"PackedWeight(N={self.shape[0]}, K={self.shape[1]}, layouts={len(self._panels)})"
+
+    @cached_property
+    def norms(self) -> Norms:
+        """Range and norms of the rows."""
+        return Norms.of(self.codes)
+
+    def panels(self, layout: Layout) -> Panels:
+        """Return W packed as a kernel wants it."""
+        if layout not in self._panels:
+            self._panels[layout] = _pack(self.codes, layout)
+        return self._panels[layout]
+
+
+def pack_weight(w: ArrayLike) -> PackedWeight:
+    """Return weight codes packed once, to be passed to `emulate_gemm` as `w` many times.
+
+    Parameters
+    ----------
+    w : array of shape (N, K), any integer dtype
+        Weight codes, within int8 (-128..127).
+
+    Raises
+    ------
+    InputError
+        If `w` is not a matrix of integers or a code leaves its range.
+    """
+    return PackedWeight(np.array(checked_codes("w", w, 127), np.int8, order="C"))
+
+
+def checked_codes(
+    name: str, value: ArrayLike, highest: int
+) -> NDArray[np.int8] | NDArray[np.uint8]:
+    """Return a code matrix as int8, or uint8 where a code exceeds 127.
+
+    Raises
+    ------
+    InputError
+        If `value` is not a matrix of integers within -128..127, or 0..255 if `highest` says so.
+    """
+    codes = np.asarray(value)
+    if codes.ndim != 2:
+        raise InputError(f"{name} must be a matrix (rows, K), got shape {codes.shape}")
+    if codes.dtype.kind not in "iu":
+        raise InputError(f"{name} must hold integer codes, got dtype {codes.dtype}")
+    if codes.dtype == np.int8 or codes.size == 0:
+        return codes.astype(np.int8, copy=False)
+    low, high = int(codes.min()), int(codes.max())
+    if low < -128 or high > highest or (low < 0 and high > 127):
+        ranges = "-128..127" if highest == 127 else "-128..127 (signed) or 0..255 (unsigned)"
+        raise InputError(f"{name} holds codes from {low} to {high}; they must lie within {ranges}")
+    return codes.astype(np.uint8 if high > 127 else np.int8, copy=False)
+
+
+def aligned_empty(shape: tuple[int, int], dtype: type) -> NDArray:
+    """Return an uninitialized matrix that starts on a cache line."""
+    size = np.dtype(dtype).itemsize * shape[0] * shape[1]
+    raw = np.empty(size + _ALIGNMENT, np.int8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _pack(codes: NDArray[np.int8], layout: Layout) -> Panels:
+    from loraq_sim.kernels.pack_panels import chunk_offsets, pack_bytes, pack_halves, pack_words
+
+    order, width = layout.order, layout.width
+    ordered = order.apply(codes)
+    k = ordered.shape[1]
+    count = -(-codes.shape[0] // width)
+    signed = np.int16(-1)
+    if order.codes == "bytes":
+        w = aligned_empty((count, k // 4 * width), np.int32)
+        pack_bytes(ordered.view(np.int32), np.int32(0), width, w)
+    elif order.codes == "words":
+        w = aligned_empty((count, k // 2 * width), np.int32)
+        pack_words(ordered, signed, np.int16(layout.shift), False, width, w)
+    else:
+        w = aligned_empty((count, k * width), np.int16)
+        pack_halves(ordered, signed, width, w)
+    ends = order.ends(codes.shape[1])
+    chunks = k // order.padded_chunk if layout.moving else 0
+    offsets = np.zeros((count, chunks * width), np.int32)
+    last = np.zeros((ends.size, count * width), np.int32)
+    if layout.offset:
+        step = order.padded_chunk if order.chunk else order.group
+        chunk_offsets(ordered, ends, step, np.int32(layout.offset), width, offsets, last)
+    return Panels(w, offsets, last)
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

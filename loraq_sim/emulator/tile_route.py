@@ -1,0 +1,132 @@
+"""The fast route of the emulated GEMM: choose a tile kernel, pack the operands, run it.
+
+The tiles take every MAC array but those whose tree may overflow, as long as the values stay within
+32-bit lanes. Which kernel runs never changes the result, only its speed:
+
+- No overflow possible, or wrapping: the plain dot product, exact modulo 2**32.
+- Saturating, one or two products an add: the accumulator is left-aligned in its lane, so that the
+  saturation of the dot instruction at int32 is the accumulator's own. What saturation leaves in the
+  low bits never matters: the state is x * 2**s + r with r either 0 or 2**s - 1, and for both
+  the next add leaves the lane exactly where x + p leaves the accumulator.
+- Otherwise: the dot of a chunk, then a clamp. Unsigned bytes hold a + 128, so the lanes carry an
+  offset of 128 * (prefix sum of w) that the limits follow.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.emulator.bounds import Norms, proved_tiles
+from loraq_sim.emulator.packed_weight import Order
+from loraq_sim.emulator.tile_run import Choice, TileJob, Totals, kernels_of, run_kernel
+
+__all__ = ["count_overflows", "measure", "run_plain", "tiles_fit"]
+
+# A tile route of two kernels packs A twice; below this share of proved tiles it does not pay.
+_ENOUGH_PROVED = 0.25
+
+
+def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
+    """Whether every value of this GEMM fits the lanes of the tiles."""
+    mac, bounds = job.mac, job.bounds
+    if job.a.size == 0 or job.weight.codes.size == 0 or not bounds.tree_fits(mac):
+        return False
+    # The exact sum of accumulator and chunk fits a lane up to 31 bits: 2**30 + 2**21 < 2**31.
+    limited = bounds.accumulator_fits(mac) or mac.acc_bits <= 31
+    if statistics:
+        return bounds.reach < 2**31 and limited
+    if mac.overflow == "wrap" and mac.acc_bits <= 32:
+        return True
+    if bounds.accumulator_fits(mac):
+        return bounds.reach < 2**31
+    return limited or _aligned(job) is not None
+
+
+def run_plain(job: TileJob) -> tuple[NDArray[np.int32], str]:
+    """Return the accumulators and the route, without statistics: the fastest kernels."""
+    exact = Choice("exact", Order(_exact_codes(job), 0, 1))
+    out = np.empty((job.a.shape[0], job.weight.shape[0]), np.int32)
+    if job.mac.overflow == "wrap" or job.bounds.accumulator_fits(job.mac):
+        run_kernel(job, exact, out)
+        return out, "exact"
+    ruled = _aligned(job) or _clamping(job)
+    shape, plain = kernels_of(job)[ruled.name].shape, kernels_of(job)["exact"].shape
+    if (shape.rows, shape.width) == (plain.rows, plain.width):
+        proved = proved_tiles(
+            job.a_norms, job.weight.norms, shape.rows, shape.width, job.bounds, job.mac
+        )
+        if proved.mean() >= _ENOUGH_PROVED:
+            run_kernel(job, exact, out, (proved, 1))
+            run_kernel(job, ruled, out, (proved, 0))
+            return out, "exact+tiles"
+    run_kernel(job, ruled, out)
+    return out, "tiles"
+
+
+def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
+    """Return the exact sums, unlimited, and the extremes of all their prefixes."""
+    offset = 0 if job.unsigned else 128 * job.weight.norms.longest
+    if job.chunk == 1:
+        choice = Choice("measure_single", _order(job, "words"))
+    elif "measure_bytes" in kernels_of(job) and job.chunk > 2 and job.bounds.reach + offset < 2**31:
+        choice = Choice("measure_bytes", _order(job, "bytes"))
+    else:
+        choice = Choice("measure_words", _order(job, "words"))
+    out = np.empty((job.a.shape[0], job.weight.shape[0]), np.int32)
+    totals = run_kernel(job, choice, out)
+    # Initial values count where they are, before the first add.
+    low, high = min(totals.low, job.bounds.init_low), max(totals.high, job.bounds.init_high)
+    return out, totals._replace(low=low, high=high)
+
+
+def count_overflows(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
+    """Return the accumulators under the overflow rule and what overflowed."""
+    rule = "wrap" if job.mac.overflow == "wrap" else "clamp"
+    name = f"count_{rule}_{'single' if job.chunk == 1 else 'words'}"
+    out = np.empty((job.a.shape[0], job.weight.shape[0]), np.int32)
+    return out, run_kernel(job, Choice(name, _order(job, "words")), out)
+
+
+def _order(job: TileJob, codes: str) -> Order:
+    return Order(codes, job.chunk, job.mac.accumulators)
+
+
+def _exact_codes(job: TileJob) -> str:
+    return kernels_of(job)["exact"].shape.layout
+
+
+def _aligned(job: TileJob) -> Choice | None:
+    """The kernel whose dot saturates by itself, if the operands leave it enough headroom."""
+    mac = job.mac
+    single = job.chunk == 1
+    name = "saturate" if mac.overflow == "saturate" else "symmetric"
+    name += "_single" if single else "_pair"
+    if mac.overflow == "wrap" or job.chunk > 2 or mac.acc_bits > 32 or name not in kernels_of(job):
+        return None
+    shift = 32 - mac.acc_bits
+    spare_a, spare_w = (_headroom(norms) for norms in (job.a_norms, job.weight.norms))
+    # A takes the shift first, as far as any codes of its kind would allow, so that one layout of W
+    # serves all activations; beyond that, as far as these codes allow.
+    nominal = min(shift, 7 if job.unsigned else 8)
+    for a_shift in (nominal, min(shift, spare_a)):
+        if a_shift <= spare_a and shift - a_shift <= spare_w:
+            return Choice(name, _order(job, "words"), a_shift, shift - a_shift)
+    return None
+
+
+def _headroom(norms: Norms) -> int:
+    """Left shifts that keep every code within int16."""
+    return 15 - max(norms.high.bit_length(), (-norms.low - 1).bit_length() if norms.low else 0)
+
+
+def _clamping(job: TileJob) -> Choice:
+    kernels, mac = kernels_of(job), job.mac
+    if job.chunk == 1:
+        reach = max(mac.hi, -mac.lo - 1) + job.bounds.product
+        # Sums of 16-bit lanes: hi + product and lo - product must fit them.
+        if reach < 2**15:
+            return Choice("clamp_halves", _order(job, "halves"))
+        return Choice("clamp_single", _order(job, "words"))
+    offset = 0 if job.unsigned else 128 * job.weight.norms.longest
+    if "clamp_bytes" in kernels and job.chunk > 2 and offset + mac.hi + 2**22 < 2**31:
+        return Choice("clamp_bytes", _order(job, "bytes"))
+    return Choice("clamp_words", _order(job, "words"))

@@ -1,0 +1,172 @@
+"""LLVM vector code for one register tile of a GEMM: rows x vectors of accumulators over all of K.
+
+Compilers do not find the dot-product instructions in loops over arrays (a plain Numba loop reaches
+3 % of the speed), so the tile is written as LLVM IR. Everything here only emits code: the loops
+over tiles are ordinary Numba functions in `kernels.run_tiles`.
+
+A tile reads A as ``[step][row]`` dwords, each broadcast to all lanes, and W as ``[step][vector]``
+registers. One dword holds four bytes (dot ``bytes``: unsigned A x signed W), two 16-bit numbers
+(dot ``words``) or one 16-bit number twice (dot ``halves``: 16-bit lanes, no sum).
+"""
+
+from typing import NamedTuple
+
+from llvmlite import ir
+
+__all__ = ["I32", "I64", "Instructions", "Loop", "broadcast", "load", "store"]
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1)}
+
+
+def _pointer(builder: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type) -> ir.Value:
+    at = builder.add(address, I64(offset)) if offset else address
+    return builder.inttoptr(at, kind.as_pointer())
+
+
+def load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, offset: int) -> ir.Value:
+    """Load `kind` from byte `offset` after an i64 address; only element alignment is assumed."""
+    align = (kind.element if isinstance(kind, ir.VectorType) else kind).width // 8
+    return builder.load(_pointer(builder, address, offset, kind), align=align)
+
+
+def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, offset: int) -> None:
+    """Store a vector at byte `offset` after an i64 address."""
+    where = _pointer(builder, address, offset, value.type)
+    builder.store(value, where, align=value.type.element.width // 8)
+
+
+def broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    """Return a vector with `scalar` in every lane."""
+    vector = ir.VectorType(scalar.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
+    undefined = ir.Constant(vector, ir.Undefined)
+    zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+class Instructions(NamedTuple):
+    """The vector instructions of one processor path.
+
+    Attributes
+    ----------
+    path : str
+        ``avx512`` (with VNNI), ``avx2`` or ``portable`` (plain LLVM vectors, any processor).
+    dot : str
+        ``bytes``, ``words``, ``words_saturating`` (the add into the lane saturates at int32) or
+        ``halves``.
+    """
+
+    path: str
+    dot: str
+
+    @property
+    def layout(self) -> str:
+        """Name of the operand layout: the dot without its overflow rule."""
+        return self.dot.removesuffix("_saturating")
+
+    @property
+    def lanes(self) -> int:
+        """Accumulators in one vector."""
+        dwords = 16 if self.path == "avx512" else 8
+        return 2 * dwords if self.dot == "halves" else dwords
+
+    @property
+    def accumulator(self) -> ir.VectorType:
+        """Type of one vector of accumulators."""
+        return ir.VectorType(I16 if self.dot == "halves" else I32, self.lanes)
+
+    @property
+    def operand(self) -> ir.VectorType:
+        """Type of one vector of W, and of A after the broadcast."""
+        element, group = _CODES[self.layout]
+        return ir.VectorType(element, self.lanes * group)
+
+    def spread(self, builder: ir.IRBuilder, dword: ir.Value) -> ir.Value:
+        """Return one dword of A in every dword of an operand."""
+        dwords = self.operand.count * self.operand.element.width // 32
+        return builder.bitcast(broadcast(builder, dword, dwords), self.operand)
+
+    def multiply_add(
+        self, builder: ir.IRBuilder, acc: ir.Value, a: ir.Value, w: ir.Value
+    ) -> ir.Value:
+        """Return acc + a . w, lane by lane."""
+        if self.dot == "halves":
+            return builder.add(acc, builder.mul(a, w))
+        if self.path == "avx512":
+            name = {
+                "bytes": "llvm.x86.avx512.vpdpbusd.512",
+                "words": "llvm.x86.avx512.vpdpwssd.512",
+                "words_saturating": "llvm.x86.avx512.vpdpwssds.512",
+            }[self.dot]
+            return self._call(builder, name, self.accumulator, acc, a, w)
+        if self.path == "avx2":
+            pairs = self._call(builder, "llvm.x86.avx2.pmadd.wd", self.accumulator, a, w)
+            return builder.add(acc, pairs)
+        total = acc
+        for half in range(2):
+            picked = [self._every_other(builder, operand, half) for operand in (a, w)]
+            total = builder.add(total, builder.mul(*picked))
+        return total
+
+    def _every_other(self, builder: ir.IRBuilder, operand: ir.Value, half: int) -> ir.Value:
+        picks = ir.Constant(
+            ir.VectorType(I32, self.lanes), [2 * lane + half for lane in range(self.lanes)]
+        )
+        undefined = ir.Constant(operand.type, ir.Undefined)
+        words = builder.shuffle_vector(operand, undefined, picks)
+        return builder.sext(words, self.accumulator)
+
+    def smallest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """Return the signed minimum of each lane."""
+        return self._extreme(builder, "smin", x, y)
+
+    def largest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """Return the signed maximum of each lane."""
+        return self._extreme(builder, "smax", x, y)
+
+    def _extreme(self, builder: ir.IRBuilder, which: str, x: ir.Value, y: ir.Value) -> ir.Value:
+        name = f"llvm.{which}.v{x.type.count}i{x.type.element.width}"
+        return self._call(builder, name, x.type, x, y)
+
+    @staticmethod
+    def _call(builder: ir.IRBuilder, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(returned, [arg.type for arg in args])
+        module = builder.module
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        return builder.call(function, args)
+
+
+class Loop:
+    """A loop with a counter and carried values; `count` (i64) may be zero.
+
+    Emit the body from `values`, then call `end` with what the next turn gets.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, count: ir.Value, carried: list[ir.Value]) -> None:
+        self.builder, self.count, self.start = builder, count, carried
+        self.before = builder.block
+        self.body = builder.append_basic_block()
+        self.after = builder.append_basic_block()
+        builder.cbranch(builder.icmp_signed(">", count, I64(0)), self.body, self.after)
+        builder.position_at_end(self.body)
+        self.counter = self._phi(I64(0))
+        self.values = [self._phi(value) for value in carried]
+
+    def _phi(self, first: ir.Value) -> ir.Value:
+        phi = self.builder.phi(first.type)
+        phi.add_incoming(first, self.before)
+        return phi
+
+    def end(self, carried: list[ir.Value]) -> list[ir.Value]:
+        """Close the loop and return the values that leave it."""
+        builder, last = self.builder, self.builder.block
+        following = builder.add(self.counter, I64(1))
+        builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.after)
+        for phi, value in zip([self.counter, *self.values], [following, *carried], strict=True):
+            phi.add_incoming(value, last)
+        builder.position_at_end(self.after)
+        left = [self._phi(first) for first in self.start]
+        for phi, value in zip(left, carried, strict=True):
+            phi.add_incoming(value, last)
+        return left
