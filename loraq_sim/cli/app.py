@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli import cost, dump, emulate, hw, pareto, solve, sweep
+from loraq_sim.cli import cost, dump, emulate, hw, pareto, solve, sweep, vectors
 from loraq_sim.cli.failures import set_debug
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.command("solve", epilog=solve.EXAMPLES)(solve.solve_command)
 app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
+app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
 app.add_typer(dump.app, name="dump", help="Look into layer dumps.")
 app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
 

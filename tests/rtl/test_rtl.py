@@ -1,6 +1,7 @@
 """The emulator against Verilog: committed golden vectors always, the simulator where installed."""
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,12 @@ def test_golden_vectors_reach_every_mode_and_overflow():
     assert modes == {(r.value, s.value) for r in Rounding for s in Saturation}
     assert all(sum(record["overflows"]) > 0 for record in records)
     assert sum(sum(record["tree_overflows"]) > 0 for record in records) >= 2
+
+
+@pytest.mark.parametrize("name", ["mac.sv", "srs.sv"])
+def test_the_package_ships_the_verilog_tested_here(name):
+    shipped = resources.files("loraq_sim.emulator") / "rtl" / name
+    assert shipped.read_bytes() == Path(__file__).with_name(name).read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)

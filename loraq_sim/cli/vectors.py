@@ -1,0 +1,249 @@
+"""``loraq-sim vectors``: test vectors and a testbench for a tile of a real layer."""
+
+import enum
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loraq_sim.cli.failures import one_line_failures
+from loraq_sim.cli.options import (
+    AccBits,
+    Accumulators,
+    Family,
+    Force,
+    Group,
+    LayerDumpFile,
+    OutFormat,
+    OutputFormat,
+    Overflow,
+    PFormat,
+    Preset,
+    ProductsPerAdd,
+    Quiet,
+    Seed,
+    Tokens,
+    datapath_overrides,
+)
+from loraq_sim.cli.output import note, print_table
+from loraq_sim.errors import InputError
+
+__all__ = ["EXAMPLES", "vectors_command"]
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim vectors --hw aie2 --layer-dump examples/tiny_pixart.pt "
+    "--layer transformer_blocks.0.attn1.to_q --split W4A4+W8A8r8 --out runs/vectors\n\n"
+    "loraq-sim vectors --hw aie2 --layer-dump examples/minilm.pt "
+    "--layer encoder.layer.2.attention.self.query --split W8A8 --tile 8x64x8 --acc-bits 16 "
+    "--overflow saturate --out runs/saturating"
+)
+_DEFAULT_TILE = (16, 128, 16)
+
+
+class Part(enum.StrEnum):
+    """Which GEMM of the layer."""
+
+    MAIN = "main"
+    DOWN = "down"
+    UP = "up"
+
+
+@one_line_failures
+def vectors_command(
+    layer_dump: LayerDumpFile,
+    layer: Annotated[
+        str,
+        typer.Option(
+            "--layer", metavar="NAME", help="Name of one layer of the dump.", show_default=False
+        ),
+    ],
+    hw: Annotated[
+        str,
+        typer.Option(
+            "--hw", metavar="NAME|FILE", help="Accelerator name or YAML file.", show_default=False
+        ),
+    ],
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            metavar="SPLIT",
+            help="Precision split such as W4A4 or W4A4+W8A8r16.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder of the files.", show_default=False),
+    ],
+    part: Annotated[
+        Part,
+        typer.Option("--part", help="GEMM: main branch, X R^T of the branch (down) or P L^T (up)."),
+    ] = Part.MAIN,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            "--tile",
+            metavar="MxKxN",
+            help="First rows, products and columns taken. Default: 16x128x16, or less.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="Solver: rtn, lqer, svdquant, loraq.")
+    ] = "loraq",
+    preset: Preset = "fast",
+    family: Family = "int",
+    group: Group = 64,
+    tokens: Tokens = None,
+    seed: Seed = 0,
+    acc_bits: AccBits = None,
+    overflow: Overflow = None,
+    products_per_add: ProductsPerAdd = None,
+    accumulators: Accumulators = None,
+    p_format: PFormat = None,
+    out_bits: Annotated[
+        int, typer.Option("--out-bits", metavar="N", help="Width of an output, 2 to 32 bits.")
+    ] = 8,
+    shift: Annotated[
+        int | None,
+        typer.Option(
+            "--shift",
+            metavar="S",
+            help="Right shift, -4 to 59 bits. Default: the smallest that clamps nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            "--rounding",
+            metavar="MODE",
+            help="Rounding mode such as conv_even or floor. Default: the accelerator's.",
+            show_default=False,
+        ),
+    ] = None,
+    saturation: Annotated[
+        str | None,
+        typer.Option(
+            "--saturation",
+            metavar="MODE",
+            help="saturate, symmetric or none. Default: the accelerator's.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Write operands, accumulators and outputs of a tile as hex, with a runnable testbench."""
+    import hwmodels
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.emulator.gemm_operands import gemm_operands
+    from loraq_sim.emulator.vector_files import write_vectors
+    from loraq_sim.emulator.vectors import SrsSetting, make_vectors
+    from loraq_sim.evaluate import datapath_for, sample_rows, solve_split
+    from loraq_sim.split import parse_split
+    from reports.tables import result_table
+
+    accelerator = hwmodels.load_accelerator(hw)
+    overrides = datapath_overrides(
+        acc_bits=acc_bits,
+        overflow=overflow,
+        products_per_add=products_per_add,
+        accumulators=accumulators,
+        p_format=p_format,
+    )
+    datapath = datapath_for(accelerator, overrides)
+    chosen = parse_split(split, family=family, group=group)
+    wanted = None if tile is None else _parse_tile(tile)
+    dump = read_layer_dump(layer_dump)
+    loaded = dump[layer]
+    x = sample_rows(loaded.activations, tokens)
+    if x is None:
+        raise InputError(f"layer {layer!r} of {layer_dump} has no activations to take codes from")
+    solution = solve_split(loaded, chosen, method=method, preset=preset, seed=seed)
+    operands = gemm_operands(part.value, x, solution, chosen, datapath)
+    sizes = (*operands[0].shape, operands[1].shape[0])
+    setting = SrsSetting(
+        out_bits=out_bits,
+        shift=shift,
+        rounding=rounding or accelerator.datapath.rounding,
+        saturation=saturation or accelerator.datapath.saturation,
+    )
+    taken = wanted or tuple(min(*pair) for pair in zip(_DEFAULT_TILE, sizes, strict=True))
+    vectors = make_vectors(*operands, taken, datapath.mac, setting)
+    facts = {
+        "title": f"{layer}, {part.value} GEMM of {chosen.text} on {accelerator.name}",
+        "dump": layer_dump.name,
+        "dump_sha256": dump.digest(),
+        "layer": layer,
+        "layer_sha256": loaded.digest(),
+        "part": part.value,
+        "gemm": dict(zip(("m", "k", "n"), sizes, strict=True)),
+        "split": chosen.text,
+        "activation_format": str(operands[0].format),
+        "weight_format": str(operands[1].format),
+        "rank": solution.rank,
+        "method": solution.method,
+        "preset": preset,
+        "seed": seed,
+        "tokens": len(x),
+        "accelerator": accelerator.name,
+        "datapath_overrides": overrides,
+        "versions": _versions(),
+    }
+    manifest = write_vectors(vectors, out, facts, force=force)
+    print_table(_file_table(manifest, result_table), output)
+    _say_how_to_run(manifest, out, quiet=quiet)
+
+
+def _parse_tile(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(
+            f"--tile must be MxKxN with positive integers, such as 16x128x16, got {text!r}"
+        )
+    m, k, n = (int(part) for part in parts)
+    return m, k, n
+
+
+def _file_table(manifest: dict[str, Any], result_table: Any) -> Any:
+    rows = [
+        {
+            "file": name,
+            "what": entry["what"],
+            "shape": "x".join(str(size) for size in entry.get("shape", [])),
+            "words": entry.get("words"),
+            "bits": entry.get("bits"),
+            "sha256": entry["sha256"],
+        }
+        for name, entry in manifest["files"].items()
+    ]
+    shown = ["file", "what", "shape", "words", "bits"]
+    return result_table(rows, shown, title=manifest["source"]["title"])
+
+
+def _say_how_to_run(manifest: dict[str, Any], out: Path, *, quiet: bool) -> None:
+    counts, srs = manifest["counts"], manifest["srs"]
+    note(
+        f"{counts['overflows']} accumulator overflows, safe width {counts['safe_acc_bits']} bits; "
+        f"shift {srs['shift']} ({srs['shift_reason']}), "
+        f"{counts['outputs_out_of_range']} outputs out of range",
+        quiet=quiet,
+    )
+    note(f"simulate: cd {out} && {' && '.join(manifest['simulate'])}", quiet=quiet)
+
+
+def _versions() -> dict[str, str]:
+    import numpy as np
+
+    from loraq_sim import __version__
+
+    return {
+        "loraq_sim": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }

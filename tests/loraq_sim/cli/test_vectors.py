@@ -1,0 +1,168 @@
+"""``loraq-sim vectors`` on bundled dumps: what it writes runs in a simulator, and says so."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from typer.testing import CliRunner
+
+from loraq_sim.cli.app import app
+from loraq_sim.emulator.vector_files import VECTOR_FILES
+
+LAYER = "transformer_blocks.0.attn1.to_q"
+BRANCH = ("--split", "W4A4+W8A8r8", "--preset", "fast", "--tokens", 16)
+
+
+@pytest.fixture
+def run(request, monkeypatch):
+    """Run ``loraq-sim vectors`` on a layer of the bundled dump, from the project's root."""
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("COLUMNS", "200")
+    place = ("--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt", "--layer", LAYER)
+
+    def invoke(*words):
+        return CliRunner().invoke(app, [str(word) for word in ("vectors", *place, *words)])
+
+    return invoke
+
+
+@pytest.fixture
+def simulate():
+    """Build and run the testbench of a folder as its manifest says; the finished process."""
+    if shutil.which("iverilog") is None:
+        pytest.skip("Icarus Verilog is not installed (Debian: apt-get install iverilog)")
+
+    def build_and_run(folder):
+        build, start = json.loads((folder / "manifest.json").read_text())["simulate"]
+        subprocess.run(build.split(), cwd=folder, check=True)
+        return subprocess.run(
+            start.split(), cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return build_and_run
+
+
+CASES = {
+    "main": ("--part", "main"),
+    "down": ("--part", "down"),
+    "up": ("--part", "up"),
+    "ragged_tile": ("--tile", "3x77x5", "--products-per-add", 6, "--accumulators", 3),
+    "saturating": ("--acc-bits", 8, "--overflow", "saturate", "--products-per-add", 1),
+    "symmetric_floor": (
+        *("--acc-bits", 9, "--overflow", "saturate_symmetric", "--products-per-add", 2),
+        *("--rounding", "floor", "--saturation", "none", "--shift", 2, "--out-bits", 5),
+    ),
+    "wide": ("--acc-bits", 64, "--out-bits", 32, "--shift", -3, "--accumulators", 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_written_simulates_and_agrees(run, simulate, tmp_path, case):
+    done = run(*BRANCH, *CASES[case], "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    result = simulate(tmp_path)
+    words = json.loads((tmp_path / "manifest.json").read_text())["counts"]["accumulators"]
+    assert f"PASS: {words} accumulators and {words} outputs agree" in result.stdout
+    assert result.returncode == 0
+    assert words >= 30
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("acc.hex", "FAIL: 1 of 84 accumulators and 0 of 84 outputs differ"),
+        ("out.hex", "FAIL: 0 of 84 accumulators and 1 of 84 outputs differ"),
+    ],
+)
+def test_one_flipped_bit_fails(run, simulate, tmp_path, name, report):
+    assert run(*BRANCH, "--tile", "6x100x7", "--out", tmp_path).exit_code == 0
+    lines = (tmp_path / name).read_text().splitlines()
+    lines[50] = f"{int(lines[50], 16) ^ 1:0{len(lines[50])}x}"
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    result = simulate(tmp_path)
+    assert report in result.stdout
+    assert "pass 1 row 1 column 1" in result.stdout
+    assert result.returncode != 0
+
+
+def test_a_device_that_never_finishes_and_a_cut_file_fail(run, simulate, tmp_path):
+    assert run(*BRANCH, "--tile", "2x32x2", "--out", tmp_path).exit_code == 0
+    lines = (tmp_path / "acc.hex").read_text().splitlines()
+    (tmp_path / "acc.hex").write_text("\n".join(lines[:-1]) + "\n")
+    assert "FAIL: 1 of 4 accumulators" in simulate(tmp_path).stdout
+    device = (tmp_path / "dut.sv").read_text()
+    (tmp_path / "dut.sv").write_text(device.replace("done <= (P == 1);", "done <= 0;"))
+    result = simulate(tmp_path)
+    assert "no done within 1000 cycles" in result.stdout
+    assert result.returncode != 0
+
+
+def test_overflows_of_a_narrow_accumulator_are_counted(run, tmp_path):
+    done = run(*BRANCH, "--acc-bits", 8, "--overflow", "saturate", "--out", tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["counts"]["overflows"] > 0
+    assert manifest["counts"]["safe_acc_bits"] > 8
+    assert f"{manifest['counts']['overflows']} accumulator overflows" in done.stderr
+    assert manifest["source"]["layer"] == LAYER
+    assert manifest["source"]["datapath_overrides"] == {"acc_bits": 8, "overflow": "saturate"}
+
+
+@pytest.mark.parametrize("output", ["table", "json", "csv", "md"])
+def test_files_are_listed_in_every_format(run, tmp_path, output):
+    done = run(*BRANCH, "--quiet", "--format", output, "--out", tmp_path)
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    for name in VECTOR_FILES[:-1]:
+        assert name in done.stdout
+    if output == "json":
+        rows = json.loads(done.stdout)
+        assert {row["file"]: row["words"] for row in rows}["acc.hex"] == 2 * 16 * 16
+
+
+def test_the_same_command_writes_the_same_bytes(run, tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        assert run(*BRANCH, "--out", folder).exit_code == 0
+    for name in VECTOR_FILES:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_vectors_are_not_replaced_unasked(run, tmp_path):
+    assert run(*BRANCH, "--out", tmp_path).exit_code == 0
+    before = (tmp_path / "acc.hex").read_bytes()
+    refused = run(*BRANCH, "--part", "down", "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert (tmp_path / "acc.hex").read_bytes() == before
+    assert run(*BRANCH, "--part", "down", "--out", tmp_path, "--force").exit_code == 0
+    assert (tmp_path / "acc.hex").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tile", "16x16"), "--tile must be MxKxN"),
+        (("--tile", "16x0x4"), "--tile must be MxKxN"),
+        (("--tile", "17x16x4"), "tile M must be an integer from 1 to 16, got 17"),
+        (("--layer", "transformer_blocks.0.attn1.to_x"), "did you mean"),
+        (("--hw", "aie9"), "aie"),
+        (("--split", "W4A4", "--part", "down"), "has no low-rank branch"),
+        (("--split", "W4A4+W16A16r8", "--part", "down"), "stored as fp16"),
+        (("--p-format", "fp16", "--part", "up"), "stored as fp16"),
+        (("--shift", "70"), "shift must be an integer from -4 to 59, got 70"),
+        (("--rounding", "conv_evn"), "did you mean 'conv_even'"),
+        (("--saturation", "clamp"), "unknown saturation 'clamp'"),
+        (("--out-bits", "64"), "out_bits must be an integer from 2 to 32, got 64"),
+        (("--acc-bits", "7"), "acc_bits must be an integer from 8 to 64, got 7"),
+        (("--layer-dump", "none.pt"), "none.pt"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, words, message):
+    done = run(*BRANCH, "--out", tmp_path / "v", *words)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "v").exists()
