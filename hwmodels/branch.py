@@ -42,7 +42,8 @@ class GemmKernel:
 
     `a_bits`, `w_bits` and `out_bits` are bits per code; `*_bytes` are exact DRAM sizes of one pass
     over the operand; `first_x_bytes` is the first pass over X, at the wider of two activation
-    formats; `combines` counts scaled partial sums per output element.
+    formats; `combines` counts scaled partial sums per output element; `quantized` counts elements
+    rounded on the way (P, and X where the branch reads another format than main).
     """
 
     role: str
@@ -62,6 +63,7 @@ class GemmKernel:
     w_bytes: int
     out_bytes: int
     reread_bytes: int = 0
+    quantized: int = 0
     branch: FusedBranch | None = None
 
     @property
@@ -97,7 +99,7 @@ def split_into_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
     p_bits = work.intermediate_bits
     down = _kernel(
         work, hw, "branch_down", (work.m, work.rank, work.k), (w_bits, a_bits), p_bits,
-        out_bytes=work.bytes_of(work.m, work.rank, p_bits),
+        out_bytes=work.bytes_of(work.m, work.rank, p_bits), quantized=_branch_quantized(work),
     )  # fmt: skip
     up = _kernel(
         work, hw, "branch_up", (work.m, work.n, work.rank), (w_bits, p_bits), work.out_bits,
@@ -113,8 +115,14 @@ def _main(work: GemmWorkload, hw: Accelerator, branch: FusedBranch | None) -> Ge
     return _kernel(
         work, hw, "main", (work.m, work.n, work.k), work.main_bits, work.out_bits,
         out_bytes=_output_bytes(work), first_x_bytes=work.bytes_of(work.m, work.k, widest),
-        branch=branch,
+        quantized=0 if branch is None else _branch_quantized(work), branch=branch,
     )  # fmt: skip
+
+
+def _branch_quantized(work: GemmWorkload) -> int:
+    """Elements the branch rounds: P, and X into a second format."""
+    has_own_x = work.branch_bits[1] != work.main_bits[1]
+    return work.m * work.rank + (work.m * work.k if has_own_x else 0)
 
 
 def _kernel(
@@ -128,6 +136,7 @@ def _kernel(
     out_bytes: int,
     first_x_bytes: int | None = None,
     reread_bytes: int = 0,
+    quantized: int = 0,
     branch: FusedBranch | None = None,
 ) -> GemmKernel:
     m, n, k = shape
@@ -152,6 +161,7 @@ def _kernel(
         w_bytes=work.bytes_of(n, k, w_bits),
         out_bytes=out_bytes,
         reread_bytes=reread_bytes,
+        quantized=quantized,
         branch=branch,
     )
 

@@ -7,10 +7,10 @@ Padding lanes multiply zeros and are not charged.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator
+from hwmodels.kernel_cycles import unpacked_elements
 from hwmodels.modes import ModeChoice
 from hwmodels.tiling import Tiles, ceil_div, passes
 from hwmodels.traffic import DramTraffic, l1_fill_bytes, l2_read_bytes
@@ -28,7 +28,6 @@ def kernel_energy(
     parts = {"mac_main": _mac_pj(kernel.m * kernel.n * kernel.k, kernel.choice)}
     operand_bytes = _operand_bytes(hw, kernel.m * kernel.n * kernel.k, kernel.choice)
     combined = kernel.m * kernel.n * kernel.combines
-    quantized = 0
     if kernel.branch is not None:
         branch = kernel.branch
         down, up = kernel.m * branch.rank * kernel.k, kernel.m * branch.rank * kernel.n
@@ -37,9 +36,8 @@ def kernel_energy(
         operand_bytes += _operand_bytes(hw, up, branch.up)
         combined += kernel.m * branch.rank * branch.down_combines
         combined += kernel.m * kernel.n * branch.up_combines
-        quantized = kernel.m * branch.rank + (0 if branch.shares_x else kernel.m * kernel.k)
     parts["vector"] = (
-        combined * energy.combine_pj_per_element + quantized * energy.quantize_pj_per_element
+        combined * energy.combine_pj_per_element + kernel.quantized * energy.quantize_pj_per_element
     )
     l1, l2, unpack = _movement_pj(hw, kernel, tiles)
     parts["l1"] = l1 + operand_bytes * energy.l1_pj_per_byte
@@ -73,16 +71,7 @@ def _movement_pj(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[flo
         traffic = 2 * kernel.m * kernel.n * kernel.partial_bits / 8 * slices
         l1 = l1 + traffic * energy.l1_pj_per_byte
     l2 = l2_read_bytes(hw, kernel, tiles) * energy.l2_pj_per_byte
-    unpack = _unpacked_elements(hw, kernel, tiles) * energy.unpack_pj_per_element
+    unpacked = unpacked_elements(hw, kernel, tiles, passes(hw, kernel, tiles)) * hw.units.count
+    unpack = unpacked * energy.unpack_pj_per_element
     best = int(np.argmin(l1 + l2 + unpack))
     return float(l1[best]), float(l2[best]), float(unpack[best])
-
-
-def _unpacked_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
-    runs = passes(hw, kernel, tiles) * hw.units.count
-    total = np.zeros_like(tiles.m)
-    if kernel.choice.unpack_activations:
-        total = total + runs * tiles.m * kernel.k
-    if kernel.choice.unpack_weights:
-        total = total + runs * tiles.n * kernel.k
-    return total

@@ -128,6 +128,16 @@ def _conversion_cycles(
     hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
 ) -> NDArray[np.float64]:
     """Unpacking of narrow operands per tile, and quantizing X's second format and P."""
+    return (
+        unpacked_elements(hw, kernel, tiles, runs) / hw.vector.unpack_elements_per_cycle
+        + kernel.quantized / hw.units.count / hw.vector.quantize_elements_per_cycle
+    )
+
+
+def unpacked_elements(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
+) -> NDArray[np.float64]:
+    """Elements one unit widens to the width of a MAC mode, for each tile, in `runs` passes."""
     unpacked = np.zeros_like(tiles.m)
     if kernel.choice.unpack_activations:
         unpacked = unpacked + runs * tiles.m * kernel.k
@@ -135,7 +145,7 @@ def _conversion_cycles(
         unpacked = unpacked + runs * tiles.n * kernel.k
     branch = kernel.branch
     if branch is None:
-        return unpacked / hw.vector.unpack_elements_per_cycle
+        return unpacked
     if branch.down.unpack_activations:
         unpacked = unpacked + kernel.m * kernel.k / hw.units.count
     if branch.down.unpack_weights:
@@ -144,8 +154,4 @@ def _conversion_cycles(
         unpacked = unpacked + runs * tiles.m * branch.rank
     if branch.up.unpack_weights:
         unpacked = unpacked + runs * tiles.n * branch.rank
-    quantized = kernel.m * branch.rank + (0 if branch.shares_x else kernel.m * kernel.k)
-    return (
-        unpacked / hw.vector.unpack_elements_per_cycle
-        + quantized / hw.units.count / hw.vector.quantize_elements_per_cycle
-    )
+    return unpacked

@@ -15,7 +15,7 @@ import hwmodels
 from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import parse_format
+from loraq_sim.formats import ELEMENTS, parse_format
 from loraq_sim.layers import Layer
 from loraq_sim.metrics import output_error
 from loraq_sim.rows import COLUMN_NAMES
@@ -122,7 +122,7 @@ def evaluate_layer(
         "utilization": cost.utilization,
         "bound": cost.bound,
         "status": "ok",
-        "message": "; ".join(_remarks(split, x)),
+        "message": "; ".join(_remarks(split, x, solution)),
         "seconds": time.perf_counter() - started,
         "seed": seed,
         "pareto": False,
@@ -187,7 +187,7 @@ def workload_for(
 ) -> "hwmodels.GemmWorkload":
     """What the cost model needs to know of a case: shapes and bits."""
     has_branch = split.has_branch and rank > 0
-    p_is_stored_as = None if path.p_format == "branch" else parse_format(path.p_format)
+    p_element = ELEMENTS.get(path.p_format)
     return hwmodels.GemmWorkload(
         m=m,
         n=n,
@@ -199,7 +199,7 @@ def workload_for(
         out_bits=parse_format(path.out_format).element.bits,
         group=split.main_weight.group_size,
         scale_bits=_scale_bits(split),
-        p_bits=p_is_stored_as.element.bits if has_branch and p_is_stored_as else None,
+        p_bits=p_element.bits if has_branch and p_element else None,
     )
 
 
@@ -247,7 +247,13 @@ def _identity(
     }
 
 
-def _remarks(split: PrecisionSplit, x: np.ndarray | None) -> Iterator[str]:
+def _remarks(split: PrecisionSplit, x: np.ndarray | None, solution: Solution) -> Iterator[str]:
+    for name in ("main", "left", "right"):
+        part = getattr(solution, name)
+        if part is not None and part.n_saturated_scales:
+            count = f"{part.n_saturated_scales} of {part.scales.size} scales of {name}"
+            width = part.format.scale.name
+            yield f"{count} are at an end of the {width} range: rescale the layer or widen them"
     if x is None:
         yield "no activations: output error not measured"
     if split.family in ("mxfp", "nvfp"):

@@ -124,6 +124,10 @@ def _combination(by_layer: dict[str, Row], members: set[str], usable: set[str]) 
         "message": f"{n_missing} of {len(members)} layers missing" if n_missing else "",
     }
     numbers = _sums(done) if comparable else dict.fromkeys(_NUMBERS)
+    n_silent = sum(row.get("output_error") is None for row in done)
+    if comparable and n_silent:
+        silent = f"output error not known: {n_silent} of {len(done)} layers have no activations"
+        facts["message"] = "; ".join(filter(None, (facts["message"], silent)))
     return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
 
 

@@ -1,6 +1,5 @@
-"""The ``loraq-sim`` program: the list of its commands and how it ends."""
+"""The ``loraq-sim`` program: the list of its commands."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from loraq_sim.cli import cost, dump, emulate, hw, pareto, solve, sweep, vectors
 from loraq_sim.cli.failures import set_debug
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="loraq-sim",
@@ -53,12 +52,3 @@ def _global_options(
 ) -> None:
     del version
     set_debug(debug)
-
-
-def main() -> None:
-    """Run the program; the entry point of the ``loraq-sim`` script."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        # Before a command runs or after it: inside one, `one_line_failures` has seen it.
-        sys.exit(130)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli.failures import one_line_failures
+from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     Accelerators,
     Group,
@@ -26,7 +26,10 @@ EXAMPLES = (
     "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A4 --split W4A4+W8A8r64\n\n"
     "loraq-sim cost --hw aie2,a100 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8"
 )
-_DEFAULT_SPLITS = ("W4A4", "W4A8", "W8A8", "W4A4+W16A16r32", "W4A4+W8A8@fp16r32")
+_COLUMNS = (
+    *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
+    *("utilization", "bound", "parts"),
+)
 _SHOWN = (
     *("layer", "m", "k", "n", "split", "rank", "accelerator", "weight_bytes", "latency_s"),
     *("roofline_latency_s", "energy_j", "dram_bytes", "utilization", "bound"),
@@ -63,30 +66,35 @@ def cost_command(
 
     sizes = _sizes(listed(shape), layer_dump, listed(layers))
     accelerators = [hwmodels.load_accelerator(name) for name in listed(hw)]
+    chosen = [parse_split(t, group=group) for t in listed(splits) or _default_splits(sizes)]
     rows = []
     for name, (m, k, n) in sizes.items():
-        for text in listed(splits) or _DEFAULT_SPLITS:
-            split = parse_split(text, group=group)
+        for split in chosen:
             for accelerator in accelerators:
-                rank, cost = cost_split(m, n, k, split, accelerator, fused=not unfused)
-                rows.append(
-                    {
-                        "layer": name,
-                        **{"m": m, "k": k, "n": n, "split": split.text, "rank": rank},
-                        "accelerator": accelerator.name,
-                        "weight_bytes": cost.weight_bytes,
-                        "latency_s": cost.latency_s,
-                        "cycles": cost.cycles,
-                        "roofline_latency_s": cost.roofline_latency_s,
-                        "energy_j": cost.energy_j,
-                        "dram_bytes": cost.dram_bytes,
-                        "utilization": cost.utilization,
-                        "bound": cost.bound,
-                        "parts": cost.parts,
-                    }
-                )
-    shown = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
-    print_table(result_table(rows, shown, title="Cost of one call"), output)
+                row = {"layer": name, "m": m, "k": k, "n": n, "split": split.text}
+                row |= {"accelerator": accelerator.name, "status": "ok", "message": ""}
+                try:
+                    rank, cost = cost_split(m, n, k, split, accelerator, fused=not unfused)
+                except Exception as error:
+                    row |= {"status": "failed", "message": f"{name}: {case_failure(error)}"}
+                else:
+                    row["rank"] = rank
+                    row |= {column: getattr(cost, column) for column in _COLUMNS}
+                rows.append(row)
+
+    def show(has_messages: bool) -> None:
+        columns = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
+        columns += ["message"] if has_messages else []
+        print_table(result_table(rows, columns, title="Cost of one call"), output)
+
+    end_with(rows, show)
+
+
+def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
+    """A rank that suits the narrowest layer: 32, or an eighth of its smaller side."""
+    rank = max(1, min(32, min(min(k, n) for _, k, n in sizes.values()) // 8))
+    branches = (f"W16A16r{rank}", f"W8A8r{rank}", f"W4A8r{rank}")
+    return ["W4A4", "W4A8", "W8A8", *(f"W4A4+{branch}" for branch in branches)]
 
 
 def _sizes(

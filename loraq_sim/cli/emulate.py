@@ -1,12 +1,11 @@
 """``loraq-sim emulate``: what the accumulators of an accelerator do to a dump's layers."""
 
-import typer
-
-from loraq_sim.cli.failures import BAD_INPUT, SOME_FAILED, one_line_failures
+from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     AccBits,
     Accelerators,
     Accumulators,
+    Family,
     Group,
     LayerDumpFile,
     Layers,
@@ -24,7 +23,7 @@ from loraq_sim.cli.options import (
     datapath_overrides,
     listed,
 )
-from loraq_sim.cli.output import note, print_table
+from loraq_sim.cli.output import print_table
 from loraq_sim.cli.progress import tracked
 
 __all__ = ["EXAMPLES", "emulate_command"]
@@ -49,6 +48,7 @@ def emulate_command(
     splits: Splits = None,
     method: Methods = None,
     preset: Preset = "fast",
+    family: Family = "int",
     group: Group = 64,
     tokens: Tokens = None,
     seed: Seed = 0,
@@ -63,7 +63,6 @@ def emulate_command(
     """Run layers through the emulated integer data path; count overflows and safe widths."""
     import hwmodels
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.errors import LoraqError
     from loraq_sim.evaluate import datapath_for, evaluate_layer
     from loraq_sim.split import parse_split
     from reports.tables import result_table
@@ -78,7 +77,9 @@ def emulate_command(
     accelerators = [hwmodels.load_accelerator(name) for name in listed(hw)]
     for accelerator in accelerators:
         datapath_for(accelerator, overrides)
-    chosen = [parse_split(text, group=group) for text in listed(splits) or ("W4A4", "W4A8")]
+    chosen = [
+        parse_split(text, family=family, group=group) for text in listed(splits) or ("W4A4", "W4A8")
+    ]
     dump = read_layer_dump(layer_dump)
     if layers:
         dump = dump.select(listed(layers))
@@ -102,16 +103,14 @@ def emulate_command(
                 tokens=tokens,
                 datapath=overrides,
             )
-        except LoraqError as error:
+        except Exception as error:
             row = {"layer": name, "split": split.text, "accelerator": accelerator.name}
-            row |= {"method": name_of_method, "status": "failed", "message": str(error)}
+            row |= {"method": name_of_method, "status": "failed", "message": case_failure(error)}
         rows.append(row)
-    failures = [row["message"] for row in rows if row["status"] == "failed"]
-    if len(failures) == len(rows):
-        note(f"error: {failures[0]}")
-        raise typer.Exit(BAD_INPUT)
-    remarks = [*_SHOWN, "message"] if any(row["message"] for row in rows) else list(_SHOWN)
-    print_table(result_table(rows, remarks, title=f"{layer_dump}: emulated output"), output)
-    if failures:
-        note(f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}")
-        raise typer.Exit(SOME_FAILED)
+    title = f"{layer_dump}: emulated output"
+
+    def show(has_messages: bool) -> None:
+        columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+        print_table(result_table(rows, columns, title=title), output)
+
+    end_with(rows, show)

@@ -10,7 +10,15 @@ import typer
 
 from loraq_sim.errors import LoraqError
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "SOME_FAILED", "one_line_failures", "set_debug"]
+__all__ = [
+    "BAD_INPUT",
+    "INTERRUPTED",
+    "SOME_FAILED",
+    "case_failure",
+    "end_with",
+    "one_line_failures",
+    "set_debug",
+]
 
 SOME_FAILED = 1
 BAD_INPUT = 2
@@ -23,6 +31,30 @@ def set_debug(wanted: bool) -> None:
     """Let errors show their traceback (also in worker processes), for bug reports."""
     if wanted:
         os.environ[_DEBUG_VARIABLE] = "1"
+
+
+def case_failure(error: Exception) -> str:
+    """Why one case failed, in one line; the others go on. Re-raises under ``--debug``."""
+    if os.environ.get(_DEBUG_VARIABLE):
+        raise error
+    return _one_line(error) if _is_users(error) else f"{type(error).__name__}: {_one_line(error)}"
+
+
+def end_with(rows: list[dict], show: Callable[[bool], None]) -> None:
+    """Show the rows of a command and exit as its failed cases demand.
+
+    `show` prints the rows; its argument says whether any of them has a message to show. Nothing is
+    printed on stdout if no case at all succeeded.
+    """
+    failures = [row["message"] for row in rows if row["status"] == "failed"]
+    if len(failures) == len(rows):
+        typer.echo(f"error: {failures[0]}", err=True)
+        raise typer.Exit(BAD_INPUT)
+    show(any(row.get("message") for row in rows))
+    if failures:
+        text = f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}"
+        typer.echo(text, err=True)
+        raise typer.Exit(SOME_FAILED)
 
 
 def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:

@@ -156,7 +156,7 @@ PFormat = Annotated[
     typer.Option(
         "--p-format",
         metavar="FORMAT",
-        help="Format of P: 'branch' or, say, fp16. Default: the accelerator's.",
+        help="Format of P: branch, fp16, bf16 or int2 to int8. Default: the accelerator's.",
         show_default=False,
     ),
 ]

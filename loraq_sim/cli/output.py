@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
 from loraq_sim.cli.options import OutputFormat
 from reports.tables import ResultTable, json_text
 
-__all__ = ["note", "print_json", "print_table", "print_tables"]
+__all__ = ["is_terminal", "note", "print_json", "print_table", "print_tables"]
 
 
 def print_table(table: ResultTable, output: OutputFormat) -> None:
@@ -36,6 +36,11 @@ def print_json(value: Mapping[str, Any]) -> None:
     typer.echo(json_text(value), nl=False)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether `stream` is a terminal; one that was closed before the start is None."""
+    return stream is not None and stream.isatty()
+
+
 def note(text: str, *, quiet: bool = False) -> None:
     """Say something on stderr that is not a result."""
     if not quiet:
@@ -43,7 +48,7 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 
 def _print_for_people(table: ResultTable) -> None:
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         typer.echo(table.to_text(), nl=False)
         return
     from rich.console import Console

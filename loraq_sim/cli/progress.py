@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import typer
 
+from loraq_sim.cli.output import is_terminal
 from loraq_sim.sweep.progress import OnEvent, SweepEvent
 
 __all__ = ["sweep_progress", "tracked"]
@@ -19,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 def tracked(items: Sequence[Item], label: str, *, quiet: bool) -> Iterator[Item]:
     """Yield `items` under a progress bar on a terminal, silently elsewhere."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not is_terminal(sys.stderr):
         yield from items
         return
     from rich.console import Console
@@ -33,7 +34,7 @@ def sweep_progress(*, bar: bool, quiet: bool) -> AbstractContextManager[OnEvent]
     """Context that gives the listener of a sweep's events."""
     if quiet:
         return _silent()
-    return _bar() if bar and sys.stderr.isatty() else _lines()
+    return _bar() if bar and is_terminal(sys.stderr) else _lines()
 
 
 @contextmanager

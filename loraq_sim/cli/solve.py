@@ -1,8 +1,6 @@
 """``loraq-sim solve``: split the weights of a dump and report error and bytes per layer."""
 
-import typer
-
-from loraq_sim.cli.failures import BAD_INPUT, SOME_FAILED, one_line_failures
+from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     Family,
     Group,
@@ -17,7 +15,7 @@ from loraq_sim.cli.options import (
     Splits,
     listed,
 )
-from loraq_sim.cli.output import note, print_table
+from loraq_sim.cli.output import print_table
 from loraq_sim.cli.progress import tracked
 
 __all__ = ["EXAMPLES", "solve_command"]
@@ -49,7 +47,6 @@ def solve_command(
 ) -> None:
     """Solve the weights of a dump; no accelerator, no activations."""
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.errors import LoraqError
     from loraq_sim.evaluate import solve_split
     from loraq_sim.split import parse_split
     from reports.tables import result_table
@@ -88,15 +85,13 @@ def solve_command(
                 "status": "ok",
                 "message": "",
             }
-        except LoraqError as error:
-            row |= {"status": "failed", "message": str(error)}
+        except Exception as error:
+            row |= {"status": "failed", "message": case_failure(error)}
         rows.append(row)
-    failures = [row["message"] for row in rows if row["status"] == "failed"]
-    if len(failures) == len(rows):
-        note(f"error: {failures[0]}")
-        raise typer.Exit(BAD_INPUT)
-    shown = [*_SHOWN, "message"] if failures else list(_SHOWN)
-    print_table(result_table(rows, shown, title=f"{layer_dump}: weight error"), output)
-    if failures:
-        note(f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}")
-        raise typer.Exit(SOME_FAILED)
+    title = f"{layer_dump}: weight error"
+
+    def show(has_messages: bool) -> None:
+        columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+        print_table(result_table(rows, columns, title=title), output)
+
+    end_with(rows, show)

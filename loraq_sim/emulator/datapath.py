@@ -20,7 +20,10 @@ from loraq_sim.formats import Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.split import PrecisionSplit
 
-__all__ = ["Datapath", "LayerOutput", "StoredLayer", "run_layer"]
+__all__ = ["P_FORMATS", "Datapath", "LayerOutput", "StoredLayer", "run_layer"]
+
+
+P_FORMATS = ("branch", "fp16", "bf16", *(f"int{bits}" for bits in range(2, 9)))
 
 
 class StoredLayer(Protocol):
@@ -36,8 +39,9 @@ class StoredLayer(Protocol):
 class Datapath:
     """Accumulator, combine rule and intermediate formats of an accelerator.
 
-    ``p_format`` is ``"branch"`` (P is rounded to the branch's activation format) or a format string
-    such as ``"fp16"``; ``out_format`` is the format y is written in, such as ``"bf16"``.
+    ``p_format`` is ``"branch"`` (P is rounded to the branch's activation format), ``fp16``,
+    ``bf16`` or an integer such as ``int8``, in the groups of the split; ``out_format`` is the
+    format y is written in, such as ``"bf16"``.
     """
 
     mac: MacArray = MacArray()
@@ -48,8 +52,8 @@ class Datapath:
     def __post_init__(self) -> None:
         if self.combine not in COMBINES:
             raise InputError(unknown_name("combine rule", self.combine, COMBINES))
-        if self.p_format != "branch":
-            parse_format(self.p_format)
+        if self.p_format not in P_FORMATS:
+            raise InputError(unknown_name("format of P", self.p_format, P_FORMATS))
         parse_format(self.out_format)
 
 
@@ -101,4 +105,6 @@ def run_layer(
 def _p_format(split: PrecisionSplit, datapath: Datapath) -> Format:
     if datapath.p_format == "branch":
         return split.branch_activation
+    if datapath.p_format.startswith("int"):
+        return parse_format(f"{datapath.p_format}/g{split.group}")
     return parse_format(datapath.p_format)

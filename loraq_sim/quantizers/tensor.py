@@ -42,6 +42,15 @@ class QuantizedTensor:
         """Bytes of `pack()`: codes, scales, zero points and padding."""
         return self.format.storage_bytes(self.codes.shape)
 
+    @property
+    def n_saturated_scales(self) -> int:
+        """Scales at an end of their format: what they scale is clipped, or lost in rounding."""
+        if self.scales is None:
+            return 0
+        stored = np.abs(self.scales / self._scale_unit())
+        scale = self.format.scale
+        return int(((stored >= scale.largest) | (stored == scale.smallest)).sum())
+
     def dequantize(self) -> np.ndarray:
         """Values as float32; each is the float32 product of (code - zero point) and scale."""
         if self.scales is None:
@@ -111,7 +120,8 @@ class QuantizedTensor:
         if self.format.granularity != "group":
             return per_group
         k = self.codes.shape[-1]
-        return np.repeat(per_group, self.format.group_size, axis=-1)[..., :k]
+        # A group may be far longer than the row; nothing longer than the row is built.
+        return np.repeat(per_group, min(self.format.group_size, k), axis=-1)[..., :k]
 
 
 def scale_unit(fmt: Format, tensor_scale: np.float32 | None = None) -> np.float32:

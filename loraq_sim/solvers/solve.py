@@ -30,6 +30,7 @@ METHODS = {
 PRESETS = {"fast": 4, "balanced": 12, "best": 24}
 
 _DEFAULT_RANK = 64
+_LARGEST = 2.0**48
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,6 +138,8 @@ def solve(
         raise InputError(unknown_name("method", method, METHODS))
     if preset not in PRESETS:
         raise InputError(unknown_name("preset", preset, PRESETS))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed must be an integer from 0, got {seed!r}")
     if device != "cpu":
         raise InputError(f"device must be 'cpu', got {device!r}")
     main = parse_format(main)
@@ -199,6 +202,12 @@ def _checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
             f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
+        )
+    largest = float(np.abs(array).max())
+    if largest > _LARGEST:
+        raise InputError(
+            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
+            "float32: rescale the layer"
         )
     return array
 

@@ -159,8 +159,12 @@ def _check_settings(plan: SweepPlan) -> None:
             raise InputError(unknown_name("method", method, METHODS))
     if plan.preset not in PRESETS:
         raise InputError(unknown_name("preset", plan.preset, PRESETS))
-    if plan.tokens is not None and (not isinstance(plan.tokens, int) or plan.tokens < 1):
-        raise InputError(f"tokens must be a positive integer, got {plan.tokens!r}")
+    for name, value, lowest in (("tokens", plan.tokens, 1), ("seed", plan.seed, 0)):
+        if value is None and name == "tokens":
+            continue
+        if not isinstance(value, int) or not lowest <= value < 2**63:
+            what = "a positive integer" if lowest else "an integer from 0"
+            raise InputError(f"{name} must be {what}, below 2**63, got {value!r}")
 
 
 def _info(dump: LayerDump, name: str) -> LayerInfo | None:
@@ -202,7 +206,12 @@ def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
     import hwmodels
     from loraq_sim.evaluate import datapath_for
 
-    loaded = {str(ref): hwmodels.load_accelerator(ref) for ref in plan.accelerators}
+    loaded: dict[str, Accelerator] = {}
+    for ref in plan.accelerators:
+        accelerator = hwmodels.load_accelerator(ref)
+        # Two names of one description ask for the same rows.
+        if accelerator.digest() not in {other.digest() for other in loaded.values()}:
+            loaded[str(ref)] = accelerator
     by_name: dict[str, str] = {}
     for ref, accelerator in loaded.items():
         datapath_for(accelerator, plan.datapath)

@@ -122,6 +122,12 @@ def test_evaluate_says_what_is_wrong(layer, options, message):
         lq.evaluate_layer(layer, **options)
 
 
+def test_scales_at_the_end_of_their_format_are_remarked_on(layer):
+    tiny = lq.Layer(name="tiny", weight=layer.weight * np.float32(1e-9))
+    assert "scales of main are at an end of the fp16 range" in evaluate(tiny, "W8A8")["message"]
+    assert evaluate(layer)["message"] == ""
+
+
 def test_an_unknown_accelerator_is_named_with_its_neighbors(layer):
     with pytest.raises(hwmodels.AcceleratorError, match=r"aie3.*aie2"):
         evaluate(layer, accelerator="aie3")

@@ -20,7 +20,7 @@ from loraq_sim.cli.app import app
 from loraq_sim.errors import StoreError
 from loraq_sim.store import ResultStore
 
-PROGRAM = "from loraq_sim.cli.app import main; main()"
+PROGRAM = "from loraq_sim.cli.start import main; main()"
 SWEEP = ("sweep", "--hw", "aie2", "--jobs", "0", "--preset", "fast", "--tokens", "8")
 
 
@@ -177,11 +177,14 @@ GOOD = "examples/tiny_pixart.pt"
         ((*SWEEP, "--layer-dump", GOOD, "--preset", "fats"), "did you mean 'fast'"),
         ((*SWEEP, "--layer-dump", GOOD, "--family", "intt"), "did you mean 'int'"),
         ((*SWEEP, "--layer-dump", GOOD, "--tokens", "0"), "tokens must be a positive integer"),
+        ((*SWEEP, "--layer-dump", GOOD, "--seed", "-1"), "seed must be"),
+        ((*SWEEP, "--layer-dump", GOOD, "--seed", str(10**30)), "seed must be"),
+        ((*SWEEP, "--layer-dump", GOOD, "--tokens", str(10**30)), "tokens must be"),
         ((*SWEEP, "--layer-dump", GOOD, "--group", "0"), "group must be"),
         ((*SWEEP, "--layer-dump", GOOD, "--layers", "*.attn9.*"), "attn9"),
         ((*SWEEP, "--layer-dump", GOOD, "--acc-bits", "7"), "acc_bits"),
         ((*SWEEP, "--layer-dump", GOOD, "--overflow", "wrapp"), "did you mean 'wrap'"),
-        ((*SWEEP, "--layer-dump", GOOD, "--p-format", "int4/x"), "granularity"),
+        ((*SWEEP, "--layer-dump", GOOD, "--p-format", "fp32"), "unknown format of P"),
         ((*SWEEP, "--layer-dump", GOOD, "--out", "/proc/nowhere/x"), "/proc/nowhere"),
         (("cost", "--hw", "aie2", "--shape", "10x20"), "MxKxN"),
         (("cost", "--hw", "aie2"), "--shape"),
@@ -223,6 +226,46 @@ def test_one_bad_layer_does_not_stop_a_sweep(run, tmp_path):
     }
     assert "nan" in rows["bad", "W4A4"]["message"].lower()
     assert "2 cases failed" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["solve", "emulate", "cost"])
+def test_one_bad_layer_leaves_the_others_their_rows(run, tmp_path, command):
+    narrow = layer(weight=layer()["weight"][:1].clone())
+    path = write_dump(tmp_path / "d.pt", {"good": layer(), "narrow": narrow})
+    words = [command, "--layer-dump", path, "--split", "W4A4+W8A8r4", "--format", "json"]
+    done = run(*words, *([] if command == "solve" else ["--hw", "aie2"]))
+    assert done.exit_code == 1
+    rows = {row["layer"]: row for row in json.loads(done.stdout)}
+    assert rows["good"]["status"] == "ok"
+    assert rows["narrow"]["status"] == "failed"
+    assert "1 of 2 cases failed" in done.stderr
+
+
+def test_default_splits_of_cost_suit_narrow_layers(run):
+    assert run("cost", "--hw", "aie2", "--shape", "7x5x3").exit_code == 0
+
+
+def test_a_layer_without_activations_is_named_as_the_reason_for_an_empty_front(run, tmp_path):
+    path = write_dump(tmp_path / "d.pt", {"a": layer(), "bare": layer(activations=None)})
+    words = ("--layer-dump", path, "--split", "W4A4", "--out", tmp_path / "out")
+    done = run(*SWEEP, *words)
+    assert done.exit_code == 0
+    assert "1 of 2 layers have no activations" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_traceback(request, tmp_path, closed):
+    words = f"dump info {GOOD} --no-statistics {'>&-' if closed == 'stdout' else '2>&-'}"
+    done = subprocess.run(
+        f"{sys.executable} -c '{PROGRAM}' {words}",
+        shell=True,
+        cwd=request.config.rootpath,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
 
 
 def test_a_rank_too_large_for_one_layer_fails_only_there(run, tmp_path):

@@ -148,7 +148,7 @@ def test_sixteen_bit_operands_have_no_integer_statistics():
     ("options", "message"),
     [
         ({"combine": "fp64"}, r"unknown combine rule 'fp64'"),
-        ({"p_format": "int9/row"}, r"unknown element 'int9'"),
+        ({"p_format": "int9"}, r"unknown format of P 'int9'; did you mean"),
         ({"out_format": "int8"}, r"must be element/granularity"),
     ],
 )

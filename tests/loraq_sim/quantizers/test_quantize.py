@@ -126,6 +126,13 @@ def test_signed_mse_uses_the_lowest_code_for_a_positive_extreme():
     assert q.scales[0, 0] == -1.0
 
 
+def test_a_group_far_longer_than_the_row_is_one_scale_per_row():
+    x = random_matrix(3)
+    for element in ("int4", "uint4"):
+        one, row = quantize(x, f"{element}/g99999999"), quantize(x, f"{element}/row")
+        np.testing.assert_array_equal(one.dequantize(), row.dequantize())
+
+
 def test_zero_groups_stay_zero():
     x = np.zeros((2, 40), dtype=np.float32)
     x[1, 20:] = 1.0

@@ -180,6 +180,7 @@ def test_eight_bit_budget_rank_of_pixart_is_sixty_two():
         ({"budget": "fp16"}, r"budget must look like 'fp16@32'"),
         ({"budget": "int2/g64@1", "branch": "fp32"}, r"less than the 1024 bytes of a rank-1"),
         ({"branch": None, "rank": 4}, r"needs a branch format"),
+        ({"seed": -1}, r"seed must be an integer from 0, got -1"),
         ({"device": "gpu"}, r"device must be 'cpu', got 'gpu'"),
         ({"smooth": 0.5}, r"smoothing by strength needs activations"),
         ({"smooth": np.zeros(160)}, r"smooth factors must be positive .* channel 0 is 0"),
@@ -197,5 +198,7 @@ def test_solve_refuses_unusable_weights():
     weight[3, 5] = np.nan
     with pytest.raises(InputError, match=r"weight holds 1 NaN or Inf values; .* nan at \(3, 5\)"):
         solve(weight)
+    with pytest.raises(InputError, match=r"weight reaches 1e\+30; beyond 2.81e\+14"):
+        solve(np.full((4, 4), 1e30))
     with pytest.raises(InputError, match=r"weight must be a non-empty floating 2-D array"):
         solve(np.ones((4, 4), dtype=np.int8))
