@@ -7,7 +7,7 @@
 A tile is one pass through a systolic array; the wide accumulator is the memory behind it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,10 +82,10 @@ def emulate_two_level(
     InputError
         As `emulate_gemm`.
     """
-    one_level = _same_in_one_level(array)
-    if one_level is not None:
-        return emulate_gemm(a, w, one_level, init=init)
     codes, weights, start = _checked(a, w, array, init)
+    one_level = _same_in_one_level(array, codes, weights)
+    if one_level is not None:
+        return emulate_gemm(codes, weights, one_level, init=start)
     wide = _WideAccumulator(array, start)
     for tile in _tiles(codes.shape[1], array.column_k):
         wide.add(emulate_gemm(codes[:, tile], weights[:, tile], array.column), tile.start)
@@ -135,22 +135,38 @@ def emulate_two_level_report(
     )
 
 
-def _same_in_one_level(array: TwoLevelArray) -> MacArray | None:
-    """Return a MacArray with the same result, if there is one.
+def _same_in_one_level(
+    array: TwoLevelArray, a: NDArray[np.integer], w: NDArray[np.integer]
+) -> MacArray | None:
+    """Return a MacArray with the same result for these operands, if one is known.
 
     A column that wraps, adding exact chunks, delivers the exact sum of its tile modulo 2**b: that
-    is a tree of b bits that wraps, in front of the wide accumulator.
+    is a tree of b bits that wraps, in front of the wide accumulator. A column that provably cannot
+    overflow is an exact tree.
     """
     column = array.column
-    if column.overflow != "wrap" or column.tree_bits is not None or array.column_k > 64:
+    if array.column_k > 64:
         return None
-    return MacArray(
-        acc_bits=array.acc_bits,
-        overflow=array.overflow,
-        products_per_add=array.column_k,
-        tree_bits=column.acc_bits,
-        tree_overflow="wrap",
+    one_level = MacArray(
+        acc_bits=array.acc_bits, overflow=array.overflow, products_per_add=array.column_k
     )
+    if column.overflow == "wrap" and column.tree_bits is None:
+        return replace(one_level, tree_bits=column.acc_bits, tree_overflow="wrap")
+    return one_level if _columns_fit(array, a, w) else None
+
+
+def _columns_fit(array: TwoLevelArray, a: NDArray[np.integer], w: NDArray[np.integer]) -> bool:
+    """Whether max|a| * ||w||_1 of every tile, which bounds any part of its sum, fits a column."""
+    if a.size == 0 or w.size == 0 or a.dtype.kind not in "iu" or w.dtype.kind not in "iu":
+        return False
+    column = array.column
+    narrowest = min(column.acc_bits, column.tree_bits or column.acc_bits)
+    top = max(int(a.max()), -int(a.min()))
+    # int16 holds the magnitude of -128 too; codes beyond it are refused by the GEMM.
+    norms = np.add.reduceat(
+        np.abs(w.astype(np.int16)), range(0, w.shape[1], array.column_k), axis=1, dtype=np.int64
+    )
+    return top * int(norms.max()) <= overflow_limits(narrowest, "saturate_symmetric")[1]
 
 
 class _WideAccumulator:

@@ -1,10 +1,23 @@
 """The reference itself, against sums worked out by hand."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.reference import reference_gemm, reference_report, reference_srs
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.reference import (
+    reference_gemm,
+    reference_report,
+    reference_srs,
+    reference_two_level,
+)
+from loraq_sim.emulator.reference_requantize import (
+    reference_float,
+    reference_gemmlowp,
+    reference_single_rounding,
+    reference_ups,
+)
 
 
 def accumulate(products, init=0, **fields):
@@ -104,3 +117,59 @@ def test_srs_reference_saturates_or_keeps_low_bits():
     np.testing.assert_array_equal(reference_srs(acc, 0, signed=False), [255, 0])
     np.testing.assert_array_equal(reference_srs(acc, 0, signed=False, saturation="none"), [44, 212])
     np.testing.assert_array_equal(reference_srs([3, -3], -4), [48, -48])
+
+
+def two_levels(products, init=0, **wide):
+    """Sum tiles of two products in a saturating 8-bit column, then in a wide accumulator."""
+    array = TwoLevelArray(column=MacArray(acc_bits=8, overflow="saturate"), column_k=2, **wide)
+    ones = np.ones((1, len(products)), np.int64)
+    return reference_two_level(np.array([products]), ones, array, np.array(init))
+
+
+def test_columns_start_from_zero_and_saturate_on_their_own():
+    # Tiles 100 + 100 -> 127, -100 + 50 -> -50, 7 -> 7.
+    report = two_levels([100, 100, -100, 50, 7], acc_bits=16)
+    assert int(report.acc[0, 0]) == 84
+    assert (report.column_overflow_count, report.partials_affected) == (1, 1)
+    assert (report.overflow_count, report.first_overflow_k) == (0, None)
+    assert report.safe_column_bits == 9  # 200
+    assert report.safe_acc_bits == 8  # 127, 77, 84
+
+
+def test_the_wide_accumulator_applies_its_own_rule_per_tile():
+    # 100 + 127 leaves 8 bits at the first tile and 127 + 127 at the second.
+    saturated = two_levels([100, 100, 100, 100], init=100, acc_bits=8, overflow="saturate")
+    assert int(saturated.acc[0, 0]) == 127
+    assert (saturated.overflow_count, saturated.first_overflow_k) == (2, 0)
+    wrapped = two_levels([100, 100, 100, 100], init=100, acc_bits=8)
+    assert int(wrapped.acc[0, 0]) == 100 + 127 + 127 - 256
+    assert (wrapped.overflow_count, wrapped.outputs_affected) == (1, 1)
+
+
+def test_upshift_reference_clamps_where_it_is_told():
+    saturating = {"acc_bits": 8, "saturate": True}
+    assert reference_ups(3, 2, acc_bits=8, saturate=False, clamp="after") == 12
+    assert reference_ups(40, 2, acc_bits=8, saturate=False, clamp="after") == 160 - 256
+    assert reference_ups(40, 2, clamp="after", **saturating) == 127
+    assert reference_ups(40, 2, clamp="before", **saturating) == 124  # 31 << 2
+    assert reference_ups(-40, 2, clamp="before", **saturating) == -128  # -32 << 2
+
+
+@pytest.mark.parametrize(
+    ("acc", "twice", "once"),
+    # One quarter, as half times half and as 2**30 * 2**-32: 0.25, 0.5, 1.5 and their negatives.
+    [(1, 1, 0), (2, 1, 1), (6, 2, 2), (-1, 0, 0), (-2, -1, 0), (-6, -2, -1)],
+)
+def test_multiplier_references_round_ties_their_way(acc, twice, once):
+    limits = {"zero_point": 0, "low": -128, "high": 127}
+    assert reference_gemmlowp(acc, 2**30, -1, **limits) == twice
+    assert reference_single_rounding(acc, 2**30, 32, **limits) == once
+
+
+def test_float_reference_rounds_three_times():
+    limits = {"zero_point": 0, "low": -(2**31), "high": 2**31 - 1}
+    assert reference_float(2**24 + 1, Fraction(1), **limits) == 2**24
+    assert reference_float(2**24 + 3, Fraction(1), **limits) == 2**24 + 4
+    # 0.1 as a float32 is a little more than 0.1; times 25 it rounds to 2.5, a tie to even.
+    assert reference_float(25, Fraction(float(np.float32(0.1))), **limits) == 2
+    assert reference_float(7, Fraction(1, 2), **(limits | {"zero_point": 3, "high": 6})) == 6

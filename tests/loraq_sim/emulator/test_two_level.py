@@ -132,7 +132,23 @@ def test_a_wrapping_column_equals_one_level_with_a_wrapping_tree(monkeypatch):
         )
         np.testing.assert_array_equal(quick, emulate_gemm(a, w, tree))
         with monkeypatch.context() as patch:
-            patch.setattr(two_level, "_same_in_one_level", lambda array: None)
+            patch.setattr(two_level, "_same_in_one_level", lambda *_: None)
+            np.testing.assert_array_equal(emulate_two_level(a, w, array), quick)
+
+
+@pytest.mark.parametrize("column", ["saturate_c2_p2", "symmetric_tree"])
+def test_columns_proved_not_to_overflow_run_in_one_level(monkeypatch, column):
+    array = TwoLevelArray(column=COLUMNS[column], column_k=8, acc_bits=10, overflow="saturate")
+    a = extreme_codes((6, 50), 12)
+    for w, is_proved in (
+        (extreme_codes((5, 50), 11, -7, 7), True),
+        (extreme_codes((5, 50), 11), False),
+    ):
+        assert (two_level._same_in_one_level(array, a, w) is not None) == is_proved
+        quick = emulate_two_level(a, w, array)
+        np.testing.assert_array_equal(quick, reference_two_level(a, w, array).acc)
+        with monkeypatch.context() as patch:
+            patch.setattr(two_level, "_same_in_one_level", lambda *_: None)
             np.testing.assert_array_equal(emulate_two_level(a, w, array), quick)
 
 
