@@ -50,14 +50,7 @@ def run_tiled(job: TileJob, statistics: bool) -> Accumulation:
     """Run the vector kernels, twice where overflow must be both measured and applied."""
     if not statistics:
         acc, route = run_plain(job)
-        none = 0 if job.bounds.accumulator_fits(job.mac) else None
-        return Accumulation(
-            acc=acc,
-            route=route,
-            overflow_count=none,
-            tree_overflow_count=0,
-            outputs_affected=none,
-        )
+        return Accumulation(acc=acc, route=route, tree_overflow_count=0)
     acc, totals = measure(job)
     extremes = totals.low, totals.high
     if not (job.mac.lo <= totals.low and totals.high <= job.mac.hi):

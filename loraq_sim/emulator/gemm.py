@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.accumulation import Accumulation, run_exact, run_lanes, run_tiled, run_wide
-from loraq_sim.emulator.bounds import Bounds, Norms, guaranteed_bits, signed_width
+from loraq_sim.emulator.bounds import guaranteed_bits, signed_width
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight, checked_codes
 from loraq_sim.emulator.tile_route import tiles_fit
@@ -93,7 +93,8 @@ def emulate_gemm(
         If an operand is not a matrix of integers, codes or `init` leave their range, or shapes
         do not match.
     """
-    return emulate_gemm_report(a, w, mac, init=init, statistics=False, threads=threads).acc
+    acc = _run(_checked_job(a, w, mac, init, threads), statistics=False).acc
+    return acc.astype(_result_dtype(mac), copy=False)
 
 
 def emulate_gemm_report(
@@ -123,6 +124,32 @@ def emulate_gemm_report(
     InputError
         As `emulate_gemm`; also if a code of `a` does not fit `a_bits`.
     """
+    job = _checked_job(a, w, mac, init, threads)
+    a_range = _activation_range(np.asarray(a).dtype, job, a_bits)
+    result = _run(job, statistics)
+    # Without statistics a kernel counts nothing, but a proof says that there is nothing to count.
+    proved = not statistics and job.bounds.accumulator_fits(mac)
+    return GemmReport(
+        acc=result.acc.astype(_result_dtype(mac), copy=False),
+        overflow_count=0 if proved else result.overflow_count,
+        tree_overflow_count=result.tree_overflow_count,
+        outputs_affected=0
+        if proved and not result.tree_overflow_count
+        else result.outputs_affected,
+        first_overflow_k=result.first_overflow_k,
+        safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
+        guaranteed_acc_bits=guaranteed_bits(job.weight.norms, a_range, job.init, mac),
+        route=result.route,
+    )
+
+
+def _result_dtype(mac: MacArray) -> type:
+    return np.int32 if mac.acc_bits <= 32 else np.int64
+
+
+def _checked_job(
+    a: ArrayLike, w: ArrayLike | PackedWeight, mac: MacArray, init: ArrayLike | None, threads: int
+) -> TileJob:
     codes = checked_codes("a", a, 255)
     weight = w if isinstance(w, PackedWeight) else PackedWeight(checked_codes("w", w, 127))
     if codes.shape[1] != weight.shape[1]:
@@ -132,52 +159,31 @@ def emulate_gemm_report(
         )
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
         raise InputError(f"threads must be an integer of 1 or more, got {threads!r}")
-    norms = Norms.of(codes)
-    a_range = _activation_range(np.asarray(a).dtype, norms, a_bits)
     start = _checked_init(init, (codes.shape[0], weight.shape[0]), mac)
-    bounds = Bounds.of_norms(norms, weight.norms, start)
-    job = TileJob(
-        a=codes,
-        weight=weight,
-        a_norms=norms,
-        bounds=bounds,
-        mac=mac,
-        init=start,
-        path=choose_path(),
-        threads=int(threads),
-    )
-    result = _run(job, statistics)
-    dtype = np.int32 if mac.acc_bits <= 32 else np.int64
-    return GemmReport(
-        acc=result.acc.astype(dtype, copy=False),
-        overflow_count=result.overflow_count,
-        tree_overflow_count=result.tree_overflow_count,
-        outputs_affected=result.outputs_affected,
-        first_overflow_k=result.first_overflow_k,
-        safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
-        guaranteed_acc_bits=guaranteed_bits(weight.norms, a_range, start, mac),
-        route=result.route,
-    )
+    path = choose_path()
+    return TileJob(a=codes, weight=weight, mac=mac, init=start, path=path, threads=int(threads))
 
 
 def _run(job: TileJob, statistics: bool) -> Accumulation:
     """Run the fastest route that is proved exact for these operands."""
-    mac, bounds = job.mac, job.bounds
-    exact = bounds.tree_fits(mac) and (mac.overflow == "wrap" or bounds.accumulator_fits(mac))
     if tiles_fit(job, statistics=statistics):
         return run_tiled(job, statistics)
+    mac, bounds = job.mac, job.bounds
+    exact = bounds.tree_fits(mac) and (mac.overflow == "wrap" or bounds.accumulator_fits(mac))
     operands = (job.a, job.weight.codes, mac, job.init, bounds, statistics)
     if exact and not statistics:
         return run_exact(*operands)
     return run_lanes(*operands) if bounds.lanes_fit(mac) else run_wide(*operands)
 
 
-def _activation_range(dtype: np.dtype, norms: Norms, a_bits: int) -> tuple[int, int]:
+def _activation_range(dtype: np.dtype, job: TileJob, a_bits: int) -> tuple[int, int]:
     if isinstance(a_bits, bool) or not isinstance(a_bits, int | np.integer) or not 2 <= a_bits <= 8:
         raise InputError(f"a_bits must be an integer from 2 to 8, got {a_bits!r}")
-    low, high = norms.low, norms.high
-    unsigned = dtype.kind == "u" or high > 127
+    unsigned = dtype.kind == "u" or job.unsigned
     allowed = (0, 2**a_bits - 1) if unsigned else overflow_limits(int(a_bits), "wrap")
+    if a_bits == 8:  # as the checks of the codes have shown
+        return allowed
+    low, high = job.a_norms.low, job.a_norms.high
     if low < allowed[0] or high > allowed[1]:
         raise InputError(
             f"a holds codes from {low} to {high}, outside a_bits={a_bits} "

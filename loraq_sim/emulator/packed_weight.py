@@ -100,6 +100,7 @@ class PackedWeight:
     def __init__(self, codes: NDArray[np.int8]) -> None:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
+        self._guaranteed: dict[tuple[int, int], int] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -193,7 +194,7 @@ def _pack(codes: NDArray[np.int8], layout: Layout) -> Panels:
     if layout.offset:
         step = order.padded_chunk if order.chunk else order.group
         chunk_offsets(ordered, ends, step, np.int32(layout.offset), width, offsets, last)
-    return Panels(w, offsets, last)
+    return Panels(w.view(np.int32), offsets, last)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Norms, proved_tiles
 from loraq_sim.emulator.packed_weight import Order
-from loraq_sim.emulator.tile_run import Choice, TileJob, Totals, kernels_of, run_kernel
+from loraq_sim.emulator.tile_plan import Choice
+from loraq_sim.emulator.tile_run import TileJob, Totals, kernels_of, run_kernel
 
 __all__ = ["count_overflows", "measure", "run_plain", "tiles_fit"]
 
@@ -27,15 +28,18 @@ _ENOUGH_PROVED = 0.25
 
 def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
     """Whether every value of this GEMM fits the lanes of the tiles."""
-    mac, bounds = job.mac, job.bounds
-    if job.a.size == 0 or job.weight.codes.size == 0 or not bounds.tree_fits(mac):
+    mac = job.mac
+    if job.a.size == 0 or job.weight.codes.size == 0:
         return False
+    if mac.tree_bits is not None and not job.bounds.tree_fits(mac):
+        return False
+    if not statistics and mac.overflow == "wrap" and mac.acc_bits <= 32:
+        return True
+    bounds = job.bounds
     # The exact sum of accumulator and chunk fits a lane up to 31 bits: 2**30 + 2**21 < 2**31.
     limited = bounds.accumulator_fits(mac) or mac.acc_bits <= 31
     if statistics:
         return bounds.reach < 2**31 and limited
-    if mac.overflow == "wrap" and mac.acc_bits <= 32:
-        return True
     if bounds.accumulator_fits(mac):
         return bounds.reach < 2**31
     return limited or _aligned(job) is not None
@@ -44,10 +48,8 @@ def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
 def run_plain(job: TileJob) -> tuple[NDArray[np.int32], str]:
     """Return the accumulators and the route, without statistics: the fastest kernels."""
     exact = Choice("exact", Order(_exact_codes(job), 0, 1))
-    out = np.empty((job.a.shape[0], job.weight.shape[0]), np.int32)
     if job.mac.overflow == "wrap" or job.bounds.accumulator_fits(job.mac):
-        run_kernel(job, exact, out)
-        return out, "exact"
+        return _cropped(job, run_kernel(job, exact)[0]), "exact"
     ruled = _aligned(job) or _clamping(job)
     shape, plain = kernels_of(job)[ruled.name].shape, kernels_of(job)["exact"].shape
     if (shape.rows, shape.width) == (plain.rows, plain.width):
@@ -55,11 +57,10 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.int32], str]:
             job.a_norms, job.weight.norms, shape.rows, shape.width, job.bounds, job.mac
         )
         if proved.mean() >= _ENOUGH_PROVED:
-            run_kernel(job, exact, out, (proved, 1))
-            run_kernel(job, ruled, out, (proved, 0))
-            return out, "exact+tiles"
-    run_kernel(job, ruled, out)
-    return out, "tiles"
+            out, _ = run_kernel(job, exact, (proved, 1))
+            run_kernel(job, ruled, (proved, 0), out)
+            return _cropped(job, out), "exact+tiles"
+    return _cropped(job, run_kernel(job, ruled)[0]), "tiles"
 
 
 def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
@@ -71,19 +72,22 @@ def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
         choice = Choice("measure_bytes", _order(job, "bytes"))
     else:
         choice = Choice("measure_words", _order(job, "words"))
-    out = np.empty((job.a.shape[0], job.weight.shape[0]), np.int32)
-    totals = run_kernel(job, choice, out)
+    out, totals = run_kernel(job, choice)
     # Initial values count where they are, before the first add.
     low, high = min(totals.low, job.bounds.init_low), max(totals.high, job.bounds.init_high)
-    return out, totals._replace(low=low, high=high)
+    return _cropped(job, out), totals._replace(low=low, high=high)
 
 
 def count_overflows(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
     """Return the accumulators under the overflow rule and what overflowed."""
     rule = "wrap" if job.mac.overflow == "wrap" else "clamp"
     name = f"count_{rule}_{'single' if job.chunk == 1 else 'words'}"
-    out = np.empty((job.a.shape[0], job.weight.shape[0]), np.int32)
-    return out, run_kernel(job, Choice(name, _order(job, "words")), out)
+    out, totals = run_kernel(job, Choice(name, _order(job, "words")))
+    return _cropped(job, out), totals
+
+
+def _cropped(job: TileJob, out: NDArray[np.int32]) -> NDArray[np.int32]:
+    return np.ascontiguousarray(out[: job.a.shape[0], : job.weight.shape[0]])
 
 
 def _order(job: TileJob, codes: str) -> Order:

@@ -3,34 +3,49 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms
-from loraq_sim.emulator.mac_array import MacArray, overflow_limits
-from loraq_sim.emulator.packed_weight import Layout, Order, PackedWeight, aligned_empty
+from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, aligned_empty
+from loraq_sim.emulator.tile_plan import Choice, Plan, plan_of
+from loraq_sim.kernels.tile_arguments import TileArguments
 
-__all__ = ["Choice", "TileJob", "Totals", "kernels_of", "run_kernel"]
+__all__ = ["TileJob", "Totals", "kernels_of", "run_kernel"]
 
 _NEVER = 2**31 - 1
+# Packed rows of A that stay in the second-level cache while they meet all of W.
+_BLOCK_BYTES = 2**18
+# A row of zeros for a tile of any width.
+_ZEROS = np.zeros(256, np.int32)
 # Multiply-adds below which starting threads costs more than it gains.
 _WORTH_THREADS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileJob:
-    """The operands of one GEMM and what is known of them; codes of `a` are int8 or uint8."""
+    """The operands of one GEMM; codes of `a` are int8 or uint8. Norms and bounds come on demand."""
 
     a: NDArray[np.int8] | NDArray[np.uint8]
     weight: PackedWeight
-    a_norms: Norms
-    bounds: Bounds
     mac: MacArray
     init: NDArray[np.int64] | None
     path: str
     threads: int = 1
+
+    @cached_property
+    def a_norms(self) -> Norms:
+        """Range and norms of the activations."""
+        return Norms.of(self.a)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """What is proved of the sums."""
+        return Bounds.of_norms(self.a_norms, self.weight.norms, self.init)
 
     @property
     def unsigned(self) -> bool:
@@ -41,15 +56,6 @@ class TileJob:
     def chunk(self) -> int:
         """Products per add, as far as K goes."""
         return min(self.mac.products_per_add, max(self.a.shape[1], 1))
-
-
-class Choice(NamedTuple):
-    """A kernel by name and how it wants its operands."""
-
-    name: str
-    order: Order
-    a_shift: int = 0
-    w_shift: int = 0
 
 
 class Totals(NamedTuple):
@@ -72,24 +78,31 @@ def kernels_of(job: TileJob) -> Mapping:
 def run_kernel(
     job: TileJob,
     choice: Choice,
-    out: NDArray[np.int32],
     only: tuple[NDArray[np.bool_], int] | None = None,
-) -> Totals:
-    """Run one kernel, in bands of rows where there are threads; writes `out`."""
+    out: NDArray[np.int32] | None = None,
+) -> tuple[NDArray[np.int32], Totals]:
+    """Run one kernel, in bands of rows where there are threads.
+
+    `only` picks tiles by their mark. Returns a matrix padded to whole tiles (`out` if given) and
+    the totals.
+    """
     kernel = kernels_of(job)[choice.name]
     shape = kernel.shape
-    rows = out.shape[0]
-    panels = -(-rows // shape.rows)
-    threads = min(job.threads, panels)
-    if threads <= 1 or job.a.size * out.shape[1] < _WORTH_THREADS:
-        return _run_band(job, choice, kernel, out, slice(0, rows), only)
-    cuts = [i * panels // threads * shape.rows for i in range(threads)] + [rows]
-    job.weight.panels(_layout(job, choice, shape))  # once, before the threads ask for it
+    m, (n, k) = job.a.shape[0], job.weight.shape
+    panels = job.weight.panels(_layout(job, choice, shape))
+    row_panels = -(-m // shape.rows)
+    if out is None:
+        out = aligned_empty((row_panels * shape.rows, len(panels.w) * shape.width), np.int32)
+    threads = min(job.threads, row_panels) if m * n * k >= _WORTH_THREADS else 1
+    cuts = [i * row_panels // threads for i in range(threads + 1)]
+    bands = list(zip(cuts[:-1], cuts[1:], strict=True))
+    band = _Band(job, choice, kernel, panels, out, only)
+    if threads == 1:
+        return out, band.run(*bands[0])
     with ThreadPoolExecutor(threads) as pool:
-        bands = [slice(start, stop) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
-        parts = list(pool.map(lambda band: _run_band(job, choice, kernel, out, band, only), bands))
+        parts = list(pool.map(lambda cut: band.run(*cut), bands))
     firsts = [part.first_k for part in parts if part.first_k is not None]
-    return Totals(
+    return out, Totals(
         overflows=sum(part.overflows for part in parts),
         affected=sum(part.affected for part in parts),
         first_k=min(firsts, default=None),
@@ -103,106 +116,114 @@ def _layout(job: TileJob, choice: Choice, shape) -> Layout:
     return Layout(choice.order, shape.width, choice.w_shift, offset, shape.moving)
 
 
-_NO_INIT = np.zeros((0, 0), np.int32)
-_ALL = np.zeros((0, 0), np.uint8)
+class _Band(NamedTuple):
+    """One kernel over a band of row panels, block by block: a block of packed A stays in cache."""
 
+    job: TileJob
+    choice: Choice
+    kernel: "TileKernel"  # noqa: F821 (imported where it is made)
+    panels: Panels
+    out: NDArray[np.int32]
+    only: tuple[NDArray[np.bool_], int] | None
 
-def _run_band(job: TileJob, choice: Choice, kernel, out, band: slice, only) -> Totals:
-    """Run one kernel on a band of rows, which starts with a panel."""
-    from loraq_sim.kernels.tile_loops import run_tiles
+    def run(self, first: int, stop: int) -> Totals:
+        """Compute row panels first..stop of `out`."""
+        shape, job = self.kernel.shape, self.job
+        plan = plan_of(self.choice, shape, job.a.shape[1], job.mac, job.unsigned)
+        block = max(1, _BLOCK_BYTES // (4 * plan.dwords + 1))
+        packed = aligned_empty((min(block, stop - first), plan.dwords), np.int32)
+        totals = np.array([0, 0, _NEVER, 0, 0], np.int64)
+        for i in range(first, stop, block):
+            self._run_block(plan, i, min(i + block, stop), packed, totals)
+        overflows, affected, first_k, low, high = totals.tolist()
+        return Totals(overflows, affected, None if first_k == _NEVER else first_k, low, high)
 
-    shape = kernel.shape
-    mac, order = job.mac, choice.order
-    panels = job.weight.panels(_layout(job, choice, shape))
-    a = _pack_a(job, choice, shape, job.a[band])
-    segments = _segments(order, shape, job.a.shape[1])
-    lo, hi = (0, 0) if choice.name == "exact" else _lane_limits(mac, choice)
-    mode = 1 if shape.rule == "measure" else 2 if shape.rule.startswith("count") else 0
-    up, down = _result_shifts(mac, choice)
-    # Exact sums merge without a limit.
-    merge = (-(2**62), 2**62) if mode == 1 else (mac.lo, mac.hi)
-    statistics = np.zeros(shape.statistics_vectors * shape.width // shape.vectors, np.int32)
-    if mode == 2:
-        statistics[-shape.width :] = _NEVER
-    lane = np.int16 if order.codes == "halves" else np.int32
-    todo, wanted = _ALL, 0
-    if only is not None:
-        todo, wanted = only
-        todo = todo[band.start // shape.rows :].view(np.uint8)
-    totals = np.array([0, 0, _NEVER, 0, 0], np.int64)
-    run_tiles(
-        *(
-            kernel.address,
-            shape.rows,
-            shape.width,
-            a,
-            panels.w,
-            panels.offsets,
-            panels.last,
-            segments,
-        ),
-        _inner_steps(order),
-        np.array([lo, hi, up, down], np.int64),
-        (merge[0], merge[1]),
-        mac.overflow == "wrap" and mode == 2,
-        _NO_INIT if job.init is None else np.ascontiguousarray(job.init[band], np.int32),
-        *(todo, wanted, mode, job.a.shape[1], max(order.chunk, 1), totals),
-        *(np.zeros((2, shape.rows, shape.width), lane), statistics, out[band]),
-    )
-    overflows, affected, first, low, high = totals.tolist()
-    return Totals(overflows, affected, None if first == _NEVER else first, low, high)
+    def _run_block(self, plan: Plan, first: int, stop: int, packed, totals) -> None:
+        from loraq_sim.kernels.merge import merge_exact, merge_limited
+        from loraq_sim.kernels.pack_panels import pack_rows
 
+        job, shape, mac = self.job, self.kernel.shape, self.job.mac
+        rows = slice(first * shape.rows, stop * shape.rows)
+        packed = packed[: stop - first]
+        codes = self.choice.order.apply(job.a[rows]).view(np.int8)
+        pack_rows(codes, plan.packing, shape.rows, packed)
+        out = self.out[rows]
+        counts = plan.mode == "count"
+        changed = np.zeros(out.shape if counts else (0, 0), np.int32)
+        for p in range(len(plan.segments)):
+            part = out if p == 0 else np.empty_like(out)
+            statistics = np.zeros(plan.statistics, np.int32)
+            if counts:
+                statistics[shape.width :] = _NEVER
+            start = self._start(plan, rows) if p == 0 else _ZEROS
+            self.kernel.run(
+                self._arguments(plan, p, first, packed, start, statistics, changed, part)
+            )
+            if plan.mode == "measure":
+                totals[3] = min(totals[3], int(statistics[: shape.width].min()))
+                totals[4] = max(totals[4], int(statistics[shape.width :].max()))
+                if p > 0:
+                    merge_exact(out, part, totals)
+                continue
+            if counts:
+                totals[0] += statistics[: shape.width].sum(dtype=np.int64)
+                chunk = int(statistics[shape.width :].min())
+                if chunk != _NEVER:
+                    k = (chunk * mac.accumulators + p) * plan.chunk
+                    totals[2] = min(totals[2], k)
+            if p > 0:
+                wraps = counts and mac.overflow == "wrap"
+                limits = np.int64(mac.lo), np.int64(mac.hi)
+                merge_limited(out, part, wraps, *limits, job.a.shape[1], changed, totals)
+        if counts:
+            totals[1] += np.count_nonzero(changed)
 
-def _lane_limits(mac: MacArray, choice: Choice) -> tuple[int, int]:
-    if choice.name.startswith("symmetric"):
-        return mac.lo << (choice.a_shift + choice.w_shift), 0
-    return overflow_limits(min(mac.acc_bits, 32), mac.overflow)
+    def _start(self, plan: Plan, rows: slice) -> NDArray:
+        """Initial values of a block as the lanes hold them, padded; one row of zeros for none."""
+        job = self.job
+        if job.init is None:
+            return _ZEROS
+        values = np.zeros((rows.stop - rows.start, self.out.shape[1]), plan.lane)
+        some = job.init[rows]
+        # An aligned accumulator starts aligned; a wrapping one has its low bits where they are.
+        shift = 0 if plan.shifts[0] else plan.shifts[1]
+        values[: len(some), : some.shape[1]] = some << shift
+        return values
 
-
-def _result_shifts(mac: MacArray, choice: Choice) -> tuple[int, int]:
-    """(up, down) of ``(acc << up) >> down``: wrap to the width, or take off the alignment."""
-    if choice.name == "exact" or choice.name.startswith("count_wrap"):
-        spare = max(32 - mac.acc_bits, 0) if mac.overflow == "wrap" else 0
-        return spare, spare
-    return 0, choice.a_shift + choice.w_shift
-
-
-def _inner_steps(order: Order) -> int:
-    return 1 if order.chunk <= 1 else order.padded_chunk // order.group
-
-
-def _segments(order: Order, shape, k: int) -> NDArray[np.int64]:
-    """Byte offsets into the panels and turns of the chunk loop of each accumulator, (P, 4)."""
-    ends = order.ends(k)
-    starts = np.concatenate([[0], ends[:-1]])
-    lane_bytes = {"bytes": 1, "words": 2, "halves": 2}[order.codes]
-    dwords = 2 if shape.single else 1
-    by_dot = order.chunk == 0 or shape.single or shape.rule in ("none", "raise")
-    turn = order.group if by_dot else order.padded_chunk
-    return np.stack(
-        [
-            starts // order.group * 4 * dwords * shape.rows,
-            starts * lane_bytes * shape.width,
-            starts // order.padded_chunk * 4 * shape.width,
-            (ends - starts) // turn,
-        ],
-        axis=1,
-    )
-
-
-def _pack_a(job: TileJob, choice: Choice, shape, codes: NDArray) -> NDArray[np.int32]:
-    from loraq_sim.kernels.pack_panels import pack_bytes, pack_doubled, pack_words
-
-    ordered = choice.order.apply(codes).view(np.int8)
-    k, panels = ordered.shape[1], -(-codes.shape[0] // shape.rows)
-    mask = np.int16(255 if job.unsigned else -1)
-    group = 1 if shape.single else choice.order.group
-    a = aligned_empty((panels, k // group * shape.rows), np.int32)
-    if choice.order.codes == "bytes":
-        flip = np.int32(0 if job.unsigned else -0x7F7F7F80)
-        pack_bytes(ordered.view(np.int32), flip, shape.rows, a)
-    elif choice.order.codes == "words":
-        pack_words(ordered, mask, np.int16(choice.a_shift), shape.single, shape.rows, a)
-    else:
-        pack_doubled(ordered, mask, shape.rows, a)
-    return a
+    def _arguments(
+        self, plan: Plan, p: int, first: int, packed, start, statistics, changed, part
+    ) -> TileArguments:
+        shape, panels = self.kernel.shape, self.panels
+        a, w, offsets, chunks = plan.segments[p]
+        todo = todo_stride = wanted = 0
+        if self.only is not None:
+            marks, wanted = self.only
+            todo, todo_stride = marks[first:].ctypes.data, marks.strides[0]
+        given = start is not _ZEROS
+        return TileArguments(
+            a=packed.ctypes.data + a,
+            a_stride=packed.strides[0],
+            w=panels.w.ctypes.data + w,
+            w_stride=panels.w.strides[0],
+            offsets=panels.offsets.ctypes.data + offsets,
+            offsets_stride=panels.offsets.strides[0],
+            start=start.ctypes.data,
+            start_row=start.strides[0] if given else 0,
+            start_panel=shape.width * start.itemsize if given else 0,
+            statistics=statistics.ctypes.data,
+            changed=changed.ctypes.data,
+            last=panels.last.ctypes.data + p * panels.last.strides[0],
+            out=part.ctypes.data,
+            out_row=part.strides[0],
+            row_panels=len(packed),
+            column_panels=len(panels.w),
+            todo=todo,
+            todo_stride=todo_stride,
+            wanted=wanted,
+            chunks=chunks,
+            inner=plan.inner,
+            lo=plan.limits[0],
+            hi=plan.limits[1],
+            up=plan.shifts[0],
+            down=plan.shifts[1],
+        )

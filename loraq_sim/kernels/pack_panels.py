@@ -7,7 +7,14 @@ the matrix are packed as zeros. K must be a multiple of what a dword holds.
 import numpy as np
 from numba import njit
 
-__all__ = ["chunk_offsets", "pack_bytes", "pack_doubled", "pack_halves", "pack_words", "row_norms"]
+__all__ = [
+    *("BYTES", "DOUBLED", "WORDS", "WORDS_SINGLE"),
+    *("chunk_offsets", "pack_bytes", "pack_doubled", "pack_halves", "pack_rows", "pack_words"),
+    "row_norms",
+]
+
+# How `pack_rows` packs.
+BYTES, WORDS, WORDS_SINGLE, DOUBLED = 0, 1, 2, 3
 
 
 @njit(cache=True, nogil=True)
@@ -92,6 +99,18 @@ def pack_halves(codes, mask, width, out):
             row = codes[p * width + r]
             for i in range(row.size):
                 column[i] = np.int16(row[i]) & mask
+
+
+@njit(cache=True, nogil=True)
+def pack_rows(codes, packing, width, out):
+    """Pack codes (R, K) int8 as packing (kind, mask or flip, shift), int64, says; out as above."""
+    kind, extra, shift = packing
+    if kind == BYTES:
+        pack_bytes(codes.view(np.int32), np.int32(extra), width, out)
+    elif kind == DOUBLED:
+        pack_doubled(codes, np.int16(extra), width, out)
+    else:
+        pack_words(codes, np.int16(extra), np.int16(shift), kind == WORDS_SINGLE, width, out)
 
 
 @njit(cache=True, nogil=True)

@@ -33,13 +33,19 @@ def _features() -> frozenset[str]:
 def choose_path() -> str:
     """Return the path to run: the environment's `LORAQ_SIM_KERNELS`, or the fastest one here."""
     forced = os.environ.get(PATH_VARIABLE)
-    if forced:
-        if forced not in PATHS:
-            raise ValueError(f"{PATH_VARIABLE} must be one of {', '.join(PATHS)}, got {forced!r}")
-        return forced
+    if not forced:
+        return _fastest_path()
+    if forced not in PATHS:
+        raise ValueError(f"{PATH_VARIABLE} must be one of {', '.join(PATHS)}, got {forced!r}")
+    return forced
+
+
+@cache
+def _fastest_path() -> str:
     return next(path for path in PATHS if _NEEDED.get(path, set()) <= _features())
 
 
+@cache
 def tile_kernels(path: str) -> Mapping:
     """Return the kernels of a path by name (see `kernels.tile_intrinsic.TileKernel`)."""
     return import_module(f"loraq_sim.kernels.tiles_{path}").KERNELS

@@ -1,4 +1,4 @@
-"""One register tile of a GEMM as LLVM code: dot products, the overflow rule, the result.
+"""A block of a GEMM as LLVM code: loops over register tiles, dot products, the overflow rule.
 
 Rules after each chunk of products:
 
@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from loraq_sim.kernels.vector_ir import I32, I64, Instructions, Loop, broadcast, load, store
+from loraq_sim.kernels.tile_arguments import TileArguments
+from loraq_sim.kernels.vector_ir import I8, I32, I64, Instructions, Loop, broadcast, load, store
 
-__all__ = ["ARGUMENTS", "TileCode", "TileShape"]
-
-ARGUMENTS = 14
+__all__ = ["TileCode", "TileShape"]
 
 Vectors = list[ir.Value]
 
@@ -59,50 +58,114 @@ class TileShape(NamedTuple):
 
     @property
     def statistics_vectors(self) -> int:
-        """Vectors of column extremes, or of changed bits, counts and first chunks."""
-        if self.rule == "measure":
-            return 2 * self.vectors
-        return (self.rows + 2) * self.vectors if self.rule.startswith("count") else 0
+        """Vectors of lowest and highest prefixes, or of counts and first chunks."""
+        return 2 * self.vectors if self.counts or self.rule == "measure" else 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the tile counts the sums that its rule changes."""
+        return self.rule.startswith("count")
 
 
 class TileCode:
-    """Emits one tile, whose arguments lie in memory as `ARGUMENTS` numbers of 64 bits.
-
-    Addresses: of the packed operands `a` and `w`; of the chunk offsets (chunks, width); of the
-    accumulators to `start` from (rows, width); of the `statistics`, read and written (see
-    `TileShape.statistics_vectors`); of what to take off the accumulators at the end, `last`
-    (width) int32; of the result `out`, int32, with its row `stride` in bytes. Then turns of the
-    chunk loop (`chunks`; pairs of products for single products), dot steps per chunk (`inner`),
-    limits `lo` and `hi`, and the shifts of the result ``((acc - last) << up) >> down``;
-    ``count_wrap`` also shifts by `up`, both ways, after each chunk. Unused addresses may be 0.
-    """
+    """Emits the code of one block, given the i64 address of its `TileArguments`."""
 
     def __init__(self, builder: ir.IRBuilder, shape: TileShape, arguments: ir.Value) -> None:
         self.builder, self.shape, self.ops = builder, shape, shape.instructions
-        numbers = [load(builder, I64, arguments, 8 * i) for i in range(ARGUMENTS)]
-        self.a, self.w, self.offsets, self.start, self.statistics = numbers[:5]
-        self.last, self.out, self.stride, self.chunks, self.inner = numbers[5:10]
-        self.lo, self.hi, self.up, self.down = (builder.trunc(x, I32) for x in numbers[10:])
+        count = len(TileArguments._fields)
+        self.given = TileArguments(*(load(builder, I64, arguments, 8 * i) for i in range(count)))
         self.bytes = self.ops.operand.count * self.ops.operand.element.width // 8
+        element = self.ops.accumulator.element
+        lo, hi, up, down = (builder.trunc(x, I32) for x in self.given[-4:])
+        if element.width < 32:
+            limits = [builder.trunc(x, element) for x in (lo, hi, up)]
+        else:
+            limits = [lo, hi, up]
+        self.low, self.high, self.low_bits = (broadcast(builder, x, self.ops.lanes) for x in limits)
+        self.up, self.down = (broadcast(builder, x, self.ops.lanes) for x in (up, down))
 
     def emit(self) -> None:
-        """Emit loads of the start, the loop over chunks and the stores of the result."""
-        builder, shape, kind = self.builder, self.shape, self.ops.accumulator
-        held = shape.rows * shape.vectors
-        limits = [builder.trunc(x, kind.element) for x in (self.lo, self.hi, self.up)]
-        self.low, self.high, self.low_bits = (broadcast(builder, x, self.ops.lanes) for x in limits)
-        acc = [load(builder, kind, self.start, i * self.bytes) for i in range(held)]
-        kept = shape.statistics_vectors
-        statistics = [load(builder, kind, self.statistics, i * self.bytes) for i in range(kept)]
-        loop = Loop(builder, self.chunks, [self.a, self.w, self.offsets, *acc, *statistics])
+        """Emit the loops: all row panels under one column panel, which stays in cache."""
+        builder, given = self.builder, self.given
+        columns = Loop(builder, given.column_panels, [])
+        rows = Loop(builder, given.row_panels, [])
+        some, following = builder.append_basic_block(), builder.append_basic_block()
+        check = builder.append_basic_block()
+        everything = builder.icmp_signed("==", given.todo, I64(0))
+        builder.cbranch(everything, some, check)
+        builder.position_at_end(check)
+        at = builder.add(builder.mul(rows.counter, given.todo_stride), columns.counter)
+        mark = load(builder, I8, builder.add(given.todo, at), 0)
+        asked = builder.icmp_signed("==", mark, builder.trunc(given.wanted, I8))
+        builder.cbranch(asked, some, following)
+        builder.position_at_end(some)
+        self._tile(rows.counter, columns.counter)
+        builder.branch(following)
+        builder.position_at_end(following)
+        rows.end([])
+        columns.end([])
+
+    def _tile(self, i: ir.Value, j: ir.Value) -> None:
+        """Emit one tile: loads of the start, the loop over chunks and the stores."""
+        builder, shape, given = self.builder, self.shape, self.given
+        lane_bytes = self.ops.accumulator.element.width // 8
+        a = self._at(given.a, (i, given.a_stride))
+        w = self._at(given.w, (j, given.w_stride))
+        offsets = self._at(given.offsets, (j, given.offsets_stride))
+        row = builder.mul(i, I64(shape.rows))
+        start = self._at(given.start, (row, given.start_row), (j, given.start_panel))
+        width = I64(4 * shape.width)
+        acc = self._matrix(self.ops.accumulator, start, given.start_row, lane_bytes)
+        changed = self._at(given.changed, (row, given.out_row), (j, width))
+        flags = (
+            self._matrix(self.ops.accumulator, changed, given.out_row, 4) if shape.counts else []
+        )
+        at = [i * self.bytes for i in range(shape.statistics_vectors)]
+        kept = [load(builder, self.ops.accumulator, given.statistics, x) for x in at]
+        held, noted = len(acc), len(flags)
+        loop = Loop(builder, given.chunks, [a, w, offsets, *acc, *flags, *kept])
         a, w, offsets, *state = loop.values
         a, w, acc, statistics = self._chunk(loop, a, w, offsets, state[:held], state[held:])
         if shape.moving:
             offsets = builder.add(offsets, I64(shape.vectors * self.bytes))
         _, _, _, *state = loop.end([a, w, offsets, *acc, *statistics])
-        for i, value in enumerate(state[held:]):
-            store(builder, value, self.statistics, i * self.bytes)
-        self._store_result(state[:held])
+        for value, x in zip(state[held + noted :], at, strict=True):
+            store(builder, value, given.statistics, x)
+        self._store_matrix(state[held : held + noted], changed)
+        last = self._at(given.last, (j, width))
+        self._store_matrix(
+            self._results(state[:held], last), self._at(given.out, (row, given.out_row), (j, width))
+        )
+
+    def _at(self, address: ir.Value, *moves: tuple[ir.Value, ir.Value]) -> ir.Value:
+        for count, stride in moves:
+            address = self.builder.add(address, self.builder.mul(count, stride))
+        return address
+
+    def _matrix(self, kind: ir.Type, address: ir.Value, stride: ir.Value, size: int) -> Vectors:
+        values = []
+        for _ in range(self.shape.rows):
+            at = [v * self.ops.lanes * size for v in range(self.shape.vectors)]
+            values += [load(self.builder, kind, address, x) for x in at]
+            address = self.builder.add(address, stride)
+        return values
+
+    def _store_matrix(self, values: Vectors, address: ir.Value) -> None:
+        vectors = self.shape.vectors
+        for first in range(0, len(values), vectors):
+            for v, value in enumerate(values[first : first + vectors]):
+                store(self.builder, value, address, 4 * self.ops.lanes * v)
+            address = self.builder.add(address, self.given.out_row)
+
+    def _results(self, acc: Vectors, last: ir.Value) -> Vectors:
+        """((acc - last) << up) >> down, as int32."""
+        builder, wide = self.builder, ir.VectorType(I32, self.ops.lanes)
+        at = [4 * self.ops.lanes * v for v in range(self.shape.vectors)]
+        lasts = [load(builder, wide, last, x) for x in at] * self.shape.rows
+        if self.ops.accumulator.element.width < 32:
+            acc = [builder.sext(value, wide) for value in acc]
+        taken = [builder.sub(x, y) for x, y in zip(acc, lasts, strict=True)]
+        return [builder.ashr(builder.shl(x, self.up), self.down) for x in taken]
 
     def _chunk(self, loop, a, w, offsets, acc, statistics):
         """One turn of the chunk loop: a chunk, or the two chunks of a pair of single products."""
@@ -124,7 +187,7 @@ class TileCode:
             summed = self._step(acc, a, self._weights(w), 0)
             a, w = self._advanced(a, w, 1)
         else:
-            steps = Loop(builder, self.inner, [a, w, *acc])
+            steps = Loop(builder, self.given.inner, [a, w, *acc])
             a, w, *summed = steps.values
             summed = self._step(summed, a, self._weights(w), 0)
             a, w, *summed = steps.end([*self._advanced(a, w, 1), *summed])
@@ -213,20 +276,3 @@ class TileCode:
             earlier = self.ops.smallest(builder, first, here)
             firsts.append(builder.select(some, earlier, first))
         return [*changed, *counts, *firsts]
-
-    def _store_result(self, acc: Vectors) -> None:
-        """Store ((acc - last) << up) >> down as int32, row by row."""
-        builder, vectors = self.builder, self.shape.vectors
-        wide = ir.VectorType(I32, self.ops.lanes)
-        up, down = (broadcast(builder, x, self.ops.lanes) for x in (self.up, self.down))
-        at = [4 * self.ops.lanes * v for v in range(vectors)]
-        lasts = [load(builder, wide, self.last, x) for x in at]
-        out = self.out
-        for row in range(self.shape.rows):
-            for v in range(vectors):
-                value = acc[row * vectors + v]
-                if value.type.element.width < 32:
-                    value = builder.sext(value, wide)
-                value = builder.shl(builder.sub(value, lasts[v]), up)
-                store(builder, builder.ashr(value, down), out, at[v])
-            out = builder.add(out, self.stride)

@@ -1,27 +1,25 @@
-"""Register tiles as compiled functions, and a disk cache that knows the code that emits them."""
+"""Blocks of register tiles as compiled functions, and a disk cache that knows what emits them."""
 
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from llvmlite import ir
+import numpy as np
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from loraq_sim.kernels.tile import TileCode, TileShape
+from loraq_sim.kernels.tile_arguments import TileArguments
 
-__all__ = ["TileKernel", "call_tile", "make_tile"]
+__all__ = ["TileKernel", "make_tile"]
 
-_SOURCES = ("tile.py", "tile_kernel.py", "vector_ir.py")
+_SOURCES = ("tile.py", "tile_arguments.py", "tile_kernel.py", "vector_ir.py")
 
 
 def make_tile(shape: TileShape):
-    """Return the intrinsic of a tile: ``tile(arguments)``, the i64 address of its arguments.
-
-    See `kernels.tile.TileCode`.
-    """
+    """Return the intrinsic ``tile(arguments)`` of the i64 address of `TileArguments`."""
 
     @intrinsic
     def tile(typingctx, arguments):
@@ -34,20 +32,8 @@ def make_tile(shape: TileShape):
     return tile
 
 
-@intrinsic
-def call_tile(typingctx, address, arguments):
-    """Call the tile at an address (`TileKernel.address`) with the address of its arguments."""
-
-    def emit(context, builder, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), emit
-
-
 class TileKernel:
-    """A tile and the function that runs it, compiled when its address is first asked for.
+    """The code of a block of tiles of one shape, compiled when it first runs.
 
     Cached on disk until its file or any file that emits code changes: Numba compares the file of
     the function alone, so a changed tile would go unseen. Numba also keeps the processor's name
@@ -69,9 +55,13 @@ class TileKernel:
         return kernel
 
     @cached_property
-    def address(self) -> int:
-        """Address of the compiled tile."""
-        return self.compiled.address
+    def _call(self) -> Callable:
+        return self.compiled.ctypes
+
+    def run(self, arguments: TileArguments) -> None:
+        """Compute the tiles of a block, without the GIL; trusts every address."""
+        values = np.array(arguments, np.int64)
+        self._call(values.ctypes.data)
 
 
 def _fingerprint() -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-__all__ = ["I32", "I64", "Instructions", "Loop", "broadcast", "load", "store"]
+__all__ = ["I8", "I32", "I64", "Instructions", "Loop", "broadcast", "load", "store"]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1)}

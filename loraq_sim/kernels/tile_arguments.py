@@ -1,0 +1,57 @@
+"""The arguments of a compiled block of tiles."""
+
+from typing import NamedTuple
+
+__all__ = ["TileArguments"]
+
+
+class TileArguments(NamedTuple):
+    """What the code of a block reads, in this order, as 64-bit integers.
+
+    Addresses are of the first tile; strides are in bytes, from one panel of rows or of columns to
+    the next unless said otherwise. Matrices are padded to whole tiles.
+
+    Attributes
+    ----------
+    a, a_stride, w, w_stride : packed operands
+    offsets, offsets_stride : chunk offsets of each column panel, (chunks, width)
+    start, start_row, start_panel : accumulators to start from, lanes of the accumulator; the
+        strides from row to row and from column panel to column panel (both 0 for one row of zeros)
+    statistics : (2, width), read and written: extremes, or counts and first changed chunks
+    changed : int32 matrix like `out`, read and written: bits that the rule changed, ever
+    last : int32, what to take off each column's sums at the end
+    out, out_row : int32 matrix and the stride from row to row
+    row_panels, column_panels : tiles
+    todo, todo_stride, wanted : address of one byte a tile, from one row panel to the next, and the
+        byte of the tiles to compute; address 0 for all
+    chunks, inner : turns of the chunk loop (pairs of products for single products), dot steps each
+    lo, hi : limits
+    up, down : the result is ``((acc - last) << up) >> down``; ``count_wrap`` also shifts by `up`,
+        both ways, after each chunk
+    """
+
+    a: int
+    a_stride: int
+    w: int
+    w_stride: int
+    offsets: int
+    offsets_stride: int
+    start: int
+    start_row: int
+    start_panel: int
+    statistics: int
+    changed: int
+    last: int
+    out: int
+    out_row: int
+    row_panels: int
+    column_panels: int
+    todo: int
+    todo_stride: int
+    wanted: int
+    chunks: int
+    inner: int
+    lo: int
+    hi: int
+    up: int
+    down: int
