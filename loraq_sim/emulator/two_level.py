@@ -150,9 +150,11 @@ def _same_in_one_level(
     one_level = MacArray(
         acc_bits=array.acc_bits, overflow=array.overflow, products_per_add=array.column_k
     )
+    if _columns_fit(array, a, w):
+        return one_level
     if column.overflow == "wrap" and column.tree_bits is None:
         return replace(one_level, tree_bits=column.acc_bits, tree_overflow="wrap")
-    return one_level if _columns_fit(array, a, w) else None
+    return None
 
 
 def _columns_fit(array: TwoLevelArray, a: NDArray[np.integer], w: NDArray[np.integer]) -> bool:
