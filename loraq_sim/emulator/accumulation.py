@@ -13,6 +13,7 @@ from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
 from loraq_sim.emulator.tile_route import count_overflows, measure, run_plain
 from loraq_sim.emulator.tile_run import TileJob
+from loraq_sim.kernels.tile_arguments import NEVER
 
 __all__ = ["Accumulation", "run_exact", "run_lanes", "run_tiled", "run_wide", "wrap_to"]
 
@@ -120,7 +121,7 @@ def run_lanes(
     packed = _gather(a, order, np.int32)
     panels = _pack_panels(_gather(w, order, np.int8))
     fits = bounds.accumulator_fits(mac)
-    lanes = (packed, panels, ends, mac, init, w.shape[0])
+    lanes = (packed, panels, ends, mac, init, *w.shape)
     if not (statistics or fits or mac.overflow == "wrap"):
         acc, _, _ = _call_lanes(*lanes, limited=True, count=False)
         return Accumulation(acc=acc, route="lanes")
@@ -135,6 +136,7 @@ def run_lanes(
         overflow_count=int(totals[0]),
         tree_overflow_count=int(totals[1]),
         outputs_affected=int(totals[2]),
+        first_overflow_k=None if totals[3] == NEVER else int(totals[3]),
         extremes=extremes,
     )
 
@@ -155,7 +157,7 @@ def run_wide(
     if init is not None:
         out[:] = init
     extremes, beyond = np.zeros(2, np.int64), np.zeros(1, np.bool_)
-    totals = np.zeros(3, np.int64)
+    totals = np.array([0, 0, 0, NEVER], np.int64)
     _accumulate_wide(
         np.ascontiguousarray(a, dtype=np.int32),
         np.ascontiguousarray(w, dtype=np.int8),
@@ -176,6 +178,7 @@ def run_wide(
         overflow_count=int(totals[0]),
         tree_overflow_count=int(totals[1]),
         outputs_affected=int(totals[2]),
+        first_overflow_k=None if totals[3] == NEVER else int(totals[3]),
         extremes=(low, 2**63) if beyond[0] else (low, high),
     )
 
@@ -225,7 +228,7 @@ def _pack_panels(w: NDArray[np.int8]) -> NDArray[np.int8]:
     return np.ascontiguousarray(full.reshape(tiles, width, k).transpose(0, 2, 1))
 
 
-def _call_lanes(a, panels, ends, mac, init, n, *, limited, count):
+def _call_lanes(a, panels, ends, mac, init, n, k, *, limited, count):
     """Run the lane kernel; `limited` applies the accumulator's rule, else the sums are exact."""
     from loraq_sim.kernels.accumulate import _accumulate_lanes
 
@@ -233,11 +236,11 @@ def _call_lanes(a, panels, ends, mac, init, n, *, limited, count):
     out = np.zeros((a.shape[0], tiles * width), np.int32)
     if init is not None:
         out[:, :n] = init
-    extremes, totals = np.zeros(2, np.int32), np.zeros(3, np.int64)
+    extremes, totals = np.zeros(2, np.int32), np.array([0, 0, 0, NEVER], np.int64)
     tree = _rule(mac.tree_rule, mac.tree_bits, np.int32)
     rule = _rule(mac.overflow, mac.acc_bits if limited else None, np.int32)
     _accumulate_lanes(
-        a, panels, ends, mac.products_per_add, tree, rule, count, extremes, totals, out
+        a, panels, ends, mac.products_per_add, tree, rule, count, extremes, totals, k, out
     )
     return out[:, :n], (int(extremes[0]), int(extremes[1])), totals
 

@@ -57,8 +57,9 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.int32], str]:
             job.a_norms, job.weight.norms, shape.rows, shape.width, job.bounds, job.mac
         )
         if proved.mean() >= _ENOUGH_PROVED:
-            out, _ = run_kernel(job, exact, (proved, 1))
-            run_kernel(job, ruled, (proved, 0), out)
+            # In this order: merges of accumulators also touch the tiles that `ruled` leaves out.
+            out, _ = run_kernel(job, ruled, (proved, 0))
+            run_kernel(job, exact, (proved, 1), out)
             return _cropped(job, out), "exact+tiles"
     return _cropped(job, run_kernel(job, ruled)[0]), "tiles"
 

@@ -13,11 +13,10 @@ from loraq_sim.emulator.bounds import Bounds, Norms
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, aligned_empty
 from loraq_sim.emulator.tile_plan import Choice, Plan, plan_of
-from loraq_sim.kernels.tile_arguments import TileArguments
+from loraq_sim.kernels.tile_arguments import NEVER, TileArguments
 
 __all__ = ["TileJob", "Totals", "kernels_of", "run_kernel"]
 
-_NEVER = 2**31 - 1
 # Packed rows of A that stay in the second-level cache while they meet all of W.
 _BLOCK_BYTES = 2**18
 # A row of zeros for a tile of any width.
@@ -132,11 +131,11 @@ class _Band(NamedTuple):
         plan = plan_of(self.choice, shape, job.a.shape[1], job.mac, job.unsigned)
         block = max(1, _BLOCK_BYTES // (4 * plan.dwords + 1))
         packed = aligned_empty((min(block, stop - first), plan.dwords), np.int32)
-        totals = np.array([0, 0, _NEVER, 0, 0], np.int64)
+        totals = np.array([0, 0, NEVER, 0, 0], np.int64)
         for i in range(first, stop, block):
             self._run_block(plan, i, min(i + block, stop), packed, totals)
         overflows, affected, first_k, low, high = totals.tolist()
-        return Totals(overflows, affected, None if first_k == _NEVER else first_k, low, high)
+        return Totals(overflows, affected, None if first_k == NEVER else first_k, low, high)
 
     def _run_block(self, plan: Plan, first: int, stop: int, packed, totals) -> None:
         from loraq_sim.kernels.merge import merge_exact, merge_limited
@@ -154,7 +153,7 @@ class _Band(NamedTuple):
             part = out if p == 0 else np.empty_like(out)
             statistics = np.zeros(plan.statistics, np.int32)
             if counts:
-                statistics[shape.width :] = _NEVER
+                statistics[shape.width :] = NEVER
             start = self._start(plan, rows) if p == 0 else _ZEROS
             self.kernel.run(
                 self._arguments(plan, p, first, packed, start, statistics, changed, part)
@@ -168,7 +167,7 @@ class _Band(NamedTuple):
             if counts:
                 totals[0] += statistics[: shape.width].sum(dtype=np.int64)
                 chunk = int(statistics[shape.width :].min())
-                if chunk != _NEVER:
+                if chunk != NEVER:
                     k = (chunk * mac.accumulators + p) * plan.chunk
                     totals[2] = min(totals[2], k)
             if p > 0:

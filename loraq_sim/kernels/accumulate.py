@@ -15,6 +15,8 @@ inside int32 (then the rule is EXACT).
 import numpy as np
 from numba import njit
 
+from loraq_sim.kernels.tile_arguments import NEVER
+
 __all__ = ["BLOCK", "CLAMP", "EXACT", "WRAP"]
 
 EXACT, CLAMP, WRAP = 0, 1, 2
@@ -110,32 +112,43 @@ def _add_clamped(part, acc, lo, hi):
 
 
 @njit(cache=True)
-def _add_clamped_counted(part, acc, lo, hi, events):
-    """Add BLOCK chunks, clamping each sum; events[n] counts the sums that left [lo, hi]."""
+def _add_clamped_counted(part, acc, lo, hi, events, chunk, first):
+    """Add BLOCK chunks, clamping each sum; events[n] counts the sums that left [lo, hi].
+
+    `chunk` is the number of the first; first[n] keeps the number of the first that left.
+    """
     for q in range(BLOCK):
         row = part[q]
+        here = np.int32(chunk + q)
         for n in range(acc.size):
             s = np.int32(acc[n] + row[n])
             v = min(max(s, lo), hi)
             events[n] = np.int32(events[n] + np.int32(v != s))
+            first[n] = min(first[n], here) if v != s else first[n]
             acc[n] = v
 
 
 @njit(cache=True)
-def _add_wrapped_counted(part, acc, lo, mask, events):
-    """Add BLOCK chunks modulo mask + 1; events[n] counts the sums that left the range."""
+def _add_wrapped_counted(part, acc, lo, mask, events, chunk, first):
+    """Add BLOCK chunks modulo mask + 1; events[n] counts the sums that left the range.
+
+    `chunk` and `first` as above.
+    """
     for q in range(BLOCK):
         row = part[q]
+        here = np.int32(chunk + q)
         for n in range(acc.size):
             s = np.int32(acc[n] + row[n])
             v = np.int32(np.int32(np.int32(s - lo) & mask) + lo)
             events[n] = np.int32(events[n] + np.int32(v != s))
+            first[n] = min(first[n], here) if v != s else first[n]
             acc[n] = v
 
 
 @njit(cache=True)
 def _merge(total, acc, rule, lo, hi, mask, low, high, events):
-    """Add accumulator `acc` into `total` under the rule, with the statistics of the rule."""
+    """Add accumulator `acc` into `total` under the rule; return whether a sum left its range."""
+    some = False
     for n in range(total.size):
         s = np.int32(total[n] + acc[n])
         v = s
@@ -146,11 +159,13 @@ def _merge(total, acc, rule, lo, hi, mask, low, high, events):
         events[n] = np.int32(events[n] + np.int32(v != s))
         low[n] = min(low[n], s)
         high[n] = max(high[n], s)
+        some |= v != s
         total[n] = v
+    return some
 
 
 @njit(cache=True)
-def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals, out):
+def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals, k, out):
     """Accumulate every output; `out` holds the initial values and is overwritten in place.
 
     Parameters
@@ -163,7 +178,9 @@ def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, total
     acc_rule : (rule, lo, hi, mask), int32, rule EXACT for no limit
     count : bool, whether CLAMP counts its overflows (WRAP always does)
     extremes : (2,) int32, lowest and highest exact prefix; only rule EXACT updates them fully
-    totals : (3,) int64, accumulator overflows, tree overflows, outputs with either
+    totals : (4,) int64, accumulator overflows, tree overflows, outputs with either, first K index
+        of an accumulator overflow (lowered only)
+    k : int, K before packing, where merges stand
     out : (M, tiles * width) int32
     """
     tiles, _, width = panels.shape
@@ -175,6 +192,7 @@ def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, total
     high = np.zeros(width, np.int32)
     events = np.zeros(width, np.int32)
     tree_events = np.zeros(width, np.int32)
+    first = np.full(width, NEVER, np.int32)
     for tile in range(tiles):
         panel = panels[tile]
         for m in range(a.shape[0]):
@@ -186,6 +204,7 @@ def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, total
             start = 0
             for p in range(ends.size):
                 acc = total
+                begin = start
                 if p > 0:
                     spare[:] = 0
                     acc = spare
@@ -195,17 +214,22 @@ def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, total
                         _fit_tree(
                             part, tree_rule == CLAMP, tree_lo, tree_hi, tree_mask, tree_events
                         )
+                    chunk = (start - begin) // c
                     if rule == EXACT:
                         _add_exact(part, acc, low, high)
                     elif rule == WRAP:
-                        _add_wrapped_counted(part, acc, lo, mask, events)
+                        _add_wrapped_counted(part, acc, lo, mask, events, chunk, first)
                     elif count:
-                        _add_clamped_counted(part, acc, lo, hi, events)
+                        _add_clamped_counted(part, acc, lo, hi, events, chunk, first)
                     else:
                         _add_clamped(part, acc, lo, hi)
                     start += BLOCK * c
-                if p > 0:
-                    _merge(total, spare, rule, lo, hi, mask, low, high, events)
+                earliest = first.min()
+                if earliest != NEVER:
+                    totals[3] = min(totals[3], (np.int64(earliest) * ends.size + p) * c)
+                    first[:] = NEVER
+                if p > 0 and _merge(total, spare, rule, lo, hi, mask, low, high, events):
+                    totals[3] = min(totals[3], k)
             for n in range(width):
                 totals[0] += events[n]
                 totals[1] += tree_events[n]

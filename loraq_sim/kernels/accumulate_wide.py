@@ -49,7 +49,8 @@ def _accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, o
     tree, acc_rule : (rule, lo, hi), int64
     extremes : (2,) int64, lowest and highest exact prefix that int64 holds
     beyond : (1,) bool, whether an exact prefix left int64 (then 65 bits hold it)
-    totals : (3,) int64, accumulator overflows, tree overflows, outputs with either
+    totals : (4,) int64, accumulator overflows, tree overflows, outputs with either, first K index
+        of an accumulator overflow (lowered only)
     out : (M, N) int64
     """
     tree_rule, tree_lo, tree_hi = tree
@@ -79,6 +80,8 @@ def _accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, o
                     tree_overflows += np.int64(over)
                 held[p], over = _add(held[p], total, rule, lo, hi)
                 overflows += np.int64(over)
+                if over:
+                    totals[3] = min(totals[3], start)
                 exact[p] += total
                 if p == 0:
                     low0, high0 = min(low0, exact[0]), max(high0, exact[0])
@@ -88,6 +91,8 @@ def _accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, o
             for q in range(1, n_acc):
                 held[0], over = _add(held[0], held[q], rule, lo, hi)
                 overflows += np.int64(over)
+                if over:
+                    totals[3] = min(totals[3], row.size)
                 exact[0] += exact[q]
                 low0, high0 = min(low0, exact[0]), max(high0, exact[0])
             if (init > zero and high0 > _HIGHEST - init) or (init < zero and low0 < _LOWEST - init):

@@ -3,10 +3,7 @@
 import numpy as np
 from numba import njit
 
-__all__ = ["NEVER", "merge_exact", "merge_limited"]
-
-# First K index where nothing overflowed.
-NEVER = 2**31 - 1
+__all__ = ["merge_exact", "merge_limited"]
 
 
 @njit(cache=True, nogil=True)

@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
-__all__ = ["TileArguments"]
+__all__ = ["NEVER", "TileArguments"]
+
+# First chunk or K index where nothing overflowed.
+NEVER = 2**31 - 1
 
 
 class TileArguments(NamedTuple):

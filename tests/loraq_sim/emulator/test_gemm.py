@@ -149,6 +149,7 @@ def test_anything_an_architect_may_draw_matches_python_integers(case):
     assert report.overflow_count == expected.overflow_count
     assert report.tree_overflow_count == expected.tree_overflow_count
     assert report.outputs_affected == expected.outputs_affected
+    assert report.first_overflow_k == expected.first_overflow_k
     if expected.acc.size:
         assert report.safe_acc_bits == expected.safe_acc_bits
 
