@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli import cost, dump, emulate, hw, pareto, solve, sweep, vectors
+from loraq_sim.cli import bench, cost, dump, emulate, hw, pareto, solve, sweep, vectors
 from loraq_sim.cli.failures import set_debug
 
 __all__ = ["app"]
@@ -28,6 +28,7 @@ app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
 app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
+app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 app.add_typer(dump.app, name="dump", help="Look into layer dumps.")
 app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
 

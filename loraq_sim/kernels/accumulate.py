@@ -224,7 +224,9 @@ def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, total
                     else:
                         _add_clamped(part, acc, lo, hi)
                     start += BLOCK * c
-                earliest = first.min()
+                earliest = np.int32(NEVER)
+                for n in range(width):
+                    earliest = min(earliest, first[n])
                 if earliest != NEVER:
                     totals[3] = min(totals[3], (np.int64(earliest) * ends.size + p) * c)
                     first[:] = NEVER

@@ -13,9 +13,9 @@ __all__ = ["KERNELS"]
 _WORDS = Instructions("avx2", "words")
 _HALVES = Instructions("avx2", "halves")
 
-_EXACT = TileShape(_WORDS, "none", moving=False, single=False, rows=6, vectors=2)
-_CLAMP_WORDS = TileShape(_WORDS, "clamp", moving=False, single=False, rows=6, vectors=2)
-_CLAMP_SINGLE = TileShape(_WORDS, "clamp", moving=False, single=True, rows=6, vectors=2)
+_EXACT = TileShape(_WORDS, "none", moving=False, single=False, rows=5, vectors=2)
+_CLAMP_WORDS = TileShape(_WORDS, "clamp", moving=False, single=False, rows=5, vectors=2)
+_CLAMP_SINGLE = TileShape(_WORDS, "clamp", moving=False, single=True, rows=5, vectors=2)
 _CLAMP_HALVES = TileShape(_HALVES, "clamp", moving=False, single=False, rows=6, vectors=2)
 _MEASURE_WORDS = TileShape(_WORDS, "measure", moving=False, single=False, rows=4, vectors=2)
 _MEASURE_SINGLE = TileShape(_WORDS, "measure", moving=False, single=True, rows=4, vectors=2)

@@ -1,0 +1,59 @@
+"""The bench command: rows for every goal, peers that are there, and a file only if asked for."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from loraq_sim.cli.app import app
+
+WORDS = ["bench", "emulator", "--shape", "12x32x16", "--repeats", "1"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        return CliRunner().invoke(app, [*WORDS, *words])
+
+    return call
+
+
+def test_the_table_has_a_row_for_every_goal(run, tmp_path):
+    result = run("--no-peers", "--format", "json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert len(rows) >= 16
+    assert all(row["gmacs"] > 0 and row["ratio"] > 0 for row in rows)
+    assert {row["verdict"] for row in rows} <= {"missed", "must", "stretch"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_peers_stand_beside_the_goals_and_absent_ones_are_noted(run):
+    result = run("--format", "json")
+    assert result.exit_code == 0, result.output
+    names = " ".join(row["what"] for row in json.loads(result.stdout))
+    for peer in ("torch k loop", "NumPy k loop", "naive Numba"):
+        assert peer in names
+    for optional in ("onnxruntime", "apytypes"):
+        assert optional in names or f"skipped {optional}" in result.stderr
+
+
+def test_out_writes_the_table_as_markdown(run, tmp_path):
+    result = run("--no-peers", "--out", "speed.md")
+    assert result.exit_code == 0, result.output
+    assert "| 12x32x16" in (tmp_path / "speed.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--out", "nowhere/speed.md"), "the folder nowhere does not exist"),
+        (("--shape", "12x32"), "--shape must be MxKxN"),
+    ],
+)
+def test_bad_input_is_one_line(run, words, message):
+    result = run("--no-peers", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
