@@ -20,7 +20,8 @@ from pathlib import Path
 import hwmodels
 import loraq_sim as lq
 from loraq_sim.emulator.datapath import run_layer
-from loraq_sim.evaluate import cost_split, datapath_for, reference_output, sample_rows, solve_split
+from loraq_sim.evaluate import reference_output, sample_rows, solve_split
+from loraq_sim.machine import cost_split, datapath_for
 from loraq_sim.split import parse_split
 
 ROOT = Path(__file__).parent.parent

@@ -1,8 +1,9 @@
 """The whole data flow of one (layer, split, accelerator) case, on one screen.
 
-Layer -> solve(split) -> stored branches -> emulate on the accelerator's data path -> metrics
-                                        └-> GemmWorkload -> hwmodels.estimate_cost -> cost
-(metrics, cost) -> result row
+1. layer -> `solve` (split) -> stored branches -> weight error, bytes
+2. stored branches and activations -> `run_layer` on the accelerator's data path -> output error
+3. shapes and bits -> `hwmodels.estimate_cost` -> latency, energy, traffic
+4. all of it -> one result row
 """
 
 import time
@@ -13,37 +14,23 @@ import numpy as np
 
 import hwmodels
 from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
-from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import ELEMENTS, parse_format
+from loraq_sim.emulator.mac_array import describe_array
+from loraq_sim.errors import InputError
 from loraq_sim.layers import Layer
+from loraq_sim.machine import datapath_for, workload_for
 from loraq_sim.metrics import output_error
 from loraq_sim.rows import COLUMN_NAMES
 from loraq_sim.solvers import Solution, solve
-from loraq_sim.solvers.budget import rank_for_budget
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
-    "DATAPATH_KEYS",
-    "cost_split",
-    "datapath_for",
     "evaluate_layer",
     "reference_output",
     "sample_rows",
     "solve_split",
-    "workload_for",
 ]
 
-_MAC_KEYS = (
-    "acc_bits",
-    "overflow",
-    "products_per_add",
-    "accumulators",
-    "tree_bits",
-    "tree_overflow",
-)
-DATAPATH_KEYS = (*_MAC_KEYS, "combine", "p_format", "out_format")
-"""What of an accelerator's datapath a caller may override."""
+_STATISTICS = ("overflow_count", "safe_acc_bits", "guaranteed_acc_bits", "arithmetic")
 
 
 def evaluate_layer(
@@ -115,6 +102,7 @@ def evaluate_layer(
         "bits_per_weight": solution.bits_per_weight,
         "weight_error": solution.weight_error,
         **_measure(layer, x, solution, split, path),
+        **describe_array(path.mac),
         "latency_s": cost.latency_s,
         "cycles": cost.cycles,
         "energy_j": cost.energy_j,
@@ -144,69 +132,6 @@ def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution
         )
     except InputError as error:
         raise InputError(f"layer {layer.name!r}, split {split}: {error}") from error
-
-
-def datapath_for(
-    accelerator: "hwmodels.Accelerator", overrides: Mapping[str, Any] | None = None
-) -> Datapath:
-    """The emulated data path an accelerator's file describes, with `overrides` applied."""
-    values = {key: getattr(accelerator.datapath, key, None) for key in DATAPATH_KEYS}
-    for key, value in (overrides or {}).items():
-        if key not in DATAPATH_KEYS:
-            raise InputError(unknown_name("datapath setting", key, DATAPATH_KEYS))
-        values[key] = value
-    mac = MacArray(**{key: values[key] for key in _MAC_KEYS})
-    return Datapath(
-        mac=mac,
-        combine=values["combine"],
-        p_format=values["p_format"],
-        out_format=values["out_format"],
-    )
-
-
-def cost_split(
-    m: int,
-    n: int,
-    k: int,
-    split: PrecisionSplit,
-    accelerator: "hwmodels.Accelerator",
-    *,
-    fused: bool = True,
-) -> "tuple[int, hwmodels.Cost]":
-    """Rank and cost of one call of a layer of this shape: no weight, nothing solved."""
-    rank = split.rank or 0
-    if split.budget is not None:
-        rank = rank_for_budget(n, k, split.branch_weight, split.budget)
-    path = datapath_for(accelerator)
-    work = workload_for(m, n, k, split, rank, path, fused=fused)
-    return rank, hwmodels.estimate_cost(work, accelerator)
-
-
-def workload_for(
-    m: int, n: int, k: int, split: PrecisionSplit, rank: int, path: Datapath, *, fused: bool
-) -> "hwmodels.GemmWorkload":
-    """What the cost model needs to know of a case: shapes and bits."""
-    has_branch = split.has_branch and rank > 0
-    p_element = ELEMENTS.get(path.p_format)
-    return hwmodels.GemmWorkload(
-        m=m,
-        n=n,
-        k=k,
-        main=split.main,
-        branch=split.branch if has_branch else None,
-        rank=rank if has_branch else 0,
-        fused=fused,
-        out_bits=parse_format(path.out_format).element.bits,
-        group=split.main_weight.group_size,
-        scale_bits=_scale_bits(split),
-        p_bits=p_element.bits if has_branch and p_element else None,
-    )
-
-
-def _scale_bits(split: PrecisionSplit) -> int:
-    formats = (split.main_weight, split.main_activation, split.branch_weight)
-    stored = [fmt.scale.nbytes for fmt in formats if fmt is not None and fmt.scale is not None]
-    return 8 * stored[0] if stored else 0
 
 
 def reference_output(layer: Layer, x: np.ndarray) -> np.ndarray:
@@ -247,6 +172,14 @@ def _identity(
     }
 
 
+def _first_overflow(emulated: LayerOutput) -> str | None:
+    """The first GEMM of the data path that overflowed, and where along K."""
+    for name, seen in emulated.gemms.items():
+        if seen.first_overflow_k is not None:
+            return f"{name} k={seen.first_overflow_k}"
+    return None
+
+
 def _remarks(split: PrecisionSplit, x: np.ndarray | None, solution: Solution) -> Iterator[str]:
     for name in ("main", "left", "right"):
         part = getattr(solution, name)
@@ -269,7 +202,7 @@ def _measure(
 ) -> dict[str, Any]:
     if x is None:
         names = ("output_error", "sqnr_db", "cosine", "max_abs_error", "output_rms")
-        return dict.fromkeys((*names, "overflow_count", "safe_acc_bits", "arithmetic"))
+        return dict.fromkeys((*names, *_STATISTICS))
     emulated: LayerOutput = run_layer(x, solution, split, path, layer.bias)
     error = output_error(emulated.y, reference_output(layer, x))
     return {
@@ -278,7 +211,6 @@ def _measure(
         "cosine": error.cosine,
         "max_abs_error": error.max_abs,
         "output_rms": error.rms,
-        "overflow_count": emulated.statistics.overflow_count,
-        "safe_acc_bits": emulated.statistics.safe_acc_bits,
-        "arithmetic": emulated.statistics.arithmetic,
+        **{name: getattr(emulated.statistics, name) for name in _STATISTICS},
+        "first_overflow": _first_overflow(emulated),
     }

@@ -53,6 +53,8 @@ _TABLE = (
     ("output_rms", "REAL", "output units", "root mean square of the full-precision output"),
     ("overflow_count", "INTEGER", "", "accumulator overflows during emulation"),
     ("safe_acc_bits", "INTEGER", "bits", "narrowest accumulator without overflow on this input"),
+    ("guaranteed_acc_bits", "INTEGER", "bits", "narrowest without overflow on any input"),
+    ("first_overflow", "TEXT", "", "GEMM and index along K of the first overflow"),
     ("arithmetic", "TEXT", "", "bit exact, or which model of float sums was emulated"),
     ("latency_s", "REAL", "s", "time of one call"),
     ("cycles", "INTEGER", "cycles", "clock cycles of one call"),
@@ -69,6 +71,10 @@ _TABLE = (
     ("family", "TEXT", "", "element family of the split"),
     ("group_size", "INTEGER", "elements", "elements per scale along K"),
     ("token_limit", "INTEGER", "rows", "activation rows asked for; missing means all"),
+    ("acc_bits", "INTEGER", "bits", "accumulator width emulated"),
+    ("overflow", "TEXT", "", "overflow rule of the accumulators"),
+    ("products_per_add", "INTEGER", "", "products summed before each add"),
+    ("accumulators", "INTEGER", "", "partial accumulators"),
     ("options", "TEXT", "", "other settings that differ from their default, as JSON"),
 )
 
@@ -82,7 +88,8 @@ COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
 
 IDENTITY = (
     *("dump", "layer", "split", "family", "group_size", "method", "preset"),
-    *("accelerator", "seed", "token_limit", "options"),
+    *("accelerator", "seed", "token_limit", "acc_bits", "overflow", "products_per_add"),
+    *("accumulators", "options"),
 )
 """What a reader tells two rows apart by. Rows equal in these differ only in what produced them."""
 

@@ -13,7 +13,7 @@ from loraq_sim.rows import COLUMNS
 
 __all__ = ["SCHEMA_VERSION", "connect", "explained", "make_folder"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 

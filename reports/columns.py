@@ -59,8 +59,17 @@ _KNOWN = {
 }
 # A missing value turns a DataFrame's integers into floats, so counts are listed, not guessed.
 for _key in (
-    *("rank", "cycles", "overflow_count", "safe_acc_bits", "calls_per_step", "n_layers"),
+    *(
+        "rank",
+        "cycles",
+        "overflow_count",
+        "safe_acc_bits",
+        "guaranteed_acc_bits",
+        "calls_per_step",
+        "n_layers",
+    ),
     *("m", "n", "k", "tokens", "seed", "group_size"),
+    *("acc_bits", "products_per_add", "accumulators", "outputs_affected"),
 ):
     _KNOWN[_key] = Column(key=_key, heading=_key.replace("_", " "), quantity="count")
 _SUFFIXES = {"_s": "time", "_j": "energy", "_bytes": "bytes", "_db": "decibel", "_error": "percent"}

@@ -25,7 +25,10 @@ __all__ = ["FIGURE_SUFFIXES", "pareto_figure", "save_figure"]
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 _MAX_PER_ROW = 3
-_SETTINGS = ("method", "preset", "family", "group_size")
+_SETTINGS = (
+    *("method", "preset", "family", "group_size"),
+    *("acc_bits", "overflow", "products_per_add", "accumulators"),
+)
 # Inches.
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.9, 3.75
 _SINGLE_WIDTH = 7.4

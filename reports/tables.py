@@ -46,7 +46,10 @@ _NAMES_LISTED = 4
 _PROSE_WIDTH = 60
 # Shown only where they tell rows apart; a column of one repeated word wastes terminal width.
 _PLACE_KEYS = ("dump", "accelerator", "layer")
-_SETTING_KEYS = ("method", "preset", "family", "group_size", "seed", "token_limit", "options")
+_SETTING_KEYS = (
+    *("method", "preset", "family", "group_size", "acc_bits", "overflow", "products_per_add"),
+    *("accumulators", "seed", "token_limit", "options"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,11 +40,12 @@ FLOORS = {
     "split": 2,
     "emulator": 3,
     "solvers": 3,
-    "evaluate": 4,
-    "sweep": 5,
-    "cli": 6,
+    "machine": 4,
+    "evaluate": 5,
+    "sweep": 6,
+    "cli": 7,
 }
-MAY_IMPORT_HWMODELS = ("evaluate", "sweep", "cli")
+MAY_IMPORT_HWMODELS = ("machine", "evaluate", "sweep", "cli")
 
 BANNED_FILE_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 COMPARISONS = {

@@ -60,7 +60,7 @@ def cost_command(
 ) -> None:
     """Cost layers without solving or emulating anything."""
     import hwmodels
-    from loraq_sim.evaluate import cost_split
+    from loraq_sim.machine import cost_split
     from loraq_sim.split import parse_split
     from reports.tables import result_table
 

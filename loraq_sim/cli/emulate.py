@@ -2,9 +2,10 @@
 
 from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
-    AccBits,
+    AccBitsGrid,
     Accelerators,
-    Accumulators,
+    AccumulatorsGrid,
+    ArrayGrid,
     Family,
     Group,
     LayerDumpFile,
@@ -12,16 +13,17 @@ from loraq_sim.cli.options import (
     Methods,
     OutFormat,
     OutputFormat,
-    Overflow,
+    OverflowGrid,
     PFormat,
     Preset,
-    ProductsPerAdd,
+    ProductsPerAddGrid,
     Quiet,
     Seed,
     Splits,
     Tokens,
     datapath_overrides,
     listed,
+    whole_numbers,
 )
 from loraq_sim.cli.output import print_table
 from loraq_sim.cli.progress import tracked
@@ -35,8 +37,9 @@ EXAMPLES = (
     "--acc-bits 18 --overflow saturate"
 )
 _SHOWN = (
-    *("layer", "kind", "split", "accelerator", "tokens", "output_error", "sqnr_db"),
-    *("max_abs_error", "overflow_count", "safe_acc_bits", "seconds"),
+    *("layer", "kind", "split", "accelerator", "acc_bits", "overflow", "products_per_add"),
+    *("output_error", "sqnr_db", "overflow_count", "first_overflow", "safe_acc_bits"),
+    *("guaranteed_acc_bits", "seconds"),
 )
 
 
@@ -52,10 +55,11 @@ def emulate_command(
     group: Group = 64,
     tokens: Tokens = None,
     seed: Seed = 0,
-    acc_bits: AccBits = None,
-    overflow: Overflow = None,
-    products_per_add: ProductsPerAdd = None,
-    accumulators: Accumulators = None,
+    array: ArrayGrid = None,
+    acc_bits: AccBitsGrid = None,
+    overflow: OverflowGrid = None,
+    products_per_add: ProductsPerAddGrid = None,
+    accumulators: AccumulatorsGrid = None,
     p_format: PFormat = None,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
@@ -63,20 +67,25 @@ def emulate_command(
     """Run layers through the emulated integer data path; count overflows and safe widths."""
     import hwmodels
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.evaluate import datapath_for, evaluate_layer
+    from loraq_sim.evaluate import evaluate_layer
+    from loraq_sim.machine import datapath_for
     from loraq_sim.split import parse_split
+    from loraq_sim.sweep.case_settings import datapath_grid
     from reports.tables import result_table
 
     overrides = datapath_overrides(
-        acc_bits=acc_bits,
-        overflow=overflow,
-        products_per_add=products_per_add,
-        accumulators=accumulators,
+        array=listed(array) or None,
+        acc_bits=whole_numbers("--acc-bits", acc_bits),
+        overflow=listed(overflow) or None,
+        products_per_add=whole_numbers("--products-per-add", products_per_add),
+        accumulators=whole_numbers("--accumulators", accumulators),
         p_format=p_format,
     )
     accelerators = [hwmodels.load_accelerator(name) for name in listed(hw)]
+    paths = datapath_grid(overrides)
     for accelerator in accelerators:
-        datapath_for(accelerator, overrides)
+        for path in paths:
+            datapath_for(accelerator, path)
     chosen = [
         parse_split(text, family=family, group=group) for text in listed(splits) or ("W4A4", "W4A8")
     ]
@@ -84,14 +93,15 @@ def emulate_command(
     if layers:
         dump = dump.select(listed(layers))
     cases = [
-        (name, split, accelerator, name_of_method)
+        (name, split, accelerator, name_of_method, path)
         for name in dump
         for split in chosen
         for name_of_method in listed(method) or ("loraq",)
         for accelerator in accelerators
+        for path in paths
     ]
     rows = []
-    for name, split, accelerator, name_of_method in tracked(cases, "emulating", quiet=quiet):
+    for name, split, accelerator, name_of_method, path in tracked(cases, "emulating", quiet=quiet):
         try:
             row = evaluate_layer(
                 dump[name],
@@ -101,7 +111,7 @@ def emulate_command(
                 method=name_of_method,
                 preset=preset,
                 tokens=tokens,
-                datapath=overrides,
+                datapath=path,
             )
         except Exception as error:
             row = {"layer": name, "split": split.text, "accelerator": accelerator.name}

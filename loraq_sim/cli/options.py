@@ -7,10 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from loraq_sim.errors import InputError
+
 __all__ = [
     "AccBits",
+    "AccBitsGrid",
     "Accelerators",
+    "ArrayGrid",
     "Accumulators",
+    "AccumulatorsGrid",
     "Family",
     "Force",
     "Group",
@@ -20,9 +25,11 @@ __all__ = [
     "OutFormat",
     "OutputFormat",
     "Overflow",
+    "OverflowGrid",
     "PFormat",
     "Preset",
     "ProductsPerAdd",
+    "ProductsPerAddGrid",
     "Quiet",
     "Seed",
     "Splits",
@@ -30,6 +37,7 @@ __all__ = [
     "Unfused",
     "datapath_overrides",
     "listed",
+    "whole_numbers",
 ]
 
 
@@ -151,6 +159,52 @@ Accumulators = Annotated[
         show_default=False,
     ),
 ]
+AccBitsGrid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--acc-bits",
+        metavar="N,...",
+        help="Accumulator widths, 8 to 64 bits, each a case. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+OverflowGrid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--overflow",
+        metavar="RULE,...",
+        help="wrap, saturate or saturate_symmetric, each a case. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+ProductsPerAddGrid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--products-per-add",
+        metavar="C,...",
+        help="Products summed before each add, 1 to 64, each a case. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+AccumulatorsGrid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accumulators",
+        metavar="P,...",
+        help="Partial accumulators, 1 to 64, each a case. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+ArrayGrid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--array",
+        metavar="NAME,...",
+        help="Array presets to emulate instead of the accelerator's own, each a case: aie2, imma, "
+        "gemmini, ... (an unknown name lists them all).",
+        show_default=False,
+    ),
+]
 PFormat = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +220,17 @@ def listed(values: Iterable[str] | None) -> tuple[str, ...]:
     """Values of a repeatable, comma-separated option, in order, without repeats."""
     parts = (part.strip() for value in values or () for part in value.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def whole_numbers(flag: str, values: Iterable[str] | None) -> tuple[int, ...] | None:
+    """Integers of a repeatable, comma-separated option, None if it was not given."""
+    texts = listed(values)
+    for text in texts:
+        if not (text.isascii() and text.isdigit()):
+            raise InputError(
+                f"{flag} must be a list of whole numbers such as 16,20,24, got {text!r}"
+            )
+    return tuple(map(int, texts)) or None
 
 
 def datapath_overrides(**settings: Any) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import typer
 
 from loraq_sim.cli.failures import BAD_INPUT, INTERRUPTED, SOME_FAILED, one_line_failures
 from loraq_sim.cli.options import (
-    AccBits,
+    AccBitsGrid,
     Accelerators,
-    Accumulators,
+    AccumulatorsGrid,
+    ArrayGrid,
     Family,
     Force,
     Group,
@@ -18,10 +19,10 @@ from loraq_sim.cli.options import (
     Methods,
     OutFormat,
     OutputFormat,
-    Overflow,
+    OverflowGrid,
     PFormat,
     Preset,
-    ProductsPerAdd,
+    ProductsPerAddGrid,
     Quiet,
     Seed,
     Splits,
@@ -29,6 +30,7 @@ from loraq_sim.cli.options import (
     Unfused,
     datapath_overrides,
     listed,
+    whole_numbers,
 )
 from loraq_sim.cli.output import note, print_json, print_tables
 from loraq_sim.cli.progress import sweep_progress
@@ -62,10 +64,11 @@ def sweep_command(
     tokens: Tokens = None,
     seed: Seed = 0,
     unfused: Unfused = False,
-    acc_bits: AccBits = None,
-    overflow: Overflow = None,
-    products_per_add: ProductsPerAdd = None,
-    accumulators: Accumulators = None,
+    array: ArrayGrid = None,
+    acc_bits: AccBitsGrid = None,
+    overflow: OverflowGrid = None,
+    products_per_add: ProductsPerAddGrid = None,
+    accumulators: AccumulatorsGrid = None,
     p_format: PFormat = None,
     out: Annotated[
         Path | None,
@@ -117,10 +120,11 @@ def sweep_command(
             seed=seed,
             fused=not unfused,
             datapath=datapath_overrides(
-                acc_bits=acc_bits,
-                overflow=overflow,
-                products_per_add=products_per_add,
-                accumulators=accumulators,
+                array=listed(array) or None,
+                acc_bits=whole_numbers("--acc-bits", acc_bits),
+                overflow=listed(overflow) or None,
+                products_per_add=whole_numbers("--products-per-add", products_per_add),
+                accumulators=whole_numbers("--accumulators", accumulators),
                 p_format=p_format,
             ),
         )

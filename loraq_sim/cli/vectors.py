@@ -144,7 +144,8 @@ def vectors_command(
     from loraq_sim.emulator.gemm_operands import gemm_operands
     from loraq_sim.emulator.vector_files import write_vectors
     from loraq_sim.emulator.vectors import SrsSetting, make_vectors
-    from loraq_sim.evaluate import datapath_for, sample_rows, solve_split
+    from loraq_sim.evaluate import sample_rows, solve_split
+    from loraq_sim.machine import datapath_for
     from loraq_sim.split import parse_split
     from reports.tables import result_table
 

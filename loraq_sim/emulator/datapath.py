@@ -7,13 +7,15 @@
 Each GEMM is `loraq_sim.emulator.scaled_gemm.scaled_gemm`, which says what of it is bit exact.
 """
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from loraq_sim.emulator.combine import COMBINES, rounded
-from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import GemmStatistics, scaled_gemm
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
@@ -44,7 +46,7 @@ class Datapath:
     format y is written in, such as ``"bf16"``.
     """
 
-    mac: MacArray = MacArray()
+    mac: MacArray | TwoLevelArray = MacArray()
     combine: str = "fp32"
     p_format: str = "branch"
     out_format: str = "fp16"
@@ -59,10 +61,18 @@ class Datapath:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerOutput:
-    """Output (M, N) as float32 values of the output format, with what the GEMMs saw."""
+    """Output (M, N) as float32 values of the output format, with what each GEMM saw.
+
+    ``gemms`` has ``main`` and, with a branch, ``down`` (X R^T) and ``up`` (P L^T).
+    """
 
     y: np.ndarray
-    statistics: GemmStatistics
+    gemms: Mapping[str, GemmStatistics]
+
+    @property
+    def statistics(self) -> GemmStatistics:
+        """Statistics of all GEMMs together."""
+        return functools.reduce(GemmStatistics.joined, self.gemms.values())
 
 
 def run_layer(
@@ -88,7 +98,8 @@ def run_layer(
     """
     x = activations if stored.smooth is None else activations / stored.smooth
     x_main = quantize(x, split.main_activation)
-    y, statistics = scaled_gemm(x_main, stored.main, datapath.mac, datapath.combine)
+    y, main = scaled_gemm(x_main, stored.main, datapath.mac, datapath.combine)
+    gemms = {"main": main}
     if stored.left is not None:
         shared = split.branch_activation == split.main_activation
         x_branch = x_main if shared else quantize(x, split.branch_activation)
@@ -96,10 +107,10 @@ def run_layer(
         p_stored = quantize(p, _p_format(split, datapath))
         z, up = scaled_gemm(p_stored, stored.left, datapath.mac, datapath.combine)
         y = rounded(y + z, datapath.combine)
-        statistics = statistics.joined(down).joined(up)
+        gemms |= {"down": down, "up": up}
     if bias is not None:
         y = y + bias
-    return LayerOutput(y=quantize(y, datapath.out_format).dequantize(), statistics=statistics)
+    return LayerOutput(y=quantize(y, datapath.out_format).dequantize(), gemms=gemms)
 
 
 def _p_format(split: PrecisionSplit, datapath: Datapath) -> Format:

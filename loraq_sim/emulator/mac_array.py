@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from loraq_sim.errors import InputError, unknown_name
 
-__all__ = ["OVERFLOW_RULES", "MacArray", "TwoLevelArray", "overflow_limits"]
+__all__ = ["OVERFLOW_RULES", "MacArray", "TwoLevelArray", "describe_array", "overflow_limits"]
 
 OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
 
@@ -167,3 +167,14 @@ def _check_int(record: MacArray | TwoLevelArray, field: str, low: int, high: int
         raise InputError(f"{field} must be an integer from {low} to {high}, got {value!r}")
     # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
     object.__setattr__(record, field, number)
+
+
+def describe_array(array: MacArray | TwoLevelArray) -> dict[str, int | str]:
+    """Columns of a result row: width, overflow rule, products per add, partial accumulators."""
+    inner = array.column if isinstance(array, TwoLevelArray) else array
+    return {
+        "acc_bits": array.acc_bits,
+        "overflow": array.overflow,
+        "products_per_add": inner.products_per_add,
+        "accumulators": inner.accumulators,
+    }

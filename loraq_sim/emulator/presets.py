@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.errors import InputError, unknown_name
 
-__all__ = ["CONFIDENCES", "REQUANTIZERS", "ArrayPreset", "list_presets", "preset"]
+__all__ = ["CONFIDENCES", "REQUANTIZERS", "ArrayPreset", "list_array_presets", "array_preset"]
 
 CONFIDENCES = ("vendor", "measured", "inferred", "estimate")
 REQUANTIZERS = ("srs", "gemmlowp", "single_rounding", "float")
@@ -40,7 +40,7 @@ class ArrayPreset:
     confidence: str
 
 
-def preset(name: str) -> ArrayPreset:
+def array_preset(name: str) -> ArrayPreset:
     """Return the preset called `name`; InputError names the nearest ones otherwise."""
     try:
         return _PRESETS[name]
@@ -48,7 +48,7 @@ def preset(name: str) -> ArrayPreset:
         raise InputError(unknown_name("array preset", name, _PRESETS)) from None
 
 
-def list_presets() -> list[str]:
+def list_array_presets() -> list[str]:
     """Return the names of all presets, in the order of their families."""
     return list(_PRESETS)
 

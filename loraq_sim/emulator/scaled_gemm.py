@@ -12,13 +12,15 @@ What is exact and what is a model:
   accumulated in float32 by the host's matrix multiply: a model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from loraq_sim.emulator.combine import ShiftCombiner, SumCombiner
 from loraq_sim.emulator.gemm import emulate_gemm_report
-from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.two_level import emulate_two_level_report
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
@@ -35,26 +37,38 @@ _ARITHMETICS = (BIT_EXACT, BLOCK_MODEL, FLOAT_MODEL)
 class GemmStatistics:
     """What accumulators saw, and how exact the emulation was.
 
-    ``overflow_count`` counts accumulator overflows; ``safe_acc_bits`` is the narrowest width
-    without any, None where no integer GEMM ran; ``arithmetic`` is ``bit exact`` or names a model.
+    ``overflow_count`` counts adds (and sums of chunks or columns) that overflowed,
+    ``outputs_affected`` the group sums they touched; ``first_overflow_k`` is the index along K of
+    the chunk where the first happened. ``safe_acc_bits`` is the narrowest width without any on
+    these operands, and ``guaranteed_acc_bits`` the narrowest for any activations of their width
+    (from the weights' L1 norms, as A2Q does); both None where no integer GEMM ran.
+    ``arithmetic`` is ``bit exact`` or names a model.
     """
 
     overflow_count: int = 0
+    outputs_affected: int = 0
+    first_overflow_k: int | None = None
     safe_acc_bits: int | None = None
+    guaranteed_acc_bits: int | None = None
     arithmetic: str = BIT_EXACT
 
     def joined(self, other: "GemmStatistics") -> "GemmStatistics":
-        """Counts added, the wider width and the less exact arithmetic kept."""
-        widths = [w for w in (self.safe_acc_bits, other.safe_acc_bits) if w is not None]
+        """Counts added; the first overflow, wider width and less exact arithmetic kept."""
         return GemmStatistics(
             overflow_count=self.overflow_count + other.overflow_count,
-            safe_acc_bits=max(widths, default=None),
+            outputs_affected=self.outputs_affected + other.outputs_affected,
+            first_overflow_k=_known(min, self.first_overflow_k, other.first_overflow_k),
+            safe_acc_bits=_known(max, self.safe_acc_bits, other.safe_acc_bits),
+            guaranteed_acc_bits=_known(max, self.guaranteed_acc_bits, other.guaranteed_acc_bits),
             arithmetic=max(self.arithmetic, other.arithmetic, key=_ARITHMETICS.index),
         )
 
 
 def scaled_gemm(
-    x: QuantizedTensor, w: QuantizedTensor, mac: MacArray, combine: str = "fp32"
+    x: QuantizedTensor,
+    w: QuantizedTensor,
+    mac: "MacArray | TwoLevelArray",
+    combine: str = "fp32",
 ) -> tuple[np.ndarray, GemmStatistics]:
     """x w^T as float32 (M, N) of two stored tensors (M, K) and (N, K), and what accumulators saw.
 
@@ -71,16 +85,36 @@ def scaled_gemm(
     for start, stop in _constant_scale_stretches(x.shape[1], x.format, w.format):
         x_codes, w_codes = x.codes[:, start:stop], w.codes[:, start:stop]
         if is_integer:
-            report = emulate_gemm_report(x_codes, w_codes, mac)
-            acc = report.acc
-            seen = GemmStatistics(
-                overflow_count=report.overflow_count, safe_acc_bits=report.safe_acc_bits
-            )
+            acc, seen = _accumulate(x_codes, w_codes, mac, x.format.element.bits, start)
             statistics = statistics.joined(seen)
         else:
             acc = x_codes.astype(np.float64) @ w_codes.astype(np.float64).T
         combiner.add(acc, _scale_at(x, start), _scale_at(w, start))
     return combiner.result(), statistics
+
+
+def _accumulate(
+    x: np.ndarray, w: np.ndarray, mac: "MacArray | TwoLevelArray", x_bits: int, start: int
+) -> tuple[np.ndarray, GemmStatistics]:
+    """Accumulators (M, N) of one stretch of K that begins at `start`, and what happened there."""
+    if isinstance(mac, TwoLevelArray):
+        report = emulate_two_level_report(x, w, mac, a_bits=x_bits)
+        inner = report.column_overflow_count + report.column_tree_overflow_count
+    else:
+        report = emulate_gemm_report(x, w, mac, a_bits=x_bits)
+        inner = report.tree_overflow_count
+    first = report.first_overflow_k
+    return report.acc, GemmStatistics(
+        overflow_count=report.overflow_count + inner,
+        outputs_affected=report.outputs_affected,
+        first_overflow_k=None if first is None else start + first,
+        safe_acc_bits=report.safe_acc_bits,
+        guaranteed_acc_bits=report.guaranteed_acc_bits,
+    )
+
+
+def _known(choose: Callable[..., int], *values: int | None) -> int | None:
+    return choose((value for value in values if value is not None), default=None)
 
 
 def _has_block_products(fmt: Format) -> bool:

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.errors import DumpError, InputError, unknown_name
 from loraq_sim.split import PrecisionSplit, parse_split
 from loraq_sim.sweep.case_identity import case_identity, code_digest
+from loraq_sim.sweep.case_settings import case_labels, case_options, datapath_grid
 from loraq_sim.sweep.default_splits import default_splits
 from loraq_sim.sweep.forecast import case_seconds
 from loraq_sim.sweep.tasks import SweepCase, SweepTask
@@ -43,7 +43,7 @@ class SweepPlan:
     fused : bool
         Whether the cost model runs the branch inside the main kernel.
     datapath : mapping
-        Overrides of the accelerators' data paths.
+        Overrides of the accelerators' data paths; a tuple of values asks for each of them.
     """
 
     dump: str
@@ -130,13 +130,18 @@ def compose(plan: SweepPlan) -> ComposedSweep:
         notes.append(note)
     pairs = _solver_cases(splits, plan, notes)
     accelerators = _accelerators(plan)
+    paths = datapath_grid(plan.datapath)
     digest = dump.digest()
     tasks = tuple(
         SweepTask(
             dump=str(plan.dump),
             layer=name,
             info=info,
-            cases=tuple(_cases(plan, name, info, pairs, accelerators, digest)),
+            cases=tuple(
+                case
+                for path in paths
+                for case in _cases(plan, name, info, pairs, accelerators, digest, path)
+            ),
         )
         for name, info in infos.items()
     )
@@ -204,7 +209,7 @@ def _solver_cases(
 
 def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
     import hwmodels
-    from loraq_sim.evaluate import datapath_for
+    from loraq_sim.machine import datapath_for
 
     loaded: dict[str, Accelerator] = {}
     for ref in plan.accelerators:
@@ -214,7 +219,8 @@ def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
             loaded[str(ref)] = accelerator
     by_name: dict[str, str] = {}
     for ref, accelerator in loaded.items():
-        datapath_for(accelerator, plan.datapath)
+        for path in datapath_grid(plan.datapath):
+            datapath_for(accelerator, path)
         if by_name.setdefault(accelerator.name, ref) != ref:
             raise InputError(
                 f"{ref} and {by_name[accelerator.name]} are both named {accelerator.name!r}; "
@@ -230,9 +236,10 @@ def _cases(
     pairs: Sequence[tuple[PrecisionSplit, str]],
     accelerators: "Mapping[str, Accelerator]",
     dump_digest: str,
+    datapath: Mapping[str, Any],
 ) -> Iterator[SweepCase]:
     settings = {"preset": plan.preset, "seed": plan.seed, "tokens": plan.tokens}
-    options = _options(plan)
+    options = case_options(plan, datapath)
     for ref, accelerator in accelerators.items():
         for split, method in pairs:
             what = settings | {"split": split.text, "method": method, "options": options}
@@ -246,52 +253,10 @@ def _cases(
                     **what,
                 ),
                 accelerator=ref,
-                labels=_labels(plan, name, info, split, method, accelerator.name, options),
+                labels=case_labels(plan, name, info, split, method, accelerator, options),
                 work=case_seconds(info, split, method, plan.preset, plan.tokens),
                 **what,
             )
-
-
-def _options(plan: SweepPlan) -> dict[str, Any]:
-    """Settings of `evaluate_layer` that differ from their default."""
-    options: dict[str, Any] = {}
-    if plan.smooth is not None:
-        options["smooth"] = plan.smooth
-    if not plan.fused:
-        options["fused"] = False
-    if plan.datapath:
-        options["datapath"] = dict(plan.datapath)
-    return options
-
-
-def _labels(
-    plan: SweepPlan,
-    name: str,
-    info: LayerInfo | None,
-    split: PrecisionSplit,
-    method: str,
-    accelerator: str,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Columns known beforehand; a row that fails has these and nothing else."""
-    labels = {
-        "layer": name,
-        "split": split.text,
-        "method": method,
-        "preset": plan.preset,
-        "accelerator": accelerator,
-        "seed": plan.seed,
-        "dump": Path(plan.dump).name,
-        "family": split.family,
-        "group_size": split.group,
-        "token_limit": plan.tokens,
-        "options": json.dumps(options, sort_keys=True) if options else "",
-    }
-    if info is not None:
-        labels |= {"kind": info.kind, "group": info.group, "n": info.n, "k": info.k}
-        labels |= {"m": info.rows_per_call or info.tokens or 1}
-        labels |= {"calls_per_step": info.calls_per_step}
-    return labels
 
 
 def _with_splits(plan: SweepPlan, splits: Sequence[str]) -> SweepPlan:

@@ -6,7 +6,8 @@ import pytest
 import hwmodels
 import loraq_sim as lq
 from loraq_sim.errors import InputError
-from loraq_sim.evaluate import cost_split, datapath_for, reference_output, sample_rows
+from loraq_sim.evaluate import reference_output, sample_rows
+from loraq_sim.machine import cost_split, datapath_for
 from loraq_sim.rows import COLUMN_NAMES
 from loraq_sim.split import parse_split
 

@@ -183,6 +183,8 @@ GOOD = "examples/tiny_pixart.pt"
         ((*SWEEP, "--layer-dump", GOOD, "--group", "0"), "group must be"),
         ((*SWEEP, "--layer-dump", GOOD, "--layers", "*.attn9.*"), "attn9"),
         ((*SWEEP, "--layer-dump", GOOD, "--acc-bits", "7"), "acc_bits"),
+        ((*SWEEP, "--layer-dump", GOOD, "--acc-bits", "16,x"), "--acc-bits must be"),
+        ((*SWEEP, "--layer-dump", GOOD, "--array", "imna"), "did you mean 'imma'"),
         ((*SWEEP, "--layer-dump", GOOD, "--overflow", "wrapp"), "did you mean 'wrap'"),
         ((*SWEEP, "--layer-dump", GOOD, "--p-format", "fp32"), "unknown format of P"),
         ((*SWEEP, "--layer-dump", GOOD, "--out", "/proc/nowhere/x"), "/proc/nowhere"),

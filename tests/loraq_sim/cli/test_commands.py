@@ -190,6 +190,31 @@ def test_a_narrow_accumulator_is_seen_in_counts_and_in_the_error(run):
     assert narrow["safe_acc_bits"] == wide["safe_acc_bits"] > 14
 
 
+def test_a_sweep_over_accumulators_is_a_case_for_each(run, tmp_path):
+    words = ("--acc-bits", "12,18", "--overflow", "wrap,saturate", "--format", "json")
+    report = rows_of(sweep(run, tmp_path / "a", *words))
+    assert len(report["rows"]) == 2 * 4 * 4
+    by_array = {}
+    for row in report["model"]:
+        if row["split"] == "W4A8":
+            by_array[row["acc_bits"], row["overflow"]] = row
+    assert set(by_array) == {(b, o) for b in (12, 18) for o in ("wrap", "saturate")}
+    assert by_array[12, "wrap"]["overflow_count"] > by_array[18, "wrap"]["overflow_count"]
+    assert by_array[12, "wrap"]["output_error"] > by_array[18, "wrap"]["output_error"]
+
+
+def test_presets_replace_the_array_of_the_accelerator(run):
+    words = ("emulate", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt")
+    words = (*words, "--layers", "*.0.attn1.to_q", "--split", "W8A8", "--format", "json")
+    rows = rows_of(run(*words, "--array", "imma,gemmini,imma_satfinite"))
+    assert [row["overflow"] for row in rows] == ["wrap", "wrap", "saturate"]
+    assert {row["overflow_count"] for row in rows} == {0}
+    assert len({row["output_error"] for row in rows}) == 1
+    narrow = rows_of(run(*words, "--array", "imma", "--acc-bits", 12))[0]
+    assert narrow["first_overflow"].startswith("main k=")
+    assert narrow["acc_bits"] == 12 < narrow["safe_acc_bits"] <= narrow["guaranteed_acc_bits"]
+
+
 def commands(group=app, path=()):
     """(words, callback) of every command, subcommands included."""
     for info in group.registered_commands:

@@ -5,15 +5,15 @@ import pytest
 
 from loraq_sim.emulator.gemm import emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
-from loraq_sim.emulator.presets import CONFIDENCES, REQUANTIZERS, list_presets, preset
+from loraq_sim.emulator.presets import CONFIDENCES, REQUANTIZERS, array_preset, list_array_presets
 from loraq_sim.emulator.two_level import emulate_two_level_report
 from loraq_sim.errors import InputError
 from loraq_sim.rounding import parse_rounding, parse_saturation
 
 
-@pytest.mark.parametrize("name", list_presets())
+@pytest.mark.parametrize("name", list_array_presets())
 def test_every_preset_has_a_source_and_known_modes(name):
-    record = preset(name)
+    record = array_preset(name)
     assert record.name == name
     assert len(record.source) > 40
     assert record.confidence in CONFIDENCES
@@ -25,15 +25,15 @@ def test_every_preset_has_a_source_and_known_modes(name):
 
 def test_the_names_an_architect_looks_for_are_there():
     wanted = {"aie1", "aie2", "aie2_int4", "aie2p", "imma", "imma_satfinite", "mfma", "gemmini"}
-    assert wanted <= set(list_presets())
-    assert len(set(list_presets())) == len(list_presets())
+    assert wanted <= set(list_array_presets())
+    assert len(set(list_array_presets())) == len(list_array_presets())
 
 
-@pytest.mark.parametrize("name", list_presets())
+@pytest.mark.parametrize("name", list_array_presets())
 def test_a_preset_multiplies_as_it_should_where_nothing_overflows(name):
     rng = np.random.default_rng(3)
     a, w = rng.integers(-8, 8, (4, 40)), rng.integers(-8, 8, (3, 40))
-    array = preset(name).array
+    array = array_preset(name).array
     if isinstance(array, TwoLevelArray):
         acc = emulate_two_level_report(a, w, array).acc
     else:
@@ -43,7 +43,7 @@ def test_a_preset_multiplies_as_it_should_where_nothing_overflows(name):
 
 def test_vpmaddubsw_saturates_a_pair_of_large_products():
     a, w = np.array([[255, 255, 1, 1]]), np.array([[127, 127, 1, 1]])
-    acc = emulate_gemm(a, w, preset("avx2_maddubs").array)
+    acc = emulate_gemm(a, w, array_preset("avx2_maddubs").array)
     np.testing.assert_array_equal(acc, [[2**15 - 1 + 2]])
 
 
@@ -54,15 +54,15 @@ def test_vpmaddubsw_saturates_a_pair_of_large_products():
 def test_the_clamping_variant_gives_int_max_where_the_plain_one_wraps(wraps, saturates):
     a = w = np.array([[100]])
     init = np.array([[2**31 - 1]])
-    assert emulate_gemm(a, w, preset(wraps).array, init=init)[0, 0] == -(2**31) + 9999
-    assert emulate_gemm(a, w, preset(saturates).array, init=init)[0, 0] == 2**31 - 1
+    assert emulate_gemm(a, w, array_preset(wraps).array, init=init)[0, 0] == -(2**31) + 9999
+    assert emulate_gemm(a, w, array_preset(saturates).array, init=init)[0, 0] == 2**31 - 1
 
 
 def test_the_shape_of_known_arrays_is_that_of_their_accelerator_files():
     import hwmodels
 
     for name, preset_name in (("aie2", "aie2"), ("a100", "imma")):
-        datapath, mac = hwmodels.load_accelerator(name).datapath, preset(preset_name).array
+        datapath, mac = hwmodels.load_accelerator(name).datapath, array_preset(preset_name).array
         assert (datapath.acc_bits, datapath.overflow) == (mac.acc_bits, mac.overflow)
         assert datapath.products_per_add == mac.products_per_add
 
@@ -73,4 +73,4 @@ def test_the_shape_of_known_arrays_is_that_of_their_accelerator_files():
 )
 def test_an_unknown_name_gets_the_nearest(name, message):
     with pytest.raises(InputError, match=message):
-        preset(name)
+        array_preset(name)

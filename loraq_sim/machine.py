@@ -1,0 +1,108 @@
+"""What an accelerator's description means to the emulator and to the cost model.
+
+The data path it states (and a user overrides) becomes a `Datapath`; a split and a shape become the
+`GemmWorkload` that `hwmodels` costs.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import hwmodels
+from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.presets import array_preset
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.formats import ELEMENTS, parse_format
+from loraq_sim.solvers.budget import rank_for_budget
+from loraq_sim.split import PrecisionSplit
+
+__all__ = ["DATAPATH_KEYS", "cost_split", "datapath_for", "workload_for"]
+
+_MAC_KEYS = (
+    "acc_bits",
+    "overflow",
+    "products_per_add",
+    "accumulators",
+    "tree_bits",
+    "tree_overflow",
+)
+DATAPATH_KEYS = (*_MAC_KEYS, "combine", "p_format", "out_format", "array")
+"""What of an accelerator's datapath a caller may override; `array` names a preset."""
+
+
+def datapath_for(
+    accelerator: "hwmodels.Accelerator", overrides: Mapping[str, Any] | None = None
+) -> Datapath:
+    """The emulated data path an accelerator's file describes, with `overrides` applied."""
+    values = {key: getattr(accelerator.datapath, key, None) for key in DATAPATH_KEYS}
+    for key, value in (overrides or {}).items():
+        if key not in DATAPATH_KEYS:
+            raise InputError(unknown_name("datapath setting", key, DATAPATH_KEYS))
+        values[key] = value
+    return Datapath(
+        mac=_mac_array(values, overrides or {}),
+        combine=values["combine"],
+        p_format=values["p_format"],
+        out_format=values["out_format"],
+    )
+
+
+def _mac_array(
+    described: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> MacArray | TwoLevelArray:
+    """The array of the accelerator's file, or the preset named instead, with its overrides."""
+    if "array" not in overrides:
+        return MacArray(**{key: described[key] for key in _MAC_KEYS})
+    array = array_preset(overrides["array"]).array
+    given = {key: overrides[key] for key in _MAC_KEYS if key in overrides}
+    if isinstance(array, MacArray):
+        return dataclasses.replace(array, **given)
+    # Of a two-level array, width and overflow are the wide accumulator's, the rest the column's.
+    wide = {key: given.pop(key) for key in ("acc_bits", "overflow") if key in given}
+    return dataclasses.replace(array, column=dataclasses.replace(array.column, **given), **wide)
+
+
+def cost_split(
+    m: int,
+    n: int,
+    k: int,
+    split: PrecisionSplit,
+    accelerator: "hwmodels.Accelerator",
+    *,
+    fused: bool = True,
+) -> "tuple[int, hwmodels.Cost]":
+    """Rank and cost of one call of a layer of this shape: no weight, nothing solved."""
+    rank = split.rank or 0
+    if split.budget is not None:
+        rank = rank_for_budget(n, k, split.branch_weight, split.budget)
+    path = datapath_for(accelerator)
+    work = workload_for(m, n, k, split, rank, path, fused=fused)
+    return rank, hwmodels.estimate_cost(work, accelerator)
+
+
+def workload_for(
+    m: int, n: int, k: int, split: PrecisionSplit, rank: int, path: Datapath, *, fused: bool
+) -> "hwmodels.GemmWorkload":
+    """What the cost model needs to know of a case: shapes and bits."""
+    has_branch = split.has_branch and rank > 0
+    p_element = ELEMENTS.get(path.p_format)
+    return hwmodels.GemmWorkload(
+        m=m,
+        n=n,
+        k=k,
+        main=split.main,
+        branch=split.branch if has_branch else None,
+        rank=rank if has_branch else 0,
+        fused=fused,
+        out_bits=parse_format(path.out_format).element.bits,
+        group=split.main_weight.group_size,
+        scale_bits=_scale_bits(split),
+        p_bits=p_element.bits if has_branch and p_element else None,
+    )
+
+
+def _scale_bits(split: PrecisionSplit) -> int:
+    formats = (split.main_weight, split.main_activation, split.branch_weight)
+    stored = [fmt.scale.nbytes for fmt in formats if fmt is not None and fmt.scale is not None]
+    return 8 * stored[0] if stored else 0
