@@ -7,7 +7,7 @@ al., 2023), but with the two ends of the activation range kept apart, which is t
 activations reach it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
 
@@ -25,39 +25,49 @@ _LANE_BITS = 30
 _SQUARES_FIT = 2**15
 
 
-@dataclass(frozen=True, eq=False)
 class Norms:
-    """Range and norms of the rows of a code matrix; `rows` (5, R) int64.
+    """Range and norms of the rows of a code matrix (R, K), computed when asked for.
 
-    The rows are the lowest code, the highest (both with 0), the sum, the L1 norm and the squared
-    L2 norm of each row of codes. ``k`` is the length of those rows.
+    The range costs a fraction of the norms and often proves enough. The codes must not change.
     """
 
-    rows: NDArray[np.int64]
-    k: int
-
-    @classmethod
-    def of(cls, codes: NDArray[np.integer]) -> "Norms":
-        """Compute the norms of a code matrix (R, K)."""
-        from loraq_sim.kernels.pack_panels import row_norms
-
-        rows = np.empty((5, codes.shape[0]), np.int64)
+    def __init__(self, codes: NDArray[np.integer]) -> None:
         if codes.dtype not in (np.int8, np.uint8):
             unsigned = codes.size > 0 and int(codes.max()) > 127
             codes = codes.astype(np.uint8 if unsigned else np.int8)
-        mask = np.int16(255 if codes.dtype == np.uint8 else -1)
-        row_norms(np.ascontiguousarray(codes).view(np.int8), mask, rows)
-        return cls(rows, codes.shape[1])
+        self._codes = np.ascontiguousarray(codes)
+
+    @property
+    def k(self) -> int:
+        """Codes in a row."""
+        return self._codes.shape[1]
 
     @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Lowest code, highest (both with 0), sum, L1 norm, squared L2 norm of each row, (5, R)."""
+        from loraq_sim.kernels.pack_panels import row_norms
+
+        rows = np.empty((5, self._codes.shape[0]), np.int64)
+        mask = np.int16(255 if self._codes.dtype == np.uint8 else -1)
+        row_norms(self._codes.view(np.int8), mask, rows)
+        return rows
+
+    @cached_property
+    def _range(self) -> tuple[int, int]:
+        from loraq_sim.kernels.pack_panels import code_range
+
+        low, high = code_range(self._codes)
+        return int(low), int(high)
+
+    @property
     def low(self) -> int:
         """Lowest code, at most 0."""
-        return int(self.rows[0].min(initial=0))
+        return self._range[0]
 
-    @cached_property
+    @property
     def high(self) -> int:
         """Highest code, at least 0."""
-        return int(self.rows[1].max(initial=0))
+        return self._range[1]
 
     @property
     def top(self) -> int:
@@ -74,13 +84,18 @@ class Norms:
         """Largest squared L2 norm of a row."""
         return int(self.rows[4].max(initial=0))
 
+    @cached_property
+    def _panels(self) -> dict[int, NDArray[np.int64]]:
+        return {}
+
     def of_panels(self, height: int) -> NDArray[np.int64]:
         """Largest magnitude, L1 norm and squared L2 norm of every `height` rows, (3, panels)."""
-        if self.rows.shape[1] == 0:
-            return np.zeros((3, 0), np.int64)
-        tops = np.maximum(self.rows[1], -self.rows[0])
-        starts = np.arange(0, self.rows.shape[1], height)
-        return np.maximum.reduceat(np.stack([tops, *self.rows[3:]]), starts, axis=1)
+        if height not in self._panels:
+            tops = np.maximum(self.rows[1], -self.rows[0])
+            starts = np.arange(0, self.rows.shape[1], height)
+            stacked = np.stack([tops, *self.rows[3:]])
+            self._panels[height] = np.maximum.reduceat(stacked, starts, axis=1)
+        return self._panels[height]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +116,22 @@ class Bounds:
         cls, a: NDArray[np.integer], w: NDArray[np.integer], init: NDArray[np.int64] | None
     ) -> "Bounds":
         """Compute the bounds of (M, K) activations, (N, K) weights and initial values or None."""
-        return cls.of_norms(Norms.of(a), Norms.of(w), init)
+        return cls.of_norms(Norms(a), Norms(w), init)
 
     @classmethod
     def of_norms(cls, a: Norms, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
         """Compute the bounds from the norms of both operands."""
+        by_norms = min(a.longest * w.top, isqrt(a.longest_squared * w.longest_squared))
+        quick = cls.of_ranges(a, w, init)
+        return replace(quick, total=min(quick.total, by_norms))
+
+    @classmethod
+    def of_ranges(cls, a: Norms, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
+        """Compute weaker bounds that need no norm of the activations."""
         has_init = init is not None and init.size > 0
-        euclid = isqrt(a.longest_squared * w.longest_squared)
         return cls(
             product=a.top * w.top,
-            total=min(a.top * w.longest, a.longest * w.top, euclid),
+            total=a.top * w.longest,
             init_low=min(0, int(init.min())) if has_init else 0,
             init_high=max(0, int(init.max())) if has_init else 0,
         )
@@ -140,14 +161,22 @@ class Bounds:
 
 def proved_tiles(
     a: Norms, w: Norms, rows: int, width: int, bounds: Bounds, mac: MacArray
-) -> NDArray[np.bool_]:
-    """Whether no output of a tile can overflow, (row panels, column panels) of rows x width."""
+) -> NDArray[np.bool_] | None:
+    """Whether no output of a tile can overflow, (row panels, column panels) of rows x width.
+
+    None where not even the calmest pair of panels is proved.
+    """
     room = min(bounds.init_low - mac.lo, mac.hi - bounds.init_high)
-    top_a, l1_a, l2_a = (x[:, None] for x in a.of_panels(rows))
-    top_w, l1_w, l2_w = w.of_panels(width)
+    of_a, of_w = a.of_panels(rows), w.of_panels(width)
+    # Squared norms are below 2**16 * 2**15 = 2**31, so that their product fits int64.
+    squares = max(a.k, w.k) <= _SQUARES_FIT and room < _SQUARES_FIT**2
+    (top_a, l1_a, l2_a), (top_w, l1_w, l2_w) = of_a.min(axis=1), of_w.min(axis=1)
+    calm = top_a * l1_w <= room or l1_a * top_w <= room
+    if not (calm or (squares and l2_a * l2_w <= room * room)):
+        return None
+    (top_a, l1_a, l2_a), (top_w, l1_w, l2_w) = of_a[:, :, None], of_w
     proved = (top_a * l1_w <= room) | (l1_a * top_w <= room)
-    if max(a.k, w.k) <= _SQUARES_FIT and room < _SQUARES_FIT**2:
-        # Squared norms are below 2**16 * 2**15 = 2**31, so that their product fits int64.
+    if squares:
         proved |= l2_a * l2_w <= room * room
     return proved
 

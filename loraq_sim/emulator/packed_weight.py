@@ -100,7 +100,6 @@ class PackedWeight:
     def __init__(self, codes: NDArray[np.int8]) -> None:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
-        self._guaranteed: dict[tuple[int, int], int] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,7 +112,7 @@ class PackedWeight:
     @cached_property
     def norms(self) -> Norms:
         """Range and norms of the rows."""
-        return Norms.of(self.codes)
+        return Norms(self.codes)
 
     def panels(self, layout: Layout) -> Panels:
         """Return W packed as a kernel wants it."""

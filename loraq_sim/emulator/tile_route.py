@@ -56,7 +56,7 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.int32], str]:
         proved = proved_tiles(
             job.a_norms, job.weight.norms, shape.rows, shape.width, job.bounds, job.mac
         )
-        if proved.mean() >= _ENOUGH_PROVED:
+        if proved is not None and proved.mean() >= _ENOUGH_PROVED:
             # In this order: merges of accumulators also touch the tiles that `ruled` leaves out.
             out, _ = run_kernel(job, ruled, (proved, 0))
             run_kernel(job, exact, (proved, 1), out)

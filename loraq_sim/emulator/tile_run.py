@@ -39,11 +39,14 @@ class TileJob:
     @cached_property
     def a_norms(self) -> Norms:
         """Range and norms of the activations."""
-        return Norms.of(self.a)
+        return Norms(self.a)
 
     @cached_property
     def bounds(self) -> Bounds:
-        """What is proved of the sums."""
+        """What is proved of the sums, as far as it matters for this array."""
+        quick = Bounds.of_ranges(self.a_norms, self.weight.norms, self.init)
+        if quick.accumulator_fits(self.mac) and quick.reach < 2**31 and self.mac.tree_bits is None:
+            return quick
         return Bounds.of_norms(self.a_norms, self.weight.norms, self.init)
 
     @property

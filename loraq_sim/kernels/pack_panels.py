@@ -9,7 +9,15 @@ from numba import njit
 
 __all__ = [
     *("BYTES", "DOUBLED", "WORDS", "WORDS_SINGLE"),
-    *("chunk_offsets", "pack_bytes", "pack_doubled", "pack_halves", "pack_rows", "pack_words"),
+    *(
+        "chunk_offsets",
+        "code_range",
+        "pack_bytes",
+        "pack_doubled",
+        "pack_halves",
+        "pack_rows",
+        "pack_words",
+    ),
     "row_norms",
 ]
 
@@ -136,6 +144,17 @@ def chunk_offsets(codes, ends, chunk, amount, width, offsets, last):
                     panel[at] = total
                     at += width
             last[p, n] = total
+
+
+@njit(cache=True, nogil=True)
+def code_range(codes):
+    """Return (lowest, highest) code of (R, K) int8 or uint8, both with 0."""
+    low, high = codes.dtype.type(0), codes.dtype.type(0)
+    for r in range(codes.shape[0]):
+        row = codes[r]
+        for i in range(row.size):
+            low, high = min(low, row[i]), max(high, row[i])
+    return low, high
 
 
 @njit(cache=True, nogil=True)
