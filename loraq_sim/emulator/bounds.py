@@ -88,6 +88,25 @@ class Norms:
     def _panels(self) -> dict[int, NDArray[np.int64]]:
         return {}
 
+    def sums_within(self, a_range: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Extreme sums over subsets of each row with activations in a range, (R,) each."""
+        _, _, sums, norms, _ = self.rows
+        positive, negative = (norms + sums) // 2, (sums - norms) // 2
+        low = positive * a_range[0] + negative * a_range[1]
+        return low, positive * a_range[1] + negative * a_range[0]
+
+    def guaranteed_bits(self, a_range: tuple[int, int]) -> int:
+        """Width of a register for any such sum of any row, kept for each range."""
+        if a_range not in self._guaranteed:
+            low, high = self.sums_within(a_range)
+            width = signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
+            self._guaranteed[a_range] = width
+        return self._guaranteed[a_range]
+
+    @cached_property
+    def _guaranteed(self) -> dict[tuple[int, int], int]:
+        return {}
+
     def of_panels(self, height: int) -> NDArray[np.int64]:
         """Largest magnitude, L1 norm and squared L2 norm of every `height` rows, (3, panels)."""
         if height not in self._panels:
@@ -190,12 +209,9 @@ def guaranteed_bits(
     sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. Initial values count as
     they are. A narrow tree is taken as exact, which bounds it.
     """
-    _, _, sums, norms, _ = w.rows
-    positive, negative = (norms + sums) // 2, (sums - norms) // 2
-    high = positive * a_range[1] + negative * a_range[0]
-    low = positive * a_range[0] + negative * a_range[1]
     if init is None or init.size == 0:
-        return signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
+        return w.guaranteed_bits(a_range)
+    low, high = w.sums_within(a_range)
     first, last = init.min(axis=0), init.max(axis=0)
     if mac.accumulators > 1:
         # The other accumulators start at zero, whatever the first one holds.

@@ -42,6 +42,14 @@ class SumCombiner:
 
     def add(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray) -> None:
         """Add fl32(acc) * fl32(x_scale w_scale); acc (M, N), scales (M,) and (N,)."""
+        if acc.dtype == np.int32 and self._combine in ("fp32", "bf16"):
+            from loraq_sim.kernels.scaled_sum import add_scaled
+
+            # The formula below in one pass over memory.
+            scales = (np.ascontiguousarray(s, np.float32) for s in (x_scale, w_scale))
+            acc = np.ascontiguousarray(acc)
+            add_scaled(acc, *scales, self._combine == "bf16", self._sum)
+            return
         partial = acc.astype(np.float32) * (x_scale[:, None] * w_scale[None, :])
         if self._combine == "bf16":
             partial = rounded(partial, "bf16")

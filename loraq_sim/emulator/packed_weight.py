@@ -83,11 +83,12 @@ class Layout(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """W in panels, the offsets after each chunk and the offset of each whole sum."""
+    """W in panels, the offsets after each chunk and of each whole sum, and where they lie."""
 
     w: NDArray
     offsets: NDArray[np.int32]
     last: NDArray[np.int32]
+    addresses: tuple[int, int, int]
 
 
 class PackedWeight:
@@ -193,7 +194,8 @@ def _pack(codes: NDArray[np.int8], layout: Layout) -> Panels:
     if layout.offset:
         step = order.padded_chunk if order.chunk else order.group
         chunk_offsets(ordered, ends, step, np.int32(layout.offset), width, offsets, last)
-    return Panels(w.view(np.int32), offsets, last)
+    addresses = w.ctypes.data, offsets.ctypes.data, last.ctypes.data
+    return Panels(w.view(np.int32), offsets, last, addresses)
 
 
 def _up(value: int, multiple: int) -> int:

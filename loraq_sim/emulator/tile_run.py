@@ -197,6 +197,7 @@ class _Band(NamedTuple):
     ) -> TileArguments:
         shape, panels = self.kernel.shape, self.panels
         a, w, offsets, chunks = plan.segments[p]
+        w_address, offsets_address, last_address = panels.addresses
         todo = todo_stride = wanted = 0
         if self.only is not None:
             marks, wanted = self.only
@@ -205,16 +206,16 @@ class _Band(NamedTuple):
         return TileArguments(
             a=packed.ctypes.data + a,
             a_stride=packed.strides[0],
-            w=panels.w.ctypes.data + w,
+            w=w_address + w,
             w_stride=panels.w.strides[0],
-            offsets=panels.offsets.ctypes.data + offsets,
+            offsets=offsets_address + offsets,
             offsets_stride=panels.offsets.strides[0],
             start=start.ctypes.data,
             start_row=start.strides[0] if given else 0,
             start_panel=shape.width * start.itemsize if given else 0,
             statistics=statistics.ctypes.data,
             changed=changed.ctypes.data,
-            last=panels.last.ctypes.data + p * panels.last.strides[0],
+            last=last_address + p * panels.last.strides[0],
             out=part.ctypes.data,
             out_row=part.strides[0],
             row_panels=len(packed),
