@@ -1,9 +1,10 @@
 """Run one tile kernel over a whole GEMM: pack A, say where everything lies, collect the totals."""
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -101,8 +102,8 @@ def run_kernel(
     band = _Band(job, choice, kernel, panels, out, only)
     if threads == 1:
         return out, band.run(*bands[0])
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(lambda cut: band.run(*cut), bands))
+    others = [_pool(os.getpid(), threads - 1).submit(band.run, *cut) for cut in bands[1:]]
+    parts = [band.run(*bands[0]), *(other.result() for other in others)]
     firsts = [part.first_k for part in parts if part.first_k is not None]
     return out, Totals(
         overflows=sum(part.overflows for part in parts),
@@ -111,6 +112,13 @@ def run_kernel(
         low=min(part.low for part in parts),
         high=max(part.high for part in parts),
     )
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads kept between calls; a forked process has none of its parent's and starts its own."""
+    del process
+    return ThreadPoolExecutor(threads)
 
 
 def _layout(job: TileJob, choice: Choice, shape) -> Layout:

@@ -1,0 +1,75 @@
+"""Tiles compile once: a second process finds them on disk, and changed emitters compile anew."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loraq_sim.kernels import processor, tile_kernel
+
+PROGRAM = """
+import numpy as np
+from loraq_sim.emulator.gemm import emulate_gemm
+from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.kernels import pack_panels, tile_kernel
+from loraq_sim.kernels.processor import choose_path, tile_kernels
+
+tile_kernel._fingerprint = lambda: {stamp!r}
+codes = np.full((3, 8), -128, np.int8)
+emulate_gemm(codes, codes, MacArray(acc_bits=16, overflow="saturate", products_per_add=4))
+ran = [k.compiled for k in tile_kernels(choose_path()).values() if "compiled" in vars(k)]
+packing = pack_panels.pack_rows.stats
+print(len(ran), sum(k.cache_hits for k in ran), sum(packing.cache_hits.values()))
+"""
+
+
+def run(folder, stamp, path):
+    given = {"NUMBA_CACHE_DIR": str(folder), processor.PATH_VARIABLE: path}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(stamp=stamp)],
+        env=os.environ | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(word) for word in result.stdout.split()]
+
+
+@pytest.mark.parametrize("path", [processor.choose_path(), "portable"])
+def test_a_second_process_finds_the_kernels_on_disk_unless_an_emitter_changed(tmp_path, path):
+    assert run(tmp_path, "first", path) == [1, 0, 0]
+    assert run(tmp_path, "first", path) == [1, 1, 1]
+    assert run(tmp_path, "changed", path) == [1, 0, 1]
+
+
+def test_the_fingerprint_covers_every_file_that_emits_code():
+    folder, emitting = Path(tile_kernel.__file__).parent, set(tile_kernel._SOURCES)
+    text = "".join((folder / name).read_text(encoding="utf-8") for name in emitting)
+    imported = {line.split()[1] for line in text.splitlines() if "from loraq_sim.kernels" in line}
+    assert {name.rsplit(".", 1)[1] + ".py" for name in imported} <= emitting
+
+
+@pytest.mark.parametrize(
+    ("cpu", "features", "path"),
+    [
+        ("x86-64-v3", "", "avx2"),
+        ("generic", "", "portable"),
+        ("znver5", "+avx512f,+avx512bw,+avx512vl,+avx512vnni", "avx512"),
+        ("cortex-a72", "+neon", "portable"),
+    ],
+)
+def test_the_path_follows_the_processor_that_numba_compiles_for(monkeypatch, cpu, features, path):
+    from numba import config
+
+    monkeypatch.delenv(processor.PATH_VARIABLE, raising=False)
+    monkeypatch.setattr(config, "CPU_NAME", cpu)
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    processor._features.cache_clear()
+    processor._fastest_path.cache_clear()
+    try:
+        assert processor.choose_path() == path
+    finally:
+        processor._features.cache_clear()
+        processor._fastest_path.cache_clear()
