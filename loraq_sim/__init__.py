@@ -47,6 +47,8 @@ _HOMES = {
     "parse_format": "loraq_sim.formats",
     "parse_split": "loraq_sim.split",
     "quantize": "loraq_sim.quantizers",
+    "read_quantized_model": "loraq_sim.quantized_model",
+    "write_quantized_model": "loraq_sim.quantized_model",
     "read_layer_dump": "loraq_sim.dumps",
     "run_layer": "loraq_sim.emulator.datapath",
     "solve": "loraq_sim.solvers",

@@ -26,6 +26,7 @@ FLOORS = {
     "kernels": 0,
     "csv_file": 1,
     "formats": 1,
+    "layer_settings": 1,
     "layers": 1,
     "metrics": 1,
     "pareto": 1,
@@ -41,9 +42,11 @@ FLOORS = {
     "emulator": 3,
     "solvers": 3,
     "machine": 4,
+    "quantized_model": 4,
     "evaluate": 5,
-    "sweep": 6,
-    "cli": 7,
+    "solve_report": 6,
+    "sweep": 7,
+    "cli": 8,
 }
 MAY_IMPORT_HWMODELS = ("machine", "evaluate", "sweep", "cli")
 

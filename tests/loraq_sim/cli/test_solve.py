@@ -1,0 +1,78 @@
+"""`solve`: overrides, skip lists, gains at equal bytes, and the saved model."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from loraq_sim.cli.app import app
+from loraq_sim.quantized_model import read_quantized_model
+
+DUMP = ("solve", "--layer-dump", "examples/tiny_pixart.pt", "--preset", "fast")
+
+
+@pytest.fixture
+def run(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rows_of(done):
+    assert done.exit_code == 0, done.output
+    return {(row["layer"], row["method"]): row for row in json.loads(done.stdout)}
+
+
+def test_what_svdquant_leaves_at_sixteen_bits_is_skipped_unless_asked_for(run):
+    kinds = {row["kind"] for row in rows_of(run(*DUMP, "--format", "json")).values()}
+    assert "cross_q" in kinds
+    assert not {"cross_k", "cross_v"} & kinds
+    every = rows_of(run(*DUMP, "--skip", "none", "--format", "json"))
+    assert len(every) == 20
+    named = rows_of(run(*DUMP, "--layers", "cross_k", "--format", "json"))
+    assert len(named) == 2
+    assert run(*DUMP, "--skip", "*").exit_code == 2
+
+
+def test_gains_compare_with_baselines_of_the_same_bytes(run):
+    words = ("--layers", "*.0.attn1.to_q", "--method", "rtn,svdquant,loraq", "--format", "json")
+    rows = rows_of(run(*DUMP, *words, "--split", "W4A4+W16A16r8"))
+    by_method = {method: row for (_, method), row in rows.items()}
+    assert by_method["rtn"]["gain_over_rtn"] == 1.0
+    assert by_method["rtn"]["gain_over_svdquant"] is None
+    # The same bytes, the same 16-bit branch: SVDQuant against itself.
+    assert by_method["svdquant"]["gain_over_svdquant"] == 1.0
+    loraq = by_method["loraq"]
+    assert loraq["gain_over_svdquant"] == pytest.approx(
+        by_method["svdquant"]["weight_error"] / loraq["weight_error"], rel=1e-12
+    )
+    assert 0 < loraq["output_error"] < by_method["rtn"]["output_error"]
+
+
+def test_overrides_change_rank_method_and_split_of_their_layers(run):
+    words = ("--override", "ffn_up:rank=12", "--override", "*.attn1.to_q:method=lqer")
+    words = (*words, "--override", "ffn_down:budget=fp16@8", "--override", "self_v:split=W4A4")
+    rows = rows_of(run(*DUMP, *words, "--split", "W4A4+W8A8r4", "--format", "json")).values()
+    by_kind = {row["kind"]: row for row in rows}
+    assert by_kind["ffn_up"]["rank"] == 12
+    assert by_kind["ffn_up"]["split"] == "W4A4+W8A8r12"
+    assert by_kind["self_q"]["method"] == "lqer"
+    assert by_kind["ffn_down"]["split"] == "W4A4+W8A8@fp16r8"
+    assert (by_kind["self_v"]["rank"], by_kind["self_v"]["method"]) == (0, "rtn")
+    assert by_kind["self_out"]["rank"] == 4
+    assert run(*DUMP, "--override", "x:rnk=3").exit_code == 2
+
+
+def test_the_saved_model_is_what_the_table_says(run, tmp_path):
+    path = tmp_path / "q.safetensors"
+    words = ("--layers", "*.0.attn1*", "--split", "W4A4+W8A8r8", "--save", path)
+    rows = rows_of(run(*DUMP, *words, "--format", "json"))
+    model = read_quantized_model(path)
+    assert len(model) == len(rows) == 4
+    for (name, _), row in rows.items():
+        assert model[name].nbytes == row["weight_bytes"]
+        assert model[name].weight_error == row["weight_error"]
+    assert model.meta["splits"]["transformer_blocks.0.attn1.to_q"] == "W4A4+W8A8r8"
+    again = run(*DUMP, *words)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert run(*DUMP, *words, "--method", "rtn,loraq", "--force").exit_code == 2
