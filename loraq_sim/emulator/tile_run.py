@@ -19,7 +19,7 @@ from loraq_sim.kernels.tile_arguments import NEVER, TileArguments
 __all__ = ["TileJob", "Totals", "kernels_of", "run_kernel"]
 
 # Packed rows of A that stay in the second-level cache while they meet all of W.
-_BLOCK_BYTES = 2**18
+_BLOCK_BYTES = 2**19
 # A row of zeros for a tile of any width.
 _ZEROS = np.zeros(256, np.int32)
 # Multiply-adds below which starting threads costs more than it gains.
@@ -140,8 +140,10 @@ class _Band(NamedTuple):
         """Compute row panels first..stop of `out`."""
         shape, job = self.kernel.shape, self.job
         plan = plan_of(self.choice, shape, job.a.shape[1], job.mac, job.unsigned)
-        block = max(1, _BLOCK_BYTES // (4 * plan.dwords + 1))
-        packed = aligned_empty((min(block, stop - first), plan.dwords), np.int32)
+        most = max(1, _BLOCK_BYTES // (4 * plan.dwords + 1))
+        count = -(-(stop - first) // most)
+        block = -(-(stop - first) // count)  # even blocks: each one streams all of W
+        packed = aligned_empty((block, plan.dwords), np.int32)
         totals = np.array([0, 0, NEVER, 0, 0], np.int64)
         for i in range(first, stop, block):
             self._run_block(plan, i, min(i + block, stop), packed, totals)

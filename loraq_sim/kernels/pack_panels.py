@@ -5,7 +5,10 @@ the matrix are packed as zeros. K must be a multiple of what a dword holds.
 """
 
 import numpy as np
+from llvmlite import ir
 from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
 
 __all__ = [
     *("BYTES", "DOUBLED", "WORDS", "WORDS_SINGLE"),
@@ -25,6 +28,59 @@ __all__ = [
 BYTES, WORDS, WORDS_SINGLE, DOUBLED = 0, 1, 2, 3
 
 
+@intrinsic
+def _transpose_block(typingctx, source, source_stride, target, target_stride, flip, mask):
+    """Transpose 4 x 4 dwords, each ``(dword ^ flip) & mask``.
+
+    Addresses and byte strides, int64; flip and mask int32. LLVM does not find this in loops.
+    """
+
+    def emit(context, builder, signature, args):
+        source, source_stride, target, target_stride, flip, mask = args
+        kind = ir.VectorType(ir.IntType(32), 4)
+
+        def at(base, stride, r):
+            offset = builder.mul(stride, ir.IntType(64)(r))
+            return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
+
+        def pick(x, y, *lanes):
+            return builder.shuffle_vector(x, y, ir.Constant(kind, lanes))
+
+        def spread(scalar):
+            first = ir.Constant(kind, ir.Undefined)
+            first = builder.insert_element(first, scalar, ir.IntType(32)(0))
+            return pick(first, first, 0, 0, 0, 0)
+
+        rows = [builder.load(at(source, source_stride, r), align=4) for r in range(4)]
+        flips, masks = spread(flip), spread(mask)
+        a, b, c, d = (builder.and_(builder.xor(row, flips), masks) for row in rows)
+        low, high = (0, 4, 1, 5), (2, 6, 3, 7)
+        halves = [(pick(a, b, *lanes), pick(c, d, *lanes)) for lanes in (low, high)]
+        for r in range(4):
+            x, y = halves[r // 2]
+            lanes = (0, 1, 4, 5) if r % 2 == 0 else (2, 3, 6, 7)
+            builder.store(pick(x, y, *lanes), at(target, target_stride, r), align=4)
+        return context.get_dummy_value()
+
+    kinds = [types.int64] * 4 + [types.int32] * 2
+    return types.void(*kinds), emit
+
+
+@njit(nogil=True)
+def _transpose_rows(rows, flip, mask, target, stride):
+    """Write rows (4, S) int32 as S steps of four dwords, `stride` int32 apart from `target` on."""
+    steps = rows.shape[1]
+    address = target.ctypes.data
+    for s in range(0, steps - 3, 4):
+        _transpose_block(
+            rows.ctypes.data + 4 * s, rows.strides[0], address + 4 * s * stride, 4 * stride,
+            flip, mask,
+        )  # fmt: skip
+    for s in range(steps - steps % 4, steps):
+        for r in range(4):
+            target[s * stride + r] = (rows[r, s] ^ flip) & mask
+
+
 @njit(cache=True, nogil=True)
 def pack_bytes(codes, flip, width, out):
     """Four codes a dword: out[p, s * width + r] = codes[p * width + r, s] ^ flip.
@@ -34,7 +90,12 @@ def pack_bytes(codes, flip, width, out):
     """
     for p in range(out.shape[0]):
         panel = out[p].reshape((codes.shape[1], width))
-        for r in range(width):
+        done = 0
+        while done + 4 <= width and p * width + done + 4 <= codes.shape[0]:
+            rows = codes[p * width + done : p * width + done + 4]
+            _transpose_rows(rows, flip, np.int32(-1), out[p, done:], width)
+            done += 4
+        for r in range(done, width):
             column = panel[:, r]
             if p * width + r < codes.shape[0]:
                 row = codes[p * width + r]
@@ -52,26 +113,35 @@ def pack_words(codes, mask, shift, single, width, out):
     out (panels, K / 2 * width), or twice as long if `single`, int32.
     """
     k = codes.shape[1]
-    wide = np.empty(k, np.int16)
-    low, high = np.int32(0xFFFF), np.int32(-0x10000)
+    wide = np.empty((4, k), np.int16)
+    pairs = wide.view(np.int32)
+    zero, low, high = np.int32(0), np.int32(0xFFFF), np.int32(-0x10000)
     for p in range(out.shape[0]):
-        panel = out[p].reshape((out.shape[1] // width, width))
-        for r in range(width):
-            column = panel[:, r]
-            if p * width + r >= codes.shape[0]:
-                column[:] = 0
-                continue
-            row = codes[p * width + r]
-            for i in range(k):
-                wide[i] = (np.int16(row[i]) & mask) << shift
-            pairs = wide.view(np.int32)
-            if single:
-                for s in range(pairs.size):
-                    column[2 * s] = pairs[s] & low
-                    column[2 * s + 1] = pairs[s] & high
+        for first in range(0, width, 4):
+            count = min(4, width - first)
+            for r in range(count):
+                target = wide[r]
+                if p * width + first + r < codes.shape[0]:
+                    row = codes[p * width + first + r]
+                    for i in range(k):
+                        target[i] = (np.int16(row[i]) & mask) << shift
+                else:
+                    target[:] = 0
+            if count == 4 and single:
+                _transpose_rows(pairs, zero, low, out[p, first:], 2 * width)
+                _transpose_rows(pairs, zero, high, out[p, width + first :], 2 * width)
+            elif count == 4:
+                _transpose_rows(pairs, zero, np.int32(-1), out[p, first:], width)
             else:
-                for s in range(pairs.size):
-                    column[s] = pairs[s]
+                panel = out[p].reshape((out.shape[1] // width, width))
+                for r in range(count):
+                    column, row = panel[:, first + r], pairs[r]
+                    for s in range(row.size):
+                        if single:
+                            column[2 * s] = row[s] & low
+                            column[2 * s + 1] = row[s] & high
+                        else:
+                            column[s] = row[s]
 
 
 @njit(cache=True, nogil=True)
