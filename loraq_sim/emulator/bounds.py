@@ -179,7 +179,7 @@ class Bounds:
 
 
 def proved_tiles(
-    a: Norms, w: Norms, rows: int, width: int, bounds: Bounds, mac: MacArray
+    a: Norms, rows: int, w: Norms, width: int, bounds: Bounds, mac: MacArray
 ) -> NDArray[np.bool_] | None:
     """Whether no output of a tile can overflow, (row panels, column panels) of rows x width.
 
