@@ -1,6 +1,7 @@
 """Run one tile kernel over a whole GEMM: pack A, say where everything lies, collect the totals."""
 
 import os
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,6 +134,18 @@ def _layout(job: TileJob, choice: Choice, shape) -> Layout:
     return Layout(choice.order, shape.width, choice.w_shift, offset, shape.moving)
 
 
+_THREAD = threading.local()
+
+
+def _scratch(rows: int, columns: int) -> NDArray[np.int32]:
+    """A matrix that this thread overwrites in each call: fresh pages cost more than packing."""
+    size = rows * columns
+    kept = getattr(_THREAD, "kept", None)
+    if kept is None or kept.size < size:
+        kept = _THREAD.kept = aligned_empty((1, size), np.int32)
+    return kept[0, :size].reshape(rows, columns)
+
+
 class _Band(NamedTuple):
     """One kernel over a band of row panels, block by block: a block of packed A stays in cache."""
 
@@ -150,7 +163,7 @@ class _Band(NamedTuple):
         most = max(1, _BLOCK_BYTES // (4 * plan.dwords + 1))
         count = -(-(stop - first) // most)
         block = -(-(stop - first) // count)  # even blocks: each one streams all of W
-        packed = aligned_empty((block, plan.dwords), np.int32)
+        packed = _scratch(block, plan.dwords)
         totals = np.array([0, 0, NEVER, 0, 0], np.int64)
         for i in range(first, stop, block):
             self._run_block(plan, i, min(i + block, stop), packed, totals)
