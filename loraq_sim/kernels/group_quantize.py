@@ -1,9 +1,46 @@
-"""Round groups of a row to integer codes, with the best of several candidate scales each."""
+"""Round groups of a row to integer codes, with the best of several candidate scales each.
+
+Squared errors are summed in 32 lanes, which a compiler may keep in vector registers without being
+allowed to reorder a float sum (with 16, LLVM 20 unrolls the loop into scalar code, at half the
+speed). Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
+integer, ties to even.
+"""
 
 import numpy as np
 from numba import njit
 
-__all__ = ["quantize_groups"]
+__all__ = ["group_error", "quantize_groups"]
+
+_LANES = 32
+_ROUND = np.float32(1.5 * 2**23)
+
+
+@njit(inline="always")
+def group_error(values, n, scale, lo, hi, lanes):
+    """Squared error of the first `n` float32 `values` on the integer grid of `scale`.
+
+    Codes come from a product with 1 / scale: at a tie they may differ from those of a division,
+    with the same error. `lanes` is scratch of shape (32,), float32.
+    """
+    inverse = np.float32(1) / scale
+    for lane in range(_LANES):
+        lanes[lane] = np.float32(0)
+    full = n - n % _LANES
+    for j in range(0, full, _LANES):
+        for lane in range(_LANES):
+            x = values[j + lane]
+            q = (min(max(x * inverse, lo), hi) + _ROUND) - _ROUND
+            miss = x - q * scale
+            lanes[lane] += miss * miss
+    error = np.float32(0)
+    for lane in range(_LANES):
+        error += lanes[lane]
+    for j in range(full, n):
+        x = values[j]
+        q = (min(max(x * inverse, lo), hi) + _ROUND) - _ROUND
+        miss = x - q * scale
+        error += miss * miss
+    return error
 
 
 @njit(cache=True)
@@ -26,6 +63,8 @@ def quantize_groups(x, candidates, group, lo, hi, codes, scales):
     """
     n_rows, k = x.shape
     zero = np.float32(0)
+    lanes = np.zeros(_LANES, dtype=np.float32)
+    values = np.empty(group, dtype=np.float32)
     for i in range(n_rows):
         row = x[i]
         out = codes[i]
@@ -34,15 +73,12 @@ def quantize_groups(x, candidates, group, lo, hi, codes, scales):
             stop = min(start + group, k)
             best = candidates[i, g, 0]
             if candidates.shape[2] > 1 and best != zero:
-                best_error = np.float32(np.inf)
+                best_error = np.inf
+                for j in range(start, stop):
+                    values[j - start] = row[j]
                 for c in range(candidates.shape[2]):
                     scale = candidates[i, g, c]
-                    error = zero
-                    for j in range(start, stop):
-                        q = np.rint(row[j] / scale)
-                        q = min(max(q, lo), hi)
-                        miss = row[j] - q * scale
-                        error += miss * miss
+                    error = group_error(values, stop - start, scale, lo, hi, lanes)
                     if error < best_error:
                         best_error = error
                         best = scale

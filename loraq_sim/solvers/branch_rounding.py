@@ -10,7 +10,7 @@ import numpy as np
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 
-__all__ = ["round_branch"]
+__all__ = ["least_squares", "round_branch", "round_factors"]
 
 _REFINEMENTS = 2
 # Eigenvalues below this share of the largest are rounding noise of the float32 Gram matrix.
@@ -36,17 +36,28 @@ def round_branch(
     for refinement in range(_REFINEMENTS + 1):
         stored_right = quantize(right, fmt, "mse")
         rows = stored_right.dequantize()
-        stored_left = quantize(_least_squares(target @ rows.T, rows @ rows.T), fmt, "mse")
+        stored_left = quantize(least_squares(target @ rows.T, rows @ rows.T), fmt, "mse")
         columns = stored_left.dequantize()
         miss = float(np.linalg.norm(target - columns @ rows))
         if miss < best_miss:
             best, best_miss = (stored_left, stored_right), miss
         if refinement < _REFINEMENTS:
-            right = _least_squares(target.T @ columns, columns.T @ columns).T
+            right = least_squares(target.T @ columns, columns.T @ columns).T
     return best
 
 
-def _least_squares(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def round_factors(
+    left: np.ndarray, right: np.ndarray, fmt: Format
+) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """Stored factors close to `left` (N, r) and `right` (r, K), each rounded as it is.
+
+    For fits in another metric than the Frobenius norm, which a refit would leave.
+    """
+    rule = None if fmt.element.is_plain_float else "mse"
+    return quantize(left, fmt, rule), quantize(right, fmt, rule)
+
+
+def least_squares(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """moment gram^+ for a symmetric positive semidefinite (r, r) `gram`, as float32.
 
     The pseudo-inverse keeps a factor row that was rounded to zero, or repeats another, solvable.

@@ -1,59 +1,195 @@
 """LoRaQ: data-free optimization of a quantized low-rank branch against the rounding error.
 
-Minimize ||W - Q - L R||_F^2 over Q on the main grid and L, R on the branch grid (arXiv 2604.18117)
-by block descent from L R = SVD_r(W):
+Minimize ||W - Q - L R||_F^2 over Q on the main grid and L, R on the branch grid (arXiv 2604.18117;
+the stages are ours). From L R = SVD_r(W):
 
-    Q   <- round(W - L R)                       nearest codes, scales by squared error
-    L R <- SVD_r(W - Q)                         best fit of what is left (Eckart-Young)
-    L^, R^ <- round(L R)                        least-squares refit of each stored factor
-    Q   <- round(W - L^ R^)                     the main branch also absorbs the branch's rounding
+1. flatten (integer main grids): descend on the range of the groups of W - L R, to which their
+   rounding error is proportional, though it makes W - L R larger (`kernels.range_gradient`);
+2. refine: descend on ||e||^2 with e = (W - L R) - round(W - L R) and the codes taken as constant,
+   so that the branch also cancels the rounding error. Steps are large enough to change codes:
+   small ones stay where alternation gets stuck;
+3. freeze: round the branch, least-squares refits in between (`frozen_branch`). Coarse branches are
+   rounded largest components first, each time followed by refining the rest; the coarsest before
+   refining at all: their noise then only shapes what the main branch rounds;
+4. round the main branch once more, against the branch as stored.
 
-The last two steps give a candidate each iteration; the best one is returned.
+Float main grids skip stage 1, whose premise they lack, and take larger steps in stage 2.
 """
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from loraq_sim.quantizers import quantize
-from loraq_sim.solvers.branch_rounding import round_branch
-from loraq_sim.solvers.low_rank import truncated_svd
+from loraq_sim.formats import Format
+from loraq_sim.quantizers.tensor import float_dtype
+from loraq_sim.solvers.descent import descend
+from loraq_sim.solvers.frozen_branch import FrozenBranch
+from loraq_sim.solvers.low_rank import balanced_factors, truncated_svd
+from loraq_sim.solvers.main_grid import MainGrid
 from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, product
 
 __all__ = ["solve_loraq"]
 
+# First steps, as shares of the root mean square of a factor; in the last two stages times
+# ||W - L R|| / ||L R||, which makes one value serve layers of very different spectra.
+_FLATTEN_RATE = 0.3
+# Powers of the range norm, as log2 p, each for an equal share of the steps.
+_FLATTEN_DOUBLINGS = (3, 4, 5)
+_REFINE_RATE = 0.04
+_REFINE_RATE_FLOAT = 0.125
+_SETTLE_RATE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Shares of the rank that are frozen before the refining steps and before each settling."""
+
+    before_refining: float
+    before_settling: tuple[float, ...]
+
+
+_PLANS = {
+    "fine": _Plan(before_refining=0.0, before_settling=()),
+    "medium": _Plan(before_refining=0.0, before_settling=(0.5, 0.75)),
+    "coarse": _Plan(before_refining=0.75, before_settling=(0.88,)),
+}
+
 
 def solve_loraq(problem: Problem) -> Branches:
-    """Alternate main rounding and low-rank fit; return the best stored iterate."""
-    columns, rows = truncated_svd(problem.weight, problem.rank, rng=problem.rng)
-    rule = main_scale_rule(problem)
-    best: Branches | None = None
-    best_error = np.inf
-    trace: Trace = []
-    for iteration in range(problem.iterations + 1):
-        candidate = _stored(problem, columns @ rows, rows, rule)
-        error = problem.relative_error(candidate.reconstruct())
-        trace.append(TraceEntry(stage="alternate", iteration=iteration, weight_error=error))
-        if error < best_error:
-            best, best_error = candidate, error
-        if iteration < problem.iterations:
-            main = quantize(problem.weight - columns @ rows, problem.main, rule)
-            columns, rows = truncated_svd(
-                problem.weight - main.dequantize(),
-                problem.rank,
-                rng=problem.rng,
-                power_iterations=1,
-                start=rows,
+    """Flatten, refine and freeze; return the better of the result and of the start as stored."""
+    run = _Run(problem)
+    effort, plan = problem.effort, _plan(problem.branch)
+    if run.grid.is_uniform:
+        run.flatten(effort.flatten_steps)
+        steps, rate = effort.refine_steps, _REFINE_RATE
+    else:
+        steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
+    run.freeze(plan.before_refining)
+    run.refine(steps, rate, "refine")
+    for share in plan.before_settling:
+        run.freeze(share)
+        run.refine(effort.settle_steps, _SETTLE_RATE, "settle")
+    run.freeze(1.0)
+    return run.better_of_start_and_end()
+
+
+class _Run:
+    """One weight on its way through the stages, in units of about its root mean square."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.trace: Trace = []
+        self.unit = _power_of_two_near(problem.weight)
+        # What is still to be met by the main branch and the free components.
+        self.rest = problem.weight / np.float32(self.unit)
+        self.size = float(np.linalg.norm(self.rest)) or 1.0
+        self.grid = MainGrid(problem.main, self.rest.shape)
+        self.buffer = np.empty_like(self.rest)
+        columns, rows = truncated_svd(self.rest, problem.rank, rng=problem.rng, power_iterations=1)
+        self.start = self._start(columns, rows)
+        self.left, self.right = balanced_factors(columns, rows)
+        self.branch = self._new_branch()
+
+    def flatten(self, steps: int) -> None:
+        """Stage 1: small ranges of the groups of what the main branch rounds."""
+        from loraq_sim.kernels.range_gradient import range_direction
+
+        rest, group = self.grid.rows(self.rest)
+        offset = np.float32(self.grid.center_offset)
+
+        def direction(buffer: np.ndarray, step: int) -> None:
+            doublings = _FLATTEN_DOUBLINGS[step * len(_FLATTEN_DOUBLINGS) // steps]
+            range_direction(rest, buffer.reshape(rest.shape), group, doublings, offset)
+
+        self._descend(direction, steps, _FLATTEN_RATE)
+
+    def refine(self, steps: int, rate: float, stage: str) -> None:
+        """Stage 2, on the components that are still free."""
+
+        def direction(buffer: np.ndarray, step: int) -> None:
+            error = self.grid.leave(self.rest, buffer, step) / self.size
+            self.trace.append(
+                TraceEntry(stage=stage, iteration=step, weight_error=error, is_stored=False)
             )
-    return Branches(main=best.main, left=best.left, right=best.right, trace=trace)
+
+        if self.left.shape[1]:
+            self._descend(direction, steps, rate * self._left_per_carried())
+
+    def freeze(self, share: float) -> None:
+        """Stage 3 for the largest components, up to `share` of the rank."""
+        wanted = max(1, round(share * self.problem.rank)) if share else 0
+        if wanted <= self.branch.n_frozen:
+            return
+        stored_left, stored_right, left, right = self.branch.freeze(
+            self.left, self.right, wanted - self.branch.n_frozen
+        )
+        np.matmul(stored_left, stored_right, out=self.buffer)
+        self.rest -= self.buffer
+        self.left, self.right = balanced_factors(left, right)
+
+    def better_of_start_and_end(self) -> Branches:
+        """Stage 4, and the choice."""
+        self.buffer = None
+        end = self._stored(self.branch, self.grid)
+        error = self.problem.relative_error(end.reconstruct())
+        self.trace.append(TraceEntry(stage="end", iteration=0, weight_error=error))
+        start_error = self.trace[0].weight_error
+        best = end if error <= start_error else self.start
+        noise = self.branch.noise / self.size if best is end else None
+        return Branches(
+            main=best.main,
+            left=best.left,
+            right=best.right,
+            trace=self.trace,
+            branch_noise=noise,
+        )
+
+    def _descend(self, direction, steps: int, rate: float) -> None:
+        descend(self.left, self.right, direction, steps=steps, rate=rate, buffer=self.buffer)
+
+    def _left_per_carried(self) -> float:
+        """||W - L R|| / ||L R|| of what is free: codes change by steps of the former's size."""
+        np.matmul(self.left, self.right, out=self.buffer)
+        carried = float(np.linalg.norm(self.buffer))
+        np.subtract(self.rest, self.buffer, out=self.buffer)
+        return float(np.linalg.norm(self.buffer)) / carried if carried else 0.0
+
+    def _start(self, columns: np.ndarray, rows: np.ndarray) -> Branches:
+        branch = self._new_branch()
+        branch.freeze(columns, rows, self.problem.rank)
+        start = self._stored(branch, MainGrid(self.problem.main, self.rest.shape))
+        error = self.problem.relative_error(start.reconstruct())
+        self.trace.append(TraceEntry(stage="start", iteration=0, weight_error=error))
+        return start
+
+    def _stored(self, branch: FrozenBranch, grid: MainGrid) -> Branches:
+        left, right = branch.stored()
+        target = product(left, right)
+        np.subtract(self.problem.weight, target, out=target)
+        return Branches(main=grid.finish(target, self.unit), left=left, right=right)
+
+    def _new_branch(self) -> FrozenBranch:
+        problem = self.problem
+        return FrozenBranch(len(problem.weight), problem.rank, problem.branch, self.unit)
 
 
-def main_scale_rule(problem: Problem) -> str:
-    """``signed_mse`` for integers whose scale has a sign to spare, else ``mse``."""
-    element, scale = problem.main.element, problem.main.scale
-    is_free_integer = element.is_integer and element.is_signed and element.block is None
-    return "signed_mse" if is_free_integer and scale.name != "e8m0" else "mse"
+def _plan(fmt: Format) -> _Plan:
+    """How a branch in `fmt` is frozen, by the noise of its elements."""
+    element = fmt.element
+    if element.is_plain_float or fmt.granularity == "tensor" or element.has_tensor_scale:
+        return _PLANS["fine"]
+    bits = element.bits
+    if element.minifloat is not None:
+        import ml_dtypes
+
+        # Against the root mean square of a group, m mantissa bits are as fine as m + 3 bits of an
+        # integer whose largest code is some 2.5 times that.
+        bits = ml_dtypes.finfo(float_dtype(fmt)).nmant + 3
+    return _PLANS["fine" if bits >= 8 else "medium" if bits >= 6 else "coarse"]
 
 
-def _stored(problem: Problem, target: np.ndarray, rows: np.ndarray, rule: str) -> Branches:
-    left, right = round_branch(target, rows, problem.branch)
-    main = quantize(problem.weight - product(left, right), problem.main, rule)
-    return Branches(main=main, left=left, right=right)
+def _power_of_two_near(weight: np.ndarray) -> float:
+    """The root mean square rounded down to a power of two, which scales without rounding."""
+    rms = float(np.sqrt(np.square(weight, dtype=np.float64).mean()))
+    return 2.0 ** (math.frexp(rms)[1] - 1) if rms else 1.0

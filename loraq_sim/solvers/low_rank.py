@@ -5,7 +5,7 @@ Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2
 
 import numpy as np
 
-__all__ = ["truncated_svd"]
+__all__ = ["balanced_factors", "principal_factors", "truncated_svd"]
 
 _OVERSAMPLE = 8
 # Below this share of the smaller side the sketch is cheaper than LAPACK's full decomposition.
@@ -55,3 +55,23 @@ def truncated_svd(
         basis, _ = np.linalg.qr(matrix @ rows)
     u, s, vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
     return np.ascontiguousarray(basis @ u[:, :rank]), s[:rank, None] * vt[:rank]
+
+
+def principal_factors(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same product with orthonormal left columns and sizes, in falling order, in right.
+
+    Parameters
+    ----------
+    left : ndarray of shape (N, r), float32
+    right : ndarray of shape (r, K), float32
+    """
+    basis, mixing = np.linalg.qr(left)
+    u, s, vt = np.linalg.svd(mixing @ right, full_matrices=False)
+    return np.ascontiguousarray(basis @ u), s[:, None] * vt
+
+
+def balanced_factors(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same product with both factors of a component equally large, for orthonormal left."""
+    roots = np.sqrt(np.linalg.norm(right, axis=1))
+    shares = np.where(roots == 0, np.float32(1), roots)
+    return np.ascontiguousarray(left * roots), np.ascontiguousarray(right / shares[:, None])

@@ -7,7 +7,8 @@ for LLMs", ICML 2024 (the data-free form; L2QER scales the error by activation m
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_branch
 from loraq_sim.solvers.low_rank import truncated_svd
-from loraq_sim.solvers.problem import Branches, Problem, TraceEntry
+from loraq_sim.solvers.one_shot import rounded_once
+from loraq_sim.solvers.problem import Branches, Problem
 
 __all__ = ["solve_lqer"]
 
@@ -18,7 +19,4 @@ def solve_lqer(problem: Problem) -> Branches:
     residual = problem.weight - main.dequantize()
     _, right = truncated_svd(residual, problem.rank, rng=problem.rng)
     left, right = round_branch(residual, right, problem.branch)
-    solved = Branches(main=main, left=left, right=right)
-    error = problem.relative_error(solved.reconstruct())
-    entry = TraceEntry(stage="lqer", iteration=0, weight_error=error)
-    return Branches(main=main, left=left, right=right, trace=[entry])
+    return rounded_once(problem, "lqer", main, left, right)

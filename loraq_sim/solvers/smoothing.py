@@ -8,7 +8,7 @@ import numpy as np
 
 from loraq_sim.errors import InputError
 
-__all__ = ["smoothing_vector"]
+__all__ = ["power_smoothing", "smoothing_vector"]
 
 
 def smoothing_vector(
@@ -49,9 +49,17 @@ def _smoothquant(alpha: float, weight: np.ndarray, activations: np.ndarray | Non
         raise InputError(f"smooth strength alpha must be from 0 to 1, got {alpha}")
     if activations is None:
         raise InputError("smoothing by strength needs activations; pass smooth=None or a vector")
+    return power_smoothing(alpha, 1.0 - alpha, weight, activations)
+
+
+def power_smoothing(
+    alpha: float, beta: float, weight: np.ndarray, activations: np.ndarray
+) -> np.ndarray:
+    """max|x|^alpha / max|w|^beta of each channel, (K,), of geometric mean 1, float16 values."""
     tiny = np.float32(1e-5)
     x_max = np.maximum(np.abs(activations).max(axis=0), tiny).astype(np.float64)
     w_max = np.maximum(np.abs(weight).max(axis=0), tiny).astype(np.float64)
-    log_s = alpha * np.log(x_max) - (1.0 - alpha) * np.log(w_max)
+    log_s = alpha * np.log(x_max) - beta * np.log(w_max)
     # Within 2**-10 .. 2**10 float16 keeps full precision and no channel dominates the weight.
-    return np.exp(np.clip(log_s - log_s.mean(), -6.93, 6.93)).astype(np.float32)
+    factors = np.exp(np.clip(log_s - log_s.mean(), -6.93, 6.93))
+    return factors.astype(np.float16).astype(np.float32)

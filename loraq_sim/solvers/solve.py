@@ -8,13 +8,19 @@ import numpy as np
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.solvers.alternating import solve_alternating
 from loraq_sim.solvers.budget import rank_for_budget
+from loraq_sim.solvers.effort import EFFORTS, PRESETS
+from loraq_sim.solvers.l2qer import solve_l2qer
+from loraq_sim.solvers.loftq import solve_loftq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.lqer import solve_lqer
 from loraq_sim.solvers.problem import Branches, Problem, Trace
+from loraq_sim.solvers.qera import solve_qera
 from loraq_sim.solvers.rtn import round_to_nearest
 from loraq_sim.solvers.smoothing import smoothing_vector
 from loraq_sim.solvers.svdquant import solve_svdquant
+from loraq_sim.solvers.svdquant_tuned import solve_svdquant_tuned
 
 __all__ = ["METHODS", "PRESETS", "Solution", "solve"]
 
@@ -23,11 +29,13 @@ METHODS = {
     "rtn": None,
     "lqer": solve_lqer,
     "svdquant": solve_svdquant,
+    "svdquant_tuned": solve_svdquant_tuned,
+    "loftq": solve_loftq,
+    "alternating": solve_alternating,
     "loraq": solve_loraq,
+    "l2qer": solve_l2qer,
+    "qera": solve_qera,
 }
-
-# Alternations; the error is flat after about 25 (24 -> 60 gains less than 1 %).
-PRESETS = {"fast": 4, "balanced": 12, "best": 24}
 
 _DEFAULT_RANK = 64
 _LARGEST = 2.0**48
@@ -41,6 +49,7 @@ class Solution:
     ``smooth`` is (K,) float32 or None: the branches approximate W diag(smooth), and the activations
     are divided by it at run time. ``weight_error`` is ||W - reconstruct()||_F / ||W||_F in the
     unsmoothed weight. ``trace`` holds (stage, iteration, error) in order; ``seconds`` is wall time.
+    ``branch_noise`` is what rounding did to the branch, relative to the weight, where known.
     """
 
     method: str
@@ -53,6 +62,7 @@ class Solution:
     weight_error: float
     trace: Trace
     seconds: float
+    branch_noise: float | None = None
 
     @property
     def rank(self) -> int:
@@ -102,7 +112,7 @@ def solve(
     weight : ndarray of shape (N, K), floating
         Finite. Not modified.
     method : str
-        ``rtn``, ``lqer``, ``svdquant`` or ``loraq``.
+        One of `METHODS`; ``l2qer`` and ``qera`` need `activations`.
     main, branch : str or Format
         Formats; groups run along K for the main branch and R, along the rank for L.
     rank : int, optional
@@ -113,7 +123,7 @@ def solve(
     preset : str
         ``fast``, ``balanced`` or ``best``: how long iterative methods search.
     activations : ndarray of shape (T, K), floating, optional
-        Needed only by ``smooth=alpha``.
+        Needed by ``smooth=alpha`` and by methods that use data.
     smooth : None, float or ndarray of shape (K,)
         See `loraq_sim.solvers.smoothing`.
     seed : int
@@ -147,6 +157,7 @@ def solve(
     rank = 0 if method == "rtn" else _resolve_rank(weight.shape, branch, rank, budget)
     factors = smoothing_vector(smooth, weight, activations)
     smoothed = weight if factors is None else weight * factors
+    entering = activations if factors is None or activations is None else activations / factors
     if rank == 0:
         solved = round_to_nearest(smoothed, main)
     else:
@@ -155,10 +166,13 @@ def solve(
             main=main,
             branch=branch,
             rank=rank,
-            iterations=PRESETS[preset],
+            effort=EFFORTS[preset],
             rng=np.random.default_rng(seed),
+            activations=entering,
+            is_smoothed=factors is not None,
         )
         solved = METHODS[method](problem)
+        factors = factors if solved.smooth is None else solved.smooth
     return _measured(solved, weight, factors, method if rank else "rtn", preset, seed, started)
 
 
@@ -185,6 +199,7 @@ def _measured(
         smooth=factors,
         weight_error=error / size if size else 0.0,
         trace=solved.trace,
+        branch_noise=solved.branch_noise,
         seconds=time.perf_counter() - started,
     )
 

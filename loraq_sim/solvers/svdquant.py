@@ -8,7 +8,8 @@ narrower one the main branch is rounded against the branch as it is stored.
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_branch
 from loraq_sim.solvers.low_rank import truncated_svd
-from loraq_sim.solvers.problem import Branches, Problem, TraceEntry, product
+from loraq_sim.solvers.one_shot import rounded_once
+from loraq_sim.solvers.problem import Branches, Problem, product
 
 __all__ = ["solve_svdquant"]
 
@@ -18,7 +19,4 @@ def solve_svdquant(problem: Problem) -> Branches:
     columns, rows = truncated_svd(problem.weight, problem.rank, rng=problem.rng)
     left, right = round_branch(columns @ rows, rows, problem.branch)
     main = quantize(problem.weight - product(left, right), problem.main)
-    solved = Branches(main=main, left=left, right=right)
-    error = problem.relative_error(solved.reconstruct())
-    entry = TraceEntry(stage="svdquant", iteration=0, weight_error=error)
-    return Branches(main=main, left=left, right=right, trace=[entry])
+    return rounded_once(problem, "svdquant", main, left, right)

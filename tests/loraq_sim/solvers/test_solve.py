@@ -32,6 +32,12 @@ def heavy_tailed(seed=0, shape=(96, 160)):
     return (rng.standard_t(6, size=shape) * columns).astype(np.float32)
 
 
+def inputs_of(seed=1, tokens=80, k=160):
+    rng = np.random.default_rng(seed)
+    channels = np.exp(rng.standard_normal(k))
+    return (rng.standard_normal((tokens, k)) * channels).astype(np.float32)
+
+
 def stored_bytes(solution):
     parts = (solution.main, solution.left, solution.right)
     return b"".join(part.pack() for part in parts if part is not None)
@@ -54,10 +60,12 @@ def error_from_stored_codes(weight, solution):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("branch", ["fp16", "int8/g64", "int6/g32", "int4/g16"])
 def test_every_method_keeps_the_contract(method, branch):
-    weight = heavy_tailed()
-    kept = weight.copy()
-    solution = solve(weight, method, "int4/g64", branch, rank=12, preset="fast", seed=3)
+    weight, x = heavy_tailed(), inputs_of()
+    kept, kept_x = weight.copy(), x.copy()
+    options = {"rank": 12, "preset": "fast", "seed": 3, "activations": x}
+    solution = solve(weight, method, "int4/g64", branch, **options)
     np.testing.assert_array_equal(weight, kept)
+    np.testing.assert_array_equal(x, kept_x)
     assert solution.main.shape == (96, 160)
     assert solution.rank == (0 if method == "rtn" else 12)
     # Both sides multiply stored values; only float32 summation over the rank differs.
@@ -69,10 +77,12 @@ def test_every_method_keeps_the_contract(method, branch):
         solution.weight_error,
         rtol=1e-5,
     )
-    assert solution.nbytes == len(stored_bytes(solution)) == sum(solution.bytes_by_part.values())
+    smooth_bytes = 0 if solution.smooth is None else 2 * weight.shape[1]
+    assert solution.nbytes == len(stored_bytes(solution)) + smooth_bytes
+    assert solution.nbytes == sum(solution.bytes_by_part.values())
     assert solution.bits_per_weight == 8 * solution.nbytes / weight.size
     assert solution.seconds > 0
-    again = solve(weight, method, "int4/g64", branch, rank=12, preset="fast", seed=3)
+    again = solve(weight, method, "int4/g64", branch, **options)
     assert stored_bytes(again) == stored_bytes(solution)
 
 
@@ -88,12 +98,12 @@ def test_rank_zero_is_round_to_nearest(method):
 
 
 @pytest.mark.parametrize("dump", EXAMPLES)
-def test_real_layers_improve_from_rtn_to_lqer_to_svdquant_to_loraq(real_weights, dump):
+def test_real_layers_improve_from_rtn_over_the_baselines_to_loraq(real_weights, dump):
     weight = real_weights[dump]
     budget = "fp16@32" if dump == "minilm" else "fp16@4"
     errors = [
         solve(weight, method, "int4/g64", "fp16", budget=budget).weight_error
-        for method in ("rtn", "lqer", "svdquant", "loraq")
+        for method in ("rtn", "lqer", "svdquant", "alternating", "loraq")
     ]
     assert errors == sorted(errors, reverse=True)
     quantized = solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget)
@@ -108,14 +118,14 @@ def test_an_eight_bit_branch_halves_the_error_of_svdquant_at_equal_bytes(real_we
     assert ours.weight_error <= 0.5 * published.weight_error
 
 
-def test_longer_presets_never_lose_and_the_best_iterate_is_returned():
+@pytest.mark.parametrize("method", ["alternating", "loraq"])
+def test_longer_presets_never_lose_and_the_best_iterate_is_returned(method):
     weight = heavy_tailed(5)
     errors = []
     for preset in PRESETS:
-        solution = solve(weight, "loraq", "int4/g64", "int4/g64", rank=16, preset=preset)
-        traced = [entry.weight_error for entry in solution.trace]
-        assert len(traced) == PRESETS[preset] + 1
-        assert solution.weight_error == pytest.approx(min(traced), rel=1e-5)
+        solution = solve(weight, method, "int4/g64", "int4/g64", rank=16, preset=preset)
+        stored = [entry.weight_error for entry in solution.trace if entry.is_stored]
+        assert solution.weight_error == pytest.approx(min(stored), rel=1e-5)
         errors.append(solution.weight_error)
     assert errors == sorted(errors, reverse=True)
 

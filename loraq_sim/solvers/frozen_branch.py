@@ -1,0 +1,94 @@
+"""A branch that is rounded part by part, so that the rest can make up for the rounding noise.
+
+Components are taken by size, largest first. R rows are rounded, L columns refitted to them by least
+squares and rounded, and both refitted once more. The noise of large components then lies in what
+the main branch and the small components still adapt to; only the noise of the last part stays.
+"""
+
+import numpy as np
+
+from loraq_sim.formats import Format
+from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.solvers.branch_rounding import least_squares
+from loraq_sim.solvers.fixed_scales import requantize, stack_rows
+from loraq_sim.solvers.low_rank import principal_factors
+
+__all__ = ["FrozenBranch"]
+
+_REFITS = 2
+
+
+class FrozenBranch:
+    """Stored factors of a branch of `rank` in `fmt`; `unit` is what 1 in a descent is worth."""
+
+    def __init__(self, n: int, rank: int, fmt: Format, unit: float) -> None:
+        self.format = fmt
+        self.rank = rank
+        self.n_frozen = 0
+        self.noise = 0.0
+        self._unit = np.float32(unit)
+        self._columns = np.zeros((n, rank), dtype=np.float32)
+        self._left: QuantizedTensor | None = None
+        self._rows: list[QuantizedTensor] = []
+
+    def freeze(
+        self, left: np.ndarray, right: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Round `count` more components of L R and return (stored L, R; free L, R).
+
+        All are float32; the product of the first two is to be taken from the weight.
+        """
+        left, right = principal_factors(left, right)
+        if self._left is None and count < self.rank:
+            self._left = quantize(left, self.format, _rule(self.format))
+        stored_left, stored_right = self._round(left[:, :count], right[:count])
+        self.n_frozen += count
+        free_left = np.ascontiguousarray(left[:, count:])
+        return stored_left, stored_right, free_left, np.ascontiguousarray(right[count:])
+
+    def stored(self) -> tuple[QuantizedTensor, QuantizedTensor]:
+        """L (N, rank) and R (rank, K), once all components are frozen."""
+        return self._left, stack_rows(self._rows)
+
+    def _round(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        best, least = None, np.inf
+        rows = right
+        for refit in range(_REFITS + 1):
+            stored_rows = quantize(rows * self._unit, self.format, _rule(self.format))
+            r_hat = stored_rows.dequantize() / self._unit
+            # L R R^^T (R^ R^^T)^-1 without forming the (N, K) product L R.
+            columns = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
+            stored_left, l_hat = self._round_columns(columns)
+            miss = _distance(left, right, l_hat, r_hat)
+            if miss < least:
+                best, least = (stored_left, stored_rows, l_hat, r_hat), miss
+            if refit < _REFITS:
+                rows = least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
+        self._left, stored_rows, l_hat, r_hat = best
+        self._columns[:, self.n_frozen : self.n_frozen + left.shape[1]] = l_hat
+        self._rows.append(stored_rows)
+        self.noise = float(np.hypot(self.noise, least))
+        return l_hat, r_hat
+
+    def _round_columns(self, columns: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
+        if self._left is None:
+            stored = quantize(columns, self.format, _rule(self.format))
+            return stored, stored.dequantize()
+        block = slice(self.n_frozen, self.n_frozen + columns.shape[1])
+        trial = self._columns.copy()
+        trial[:, block] = columns
+        stored = requantize(trial, self._left)
+        return stored, np.ascontiguousarray(stored.dequantize()[:, block])
+
+
+def _rule(fmt: Format) -> str | None:
+    return None if fmt.element.is_plain_float else "mse"
+
+
+def _distance(
+    left: np.ndarray, right: np.ndarray, other_left: np.ndarray, other_right: np.ndarray
+) -> float:
+    """||L R - L' R'||_F from Gram matrices in float64."""
+    a = np.hstack([left, other_left]).astype(np.float64)
+    b = np.vstack([right, -other_right]).astype(np.float64)
+    return float(np.sqrt(max(np.sum((a.T @ a) * (b @ b.T)), 0.0)))
