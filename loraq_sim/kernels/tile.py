@@ -16,7 +16,17 @@ from typing import NamedTuple
 from llvmlite import ir
 
 from loraq_sim.kernels.tile_arguments import TileArguments
-from loraq_sim.kernels.vector_ir import I8, I32, I64, Instructions, Loop, broadcast, load, store
+from loraq_sim.kernels.vector_ir import (
+    I8,
+    I32,
+    I64,
+    Instructions,
+    Loop,
+    broadcast,
+    load,
+    prefetch,
+    store,
+)
 
 __all__ = ["TileCode", "TileShape"]
 
@@ -195,6 +205,10 @@ class TileCode:
 
     def _weights(self, w: ir.Value) -> Vectors:
         at = [v * self.bytes for v in range(self.shape.vectors)]
+        # The next panel comes from an outer cache: ask for it while this one is in use.
+        following = self.builder.add(w, self.given.w_stride)
+        for x in range(0, self.shape.vectors * self.bytes, 64):
+            prefetch(self.builder, following, x)
         return [load(self.builder, self.ops.operand, w, x) for x in at]
 
     def _advanced(self, a: ir.Value, w: ir.Value, steps: int) -> tuple[ir.Value, ir.Value]:

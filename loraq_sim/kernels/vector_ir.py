@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-__all__ = ["I8", "I32", "I64", "Instructions", "Loop", "broadcast", "load", "store"]
+__all__ = ["I8", "I32", "I64", "Instructions", "Loop", "broadcast", "load", "prefetch", "store"]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1)}
@@ -34,6 +34,15 @@ def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, offset: int
     """Store a vector at byte `offset` after an i64 address."""
     where = _pointer(builder, address, offset, value.type)
     builder.store(value, where, align=value.type.element.width // 8)
+
+
+def prefetch(builder: ir.IRBuilder, address: ir.Value, offset: int) -> None:
+    """Ask for the line at byte `offset` after an address, for an outer cache; never faults."""
+    pointer = _pointer(builder, address, offset, I8)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [pointer, I32(0), I32(2), I32(1)])
 
 
 def broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
