@@ -177,6 +177,20 @@ class ResultStore:
                 [(int(case_id in front), case_id) for case_id in among],
             )
 
+    def relabel(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set columns of stored rows, by case id; None leaves a column as it is."""
+        changes: dict[str, list[tuple[Any, str, Any]]] = {}
+        for case_id, columns in labels.items():
+            for name in COLUMN_NAMES:
+                if columns.get(name) is not None:
+                    value = columns[name]
+                    changes.setdefault(name, []).append((value, case_id, value))
+        with self._transaction("name the rows") as connection:
+            for name, values in changes.items():
+                connection.executemany(
+                    f'UPDATE rows SET "{name}"=? WHERE case_id=? AND "{name}" IS NOT ?', values
+                )
+
     def provenance(self) -> list[dict[str, Any]]:
         """Provenance of every sweep into this store, oldest first, with its ``run`` number."""
         with explained(self.path, "read"):

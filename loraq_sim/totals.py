@@ -4,6 +4,7 @@ Costs are sums over layers of the cost of one call times the calls per step. Err
 `ERROR_FORMULA` and `WEIGHT_ERROR_FORMULA` say which.
 """
 
+import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,6 +84,7 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
     members: dict[Any, set[str]] = {}
     usable: dict[Any, set[str]] = {}
     for row in rows:
+        row = _as_asked(row)
         key = tuple(row.get(name) for name in _KEYS)
         _insert(combinations.setdefault(key, {}), row)
         members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
@@ -96,6 +98,19 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
     if isinstance(frame, list):
         return totals
     return type(frame)(totals, columns=list(MODEL_COLUMNS))
+
+
+def _as_asked(row: Row) -> Row:
+    """`row` under the split, method and preset the plan asked for, before overrides of its layer.
+
+    A combination is a point of the plan's grid, whatever single layers do in it.
+    """
+    options = row.get("options")
+    if not options or '"asked"' not in options:
+        return row
+    rest = json.loads(options)
+    asked = rest.pop("asked")
+    return row | asked | {"options": json.dumps(rest, sort_keys=True) if rest else ""}
 
 
 def _records(frame: "pandas.DataFrame") -> list[Row]:

@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.rows import COLUMN_NAMES
-from loraq_sim.split import PrecisionSplit
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator
+    from loraq_sim.sweep.case_grid import GridPoint
     from loraq_sim.sweep.plan import SweepPlan
 
-__all__ = ["case_labels", "case_options", "datapath_grid"]
+__all__ = ["as_tuple", "case_labels", "case_options", "datapath_grid"]
+
+
+def as_tuple(value: Any) -> tuple:
+    """`value` if it is a tuple or list of values, else the tuple of this one value."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def datapath_grid(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of data path settings, where a tuple or list of values asks for each."""
-    values = [v if isinstance(v, (tuple, list)) else (v,) for v in settings.values()]
+    values = [as_tuple(value) for value in settings.values()]
     return [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
@@ -39,8 +44,7 @@ def case_labels(
     plan: "SweepPlan",
     name: str,
     info: LayerInfo | None,
-    split: PrecisionSplit,
-    method: str,
+    point: "GridPoint",
     accelerator: "Accelerator",
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -51,15 +55,15 @@ def case_labels(
     mac = datapath_for(accelerator, options.get("datapath")).mac
     labels = {
         "layer": name,
-        "split": split.text,
-        "method": method,
-        "preset": plan.preset,
+        "split": point.split.text,
+        "method": point.method,
+        "preset": point.preset,
         "accelerator": accelerator.name,
-        "seed": plan.seed,
+        "seed": point.seed,
         **describe_array(mac),
         "dump": Path(plan.dump).name,
-        "family": split.family,
-        "group_size": split.group,
+        "family": point.split.family,
+        "group_size": point.split.group,
         "token_limit": plan.tokens,
         "options": _other_options(options),
     }

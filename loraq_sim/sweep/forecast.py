@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from loraq_sim.store import ResultStore
     from loraq_sim.sweep.plan import ComposedSweep
 
-__all__ = ["SweepForecast", "case_seconds", "estimate", "rank_of"]
+__all__ = [
+    "SweepForecast",
+    "case_seconds",
+    "emulate_seconds",
+    "estimate",
+    "rank_of",
+    "solve_seconds",
+]
 
 _CASE_S = 1.7e-3
 _PASS_S = 1.6e-3
@@ -86,16 +93,27 @@ def case_seconds(
     info: LayerInfo | None, split: PrecisionSplit, method: str, preset: str, tokens: int | None
 ) -> float:
     """Expected time of one case on the reference machine, in seconds; see the module."""
-    if info is None:
-        return _CASE_S
+    return solve_seconds(info, split, method, preset) + emulate_seconds(info, tokens)
+
+
+def solve_seconds(info: LayerInfo | None, split: PrecisionSplit, method: str, preset: str) -> float:
+    """The part of `case_seconds` that cases with the same solution share."""
     from loraq_sim.solvers import PRESETS
 
+    if info is None:
+        return 0.0
     weights = info.n * info.k
     rank = min(rank_of(split), info.n, info.k) if method != "rtn" else 0
-    rows = min(tokens or math.inf, info.tokens or 0)
     passes = _ONE_PASS.get(method, PRESETS[preset] + 1)
-    solve = passes * (_PASS_S + weights * (_WEIGHT_S + _WEIGHT_RANK_S * rank))
-    return _CASE_S + solve + _MAC_S * rows * weights
+    return passes * (_PASS_S + weights * (_WEIGHT_S + _WEIGHT_RANK_S * rank))
+
+
+def emulate_seconds(info: LayerInfo | None, tokens: int | None) -> float:
+    """The part of `case_seconds` that every case has of its own."""
+    if info is None:
+        return _CASE_S
+    rows = min(tokens or math.inf, info.tokens or 0)
+    return _CASE_S + _MAC_S * rows * info.n * info.k
 
 
 def rank_of(split: PrecisionSplit) -> int:

@@ -1,17 +1,19 @@
 """From what the user asks for to the list of tasks: every name checked before anything runs."""
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.errors import DumpError, InputError, unknown_name
-from loraq_sim.split import PrecisionSplit, parse_split
-from loraq_sim.sweep.case_identity import case_identity, code_digest
-from loraq_sim.sweep.case_settings import case_labels, case_options, datapath_grid
+from loraq_sim.layer_settings import Override
+from loraq_sim.sweep.case_grid import CaseGrid
+from loraq_sim.sweep.case_settings import as_tuple, datapath_grid
+from loraq_sim.sweep.code_digest import code_digest, code_digests
+from loraq_sim.sweep.content_digests import dump_content_digest, layer_digests
 from loraq_sim.sweep.default_splits import default_splits
-from loraq_sim.sweep.forecast import case_seconds
 from loraq_sim.sweep.tasks import SweepCase, SweepTask
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class SweepPlan:
     splits : tuple of str
         Precision splits; `default_splits` when empty.
     methods, preset, seed, smooth
-        See `loraq_sim.solve`.
+        See `loraq_sim.solve`; a tuple of presets or seeds asks for each of them.
     family, group
         Element family and group of the splits.
     tokens : int, optional
@@ -44,6 +46,8 @@ class SweepPlan:
         Whether the cost model runs the branch inside the main kernel.
     datapath : mapping
         Overrides of the accelerators' data paths; a tuple of values asks for each of them.
+    overrides : tuple of Override
+        Settings of layers by name or kind; of two that match, the later one wins.
     """
 
     dump: str
@@ -51,14 +55,15 @@ class SweepPlan:
     layers: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("loraq",)
-    preset: str = "balanced"
+    preset: str | tuple[str, ...] = "balanced"
     family: str = "int"
     group: int = 64
     tokens: int | None = None
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
     smooth: float | None = None
     fused: bool = True
     datapath: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ class ComposedSweep:
     """A checked plan: its tasks in dump order, and what was decided on the way.
 
     `plan` is the plan with every default filled in; `notes` are sentences for the user; the
-    digests name the content of the dump and of each accelerator.
+    digests name the content of the dump's chosen layers and of each accelerator.
     """
 
     plan: SweepPlan
@@ -100,6 +105,7 @@ class ComposedSweep:
             "dump_digest": self.dump_digest,
             "accelerator_digests": dict(self.accelerator_digests),
             "code_digest": code_digest(),
+            "code_digests": code_digests(),
         }
 
 
@@ -128,28 +134,26 @@ def compose(plan: SweepPlan) -> ComposedSweep:
             raise DumpError(f"{plan.dump}: none of its {len(infos)} layers is usable: {_why(dump)}")
         splits, note = default_splits(usable)
         notes.append(note)
-    pairs = _solver_cases(splits, plan, notes)
+    plan = replace(plan, splits=tuple(splits))
     accelerators = _accelerators(plan)
-    paths = datapath_grid(plan.datapath)
-    digest = dump.digest()
+    grid = CaseGrid(plan, accelerators)
+    _check_overrides(plan, infos)
+    digests = layer_digests(dump)
     tasks = tuple(
         SweepTask(
             dump=str(plan.dump),
             layer=name,
             info=info,
-            cases=tuple(
-                case
-                for path in paths
-                for case in _cases(plan, name, info, pairs, accelerators, digest, path)
-            ),
+            digest=digests[name],
+            cases=grid.cases(name, info, digests[name]),
         )
         for name, info in infos.items()
     )
     return ComposedSweep(
-        plan=_with_splits(plan, splits),
+        plan=plan,
         tasks=tasks,
-        notes=tuple(notes),
-        dump_digest=digest,
+        notes=(*notes, *grid.notes),
+        dump_digest=dump_content_digest(digests),
         accelerator_digests={a.name: a.digest() for a in accelerators.values()},
     )
 
@@ -159,15 +163,25 @@ def _check_settings(plan: SweepPlan) -> None:
 
     if not plan.methods or not plan.accelerators:
         raise InputError("a sweep needs at least one method and one accelerator")
+    if not as_tuple(plan.preset) or not as_tuple(plan.seed):
+        raise InputError("a sweep needs at least one preset and one seed")
     for method in plan.methods:
         if method not in METHODS:
             raise InputError(unknown_name("method", method, METHODS))
-    if plan.preset not in PRESETS:
-        raise InputError(unknown_name("preset", plan.preset, PRESETS))
-    for name, value, lowest in (("tokens", plan.tokens, 1), ("seed", plan.seed, 0)):
+    overrides = [override.settings for override in plan.overrides]
+    for method in (settings["method"] for settings in overrides if "method" in settings):
+        if method not in METHODS:
+            raise InputError(unknown_name("method", method, METHODS))
+    presets = [settings["preset"] for settings in overrides if "preset" in settings]
+    for preset in (*as_tuple(plan.preset), *presets):
+        if preset not in PRESETS:
+            raise InputError(unknown_name("preset", preset, PRESETS))
+    numbers = [("tokens", plan.tokens, 1), *(("seed", seed, 0) for seed in as_tuple(plan.seed))]
+    for name, value, lowest in numbers:
         if value is None and name == "tokens":
             continue
-        if not isinstance(value, int) or not lowest <= value < 2**63:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or not lowest <= value < 2**63:
             what = "a positive integer" if lowest else "an integer from 0"
             raise InputError(f"{name} must be {what}, below 2**63, got {value!r}")
 
@@ -188,23 +202,20 @@ def _why(dump: LayerDump) -> str:
     return ""
 
 
-def _solver_cases(
-    splits: Sequence[str], plan: SweepPlan, notes: list[str]
-) -> list[tuple[PrecisionSplit, str]]:
-    """Distinct (split, method): without a branch there is nothing to solve but rounding (rtn)."""
-    pairs: dict[tuple[str, str], tuple[PrecisionSplit, str]] = {}
-    reduced = set()
-    for text in splits:
-        for method in plan.methods:
-            split = parse_split(text, family=plan.family, group=plan.group)
-            if method == "rtn" and split.has_branch:
-                reduced.add(split.text)
-                split = parse_split(split.main, family=plan.family, group=plan.group)
-            chosen = method if split.has_branch else "rtn"
-            pairs.setdefault((split.text, chosen), (split, chosen))
-    if reduced:
-        notes.append(f"method rtn has no branch: {len(reduced)} splits are their main part only")
-    return list(pairs.values())
+def _check_overrides(plan: SweepPlan, infos: Mapping[str, LayerInfo | None]) -> None:
+    for override in plan.overrides:
+        if not any(info and override.matches(name, info.kind) for name, info in infos.items()):
+            raise InputError(
+                f"override {override.pattern!r} matches none of the {len(infos)} layers; "
+                f"nearest: {', '.join(_nearest(override.pattern, infos))}"
+            )
+
+
+def _nearest(pattern: str, infos: Mapping[str, LayerInfo | None]) -> list[str]:
+    kinds = dict.fromkeys(info.kind for info in infos.values() if info)
+    bare = pattern.replace("*", "").replace("?", "")
+    near = difflib.get_close_matches(bare, [*kinds, *infos], n=3, cutoff=0.3)
+    return near or [*kinds][:3]
 
 
 def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
@@ -227,39 +238,3 @@ def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
                 "their rows could not be told apart, so rename one"
             )
     return loaded
-
-
-def _cases(
-    plan: SweepPlan,
-    name: str,
-    info: LayerInfo | None,
-    pairs: Sequence[tuple[PrecisionSplit, str]],
-    accelerators: "Mapping[str, Accelerator]",
-    dump_digest: str,
-    datapath: Mapping[str, Any],
-) -> Iterator[SweepCase]:
-    settings = {"preset": plan.preset, "seed": plan.seed, "tokens": plan.tokens}
-    options = case_options(plan, datapath)
-    for ref, accelerator in accelerators.items():
-        for split, method in pairs:
-            what = settings | {"split": split.text, "method": method, "options": options}
-            what |= {"family": split.family, "group": split.group}
-            yield SweepCase(
-                case_id=case_identity(
-                    dump=dump_digest,
-                    layer=name,
-                    accelerator=accelerator.digest(),
-                    code=code_digest(),
-                    **what,
-                ),
-                accelerator=ref,
-                labels=case_labels(plan, name, info, split, method, accelerator, options),
-                work=case_seconds(info, split, method, plan.preset, plan.tokens),
-                **what,
-            )
-
-
-def _with_splits(plan: SweepPlan, splits: Sequence[str]) -> SweepPlan:
-    from dataclasses import replace
-
-    return replace(plan, splits=tuple(splits))

@@ -7,6 +7,7 @@ every finished row behind and the same command continues.
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 from loraq_sim.pareto import per_layer_front
 from loraq_sim.store import ResultStore
@@ -14,7 +15,8 @@ from loraq_sim.sweep.executors import Executor, available_cpus, executor_for
 from loraq_sim.sweep.plan import ComposedSweep, SweepPlan, compose
 from loraq_sim.sweep.progress import OnEvent, ProgressClock, SweepEvent, SweepOutcome
 from loraq_sim.sweep.provenance import collect_provenance, utc_now
-from loraq_sim.sweep.tasks import CaseResult, SweepTask, WorkerLost
+from loraq_sim.sweep.solution_cache import SolutionCache
+from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, WorkerLost
 from loraq_sim.sweep.worker import EVALUATE
 
 __all__ = ["run_sweep"]
@@ -29,6 +31,7 @@ def run_sweep(
     force: bool = False,
     evaluate: str = EVALUATE,
     executor: Executor | None = None,
+    cache: SolutionCache | None = None,
 ) -> SweepOutcome:
     """Evaluate the cases of `sweep` that `store` does not hold yet.
 
@@ -47,6 +50,8 @@ def run_sweep(
         ``module:function`` that takes a `Layer` and a `SweepCase` and returns a row.
     executor : Executor, optional
         Where tasks run; chosen by `jobs` by default.
+    cache : SolutionCache, optional
+        Where solutions are kept between sweeps.
 
     Returns
     -------
@@ -61,8 +66,10 @@ def run_sweep(
     """
     sweep = compose(sweep) if isinstance(sweep, SweepPlan) else sweep
     jobs = available_cpus() if jobs is None else jobs
-    run = _Run(sweep, store, on_event, force)
+    run = _Run(sweep, store, on_event, force, cache)
     number = store.begin_run(collect_provenance(sweep, jobs=jobs), sweep.case_ids)
+    # Names of files and groups are no part of a case's identity; rows follow the latest.
+    store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
     interrupted = False
     try:
         run.report("start")
@@ -85,10 +92,15 @@ class _Run:
     """Counts of one run, and what is done with each result."""
 
     def __init__(
-        self, sweep: ComposedSweep, store: ResultStore, on_event: OnEvent | None, force: bool
+        self,
+        sweep: ComposedSweep,
+        store: ResultStore,
+        on_event: OnEvent | None,
+        force: bool,
+        cache: SolutionCache | None,
     ) -> None:
         done = set() if force else store.done(sweep.case_ids)
-        self.tasks = [_without(task, done) for task in sweep.tasks]
+        self.tasks = [_prepared(task, done, cache) for task in sweep.tasks]
         self.tasks = [task for task in self.tasks if task.cases]
         self._store = store
         self._on_event = on_event
@@ -152,8 +164,17 @@ class _Run:
         )
 
 
-def _without(task: SweepTask, done: set[str]) -> SweepTask:
-    return replace(task, cases=tuple(case for case in task.cases if case.case_id not in done))
+def _loose_labels(case: SweepCase) -> dict[str, Any]:
+    return {name: case.labels.get(name) for name in ("dump", "group")}
+
+
+def _prepared(task: SweepTask, done: set[str], cache: SolutionCache | None) -> SweepTask:
+    """`task` without what is done, cases of one solution in a row, each told of the cache."""
+    by_solution: dict[str, list[SweepCase]] = {}
+    for case in task.cases:
+        if case.case_id not in done:
+            by_solution.setdefault(case.solution_key, []).append(replace(case, cache=cache))
+    return replace(task, cases=tuple(case for group in by_solution.values() for case in group))
 
 
 def _spread(tasks: Sequence[SweepTask], jobs: int) -> list[SweepTask]:

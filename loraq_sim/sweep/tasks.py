@@ -6,6 +6,7 @@ from typing import Any
 
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.rows import Row, failed_row
+from loraq_sim.sweep.solution_cache import SolutionCache
 
 __all__ = ["CaseResult", "SweepCase", "SweepTask", "WorkerLost", "case_row", "failed_result"]
 
@@ -16,6 +17,7 @@ class SweepCase:
 
     `accelerator` is the name or path to load, `labels` are the columns of the row known before it
     is evaluated, and `work` is the expected time in seconds (used to order and to predict).
+    Cases of equal `solution_key` have the same solution, which `cache` may hold.
     """
 
     case_id: str
@@ -27,6 +29,8 @@ class SweepCase:
     accelerator: str
     seed: int
     tokens: int | None
+    solution_key: str = ""
+    cache: SolutionCache | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1.0
@@ -34,11 +38,15 @@ class SweepCase:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTask:
-    """All cases of one layer, so that a worker loads the layer once."""
+    """All cases of one layer, so that a worker loads the layer once.
+
+    `digest` is what the content of the layer was when the sweep was planned, empty if unknown.
+    """
 
     dump: str
     layer: str
     info: LayerInfo | None
+    digest: str = ""
     cases: tuple[SweepCase, ...]
 
     @property

@@ -4,16 +4,20 @@ Whatever goes wrong with one layer or case becomes the row of that case and touc
 """
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps import LayerDump, read_layer_dump
-from loraq_sim.errors import InputError, LoraqError
+from loraq_sim.errors import DumpError, InputError, LoraqError
 from loraq_sim.layers import Layer
 from loraq_sim.rows import Row
+from loraq_sim.sweep.content_digests import forget_digests
+from loraq_sim.sweep.solution_cache import SolutionCache
 from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, case_row, failed_result
 
 if TYPE_CHECKING:
@@ -43,9 +47,15 @@ def evaluate_case(layer: Layer, case: SweepCase) -> Row:
     from loraq_sim.evaluate import evaluate_layer
     from loraq_sim.split import parse_split
 
+    started = time.perf_counter()
     split = parse_split(case.split, family=case.family, group=case.group)
-    smooth = case.options.get("smooth")
-    return evaluate_layer(
+    # What the plan asked for before an override is a label, not a setting.
+    options = {name: value for name, value in case.options.items() if name != "asked"}
+    smooth = options.get("smooth")
+    solution = _solution(
+        layer, split, case.method, case.preset, case.seed, smooth, case.solution_key, case.cache
+    )
+    row = evaluate_layer(
         layer,
         split,
         _accelerator(case.accelerator),
@@ -53,13 +63,14 @@ def evaluate_case(layer: Layer, case: SweepCase) -> Row:
         method=case.method,
         preset=case.preset,
         tokens=case.tokens,
-        solution=_solution(layer, split, case.method, case.preset, case.seed, smooth),
-        **case.options,
+        solution=solution,
+        **options,
     )
+    return row | {"seconds": time.perf_counter() - started}
 
 
-# Cases of one layer that differ only in the accelerator have the same solution.
-@lru_cache(maxsize=32)
+# Cases of one layer that differ only in the machine have the same solution, and run in a row.
+@lru_cache(maxsize=2)
 def _solution(
     layer: Layer,
     split: "PrecisionSplit",
@@ -67,10 +78,18 @@ def _solution(
     preset: str,
     seed: int,
     smooth: float | None,
+    key: str,
+    cache: SolutionCache | None,
 ) -> "Solution":
     from loraq_sim.evaluate import solve_split
 
-    return solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
+    stored = cache.load(key) if cache is not None else None
+    if stored is not None:
+        return stored
+    solution = solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
+    if cache is not None:
+        cache.keep(key, solution)
+    return solution
 
 
 def load_evaluate(reference: str) -> Evaluate:
@@ -97,6 +116,7 @@ def run_task(
     """
     try:
         layer = _dump(task.dump)[task.layer]
+        _check_content(task, layer)
     except Exception as error:
         message = _message(error)
         yield from (failed_result(case, message, is_unreadable=True) for case in task.cases)
@@ -105,6 +125,16 @@ def run_task(
     _solution.cache_clear()
     for case in task.cases:
         yield _run_case(layer, case, evaluate)
+
+
+def _check_content(task: SweepTask, layer: Layer) -> None:
+    """Refuse a layer that is not the one the cases were named for."""
+    if task.digest and layer.digest() != task.digest:
+        forget_digests(Path(task.dump))
+        raise DumpError(
+            f"{task.dump}: layer {task.layer!r} changed since the sweep was planned; "
+            "run the same command again"
+        )
 
 
 def _run_case(layer: Layer, case: SweepCase, evaluate: Evaluate) -> CaseResult:

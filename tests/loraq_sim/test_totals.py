@@ -1,3 +1,4 @@
+import json
 from fractions import Fraction
 
 import numpy as np
@@ -145,3 +146,16 @@ def test_two_rows_of_one_layer_are_refused():
 def test_no_rows_give_no_totals():
     assert model_totals([]) == []
     assert len(model_totals(pd.DataFrame({"layer": []}))) == 0
+
+
+def test_a_layer_that_does_something_else_counts_where_it_was_asked_for():
+    asked = {"split": "W4A4+W8A8r8", "method": "loraq"}
+    known = {"dump": "d", "status": "ok", "n": 4, "k": 4, "calls_per_step": 1, "latency_s": 1.0}
+    rows = [
+        known | {"layer": "a", **asked, "options": ""},
+        known
+        | {"layer": "b", "split": "W8A8", "method": "rtn", "options": json.dumps({"asked": asked})},
+    ]
+    (total,) = model_totals(rows)
+    assert (total["split"], total["method"], total["options"]) == ("W4A4+W8A8r8", "loraq", "")
+    assert (total["n_layers"], total["latency_s"]) == (2, 2.0)

@@ -7,6 +7,7 @@ import hwmodels
 from hwmodels.loader import SHIPPED
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import DumpError, InputError
+from loraq_sim.layer_settings import parse_override
 from loraq_sim.solvers.budget import rank_for_budget
 from loraq_sim.split import parse_split
 from loraq_sim.sweep import compose
@@ -71,10 +72,65 @@ def test_every_setting_gives_other_names(make_dump, make_plan, changes):
     assert not before & set(compose(replace(plan, **changes)).case_ids)
 
 
-def test_other_content_of_the_dump_gives_other_names(make_dump, make_plan):
-    before = compose(make_plan(make_dump(a="linear")))
-    after = compose(make_plan(make_dump(a="linear", b="linear")))
-    assert not set(before.case_ids) & set(after.case_ids)
+def test_presets_seeds_and_machines_make_a_grid(make_dump, make_plan):
+    plan = make_plan(
+        make_dump(a="linear"),
+        splits=("W4A4", "W4A4+W8A8r4"),
+        preset=("fast", "best"),
+        seed=(0, 3),
+        datapath={"acc_bits": (16, 24)},
+    )
+    sweep = compose(plan)
+    found = [(c.split, c.preset, c.seed, c.options["datapath"]["acc_bits"]) for c in sweep.cases]
+    grid = [(preset, seed) for preset in ("fast", "best") for seed in (0, 3)]
+    # Rounding to nearest has neither an effort nor a seed.
+    points = [("W4A4", "fast", 0), *(("W4A4+W8A8r4", *point) for point in grid)]
+    assert sorted(found) == sorted((*point, bits) for point in points for bits in (16, 24))
+    # The second width asks for no other solution.
+    assert len({case.solution_key for case in sweep.cases}) == 5
+    solved = {case.solution_key: case.work for case in reversed(sweep.cases)}
+    assert sum(case.work for case in sweep.cases) < 2 * sum(solved.values())
+
+
+def overridden(make_dump, make_plan, *texts, **changes):
+    dump = make_dump(up="ffn_up", q="self_q")
+    overrides = tuple(parse_override(text) for text in texts)
+    plan = make_plan(dump, splits=("W4A4", "W4A4+W8A8r4"), overrides=overrides, **changes)
+    return {
+        layer: [
+            (c.split, c.method, c.options.get("asked"))
+            for c in compose(plan).cases
+            if c.labels["layer"] == layer
+        ]
+        for layer in ("up", "q")
+    }
+
+
+def test_overrides_change_matching_layers_and_say_what_was_asked(make_dump, make_plan):
+    found = overridden(make_dump, make_plan, "ffn_*:rank=2", "up:method=lqer")
+    assert found["q"] == [("W4A4", "rtn", None), ("W4A4+W8A8r4", "loraq", None)]
+    asked = {"split": "W4A4+W8A8r4", "method": "loraq"}
+    assert found["up"] == [("W4A4", "rtn", None), ("W4A4+W8A8r2", "lqer", asked)]
+
+
+def test_a_split_for_one_kind_replaces_every_split_of_the_grid(make_dump, make_plan):
+    found = overridden(make_dump, make_plan, "self_q:split=W8A8")
+    assert [(split, method) for split, method, _ in found["q"]] == [("W8A8", "rtn")] * 2
+    assert [asked["split"] for _, _, asked in found["q"]] == ["W4A4", "W4A4+W8A8r4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fnn_up:rank=2", "override 'fnn_up' matches none of the 2 layers; nearest: ffn_up"),
+        ("up:method=lorak", "unknown method 'lorak'; did you mean 'loraq'"),
+        ("up:preset=fats", "unknown preset 'fats'; did you mean 'fast'"),
+        ("up:split=W4A99", "override for layer 'up'"),
+    ],
+)
+def test_bad_overrides_are_named(make_dump, make_plan, text, message):
+    with pytest.raises(InputError, match=message):
+        overridden(make_dump, make_plan, text)
 
 
 def test_an_edited_accelerator_gives_other_names(make_dump, make_plan, tmp_path):

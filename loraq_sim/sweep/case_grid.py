@@ -1,0 +1,168 @@
+"""The cases of one layer: every combination of what a plan asks for, overrides applied."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.dumps import LayerInfo
+from loraq_sim.errors import InputError
+from loraq_sim.layer_settings import settings_of
+from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.sweep.case_identity import case_identity
+from loraq_sim.sweep.case_settings import as_tuple, case_labels, case_options, datapath_grid
+from loraq_sim.sweep.code_digest import code_digests
+from loraq_sim.sweep.forecast import emulate_seconds, solve_seconds
+from loraq_sim.sweep.tasks import SweepCase
+
+if TYPE_CHECKING:
+    from hwmodels import Accelerator
+    from loraq_sim.sweep.plan import SweepPlan
+
+__all__ = ["CaseGrid", "GridPoint"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """What is solved: a split with a method, a preset and a seed."""
+
+    split: PrecisionSplit
+    method: str
+    preset: str
+    seed: int
+
+
+class CaseGrid:
+    """The grid of a plan, from which every layer takes its cases.
+
+    Parameters
+    ----------
+    plan : SweepPlan
+        With its splits filled in.
+    accelerators : mapping of str to Accelerator
+        By the reference they were loaded from.
+
+    Attributes
+    ----------
+    points : list of GridPoint
+        Distinct ones: without a branch there is nothing to solve but rounding (rtn), which has
+        neither an effort nor a seed.
+    notes : list of str
+        What was reduced, for the user.
+    """
+
+    def __init__(self, plan: "SweepPlan", accelerators: "Mapping[str, Accelerator]") -> None:
+        self._plan = plan
+        self._accelerators = {ref: (a, a.digest()) for ref, a in accelerators.items()}
+        self._paths = datapath_grid(plan.datapath)
+        self.notes: list[str] = []
+        self.points = self._distinct_points()
+
+    def cases(self, name: str, info: LayerInfo | None, digest: str) -> tuple[SweepCase, ...]:
+        """Cases of the layer called `name` whose content is `digest`."""
+        cases: list[SweepCase] = []
+        solved: set[str] = set()
+        points = [self._overridden(point, name, info) for point in self.points]
+        for path in self._paths:
+            for ref in self._accelerators:
+                for point, changes in points:
+                    case = self._case(name, info, digest, ref, path, point, changes)
+                    work = emulate_seconds(info, case.tokens)
+                    if case.solution_key not in solved:
+                        work += solve_seconds(info, point.split, point.method, point.preset)
+                        solved.add(case.solution_key)
+                    cases.append(dataclasses.replace(case, work=work))
+        return tuple(cases)
+
+    def _case(
+        self,
+        name: str,
+        info: LayerInfo | None,
+        digest: str,
+        ref: str,
+        path: Mapping[str, Any],
+        point: GridPoint,
+        changes: Mapping[str, str],
+    ) -> SweepCase:
+        accelerator, description = self._accelerators[ref]
+        options = case_options(self._plan, path)
+        if changes:
+            options["asked"] = dict(changes)
+        solving = {
+            "split": point.split.text,
+            "family": point.split.family,
+            "group": point.split.group,
+            "method": point.method,
+            "preset": point.preset,
+            "seed": point.seed,
+        }
+        what = solving | {"tokens": self._plan.tokens, "options": options}
+        code = code_digests()
+        return SweepCase(
+            case_id=case_identity(
+                layer=name, content=digest, accelerator=description, code=code, **what
+            ),
+            solution_key=case_identity(
+                content=digest, smooth=self._plan.smooth, code=code["solver"], **solving
+            ),
+            accelerator=ref,
+            labels=case_labels(self._plan, name, info, point, accelerator, options),
+            **what,
+        )
+
+    def _distinct_points(self) -> list[GridPoint]:
+        plan = self._plan
+        points: dict[tuple, GridPoint] = {}
+        reduced = set()
+        for preset in as_tuple(plan.preset):
+            for seed in as_tuple(plan.seed):
+                for text in plan.splits:
+                    for method in plan.methods:
+                        split = parse_split(text, family=plan.family, group=plan.group)
+                        if method == "rtn" and split.has_branch:
+                            reduced.add(split.text)
+                        point = self._point(split, method, preset, seed)
+                        points.setdefault(_key(point), point)
+        if reduced:
+            self.notes.append(
+                f"method rtn has no branch: {len(reduced)} splits are their main part only"
+            )
+        return list(points.values())
+
+    def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> GridPoint:
+        if method == "rtn" and split.has_branch:
+            split = parse_split(split.main, family=split.family, group=split.group)
+        if not split.has_branch:
+            # The first effort and seed stand for all.
+            method, preset = "rtn", as_tuple(self._plan.preset)[0]
+            seed = as_tuple(self._plan.seed)[0]
+        return GridPoint(split=split, method=method, preset=preset, seed=seed)
+
+    def _overridden(
+        self, point: GridPoint, name: str, info: LayerInfo | None
+    ) -> tuple[GridPoint, dict[str, str]]:
+        """What this layer does for `point`, and what `point` asked for where that differs."""
+        from loraq_sim.solve_report import split_with
+
+        settings = settings_of(name, info.kind if info else "", self._plan.overrides)
+        if not settings:
+            return point, {}
+        split = point.split
+        try:
+            if "split" in settings:
+                split = parse_split(settings["split"], family=split.family, group=split.group)
+            split = split_with(split, settings)
+        except InputError as error:
+            raise InputError(f"override for layer {name!r}: {error}") from None
+        method = settings.get("method", point.method)
+        if method == "rtn" and split.has_branch and "method" not in settings:
+            method = next((m for m in self._plan.methods if m != "rtn"), "rtn")
+        done = self._point(split, method, settings.get("preset", point.preset), point.seed)
+        # The seed and effort the grid asked for stay on the row, so that totals find it.
+        done = dataclasses.replace(done, seed=point.seed)
+        changes = {"split": (point.split.text, done.split.text)}
+        changes |= {n: (getattr(point, n), getattr(done, n)) for n in ("method", "preset")}
+        return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
+
+
+def _key(point: GridPoint) -> tuple:
+    return point.split.text, point.method, point.preset, point.seed
