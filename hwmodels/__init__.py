@@ -21,6 +21,7 @@ _EXPORTS = {
     "measured_rows": "validation",
     "tensor_bytes": "workload",
     "validate": "validation",
+    "with_overrides": "overrides",
 }
 
 __all__ = sorted(_EXPORTS)

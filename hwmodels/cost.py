@@ -15,6 +15,7 @@ from hwmodels.branch import GemmKernel, split_into_kernels
 from hwmodels.description import Accelerator
 from hwmodels.energy import kernel_energy
 from hwmodels.kernel_cycles import BusyCycles, busy_cycles
+from hwmodels.systolic import systolic_busy_cycles
 from hwmodels.tiling import Tiles, legal_tiles, single_tile
 from hwmodels.traffic import DramTraffic, dram_traffic, l1_fill_cycles, l2_read_bytes
 from hwmodels.workload import GemmWorkload
@@ -47,7 +48,8 @@ class Cost:
 
     latency_s, cycles : wall time of one call, and the same in clock cycles.
     energy_j : energy of MACs, vector work, memories and idle power; see the file's energy block.
-    dram_bytes, weight_bytes : bytes moved; bytes stored for main weight and factors.
+    dram_bytes, weight_bytes : bytes moved, in the loop order and tile that move least (the fastest
+        tile may move more, which its latency counts); bytes stored for main weight and factors.
     utilization : time the useful MACs need at the peak of their modes, over latency_s.
     bound : what sets the pace: compute, vector, l1, l2, dram or dispatch.
     roofline_latency_s : the larger of MACs at peak rate and compulsory bytes at DRAM bandwidth.
@@ -91,14 +93,15 @@ def estimate_cost(
     AcceleratorError
         If a precision has no mode wide enough, or no tile fits.
     """
-    kernels = [_kernel_cost(hw, kernel, tile_mkn) for kernel in split_into_kernels(work, hw)]
+    split = split_into_kernels(work, hw)
+    kernels = [_kernel_cost(hw, kernel, tile_mkn) for kernel in split]
     latency = sum(kernel.latency_s for kernel in kernels)
     static_j = hw.energy.static_w * latency
     energy_parts = _sum_parts(kernel.energy_parts_j for kernel in kernels)
     energy_parts["static"] = static_j
     dram_parts = _sum_parts(_dram_parts(kernel) for kernel in kernels)
     weights = work.weight_bytes()
-    peak_s, roofline_s = _roofline(work, hw)
+    peak_s, roofline_s = _roofline(split, hw)
     return Cost(
         latency_s=latency,
         cycles=latency * hw.units.clock_hz,
@@ -127,17 +130,20 @@ def _kernel_cost(
     given = None if tile_mkn is None else single_tile(*tile_mkn)
     tiles = legal_tiles(hw, kernel, given)
     clock = hw.units.clock_hz
-    busy = busy_cycles(hw, kernel, tiles)
-    dram = dram_traffic(hw, kernel, tiles, use_panels=tile_mkn is None)
-    dram_s = dram.total / hw.memories.dram.sustained_bytes_per_s
+    is_systolic = hw.units.organization == "systolic"
+    busy = (systolic_busy_cycles if is_systolic else busy_cycles)(hw, kernel, tiles)
+    dram, moved = dram_traffic(hw, kernel, tiles, use_panels=tile_mkn is None)
     pipeline_s = busy.pipeline / clock
     limits = {
         "compute": pipeline_s,
         "vector": busy.conversion / clock,
         "l1": l1_fill_cycles(hw, kernel, tiles) / clock,
         "l2": l2_read_bytes(hw, kernel, tiles) / hw.memories.l2.bandwidth_bytes_per_cycle / clock,
-        "dram": np.full_like(pipeline_s, dram_s),
+        "dram": moved / hw.memories.dram.sustained_bytes_per_s,
     }
+    if kernel.branch is not None and kernel.branch.down_place == "side":
+        macs = kernel.m * kernel.branch.rank * kernel.k
+        limits["side"] = np.full_like(pipeline_s, macs / hw.side_unit.macs_per_cycle / clock)
     pace = np.maximum.reduce(list(limits.values()))
     fill = _fill_s(hw, kernel, tiles)
     total = hw.dispatch.launch_s + fill + pace
@@ -164,7 +170,12 @@ def _kernel_cost(
 
 
 def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> np.ndarray:
-    """Seconds before the first MAC: DRAM latency, then the first slices into one unit's L1."""
+    """Seconds before the first MAC: DRAM latency, then the first slices into one unit's L1.
+
+    The closed form of a systolic array has its own fill.
+    """
+    if hw.units.organization == "systolic":
+        return np.full_like(tiles.m, hw.memories.dram.latency_s)
     l1 = hw.memories.l1
     a_bits = tiles.m * kernel.line_bits(kernel.a_bits, tiles.k)
     w_bits = tiles.n * kernel.line_bits(kernel.w_bits, tiles.k)
@@ -189,7 +200,8 @@ def _scaling_leads(busy: BusyCycles, best: int) -> bool:
 def _mode_names(kernel: GemmKernel) -> dict[str, str]:
     names = {kernel.role: kernel.choice.mode.name}
     if kernel.branch is not None:
-        names["branch_down"] = kernel.branch.down.mode.name
+        if kernel.forms_p:
+            names["branch_down"] = kernel.branch.down.mode.name
         names["branch_up"] = kernel.branch.up.mode.name
     return names
 
@@ -198,20 +210,19 @@ def _dram_parts(kernel: KernelCost) -> dict[str, int]:
     dram = kernel.dram
     if kernel.role == "main":
         parts = {"activations": dram.activations, "weights": dram.weights}
-        return parts | {"factors": dram.factors, "output": dram.output}
+        return parts | {"factors": dram.factors, "output": dram.output, "p": dram.p}
     if kernel.role == "branch_down":
         return {"activations": dram.activations, "factors": dram.weights, "p": dram.output}
     moved = dram.output + dram.partial_input
     return {"p": dram.activations, "factors": dram.weights, "output": moved}
 
 
-def _roofline(work: GemmWorkload, hw: Accelerator) -> tuple[float, float]:
+def _roofline(kernels: list[GemmKernel], hw: Accelerator) -> tuple[float, float]:
     """Seconds of the useful MACs at peak, and the roofline of any way to run the layer."""
-    kernels = split_into_kernels(work, hw)
     peak_cycles = math.fsum(kernel.peak_cycles for kernel in kernels)
     peak_s = peak_cycles / (hw.units.count * hw.units.clock_hz)
-    first = kernels[0]
-    compulsory = first.first_x_bytes + sum(work.weight_bytes().values()) + first.out_bytes
+    stored = sum(kernel.w_bytes + kernel.factor_bytes for kernel in kernels)
+    compulsory = kernels[0].first_x_bytes + stored + kernels[0].out_bytes
     return peak_s, max(peak_s, compulsory / hw.memories.dram.sustained_bytes_per_s)
 
 

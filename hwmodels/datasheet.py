@@ -21,6 +21,7 @@ _UNITS = {
     "_rows": "rows",
     "_columns": "columns",
     "_percent": "%",
+    "_fraction": "of 1",
     "_hz": "Hz",
     "_nm": "nm",
     "_s": "s",
@@ -36,15 +37,20 @@ def describe(hw: Accelerator) -> list[dict]:
     """
     rows: list[dict] = []
     for field in type(hw).model_fields:
-        if field not in {"name", "title", "aliases"}:
+        if field not in {"name", "title", "aliases", "variants"}:
             _add(rows, field, getattr(hw, field))
+    for variant in hw.variants:
+        for key, value in variant.set.items():
+            rows.append(_row(f"variant {variant.name}: {key}", value, variant))
     return rows
 
 
 def _add(rows: list[dict], path: str, value: object) -> None:
+    if value is None:
+        return
     if isinstance(value, Block):
         for field in type(value).model_fields:
-            if field not in _ABOUT and getattr(value, field) is not None:
+            if field not in _ABOUT and getattr(value, field) not in (None, ()):
                 rows.append(_row(f"{path}.{field}", getattr(value, field), value))
     elif isinstance(value, tuple):
         for index, item in enumerate(value):

@@ -8,10 +8,26 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
+
+from hwmodels.compute_blocks import (
+    Block,
+    Count,
+    Kernel,
+    Mode,
+    Name,
+    NonNegative,
+    Positive,
+    SideUnit,
+    Strict,
+    Text,
+    Units,
+    Vector,
+)
 
 __all__ = [
     "Accelerator",
+    "BaseModel",
     "Block",
     "Datapath",
     "Dispatch",
@@ -22,100 +38,11 @@ __all__ = [
     "L2",
     "Memories",
     "Mode",
+    "SideUnit",
     "Units",
+    "Variant",
     "Vector",
 ]
-
-Count = Annotated[int, Field(ge=1, le=2**40)]
-Positive = Annotated[float, Field(gt=0, le=1e15)]
-NonNegative = Annotated[float, Field(ge=0, le=1e15)]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$")]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3)]
-OperandBits = Annotated[int, Field(ge=2, le=16)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Block(_Strict):
-    """What every block says about where its numbers come from."""
-
-    source: Text
-    confidence: Literal["vendor", "measured", "inferred", "estimate"]
-    uncertainty_percent: NonNegative | None = None
-
-
-class Units(Block):
-    """The compute units and how operands reach them.
-
-    `array`: a rows x columns mesh, a row shares activations and a column shares weights.
-    `grid`: independent units (streaming multiprocessors) that take output tiles in waves.
-    """
-
-    organization: Literal["array", "grid"]
-    rows: Count
-    columns: Count
-    clock_hz: Positive
-
-    @property
-    def count(self) -> int:
-        """Compute units in use."""
-        return self.rows * self.columns
-
-
-class Mode(Block):
-    """One native multiply-accumulate mode of a compute unit."""
-
-    name: Name
-    kind: Literal["int", "float"]
-    activation_bits: OperandBits
-    weight_bits: OperandBits
-    accumulator_bits: Count
-    macs_per_cycle: Count
-    instruction_m: Count
-    instruction_k: Count
-    instruction_n: Count
-    energy_pj_per_mac: NonNegative
-
-
-class Kernel(Block):
-    """The inner kernel: register blocks, their overheads, and the tiles the search may use."""
-
-    register_block_m: Count
-    register_block_n: Count
-    load_bytes_per_cycle: Positive
-    block_overhead_cycles: NonNegative
-    partial_cycles_per_64_bytes: NonNegative
-    tile_overhead_cycles: NonNegative
-    partials: Literal["l1", "registers"]
-    accumulator_capacity_bytes: Count | None = None
-    tile_m_max_rows: Count
-    tile_n_max_columns: Count
-    tile_k_step: Count
-    tile_k_max: Count
-
-    @model_validator(mode="after")
-    def _registers_need_a_capacity(self) -> Self:
-        if self.partials == "registers" and self.accumulator_capacity_bytes is None:
-            raise ValueError("partials 'registers' needs accumulator_capacity_bytes")
-        if self.tile_m_max_rows < self.register_block_m:
-            raise ValueError("tile_m_max_rows must be at least register_block_m")
-        if self.tile_n_max_columns < self.register_block_n:
-            raise ValueError("tile_n_max_columns must be at least register_block_n")
-        if self.tile_k_max < self.tile_k_step:
-            raise ValueError("tile_k_max must be at least tile_k_step")
-        return self
-
-
-class Vector(Block):
-    """Elementwise work per compute unit: group scales, quantization, unpacking."""
-
-    combine_elements_per_cycle: Positive
-    combine_overlaps_mac: bool
-    quantize_elements_per_cycle: Positive
-    unpack_elements_per_cycle: Positive
-    load_widens_bits: tuple[OperandBits, ...] = ()
 
 
 class L1(Block):
@@ -137,10 +64,10 @@ class L1(Block):
 
 
 class L2(Block):
-    """The on-chip memory all units share."""
+    """The on-chip memory all units share; `panel_fraction` of it may hold one operand's panel."""
 
     capacity_bytes: Count
-    panel_fraction: Annotated[float, Field(gt=0, le=1)]
+    panel_fraction: Annotated[float, Field(ge=0, le=1)]
     bandwidth_bytes_per_cycle: Positive
 
 
@@ -157,7 +84,7 @@ class Dram(Block):
         return self.bandwidth_bytes_per_s * self.sustained_fraction
 
 
-class Memories(_Strict):
+class Memories(Strict):
     """The three levels of the hierarchy."""
 
     l1: L1
@@ -211,7 +138,19 @@ class Energy(Block):
     static_w: NonNegative
 
 
-class Accelerator(_Strict):
+class Variant(Block):
+    """Another reading of the machine where sources conflict, or another product of its family.
+
+    `set` maps key paths (`modes.int8xint4.macs_per_cycle`) to values; `products` are product names
+    by which a measured row says that it was taken on this variant.
+    """
+
+    name: Name
+    products: tuple[Text, ...] = ()
+    set: Annotated[dict[str, int | float | str], Field(min_length=1)]
+
+
+class Accelerator(Strict):
     """One machine: what `load_accelerator` returns and `estimate_cost` reads."""
 
     name: Name
@@ -225,16 +164,21 @@ class Accelerator(_Strict):
     dispatch: Dispatch
     datapath: Datapath
     energy: Energy
+    side_unit: SideUnit | None = None
+    variants: tuple[Variant, ...] = ()
 
     # Mode choices and the tile grid depend on nothing but this description.
     _cache: dict = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _modes_are_distinct(self) -> Self:
-        names = [mode.name for mode in self.modes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"modes must have distinct names, {', '.join(twice)} appears twice")
+        for what, items in (("modes", self.modes), ("variants", self.variants)):
+            names = [item.name for item in items]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(
+                    f"{what} must have distinct names, {', '.join(twice)} appears twice"
+                )
         return self
 
     def __copy__(self) -> Self:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator
-from hwmodels.kernel_cycles import unpacked_elements
+from hwmodels.kernel_cycles import quantized_elements, unpacked_elements
 from hwmodels.modes import ModeChoice
 from hwmodels.tiling import Tiles, ceil_div, passes
 from hwmodels.traffic import DramTraffic, l1_fill_bytes, l2_read_bytes
@@ -31,13 +31,22 @@ def kernel_energy(
     if kernel.branch is not None:
         branch = kernel.branch
         down, up = kernel.m * branch.rank * kernel.k, kernel.m * branch.rank * kernel.n
-        parts["mac_branch"] = _mac_pj(down, branch.down) + _mac_pj(up, branch.up)
-        operand_bytes += _operand_bytes(hw, down, branch.down)
+        parts["mac_branch"] = _mac_pj(up, branch.up)
         operand_bytes += _operand_bytes(hw, up, branch.up)
-        combined += kernel.m * branch.rank * branch.down_combines
         combined += kernel.m * kernel.n * branch.up_combines
+        if branch.down_place == "side":
+            parts["mac_branch"] += down * hw.side_unit.energy_pj_per_mac
+        elif kernel.forms_p:
+            # Of the tiles that form P again, the widest does it least often.
+            times = 1
+            if branch.down_place == "per_tile":
+                times = float(ceil_div(kernel.n, tiles.n).min())
+            parts["mac_branch"] += times * _mac_pj(down, branch.down)
+            operand_bytes += times * _operand_bytes(hw, down, branch.down)
+            combined += times * kernel.m * branch.rank * branch.down_combines
     parts["vector"] = (
-        combined * energy.combine_pj_per_element + kernel.quantized * energy.quantize_pj_per_element
+        combined * energy.combine_pj_per_element
+        + float(quantized_elements(kernel, tiles).min()) * energy.quantize_pj_per_element
     )
     l1, l2, unpack = _movement_pj(hw, kernel, tiles)
     parts["l1"] = l1 + operand_bytes * energy.l1_pj_per_byte
@@ -63,7 +72,7 @@ def _movement_pj(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[flo
     """Picojoules in L1 (fills and partial sums), L2 (reads) and unpacking of the least tile."""
     energy = hw.energy
     a_bytes, w_bytes = l1_fill_bytes(hw, kernel, tiles)
-    l1 = (a_bytes + w_bytes) * hw.units.count * energy.l1_pj_per_byte
+    l1 = (a_bytes + w_bytes) * hw.units.vector_units * energy.l1_pj_per_byte
     if hw.kernel.partials == "l1":
         slices = ceil_div(kernel.k, tiles.k)
         if kernel.branch is not None:
@@ -71,7 +80,9 @@ def _movement_pj(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[flo
         traffic = 2 * kernel.m * kernel.n * kernel.partial_bits / 8 * slices
         l1 = l1 + traffic * energy.l1_pj_per_byte
     l2 = l2_read_bytes(hw, kernel, tiles) * energy.l2_pj_per_byte
-    unpacked = unpacked_elements(hw, kernel, tiles, passes(hw, kernel, tiles)) * hw.units.count
+    unpacked = (
+        unpacked_elements(hw, kernel, tiles, passes(hw, kernel, tiles)) * hw.units.vector_units
+    )
     unpack = unpacked * energy.unpack_pj_per_element
     best = int(np.argmin(l1 + l2 + unpack))
     return float(l1[best]), float(l2[best]), float(unpack[best])

@@ -18,7 +18,15 @@ from hwmodels.description import Accelerator, Mode
 from hwmodels.tiling import Tiles, ceil_div, passes
 from hwmodels.traffic import right_elements
 
-__all__ = ["BusyCycles", "Phase", "busy_cycles", "single_core_cycles"]
+__all__ = [
+    "BusyCycles",
+    "Phase",
+    "busy_cycles",
+    "make_phase",
+    "quantized_elements",
+    "single_core_cycles",
+    "unpacked_elements",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +68,18 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
     outputs = runs * tiles.m * tiles.n
 
     def phase(mode: Mode, depth: int, n_blocks: NDArray, combined: NDArray) -> Phase:
-        mac = n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel)
-        combine = np.zeros_like(mac) + combined / hw.vector.combine_elements_per_cycle
-        overlaps = hw.vector.combine_overlaps_mac
-        together = np.maximum(mac, combine) if overlaps else mac + combine
-        return Phase(mac=mac, combine=combine, together=together)
+        return make_phase(hw, n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel), combined)
 
     phases = {
         kernel.role: phase(kernel.choice.mode, kernel.k, runs * blocks, outputs * kernel.combines)
     }
     branch = kernel.branch
-    if branch is not None:
-        p_share = _down_outputs(kernel) / hw.units.count
+    if kernel.forms_p:
+        p_share = _p_elements(hw, kernel, tiles, runs)
         phases["branch_down"] = phase(
             branch.down.mode, kernel.k, p_share / _block_area(hw), p_share * branch.down_combines
         )
+    if branch is not None:
         phases["branch_up"] = phase(
             branch.up.mode, branch.rank, runs * blocks, outputs * branch.up_combines
         )
@@ -83,6 +88,14 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
         tile=runs * _tile_cycles(hw, kernel, tiles),
         conversion=_conversion_cycles(hw, kernel, tiles, runs),
     )
+
+
+def make_phase(hw: Accelerator, mac: NDArray, combined: NDArray | float) -> Phase:
+    """MAC cycles and the scaling of `combined` partial sums, overlapped if the file says so."""
+    combine = np.zeros_like(mac) + combined / hw.vector.combine_elements_per_cycle
+    overlaps = hw.vector.combine_overlaps_mac
+    together = np.maximum(mac, combine) if overlaps else mac + combine
+    return Phase(mac=mac, combine=combine, together=together)
 
 
 def single_core_cycles(
@@ -98,11 +111,14 @@ def _block_area(hw: Accelerator) -> int:
     return hw.kernel.register_block_m * hw.kernel.register_block_n
 
 
-def _down_outputs(kernel: GemmKernel) -> float:
-    """Elements of P, padded to whole instructions: the units share them evenly."""
+def _p_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray) -> NDArray:
+    """Elements of P one unit forms, padded to whole instructions: its share, or each tile's."""
     mode = kernel.branch.down.mode
+    columns = ceil_div(kernel.branch.rank, mode.instruction_n) * mode.instruction_n
+    if kernel.branch.down_place == "per_tile":
+        return runs * tiles.m * columns
     rows = ceil_div(kernel.m, mode.instruction_m) * mode.instruction_m
-    return rows * ceil_div(kernel.branch.rank, mode.instruction_n) * mode.instruction_n
+    return np.full_like(runs, rows * columns / hw.units.count)
 
 
 def _block_cycles(
@@ -110,7 +126,10 @@ def _block_cycles(
 ) -> NDArray[np.float64]:
     block = hw.kernel
     load = block.register_block_m * mode.activation_bits + block.register_block_n * mode.weight_bits
-    per_k = max(_block_area(hw) / mode.macs_per_cycle, load / 8 / block.load_bytes_per_cycle)
+    rate = mode.sustained_macs_per_cycle
+    if kernel.branch is not None:
+        rate *= block.fused_rate_fraction
+    per_k = max(_block_area(hw) / rate, load / 8 / block.load_bytes_per_cycle)
     padded = ceil_div(depth, mode.instruction_k) * mode.instruction_k
     partial = block.partial_cycles_per_64_bytes * _block_area(hw) * kernel.partial_bits / 8 / 64
     return padded * per_k + ceil_div(depth, tile_k) * (block.block_overhead_cycles + partial)
@@ -128,10 +147,19 @@ def _conversion_cycles(
     hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
 ) -> NDArray[np.float64]:
     """Unpacking of narrow operands per tile, and quantizing X's second format and P."""
+    rounded = quantized_elements(kernel, tiles) / hw.units.vector_units
     return (
         unpacked_elements(hw, kernel, tiles, runs) / hw.vector.unpack_elements_per_cycle
-        + kernel.quantized / hw.units.count / hw.vector.quantize_elements_per_cycle
+        + rounded / hw.vector.quantize_elements_per_cycle
     )
+
+
+def quantized_elements(kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+    """Elements all units round, for each tile: again in each column of tiles that forms its P."""
+    times = np.ones_like(tiles.n)
+    if kernel.branch is not None and kernel.branch.down_place == "per_tile":
+        times = ceil_div(kernel.n, tiles.n)
+    return kernel.quantized * times
 
 
 def unpacked_elements(
@@ -146,9 +174,11 @@ def unpacked_elements(
     branch = kernel.branch
     if branch is None:
         return unpacked
-    if branch.down.unpack_activations:
-        unpacked = unpacked + kernel.m * kernel.k / hw.units.count
-    if branch.down.unpack_weights:
+    if kernel.forms_p and branch.down.unpack_activations:
+        shared = kernel.m * kernel.k / hw.units.vector_units
+        per_tile = branch.down_place == "per_tile"
+        unpacked = unpacked + (runs * tiles.m * kernel.k if per_tile else shared)
+    if kernel.forms_p and branch.down.unpack_weights:
         unpacked = unpacked + right_elements(hw, kernel, tiles)
     if branch.up.unpack_activations:
         unpacked = unpacked + runs * tiles.m * branch.rank

@@ -4,14 +4,13 @@ YAML is composed to nodes (which carry lines) and turned into plain values here,
 construct an object. Aliases are refused: a few hundred bytes of them expand to gigabytes.
 """
 
-import types
-import typing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hwmodels.description import Accelerator, BaseModel
+from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
+from hwmodels.overrides import apply_variant, dotted, explain_rule
 
 __all__ = ["list_accelerators", "load_accelerator"]
 
@@ -26,8 +25,10 @@ def list_accelerators() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def load_accelerator(name_or_path: str | Path) -> Accelerator:
-    """The accelerator of that shipped name, alias or YAML file.
+def load_accelerator(name_or_path: str | Path, variant: str | None = None) -> Accelerator:
+    """The accelerator of that shipped name, alias or YAML file, or one of its variants.
+
+    ``"aie2@emulated_int4"`` is short for the variant ``emulated_int4`` of ``aie2``.
 
     Raises
     ------
@@ -36,8 +37,21 @@ def load_accelerator(name_or_path: str | Path) -> Accelerator:
         line, key path, rule and value, and the nearest valid name.
     """
     text = str(name_or_path)
-    if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        return _read(Path(name_or_path))
+    is_path = isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml"))
+    if "@" in text and not is_path and variant is None:
+        text, variant = text.split("@", 1)
+    hw = _read(Path(name_or_path)) if is_path else _shipped(text)
+    return hw if variant is None else _variant(hw, variant)
+
+
+def _variant(hw: Accelerator, name: str) -> Accelerator:
+    key = ("variant", name)
+    if key not in hw._cache:
+        hw._cache[key] = apply_variant(hw, name)
+    return hw._cache[key]
+
+
+def _shipped(text: str) -> Accelerator:
     names = _shipped_names()
     if text.lower() in names:
         return _read_shipped(names[text.lower()])
@@ -68,9 +82,16 @@ def _read(path: Path) -> Accelerator:
     from pydantic import ValidationError
 
     try:
-        return Accelerator.model_validate(content)
+        hw = Accelerator.model_validate(content)
     except ValidationError as error:
         raise AcceleratorError(_explain(path, error, lines)) from None
+    for index, variant in enumerate(hw.variants):
+        try:
+            apply_variant(hw, variant.name)
+        except AcceleratorError as error:
+            line = lines[("variants", index)]
+            raise AcceleratorError(f"{path}:{line}: variant {variant.name!r}: {error}") from None
+    return hw
 
 
 def _read_text(path: Path) -> str:
@@ -137,7 +158,7 @@ def _to_mapping(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]
             raise AcceleratorError(f"{path}:{line}: keys must be plain names, not {key!r:.60}")
         if key in mapping:
             raise AcceleratorError(
-                f"{path}:{line}: duplicate key {_dotted((*where, key))!r}; keep one"
+                f"{path}:{line}: duplicate key {dotted((*where, key))!r}; keep one"
             )
         lines[(*where, key)] = line
         mapping[key] = _to_value(path, value_node, (*where, key), lines, seen)
@@ -169,57 +190,4 @@ def _explain(path: Path, error: Any, lines: dict[tuple, int]) -> str:
     while known not in lines and known:
         known = known[:-1]
     more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-    return f"{path}:{lines.get(known, 1)}: {_rule(first, where)}{more}"
-
-
-def _rule(problem: dict, where: tuple) -> str:
-    key = _dotted(where) or "the file"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(where[-1], _keys_at(where[:-1]))}"
-    if problem["type"] == "missing":
-        return f"missing key {key!r}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if isinstance(problem["input"], dict | tuple) or problem["type"] == "value_error":
-        return f"{key}: {message}"
-    if problem["type"] == "literal_error":
-        valid = [str(v) for v in _literals_at(where)]
-        return f"{key}: got {problem['input']!r:.60}; {nearest(problem['input'], valid)}"
-    return f"{key}: {message}, got {problem['input']!r:.60}"
-
-
-def _dotted(where: tuple) -> str:
-    text = ""
-    for part in where:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _annotation_at(where: tuple) -> Any:
-    """Type of the field at a key path, with optional and tuple wrappers removed."""
-    kind: Any = Accelerator
-    for part in where:
-        if isinstance(part, int):
-            continue
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return None
-        if part not in kind.model_fields:
-            return None
-        kind = _unwrap(kind.model_fields[part].annotation)
-    return kind
-
-
-def _unwrap(kind: Any) -> Any:
-    while typing.get_origin(kind) in (tuple, typing.Union, types.UnionType, typing.Annotated):
-        kind = typing.get_args(kind)[0]
-    return kind
-
-
-def _keys_at(where: tuple) -> list[str]:
-    kind = _annotation_at(where)
-    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
-
-
-def _literals_at(where: tuple) -> tuple:
-    kind = _annotation_at(where)
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return f"{path}:{lines.get(known, 1)}: {explain_rule(first)}{more}"

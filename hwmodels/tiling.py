@@ -70,6 +70,8 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
     AcceleratorError
         If no tile fits.
     """
+    if hw.units.organization == "systolic":
+        return single_tile(1, 1, 1)  # The array is the tile; operands pass through its elements.
     chosen = candidate_tiles(hw) if tiles is None else tiles
     fits = _l1_bytes(hw, kernel, chosen) <= hw.memories.l1.capacity_bytes
     if hw.kernel.partials == "registers":
@@ -85,6 +87,8 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
 
 def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
     """Output tiles each compute unit works through, one after the other."""
+    if hw.units.organization == "systolic":
+        return np.ones_like(tiles.m)
     if hw.units.organization == "array":
         rows = ceil_div(kernel.m, hw.units.rows * tiles.m)
         return rows * ceil_div(kernel.n, hw.units.columns * tiles.n)

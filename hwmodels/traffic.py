@@ -1,11 +1,13 @@
 """Bytes moved between levels: into L1, out of L2, and to and from DRAM.
 
-Partial sums never leave the unit: y is written once per kernel. DRAM blocking is chosen apart from
-the core tile, for the fewest bytes, from three loop orders:
+Partial sums never leave the unit: y is written once per kernel. DRAM is read in the loop order with
+the fewest bytes of three:
 
     outputs stationary      X is read once per column of array-wide tiles, W once per row of them
     activations resident    a panel of X rows stays in L2 while all of W streams by
     weights resident        a panel of W rows stays in L2 while all of X streams by
+
+Panels need `panel_fraction` of L2 and do not depend on the core tile.
 
 Where main and branch use two activation formats, the first pass reads the wider one and derives
 main's on chip; later passes read whichever moves fewer bytes, counting the write of a copy.
@@ -43,28 +45,34 @@ class DramTraffic:
     factors: int
     output: int
     partial_input: int
+    p: int = 0
 
     @property
     def total(self) -> int:
         """All bytes read and written."""
-        return self.activations + self.weights + self.factors + self.output + self.partial_input
+        moved = self.activations + self.weights + self.factors + self.output
+        return moved + self.partial_input + self.p
 
 
 def dram_traffic(
     hw: Accelerator, kernel: GemmKernel, tiles: Tiles, *, use_panels: bool = True
-) -> DramTraffic:
-    """Fewest DRAM bytes of `kernel` over the loop orders; `use_panels` False: outputs only."""
-    weights = kernel.w_bytes + kernel.factor_bytes
-    x_reads = ceil_div(kernel.n, hw.units.columns * tiles.n)
-    w_reads = ceil_div(kernel.m, hw.units.rows * tiles.m)
-    best = int(np.argmin(_activations(kernel, x_reads) + w_reads * weights))
+) -> tuple[DramTraffic, NDArray[np.float64]]:
+    """Fewest DRAM bytes of `kernel` over tiles and loop orders, and the fewest for each tile.
+
+    `use_panels` False: outputs stationary only. The first is what a layer has to move and cannot
+    fall when the layer grows; the second paces the kernel, tile by tile.
+    """
+    x_reads, w_reads = _stationary_reads(hw, kernel, tiles)
+    moved = _input_bytes(kernel, x_reads, w_reads)
+    best = int(np.argmin(moved))
     options = [("outputs stationary", int(x_reads[best]), int(w_reads[best]))]
     if use_panels:
         options += _panels(hw, kernel)
-    policy, x_times, w_times = min(
-        options, key=lambda option: _activations(kernel, option[1]) + option[2] * weights
-    )
-    return DramTraffic(
+    least = min(options, key=lambda option: _input_bytes(kernel, *option[1:]))
+    policy, x_times, w_times = least
+    for option in options[1:]:
+        moved = np.minimum(moved, _input_bytes(kernel, *option[1:]))
+    traffic = DramTraffic(
         policy=policy,
         x_reads=x_times,
         w_reads=w_times,
@@ -73,7 +81,33 @@ def dram_traffic(
         factors=w_times * kernel.factor_bytes,
         output=kernel.out_bytes,
         partial_input=kernel.reread_bytes,
+        p=x_times * (0 if kernel.branch is None else kernel.branch.p_bytes),
     )
+    return traffic, moved + kernel.out_bytes + kernel.reread_bytes
+
+
+def _input_bytes(
+    kernel: GemmKernel, x_times: NDArray | int, w_times: NDArray | int
+) -> NDArray | float:
+    """Bytes of some passes over X (and P, where it comes from DRAM) and over W and the factors."""
+    p_bytes = 0 if kernel.branch is None else kernel.branch.p_bytes
+    weights = kernel.w_bytes + kernel.factor_bytes
+    return _activations(kernel, x_times) + x_times * p_bytes + w_times * weights
+
+
+def _stationary_reads(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Passes over X and over W, per candidate tile, without a resident panel."""
+    dataflow = hw.units.dataflow
+    x_reads = ceil_div(kernel.n, hw.units.columns * tiles.n)
+    w_reads = ceil_div(kernel.m, hw.units.rows * tiles.m)
+    if dataflow == "weight_stationary":
+        w_reads = np.ones_like(w_reads)
+    elif dataflow == "input_stationary":
+        x_reads, w_reads = np.ones_like(x_reads), ceil_div(kernel.m, hw.units.columns)
+        w_reads = w_reads + np.zeros_like(x_reads)
+    return x_reads, w_reads
 
 
 def _activations(kernel: GemmKernel, times: NDArray | int) -> NDArray | int:
@@ -109,7 +143,12 @@ def _whole_blocks(rows: float, block: int) -> int:
 
 
 def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
-    """Cycles the input streams of one unit are busy, per candidate tile."""
+    """Cycles the input streams of one unit are busy, per candidate tile.
+
+    The edges of a systolic array take one element a lane and cycle, which its closed form counts.
+    """
+    if hw.units.organization == "systolic":
+        return np.zeros_like(tiles.m)
     a_bytes, w_bytes = l1_fill_bytes(hw, kernel, tiles)
     l1 = hw.memories.l1
     if l1.fill_channels == "separate":
@@ -130,30 +169,41 @@ def l1_fill_bytes(
     if kernel.branch is None:
         return a_bytes, w_bytes
     is_array = hw.units.organization == "array"
-    x_share = hw.units.rows if is_array else hw.units.count
-    a_bytes = a_bytes + kernel.m * _wider_x_bits(kernel) / 8 / x_share
-    return a_bytes, w_bytes + right_elements(hw, kernel, tiles) * _right_bits(kernel) / 8
+    x_share = hw.units.rows if is_array else hw.units.vector_units
+    wider_rows = kernel.m / x_share
+    if kernel.branch.down_place == "per_tile":
+        wider_rows = runs * tiles.m
+    a_bytes = a_bytes + wider_rows * _wider_x_bits(kernel) / 8
+    if kernel.forms_p:
+        w_bytes = w_bytes + right_elements(hw, kernel, tiles) * _right_bits(kernel) / 8
+    return a_bytes, w_bytes
 
 
 def right_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
-    """Elements of R that enter one unit: once for every row of tiles it works on."""
+    """Elements of R that enter one unit: once for every row of tiles it works on, or every tile."""
     elements = kernel.branch.rank * kernel.k
+    if kernel.branch.down_place == "per_tile":
+        return passes(hw, kernel, tiles) * elements
     if hw.units.organization == "array":
         return ceil_div(kernel.m, hw.units.rows * tiles.m) * elements / hw.units.columns
-    return ceil_div(kernel.m, tiles.m) * elements / hw.units.count
+    return ceil_div(kernel.m, tiles.m) * elements / hw.units.vector_units
 
 
 def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
     """Bytes read from L2 towards the units; an array reads once and multicasts."""
-    is_array = hw.units.organization == "array"
-    columns, rows = (hw.units.columns, hw.units.rows) if is_array else (1, 1)
-    x_times = ceil_div(kernel.n, columns * tiles.n)
-    w_times = ceil_div(kernel.m, rows * tiles.m)
+    if hw.units.organization == "grid":
+        x_times, w_times = ceil_div(kernel.n, tiles.n), ceil_div(kernel.m, tiles.m)
+    else:
+        x_times, w_times = _stationary_reads(hw, kernel, tiles)
     a_line, w_line = _lines(kernel)
     total = x_times * kernel.m * a_line + w_times * kernel.n * w_line
-    if kernel.branch is not None:
-        total = total + kernel.m * _wider_x_bits(kernel)
-        total = total + w_times * kernel.branch.rank * kernel.k * _right_bits(kernel)
+    branch = kernel.branch
+    if branch is not None and branch.down_place != "elsewhere":
+        is_per_tile = branch.down_place == "per_tile"
+        wider = kernel.m * _wider_x_bits(kernel)
+        total = total + (x_times * wider if is_per_tile else wider)
+        r_times = w_times * x_times if is_per_tile else w_times
+        total = total + r_times * branch.rank * kernel.k * _right_bits(kernel)
     return total / 8
 
 
@@ -169,7 +219,12 @@ def _lines(kernel: GemmKernel) -> tuple[float, float]:
 
 
 def _wider_x_bits(kernel: GemmKernel) -> float:
-    """Bits a row of X has more in the branch's format than in main's; 0 when it has fewer."""
+    """Bits a row of X has more in the branch's format than in main's; 0 when it has fewer.
+
+    The side unit reads X by itself, in its own format.
+    """
+    if kernel.branch.down_place == "side":
+        return kernel.line_bits(kernel.branch.x_bits, kernel.k)
     wide = max(kernel.branch.x_bits, kernel.a_bits)
     return kernel.line_bits(wide, kernel.k) - kernel.line_bits(kernel.a_bits, kernel.k)
 

@@ -1,11 +1,21 @@
 """Predicted against measured: the shipped table of public GEMM timings, or a user's own CSV.
 
-Measured kernels have no group scales: integers go out through a shift (SRS), and partial sums
-between K tiles are kept in the output format.
+Measured integer kernels have no group scales: integers go out through a shift (SRS), and partial
+sums between K tiles are kept in the output format. The words of the `kernel` column say what ran:
+
+    single core ...                  one unit, operands resident: kernel cycles alone
+    ... rank R FORMAT branch ...     with a low-rank branch; `unfused`: three kernels; `recompute`
+                                     (here or in the notes): each output tile forms its own P;
+                                     else P is given, as in the GEMM kernel of SVDQuant
+    anything else                    one plain GEMM
+
+A row whose notes or source name a product of a variant (`products` in the file) is predicted on
+that variant.
 """
 
 import csv
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hwmodels.branch import split_into_kernels
@@ -13,13 +23,26 @@ from hwmodels.cost import estimate_cost
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
 from hwmodels.kernel_cycles import single_core_cycles
+from hwmodels.loader import load_accelerator
 from hwmodels.workload import GemmWorkload
 
-__all__ = ["MEASURED_CSV", "measured_rows", "validate"]
+__all__ = ["MEASURED_CSV", "measured_rows", "summarize", "validate", "workload_of"]
 
 MEASURED_CSV = Path(__file__).parent / "measured_gemm.csv"
-_BITS = {"int4": 4, "int8": 8, "int16": 16, "int32": 32, "fp16": 16, "bf16": 16, "fp32": 32}
 _NEEDED = ("device", "kernel", "a_format", "w_format", "out_format", "M", "K", "N", "time_ms")
+# Family and bits of an element; plain fp8 has a scale per tensor only.
+_FORMATS = {
+    **{f"int{bits}": ("int", bits) for bits in (4, 6, 8)},
+    **dict.fromkeys(("fp16", "bf16"), ("float", 16)),
+    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2"), ("fp8", 8)),
+    **dict.fromkeys(("mxfp8", "mxfp8_e4m3", "mxfp8_e5m2"), ("mxfp", 8)),
+    **{"mxfp6": ("mxfp", 6), "mxfp4": ("mxfp", 4), "nvfp4": ("nvfp", 4)},
+    **{"mxint8": ("mxint", 8), "mxint4": ("mxint", 4), "bfp16ebs8": ("mxint", 8)},
+}
+_OUT_BITS = {"int8": 8, "int16": 16, "int32": 32, "fp16": 16, "bf16": 16, "fp32": 32}
+_OUT_BITS |= dict.fromkeys(("fp8", "fp8_e4m3", "mxfp8", "mxfp8_e4m3"), 8)
+_BRANCH = re.compile(r"rank (\d+) (\w+) branch", re.IGNORECASE)
+_SIZES = {"M": "m", "N": "n", "K": "k"}
 
 
 def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
@@ -31,7 +54,7 @@ def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
         If the file cannot be read or lacks a column.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AcceleratorError(f"cannot read measured table {path}: {error}") from None
@@ -40,34 +63,117 @@ def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
         raise AcceleratorError(
             f"{path}: missing column {missing[0]!r}; needed: {', '.join(_NEEDED)}"
         )
+    for line, row in enumerate(rows, start=2):
+        _check(row, f"{path}:{line}")
     return rows
 
 
 def validate(
     hw: Accelerator, rows: Iterable[dict[str, str]], *, search_tiles: bool = False
 ) -> list[dict]:
-    """Predicted time of every row measured on `hw` that its modes can express.
+    """Predicted time of every row measured on `hw`; rows of other devices are left out.
 
-    Rows of other devices, and with formats the integer and 16-bit modes do not cover, are left
-    out. `search_tiles` uses the best tile found instead of the tile the row was measured with.
-    Each result has device, kernel, m, n, k, out_bits, tile_mkn, measured_ms, predicted_ms, error
-    (signed, relative to measured) and bound.
+    `search_tiles` uses the best tile found instead of the tile the row was measured with. Each
+    result has device, variant, kernel, m, n, k, main, branch, out_bits, tile_mkn, measured_ms,
+    predicted_ms, error (signed, relative to measured) and bound.
     """
     names = {hw.name, *hw.aliases}
-    results = []
-    for row in rows:
-        formats = (row["a_format"], row["w_format"], row["out_format"])
-        if row["device"] in names and all(f in _BITS for f in formats) and _is_plain(row):
-            results.append(_compare(hw, row, search_tiles=search_tiles))
-    return results
+    return [
+        _compare(_on_variant(hw, row), row, search_tiles=search_tiles)
+        for row in rows
+        if row["device"].strip().lower() in names
+    ]
 
 
-def _is_plain(row: dict[str, str]) -> bool:
-    return "branch" not in row["kernel"]
+def summarize(results: Sequence[dict]) -> list[dict]:
+    """Per device: rows, mean and worst absolute relative error."""
+    summary = []
+    for device in dict.fromkeys(row["device"] for row in results):
+        errors = [abs(row["error"]) for row in results if row["device"] == device]
+        summary.append(
+            {
+                "device": device,
+                "rows": len(errors),
+                "mean_error": sum(errors) / len(errors),
+                "worst_error": max(errors),
+            }
+        )
+    return summary
+
+
+def workload_of(row: dict[str, str]) -> GemmWorkload:
+    """The GEMM a measured row timed.
+
+    Raises
+    ------
+    AcceleratorError
+        If a format of the row is unknown or the families of its operands do not go together.
+    """
+    a_family, a_bits = _format(row["a_format"])
+    w_family, w_bits = _format(row["w_format"])
+    families = {a_family, w_family} - {"float"}
+    if len(families) > 1:
+        raise AcceleratorError(
+            f"a_format {row['a_format']!r} and w_format {row['w_format']!r} are of two families"
+        )
+    family = families.pop() if families else "int"
+    is_unscaled = family in ("int", "fp8")
+    out_bits = _OUT_BITS[row["out_format"]]
+    fields = {_SIZES[name]: int(row[name]) for name in _SIZES}
+    fields |= {"main": f"W{w_bits}A{a_bits}", "out_bits": out_bits, "partial_bits": out_bits}
+    fields |= {"group": None, "scale_bits": 0 if is_unscaled else 8}
+    fields["family"] = "mxfp" if family == "fp8" else family
+    return GemmWorkload(**fields, **_branch_of(row))
+
+
+def _branch_of(row: dict[str, str]) -> dict:
+    found = _BRANCH.search(row["kernel"])
+    if found is None:
+        return {}
+    said = f"{row['kernel']} {row.get('notes') or ''}".lower()
+    schedule = "given_p"
+    if "unfused" in row["kernel"].lower():
+        schedule = "unfused"
+    elif "recompute" in said:
+        schedule = "recompute"
+    bits = _format(found[2].lower())[1]
+    return {"branch": f"W{bits}A{bits}", "rank": int(found[1]), "branch_schedule": schedule}
+
+
+def _format(name: str) -> tuple[str, int]:
+    if name not in _FORMATS:
+        raise AcceleratorError(f"unknown format {name!r}; known: {', '.join(_FORMATS)}")
+    return _FORMATS[name]
+
+
+def _check(row: dict[str, str], where: str) -> None:
+    for name in (*_SIZES, "time_ms"):
+        try:
+            is_positive = float(row[name]) > 0
+        except (TypeError, ValueError):
+            is_positive = False
+        if not is_positive or (name in _SIZES and not row[name].strip().isdigit()):
+            raise AcceleratorError(f"{where}: {name} must be a positive number, got {row[name]!r}")
+    if row["out_format"] not in _OUT_BITS:
+        raise AcceleratorError(
+            f"{where}: unknown out_format {row['out_format']!r}; known: {', '.join(_OUT_BITS)}"
+        )
+    try:
+        workload_of(row)
+    except AcceleratorError as error:
+        raise AcceleratorError(f"{where}: {error}") from None
+
+
+def _on_variant(hw: Accelerator, row: dict[str, str]) -> Accelerator:
+    said = " ".join(row.get(name) or "" for name in ("kernel", "notes", "source")).lower()
+    for variant in hw.variants:
+        if any(product.lower() in said for product in variant.products):
+            return load_accelerator(hw.name, variant.name)
+    return hw
 
 
 def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dict:
-    work = _workload(row)
+    work = workload_of(row)
     tile = None if search_tiles else _tile(row.get("tile_mkn") or "")
     if row["kernel"].startswith("single core"):
         tile = (work.m, work.k, work.n) if tile is None else tile
@@ -78,14 +184,17 @@ def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dic
         predicted_s, bound, tile = cost.latency_s, cost.bound, cost.tile_mkn
     measured_ms = float(row["time_ms"])
     return {
-        "device": row["device"],
+        "device": row["device"].strip().lower(),
+        "accelerator": hw.name,
         "kernel": row["kernel"],
         "m": work.m,
         "n": work.n,
         "k": work.k,
         "main": work.main,
+        "family": work.family,
+        "rank": work.rank,
         "out_bits": work.out_bits,
-        "tile_mkn": tile,
+        "tile_mkn": "x".join(str(size) for size in tile),
         "measured_ms": measured_ms,
         "predicted_ms": predicted_s * 1e3,
         "error": predicted_s * 1e3 / measured_ms - 1.0,
@@ -93,21 +202,8 @@ def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dic
     }
 
 
-def _workload(row: dict[str, str]) -> GemmWorkload:
-    out_bits = _BITS[row["out_format"]]
-    return GemmWorkload(
-        m=int(row["M"]),
-        n=int(row["N"]),
-        k=int(row["K"]),
-        main=f"W{_BITS[row['w_format']]}A{_BITS[row['a_format']]}",
-        out_bits=out_bits,
-        group=None,
-        scale_bits=0,
-        partial_bits=out_bits,
-    )
-
-
 def _tile(text: str) -> tuple[int, int, int] | None:
     """(m, k, n) of "112x112x112"; None when the row does not say."""
     sizes = text.split("x")
-    return tuple(int(size) for size in sizes) if len(sizes) == 3 else None
+    whole = len(sizes) == 3 and all(size.strip().isdigit() for size in sizes)
+    return tuple(int(size) for size in sizes) if whole else None

@@ -3,7 +3,7 @@
     y (M, N) = X_a (M, K) . W (N, K)^T  +  requantize(X_b (M, K) . R (r, K)^T) . L (N, r)^T
 
 Bytes follow the packer: every row of codes is padded to a whole byte, every row has
-ceil(columns / group) scales; 16-bit operands have no scales.
+ceil(columns / group) scales; 16-bit operands have no scales; an NVFP4 tensor has one fp32 more.
 """
 
 import operator
@@ -13,10 +13,22 @@ from functools import lru_cache
 
 from hwmodels.errors import AcceleratorError
 
-__all__ = ["GemmWorkload", "activation_bytes", "parse_precision", "tensor_bytes"]
+__all__ = [
+    "BRANCH_SCHEDULES",
+    "FAMILIES",
+    "GemmWorkload",
+    "activation_bytes",
+    "parse_precision",
+    "tensor_bytes",
+]
+
+FAMILIES = ("int", "mxint", "mxfp", "nvfp")
+BRANCH_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
 _PRECISION = re.compile(r"[Ww](\d+)[Aa](\d+)")
 _QUANTIZED_BITS = range(2, 9)
+_BLOCK_SCALES = {4: (16, 8)}  # NVFP4: 16 elements per e4m3 scale; other widths are MX formats.
+_MX_SCALE = (32, 8)
 
 
 @lru_cache(maxsize=256)
@@ -52,12 +64,21 @@ class GemmWorkload:
         Rank of the branch; 0 means no branch whatever `branch` says.
     fused : bool
         One kernel for main and branch, or three (main, down, up) with P and y through DRAM.
+    branch_schedule : str or None
+        How the branch runs, in place of `fused`: ``fused``; ``unfused``; ``down_fused`` (X R^T in
+        the kernel that quantizes X, P L^T in main's); ``recompute`` (every output tile forms its
+        own P); ``parallel`` (X R^T on the accelerator's side unit while the array works);
+        ``given_p`` (P exists already; only P L^T is costed).
+    family : str
+        Element family of widths below 16 bits: int, mxint, mxfp or nvfp. Families other than int
+        bring their own groups and scales.
     out_bits : int
         Width of y: 8, 16 or 32.
     group : int or None
         Elements along K (along the rank for P and L) that share one scale; None: one per row.
     scale_bits : int
-        Width of one scale; 0 means no scales at all (integer result, requantized by a shift).
+        Width of one scale; 0 means no scales at all, in any family (integer result, requantized
+        by a shift; or one scale per tensor, which costs nothing).
     p_bits : int or None
         Width of the intermediate P (M, rank); None means the branch's activation bits.
     partial_bits : int or None
@@ -81,6 +102,8 @@ class GemmWorkload:
     scale_bits: int = 16
     p_bits: int | None = None
     partial_bits: int | None = None
+    family: str = "int"
+    branch_schedule: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):
@@ -92,7 +115,10 @@ class GemmWorkload:
         self._require_member("scale_bits", (0, 8, 16, 32))
         self._require_member("p_bits", (None, *_QUANTIZED_BITS, 16))
         self._require_member("partial_bits", (None, 8, 16, 32, 64))
+        self._require_member("family", FAMILIES)
+        self._require_member("branch_schedule", (None, *BRANCH_SCHEDULES))
         parse_precision(self.main)
+        self._require_widths_of_the_family()
         if self.branch is not None:
             parse_precision(self.branch)
         elif self.rank > 0:
@@ -105,6 +131,15 @@ class GemmWorkload:
                 f"rank={self.rank} must be at most min(n, k) = {min(self.n, self.k)}; "
                 "a larger rank costs more than the layer itself"
             )
+
+    def _require_widths_of_the_family(self) -> None:
+        if self.family == "int":
+            return
+        for precision in (self.main, self.branch):
+            if precision is not None and not set(parse_precision(precision)) <= {4, 6, 8, 16}:
+                raise AcceleratorError(
+                    f"precision {precision!r}: widths of family {self.family!r} are 4, 6, 8 or 16"
+                )
 
     def _set_integer(self, name: str, *, minimum: int) -> None:
         value = getattr(self, name)
@@ -132,6 +167,11 @@ class GemmWorkload:
         return self.branch is not None and self.rank > 0
 
     @property
+    def schedule(self) -> str:
+        """How the branch runs: `branch_schedule`, or what `fused` says."""
+        return self.branch_schedule or ("fused" if self.fused else "unfused")
+
+    @property
     def main_bits(self) -> tuple[int, int]:
         """Weight and activation bits of the main branch."""
         return parse_precision(self.main)
@@ -156,9 +196,17 @@ class GemmWorkload:
         """Multiply-accumulates of both factors, each counted once."""
         return self.m * self.rank * (self.n + self.k) if self.has_branch else 0
 
+    def grouping(self, bits: int) -> tuple[int | None, int]:
+        """Elements per scale (None: one per row) and bits per scale of operands of `bits`."""
+        if self.family == "int" or self.scale_bits == 0:
+            return self.group, self.scale_bits
+        return _BLOCK_SCALES.get(bits, _MX_SCALE) if self.family == "nvfp" else _MX_SCALE
+
     def bytes_of(self, rows: int, columns: int, bits: int) -> int:
-        """Bytes of a (rows, columns) operand of `bits` in this workload's groups."""
-        return tensor_bytes(rows, columns, bits, group=self.group, scale_bits=self.scale_bits)
+        """Stored bytes of a (rows, columns) operand of `bits` in this workload's family."""
+        group, scale_bits = self.grouping(bits)
+        per_tensor = 4 if self.family == "nvfp" and bits == 4 and scale_bits else 0
+        return per_tensor + tensor_bytes(rows, columns, bits, group=group, scale_bits=scale_bits)
 
     def weight_bytes(self) -> dict[str, int]:
         """Stored bytes of the main weight and of both factors, as the packer writes them."""

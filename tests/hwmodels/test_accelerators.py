@@ -8,7 +8,10 @@ CONFIDENCES = {"vendor", "measured", "inferred", "estimate"}
 
 
 def test_the_shipped_accelerators_are_listed():
-    assert list_accelerators() == ["a100", "aie2"]
+    assert list_accelerators() == [
+        *("a100", "aie2", "aie2p", "aie_mlv2", "b200", "h100", "h200", "mi300x", "mi350x"),
+        *("mi355x", "rtx4090", "sm120", "systolic", "t4"),
+    ]
 
 
 @pytest.mark.parametrize("name", list_accelerators())
@@ -16,7 +19,7 @@ def test_every_number_has_a_unit_a_source_and_a_confidence(name):
     unitless_words = (
         "organization", "units.rows", "units.columns", ".name", ".kind", "instruction_",
         "register_block_", "partials", "tile_k_", "overlaps", "load_widens", "_buffers",
-        "fill_channels", "_fraction", "datapath.",
+        "fill_channels", "datapath.", "dataflow", "families", "mixes_widths", "variant ",
     )  # fmt: skip
     for row in describe(load_accelerator(name)):
         assert len(row["source"]) > 10, row["key"]

@@ -3,12 +3,18 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hwmodels import AcceleratorError, GemmWorkload, estimate_cost, load_accelerator
+from hwmodels import (
+    AcceleratorError,
+    GemmWorkload,
+    estimate_cost,
+    list_accelerators,
+    load_accelerator,
+)
 
-MACHINES = {name: load_accelerator(name) for name in ("aie2", "a100")}
+MACHINES = {name: load_accelerator(name) for name in list_accelerators()}
 METRICS = ("latency_s", "energy_j", "dram_bytes", "weight_bytes")
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -17,20 +23,25 @@ sizes = st.one_of(
     st.integers(1, 200), st.integers(1, 6000), st.integers(1, 300).map(lambda i: 16 * i)
 )
 quantized = st.integers(2, 8)
+families = st.sampled_from(["int", "int", "mxint", "mxfp", "nvfp"])
+schedules = st.sampled_from(["fused", "unfused", "down_fused", "recompute", "given_p"])
 
 
 @st.composite
 def workloads(draw, *, with_branch=None):
     m, n, k = draw(sizes), draw(sizes), draw(sizes)
+    family = draw(families)
+    bits = quantized if family == "int" else st.sampled_from([4, 6, 8])
     fields = {
         "m": m, "n": n, "k": k,
-        "main": f"W{draw(quantized)}A{draw(quantized)}",
+        "main": f"W{draw(bits)}A{draw(bits)}",
+        "family": family,
         "group": draw(st.sampled_from([None, 32, 64, 128])),
-        "fused": draw(st.booleans()),
         "out_bits": draw(st.sampled_from([8, 16, 32])),
+        "branch_schedule": draw(schedules),
     }  # fmt: skip
     if draw(st.booleans()) if with_branch is None else with_branch:
-        fields["branch"] = f"W{draw(quantized)}A{draw(quantized)}"
+        fields["branch"] = f"W{draw(bits)}A{draw(bits)}"
         fields["rank"] = draw(st.integers(1, min(n, k, 256)))
     return fields
 
@@ -73,7 +84,10 @@ def test_cost_never_falls_when_the_rank_grows(hw, fields, more):
 @given(hw=machines, fields=workloads(with_branch=False), which=st.sampled_from("wa"))
 def test_cost_never_falls_when_the_main_branch_widens(hw, fields, which):
     w_bits, a_bits = GemmWorkload(**fields).main_bits
-    wider = (min(w_bits + 1, 8), a_bits) if which == "w" else (w_bits, min(a_bits + 1, 8))
+    step = 1 if fields["family"] == "int" else 2
+    if fields["family"] == "nvfp" and 4 in (w_bits, a_bits):
+        step = 0  # From NVFP4 to MXFP6 the scales get coarser: bytes rise, scaling work may fall.
+    wider = (min(w_bits + step, 8), a_bits) if which == "w" else (w_bits, min(a_bits + step, 8))
     _assert_not_cheaper(_cost(hw, fields, main="W{}A{}".format(*wider)), _cost(hw, fields))
 
 
@@ -82,7 +96,10 @@ def test_cost_never_falls_when_the_main_branch_widens(hw, fields, which):
 def test_cost_never_falls_when_the_factors_widen(hw, fields):
     # Activation bits are left alone: at main's own width the branch shares X and gets cheaper.
     w_bits, a_bits = GemmWorkload(**fields).branch_bits
-    wider = _cost(hw, fields, branch=f"W{min(w_bits + 1, 8)}A{a_bits}")
+    step = 1 if fields["family"] == "int" else 2
+    if fields["family"] == "nvfp" and 4 in (w_bits, a_bits):
+        step = 0
+    wider = _cost(hw, fields, branch=f"W{min(w_bits + step, 8)}A{a_bits}")
     _assert_not_cheaper(wider, _cost(hw, fields))
 
 
@@ -133,6 +150,8 @@ def test_sixteen_bit_layers_cost_most(name, shape):
 )
 def test_latency_never_rises_with_a_faster_or_larger_machine(hw, fields, change, factor):
     block, key = change
+    # A larger systolic array has a longer fill and drain, as its closed form says.
+    assume(not (block == "units" and key != "clock_hz" and hw.units.dataflow))
     part = hw
     for name in block.split("."):
         part = getattr(part, name)
@@ -154,9 +173,10 @@ def test_parts_sum_to_totals_and_the_roofline_holds(hw, fields):
 
 
 @SETTINGS
-@given(hw=machines, fields=workloads(with_branch=False), fused=st.booleans())
-def test_rank_zero_costs_exactly_nothing(hw, fields, fused):
-    assert _cost(hw, fields, branch="W8A8", rank=0, fused=fused) == _cost(hw, fields)
+@given(hw=machines, fields=workloads(with_branch=False))
+def test_rank_zero_costs_exactly_nothing(hw, fields):
+    plain = {key: value for key, value in fields.items() if key != "branch_schedule"}
+    assert _cost(hw, fields, branch="W8A8", rank=0) == _cost(hw, plain)
 
 
 @SETTINGS

@@ -57,7 +57,7 @@ BROKEN = [
     ("partials: l1", "partials: registers",
      "kernel: partials 'registers' needs accumulator_capacity_bytes"),
     ("confidence: vendor", "confidence: sure", "modes[1].confidence: got 'sure'"),
-    ("panel_fraction: 0.5", "panel_fraction: 1.5",
+    ("panel_fraction: 0\n", "panel_fraction: 1.5\n",
      "memories.l2.panel_fraction: input should be less than or equal to 1, got 1.5"),
     ("aliases: [xdna1, npu1]", "aliases: [xdna1, 'no spaces please']",
      "aliases[1]: string should match"),

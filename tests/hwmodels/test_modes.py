@@ -54,5 +54,5 @@ def test_a_machine_without_a_wide_enough_mode_says_so():
     choose_mode(hw, 16, 16)  # A copy must not inherit what was worked out for the original.
     integers = tuple(mode for mode in hw.modes if mode.kind == "int")
     only_integers = hw.model_copy(update={"modes": integers})
-    with pytest.raises(AcceleratorError, match="aie2 has no MAC mode wide enough for W16A16"):
+    with pytest.raises(AcceleratorError, match="aie2 has no MAC mode wide enough for int W16A16"):
         describe_modes(only_integers, "W16A16")

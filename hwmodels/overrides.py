@@ -1,0 +1,179 @@
+"""Changed copies of an accelerator: single keys by dotted path, and the variants of its file.
+
+A path is what `hw show` prints: ``memories.l2.capacity_bytes``, ``modes[0].macs_per_cycle``; modes
+also go by name (``modes.int8.macs_per_cycle``), ``mac_array`` stands for ``units``, and the end of
+a path will do where it is unique (``clock_hz``). Every change passes the rules of the file.
+"""
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from hwmodels.description import Accelerator, BaseModel
+from hwmodels.errors import AcceleratorError, nearest
+
+__all__ = ["apply_variant", "dotted", "explain_rule", "keys_of", "parse_value", "with_overrides"]
+
+_ABOUT = {"source", "confidence", "uncertainty_percent"}
+_FIXED = {"name", "title", "aliases", "variants"}
+_STEP = re.compile(r"[^.\[\]]+")
+
+
+def with_overrides(hw: Accelerator, changes: Mapping[str, Any], name: str = "") -> Accelerator:
+    """A copy of `hw` with the values at some key paths replaced, under `name` if given.
+
+    Raises
+    ------
+    AcceleratorError
+        If a key does not exist or a value breaks the rules of the file.
+    """
+    from pydantic import ValidationError
+
+    content = hw.model_dump()
+    paths = keys_of(hw)
+    for key, value in changes.items():
+        *parents, last = paths[_resolve(key, paths)]
+        place = content
+        for step in parents:
+            place = place[step]
+        place[last] = value
+    try:
+        changed = Accelerator.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        raise AcceleratorError(f"{hw.name}: {explain_rule(problem)}") from None
+    return changed.model_copy(update={"name": name}) if name else changed
+
+
+def apply_variant(hw: Accelerator, name: str) -> Accelerator:
+    """The variant `name` of `hw`, named ``hw@name``.
+
+    Raises
+    ------
+    AcceleratorError
+        If `hw` has no such variant or its changes break a rule.
+    """
+    for variant in hw.variants:
+        if variant.name == name:
+            return with_overrides(hw, variant.set, f"{hw.name}@{name}")
+    known = [variant.name for variant in hw.variants]
+    hint = nearest(name, known) if known else "it has none"
+    raise AcceleratorError(f"unknown variant {name!r} of {hw.name}; {hint}")
+
+
+def keys_of(hw: Accelerator) -> dict[str, tuple]:
+    """Every key path that can be changed, with its steps into the dumped file."""
+    found: dict[str, tuple] = {}
+    for field in type(hw).model_fields:
+        if field not in _FIXED:
+            _collect(found, field, (field,), getattr(hw, field))
+    return found
+
+
+def parse_value(text: str) -> int | float | str | bool:
+    """A value as the command line gives it: whole number, number, true or false, or a word."""
+    try:
+        number = float(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    whole = number == number and abs(number) < 2**63 and number == int(number)
+    return int(number) if whole else number
+
+
+def _collect(found: dict[str, tuple], path: str, steps: tuple, value: Any) -> None:
+    if isinstance(value, BaseModel):
+        for field in type(value).model_fields:
+            if field not in _ABOUT:
+                _collect(found, f"{path}.{field}", (*steps, field), getattr(value, field))
+    elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        # A list of named blocks; lists inside the dumped content stay tuples of dicts.
+        for index, item in enumerate(value):
+            _collect(found, f"{path}.{item.name}", (*steps, index), item)
+    else:
+        found[path] = steps
+
+
+def _resolve(key: str, paths: Mapping[str, tuple]) -> str:
+    """The full path that `key` means."""
+    text = re.sub(r"^mac_array\b", "units", key.strip())
+    steps = tuple(int(s) if s.isdigit() else s for s in _STEP.findall(text))
+    if text in paths:
+        return text
+    for path, known in paths.items():
+        if known == steps:
+            return path
+    ending = [path for path in paths if path.endswith(f".{text}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise AcceleratorError(
+            f"key {key!r} is not unique; write one of {', '.join(ending[:6])} in full"
+        )
+    short = key.rpartition(".")[2]
+    alike = [path for path in paths if path.endswith(f".{short}")] or list(paths)
+    hint = nearest(key, alike if len(alike) < 8 else _near_paths(key, paths))
+    raise AcceleratorError(f"unknown key {key!r} of an accelerator file; {hint}")
+
+
+def _near_paths(key: str, paths: Mapping[str, tuple]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(key, list(paths), n=4, cutoff=0.3) or list(paths)[:4]
+
+
+def explain_rule(problem: dict) -> str:
+    """One pydantic problem in words: key path, rule, value, nearest valid name."""
+    where = tuple(problem["loc"])
+    key = dotted(where) or "the file"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {nearest(where[-1], _keys_at(where[:-1]))}"
+    if problem["type"] == "missing":
+        return f"missing key {key!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if isinstance(problem["input"], dict | tuple) or problem["type"] == "value_error":
+        return f"{key}: {message}"
+    if problem["type"] == "literal_error":
+        valid = [str(v) for v in _literals_at(where)]
+        return f"{key}: got {problem['input']!r:.60}; {nearest(problem['input'], valid)}"
+    return f"{key}: {message}, got {problem['input']!r:.60}"
+
+
+def dotted(where: tuple) -> str:
+    """A key path as people write it: ``modes[0].macs_per_cycle``."""
+    text = ""
+    for part in where:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _annotation_at(where: tuple) -> Any:
+    """Type of the field at a key path, with optional and tuple wrappers removed."""
+    kind: Any = Accelerator
+    for part in where:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        if part not in kind.model_fields:
+            return None
+        kind = _unwrap(kind.model_fields[part].annotation)
+    return kind
+
+
+def _unwrap(kind: Any) -> Any:
+    while typing.get_origin(kind) in (tuple, typing.Union, types.UnionType, typing.Annotated):
+        kind = typing.get_args(kind)[0]
+    return kind
+
+
+def _keys_at(where: tuple) -> list[str]:
+    kind = _annotation_at(where)
+    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
+
+
+def _literals_at(where: tuple) -> tuple:
+    kind = _annotation_at(where)
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()

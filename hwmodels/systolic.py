@@ -1,0 +1,66 @@
+"""Cycles of one systolic array, in closed form.
+
+An operand stays in the rows x columns elements while another streams through in T steps:
+
+    cycles = ceil(D1 / rows) * ceil(D2 / columns) * (T + 2 rows + columns - 2) - 1
+
+    weight stationary   D1, D2, T = K, N, M        output stationary   M, N, K
+    input stationary    K, M, N
+
+as SCALE-Sim counts (Samajdar et al., ISPASS 2020, and its version 3.0.0 run on four shapes): each
+fold loads its operand (rows), skews in and drains (rows + columns - 2); loads do not overlap the
+fold before. Partial sums of folds along K stay in the accumulators beside the array and never go
+to DRAM. The branch runs as folds of its own after the main product.
+"""
+
+import numpy as np
+
+from hwmodels.branch import GemmKernel
+from hwmodels.description import Accelerator, Mode
+from hwmodels.kernel_cycles import BusyCycles, make_phase, quantized_elements, unpacked_elements
+from hwmodels.tiling import Tiles
+
+__all__ = ["systolic_busy_cycles", "systolic_cycles"]
+
+
+def systolic_cycles(
+    m: int, n: int, k: int, *, rows: int, columns: int, dataflow: str = "weight_stationary"
+) -> int:
+    """Cycles of x (m, k) times w (n, k) transposed on a rows x columns array."""
+    folded = {
+        "weight_stationary": (k, n, m),
+        "output_stationary": (m, n, k),
+        "input_stationary": (k, m, n),
+    }
+    down, across, steps = folded[dataflow]
+    return -(-down // rows) * -(-across // columns) * (steps + 2 * rows + columns - 2) - 1
+
+
+def systolic_busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles:
+    """Busy cycles of the array: main product, then both factors where the branch is fused."""
+
+    def phase(mode: Mode, m: int, n: int, k: int, combines: int):
+        cycles = systolic_cycles(
+            m, n, k, rows=hw.units.rows, columns=hw.units.columns, dataflow=hw.units.dataflow
+        )
+        rate = mode.sustained_macs_per_cycle
+        return make_phase(hw, np.array([cycles / rate]), float(m * n * combines))
+
+    branch = kernel.branch
+    phases = {kernel.role: phase(kernel.choice.mode, kernel.m, kernel.n, kernel.k, kernel.combines)}
+    if kernel.forms_p:
+        phases["branch_down"] = phase(
+            branch.down.mode, kernel.m, branch.rank, kernel.k, branch.down_combines
+        )
+    if branch is not None:
+        phases["branch_up"] = phase(
+            branch.up.mode, kernel.m, kernel.n, branch.rank, branch.up_combines
+        )
+    added = 0.0
+    if kernel.reread_bytes and hw.vector.add_elements_per_cycle is not None:
+        added = kernel.m * kernel.n / hw.vector.add_elements_per_cycle
+    runs = np.ones(1)
+    conversion = unpacked_elements(hw, kernel, tiles, runs) / hw.vector.unpack_elements_per_cycle
+    rounded = quantized_elements(kernel, tiles)
+    conversion = conversion + rounded / hw.vector.quantize_elements_per_cycle
+    return BusyCycles(phases=phases, tile=np.array([added]), conversion=conversion)
