@@ -27,12 +27,12 @@ EFFORTS = {
         flatten_steps=10, refine_steps=10, refine_float_steps=20, settle_steps=5, alternations=4
     ),
     "balanced": Effort(
-        flatten_steps=40, refine_steps=40, refine_float_steps=120, settle_steps=15, alternations=12
+        flatten_steps=40, refine_steps=40, refine_float_steps=160, settle_steps=15, alternations=12
     ),
     "best": Effort(
-        flatten_steps=240,
-        refine_steps=240,
-        refine_float_steps=480,
+        flatten_steps=360,
+        refine_steps=360,
+        refine_float_steps=640,
         settle_steps=60,
         alternations=24,
     ),

@@ -17,11 +17,13 @@ Float main grids skip stage 1, whose premise they lack, and take larger steps in
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from loraq_sim.formats import Format
+from loraq_sim.quantizers import quantize
 from loraq_sim.quantizers.tensor import float_dtype
 from loraq_sim.solvers.descent import descend
 from loraq_sim.solvers.frozen_branch import FrozenBranch
@@ -58,15 +60,17 @@ _PLANS = {
 
 def solve_loraq(problem: Problem) -> Branches:
     """Flatten, refine and freeze; return the better of the result and of the start as stored."""
-    run = _Run(problem)
     effort, plan = problem.effort, _plan(problem.branch)
+    run = _Run(problem)
+    steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
     if run.grid.is_uniform:
-        run.flatten(effort.flatten_steps)
         steps, rate = effort.refine_steps, _REFINE_RATE
+        run.share("flatten", lambda: run.flatten(effort.flatten_steps))
+    if plan.before_refining:
+        run.freeze(plan.before_refining)
+        run.refine(steps, rate, "refine")
     else:
-        steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
-    run.freeze(plan.before_refining)
-    run.refine(steps, rate, "refine")
+        run.share("refine", lambda: run.refine(steps, rate, "refine"))
     for share in plan.before_settling:
         run.freeze(share)
         run.refine(effort.settle_steps, _SETTLE_RATE, "settle")
@@ -90,6 +94,20 @@ class _Run:
         self.start = self._start(columns, rows)
         self.left, self.right = balanced_factors(columns, rows)
         self.branch = self._new_branch()
+
+    def share(self, stage: str, run: Callable[[], None]) -> None:
+        """Run a stage that no branch format enters, or take over what it gave an earlier solve."""
+
+        def compute() -> tuple[np.ndarray, np.ndarray, np.ndarray, Trace]:
+            n_before = len(self.trace)
+            run()
+            factors = self.left.copy(), self.right.copy()
+            return *factors, self.grid.scales.copy(), self.trace[n_before:]
+
+        n_before = len(self.trace)
+        left, right, scales, entries = self.problem.shared.recall(self._key(stage), compute)
+        self.left, self.right, self.grid.scales = left.copy(), right.copy(), scales.copy()
+        self.trace[n_before:] = entries
 
     def flatten(self, steps: int) -> None:
         """Stage 1: small ranges of the groups of what the main branch rounds."""
@@ -130,8 +148,12 @@ class _Run:
 
     def better_of_start_and_end(self) -> Branches:
         """Stage 4, and the choice."""
-        self.buffer = None
-        end = self._stored(self.branch, self.grid)
+        self.buffer = self.rest = None
+        left, right = self.branch.stored()
+        target = product(left, right)
+        np.subtract(self.problem.weight, target, out=target)
+        end = Branches(main=self.grid.finish(target, self.unit), left=left, right=right)
+        del target
         error = self.problem.relative_error(end.reconstruct())
         self.trace.append(TraceEntry(stage="end", iteration=0, weight_error=error))
         start_error = self.trace[0].weight_error
@@ -145,7 +167,12 @@ class _Run:
             branch_noise=noise,
         )
 
-    def _descend(self, direction, steps: int, rate: float) -> None:
+    def _key(self, stage: str) -> tuple:
+        return (stage, self.problem.rank, *self.problem.shared_key)
+
+    def _descend(
+        self, direction: Callable[[np.ndarray, int], None], steps: int, rate: float
+    ) -> None:
         descend(self.left, self.right, direction, steps=steps, rate=rate, buffer=self.buffer)
 
     def _left_per_carried(self) -> float:
@@ -158,16 +185,13 @@ class _Run:
     def _start(self, columns: np.ndarray, rows: np.ndarray) -> Branches:
         branch = self._new_branch()
         branch.freeze(columns, rows, self.problem.rank)
-        start = self._stored(branch, MainGrid(self.problem.main, self.rest.shape))
+        left, right = branch.stored()
+        # Scales by the quick rule: the start is there for weights that are of low rank already.
+        main = quantize(self.problem.weight - product(left, right), self.problem.main)
+        start = Branches(main=main, left=left, right=right)
         error = self.problem.relative_error(start.reconstruct())
         self.trace.append(TraceEntry(stage="start", iteration=0, weight_error=error))
         return start
-
-    def _stored(self, branch: FrozenBranch, grid: MainGrid) -> Branches:
-        left, right = branch.stored()
-        target = product(left, right)
-        np.subtract(self.problem.weight, target, out=target)
-        return Branches(main=grid.finish(target, self.unit), left=left, right=right)
 
     def _new_branch(self) -> FrozenBranch:
         problem = self.problem

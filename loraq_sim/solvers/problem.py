@@ -1,5 +1,6 @@
 """What a solver is given and what it returns."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,8 +8,11 @@ import numpy as np
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers.effort import Effort
+from loraq_sim.solvers.shared_stages import SharedStages
 
-__all__ = ["Branches", "Problem", "Trace", "TraceEntry", "product"]
+__all__ = ["Branches", "Problem", "Trace", "TraceEntry", "product", "relative_distance"]
+
+_BLOCK_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,8 @@ class Problem:
 
     ``weight`` is (N, K) float32 (already smoothed, if at all); ``rank`` is at least 1.
     ``activations`` (T, K) float32 are what enters the smoothed weight, for methods that use data;
-    ``is_smoothed`` says that the caller chose the smoothing.
+    ``is_smoothed`` says that the caller chose the smoothing. ``shared`` keeps stages for other
+    problems of the same ``shared_key``, which names all that is not in this record or its rank.
     """
 
     weight: np.ndarray
@@ -28,14 +33,28 @@ class Problem:
     rng: np.random.Generator
     activations: np.ndarray | None = None
     is_smoothed: bool = False
+    shared: SharedStages = field(default_factory=SharedStages)
+    shared_key: tuple = ()
 
     def relative_error(self, approximation: np.ndarray) -> float:
         """||W - approximation||_F / ||W||_F; 0 for a zero weight that is met exactly."""
-        miss = float(np.linalg.norm((self.weight - approximation).astype(np.float64)))
-        size = float(np.linalg.norm(self.weight.astype(np.float64)))
-        if size == 0.0:
-            return 0.0 if miss == 0.0 else float("inf")
-        return miss / size
+        return relative_distance(self.weight, approximation)
+
+
+def relative_distance(weight: np.ndarray, approximation: np.ndarray) -> float:
+    """||W - approximation||_F / ||W||_F in float64; 0 for a zero weight that is met exactly.
+
+    Works through blocks of rows: copies of a whole weight in float64 would set the peak memory.
+    """
+    miss = size = 0.0
+    for start in range(0, len(weight), _BLOCK_ROWS):
+        block = weight[start : start + _BLOCK_ROWS].astype(np.float64)
+        size += float(np.vdot(block, block))
+        block -= approximation[start : start + _BLOCK_ROWS]
+        miss += float(np.vdot(block, block))
+    if size == 0.0:
+        return 0.0 if miss == 0.0 else float("inf")
+    return math.sqrt(miss / size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,16 @@ from loraq_sim.formats import Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers.alternating import solve_alternating
 from loraq_sim.solvers.budget import rank_for_budget
+from loraq_sim.solvers.diagnostics import Diagnostics, diagnose
 from loraq_sim.solvers.effort import EFFORTS, PRESETS
 from loraq_sim.solvers.l2qer import solve_l2qer
 from loraq_sim.solvers.loftq import solve_loftq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.lqer import solve_lqer
-from loraq_sim.solvers.problem import Branches, Problem, Trace
+from loraq_sim.solvers.problem import Branches, Problem, Trace, relative_distance
 from loraq_sim.solvers.qera import solve_qera
 from loraq_sim.solvers.rtn import round_to_nearest
+from loraq_sim.solvers.shared_stages import SharedStages, array_key
 from loraq_sim.solvers.smoothing import smoothing_vector
 from loraq_sim.solvers.svdquant import solve_svdquant
 from loraq_sim.solvers.svdquant_tuned import solve_svdquant_tuned
@@ -86,6 +88,10 @@ class Solution:
         """8 nbytes / (N K)."""
         return 8.0 * self.nbytes / (self.main.shape[0] * self.main.shape[1])
 
+    def diagnose(self, weight: np.ndarray) -> Diagnostics:
+        """Group ranges, spectrum of what is left and more; see `loraq_sim.solvers.diagnostics`."""
+        return diagnose(self, weight)
+
     def reconstruct(self) -> np.ndarray:
         """The weight as stored, (N, K) float32, smoothing undone."""
         stored = Branches(main=self.main, left=self.left, right=self.right).reconstruct()
@@ -104,6 +110,7 @@ def solve(
     smooth: "float | np.ndarray | None" = None,
     seed: int = 0,
     device: str = "cpu",
+    shared: SharedStages | None = None,
 ) -> Solution:
     """Split `weight` into a quantized main branch and a quantized low-rank branch.
 
@@ -130,6 +137,8 @@ def solve(
         Seeds the randomized factorization. Same seed, same bytes.
     device : str
         ``"cpu"``.
+    shared : SharedStages, optional
+        Stages kept from earlier solves of the same weight; see `loraq_sim.solvers.many`.
 
     Raises
     ------
@@ -170,10 +179,27 @@ def solve(
             rng=np.random.default_rng(seed),
             activations=entering,
             is_smoothed=factors is not None,
+            **({} if shared is None else _sharing(shared, smoothed, entering, main, preset, seed)),
         )
-        solved = METHODS[method](problem)
+        solved = problem.shared.recall(
+            ("solved", method, str(branch), rank, factors is None, *problem.shared_key),
+            lambda: METHODS[method](problem),
+        )
         factors = factors if solved.smooth is None else solved.smooth
     return _measured(solved, weight, factors, method if rank else "rtn", preset, seed, started)
+
+
+def _sharing(
+    shared: SharedStages,
+    weight: np.ndarray,
+    activations: np.ndarray | None,
+    main: Format,
+    preset: str,
+    seed: int,
+) -> dict[str, object]:
+    arrays = (weight,) if activations is None else (weight, activations)
+    digests = (array_key(array) for array in arrays)
+    return {"shared": shared, "shared_key": (*digests, str(main), preset, seed)}
 
 
 def _measured(
@@ -186,9 +212,8 @@ def _measured(
     started: float,
 ) -> Solution:
     stored = solved.reconstruct()
-    miss = weight - (stored if factors is None else stored / factors)
-    size = float(np.linalg.norm(weight.astype(np.float64)))
-    error = float(np.linalg.norm(miss.astype(np.float64)))
+    if factors is not None:
+        stored /= factors
     return Solution(
         method=method,
         preset=preset,
@@ -197,7 +222,7 @@ def _measured(
         left=solved.left,
         right=solved.right,
         smooth=factors,
-        weight_error=error / size if size else 0.0,
+        weight_error=relative_distance(weight, stored),
         trace=solved.trace,
         branch_noise=solved.branch_noise,
         seconds=time.perf_counter() - started,

@@ -7,7 +7,7 @@ import torch
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.solvers import METHODS, PRESETS, solve
+from loraq_sim.solvers import METHODS, PRESETS, SharedStages, solve, solve_many
 from loraq_sim.solvers.budget import branch_bytes, rank_for_budget
 
 EXAMPLES = {
@@ -128,6 +128,35 @@ def test_longer_presets_never_lose_and_the_best_iterate_is_returned(method):
         assert solution.weight_error == pytest.approx(min(stored), rel=1e-5)
         errors.append(solution.weight_error)
     assert errors == sorted(errors, reverse=True)
+
+
+def test_sharing_stages_changes_no_byte():
+    weight = heavy_tailed(6)
+    specs = [
+        {"branch": branch, "rank": rank, "main": main}
+        for main in ("int4/g64", "mxfp4")
+        for rank in (8, 12)
+        for branch in ("int8/g64", "int4/g16", "int6/g32", "fp16")
+    ]
+    specs += [{"method": "svdquant", "branch": "fp16", "rank": 8}]
+    together = solve_many(weight, specs, preset="fast")
+    for spec, solution in zip(specs, together, strict=True):
+        alone = solve(weight, **spec, preset="fast")
+        assert stored_bytes(alone) == stored_bytes(solution)
+        assert alone.trace == solution.trace
+
+
+def test_shared_stages_are_kept_apart_by_weight_seed_and_smoothing():
+    shared = SharedStages()
+    cases = [
+        {"weight": heavy_tailed(seed), "seed": number, "smooth": smooth}
+        for seed in (0, 1)
+        for number in (0, 1)
+        for smooth in (None, np.linspace(1, 2, 160))
+    ]
+    for case in cases:
+        solution = solve(**case, rank=8, preset="fast", shared=shared)
+        assert stored_bytes(solution) == stored_bytes(solve(**case, rank=8, preset="fast"))
 
 
 def test_doubling_the_weight_doubles_power_of_two_scales_and_nothing_else():
