@@ -1,0 +1,182 @@
+"""Layers of a published model's true shapes, drawn with the statistics of trained layers.
+
+For studies at full size where no checkpoint is at hand: errors and costs behave as for trained
+layers (see `synthesize_table` for what is measured and what is assumed), images do not exist. Every
+tensor has a random stream of its own, keyed by seed, model and name, so a layer is the same
+whichever others are drawn, and nothing is held but the layer in use.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim import __version__
+from loraq_sim.dumps.capture_steps import step_record
+from loraq_sim.dumps.inventory import InventoryLayer, ModelInventory, load_inventory
+from loraq_sim.dumps.layer_dump import LayerDump
+from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor
+from loraq_sim.dumps.synthesize_inputs import InputModel, steps_of_rows
+from loraq_sim.dumps.synthesize_table import (
+    REFERENCE_WIDTH,
+    TIME_STEPS,
+    InputStatistics,
+    KindStatistics,
+    statistics_of,
+)
+from loraq_sim.dumps.synthesize_weights import draw_weight
+from loraq_sim.errors import InputError, unknown_name
+
+__all__ = ["MAX_TOKENS", "synthesize_layers"]
+
+MAX_TOKENS = 65_536
+
+_DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+}
+
+
+def synthesize_layers(
+    model: str,
+    *,
+    tokens: int = 256,
+    resolution: int = 1024,
+    seed: int = 0,
+    dtype: str = "float16",
+    include_16_bit: bool = False,
+) -> LayerDump:
+    """Return the layers of a model; values are drawn when a layer is asked for.
+
+    The dump has no file: write it with `write_layer_dump` to use it in other processes.
+
+    Parameters
+    ----------
+    model : str
+        One of `loraq_sim.dumps.inventory.list_models`.
+    tokens : int
+        Input rows T of each layer, spread evenly over 20 time steps.
+    resolution : {1024, 512}
+        Image size in pixels, which sets the rows per call.
+    seed : int
+        At least 0. On one machine and NumPy version, equal seeds give equal values.
+    dtype : {"float16", "bfloat16", "float32"}
+        Storage that values are rounded to.
+    include_16_bit : bool
+        Also the layers that SVDQuant does not run as W4A4: embeddings, modulations, the cross
+        attention's text keys and values, the final projection.
+
+    Raises
+    ------
+    InputError
+        If the model, resolution or dtype is unknown, or `tokens` or `seed` is out of range.
+    """
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise InputError(f"tokens must be 1 to {MAX_TOKENS}, got {tokens}")
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, got {seed}")
+    if dtype not in _DTYPES:
+        raise InputError(unknown_name("storage dtype", str(dtype), _DTYPES))
+    inventory = load_inventory(model, resolution=resolution)
+    drawn = _DrawnModel(inventory, tokens, seed, _DTYPES[dtype])
+    layers = {
+        layer.name: drawn.stored(layer)
+        for layer in inventory.layers
+        if layer.is_gemm and (layer.is_quantized or include_16_bit)
+    }
+    meta = {
+        "model": model,
+        "origin": f"synthetic, drawn by loraq-sim {__version__} with seed {seed}",
+        "seed": seed,
+        "resolution": resolution,
+        "cfg_batch": inventory.cfg_batch,
+        "shapes": inventory.source,
+        "time_steps": step_record(list(range(TIME_STEPS)), {"*": steps_of_rows(tokens)}),
+    }
+    return LayerDump(Path(model), StoredDump(layers=layers, meta=meta))
+
+
+class _DrawnModel:
+    """Random streams of a model's tensors."""
+
+    def __init__(self, inventory: ModelInventory, tokens: int, seed: int, dtype: np.dtype) -> None:
+        self.inventory = inventory
+        self.tokens = tokens
+        self.seed = seed
+        self.dtype = dtype
+        self.is_gated = any("depthwise" in layer.op for layer in inventory.layers)
+        # Layers of one input follow each other, so one distribution is enough to remember.
+        self._input_model = lru_cache(maxsize=1)(self._make_input_model)
+
+    def stored(self, layer: InventoryLayer) -> StoredLayer:
+        """Record of a layer whose tensors are drawn when they are loaded."""
+        shapes = {"weight": (layer.n, layer.k), "activations": (self.tokens, layer.k)}
+        loads = {"weight": partial(self._weight, layer), "activations": partial(self._rows, layer)}
+        keys = {"weight": f"{layer.name}.weight", "activations": f"{layer.group}.activations"}
+        if layer.has_bias:
+            shapes["bias"], keys["bias"] = (layer.n,), f"{layer.name}.bias"
+            loads["bias"] = partial(self._bias, layer)
+        return StoredLayer(
+            name=layer.name,
+            kind=layer.kind,
+            group=layer.group,
+            rows_per_call=layer.rows_per_call,
+            calls_per_step=layer.calls_per_step,
+            **{
+                tensor: self._stored_tensor(keys[tensor], shapes[tensor], loads[tensor])
+                for tensor in shapes
+            },
+        )
+
+    def _stored_tensor(
+        self, key: str, shape: tuple[int, ...], load: Callable[[], NDArray]
+    ) -> StoredTensor:
+        return StoredTensor(
+            key=key,
+            shape=shape,
+            dtype=self.dtype.name,
+            nbytes=int(np.prod(shape)) * self.dtype.itemsize,
+            load=lambda: load().astype(self.dtype),
+        )
+
+    def _weight(self, layer: InventoryLayer) -> NDArray[np.float32]:
+        inputs = self._inputs_of(layer)
+        return draw_weight(
+            layer.n,
+            self._statistics(layer.kind).weight,
+            inputs.channel_rms,
+            self._weight_std(layer),
+            self._rng(layer.name, "weight"),
+        )
+
+    def _bias(self, layer: InventoryLayer) -> NDArray[np.float32]:
+        # As large as a weight: an assumption, small beside the output.
+        rng = self._rng(layer.name, "bias")
+        return self._weight_std(layer) * rng.standard_normal(layer.n, dtype=np.float32)
+
+    def _rows(self, layer: InventoryLayer) -> NDArray[np.float32]:
+        inputs = self._inputs_of(layer)
+        return inputs.draw(self.tokens, self._rng(layer.group, "rows"))
+
+    def _inputs_of(self, layer: InventoryLayer) -> InputModel:
+        return self._input_model(layer.group, layer.k, self._statistics(layer.kind).inputs)
+
+    def _make_input_model(self, group: str, k: int, statistics: InputStatistics) -> InputModel:
+        return InputModel(k, statistics, self._rng(group, "channels"))
+
+    def _statistics(self, kind: str) -> KindStatistics:
+        return statistics_of(kind, gated=self.is_gated)
+
+    def _weight_std(self, layer: InventoryLayer) -> float:
+        # Outputs keep their size as the model gets wider.
+        relative = (REFERENCE_WIDTH / self.inventory.width) ** 0.5
+        return self._statistics(layer.kind).weight.std * relative
+
+    def _rng(self, name: str, what: str) -> np.random.Generator:
+        key = f"{self.seed}/{self.inventory.model}/{name}/{what}".encode()
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(key).digest()))

@@ -1,0 +1,185 @@
+"""Input rows with outlier channels, a decaying spectrum and drift over the time steps.
+
+A row of time step t has, in channel c,
+
+    x_c = exp(token_std e) g_t scale_tc (z_c + mean_std m_c)
+    z = 0.9 F diag(d) V + 0.44 noise,   d_i ~ i^-0.45,   i = 1 ... 3 * directions * K
+    scale_tc = exp(scale_std (sqrt(1 - drift^2) a_c + drift b_tc))
+
+with e, m, a, F, V and the noise standard normal, and b a stationary AR(1) process over the steps.
+Its coefficient 0.9 lets the log scales of the first and the last of 20 steps correlate by
+1 - drift^2 (1 - 0.9^19), which is 0.45 at drift 0.8 (measured for self_q on a small PixArt).
+Outlier channels keep their place; their scale is a fixed ratio times the median, with a quarter of
+the others' drift. g_t is a common AR(1) factor: root mean squares of whole tensors change over the
+steps by 1.1 to 2.1.
+
+What enters a second feed-forward layer is GELU(0.9 h - 1), or h SiLU(h') in a gated one, with h
+drawn as above, times exp(0.35 N) per channel and times the outlier ratio.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.dumps.synthesize_table import TIME_STEPS, InputStatistics
+
+__all__ = ["InputModel", "steps_of_rows"]
+
+_SHARED, _WHITE = 0.9, 0.44
+_SPECTRUM_DECAY = 0.45
+_DRIFT_COEFFICIENT = 0.9
+_OUTLIER_DRIFT = 0.25
+_COMMON_DRIFT_STD = 0.12
+_HIDDEN_SCALE_STD = 0.35
+
+Rng = np.random.Generator
+Draw = Callable[[int, Rng], NDArray[np.float32]]
+
+
+def steps_of_rows(tokens: int) -> NDArray[np.int64]:
+    """Time step of each of `tokens` rows: they are spread evenly over the steps, in order."""
+    return np.arange(tokens, dtype=np.int64) * TIME_STEPS // tokens
+
+
+class InputModel:
+    """The distribution of one layer's input rows.
+
+    Parameters
+    ----------
+    k : int
+        Input features K.
+    statistics : InputStatistics
+    rng : Generator
+        Draws what all rows share: channel scales, means and directions.
+
+    Attributes
+    ----------
+    channel_rms : ndarray of shape (K,), float64
+        Root mean square of each channel over rows and time steps.
+    """
+
+    def __init__(self, k: int, statistics: InputStatistics, rng: Rng) -> None:
+        build = _SHAPES[statistics.shape]
+        self.channel_rms, self._draw = build(k, statistics, rng)
+
+    def draw(self, tokens: int, rng: Rng) -> NDArray[np.float32]:
+        """Draw rows of shape (tokens, K), float32, in order of time step."""
+        return self._draw(tokens, rng)
+
+
+def _linear(k: int, statistics: InputStatistics, rng: Rng) -> tuple[NDArray[np.float64], Draw]:
+    scale, mean = _channels(k, statistics, rng)
+    rank = max(round(3 * statistics.directions * k), 1)
+    spectrum = np.arange(1, rank + 1, dtype=np.float64) ** -_SPECTRUM_DECAY
+    spectrum *= _SHARED / np.linalg.norm(spectrum)
+    seed = rng.integers(2**63)
+
+    def draw(tokens: int, rng: Rng) -> NDArray[np.float32]:
+        # Drawn again for each call: kept, the directions would be the largest array of a model.
+        directions = np.random.default_rng(seed).standard_normal((rank, k), dtype=np.float32)
+        factors = rng.standard_normal((tokens, rank), dtype=np.float32)
+        rows = (factors * spectrum.astype(np.float32)) @ directions
+        rows += np.float32(_WHITE) * rng.standard_normal((tokens, k), dtype=np.float32)
+        rows += mean.astype(np.float32)
+        rows *= scale.astype(np.float32)[steps_of_rows(tokens)]
+        loudness = statistics.token_std * rng.standard_normal((tokens, 1), dtype=np.float32)
+        rows *= np.exp(loudness)
+        return rows
+
+    return np.sqrt(np.square(scale).mean(axis=0) * (1 + np.square(mean))), draw
+
+
+def _gelu(k: int, statistics: InputStatistics, rng: Rng) -> tuple[NDArray[np.float64], Draw]:
+    _, draw_hidden = _linear(k, replace(statistics, outlier_share=0.0), rng)
+    gain = _hidden_gain(k, statistics, rng)
+    return _after(gain, rng, lambda tokens, rng: _gelu_tanh(0.9 * draw_hidden(tokens, rng) - 1))
+
+
+def _silu_glu(k: int, statistics: InputStatistics, rng: Rng) -> tuple[NDArray[np.float64], Draw]:
+    plain = replace(statistics, outlier_share=0.0)
+    _, draw_hidden = _linear(k, plain, rng)
+    _, draw_gate = _linear(k, plain, rng)
+    gain = _hidden_gain(k, statistics, rng)
+
+    def draw(tokens: int, rng: Rng) -> NDArray[np.float32]:
+        gate = draw_gate(tokens, rng)
+        return draw_hidden(tokens, rng) * gate / (1 + np.exp(-gate))
+
+    return _after(gain, rng, draw)
+
+
+def _attention_and_gelu(
+    k: int, statistics: InputStatistics, rng: Rng
+) -> tuple[NDArray[np.float64], Draw]:
+    """FLUX's single blocks: the attention's output beside a feed-forward part 4 times as wide."""
+    from loraq_sim.dumps.synthesize_table import statistics_of
+
+    n_attention = k // 5
+    rms_a, draw_a = _linear(n_attention, statistics_of("self_out").inputs, rng)
+    rms_g, draw_g = _gelu(k - n_attention, replace(statistics, shape="gelu"), rng)
+
+    def draw(tokens: int, rng: Rng) -> NDArray[np.float32]:
+        return np.concatenate([draw_a(tokens, rng), draw_g(tokens, rng)], axis=1)
+
+    return np.concatenate([rms_a, rms_g]), draw
+
+
+_SHAPES = {
+    "linear": _linear,
+    "gelu": _gelu,
+    "silu_glu": _silu_glu,
+    "attention_and_gelu": _attention_and_gelu,
+}
+
+
+def _channels(
+    k: int, statistics: InputStatistics, rng: Rng
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scales of shape (steps, K) and means of shape (K,) in units of the scale."""
+    fixed = rng.standard_normal(k)
+    drifting = _drift((TIME_STEPS, k), rng)
+    fixed_part = (1 - statistics.drift**2) ** 0.5
+    scale = np.exp(statistics.scale_std * (fixed_part * fixed + statistics.drift * drifting))
+    places, ratios = _outliers(k, statistics, rng)
+    calm = np.exp(_OUTLIER_DRIFT * statistics.scale_std * drifting[:, places])
+    scale[:, places] = np.median(scale) * ratios * calm
+    scale *= np.exp(_COMMON_DRIFT_STD * _drift((TIME_STEPS, 1), rng))
+    return scale, statistics.mean_std * rng.standard_normal(k)
+
+
+def _drift(shape: tuple[int, int], rng: Rng) -> NDArray[np.float64]:
+    """AR(1) processes of unit variance along the first axis."""
+    noise = rng.standard_normal(shape)
+    fresh = (1 - _DRIFT_COEFFICIENT**2) ** 0.5
+    for step in range(1, len(noise)):
+        noise[step] = _DRIFT_COEFFICIENT * noise[step - 1] + fresh * noise[step]
+    return noise
+
+
+def _outliers(
+    k: int, statistics: InputStatistics, rng: Rng
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Places of the outlier channels, and how many times the median each is."""
+    count = round(statistics.outlier_share * k)
+    places = rng.choice(k, size=count, replace=False)
+    return places, np.resize(np.asarray(statistics.outlier_ratios or (1.0,)), count)
+
+
+def _hidden_gain(k: int, statistics: InputStatistics, rng: Rng) -> NDArray[np.float32]:
+    gain = np.exp(_HIDDEN_SCALE_STD * rng.standard_normal(k))
+    places, ratios = _outliers(k, statistics, rng)
+    gain[places] *= ratios
+    return gain.astype(np.float32)
+
+
+def _after(gain: NDArray[np.float32], rng: Rng, draw: Draw) -> tuple[NDArray[np.float64], Draw]:
+    """Draw times gain; the root mean square behind a curve comes from 400 rows of its own."""
+    sample = draw(400, np.random.default_rng(rng.integers(2**63)))
+    rms = gain * np.sqrt(np.square(sample, dtype=np.float64).mean(axis=0))
+    return rms, lambda tokens, rng: draw(tokens, rng) * gain
+
+
+def _gelu_tanh(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return 0.5 * x * (1 + np.tanh(np.float32(0.7978845608) * (x + np.float32(0.044715) * x**3)))
