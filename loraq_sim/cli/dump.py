@@ -1,10 +1,11 @@
-"""``loraq-sim dump info``: what a layer dump holds."""
+"""``loraq-sim dump``: what a layer dump holds; its other commands have files of their own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from loraq_sim.cli import dump_convert, dump_synth
 from loraq_sim.cli.failures import SOME_FAILED, one_line_failures
 from loraq_sim.cli.options import Layers, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note, print_json, print_table
@@ -25,9 +26,16 @@ _SHOWN = (
 )
 
 
+# One line a command.
+app.command("synth", epilog=dump_synth.EXAMPLES)(dump_synth.synth_command)
+app.command("convert", epilog=dump_convert.EXAMPLES)(dump_convert.convert_command)
+
+_META_WIDTH = 200
+
+
 @app.callback()
 def _group() -> None:
-    """Look into layer dumps."""
+    """Look into layer dumps, make and convert them."""
 
 
 @app.command("info", epilog=_EXAMPLES)
@@ -59,7 +67,12 @@ def info_command(
         columns = [*shown, "message"] if n_bad else shown
         print_table(result_table(rows, columns, title=title), output)
     for key, value in dump.meta.items():
-        note(f"{key}: {value}", quiet=quiet or output is not OutputFormat.TABLE)
+        note(f"{key}: {_short(value)}", quiet=quiet or output is not OutputFormat.TABLE)
     if n_bad:
         note(f"error: {n_bad} of {len(rows)} layers cannot be used", quiet=False)
         raise typer.Exit(SOME_FAILED if n_bad < len(rows) else 2)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _META_WIDTH else f"{text[: _META_WIDTH - 4]} ..."
