@@ -10,13 +10,14 @@ activations reach it.
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
 
-__all__ = ["Bounds", "Norms", "guaranteed_bits", "proved_tiles", "signed_width"]
+__all__ = ["Bounds", "Norms", "Sample", "guaranteed_bits", "proved_tiles", "signed_width"]
 
 # The int32 lanes of kernels/accumulate.py form (accumulator + chunk) - lower limit:
 # 2**29 + 2**21 + 2**29 < 2**31, and merge two accumulators: 2**29 + 2**29 + 2**29 < 2**31.
@@ -116,6 +117,17 @@ class Norms:
             self._panels[height] = np.maximum.reduceat(stacked, starts, axis=1)
         return self._panels[height]
 
+    def calmest_panel(self, height: int) -> tuple[int, int, int]:
+        """Smallest largest magnitude, L1 norm and squared L2 norm over those panels."""
+        if height not in self._calmest:
+            top, l1, l2 = self.of_panels(height).min(axis=1).tolist()
+            self._calmest[height] = top, l1, l2
+        return self._calmest[height]
+
+    @cached_property
+    def _calmest(self) -> dict[int, tuple[int, int, int]]:
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -141,16 +153,16 @@ class Bounds:
     def of_norms(cls, a: Norms, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
         """Compute the bounds from the norms of both operands."""
         by_norms = min(a.longest * w.top, isqrt(a.longest_squared * w.longest_squared))
-        quick = cls.of_ranges(a, w, init)
+        quick = cls.of_codes(a.top, w, init)
         return replace(quick, total=min(quick.total, by_norms))
 
     @classmethod
-    def of_ranges(cls, a: Norms, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
-        """Compute weaker bounds that need no norm of the activations."""
+    def of_codes(cls, top: int, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
+        """Compute weaker bounds for any activations of magnitudes up to `top`."""
         has_init = init is not None and init.size > 0
         return cls(
-            product=a.top * w.top,
-            total=a.top * w.longest,
+            product=top * w.top,
+            total=top * w.longest,
             init_low=min(0, int(init.min())) if has_init else 0,
             init_high=max(0, int(init.max())) if has_init else 0,
         )
@@ -178,21 +190,52 @@ class Bounds:
         return self.reach < 2**31 and (mac.acc_bits <= _LANE_BITS or self.accumulator_fits(mac))
 
 
+class Sample(NamedTuple):
+    """Norms of every so many rows of the activations: sooner had than all, and enough to refute.
+
+    `highest` and `lowest` hold the (largest magnitude, L1 norm, squared L2 norm) over those rows.
+    """
+
+    highest: tuple[int, int, int]
+    lowest: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, codes: NDArray[np.integer], step: int) -> "Sample":
+        """Look at rows 0, step, 2 * step, ... of (M, K) int8 or uint8 codes."""
+        from loraq_sim.kernels.pack_panels import sampled_norms
+
+        if codes.shape[0] == 0:
+            return cls((0, 0, 0), (0, 0, 0))
+        mask = np.int16(255 if codes.dtype == np.uint8 else -1)
+        found = sampled_norms(np.ascontiguousarray(codes).view(np.int8), mask, step)
+        return cls(found[:3], found[3:])
+
+    def bounds(self, w: Norms, known: Bounds) -> Bounds:
+        """Return what `Bounds.of_norms` would for these rows alone; `known` gives the rest."""
+        top, l1, l2 = self.highest
+        total = min(top * w.longest, l1 * w.top, isqrt(l2 * w.longest_squared))
+        return replace(known, product=top * w.top, total=total)
+
+    def refutes_tiles(self, w: Norms, width: int, bounds: Bounds, mac: MacArray) -> bool:
+        """Whether no tile of any panel of rows with a row of the sample can be proved."""
+        top, l1, l2 = self.lowest
+        w_top, w_l1, w_l2 = w.calmest_panel(width)
+        room = _room(bounds, mac)
+        return top * w_l1 > room and l1 * w_top > room and l2 * w_l2 > room * room
+
+
+def _room(bounds: Bounds, mac: MacArray) -> int:
+    return min(bounds.init_low - mac.lo, mac.hi - bounds.init_high)
+
+
 def proved_tiles(
     a: Norms, rows: int, w: Norms, width: int, bounds: Bounds, mac: MacArray
-) -> NDArray[np.bool_] | None:
-    """Whether no output of a tile can overflow, (row panels, column panels) of rows x width.
-
-    None where not even the calmest pair of panels is proved.
-    """
-    room = min(bounds.init_low - mac.lo, mac.hi - bounds.init_high)
+) -> NDArray[np.bool_]:
+    """Whether no output of a tile can overflow, (row panels, column panels) of rows x width."""
+    room = _room(bounds, mac)
     of_a, of_w = a.of_panels(rows), w.of_panels(width)
     # Squared norms are below 2**16 * 2**15 = 2**31, so that their product fits int64.
     squares = max(a.k, w.k) <= _SQUARES_FIT and room < _SQUARES_FIT**2
-    (top_a, l1_a, l2_a), (top_w, l1_w, l2_w) = of_a.min(axis=1), of_w.min(axis=1)
-    calm = top_a * l1_w <= room or l1_a * top_w <= room
-    if not (calm or (squares and l2_a * l2_w <= room * room)):
-        return None
     (top_a, l1_a, l2_a), (top_w, l1_w, l2_w) = of_a[:, :, None], of_w
     proved = (top_a * l1_w <= room) | (l1_a * top_w <= room)
     if squares:

@@ -10,7 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from loraq_sim.emulator.bounds import Norms
 from loraq_sim.errors import InputError
 
-__all__ = ["Layout", "Order", "PackedWeight", "checked_codes", "pack_weight"]
+__all__ = [
+    *("Layout", "Order", "PackedWeight", "Panels"),
+    *("address_of", "aligned_empty", "checked_codes", "pack_weight"),
+]
 
 _GROUP = {"bytes": 4, "words": 2, "halves": 1}
 _ALIGNMENT = 64
@@ -162,11 +165,16 @@ def checked_codes(
     return codes.astype(np.uint8 if high > 127 else np.int8, copy=False)
 
 
+def address_of(array: NDArray) -> int:
+    """Return where an array starts; `array.ctypes.data` takes several times as long."""
+    return array.__array_interface__["data"][0]
+
+
 def aligned_empty(shape: tuple[int, int], dtype: type) -> NDArray:
     """Return an uninitialized matrix that starts on a cache line."""
     size = np.dtype(dtype).itemsize * shape[0] * shape[1]
     raw = np.empty(size + _ALIGNMENT, np.int8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    start = -address_of(raw) % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
@@ -194,7 +202,7 @@ def _pack(codes: NDArray[np.int8], layout: Layout) -> Panels:
     if layout.offset:
         step = order.padded_chunk if order.chunk else order.group
         chunk_offsets(ordered, ends, step, np.int32(layout.offset), width, offsets, last)
-    addresses = w.ctypes.data, offsets.ctypes.data, last.ctypes.data
+    addresses = address_of(w), address_of(offsets), address_of(last)
     return Panels(w.view(np.int32), offsets, last, addresses)
 
 

@@ -1,5 +1,6 @@
 """What a tile kernel needs to know of a GEMM before it sees any code: layout, limits, shifts."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
 from loraq_sim.emulator.packed_weight import Order
 
-__all__ = ["Choice", "Plan", "plan_of"]
+__all__ = ["ACCUMULATORS", "Choice", "Output", "Plan", "plan_of"]
 
 
 class Choice(NamedTuple):
@@ -33,6 +34,19 @@ class Plan(NamedTuple):
     statistics: int
     chunk: int
     lane: type
+
+
+class Output(NamedTuple):
+    """What a tile stores: its dtype, and the arguments of `kernels.tile_arguments` that say so."""
+
+    dtype: np.dtype
+    arguments: Mapping[str, int]
+
+
+_ROUNDING = ("shift", "dropped", "add", "negative", "odd", "lo", "hi")
+ACCUMULATORS = Output(
+    np.dtype(np.int32), {"out_bytes": 0, **{f"srs_{name}": 0 for name in _ROUNDING}}
+)
 
 
 @lru_cache(maxsize=1024)

@@ -45,20 +45,18 @@ def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
     return limited or _aligned(job) is not None
 
 
-def run_plain(job: TileJob) -> tuple[NDArray[np.int32], str]:
-    """Return the accumulators and the route, without statistics: the fastest kernels."""
+def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:
+    """Return the job's output and the route, without statistics: the fastest kernels."""
     exact = Choice("exact", Order(_exact_codes(job), 0, 1))
     if job.mac.overflow == "wrap" or job.bounds.accumulator_fits(job.mac):
         return _cropped(job, run_kernel(job, exact)[0]), "exact"
     ruled = _aligned(job) or _clamping(job)
     shape, plain = kernels_of(job)[ruled.name].shape, kernels_of(job)["exact"].shape
-    if (shape.rows, shape.width) == (plain.rows, plain.width):
-        known = (job.weight.norms, shape.width, job.bounds, job.mac)
-        # The first row of each panel refutes most proofs without the norms of the others.
-        proved = proved_tiles(Norms(job.a[:: shape.rows]), 1, *known)
-        if proved is not None and proved.mean() >= _ENOUGH_PROVED:
-            proved = proved_tiles(job.a_norms, shape.rows, *known)
-        if proved is not None and proved.mean() >= _ENOUGH_PROVED:
+    known = (job.weight.norms, shape.width, job.bounds, job.mac)
+    same = (shape.rows, shape.width) == (plain.rows, plain.width)
+    if same and not job.sample.refutes_tiles(*known):
+        proved = proved_tiles(job.a_norms, shape.rows, *known)
+        if proved.mean() >= _ENOUGH_PROVED:
             # In this order: merges of accumulators also touch the tiles that `ruled` leaves out.
             out, _ = run_kernel(job, ruled, (proved, 0))
             run_kernel(job, exact, (proved, 1), out)
@@ -89,7 +87,7 @@ def count_overflows(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
     return _cropped(job, out), totals
 
 
-def _cropped(job: TileJob, out: NDArray[np.int32]) -> NDArray[np.int32]:
+def _cropped(job: TileJob, out: NDArray[np.integer]) -> NDArray[np.integer]:
     return np.ascontiguousarray(out[: job.a.shape[0], : job.weight.shape[0]])
 
 
@@ -110,14 +108,15 @@ def _aligned(job: TileJob) -> Choice | None:
     if mac.overflow == "wrap" or job.chunk > 2 or mac.acc_bits > 32 or name not in kernels_of(job):
         return None
     shift = 32 - mac.acc_bits
-    spare_a, spare_w = (_headroom(norms) for norms in (job.a_norms, job.weight.norms))
+    spare_w = _headroom(job.weight.norms)
     # A takes the shift first, as far as any codes of its kind would allow, so that one layout of W
     # serves all activations; beyond that, as far as these codes allow.
-    nominal = min(shift, 7 if job.unsigned else 8)
-    for a_shift in (nominal, min(shift, spare_a)):
-        if a_shift <= spare_a and shift - a_shift <= spare_w:
-            return Choice(name, _order(job, "words"), a_shift, shift - a_shift)
-    return None
+    a_shift = min(shift, 7 if job.unsigned else 8)
+    if shift - a_shift > spare_w:
+        a_shift = min(shift, _headroom(job.a_norms))
+    if shift - a_shift > spare_w:
+        return None
+    return Choice(name, _order(job, "words"), a_shift, shift - a_shift)
 
 
 def _headroom(norms: Norms) -> int:
@@ -128,7 +127,7 @@ def _headroom(norms: Norms) -> int:
 def _clamping(job: TileJob) -> Choice:
     kernels, mac = kernels_of(job), job.mac
     if job.chunk == 1:
-        reach = max(mac.hi, -mac.lo - 1) + job.bounds.product
+        reach = max(mac.hi, -mac.lo - 1) + job.a_norms.top * job.weight.norms.top
         # Sums of 16-bit lanes: hi + product and lo - product must fit them.
         if reach < 2**15:
             return Choice("clamp_halves", _order(job, "halves"))

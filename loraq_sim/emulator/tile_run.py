@@ -11,18 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Bounds, Norms
+from loraq_sim.emulator.bounds import Bounds, Norms, Sample
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, aligned_empty
-from loraq_sim.emulator.tile_plan import Choice, Plan, plan_of
+from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, address_of, aligned_empty
+from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Output, Plan, plan_of
 from loraq_sim.kernels.tile_arguments import NEVER, TileArguments
 
 __all__ = ["TileJob", "Totals", "kernels_of", "run_kernel"]
 
 # Packed rows of A that stay in the second-level cache while they meet all of W.
 _BLOCK_BYTES = 2**19
-# One row in so many is looked at first where a proof may fail.
-_SAMPLED = 16
 # A row of zeros for a tile of any width.
 _ZEROS = np.zeros(256, np.int32)
 # Multiply-adds below which starting threads costs more than it gains.
@@ -39,6 +37,7 @@ class TileJob:
     init: NDArray[np.int64] | None
     path: str
     threads: int = 1
+    output: Output = ACCUMULATORS
 
     @cached_property
     def a_norms(self) -> Norms:
@@ -48,15 +47,26 @@ class TileJob:
     @cached_property
     def bounds(self) -> Bounds:
         """What is proved of the sums, as far as it matters for this array."""
-        quick = Bounds.of_ranges(self.a_norms, self.weight.norms, self.init)
-        if quick.accumulator_fits(self.mac) and quick.reach < 2**31 and self.mac.tree_bits is None:
-            return quick
+        anything = Bounds.of_codes(255 if self.unsigned else 128, self.weight.norms, self.init)
+        if self._enough(anything):
+            return anything
         # Some rows refute a proof sooner than all of them: their norms are at most the largest.
-        some = Bounds.of_norms(Norms(self.a[::_SAMPLED]), self.weight.norms, self.init)
-        refuted = not some.accumulator_fits(self.mac)
-        if refuted and quick.reach < 2**31 and self.mac.tree_bits is None:
+        refuted = not self.sample.bounds(self.weight.norms, anything).accumulator_fits(self.mac)
+        if refuted and anything.reach < 2**31 and self.mac.tree_bits is None:
+            return anything
+        quick = Bounds.of_codes(self.a_norms.top, self.weight.norms, self.init)
+        if self._enough(quick):
             return quick
         return Bounds.of_norms(self.a_norms, self.weight.norms, self.init)
+
+    def _enough(self, bounds: Bounds) -> bool:
+        fits = bounds.accumulator_fits(self.mac) and bounds.reach < 2**31
+        return fits and self.mac.tree_bits is None
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Norms of some rows, at least one in each panel of a plain kernel."""
+        return Sample.of(self.a, kernels_of(self)["exact"].shape.rows)
 
     @property
     def unsigned(self) -> bool:
@@ -90,12 +100,12 @@ def run_kernel(
     job: TileJob,
     choice: Choice,
     only: tuple[NDArray[np.bool_], int] | None = None,
-    out: NDArray[np.int32] | None = None,
-) -> tuple[NDArray[np.int32], Totals]:
+    out: NDArray[np.integer] | None = None,
+) -> tuple[NDArray[np.integer], Totals]:
     """Run one kernel, in bands of rows where there are threads.
 
-    `only` picks tiles by their mark. Returns a matrix padded to whole tiles (`out` if given) and
-    the totals.
+    `only` picks tiles by their mark. Returns a matrix padded to whole tiles (`out` if given) of
+    what the job wants out, and the totals.
     """
     kernel = kernels_of(job)[choice.name]
     shape = kernel.shape
@@ -103,7 +113,9 @@ def run_kernel(
     panels = job.weight.panels(_layout(job, choice, shape))
     row_panels = -(-m // shape.rows)
     if out is None:
-        out = aligned_empty((row_panels * shape.rows, len(panels.w) * shape.width), np.int32)
+        out = aligned_empty(
+            (row_panels * shape.rows, len(panels.w) * shape.width), job.output.dtype
+        )
     threads = min(job.threads, row_panels) if m * n * k >= _WORTH_THREADS else 1
     cuts = [i * row_panels // threads for i in range(threads + 1)]
     bands = list(zip(cuts[:-1], cuts[1:], strict=True))
@@ -153,7 +165,7 @@ class _Band(NamedTuple):
     choice: Choice
     kernel: "TileKernel"  # noqa: F821 (imported where it is made)
     panels: Panels
-    out: NDArray[np.int32]
+    out: NDArray[np.integer]
     only: tuple[NDArray[np.bool_], int] | None
 
     def run(self, first: int, stop: int) -> Totals:
@@ -225,29 +237,30 @@ class _Band(NamedTuple):
     def _arguments(
         self, plan: Plan, p: int, first: int, packed, start, statistics, changed, part
     ) -> TileArguments:
-        shape, panels = self.kernel.shape, self.panels
+        job, shape, panels = self.job, self.kernel.shape, self.panels
         a, w, offsets, chunks = plan.segments[p]
         w_address, offsets_address, last_address = panels.addresses
         todo = todo_stride = wanted = 0
         if self.only is not None:
             marks, wanted = self.only
-            todo, todo_stride = marks[first:].ctypes.data, marks.strides[0]
+            todo, todo_stride = address_of(marks[first:]), marks.strides[0]
         given = start is not _ZEROS
         return TileArguments(
-            a=packed.ctypes.data + a,
+            a=address_of(packed) + a,
             a_stride=packed.strides[0],
             w=w_address + w,
             w_stride=panels.w.strides[0],
             offsets=offsets_address + offsets,
             offsets_stride=panels.offsets.strides[0],
-            start=start.ctypes.data,
+            start=address_of(start),
             start_row=start.strides[0] if given else 0,
             start_panel=shape.width * start.itemsize if given else 0,
-            statistics=statistics.ctypes.data,
-            changed=changed.ctypes.data,
+            statistics=address_of(statistics),
+            changed=address_of(changed),
             last=last_address + p * panels.last.strides[0],
-            out=part.ctypes.data,
+            out=address_of(part),
             out_row=part.strides[0],
+            out_panel=shape.width * part.itemsize,
             row_panels=len(packed),
             column_panels=len(panels.w),
             todo=todo,
@@ -259,4 +272,5 @@ class _Band(NamedTuple):
             hi=plan.limits[1],
             up=plan.shifts[0],
             down=plan.shifts[1],
+            **job.output.arguments,
         )

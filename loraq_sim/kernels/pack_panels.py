@@ -21,7 +21,7 @@ __all__ = [
         "pack_rows",
         "pack_words",
     ),
-    "row_norms",
+    *("row_norms", "sampled_norms"),
 ]
 
 # How `pack_rows` packs.
@@ -225,6 +225,21 @@ def code_range(codes):
         for i in range(row.size):
             low, high = min(low, row[i]), max(high, row[i])
     return low, high
+
+
+@njit(cache=True, nogil=True)
+def sampled_norms(codes, mask, step):
+    """Highest, then lowest (largest magnitude, L1 norm, squared L2 norm) of every `step`-th row.
+
+    codes (R, K) int8, R >= 1; mask as for `row_norms`. int64 each.
+    """
+    rows = codes[::step]
+    norms = np.empty((5, rows.shape[0]), np.int64)
+    row_norms(rows, mask, norms)
+    tops = np.maximum(norms[1], -norms[0])
+    return (
+        tops.max(), norms[3].max(), norms[4].max(), tops.min(), norms[3].min(), norms[4].min()
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)

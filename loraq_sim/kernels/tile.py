@@ -16,6 +16,7 @@ from typing import NamedTuple
 from llvmlite import ir
 
 from loraq_sim.kernels.tile_arguments import TileArguments
+from loraq_sim.kernels.tile_output import store_results
 from loraq_sim.kernels.vector_ir import (
     I8,
     I32,
@@ -142,10 +143,14 @@ class TileCode:
         for value, x in zip(state[held + noted :], at, strict=True):
             store(builder, value, given.statistics, x)
         self._store_matrix(state[held : held + noted], changed)
-        last = self._at(given.last, (j, width))
-        self._store_matrix(
-            self._results(state[:held], last), self._at(given.out, (row, given.out_row), (j, width))
-        )
+        results = self._results(state[:held], self._at(given.last, (j, width)))
+        out = self._at(given.out, (row, given.out_row), (j, given.out_panel))
+        if shape.statistics_vectors:
+            self._store_matrix(results, out)
+        else:
+            size = shape.vectors
+            rows = [results[x : x + size] for x in range(0, len(results), size)]
+            store_results(builder, rows, given, out)
 
     def _at(self, address: ir.Value, *moves: tuple[ir.Value, ir.Value]) -> ir.Value:
         for count, stride in moves:

@@ -23,7 +23,8 @@ class TileArguments(NamedTuple):
     statistics : (2, width), read and written: extremes, or counts and first changed chunks
     changed : int32 matrix like `out`, read and written: bits that the rule changed, ever
     last : int32, what to take off each column's sums at the end
-    out, out_row : int32 matrix and the stride from row to row
+    out, out_row, out_panel : result matrix and the strides from row to row and from column panel to
+        column panel
     row_panels, column_panels : tiles
     todo, todo_stride, wanted : address of one byte a tile, from one row panel to the next, and the
         byte of the tiles to compute; address 0 for all
@@ -31,6 +32,10 @@ class TileArguments(NamedTuple):
     lo, hi : limits
     up, down : the result is ``((acc - last) << up) >> down``; ``count_wrap`` also shifts by `up`,
         both ways, after each chunk
+    out_bytes : bytes of a stored result after shift-round-saturate; 0 stores the int32 as it is.
+        Tiles that measure or count take 0 only
+    srs_shift, srs_dropped, srs_add, srs_negative, srs_odd, srs_lo, srs_hi : s, 2**s - 1, the three
+        constants of the rounding mode and the limits (see `kernels.tile_output`)
     """
 
     a: int
@@ -47,6 +52,15 @@ class TileArguments(NamedTuple):
     last: int
     out: int
     out_row: int
+    out_panel: int
+    out_bytes: int
+    srs_shift: int
+    srs_dropped: int
+    srs_add: int
+    srs_negative: int
+    srs_odd: int
+    srs_lo: int
+    srs_hi: int
     row_panels: int
     column_panels: int
     todo: int

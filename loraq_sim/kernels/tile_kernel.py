@@ -1,11 +1,11 @@
 """Blocks of register tiles as compiled functions, and a disk cache that knows what emits them."""
 
 import hashlib
+from array import array
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
@@ -15,7 +15,7 @@ from loraq_sim.kernels.tile_arguments import TileArguments
 
 __all__ = ["TileKernel", "make_tile"]
 
-_SOURCES = ("tile.py", "tile_arguments.py", "tile_kernel.py", "vector_ir.py")
+_SOURCES = ("tile.py", "tile_arguments.py", "tile_kernel.py", "tile_output.py", "vector_ir.py")
 
 
 def make_tile(shape: TileShape):
@@ -60,8 +60,8 @@ class TileKernel:
 
     def run(self, arguments: TileArguments) -> None:
         """Compute the tiles of a block, without the GIL; trusts every address."""
-        values = np.array(arguments, np.int64)
-        self._call(values.ctypes.data)
+        values = array("q", arguments)
+        self._call(values.buffer_info()[0])
 
 
 def _fingerprint() -> str:

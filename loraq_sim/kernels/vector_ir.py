@@ -1,8 +1,8 @@
 """LLVM vector code for one register tile of a GEMM: rows x vectors of accumulators over all of K.
 
 Compilers do not find the dot-product instructions in loops over arrays (a plain Numba loop reaches
-3 % of the speed), so the tile is written as LLVM IR. Everything here only emits code: the loops
-over tiles are ordinary Numba functions in `kernels.run_tiles`.
+3 % of the speed), so the tile is written as LLVM IR. Everything here only emits code, which
+`kernels.tile` puts together.
 
 A tile reads A as ``[step][row]`` dwords, each broadcast to all lanes, and W as ``[step][vector]``
 registers. One dword holds four bytes (dot ``bytes``: unsigned A x signed W), two 16-bit numbers
@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-__all__ = ["I8", "I32", "I64", "Instructions", "Loop", "broadcast", "load", "prefetch", "store"]
+__all__ = [
+    *("I8", "I32", "I64", "Instructions", "Loop"),
+    *("broadcast", "call", "extreme", "load", "prefetch", "store"),
+]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1)}
@@ -52,6 +55,20 @@ def broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
     undefined = ir.Constant(vector, ir.Undefined)
     zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
     return builder.shuffle_vector(first, undefined, zeros)
+
+
+def call(builder: ir.IRBuilder, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
+    """Call an LLVM intrinsic, declared on first use."""
+    kind = ir.FunctionType(returned, [arg.type for arg in args])
+    module = builder.module
+    function = module.globals.get(name) or ir.Function(module, kind, name)
+    return builder.call(function, args)
+
+
+def extreme(builder: ir.IRBuilder, which: str, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Return the signed minimum (``smin``) or maximum (``smax``) of each lane."""
+    name = f"llvm.{which}.v{x.type.count}i{x.type.element.width}"
+    return call(builder, name, x.type, x, y)
 
 
 class Instructions(NamedTuple):
@@ -108,9 +125,9 @@ class Instructions(NamedTuple):
                 "words": "llvm.x86.avx512.vpdpwssd.512",
                 "words_saturating": "llvm.x86.avx512.vpdpwssds.512",
             }[self.dot]
-            return self._call(builder, name, self.accumulator, acc, a, w)
+            return call(builder, name, self.accumulator, acc, a, w)
         if self.path == "avx2":
-            pairs = self._call(builder, "llvm.x86.avx2.pmadd.wd", self.accumulator, a, w)
+            pairs = call(builder, "llvm.x86.avx2.pmadd.wd", self.accumulator, a, w)
             return builder.add(acc, pairs)
         total = acc
         for half in range(2):
@@ -128,22 +145,11 @@ class Instructions(NamedTuple):
 
     def smallest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return the signed minimum of each lane."""
-        return self._extreme(builder, "smin", x, y)
+        return extreme(builder, "smin", x, y)
 
     def largest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return the signed maximum of each lane."""
-        return self._extreme(builder, "smax", x, y)
-
-    def _extreme(self, builder: ir.IRBuilder, which: str, x: ir.Value, y: ir.Value) -> ir.Value:
-        name = f"llvm.{which}.v{x.type.count}i{x.type.element.width}"
-        return self._call(builder, name, x.type, x, y)
-
-    @staticmethod
-    def _call(builder: ir.IRBuilder, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
-        kind = ir.FunctionType(returned, [arg.type for arg in args])
-        module = builder.module
-        function = module.globals.get(name) or ir.Function(module, kind, name)
-        return builder.call(function, args)
+        return extreme(builder, "smax", x, y)
 
 
 class Loop:
