@@ -9,7 +9,7 @@ integer, ties to even.
 import numpy as np
 from numba import njit
 
-__all__ = ["group_error", "quantize_groups"]
+__all__ = ["group_error", "group_extremes", "quantize_groups"]
 
 _LANES = 32
 _ROUND = np.float32(1.5 * 2**23)
@@ -41,6 +41,45 @@ def group_error(values, n, scale, lo, hi, lanes):
         miss = x - q * scale
         error += miss * miss
     return error
+
+
+@njit(cache=True)
+def group_extremes(x, group, extremes):
+    """Write the signed element of largest magnitude of each group, the positive one on ties.
+
+    Parameters
+    ----------
+    x : ndarray of shape (rows, K), float32
+    group : int
+        Elements per scale; the last group of a row may be short.
+    extremes : ndarray of shape (rows, groups), float32
+        Written in place.
+    """
+    k = x.shape[1]
+    tops = np.empty(_LANES, dtype=np.float32)
+    bottoms = np.empty(_LANES, dtype=np.float32)
+    for i in range(x.shape[0]):
+        row = x[i]
+        for g in range(extremes.shape[1]):
+            start = g * group
+            stop = min(start + group, k)
+            for lane in range(_LANES):
+                tops[lane] = np.float32(0)
+                bottoms[lane] = np.float32(0)
+            full = stop - (stop - start) % _LANES
+            for j in range(start, full, _LANES):
+                for lane in range(_LANES):
+                    tops[lane] = max(tops[lane], row[j + lane])
+                    bottoms[lane] = min(bottoms[lane], row[j + lane])
+            top = np.float32(0)
+            bottom = np.float32(0)
+            for lane in range(_LANES):
+                top = max(top, tops[lane])
+                bottom = min(bottom, bottoms[lane])
+            for j in range(full, stop):
+                top = max(top, row[j])
+                bottom = min(bottom, row[j])
+            extremes[i, g] = top if top >= -bottom else bottom
 
 
 @njit(cache=True)

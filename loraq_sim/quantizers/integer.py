@@ -15,7 +15,7 @@ import numpy as np
 
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
-from loraq_sim.quantizers.groups import as_rows, group_extremes, padded_groups
+from loraq_sim.quantizers.groups import as_rows, padded_groups
 from loraq_sim.quantizers.scale_storage import round_scales
 from loraq_sim.quantizers.tensor import QuantizedTensor
 
@@ -62,13 +62,14 @@ def quantize_near(
 def _quantize_symmetric(
     values: np.ndarray, fmt: Format, rule: str, near: np.ndarray | None = None
 ) -> QuantizedTensor:
-    from loraq_sim.kernels.group_quantize import quantize_groups
+    from loraq_sim.kernels.group_quantize import group_extremes, quantize_groups
 
     element = fmt.element
     if rule == "signed_mse" and fmt.scale.name == "e8m0":
         raise InputError(f"{fmt}: e8m0 scales have no sign; use the rule 'mse'")
     rows, group = as_rows(values, fmt)
-    extreme = group_extremes(rows, group)
+    extreme = np.empty((len(rows), -(-rows.shape[1] // group)), dtype=np.float32)
+    group_extremes(rows, group, extreme)
     steps = np.abs(extreme) / np.float32(element.hi)
     if rule == "absmax":
         candidates = round_scales(steps, fmt.scale)[:, :, None]
