@@ -19,14 +19,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hwmodels.branch import split_into_kernels
-from hwmodels.cost import estimate_cost
+from hwmodels.cost import Cost, estimate_cost
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
 from hwmodels.kernel_cycles import single_core_cycles
 from hwmodels.loader import load_accelerator
 from hwmodels.workload import GemmWorkload
 
-__all__ = ["MEASURED_CSV", "measured_rows", "summarize", "validate", "workload_of"]
+__all__ = [
+    "MEASURED_CSV",
+    "branch_overheads",
+    "measured_rows",
+    "summarize",
+    "validate",
+    "workload_of",
+]
 
 MEASURED_CSV = Path(__file__).parent / "measured_gemm.csv"
 _NEEDED = ("device", "kernel", "a_format", "w_format", "out_format", "M", "K", "N", "time_ms")
@@ -99,6 +106,29 @@ def summarize(results: Sequence[dict]) -> list[dict]:
             }
         )
     return summary
+
+
+def branch_overheads(results: Sequence[dict]) -> list[dict]:
+    """Measured and predicted overhead of a branch, where a plain row of the same GEMM exists.
+
+    Overheads are fractions of the plain time; `difference` is predicted minus measured.
+    """
+    alike = ("device", "m", "n", "k", "main", "family", "out_bits")
+    plain = {tuple(r[key] for key in alike): r for r in results if r["rank"] == 0}
+    rows = []
+    for row in results:
+        base = plain.get(tuple(row[key] for key in alike))
+        if row["rank"] == 0 or base is None:
+            continue
+        measured, predicted = (
+            row[name] / base[name] - 1.0 for name in ("measured_ms", "predicted_ms")
+        )
+        rows.append(
+            {key: row[key] for key in ("device", "kernel", "m", "n", "k", "rank")}
+            | {"measured_overhead": measured, "predicted_overhead": predicted}
+            | {"difference": predicted - measured}
+        )
+    return rows
 
 
 def workload_of(row: dict[str, str]) -> GemmWorkload:
@@ -180,7 +210,7 @@ def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dic
         cycles = single_core_cycles(hw, split_into_kernels(work, hw)[0], tile)
         predicted_s, bound = cycles / hw.units.clock_hz, "compute"
     else:
-        cost = estimate_cost(work, hw, tile_mkn=tile)
+        cost = _cost_with(work, hw, tile)
         predicted_s, bound, tile = cost.latency_s, cost.bound, cost.tile_mkn
     measured_ms = float(row["time_ms"])
     return {
@@ -200,6 +230,19 @@ def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dic
         "error": predicted_s * 1e3 / measured_ms - 1.0,
         "bound": bound,
     }
+
+
+def _cost_with(work: GemmWorkload, hw: Accelerator, tile: tuple[int, int, int] | None) -> Cost:
+    """Cost with the tile of the row; searched where that breaks our buffering rules.
+
+    Kernels that buffer one operand less run tiles that do not fit when all are double-buffered.
+    """
+    if tile is None:
+        return estimate_cost(work, hw)
+    try:
+        return estimate_cost(work, hw, tile_mkn=tile)
+    except AcceleratorError:
+        return estimate_cost(work, hw)
 
 
 def _tile(text: str) -> tuple[int, int, int] | None:

@@ -1,13 +1,16 @@
-"""``loraq-sim cost``: memory, latency and energy of a shape or of a dump's layers, no arrays."""
+"""``loraq-sim cost``: memory, latency and energy of shapes, dumps or models, without arrays."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
+from loraq_sim.cli.hw_choice import Sets, Variants, Varies, chosen_machines
+from loraq_sim.cli.hw_models import MODEL_COLUMNS, model_rows
 from loraq_sim.cli.options import (
     Accelerators,
+    Family,
     Group,
     Layers,
     OutFormat,
@@ -17,23 +20,32 @@ from loraq_sim.cli.options import (
     listed,
 )
 from loraq_sim.cli.output import print_table
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from hwmodels import Accelerator, Cost
+    from loraq_sim.split import PrecisionSplit
 
 __all__ = ["EXAMPLES", "cost_command"]
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A4 --split W4A4+W8A8r64\n\n"
-    "loraq-sim cost --hw aie2,a100 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8"
+    "loraq-sim cost --hw aie2,a100 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8\n\n"
+    "loraq-sim cost --model pixart-sigma --hw aie2,h100 --split W4A4+W8A8r64 --resolution 512\n\n"
+    "loraq-sim cost --hw mi355x --family mxfp --schedule recompute --shape 4096x3072x12288\n\n"
+    "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A8 "
+    "--vary clock_hz=1e9,1.5e9 --set memories.dram.bandwidth_bytes_per_s=30e9"
 )
 _COLUMNS = (
     *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
-    *("utilization", "bound", "parts"),
+    *("utilization", "bound", "tile_mkn", "modes", "parts"),
 )
 _SHOWN = (
     *("layer", "m", "k", "n", "split", "rank", "accelerator", "weight_bytes", "latency_s"),
     *("roofline_latency_s", "energy_j", "dram_bytes", "utilization", "bound"),
 )
+_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
 
 @one_line_failures
@@ -52,42 +64,124 @@ def cost_command(
         Path | None,
         typer.Option("--layer-dump", metavar="FILE", help="Cost the layers of this dump instead."),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Cost a denoising step of a model instead: flux.1-dev, pixart-sigma, sana-0.6b, "
+            "sana-1.6b or sd3.5-medium; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    resolution: Annotated[
+        int, typer.Option("--resolution", metavar="PX", help="Image side of --model: 512 or 1024.")
+    ] = 1024,
     layers: Layers = None,
     splits: Splits = None,
+    family: Family = "int",
     group: Group = 64,
     unfused: Unfused = False,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="NAME",
+            help=f"How the branch runs: {', '.join(_SCHEDULES)}. Default: fused.",
+            show_default=False,
+        ),
+    ] = None,
+    variants: Variants = None,
+    sets: Sets = None,
+    varies: Varies = None,
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
-    """Cost layers without solving or emulating anything."""
-    import hwmodels
-    from loraq_sim.machine import cost_split
+    """Cost layers or whole models without solving or emulating anything."""
     from loraq_sim.split import parse_split
     from reports.tables import result_table
 
-    sizes = _sizes(listed(shape), layer_dump, listed(layers))
-    accelerators = [hwmodels.load_accelerator(name) for name in listed(hw)]
-    chosen = [parse_split(t, group=group) for t in listed(splits) or _default_splits(sizes)]
-    rows = []
-    for name, (m, k, n) in sizes.items():
-        for split in chosen:
-            for accelerator in accelerators:
-                row = {"layer": name, "m": m, "k": k, "n": n, "split": split.text}
-                row |= {"accelerator": accelerator.name, "status": "ok", "message": ""}
-                try:
-                    rank, cost = cost_split(m, n, k, split, accelerator, fused=not unfused)
-                except Exception as error:
-                    row |= {"status": "failed", "message": f"{name}: {case_failure(error)}"}
-                else:
-                    row["rank"] = rank
-                    row |= {column: getattr(cost, column) for column in _COLUMNS}
-                rows.append(row)
+    way = _schedule(schedule, unfused)
+    if sum(map(bool, (shape, layer_dump, model))) != 1:
+        raise InputError("give one of --shape MxKxN, --layer-dump FILE and --model NAME")
+    sizes = {} if model else _sizes(listed(shape), layer_dump, listed(layers))
+    machines = chosen_machines(listed(hw), variants, sets, varies)
+    texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})
+    chosen = [parse_split(text, family=family, group=group) for text in texts]
+    varied = list(dict.fromkeys(key for point, _ in machines for key in point))
+    if model:
+        rows = [
+            {**row, **point}
+            for name in listed(model)
+            for split in chosen
+            for point, machine in machines
+            for row in model_rows(name, resolution, split, machine, way, _cost_of)
+        ]
+        columns, title = MODEL_COLUMNS, f"Cost of one denoising step at {resolution} px"
+    else:
+        rows = [
+            _row(name, size, split, machine, way) | point
+            for name, size in sizes.items()
+            for split in chosen
+            for point, machine in machines
+        ]
+        columns = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
+        title = "Cost of one call"
 
     def show(has_messages: bool) -> None:
-        columns = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
-        columns += ["message"] if has_messages else []
-        print_table(result_table(rows, columns, title="Cost of one call"), output)
+        shown = [*columns, *varied, *(["message"] if has_messages else [])]
+        print_table(result_table(rows, shown, title=title), output)
 
     end_with(rows, show)
+
+
+def _schedule(schedule: str | None, unfused: bool) -> str:
+    if schedule is None:
+        return "unfused" if unfused else "fused"
+    if schedule not in _SCHEDULES:
+        raise InputError(unknown_name("--schedule", schedule, _SCHEDULES))
+    if unfused and schedule != "unfused":
+        raise InputError(f"--unfused and --schedule {schedule} contradict each other; give one")
+    return schedule
+
+
+def _row(
+    name: str,
+    size: tuple[int, int, int],
+    split: "PrecisionSplit",
+    accelerator: "Accelerator",
+    schedule: str,
+) -> dict[str, Any]:
+    m, k, n = size
+    row = {"layer": name, "m": m, "k": k, "n": n, "split": split.text, "family": split.family}
+    row |= {"accelerator": accelerator.name, "schedule": schedule, "status": "ok", "message": ""}
+    try:
+        rank, cost = _cost_of((m, k, n), split, accelerator, schedule)
+    except Exception as error:
+        return row | {"status": "failed", "message": f"{name}: {case_failure(error)}"}
+    return row | {"rank": rank} | {column: getattr(cost, column) for column in _COLUMNS}
+
+
+def _cost_of(
+    size: tuple[int, int, int],
+    split: "PrecisionSplit",
+    accelerator: "Accelerator",
+    schedule: str,
+) -> "tuple[int, Cost]":
+    """Rank and cost of one call of a layer of this (m, k, n)."""
+    import dataclasses
+
+    import hwmodels
+    from loraq_sim.machine import datapath_for, workload_for
+    from loraq_sim.solvers.budget import rank_for_budget
+
+    m, k, n = size
+    rank = split.rank or 0
+    if split.budget is not None:
+        rank = rank_for_budget(n, k, split.branch_weight, split.budget)
+    path = datapath_for(accelerator)
+    work = workload_for(m, n, k, split, rank, path, fused=True)
+    work = dataclasses.replace(work, family=split.family, branch_schedule=schedule)
+    return rank, hwmodels.estimate_cost(work, accelerator)
 
 
 def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
@@ -101,8 +195,6 @@ def _sizes(
     shapes: tuple[str, ...], layer_dump: Path | None, layers: tuple[str, ...]
 ) -> dict[str, tuple[int, int, int]]:
     """(m, k, n) by name."""
-    if bool(shapes) == (layer_dump is not None):
-        raise InputError("give either --shape MxKxN or --layer-dump FILE")
     if shapes:
         return {text: _parse_shape(text) for text in shapes}
     from loraq_sim.dumps import read_layer_dump

@@ -1,12 +1,17 @@
-"""``loraq-sim hw list`` and ``hw show``: the accelerators and what is known of them."""
+"""``loraq-sim hw``: the accelerators, what is known of them, and how far to trust it."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraq_sim.cli import hw_validate
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import OutFormat, OutputFormat, Splits, listed
+from loraq_sim.cli.options import Family, OutFormat, OutputFormat, Splits, listed
 from loraq_sim.cli.output import print_json, print_table, print_tables
+
+if TYPE_CHECKING:
+    from hwmodels import Accelerator
+    from loraq_sim.split import PrecisionSplit
 
 __all__ = ["app"]
 
@@ -16,8 +21,11 @@ _DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
 _LIST_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw list\n\nloraq-sim hw list --format json"
 _SHOW_EXAMPLES = (
     "[bold]Examples[/bold]\n\nloraq-sim hw show aie2\n\n"
-    "loraq-sim hw show a100 --split W4A4+W16A16r32"
+    "loraq-sim hw show a100 --split W4A4+W16A16r32\n\n"
+    "loraq-sim hw show aie2@emulated_int4\n\n"
+    "loraq-sim hw show mi355x --family mxfp --split W4A8+W8A8r64"
 )
+_SCHEMA_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw schema > accelerator.schema.json"
 
 
 @app.command("list", epilog=_LIST_EXAMPLES)
@@ -34,6 +42,7 @@ def list_command(output: OutFormat = OutputFormat.TABLE) -> None:
             {
                 "name": name,
                 "aliases": ", ".join(accelerator.aliases),
+                "variants": ", ".join(variant.name for variant in accelerator.variants),
                 "description": accelerator.title,
             }
         )
@@ -44,9 +53,11 @@ def list_command(output: OutFormat = OutputFormat.TABLE) -> None:
 @one_line_failures
 def show_command(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="Accelerator name or YAML file.")
+        str,
+        typer.Argument(metavar="NAME|FILE", help="Accelerator, NAME@VARIANT, or YAML file."),
     ],
     splits: Splits = None,
+    family: Family = "int",
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Show every number of an accelerator with its source, and the MAC mode each split uses."""
@@ -57,8 +68,8 @@ def show_command(
     accelerator = hwmodels.load_accelerator(name)
     modes = []
     for text in listed(splits) or _DEFAULT_SPLITS:
-        split = parse_split(text)
-        for mode in hwmodels.describe_modes(accelerator, split.main, split.branch):
+        split = parse_split(text, family=family)
+        for mode in _modes_of(accelerator, split):
             modes.append({"split": split.text} | mode)
     facts = hwmodels.describe(accelerator)
     if output is OutputFormat.JSON:
@@ -68,3 +79,21 @@ def show_command(
     print_tables(
         [result_table(facts, title=title), result_table(modes, title="MAC modes of splits")], output
     )
+
+
+def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
+    import hwmodels
+
+    return hwmodels.describe_modes(accelerator, split.main, split.branch, family=split.family)
+
+
+app.command("validate", epilog=hw_validate.EXAMPLES)(hw_validate.validate_command)
+
+
+@app.command("schema", epilog=_SCHEMA_EXAMPLES)
+@one_line_failures
+def schema_command() -> None:
+    """Print the JSON Schema of accelerator files, for editors and checkers."""
+    from hwmodels.description import Accelerator
+
+    print_json(Accelerator.model_json_schema())

@@ -1,0 +1,98 @@
+"""Changed copies of a machine: keys by path, and the variants of its file."""
+
+import pytest
+
+from hwmodels import AcceleratorError, list_accelerators, load_accelerator, with_overrides
+from hwmodels.overrides import keys_of, parse_value
+
+AIE2 = load_accelerator("aie2")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("memories.l2.capacity_bytes", 1048576, lambda hw: hw.memories.l2.capacity_bytes),
+        ("clock_hz", 1.5e9, lambda hw: hw.units.clock_hz),
+        ("clock_hz", 1500000000, lambda hw: hw.units.clock_hz),
+        ("mac_array.columns", 8, lambda hw: hw.units.columns),
+        ("modes.int8.macs_per_cycle", 300, lambda hw: hw.modes[1].macs_per_cycle),
+        ("modes[1].macs_per_cycle", 300, lambda hw: hw.modes[1].macs_per_cycle),
+        ("launch_s", 0, lambda hw: hw.dispatch.launch_s),
+        ("overflow", "saturate", lambda hw: hw.datapath.overflow),
+    ],
+)
+def test_a_key_path_changes_that_value_only(key, value, read):
+    changed = with_overrides(AIE2, {key: value})
+    assert read(changed) == value
+    assert changed.digest() != AIE2.digest()
+    assert load_accelerator("aie2").digest() == AIE2.digest()
+    assert changed.name == "aie2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clock": 1}, r"unknown key 'clock' of an accelerator file; did you mean|Known"),
+        ({"memories.l2.capacity_byte": 1}, r"did you mean 'memories.l2.capacity_bytes'"),
+        ({"capacity_bytes": 1}, r"'capacity_bytes' is not unique; write one of memories.l1"),
+        ({"units.rows": 0}, r"units.rows: input should be greater than or equal to 1, got 0"),
+        ({"units.rows": 2.5}, r"units.rows: input should be a valid integer"),
+        ({"datapath.overflow": "warp"}, r"datapath.overflow: got 'warp'; did you mean 'wrap'"),
+        ({"memories.l1.reserved_bytes": 65536}, r"reserved_bytes must be below capacity_bytes"),
+        ({"modes.int9.macs_per_cycle": 4}, r"unknown key 'modes.int9.macs_per_cycle'"),
+        ({"name": "x"}, r"unknown key 'name'|not unique"),
+    ],
+)
+def test_bad_changes_say_what_and_how(changes, message):
+    with pytest.raises(AcceleratorError, match=message):
+        with_overrides(AIE2, changes)
+
+
+@pytest.mark.parametrize("name", list_accelerators())
+def test_every_variant_loads_and_differs(name):
+    hw = load_accelerator(name)
+    for variant in hw.variants:
+        changed = load_accelerator(f"{name}@{variant.name}")
+        assert changed.name == f"{name}@{variant.name}"
+        assert changed.digest() != hw.digest()
+        assert load_accelerator(name, variant.name) is changed
+
+
+@pytest.mark.parametrize("name", list_accelerators())
+def test_every_key_can_be_set_to_what_it_is(name):
+    hw = load_accelerator(name)
+    content = hw.model_dump()
+    for path, steps in keys_of(hw).items():
+        value = content
+        for step in steps:
+            value = value[step]
+        assert with_overrides(hw, {path: value}).digest() == hw.digest(), path
+
+
+def test_the_conflict_about_int4_is_a_variant():
+    rates = [
+        next(m.macs_per_cycle for m in load_accelerator(n).modes if m.name == "int8xint4")
+        for n in ("xdna1", "xdna1@emulated_int4")
+    ]
+    assert rates == [512, 256]
+
+
+def test_an_unknown_variant_names_the_known():
+    with pytest.raises(AcceleratorError, match=r"unknown variant 'emulated' of aie2; did you mean"):
+        load_accelerator("aie2", "emulated")
+    with pytest.raises(AcceleratorError, match=r"unknown variant 'x' of t4; it has none"):
+        load_accelerator("t4@x")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4", 4), ("1e9", 10**9), ("0.5", 0.5), ("true", True), ("wrap", "wrap"), ("1.5e9", 1.5e9)],
+)
+def test_values_are_read_as_numbers_where_they_are(text, value):
+    assert parse_value(text) == value
+
+
+def test_whole_numbers_are_integers():
+    assert isinstance(parse_value("1.5e9"), int)
+    assert isinstance(parse_value("0.5"), float)
+    assert parse_value("nan") != parse_value("nan")

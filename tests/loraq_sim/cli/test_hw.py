@@ -1,0 +1,184 @@
+"""``hw validate`` and ``hw schema``; machines chosen and changed on the command line."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def run(request, monkeypatch):
+    from typer.testing import CliRunner
+
+    from loraq_sim.cli.app import app
+
+    monkeypatch.chdir(request.config.rootpath)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rows_of(result):
+    return json.loads(result.stdout)
+
+
+def cost(run, *words):
+    return run("cost", "--shape", "4096x1152x4608", "--format", "json", *words)
+
+
+def test_validate_gives_rows_devices_and_overheads(run):
+    result = run("hw", "validate", "--format", "json")
+    assert result.exit_code == 0, result.output
+    report = rows_of(result)
+    keys = {"device", "kernel", "m", "n", "k", "measured_ms", "predicted_ms", "error", "tile_mkn"}
+    assert keys <= report["rows"][0].keys()
+    for row in report["rows"]:
+        signed = row["predicted_ms"] / row["measured_ms"] - 1
+        assert row["error"] == pytest.approx(signed, rel=1e-9)
+    assert {d["device"] for d in report["devices"]} >= {"xdna1", "xdna2", "sm120", "b200"}
+    assert len(report["overheads"]) == 8
+    assert report["passed"] is True
+
+
+def test_validate_fails_with_3_beyond_the_threshold(run):
+    result = run("hw", "validate", "--hw", "xdna1", "--max-error", "0.05")
+    assert result.exit_code == 3
+    assert "rows are off by more than 0.05; the worst: xdna1 single core" in result.stderr
+    assert run("hw", "validate", "--hw", "xdna1", "--max-error", "0.1").exit_code == 0
+
+
+def test_validate_reads_a_users_table_and_notes_strangers(run, tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_text(
+        "device,kernel,a_format,w_format,out_format,M,K,N,time_ms\n"
+        "H100,plain,fp8,fp8,bf16,8192,8192,8192,0.683\n"
+        "toaster,plain,fp8,fp8,bf16,8192,8192,8192,0.683\n"
+    )
+    result = run("hw", "validate", "--measured", table, "--format", "json")
+    assert result.exit_code == 0, result.output
+    (row,) = rows_of(result)["rows"]
+    assert abs(row["error"]) < 0.1
+    assert "left out 1 rows of devices without a description: toaster" in result.stderr
+
+
+def test_validate_draws_a_picture_and_replaces_none_unasked(run, tmp_path):
+    picture = tmp_path / "v.svg"
+    assert run("hw", "validate", "--hw", "aie2", "--figure", picture).exit_code == 0
+    assert "<svg" in picture.read_text()
+    assert run("hw", "validate", "--hw", "aie2", "--figure", picture).exit_code == 2
+    assert run("hw", "validate", "--hw", "aie2", "--figure", picture, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--measured", "gone.csv"), "cannot read measured table gone.csv"),
+        (("--max-error", "-1"), "--max-error must be a positive fraction"),
+        (("--hw", "t4"), "has no row of the accelerators asked for; its devices: a100"),
+        (("--hw", "aie9"), "unknown accelerator 'aie9'"),
+    ],
+)
+def test_validate_refuses_what_it_cannot_do(run, words, message):
+    result = run("hw", "validate", *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_the_schema_accepts_no_unknown_keys(run):
+    schema = rows_of(run("hw", "schema"))
+    assert schema["additionalProperties"] is False
+    assert {"units", "modes", "memories", "energy"} <= set(schema["required"])
+    assert "macs_per_cycle" in schema["$defs"]["Mode"]["properties"]
+
+
+def test_show_says_which_mode_a_family_uses(run):
+    result = run("hw", "show", "mi355x", "--family", "mxfp", "--split", "W4A8", "--format", "json")
+    (mode,) = rows_of(result)["modes"]
+    assert mode["mode"] == "fp8"
+    assert mode["unpacked"] == "none"
+
+
+def test_vary_costs_every_combination_and_set_applies_to_all(run):
+    words = ("--hw", "aie2", "--split", "W4A8", "--vary", "clock_hz=1e9,1.5e9")
+    words = (*words, "--vary", "mac_array.columns=4,8", "--set", "launch_s=0")
+    rows = rows_of(cost(run, *words))
+    points = [(row["clock_hz"], row["mac_array.columns"]) for row in rows]
+    assert points == [(10**9, 4), (10**9, 8), (1.5e9, 4), (1.5e9, 8)]
+    assert rows[3]["latency_s"] < rows[0]["latency_s"]
+    assert {row["parts"]["latency_s"]["dispatch"] for row in rows} == {0}
+
+
+def test_variants_are_asked_for_by_flag_or_name(run):
+    by_flag = rows_of(cost(run, "--hw", "aie2", "--variant", "emulated_int4", "--split", "W4A8"))
+    by_name = rows_of(cost(run, "--hw", "aie2@emulated_int4", "--split", "W4A8"))
+    plain = rows_of(cost(run, "--hw", "aie2", "--split", "W4A8"))
+    assert by_flag == by_name
+    assert by_flag[0]["accelerator"] == "aie2@emulated_int4"
+    assert by_flag[0]["latency_s"] >= plain[0]["latency_s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--set", "clock_hz"), "--set must be KEY=VALUE"),
+        (("--vary", "clock_hz="), "--vary must be KEY=VALUE"),
+        (("--set", "memories.l2.capacity_byte=1"), "did you mean 'memories.l2.capacity_bytes'?"),
+        (("--set", "units.rows=0"), "units.rows: input should be greater than or equal to 1"),
+        (("--vary", f"clock_hz={','.join(map(str, range(1, 10002)))}"), "10000 are the most"),
+        (("--schedule", "fussed"), "did you mean 'fused'"),
+        (("--schedule", "fused", "--unfused"), "contradict each other"),
+        (("--model", "pixart-sigma"), "give one of --shape MxKxN, --layer-dump FILE and --model"),
+    ],
+)
+def test_bad_choices_are_one_line(run, words, message):
+    result = cost(run, "--hw", "aie2", *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("schedule", ["fused", "unfused", "down_fused", "recompute", "parallel"])
+def test_every_schedule_of_the_branch_costs_more_than_none(run, schedule):
+    words = ("--hw", "aie2,h100", "--split", "W4A4", "--split", "W4A4+W16A16r32")
+    rows = rows_of(cost(run, *words, "--schedule", schedule))
+    for plain, branched in zip(rows[:2], rows[2:], strict=True):
+        assert branched["latency_s"] > plain["latency_s"]
+        assert branched["schedule"] == schedule
+
+
+def test_a_model_is_costed_per_kind_and_in_total(run):
+    words = ("cost", "--model", "pixart-sigma", "--hw", "aie2,h100", "--resolution", "512")
+    result = run(*words, "--split", "W4A4+W8A8r64", "--format", "json")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(result)
+    for accelerator in ("aie2", "h100"):
+        own = [row for row in rows if row["accelerator"] == accelerator]
+        *kinds, total = own
+        assert total["kind"] == "total"
+        for name in ("latency_s", "energy_j", "dram_bytes", "weight_bytes", "macs"):
+            assert total[name] == pytest.approx(sum(row[name] for row in kinds), rel=1e-12)
+        precisions = {row["kind"]: row["precision"] for row in kinds}
+        assert precisions["self_q"] == "W4A4+W8A8r64"
+        assert precisions["self_attention"] == precisions["cross_k"] == "W16A16"
+    assert rows[0]["macs"] > 0
+
+
+def test_families_use_their_own_block_sizes(run):
+    words = ("--hw", "b200", "--split", "W4A4")
+    by_family = {f: rows_of(cost(run, *words, "--family", f))[0] for f in ("int", "mxfp", "nvfp")}
+    codes = 1152 * 4608 // 2
+    assert by_family["mxfp"]["weight_bytes"] == codes + 1152 * 4608 // 32
+    assert by_family["nvfp"]["weight_bytes"] == codes + 1152 * 4608 // 16 + 4
+    assert by_family["nvfp"]["latency_s"] < by_family["int"]["latency_s"]
+
+
+@pytest.mark.parametrize("family", ["int", "mxint", "mxfp", "nvfp"])
+@pytest.mark.parametrize("text", ["W4A4", "W4A8+W8A8r24", "W8A8+W4A8r7"])
+def test_weight_bytes_are_what_the_formats_store(run, family, text):
+    from loraq_sim.split import parse_split
+
+    split = parse_split(text, family=family, group=64)
+    n, k = 4608, 1152
+    expected = split.main_weight.storage_bytes((n, k))
+    if split.has_branch:
+        expected += split.branch_weight.storage_bytes((n, split.rank))
+        expected += split.branch_weight.storage_bytes((split.rank, k))
+    for name in ("b200", "aie2", "systolic"):
+        row = rows_of(cost(run, "--hw", name, "--split", text, "--family", family))[0]
+        assert row["weight_bytes"] == expected
