@@ -189,8 +189,6 @@ def _remarks(split: PrecisionSplit, x: np.ndarray | None, solution: Solution) ->
             yield f"{count} are at an end of the {width} range: rescale the layer or widen them"
     if x is None:
         yield "no activations: output error not measured"
-    if split.family in ("mxfp", "nvfp"):
-        yield f"{split.family} is costed at the rates of integers of the same width"
 
 
 def _measure(

@@ -96,6 +96,7 @@ def workload_for(
         rank=rank if has_branch else 0,
         fused=fused,
         out_bits=parse_format(path.out_format).element.bits,
+        family=split.family,
         group=split.main_weight.group_size,
         scale_bits=_scale_bits(split),
         p_bits=p_element.bits if has_branch and p_element else None,

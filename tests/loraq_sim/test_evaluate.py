@@ -48,6 +48,16 @@ def test_cost_columns_are_those_of_the_cost_model(layer, text):
         assert row[name] == getattr(cost, name)
 
 
+@pytest.mark.parametrize("accelerator", ["aie2", "b200"])
+@pytest.mark.parametrize("family", ["int", "mxint", "mxfp", "nvfp"])
+@pytest.mark.parametrize("text", ["W4A4", "W4A8+W8A8r8", "W4A4+W16A16r8", "W8A8+W4A6r5"])
+def test_the_cost_model_counts_the_bytes_the_packer_writes(layer, text, family, accelerator):
+    row = evaluate(layer, text, accelerator, family=family)
+    hw = hwmodels.load_accelerator(accelerator)
+    _, cost = cost_split(512, 128, 128, parse_split(text, family=family), hw)
+    assert cost.weight_bytes == row["weight_bytes"]
+
+
 def test_output_error_compares_with_the_full_precision_layer_with_bias(layer):
     # In 16 bits everywhere, only the roundings to fp16 and to bf16 at the end are left.
     row = evaluate(layer, "W16A16")
