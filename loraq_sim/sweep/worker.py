@@ -23,6 +23,7 @@ from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, case_row, fa
 if TYPE_CHECKING:
     import hwmodels
     from loraq_sim.solvers import Solution
+    from loraq_sim.solvers.shared_stages import SharedStages
     from loraq_sim.split import PrecisionSplit
 
 __all__ = [
@@ -86,10 +87,26 @@ def _solution(
     stored = cache.load(key) if cache is not None else None
     if stored is not None:
         return stored
-    solution = solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
+    solution = solve_split(
+        layer,
+        split,
+        method=method,
+        preset=preset,
+        seed=seed,
+        smooth=smooth,
+        shared=_shared_stages(layer),
+    )
     if cache is not None:
         cache.keep(key, solution)
     return solution
+
+
+@lru_cache(maxsize=1)
+def _shared_stages(layer: Layer) -> "SharedStages":
+    """Solver stages of one layer: splits that differ only in activations share all of them."""
+    from loraq_sim.solvers.shared_stages import SharedStages
+
+    return SharedStages()
 
 
 def load_evaluate(reference: str) -> Evaluate:
