@@ -104,6 +104,8 @@ class PackedWeight:
     def __init__(self, codes: NDArray[np.int8]) -> None:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
+        # Decisions of `emulator.tile_ready`, by array, activations and output.
+        self.ready: dict = {}
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What a tile kernel needs to know of a GEMM before it sees any code: layout, limits, shifts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -36,7 +37,8 @@ class Plan(NamedTuple):
     lane: type
 
 
-class Output(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Output:
     """What a tile stores: its dtype, and the arguments of `kernels.tile_arguments` that say so."""
 
     dtype: np.dtype

@@ -20,7 +20,7 @@ from loraq_sim.emulator.packed_weight import Order
 from loraq_sim.emulator.tile_plan import Choice
 from loraq_sim.emulator.tile_run import TileJob, Totals, kernels_of, run_kernel
 
-__all__ = ["count_overflows", "measure", "run_plain", "tiles_fit"]
+__all__ = ["choose_ruled", "count_overflows", "measure", "run_plain", "tiles_fit"]
 
 # A tile route of two kernels packs A twice; below this share of proved tiles it does not pay.
 _ENOUGH_PROVED = 0.25
@@ -62,6 +62,14 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:
             run_kernel(job, exact, (proved, 1), out)
             return _cropped(job, out), "exact+tiles"
     return _cropped(job, run_kernel(job, ruled)[0]), "tiles"
+
+
+def choose_ruled(job: TileJob) -> Choice | None:
+    """Return the saturating kernel for any activations of the job's dtype, if one serves all."""
+    if job.chunk > 2:
+        return _clamping(job)
+    room = 32 - job.mac.acc_bits - (7 if job.unsigned else 8)
+    return _aligned(job) if room <= _headroom(job.weight.norms) else None
 
 
 def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:

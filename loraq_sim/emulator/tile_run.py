@@ -1,11 +1,9 @@
 """Run one tile kernel over a whole GEMM: pack A, say where everything lies, collect the totals."""
 
-import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +13,23 @@ from loraq_sim.emulator.bounds import Bounds, Norms, Sample
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, address_of, aligned_empty
 from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Output, Plan, plan_of
+from loraq_sim.emulator.tile_threads import run_bands
 from loraq_sim.kernels.tile_arguments import NEVER, TileArguments
 
-__all__ = ["TileJob", "Totals", "kernels_of", "run_kernel"]
+__all__ = [
+    "TileJob",
+    "Totals",
+    "kernels_of",
+    "plain_arguments",
+    "run_bands",
+    "run_kernel",
+    "scratch",
+]
 
 # Packed rows of A that stay in the second-level cache while they meet all of W.
 _BLOCK_BYTES = 2**19
 # A row of zeros for a tile of any width.
 _ZEROS = np.zeros(256, np.int32)
-# Multiply-adds below which starting threads costs more than it gains.
-_WORTH_THREADS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +79,11 @@ class TileJob:
         return self.a.dtype == np.uint8
 
     @property
+    def work(self) -> int:
+        """Multiply-adds."""
+        return self.a.shape[0] * self.weight.codes.size
+
+    @property
     def chunk(self) -> int:
         """Products per add, as far as K goes."""
         return min(self.mac.products_per_add, max(self.a.shape[1], 1))
@@ -109,21 +119,17 @@ def run_kernel(
     """
     kernel = kernels_of(job)[choice.name]
     shape = kernel.shape
-    m, (n, k) = job.a.shape[0], job.weight.shape
     panels = job.weight.panels(_layout(job, choice, shape))
-    row_panels = -(-m // shape.rows)
+    row_panels = -(-job.a.shape[0] // shape.rows)
     if out is None:
         out = aligned_empty(
             (row_panels * shape.rows, len(panels.w) * shape.width), job.output.dtype
         )
-    threads = min(job.threads, row_panels) if m * n * k >= _WORTH_THREADS else 1
-    cuts = [i * row_panels // threads for i in range(threads + 1)]
-    bands = list(zip(cuts[:-1], cuts[1:], strict=True))
-    band = _Band(job, choice, kernel, panels, out, only)
-    if threads == 1:
-        return out, band.run(*bands[0])
-    others = [_pool(os.getpid(), threads - 1).submit(band.run, *cut) for cut in bands[1:]]
-    parts = [band.run(*bands[0]), *(other.result() for other in others)]
+    parts = run_bands(
+        job.threads, job.work, row_panels, _Band(job, choice, kernel, panels, out, only).run
+    )
+    if len(parts) == 1:
+        return out, parts[0]
     firsts = [part.first_k for part in parts if part.first_k is not None]
     return out, Totals(
         overflows=sum(part.overflows for part in parts),
@@ -134,13 +140,6 @@ def run_kernel(
     )
 
 
-@lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads kept between calls; a forked process has none of its parent's and starts its own."""
-    del process
-    return ThreadPoolExecutor(threads)
-
-
 def _layout(job: TileJob, choice: Choice, shape) -> Layout:
     offset = 128 if choice.order.codes == "bytes" and not job.unsigned else 0
     return Layout(choice.order, shape.width, choice.w_shift, offset, shape.moving)
@@ -149,13 +148,31 @@ def _layout(job: TileJob, choice: Choice, shape) -> Layout:
 _THREAD = threading.local()
 
 
-def _scratch(rows: int, columns: int) -> NDArray[np.int32]:
-    """A matrix that this thread overwrites in each call: fresh pages cost more than packing."""
-    size = rows * columns
+def scratch(row_panels: int, dwords: int) -> NDArray[np.int32]:
+    """Return room for a block of packed rows, which this thread overwrites in each call.
+
+    Fresh pages would cost more than packing. Blocks are even: each one streams all of W.
+    """
+    most = max(1, _BLOCK_BYTES // (4 * dwords + 1))
+    block = -(-row_panels // -(-row_panels // most))
+    size = block * dwords
     kept = getattr(_THREAD, "kept", None)
     if kept is None or kept.size < size:
         kept = _THREAD.kept = aligned_empty((1, size), np.int32)
-    return kept[0, :size].reshape(rows, columns)
+    return kept[0, :size].reshape(block, dwords)
+
+
+def plain_arguments(job: TileJob, choice: Choice) -> tuple["TileKernel", Plan, Panels, list[int]]:  # noqa: F821
+    """Return a plain kernel, its plan, its W and its arguments, with addresses of A and out 0."""
+    kernel = kernels_of(job)[choice.name]
+    shape, nothing = kernel.shape, np.zeros(0, np.int32)
+    panels = job.weight.panels(_layout(job, choice, shape))
+    plan = plan_of(choice, shape, job.a.shape[1], job.mac, job.unsigned)
+    packed = np.zeros((1, plan.dwords), np.int32)
+    out = np.zeros((1, len(panels.w) * shape.width), job.output.dtype)
+    band = _Band(job, choice, kernel, panels, out, None)
+    given = band._arguments(plan, 0, 0, packed, _ZEROS, nothing, nothing, out)
+    return kernel, plan, panels, list(given._replace(a=0, out=0))
 
 
 class _Band(NamedTuple):
@@ -172,10 +189,8 @@ class _Band(NamedTuple):
         """Compute row panels first..stop of `out`."""
         shape, job = self.kernel.shape, self.job
         plan = plan_of(self.choice, shape, job.a.shape[1], job.mac, job.unsigned)
-        most = max(1, _BLOCK_BYTES // (4 * plan.dwords + 1))
-        count = -(-(stop - first) // most)
-        block = -(-(stop - first) // count)  # even blocks: each one streams all of W
-        packed = _scratch(block, plan.dwords)
+        packed = scratch(stop - first, plan.dwords)
+        block = len(packed)
         totals = np.array([0, 0, NEVER, 0, 0], np.int64)
         for i in range(first, stop, block):
             self._run_block(plan, i, min(i + block, stop), packed, totals)

@@ -58,6 +58,11 @@ class TileKernel:
     def _call(self) -> Callable:
         return self.compiled.ctypes
 
+    @property
+    def address(self) -> int:
+        """Where the compiled function starts."""
+        return self.compiled.address
+
     def run(self, arguments: TileArguments) -> None:
         """Compute the tiles of a block, without the GIL; trusts every address."""
         values = array("q", arguments)

@@ -13,14 +13,14 @@ PROGRAM = """
 import numpy as np
 from loraq_sim.emulator.gemm import emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.kernels import pack_panels, tile_kernel
+from loraq_sim.kernels import run_blocks, tile_kernel
 from loraq_sim.kernels.processor import choose_path, tile_kernels
 
 tile_kernel._fingerprint = lambda: {stamp!r}
 codes = np.full((3, 8), -128, np.int8)
 emulate_gemm(codes, codes, MacArray(acc_bits=16, overflow="saturate", products_per_add=4))
 ran = [k.compiled for k in tile_kernels(choose_path()).values() if "compiled" in vars(k)]
-packing = pack_panels.pack_rows.stats
+packing = run_blocks.run_blocks.stats
 print(len(ran), sum(k.cache_hits for k in ran), sum(packing.cache_hits.values()))
 """
 

@@ -1,0 +1,81 @@
+"""A weight made ready once runs any later activations as if it met them for the first time."""
+
+import numpy as np
+import pytest
+
+from loraq_sim.emulator import gemm
+from loraq_sim.emulator.accumulation import run_wide
+from loraq_sim.emulator.bounds import Bounds
+from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
+from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
+from loraq_sim.emulator.packed_weight import pack_weight
+from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
+
+HERE = PATHS[PATHS.index(choose_path()) :]
+ARRAYS = [
+    MacArray(acc_bits=bits, overflow=overflow, products_per_add=chunk, accumulators=accumulators)
+    for bits in (9, 16, 18, 31, 32, 40)
+    for overflow in OVERFLOW_RULES
+    for chunk, accumulators in ((1, 1), (2, 1), (3, 1), (8, 1), (4, 2))
+]
+
+
+@pytest.mark.parametrize("path", HERE)
+def test_a_weight_met_before_gives_the_bits_of_the_naive_kernel(monkeypatch, path):
+    monkeypatch.setenv(PATH_VARIABLE, path)
+    rng = np.random.default_rng(0)
+    w = rng.integers(-128, 128, (70, 50)).astype(np.int8)
+    weight = pack_weight(w)
+    # From one call to the next, proofs hold and fail, and the sign and the height change.
+    drawn = [
+        rng.integers(low, high, (rows, 50)).astype(dtype)
+        for rows, low, high, dtype in (
+            (30, -128, 128, np.int8),
+            (1, -1, 2, np.int8),
+            (25, 0, 256, np.uint8),
+            (13, 0, 1, np.int8),
+            (30, -128, 128, np.int8),
+        )
+    ]
+    for mac in ARRAYS:
+        for a in drawn:
+            naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+            np.testing.assert_array_equal(emulate_gemm(a, weight, mac), naive.acc)
+
+
+def test_both_ways_to_the_same_route_agree(monkeypatch):
+    rng = np.random.default_rng(1)
+    a = rng.integers(-128, 128, (40, 200)).astype(np.int8)
+    weight = pack_weight(rng.integers(-128, 128, (50, 200)))
+    for mac in ARRAYS:
+        ready = emulate_gemm(a, weight, mac)
+        with monkeypatch.context() as patch:
+            patch.setattr(gemm, "run_ready", lambda job: None)
+            np.testing.assert_array_equal(ready, emulate_gemm(a, weight, mac))
+
+
+def test_calm_activations_still_reach_the_proofs():
+    rng = np.random.default_rng(2)
+    weight = pack_weight(rng.integers(-128, 128, (64, 300)))
+    loud = rng.integers(-128, 128, (36, 300)).astype(np.int8)
+    mac = MacArray(acc_bits=18, overflow="saturate", products_per_add=8)
+    routes = [
+        emulate_gemm_report(a, weight, mac, statistics=False).route
+        for a in (loud, loud // 100, loud)
+    ]
+    assert routes == ["tiles", "exact", "tiles"]
+
+
+def test_a_weight_keeps_what_it_is_ready_for_within_bounds():
+    weight = pack_weight([[1, 2, 3, 4]])
+    for seed in range(300):
+        mac = MacArray(acc_bits=8 + seed % 25, products_per_add=1 + seed // 25)
+        emulate_gemm([[1, 1, 1, 1]], weight, mac)
+    assert 0 < len(weight.ready) <= 256
+
+
+def test_the_widest_codes_and_read_only_operands_run():
+    a = np.full((5, 7), -128, np.int8)
+    a.flags.writeable = False
+    mac = MacArray(acc_bits=16, overflow="saturate", products_per_add=4)
+    assert (emulate_gemm(a, a, mac) == 2**15 - 1).all()
