@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow boundscheck lint format bench clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
@@ -14,6 +14,11 @@ test: $(STAMP) lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# Compiled loops check every index; caches apart, since the check is not in Numba's key.
+boundscheck: $(STAMP)
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=runs/boundscheck $(BIN)/python -m pytest -q -n 2 \
+		tests/loraq_sim/emulator tests/loraq_sim/kernels
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
