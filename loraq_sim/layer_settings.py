@@ -7,7 +7,14 @@ from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
 
-__all__ = ["SIXTEEN_BIT_KINDS", "Override", "parse_override", "settings_of", "skipped"]
+__all__ = [
+    "OVERRIDE_KEYS",
+    "SIXTEEN_BIT_KINDS",
+    "Override",
+    "parse_override",
+    "settings_of",
+    "skipped",
+]
 
 # What SVDQuant's published recipes leave at 16 bits in PixArt and SANA (and, but for the adaLN
 # weights, in FLUX): embeddings, modulation, text keys and values, depthwise convolutions, the ends.
@@ -16,7 +23,7 @@ SIXTEEN_BIT_KINDS = (
     *("cross_v", "ffn_dwconv3x3", "norm_out", "proj_out"),
 )
 
-_KEYS = {"rank": int, "budget": str, "split": str, "method": str, "preset": str}
+OVERRIDE_KEYS = {"rank": int, "budget": str, "split": str, "method": str, "preset": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +52,14 @@ def parse_override(text: str) -> Override:
     settings: dict[str, Any] = {}
     for assignment in assignments.split(","):
         key, equals, value = (part.strip() for part in assignment.partition("="))
-        if key not in _KEYS:
-            raise InputError(unknown_name("setting", key, _KEYS) + f" (in override {text!r})")
+        if key not in OVERRIDE_KEYS:
+            raise InputError(
+                unknown_name("setting", key, OVERRIDE_KEYS) + f" (in override {text!r})"
+            )
         if not equals or not value:
             raise InputError(f"override {text!r}: {key} needs a value")
         try:
-            settings[key] = _KEYS[key](value)
+            settings[key] = OVERRIDE_KEYS[key](value)
         except ValueError:
             raise InputError(
                 f"override {text!r}: {key} must be a whole number, got {value!r}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from loraq_sim.csv_file import write_csv
 from loraq_sim.errors import StoreError
+from loraq_sim.parquet_file import write_parquet
 from loraq_sim.rows import COLUMN_NAMES, COLUMNS, IDENTITY, Row
 from loraq_sim.store_file import SCHEMA_VERSION, connect, explained, make_folder
 from loraq_sim.writer_lock import WriterLock
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "ResultStore"]
 
 _QUOTED = ", ".join(f'"{name}"' for name in COLUMN_NAMES)
+
+_INSERT = (
+    f"INSERT OR REPLACE INTO rows (case_id, {_QUOTED}, extra) "
+    f"VALUES ({', '.join('?' * (len(COLUMN_NAMES) + 2))})"
+)
 
 # Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
 # last among rows a reader could not tell apart (a changed dump, accelerator file or release).
@@ -93,14 +99,27 @@ class ResultStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def begin_run(self, provenance: Mapping[str, Any], case_ids: Sequence[str] = ()) -> int:
-        """Record a sweep and the cases it asks for, in its order; return the number of the run."""
+    def begin_run(
+        self,
+        provenance: Mapping[str, Any],
+        case_ids: Sequence[str] = (),
+        *,
+        positions: Sequence[int] | None = None,
+    ) -> int:
+        """Record a sweep and the cases it asks for; return the number of the run.
+
+        `positions` order the rows of the run; by default they are in the order of `case_ids`.
+        """
+        places = range(len(case_ids)) if positions is None else positions
         with self._transaction("record the sweep") as connection:
             text = json.dumps(dict(provenance), default=str)
             run = connection.execute("INSERT INTO runs (provenance) VALUES (?)", [text]).lastrowid
             connection.executemany(
                 "INSERT OR REPLACE INTO planned VALUES (?, ?, ?)",
-                [(case_id, run, position) for position, case_id in enumerate(case_ids)],
+                [
+                    (case_id, run, position)
+                    for case_id, position in zip(case_ids, places, strict=True)
+                ],
             )
         return run
 
@@ -121,14 +140,13 @@ class ResultStore:
         StoreError
             If the row cannot be written: a full disk, a value SQLite cannot hold.
         """
-        extra = {name: _plain(value) for name, value in row.items() if name not in COLUMN_NAMES}
-        values = [case_id, *(_plain(row.get(name)) for name in COLUMN_NAMES)]
-        marks = ", ".join("?" * (len(values) + 1))
         with self._transaction(f"store the row of layer {row.get('layer')!r}") as connection:
-            connection.execute(
-                f"INSERT OR REPLACE INTO rows (case_id, {_QUOTED}, extra) VALUES ({marks})",
-                [*values, json.dumps(extra, default=str)],
-            )
+            connection.execute(_INSERT, _record(case_id, row))
+
+    def add_all(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store rows by case id in one transaction: all of them or none."""
+        with self._transaction(f"store {len(rows)} rows") as connection:
+            connection.executemany(_INSERT, [_record(case, row) for case, row in rows.items()])
 
     def done(self, case_ids: Iterable[str]) -> set[str]:
         """Those of `case_ids` that are stored with status ``ok``; failed ones are to be retried."""
@@ -177,6 +195,12 @@ class ResultStore:
                 [(int(case_id in front), case_id) for case_id in among],
             )
 
+    def planned(self) -> dict[str, tuple[int, int]]:
+        """(run, position) by case id: which sweep asked last for it, and where in its order."""
+        with explained(self.path, "read"):
+            found = self._connection.execute("SELECT case_id, run, position FROM planned")
+            return {case_id: (run, position) for case_id, run, position in found}
+
     def relabel(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
         """Set columns of stored rows, by case id; None leaves a column as it is."""
         changes: dict[str, list[tuple[Any, str, Any]]] = {}
@@ -208,6 +232,17 @@ class ResultStore:
         rows = self.rows(case_ids)
         write_csv(path, rows, _names(rows))
 
+    def export_parquet(self, path: str | Path, case_ids: Sequence[str] | None = None) -> None:
+        """Write `rows` to a Parquet file: missing values null.
+
+        Raises
+        ------
+        StoreError
+            If pyarrow is missing or the file cannot be written. A file that was there stays.
+        """
+        rows = self.rows(case_ids)
+        write_parquet(path, rows, _names(rows))
+
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
         if self._lock is None:
@@ -215,6 +250,12 @@ class ResultStore:
         with explained(self.path, doing), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
+
+
+def _record(case_id: str, row: Mapping[str, Any]) -> list[Any]:
+    extra = {name: _plain(value) for name, value in row.items() if name not in COLUMN_NAMES}
+    known = [_plain(row.get(name)) for name in COLUMN_NAMES]
+    return [case_id, *known, json.dumps(extra, default=str)]
 
 
 def _plain(value: Any) -> Any:

@@ -96,11 +96,21 @@ def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
                 f"{path}: was written by a {age} release (schema version {version}, this one reads "
                 f"{SCHEMA_VERSION}); use that release, or sweep into a new --out"
             )
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        # SQLite fills up a last page that is cut short with zeros. While there is a log, its copy
+        # of that page counts.
+        if path.stat().st_size % page and not _has_log(path):
+            raise sqlite3.DatabaseError("malformed: the last page is cut short")
         # In a write-ahead log NORMAL survives any kill of the process, and is far faster than FULL.
         connection.execute("PRAGMA synchronous = NORMAL")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"malformed: {verdict}")
+
+
+def _has_log(path: Path) -> bool:
+    log = path.with_name(path.name + "-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 @contextmanager
@@ -117,6 +127,11 @@ def _explanation(error: str, doing: str) -> str:
         return (
             f"disk is full, cannot {doing}; rows stored so far are safe: "
             "free some space and run the same command again"
+        )
+    if "disk I/O error" in error:
+        return (
+            f"the disk refuses, cannot {doing} (full, over a quota or size limit, or failing); "
+            "rows stored so far are safe: make room and run the same command again"
         )
     if "locked" in error:
         return f"another process keeps it locked, cannot {doing}; try again when it has finished"

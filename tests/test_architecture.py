@@ -30,6 +30,7 @@ FLOORS = {
     "layers": 1,
     "metrics": 1,
     "pareto": 1,
+    "parquet_file": 1,
     "rounding": 1,
     "rows": 1,
     "store": 1,

@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli import bench, cost, dump, emulate, hw, pareto, solve, sweep, vectors
+from loraq_sim.cli import (
+    bench,
+    compare,
+    cost,
+    doctor,
+    dump,
+    emulate,
+    export,
+    hw,
+    merge,
+    pareto,
+    solve,
+    sweep,
+    vectors,
+)
 from loraq_sim.cli.failures import set_debug
 
 __all__ = ["app"]
@@ -27,6 +41,10 @@ app.command("solve", epilog=solve.EXAMPLES)(solve.solve_command)
 app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
+app.command("merge", epilog=merge.EXAMPLES)(merge.merge_command)
+app.command("export", epilog=export.EXAMPLES)(export.export_command)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 app.add_typer(dump.app, name="dump", help="Look into layer dumps.")

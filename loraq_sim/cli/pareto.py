@@ -8,6 +8,7 @@ import typer
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import OutFormat, OutputFormat, listed
 from loraq_sim.cli.output import print_tables
+from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
 
 __all__ = ["EXAMPLES", "pareto_command"]
@@ -63,8 +64,7 @@ def pareto_command(
     from loraq_sim.totals import model_totals
     from reports.tables import front_table
 
-    path = store / "results.sqlite" if store.is_dir() else store
-    with ResultStore.open(path) as opened:
+    with ResultStore.open(store_file(store)) as opened:
         rows = opened.rows()
     goals = (
         listed(minimize) or (() if maximize else ("output_error", "latency_s")),

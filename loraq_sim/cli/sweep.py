@@ -1,7 +1,7 @@
 """``loraq-sim sweep``: error and cost of every layer in every split, and the Pareto front."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,13 +32,15 @@ from loraq_sim.cli.options import (
     listed,
     whole_numbers,
 )
-from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.cli.output import note
 from loraq_sim.cli.progress import sweep_progress
+from loraq_sim.cli.sweep_report import check_folder, print_forecast, report_sweep
 from loraq_sim.errors import InputError
+from loraq_sim.layer_settings import parse_override
 
 if TYPE_CHECKING:
-    from loraq_sim.store import ResultStore
     from loraq_sim.sweep.plan import ComposedSweep
+    from loraq_sim.sweep.solution_cache import SolutionCache
 
 __all__ = ["EXAMPLES", "sweep_command"]
 
@@ -47,14 +49,36 @@ EXAMPLES = (
     "loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt\n\n"
     "loraq-sim sweep --hw aie2,a100 --layer-dump examples/minilm.pt --layers 'ffn_*' "
     "--split W4A4 --split W4A4+W8A8@fp16r32 --method svdquant,loraq --out runs/ffn\n\n"
-    "loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --dry-run"
+    "loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --dry-run\n\n"
+    "loraq-sim sweep --plan examples/sweep_minilm.toml --set tokens=32 --set seeds=0\n\n"
+    "loraq-sim sweep --plan examples/sweep_minilm.toml --shard 1/4 --out runs/part1"
 )
 
 
 @one_line_failures
 def sweep_command(
-    hw: Accelerators,
-    layer_dump: LayerDumpFile,
+    context: typer.Context,
+    hw: Accelerators = (),
+    layer_dump: LayerDumpFile = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Sweep plan in TOML; the flags of this command line go before its keys.",
+            show_default=False,
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of the plan, such as tokens=64 or datapath.acc_bits=16,24; "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     layers: Layers = None,
     splits: Splits = None,
     method: Methods = None,
@@ -70,12 +94,31 @@ def sweep_command(
     products_per_add: ProductsPerAddGrid = None,
     accumulators: AccumulatorsGrid = None,
     p_format: PFormat = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override",
+            metavar="PATTERN:KEY=VALUE",
+            help="Settings of layers by name or kind: rank, budget, split, method, preset; "
+            "repeatable, the last one wins.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Only part I of N, shared out by layer; `merge` makes the parts one.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder of the results. Default: runs/<dump>-<accelerators>.",
+            help="Folder of the results. Default: the plan's, or runs/<dump>-<accelerators>.",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +134,22 @@ def sweep_command(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it may take.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be done, how long it may take and in what memory."
+        ),
+    ] = False,
+    solution_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--solution-cache",
+            metavar="DIR",
+            help="Folder of solutions that sweeps share, at most 2 GiB. Default: the user's cache.",
+            show_default=False,
+        ),
+    ] = None,
+    no_solution_cache: Annotated[
+        bool, typer.Option("--no-solution-cache", help="Solve everything, keep no solutions.")
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -104,40 +162,71 @@ def sweep_command(
     Results that are already in the folder's store are kept, so the same command continues an
     interrupted sweep. Every row is stored as soon as it is there.
     """
-    from loraq_sim.sweep.plan import SweepPlan, compose
+    from loraq_sim.sweep.plan import compose
+    from loraq_sim.sweep.plan_file import plan_from_values, read_plan_values, set_values
+    from loraq_sim.sweep.shards import parse_shard, take_shard
 
-    composed = compose(
-        SweepPlan(
-            dump=str(layer_dump),
-            accelerators=listed(hw),
-            layers=listed(layers),
-            splits=listed(splits),
-            methods=listed(method) or ("loraq",),
-            preset=preset,
-            family=family,
-            group=group,
-            tokens=tokens,
-            seed=seed,
-            fused=not unfused,
-            datapath=datapath_overrides(
-                array=listed(array) or None,
-                acc_bits=whole_numbers("--acc-bits", acc_bits),
-                overflow=listed(overflow) or None,
-                products_per_add=whole_numbers("--products-per-add", products_per_add),
-                accumulators=whole_numbers("--accumulators", accumulators),
-                p_format=p_format,
-            ),
-        )
+    given = {
+        "dump": None if layer_dump is None else str(layer_dump),
+        "hw": listed(hw),
+        "layers": listed(layers),
+        "splits": listed(splits),
+        "methods": listed(method),
+        "presets": (preset,) if _is_given(context, "preset") else None,
+        "family": family if _is_given(context, "family") else None,
+        "group": group if _is_given(context, "group") else None,
+        "tokens": tokens,
+        "seeds": (seed,) if _is_given(context, "seed") else None,
+        "fused": False if unfused else None,
+        "override": tuple(parse_override(text) for text in override or ()),
+        "out": None if out is None else str(out),
+    }
+    values = set_values(read_plan_values(plan) if plan else {}, assignments or ())
+    values |= {key: value for key, value in given.items() if value not in (None, ())}
+    values["datapath"] = values.get("datapath", {}) | datapath_overrides(
+        array=listed(array) or None,
+        acc_bits=whole_numbers("--acc-bits", acc_bits),
+        overflow=listed(overflow) or None,
+        products_per_add=whole_numbers("--products-per-add", products_per_add),
+        accumulators=whole_numbers("--accumulators", accumulators),
+        p_format=p_format,
     )
-    names = "-".join(composed.accelerator_digests)
-    folder = out or Path("runs") / f"{layer_dump.stem}-{names}"
+    composed = compose(plan_from_values(values))
+    if shard is not None:
+        composed = take_shard(composed, parse_shard(shard))
+    folder = Path(values.get("out") or _default_folder(composed))
     if dry_run:
-        _print_forecast(composed, folder, jobs=jobs, force=force, output=output)
+        print_forecast(composed, folder, jobs=jobs, force=force, output=output)
         return
     for remark in composed.notes:
         note(remark, quiet=quiet)
-    _check_folder(folder, force=force)
-    _run(composed, folder, jobs, force, output, quiet=quiet, bar=not no_progress)
+    check_folder(folder, force=force)
+    cache = None if no_solution_cache else _solution_cache(solution_cache)
+    _run(composed, folder, jobs, force, output, cache, quiet=quiet, bar=not no_progress)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _default_folder(composed: "ComposedSweep") -> Path:
+    names = "-".join(composed.accelerator_digests)
+    part = f"-shard-{composed.shard.replace('/', '-of-')}" if composed.shard else ""
+    return Path("runs") / f"{Path(composed.plan.dump).stem}-{names}{part}"
+
+
+def _solution_cache(folder: Path | None) -> "SolutionCache":
+    from loraq_sim.sweep.solution_cache import SolutionCache, default_solution_folder
+
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--solution-cache {folder}: cannot make this folder ({error.strerror})"
+            ) from None
+    return SolutionCache(folder=str((folder or default_solution_folder()).absolute()))
 
 
 def _run(
@@ -146,6 +235,7 @@ def _run(
     jobs: int | None,
     force: bool,
     output: OutputFormat,
+    cache: "SolutionCache | None",
     *,
     quiet: bool,
     bar: bool,
@@ -155,7 +245,9 @@ def _run(
 
     with ResultStore.open(folder / "results.sqlite", create=True) as store:
         with sweep_progress(bar=bar, quiet=quiet) as listener:
-            outcome = run_sweep(composed, store, jobs=jobs, on_event=listener, force=force)
+            outcome = run_sweep(
+                composed, store, jobs=jobs, on_event=listener, force=force, cache=cache
+            )
         if outcome.is_unreadable:
             note(f"error: no layer could be used: {outcome.first_failure}")
             raise typer.Exit(BAD_INPUT)
@@ -166,131 +258,7 @@ def _run(
             # No tables and pictures: whoever pressed Ctrl-C wants the prompt back.
             note(f"interrupted: {outcome.n_left} cases left; the same command continues")
             raise typer.Exit(INTERRUPTED)
-        _report(composed, store, folder, output, quiet=quiet)
+        report_sweep(composed, store, folder, output, quiet=quiet)
     if outcome.n_failed:
         note(f"error: {outcome.n_failed} cases failed; the first: {outcome.first_failure}")
         raise typer.Exit(SOME_FAILED)
-
-
-def _report(
-    composed: "ComposedSweep",
-    store: "ResultStore",
-    folder: Path,
-    output: OutputFormat,
-    *,
-    quiet: bool,
-) -> None:
-    """CSV and picture beside the store; the front, or everything as JSON, on stdout."""
-    from loraq_sim.pareto import mark_front
-    from loraq_sim.totals import ERROR_FORMULA, model_totals
-    from reports.figures import pareto_figure, save_figure
-    from reports.tables import front_table, result_table, totals_table
-
-    rows = store.rows(composed.case_ids)
-    store.export_csv(folder / "results.csv", composed.case_ids)
-    totals = mark_front(model_totals(rows, layers=composed.layers), by=("dump", "accelerator"))
-    front = [row for row in totals if row["pareto"]]
-    made = ["results.sqlite", "results.csv"]
-    if front:
-        figure = pareto_figure(
-            totals,
-            x=("latency_s", "weight_bytes")
-            if len(composed.accelerator_digests) == 1
-            else "latency_s",
-            model=Path(composed.plan.dump).name,
-            layers=len(composed.layers),
-            provenance=_footer(composed),
-        )
-        save_figure(figure, folder / "pareto.png")
-        made.append("pareto.png")
-    if output is OutputFormat.JSON:
-        provenance = store.provenance()
-        print_json(
-            {
-                "rows": rows,
-                "front": front,
-                "model": totals,
-                "error_formula": ERROR_FORMULA,
-                "provenance": provenance[-1] if provenance else {},
-            }
-        )
-    elif output is OutputFormat.CSV:
-        print_tables([result_table(rows)], output)
-    else:
-        per_step = f"{len(composed.layers)} layers, per denoising step"
-        rest = [row for row in totals if not row["pareto"]]
-        tables = [
-            front_table(front, title=f"Pareto front of output error and latency ({per_step})")
-        ]
-        if rest:
-            tables.append(totals_table(rest, title="Not on the front"))
-        print_tables(tables, output)
-        note(ERROR_FORMULA, quiet=quiet)
-    for name in made:
-        note(f"wrote {folder / name}", quiet=quiet)
-
-
-def _footer(composed: "ComposedSweep") -> dict[str, Any]:
-    from loraq_sim import __version__
-
-    return {
-        "loraq-sim": __version__,
-        "seed": composed.plan.seed,
-        "dump": composed.dump_digest[:12],
-        **{name: digest[:12] for name, digest in composed.accelerator_digests.items()},
-    }
-
-
-def _check_folder(folder: Path, *, force: bool) -> None:
-    """Files of a sweep may replace those of an earlier one, never something else's."""
-    if force or (folder / "results.sqlite").exists():
-        return
-    for name in ("results.csv", "pareto.png"):
-        if (folder / name).exists():
-            raise InputError(
-                f"{folder / name} is there but no result store beside it; "
-                "choose another --out, or --force to replace it"
-            )
-
-
-def _print_forecast(
-    composed: "ComposedSweep",
-    folder: Path,
-    *,
-    jobs: int | None,
-    force: bool,
-    output: OutputFormat,
-) -> None:
-    from contextlib import nullcontext
-
-    from loraq_sim.store import ResultStore
-    from loraq_sim.sweep.executors import available_cpus
-    from loraq_sim.sweep.forecast import estimate
-    from reports.tables import result_table
-
-    path = folder / "results.sqlite"
-    jobs = available_cpus() if jobs is None else jobs
-    with ResultStore.open(path) if path.exists() else nullcontext() as store:
-        forecast = estimate(composed, store, jobs=jobs, force=force)
-    row = {
-        "layers": forecast.n_layers,
-        "splits": ", ".join(composed.plan.splits),
-        "cases": forecast.n_cases,
-        "already_there": forecast.n_done,
-        "to_run": forecast.n_to_run,
-        "jobs": forecast.jobs,
-        "estimated_s": forecast.seconds,
-        "basis": forecast.basis,
-        "out": str(folder),
-    }
-    if output is OutputFormat.TABLE:
-        for remark in composed.notes:
-            typer.echo(remark)
-        width = max(map(len, row))
-        for name, value in row.items():
-            shown = f"{value:.0f}" if isinstance(value, float) else value
-            typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
-    elif output is OutputFormat.JSON:
-        print_json(row | {"notes": list(composed.notes)})
-    else:
-        print_tables([result_table([row])], output)

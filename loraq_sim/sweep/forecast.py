@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.split import PrecisionSplit
+from loraq_sim.sweep.memory import worker_bytes
 from loraq_sim.sweep.tasks import SweepCase
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ _START_S = 2.5
 
 @dataclass(frozen=True, kw_only=True)
 class SweepForecast:
-    """What a sweep would do; `seconds` is a rough estimate, and `basis` says what it rests on."""
+    """What a sweep would do; `seconds` is a rough estimate, and `basis` says what it rests on.
+
+    `worker_bytes` is the expected peak memory of a worker; see `loraq_sim.sweep.memory`.
+    """
 
     n_layers: int
     n_cases: int
@@ -57,6 +61,7 @@ class SweepForecast:
     seconds: float
     jobs: int
     basis: str
+    worker_bytes: int = 0
 
     @property
     def n_to_run(self) -> int:
@@ -86,6 +91,7 @@ def estimate(
         seconds=seconds,
         jobs=jobs,
         basis=basis,
+        worker_bytes=worker_bytes(sweep.tasks),
     )
 
 

@@ -71,7 +71,8 @@ class ComposedSweep:
     """A checked plan: its tasks in dump order, and what was decided on the way.
 
     `plan` is the plan with every default filled in; `notes` are sentences for the user; the
-    digests name the content of the dump's chosen layers and of each accelerator.
+    digests name the content of the dump's chosen layers and of each accelerator; `shard` is
+    ``i/n`` where this is one of n parts.
     """
 
     plan: SweepPlan
@@ -79,6 +80,7 @@ class ComposedSweep:
     notes: tuple[str, ...]
     dump_digest: str
     accelerator_digests: Mapping[str, str]
+    shard: str = ""
 
     @property
     def cases(self) -> tuple[SweepCase, ...]:
@@ -91,6 +93,11 @@ class ComposedSweep:
         return tuple(case.case_id for case in self.cases)
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        """Place of each case among those of the whole plan, in the order of `cases`."""
+        return tuple(t.position + index for t in self.tasks for index in range(len(t.cases)))
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers, in dump order."""
         return tuple(task.layer for task in self.tasks)
@@ -100,6 +107,7 @@ class ComposedSweep:
         return {
             "plan": json.loads(json.dumps(asdict(self.plan))),
             "notes": list(self.notes),
+            "shard": self.shard,
             "n_cases": len(self.cases),
             "n_layers": len(self.tasks),
             "dump_digest": self.dump_digest,
@@ -139,19 +147,20 @@ def compose(plan: SweepPlan) -> ComposedSweep:
     grid = CaseGrid(plan, accelerators)
     _check_overrides(plan, infos)
     digests = layer_digests(dump)
-    tasks = tuple(
-        SweepTask(
+    tasks: list[SweepTask] = []
+    for name, info in infos.items():
+        task = SweepTask(
             dump=str(plan.dump),
             layer=name,
             info=info,
             digest=digests[name],
+            position=tasks[-1].position + len(tasks[-1].cases) if tasks else 0,
             cases=grid.cases(name, info, digests[name]),
         )
-        for name, info in infos.items()
-    )
+        tasks.append(task)
     return ComposedSweep(
         plan=plan,
-        tasks=tasks,
+        tasks=tuple(tasks),
         notes=(*notes, *grid.notes),
         dump_digest=dump_content_digest(digests),
         accelerator_digests={a.name: a.digest() for a in accelerators.values()},

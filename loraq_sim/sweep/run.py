@@ -67,7 +67,9 @@ def run_sweep(
     sweep = compose(sweep) if isinstance(sweep, SweepPlan) else sweep
     jobs = available_cpus() if jobs is None else jobs
     run = _Run(sweep, store, on_event, force, cache)
-    number = store.begin_run(collect_provenance(sweep, jobs=jobs), sweep.case_ids)
+    number = store.begin_run(
+        collect_provenance(sweep, jobs=jobs), sweep.case_ids, positions=sweep.positions
+    )
     # Names of files and groups are no part of a case's identity; rows follow the latest.
     store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
     interrupted = False

@@ -40,13 +40,15 @@ class SweepCase:
 class SweepTask:
     """All cases of one layer, so that a worker loads the layer once.
 
-    `digest` is what the content of the layer was when the sweep was planned, empty if unknown.
+    `digest` is what the content of the layer was when the sweep was planned, empty if unknown;
+    `position` is the place of the first case among all cases of the plan.
     """
 
     dump: str
     layer: str
     info: LayerInfo | None
     digest: str = ""
+    position: int = 0
     cases: tuple[SweepCase, ...]
 
     @property

@@ -140,6 +140,7 @@ def run_task(
         return
     on_loaded()
     _solution.cache_clear()
+    _shared_stages.cache_clear()
     for case in task.cases:
         yield _run_case(layer, case, evaluate)
 

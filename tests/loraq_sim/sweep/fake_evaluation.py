@@ -11,6 +11,8 @@ from loraq_sim.errors import InputError
 def evaluate(layer, case):
     marker = Path(layer.group) if layer.group else None
     second = case.split == "W4A8"
+    if layer.kind == "steady":
+        time.sleep(0.03)
     if layer.kind == "slow":
         time.sleep(600)
     if layer.kind == "kills_always" and second:

@@ -1,0 +1,145 @@
+"""``loraq-sim doctor``: whether this installation works, in a few seconds."""
+
+import importlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+
+from loraq_sim.cli.failures import one_line_failures
+from loraq_sim.cli.options import OutFormat, OutputFormat
+from loraq_sim.cli.output import print_tables
+
+__all__ = ["EXAMPLES", "doctor_command"]
+
+EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim doctor\n\nloraq-sim doctor --format json"
+
+_BROKEN = 1
+# (distribution, module): torch takes seconds to import, so its metadata must do.
+_NEEDED = (("numpy", "numpy"), ("numba", "numba"), ("scipy", "scipy"), ("torch", None))
+_NEEDED += (("pandas", "pandas"), ("safetensors", "safetensors"), ("ml-dtypes", "ml_dtypes"))
+_OPTIONAL = ("pyarrow", "distributed")
+
+
+@one_line_failures
+def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
+    """Check versions, processor, kernels, accelerator files, cache and writable folders.
+
+    Exits with 1 if something is broken.
+    """
+    from reports.tables import result_table
+
+    rows = list(_checks())
+    table = result_table(rows, title="Installation")
+    print_tables([table], output)
+    broken = [row for row in rows if row["state"] == "broken"]
+    if broken:
+        names = ", ".join(row["check"] for row in broken)
+        typer.echo(f"error: {len(broken)} of {len(rows)} checks failed: {names}", err=True)
+        raise typer.Exit(_BROKEN)
+
+
+def _checks() -> Iterator[dict[str, str]]:
+    from loraq_sim import __version__
+    from loraq_sim.sweep.cache_folder import cache_folder
+
+    yield _row("loraq-sim", "ok", f"{__version__}, Python {platform.python_version()}")
+    for distribution, module in _NEEDED:
+        yield _checked(distribution, lambda d=distribution, m=module: _package(d, m))
+    for distribution in _OPTIONAL:
+        try:
+            yield _row(distribution, "ok", version(distribution))
+        except PackageNotFoundError:
+            yield _row(distribution, "missing", "optional, not installed")
+    yield _checked("processor", _processor)
+    yield _checked("kernels", _kernels)
+    yield _checked("accelerators", _accelerators)
+    yield _checked("cache folder", lambda: _writable(cache_folder()))
+    yield _checked("working folder", lambda: _writable(Path.cwd()))
+    yield _checked("temporary folder", lambda: _writable(Path(tempfile.gettempdir())))
+    yield _checked("result store", _store)
+
+
+def _row(check: str, state: str, detail: str) -> dict[str, str]:
+    return {"check": check, "state": state, "detail": detail}
+
+
+def _checked(name: str, check: Callable[[], str]) -> dict[str, str]:
+    try:
+        return _row(name, "ok", check())
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _row(name, "broken", text[:300])
+
+
+def _package(distribution: str, module: str | None) -> str:
+    found = version(distribution)
+    if module is not None:
+        importlib.import_module(module)
+    return found
+
+
+def _processor() -> str:
+    from loraq_sim.kernels.processor import PATH_VARIABLE, choose_path
+
+    forced = f" (forced by {PATH_VARIABLE})" if os.environ.get(PATH_VARIABLE) else ""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{choose_path()} kernels{forced}, {cpus} CPUs, {platform.machine()}"
+
+
+def _kernels() -> str:
+    """Run a small saturating GEMM with the kernels and with plain Python integers."""
+    import numpy as np
+
+    from loraq_sim.emulator.gemm import emulate_gemm
+    from loraq_sim.emulator.mac_array import MacArray
+    from loraq_sim.emulator.reference import reference_gemm
+
+    rng = np.random.default_rng(0)
+    a = rng.integers(-8, 8, (3, 40), dtype=np.int8)
+    w = rng.integers(-8, 8, (5, 40), dtype=np.int8)
+    arrays = (
+        MacArray(acc_bits=32),
+        MacArray(acc_bits=10, overflow="saturate", products_per_add=4),
+        MacArray(acc_bits=9, overflow="wrap"),
+    )
+    for array in arrays:
+        found = emulate_gemm(a, w, array)
+        expected = np.asarray(reference_gemm(a, w, array))
+        if found.tolist() != expected.tolist():
+            raise RuntimeError(f"{array} differs from plain integers")
+    return f"{len(arrays)} small GEMMs equal plain Python integers"
+
+
+def _accelerators() -> str:
+    import hwmodels
+
+    names = hwmodels.list_accelerators()
+    for name in names:
+        hwmodels.load_accelerator(name)
+    return f"{len(names)} descriptions load"
+
+
+def _writable(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
+    return str(folder)
+
+
+def _store() -> str:
+    from loraq_sim.store import ResultStore
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.sqlite"
+        with ResultStore.open(path, create=True) as store:
+            store.add("case", {"layer": "a", "status": "ok"})
+        with ResultStore.open(path) as store:
+            count = len(store.rows())
+    if count != 1:
+        raise RuntimeError(f"1 row written, {count} read")
+    return "written and read"

@@ -1,0 +1,142 @@
+"""What ``loraq-sim sweep`` writes and prints: CSV, picture, front, forecast of a dry run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from loraq_sim.cli.options import OutputFormat
+from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from loraq_sim.store import ResultStore
+    from loraq_sim.sweep.plan import ComposedSweep
+
+__all__ = ["check_folder", "print_forecast", "report_sweep"]
+
+
+def report_sweep(
+    composed: "ComposedSweep",
+    store: "ResultStore",
+    folder: Path,
+    output: OutputFormat,
+    *,
+    quiet: bool,
+) -> None:
+    """CSV and picture beside the store; the front, or everything as JSON, on stdout."""
+    from loraq_sim.pareto import mark_front
+    from loraq_sim.totals import ERROR_FORMULA, model_totals
+    from reports.figures import pareto_figure, save_figure
+    from reports.tables import front_table, result_table, totals_table
+
+    rows = store.rows(composed.case_ids)
+    store.export_csv(folder / "results.csv", composed.case_ids)
+    totals = mark_front(model_totals(rows, layers=composed.layers), by=("dump", "accelerator"))
+    front = [row for row in totals if row["pareto"]]
+    made = ["results.sqlite", "results.csv"]
+    if front:
+        figure = pareto_figure(
+            totals,
+            x=("latency_s", "weight_bytes")
+            if len(composed.accelerator_digests) == 1
+            else "latency_s",
+            model=Path(composed.plan.dump).name,
+            layers=len(composed.layers),
+            provenance=_footer(composed),
+        )
+        save_figure(figure, folder / "pareto.png")
+        made.append("pareto.png")
+    if output is OutputFormat.JSON:
+        provenance = store.provenance()
+        print_json(
+            {
+                "rows": rows,
+                "front": front,
+                "model": totals,
+                "error_formula": ERROR_FORMULA,
+                "provenance": provenance[-1] if provenance else {},
+            }
+        )
+    elif output is OutputFormat.CSV:
+        print_tables([result_table(rows)], output)
+    else:
+        per_step = f"{len(composed.layers)} layers, per denoising step"
+        rest = [row for row in totals if not row["pareto"]]
+        tables = [
+            front_table(front, title=f"Pareto front of output error and latency ({per_step})")
+        ]
+        if rest:
+            tables.append(totals_table(rest, title="Not on the front"))
+        print_tables(tables, output)
+        note(ERROR_FORMULA, quiet=quiet)
+    for name in made:
+        note(f"wrote {folder / name}", quiet=quiet)
+
+
+def _footer(composed: "ComposedSweep") -> dict[str, Any]:
+    from loraq_sim import __version__
+
+    return {
+        "loraq-sim": __version__,
+        "seed": composed.plan.seed,
+        "dump": composed.dump_digest[:12],
+        **{name: digest[:12] for name, digest in composed.accelerator_digests.items()},
+    }
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Files of a sweep may replace those of an earlier one, never something else's."""
+    if force or (folder / "results.sqlite").exists():
+        return
+    for name in ("results.csv", "pareto.png"):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder / name} is there but no result store beside it; "
+                "choose another --out, or --force to replace it"
+            )
+
+
+def print_forecast(
+    composed: "ComposedSweep",
+    folder: Path,
+    *,
+    jobs: int | None,
+    force: bool,
+    output: OutputFormat,
+) -> None:
+    from contextlib import nullcontext
+
+    from loraq_sim.store import ResultStore
+    from loraq_sim.sweep.executors import available_cpus
+    from loraq_sim.sweep.forecast import estimate
+    from reports.tables import result_table
+
+    path = folder / "results.sqlite"
+    jobs = available_cpus() if jobs is None else jobs
+    with ResultStore.open(path) if path.exists() else nullcontext() as store:
+        forecast = estimate(composed, store, jobs=jobs, force=force)
+    row = {
+        "layers": forecast.n_layers,
+        **({"shard": composed.shard} if composed.shard else {}),
+        "splits": ", ".join(composed.plan.splits),
+        "cases": forecast.n_cases,
+        "already_there": forecast.n_done,
+        "to_run": forecast.n_to_run,
+        "jobs": forecast.jobs,
+        "estimated_s": forecast.seconds,
+        "peak_memory_per_worker_mib": forecast.worker_bytes / 2**20,
+        "basis": forecast.basis,
+        "out": str(folder),
+    }
+    if output is OutputFormat.TABLE:
+        for remark in composed.notes:
+            typer.echo(remark)
+        width = max(map(len, row))
+        for name, value in row.items():
+            shown = f"{value:.0f}" if isinstance(value, float) else value
+            typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
+    elif output is OutputFormat.JSON:
+        print_json(row | {"notes": list(composed.notes)})
+    else:
+        print_tables([result_table([row])], output)

@@ -1,0 +1,130 @@
+"""What is done with result stores afterwards, and the check of an installation."""
+
+import csv
+import json
+import sqlite3
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def stores(sweep, tmp_path):
+    """Two stores of one sweep; in the second a layer's error is 10 % larger and a row is gone."""
+    for name in ("a", "b"):
+        assert sweep(tmp_path / name).exit_code == 0
+    with sqlite3.connect(tmp_path / "b" / "results.sqlite") as connection:
+        connection.execute(
+            "UPDATE rows SET output_error=1.1*output_error "
+            "WHERE layer LIKE '%to_q' AND split='W4A4'"
+        )
+        connection.execute("DELETE FROM rows WHERE layer LIKE '%to_k' AND split='W4A8'")
+    connection.close()
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_equal_stores_have_no_differences(command, stores):
+    result = command("compare", stores[0], stores[0], "--fail-if", "output_error>+0%")
+    assert (result.exit_code, result.stdout) == (0, "no differences\n")
+
+
+@pytest.mark.parametrize("output", ["table", "json", "csv", "md"])
+def test_changes_and_lost_rows_are_shown(command, stores, output):
+    result = command("compare", *stores, "--format", output)
+    assert result.exit_code == 0, result.output
+    assert "output_error" in result.stdout
+    assert "5 rows in both, 1 values changed; 1 only before, 0 only after" in result.stderr
+    if output == "json":
+        found = json.loads(result.stdout)
+        (change,) = found["changes"]
+        assert change["change_percent"] == pytest.approx(10.0)
+        assert [row["split"] for row in found["only"]] == ["W4A8"]
+
+
+def test_a_regression_ends_with_3_and_names_the_row(command, stores):
+    limits = ("--fail-if", "sqnr_db<-1", "--fail-if", "output_error>+2%")
+    result = command("compare", *stores, *limits)
+    assert result.exit_code == 3
+    assert "attn1.to_q W4A4: output_error" in result.stderr
+    assert command("compare", *stores, "--fail-if", "output_error>+20%").exit_code == 0
+    assert command("compare", *stores[::-1], "--fail-if", "output_error>+2%").exit_code == 0
+
+
+def test_stores_without_a_common_row_miss_every_limit(command, sweep, stores, tmp_path):
+    sweep(tmp_path / "c", "--seed", 9, "--split", "W4A4+W8A8r4", "--tokens", 8)
+    result = command("compare", stores[0], tmp_path / "c", "--fail-if", "output_error>+2%")
+    assert (result.exit_code, "no row in common" in result.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--fail-if", "output_eror>+2%"), "did you mean 'output_error'"),
+        (("--fail-if", "nonsense"), "must look like"),
+    ],
+)
+def test_bad_limits_are_one_line(command, stores, words, message):
+    result = command("compare", *stores, *words)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+
+
+def test_export_writes_what_the_store_holds(command, sweep, tmp_path):
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    sweep(tmp_path / "a")
+    files = ("--csv", tmp_path / "r.csv", "--parquet", tmp_path / "r.parquet")
+    result = command("export", tmp_path / "a", *files)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "r.csv").open(newline="") as file:
+        texts = list(csv.DictReader(file))
+    values = parquet.read_table(tmp_path / "r.parquet").to_pylist()
+    assert len(values) == len(texts) == 6
+    for text, value in zip(texts, values, strict=True):
+        assert list(text) == list(value)
+        numbers = {name for name, v in value.items() if isinstance(v, float)}
+        for name, v in value.items():
+            if name in numbers:
+                assert float(text[name]) == v
+            else:
+                assert text[name] == ("" if v is None else str(v))
+        assert isinstance(value["pareto"], bool)
+    assert command("export", tmp_path / "a", *files).exit_code == 2
+    assert command("export", tmp_path / "a", *files, "--force").exit_code == 0
+
+
+def test_parquet_without_pyarrow_is_one_line(command, sweep, tmp_path, monkeypatch):
+    sweep(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = command("export", tmp_path / "a", "--parquet", tmp_path / "r.parquet")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "pip install pyarrow" in result.stderr
+
+
+def test_export_needs_a_file_to_write(command, sweep, tmp_path):
+    sweep(tmp_path / "a")
+    result = command("export", tmp_path / "a")
+    assert (result.exit_code, "nothing to write" in result.stderr) == (2, True)
+
+
+def test_doctor_finds_this_installation_sound(command):
+    result = command("doctor", "--format", "json")
+    assert result.exit_code == 0, result.output
+    states = {row["check"]: row["state"] for row in json.loads(result.stdout)}
+    assert {"numpy", "kernels", "processor", "cache folder", "result store"} <= set(states)
+    assert set(states.values()) <= {"ok", "missing"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "check"),
+    [
+        ("LORAQ_SIM_CACHE", "/proc/nowhere", "cache folder"),
+        ("LORAQ_SIM_KERNELS", "abacus", "processor"),
+    ],
+)
+def test_doctor_ends_with_1_and_names_what_is_broken(command, monkeypatch, variable, value, check):
+    monkeypatch.setenv(variable, value)
+    result = command("doctor")
+    assert result.exit_code == 1
+    assert check in result.stderr.split("checks failed:")[1]
