@@ -25,6 +25,7 @@ _EXPORTS = {
     "measured_rows": "validation",
     "parse_value": "overrides",
     "product_cost": "attention_cost",
+    "sensitivity": "sensitivity",
     "summarize": "validation",
     "tensor_bytes": "workload",
     "validate": "validation",

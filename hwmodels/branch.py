@@ -10,7 +10,7 @@ down_fused  Two kernels: X_b R^T together with the quantization of X writes P an
             both and adds P L^T (Nunchaku).
 given_p     The second of those alone: P exists already.
 unfused     main writes y; a second kernel reads X_b and writes P; a third reads P and y, adds
-            P L^T and writes y again. Three dispatches.
+            P L^T and writes y again, from DRAM unless L2 holds it. Three dispatches.
 """
 
 from dataclasses import dataclass
@@ -126,6 +126,8 @@ def split_into_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
     if schedule == "down_fused":
         return [_main(work, hw, _branch(work, hw, "elsewhere")), _quantize_and_down(work, hw)]
     places = {"recompute": "per_tile", "parallel": "side", "given_p": "elsewhere"}
+    if hw.units.organization == "systolic":
+        places["recompute"] = "shared"  # The array is one unit: nothing would form P again.
     if schedule == "parallel" and hw.side_unit is None:
         raise AcceleratorError(
             f"branch_schedule 'parallel' needs a side_unit block in the file of {hw.name}; "

@@ -7,7 +7,8 @@ the fewest bytes of three:
     activations resident    a panel of X rows stays in L2 while all of W streams by
     weights resident        a panel of W rows stays in L2 while all of X streams by
 
-Panels need `panel_fraction` of L2 and do not depend on the core tile.
+Panels need `panel_fraction` of L2 and do not depend on the core tile. An unfused up-projection
+finds y there if it fits as a whole.
 
 Where main and branch use two activation formats, the first pass reads the wider one and derives
 main's on chip; later passes read whichever moves fewer bytes, counting the write of a copy.
@@ -80,10 +81,16 @@ def dram_traffic(
         weights=w_times * kernel.w_bytes,
         factors=w_times * kernel.factor_bytes,
         output=kernel.out_bytes,
-        partial_input=kernel.reread_bytes,
+        partial_input=_reread_bytes(hw, kernel),
         p=x_times * (0 if kernel.branch is None else kernel.branch.p_bytes),
     )
-    return traffic, moved + kernel.out_bytes + kernel.reread_bytes
+    return traffic, moved + traffic.output + traffic.partial_input
+
+
+def _reread_bytes(hw: Accelerator, kernel: GemmKernel) -> int:
+    """DRAM bytes of reading y back: none where all of it may still be in L2."""
+    room = hw.memories.l2.capacity_bytes * hw.memories.l2.panel_fraction
+    return kernel.reread_bytes if kernel.reread_bytes > room else 0
 
 
 def _input_bytes(
@@ -196,7 +203,7 @@ def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[
     else:
         x_times, w_times = _stationary_reads(hw, kernel, tiles)
     a_line, w_line = _lines(kernel)
-    total = x_times * kernel.m * a_line + w_times * kernel.n * w_line
+    total = x_times * kernel.m * a_line + w_times * kernel.n * w_line + 8 * kernel.reread_bytes
     branch = kernel.branch
     if branch is not None and branch.down_place != "elsewhere":
         is_per_tile = branch.down_place == "per_tile"

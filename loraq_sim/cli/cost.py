@@ -23,10 +23,10 @@ from loraq_sim.cli.output import print_table
 from loraq_sim.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from hwmodels import Accelerator, Cost
+    from hwmodels import Accelerator, Cost, GemmWorkload
     from loraq_sim.split import PrecisionSplit
 
-__all__ = ["EXAMPLES", "cost_command"]
+__all__ = ["EXAMPLES", "checked_schedule", "cost_command", "parse_shape", "workload_of_split"]
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -100,7 +100,7 @@ def cost_command(
     from loraq_sim.split import parse_split
     from reports.tables import result_table
 
-    way = _schedule(schedule, unfused)
+    way = checked_schedule(schedule, unfused=unfused)
     if sum(map(bool, (shape, layer_dump, model))) != 1:
         raise InputError("give one of --shape MxKxN, --layer-dump FILE and --model NAME")
     sizes = {} if model else _sizes(listed(shape), layer_dump, listed(layers))
@@ -134,7 +134,8 @@ def cost_command(
     end_with(rows, show)
 
 
-def _schedule(schedule: str | None, unfused: bool) -> str:
+def checked_schedule(schedule: str | None, *, unfused: bool) -> str:
+    """The branch schedule asked for; `unfused` is short for that one."""
     if schedule is None:
         return "unfused" if unfused else "fused"
     if schedule not in _SCHEDULES:
@@ -168,9 +169,21 @@ def _cost_of(
     schedule: str,
 ) -> "tuple[int, Cost]":
     """Rank and cost of one call of a layer of this (m, k, n)."""
+    import hwmodels
+
+    work = workload_of_split(size, split, accelerator, schedule)
+    return work.rank, hwmodels.estimate_cost(work, accelerator)
+
+
+def workload_of_split(
+    size: tuple[int, int, int],
+    split: "PrecisionSplit",
+    accelerator: "Accelerator",
+    schedule: str,
+) -> "GemmWorkload":
+    """What the cost model needs to know of one call of a layer of this (m, k, n)."""
     import dataclasses
 
-    import hwmodels
     from loraq_sim.machine import datapath_for, workload_for
     from loraq_sim.solvers.budget import rank_for_budget
 
@@ -178,10 +191,8 @@ def _cost_of(
     rank = split.rank or 0
     if split.budget is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
-    path = datapath_for(accelerator)
-    work = workload_for(m, n, k, split, rank, path, fused=True)
-    work = dataclasses.replace(work, family=split.family, branch_schedule=schedule)
-    return rank, hwmodels.estimate_cost(work, accelerator)
+    work = workload_for(m, n, k, split, rank, datapath_for(accelerator), fused=True)
+    return dataclasses.replace(work, family=split.family, branch_schedule=schedule)
 
 
 def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
@@ -196,7 +207,7 @@ def _sizes(
 ) -> dict[str, tuple[int, int, int]]:
     """(m, k, n) by name."""
     if shapes:
-        return {text: _parse_shape(text) for text in shapes}
+        return {text: parse_shape(text) for text in shapes}
     from loraq_sim.dumps import read_layer_dump
 
     dump = read_layer_dump(layer_dump)
@@ -206,7 +217,8 @@ def _sizes(
     return {i.name: (i.rows_per_call or i.tokens or 1, i.k, i.n) for i in infos}
 
 
-def _parse_shape(text: str) -> tuple[int, int, int]:
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """(m, k, n) of ``MxKxN``."""
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
         raise InputError(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraq_sim.cli import hw_validate
+from loraq_sim.cli import hw_explain, hw_validate
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Family, OutFormat, OutputFormat, Splits, listed
 from loraq_sim.cli.output import print_json, print_table, print_tables
@@ -87,6 +87,7 @@ def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]
     return hwmodels.describe_modes(accelerator, split.main, split.branch, family=split.family)
 
 
+app.command("explain", epilog=hw_explain.EXAMPLES)(hw_explain.explain_command)
 app.command("validate", epilog=hw_validate.EXAMPLES)(hw_validate.validate_command)
 
 

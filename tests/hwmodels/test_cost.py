@@ -24,7 +24,7 @@ sizes = st.one_of(
 )
 quantized = st.integers(2, 8)
 families = st.sampled_from(["int", "int", "mxint", "mxfp", "nvfp"])
-schedules = st.sampled_from(["fused", "unfused", "down_fused", "recompute", "given_p"])
+schedules = st.sampled_from(["fused", "unfused", "down_fused", "recompute", "given_p", "parallel"])
 
 
 @st.composite
@@ -47,6 +47,8 @@ def workloads(draw, *, with_branch=None):
 
 
 def _cost(hw, fields, **changes):
+    if fields.get("branch_schedule") == "parallel":
+        assume(hw.side_unit is not None)
     return estimate_cost(GemmWorkload(**(fields | changes)), hw)
 
 
@@ -212,11 +214,57 @@ def test_a_shared_format_reads_x_once_and_another_one_reads_the_wider():
 
 
 def test_unfused_moves_p_and_the_output_again():
+    fields = {"m": 16384, "n": 1152, "k": 1152, "main": "W4A8", "branch": "W8A8", "rank": 32}
+    parts = _cost(MACHINES["a100"], fields, fused=False).parts
+    assert parts["dram_bytes"]["output"] == 3 * 16384 * 1152 * 2
+    assert parts["dram_bytes"]["p"] == 2 * 16384 * (32 + 2)
+    assert parts["latency_s"]["dispatch"] == pytest.approx(3 * 3e-6)
+
+
+def test_an_output_that_fits_in_l2_is_not_read_back_from_dram():
     fields = {"m": 4096, "n": 1152, "k": 1152, "main": "W4A8", "branch": "W8A8", "rank": 32}
     parts = _cost(MACHINES["a100"], fields, fused=False).parts
-    assert parts["dram_bytes"]["output"] == 3 * 4096 * 1152 * 2
-    assert parts["dram_bytes"]["p"] == 2 * 4096 * (32 + 2)
-    assert parts["latency_s"]["dispatch"] == pytest.approx(3 * 3e-6)
+    assert parts["dram_bytes"]["output"] == 2 * 4096 * 1152 * 2  # 9.4 MB in half of 40 MB
+
+
+GPUS = sorted(name for name, hw in MACHINES.items() if hw.units.organization == "grid")
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_fusing_the_branch_is_what_makes_it_cheap_on_every_gpu(name):
+    fields = {"m": 4096, "n": 3072, "k": 3072, "main": "W4A4"}
+    plain = _cost(MACHINES[name], fields).latency_s
+    overheads = [
+        _cost(MACHINES[name], fields, branch="W16A16", rank=32, branch_schedule=s).latency_s / plain
+        - 1
+        for s in ("fused", "down_fused", "unfused")
+    ]
+    assert overheads[0] < min(overheads[1:])
+    assert overheads[0] < 0.16
+    assert 0.2 < overheads[2] < 1.1
+
+
+def test_forming_p_again_in_every_tile_costs_its_share_of_macs():
+    # Rank 64 in 256-column tiles: a quarter of the main MACs again, as in the authors' kernel.
+    fields = {"m": 4096, "n": 12288, "k": 3072, "main": "W4A8", "family": "mxfp"}
+    plain = _cost(MACHINES["mi350x"], fields)
+    branch = {"branch": "W8A8", "rank": 64}
+    again = _cost(MACHINES["mi350x"], fields, **branch, branch_schedule="recompute")
+    once = _cost(MACHINES["mi350x"], fields, **branch)
+    assert 0.2 < again.latency_s / plain.latency_s - 1 < 0.4
+    assert once.latency_s / plain.latency_s - 1 < 0.06
+
+
+def test_a_side_unit_hides_the_down_projection_or_becomes_the_bound():
+    fields = {"m": 4096, "n": 4608, "k": 1152, "main": "W4A8", "branch": "W8A8"}
+    hidden = _cost(MACHINES["h100"], fields, rank=16, branch_schedule="parallel")
+    assert hidden.latency_s < _cost(MACHINES["h100"], fields, rank=16).latency_s
+    slow = _changed(MACHINES["h100"], "side_unit", macs_per_cycle=64)
+    assert _cost(slow, fields, rank=64, branch_schedule="parallel").bound == "side"
+    with pytest.raises(AcceleratorError, match="needs a side_unit block in the file of systolic"):
+        estimate_cost(
+            GemmWorkload(**fields, rank=16, branch_schedule="parallel"), MACHINES["systolic"]
+        )
 
 
 def test_weight_bytes_do_not_depend_on_the_machine():

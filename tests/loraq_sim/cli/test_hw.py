@@ -182,3 +182,16 @@ def test_weight_bytes_are_what_the_formats_store(run, family, text):
     for name in ("b200", "aie2", "systolic"):
         row = rows_of(cost(run, "--hw", name, "--split", text, "--family", family))[0]
         assert row["weight_bytes"] == expected
+
+
+def test_explain_says_where_time_bytes_and_energy_come_from(run):
+    words = ("hw", "explain", "aie2", "--shape", "4096x1152x4608", "--split", "W4A4+W8A8r64")
+    report = rows_of(run(*words, "--format", "json"))
+    for quantity in ("latency_s", "energy_j", "dram_bytes", "weight_bytes"):
+        parts = [row for row in report["parts"] if row["quantity"] == quantity]
+        assert sum(row["value"] for row in parts) == pytest.approx(report[quantity], rel=1e-9)
+        assert sum(row["share"] for row in parts) == pytest.approx(1.0, rel=1e-9)
+    confidence = {row["key"]: row["confidence"] for row in report["sensitivity"]}
+    assert confidence["memories.dram.bandwidth_bytes_per_s"] == "inferred"
+    assert "modes.int8xint4.macs_per_cycle" in confidence
+    assert "dram-bound" in run(*words).stdout
