@@ -23,7 +23,7 @@ from hwmodels.cost import Cost, estimate_cost
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
 from hwmodels.kernel_cycles import single_core_cycles
-from hwmodels.loader import load_accelerator
+from hwmodels.overrides import apply_variant
 from hwmodels.workload import GemmWorkload
 
 __all__ = [
@@ -198,7 +198,7 @@ def _on_variant(hw: Accelerator, row: dict[str, str]) -> Accelerator:
     said = " ".join(row.get(name) or "" for name in ("kernel", "notes", "source")).lower()
     for variant in hw.variants:
         if any(product.lower() in said for product in variant.products):
-            return load_accelerator(hw.name, variant.name)
+            return apply_variant(hw, variant.name)
     return hw
 
 

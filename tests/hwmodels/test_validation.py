@@ -14,6 +14,7 @@ from hwmodels import (
 )
 from hwmodels.branch import split_into_kernels
 from hwmodels.kernel_cycles import single_core_cycles
+from hwmodels.loader import SHIPPED
 
 ROWS = measured_rows()
 NEEDED = "device,kernel,a_format,w_format,out_format,M,K,N,time_ms\n"
@@ -79,6 +80,14 @@ def test_rows_that_name_a_product_use_its_variant():
     by_kernel = {row["kernel"]: row["accelerator"] for row in _results("xdna2")}
     assert by_kernel["whole-array GEMM, small tile"] == "aie2p@hx370"
     assert by_kernel["whole-array GEMM"] == "aie2p"
+
+
+def test_a_users_file_may_have_variants_with_products(tmp_path):
+    path = tmp_path / "chip.yaml"
+    text = (SHIPPED / "aie2p.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("name: aie2p", "name: chip", 1), encoding="utf-8")
+    results = validate(load_accelerator(path), ROWS)
+    assert {row["accelerator"] for row in results} == {"chip", "chip@hx370"}
 
 
 def test_the_summary_is_the_mean_and_worst_of_absolute_errors():
