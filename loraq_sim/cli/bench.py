@@ -70,14 +70,14 @@ def emulator_command(
         peer_row,
     )
     from loraq_sim.cli.bench_peers import peers as installed_peers
-    from loraq_sim.cli.cost import _parse_shape
+    from loraq_sim.cli.cost import parse_shape
     from reports.tables import result_table
 
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     rows = []
     asked = goals()
-    cases = [(_parse_shape(text), goal) for text in listed(shape) or _SHAPES for goal in asked]
+    cases = [(parse_shape(text), goal) for text in listed(shape) or _SHAPES for goal in asked]
     drawn: dict = {}
     for size, goal in tracked(cases, "timing", quiet=quiet):
         if (size, goal.codes) not in drawn:
