@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli import dump_convert, dump_synth
+from loraq_sim.cli import dump_capture, dump_convert, dump_synth
 from loraq_sim.cli.failures import SOME_FAILED, one_line_failures
 from loraq_sim.cli.options import Layers, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note, print_json, print_table
@@ -28,6 +28,7 @@ _SHOWN = (
 
 # One line a command.
 app.command("synth", epilog=dump_synth.EXAMPLES)(dump_synth.synth_command)
+app.command("capture", epilog=dump_capture.EXAMPLES)(dump_capture.capture_command)
 app.command("convert", epilog=dump_convert.EXAMPLES)(dump_convert.convert_command)
 
 _META_WIDTH = 200

@@ -1,0 +1,270 @@
+"""Record the linear layers of a running torch model as a layer dump.
+
+The model and what it is run on come as a `CaptureSource`, made from a Python function
+(`capture_entry`) or from a local diffusers folder (`capture_diffusers`), or by hand:
+
+``calls`` is an iterable of ``(time_step, inputs)``, one item a model call. ``time_step`` is a
+number; ``inputs`` is a dict of keyword arguments, a tuple of positional ones, or one tensor. If
+``calls`` is a generator, the model's output is what its ``yield`` returns, so a denoising loop is
+
+    def calls():
+        x = noise
+        for t in steps:
+            velocity = yield t, {"hidden_states": x, "timestep": t}
+            x = x - velocity / len(steps)
+
+(A generator that hands on a list does so with ``for``; ``yield from`` a list takes nothing back.)
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from os.path import commonprefix
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim import __version__
+from loraq_sim.dumps.capture_hooks import InputRecorder, find_linear_layers
+from loraq_sim.dumps.capture_kinds import kinds_of
+from loraq_sim.dumps.capture_steps import step_record
+from loraq_sim.dumps.layer_dump import LayerDump
+from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, first_line
+from loraq_sim.errors import DumpError, InputError, LoraqError
+from loraq_sim.layers import STORAGE_DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MAX_TOKENS", "CaptureSource", "capture_layers"]
+
+MAX_TOKENS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSource:
+    """A model, the calls to run it on, and where they come from.
+
+    `name` names the source in messages and in the dump; `calls` is described in this module;
+    `meta` holds further plain facts for the dump; `n_calls` is how many calls there will be, if
+    known.
+    """
+
+    name: str
+    model: "torch.nn.Module"
+    calls: Iterable[tuple[float, Any]]
+    meta: Mapping[str, object] = field(default_factory=dict)
+    n_calls: int | None = None
+
+
+def capture_layers(
+    source: CaptureSource,
+    *,
+    tokens: int = 256,
+    patterns: Iterable[str] = (),
+    seed: int = 0,
+    on_call: Callable[[], None] | None = None,
+) -> LayerDump:
+    """Run the model and return its layers with sampled input rows.
+
+    The dump has no file and holds the model's own weights; write it with `write_layer_dump`. Inputs
+    that several layers read are sampled and stored once. ``dump.skipped`` lists layers that did not
+    run; ``dump.meta`` records model, sampling and the time step of every row (`capture_steps`).
+
+    Parameters
+    ----------
+    source : CaptureSource
+        Its model is set to evaluation mode and run without gradients.
+    tokens : int
+        Rows kept of each distinct input, a uniform sample over all calls.
+    patterns : iterable of str
+        Shell patterns over layer names and kinds; none means all layers.
+    seed : int
+        Of the sampling. A row's chance to be kept depends on seed and layer name alone.
+    on_call : callable, optional
+        Called after each model call.
+
+    Raises
+    ------
+    InputError
+        If `tokens` is out of range.
+    DumpError
+        If the model has no matching linear layer, a call is malformed or fails, inputs hold NaN or
+        Inf, or no layer ran.
+    """
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise InputError(f"tokens must be 1 to {MAX_TOKENS}, got {tokens}")
+    modules = _choose(source, list(patterns))
+    recorder = InputRecorder(modules, tokens, seed)
+    with recorder.hooked():
+        steps, n_calls = _run(source, recorder, on_call)
+    ran = {name: layer for name, layer in recorder.layers.items() if layer.sample is not None}
+    if not ran:
+        raise DumpError(
+            f"{source.name}: none of {len(modules)} linear layers ran in {n_calls} calls; "
+            "check the model and its inputs"
+        )
+    groups = _name_groups({name: id(layer.sample) for name, layer in ran.items()})
+    rows = {id(layer.sample): layer.sample.in_order() for layer in ran.values()}
+    kinds = kinds_of(find_linear_layers(source.model))
+    steps_of_rows = {groups[name]: rows[id(layer.sample)][1] for name, layer in ran.items()}
+    meta = {
+        "model": type(source.model).__name__,
+        "origin": f"captured by loraq-sim {__version__} from {source.name}",
+        "seed": seed,
+        "model_calls": n_calls,
+        "sampling": f"uniform over all calls, at most {tokens} rows of each input",
+        **source.meta,
+        "torch": _torch_version(),
+        "time_steps": step_record(steps, steps_of_rows),
+    }
+    layers = {}
+    for name, layer in ran.items():
+        layers[name] = StoredLayer(
+            name=name,
+            kind=kinds[name],
+            group=groups[name],
+            rows_per_call=layer.rows_per_call,
+            calls_per_step=layer.most_in_call,
+            activations=_sampled(groups[name], layer.dtype, rows[id(layer.sample)][0]),
+            **_parameters(name, modules[name]),
+        )
+    skipped = {name: "did not run" for name in modules if name not in ran}
+    return LayerDump(Path(source.name), StoredDump(layers=layers, meta=meta, skipped=skipped))
+
+
+def _choose(source: CaptureSource, patterns: list[str]) -> "dict[str, torch.nn.Module]":
+    modules = find_linear_layers(source.model)
+    if not modules:
+        raise DumpError(f"{source.name}: the model has no Linear layer and no 1x1 convolution")
+    if not patterns:
+        return modules
+    kinds = kinds_of(modules)
+    records = {name: StoredLayer(name=name, kind=kinds[name]) for name in modules}
+    wanted = LayerDump(Path(source.name), StoredDump(layers=records, meta={})).select(patterns)
+    return {name: modules[name] for name in wanted}
+
+
+def _run(
+    source: CaptureSource, recorder: InputRecorder, on_call: Callable[[], None] | None
+) -> tuple[list[float], int]:
+    """Run all calls; return the time steps in order of appearance, and the number of calls."""
+    import torch
+
+    steps: dict[float, int] = {}
+    n_calls = 0
+    source.model.eval()
+    answer = None
+    send = getattr(source.calls, "send", None)
+    items = iter(source.calls)
+    with torch.no_grad():
+        while True:
+            try:
+                item = send(answer) if send else next(items)
+            except StopIteration:
+                break
+            except Exception as error:
+                raise _failed(source, f"its inputs for call {n_calls + 1}", error) from error
+            step, args, kwargs = _parse_call(source, n_calls + 1, item)
+            recorder.begin_call(steps.setdefault(step, len(steps)))
+            try:
+                answer = source.model(*args, **kwargs)
+            except LoraqError as error:
+                raise DumpError(f"{source.name}: {error}") from error
+            except Exception as error:
+                raise _failed(source, f"model call {n_calls + 1}", error) from error
+            n_calls += 1
+            if on_call is not None:
+                on_call()
+    return list(steps), n_calls
+
+
+def _failed(source: CaptureSource, what: str, error: Exception) -> DumpError:
+    return DumpError(f"{source.name}: {what} failed: {type(error).__name__}: {first_line(error)}")
+
+
+def _parse_call(source: CaptureSource, number: int, item: object) -> tuple[float, tuple, dict]:
+    import torch
+
+    step, inputs = item if isinstance(item, tuple) and len(item) == 2 else (None, None)
+    if isinstance(step, torch.Tensor) and step.numel() == 1:
+        step = step.item()
+    if isinstance(step, Real) and np.isfinite(step):
+        step = step if isinstance(step, int) else float(step)
+        if isinstance(inputs, torch.Tensor):
+            return step, (inputs,), {}
+        if isinstance(inputs, tuple | list):
+            return step, tuple(inputs), {}
+        if isinstance(inputs, Mapping):
+            return step, (), dict(inputs)
+    raise DumpError(
+        f"{source.name}: call {number} must be (time step, inputs) with a finite number and a "
+        f"dict, tuple or tensor, got {_describe(item)}"
+    )
+
+
+def _describe(item: object) -> str:
+    if isinstance(item, tuple):
+        return f"a tuple of {', '.join(type(part).__name__ for part in item[:4]) or 'nothing'}"
+    return f"a {type(item).__name__}"
+
+
+def _name_groups(samples: Mapping[str, int]) -> dict[str, str]:
+    """Name the layers' groups, one a sample: the path that its layers have in common."""
+    members: dict[int, list[str]] = {}
+    for name, sample in samples.items():
+        members.setdefault(sample, []).append(name)
+    taken: set[str] = set()
+    groups = {}
+    for names in members.values():
+        group = names[0]
+        if len(names) > 1:
+            shared = ".".join(commonprefix([name.split(".") for name in names]))
+            group = shared if shared and shared not in taken else f"{names[0]} and others"
+        taken.add(group)
+        groups |= dict.fromkeys(names, group)
+    return groups
+
+
+def _sampled(group: str, dtype: str, rows: NDArray[np.float32]) -> StoredTensor:
+    # What a Layer cannot hold (float64, 8-bit floats) is kept as the float32 it was sampled in.
+    dtype = dtype if dtype in STORAGE_DTYPES[:3] else "float32"
+    return StoredTensor(
+        key=f"{group}.activations",
+        shape=rows.shape,
+        dtype=dtype,
+        nbytes=rows.size * (4 if dtype == "float32" else 2),
+        load=lambda: rows,
+    )
+
+
+def _parameters(name: str, module: "torch.nn.Module") -> dict[str, StoredTensor]:
+    found = {"weight": module.weight, "bias": module.bias}
+    return {
+        tensor: StoredTensor(
+            key=f"{name}.{tensor}",
+            shape=tuple(values.shape),
+            dtype=str(values.dtype).removeprefix("torch."),
+            nbytes=values.numel() * values.element_size(),
+            load=partial(_values, values),
+        )
+        for tensor, values in found.items()
+        if values is not None
+    }
+
+
+def _values(parameter: "torch.Tensor") -> NDArray:
+    import torch
+
+    values = parameter.detach().to("cpu")
+    # NumPy has no bfloat16; widening is exact.
+    return values.to(torch.float32).numpy() if values.dtype == torch.bfloat16 else values.numpy()
+
+
+def _torch_version() -> str:
+    import torch
+
+    return torch.__version__

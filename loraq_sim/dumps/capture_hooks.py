@@ -1,0 +1,192 @@
+"""Watch the inputs of a model's linear layers while it runs.
+
+Layers that read the same tensor (q, k and v) share one sample of rows. Whether they do is seen in
+the first model call, and checked in every later one: a layer that goes its own way from some call
+on continues with a sample of its own.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loraq_sim.dumps.capture_sample import RowSample
+from loraq_sim.errors import DumpError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["InputRecorder", "find_linear_layers"]
+
+
+def find_linear_layers(model: "torch.nn.Module") -> dict[str, "torch.nn.Module"]:
+    """Every Linear and every 1x1 convolution of a model, by name, in the order of definition."""
+    import torch
+
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) or _is_1x1_convolution(module):
+            found[name or "model"] = module
+    return found
+
+
+@dataclass
+class _Watched:
+    """What is known about one layer: its sample, how often it ran, and in how large calls."""
+
+    sample: RowSample | None = None
+    shares_with: str = ""
+    n_firings: int = 0
+    n_in_call: int = 0
+    most_in_call: int = 0
+    rows_per_call: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    """A tensor that a layer has read in the current call; `tensor` is a weak reference."""
+
+    tensor: weakref.ref
+    layer: str
+    firing: int
+
+
+class InputRecorder:
+    """Samples the input rows of layers.
+
+    Parameters
+    ----------
+    modules : mapping of name to torch module
+        As from `find_linear_layers`.
+    budget : int
+        Rows kept of each distinct input.
+    seed : int
+
+    Attributes
+    ----------
+    layers : dict of name to record
+        Each with `sample` (None if the layer never ran), `rows_per_call`, `most_in_call` (runs in
+        one model call) and `dtype` of its inputs. Shared samples are one object.
+    """
+
+    def __init__(self, modules: Mapping[str, "torch.nn.Module"], budget: int, seed: int) -> None:
+        self.layers = {name: _Watched() for name in modules}
+        self._modules = modules
+        self._budget = budget
+        self._seed = seed
+        self._step = 0
+        self._sightings: dict[tuple, _Sighting] = {}
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Watch the layers inside the block."""
+        handles = []
+        try:
+            for name, module in self._modules.items():
+
+                def hook(module, args, kwargs, name=name) -> None:
+                    self._fire(name, module, args[0] if args else kwargs["input"])
+
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, layer in self.layers.items():
+            if layer.shares_with and layer.n_firings != self.layers[layer.shares_with].n_firings:
+                self._part(name, layer)
+
+    def begin_call(self, step: int) -> None:
+        """Say that the next model call belongs to this time step (an index)."""
+        self._step = step
+        self._sightings.clear()
+        for layer in self.layers.values():
+            layer.n_in_call = 0
+
+    def _fire(self, name: str, module: "torch.nn.Module", x: "torch.Tensor") -> None:
+        layer = self.layers[name]
+        firing = layer.n_firings
+        seen = self._see(name, x, firing)
+        layer.n_firings += 1
+        layer.n_in_call += 1
+        layer.most_in_call = max(layer.most_in_call, layer.n_in_call)
+        if firing == 0:
+            layer.dtype = str(x.dtype).removeprefix("torch.")
+            if seen.layer != name and seen.firing == 0:
+                layer.shares_with = seen.layer
+                layer.sample = self.layers[seen.layer].sample
+            else:
+                layer.sample = RowSample(self._budget, self._seed, name)
+        if layer.shares_with:
+            if seen.layer == layer.shares_with and seen.firing == firing:
+                layer.rows_per_call = self.layers[seen.layer].rows_per_call
+                return
+            self._part(name, layer, firing)
+        self._record(name, layer, module, x, firing)
+
+    def _see(self, name: str, x: "torch.Tensor", firing: int) -> _Sighting:
+        """Whoever read this very tensor first in the current call; perhaps this layer itself."""
+        # The version tells a tensor that was changed in place from what it was before.
+        # Inference tensors count no versions: then nothing is taken for shared.
+        version = object() if x.is_inference() else x._version
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x.device, version)
+        seen = self._sightings.get(key)
+        # A dead reference: another tensor now lies where the first one was.
+        if seen is None or seen.tensor() is None:
+            seen = self._sightings[key] = _Sighting(weakref.ref(x), name, firing)
+        return seen
+
+    def _part(self, name: str, layer: _Watched, firing: int | None = None) -> None:
+        """Give a layer a sample of its own, with what it shared until then."""
+        until = layer.n_firings if firing is None else firing
+        layer.sample = layer.sample.before(until, self._seed, name)
+        layer.shares_with = ""
+
+    def _record(
+        self,
+        name: str,
+        layer: _Watched,
+        module: "torch.nn.Module",
+        x: "torch.Tensor",
+        firing: int,
+    ) -> None:
+        import torch
+
+        rows = _as_rows(module, x)
+        if rows.shape[1] != module.weight.shape[1]:
+            raise DumpError(
+                f"layer {name!r}: reads {rows.shape[1]} features, but its weight has "
+                f"{module.weight.shape[1]}"
+            )
+        layer.rows_per_call = max(layer.rows_per_call, len(rows))
+        places, keys = layer.sample.choose(len(rows))
+        chosen = rows[torch.from_numpy(places).to(rows.device)]
+        values = chosen.to("cpu", torch.float32).numpy()
+        if not np.isfinite(values).all():
+            raise DumpError(
+                f"layer {name!r}: its inputs hold NaN or Inf at time step number {self._step + 1}; "
+                "run the model in a wider dtype, or on inputs it was made for"
+            )
+        layer.sample.add(values, places, keys, count=len(rows), firing=firing, step=self._step)
+
+
+def _is_1x1_convolution(module: "torch.nn.Module") -> bool:
+    import torch
+
+    return (
+        isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
+        and set(module.kernel_size) == set(module.stride) == {1}
+        and module.groups == 1
+        and module.padding in (0, "valid", (0,), (0, 0))
+    )
+
+
+def _as_rows(module: "torch.nn.Module", x: "torch.Tensor") -> "torch.Tensor":
+    """Input rows of shape (rows, K); a convolution has its channels before the image axes."""
+    kernel = getattr(module, "kernel_size", ())
+    channels_last = x.movedim(-1 - len(kernel), -1)
+    return channels_last.detach().reshape(-1, channels_last.shape[-1])
