@@ -1,22 +1,17 @@
 """Take a diffusion transformer from a local diffusers folder, and denoise images with it.
 
 The folder holds ``config.json`` and the weights as safetensors (pickled weights are not loaded), or
-has them in ``transformer/``. Its class must be in the table at the end of this module; nothing is
+has them in ``transformer/``. Its class must be one that `capture_denoising` knows; nothing is
 downloaded and no code from the folder runs. Needs the extra ``[diffusion]``.
-
-The denoising loop is plain Euler for models trained as flows, where the output is a velocity v and
-x(t) = (1 - t) image + t noise, so x <- x - v / steps from t = 1 on, with time step 1000 t. For a
-model that predicts noise and its variance (PixArt-Σ: twice as many output channels as input
-channels) it is DDIM (arXiv 2010.02502) with the linear schedule of DiT. Both with classifier-free
-guidance in one batch: conditional samples first, then unconditional ones.
 """
 
 import json
-from collections.abc import Iterator
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps.capture import CaptureSource
+from loraq_sim.dumps.capture_denoising import EXTRA_INPUTS, denoising_calls
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import DumpError, InputError
 
@@ -26,8 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["load_diffusers_folder"]
 
 _MAX_CONFIG_BYTES = 2**20
+_MAX_BLOCKS = 512
+_MAX_POSITION_VALUES = 2**29
 _TEXT_TOKENS = 300
-_TRAINED_STEPS = 1000
 
 
 def load_diffusers_folder(
@@ -74,15 +70,24 @@ def load_diffusers_folder(
     folder = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
     config = _read_config(folder)
     name = str(config.get("_class_name"))
-    if name not in _EXTRA_INPUTS:
+    if name not in EXTRA_INPUTS:
         raise DumpError(
-            f"{folder}: holds a {name:.60}; supported are {', '.join(_EXTRA_INPUTS)}; "
+            f"{folder}: holds a {name:.60}; supported are {', '.join(EXTRA_INPUTS)}; "
             "capture others through a Python entry point"
         )
+    _check_sizes(folder, config)
     model = _load_model(folder, name, device)
     if captions is None and (folder / "captions.safetensors").is_file():
         captions = folder / "captions.safetensors"
-    loop = _Denoising(model, name, steps, images, guidance, _text(model, captions, seed), seed)
+    calls = denoising_calls(
+        model,
+        _text(model, captions, seed),
+        class_name=name,
+        steps=steps,
+        images=images,
+        guidance=guidance,
+        seed=seed,
+    )
     meta = {
         "checkpoint": folder.name,
         "diffusers": _diffusers().__version__,
@@ -91,9 +96,7 @@ def load_diffusers_folder(
         "guidance": guidance,
         "cfg_batch": 2,
     }
-    return CaptureSource(
-        name=str(folder), model=model, calls=loop.calls(), meta=meta, n_calls=steps
-    )
+    return CaptureSource(name=str(folder), model=model, calls=calls, meta=meta, n_calls=steps)
 
 
 def _diffusers() -> Any:
@@ -121,20 +124,60 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse sizes that no weights in the folder could have, before a model of them is built."""
+
+    def size(key: str) -> int:
+        value = config.get(key, 1)
+        if value is None:
+            return 1
+        if not isinstance(value, int) or not 1 <= value < 2**31:
+            raise DumpError(f"{folder}: config.json has no usable {key}: {value!r:.40}")
+        return value
+
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    width = size("num_attention_heads") * size("attention_head_dim")
+    inputs = size("caption_channels") + size("cross_attention_dim") + size("in_channels")
+    # A block holds far more than two square matrices, a value takes a byte at least.
+    least = 2 * size("num_layers") * width**2 + width * inputs
+    positions = size("sample_size") ** 2 * width
+    if size("num_layers") > _MAX_BLOCKS or positions > _MAX_POSITION_VALUES or least > weights > 0:
+        raise DumpError(
+            f"{folder}: config.json describes {size('num_layers')} blocks of width {width}, which "
+            f"{weights} bytes of weights cannot hold; the folder is incomplete or forged"
+        )
+
+
 def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
     if not any(folder.glob("*.safetensors")):
         raise DumpError(f"{folder}: has no .safetensors weights; pickled ones are not loaded")
-    model_class = getattr(_diffusers(), name)
+    logger = logging.getLogger("diffusers")
+    model_class, level = getattr(_diffusers(), name), logger.level
+    # What it would warn about, page after page, is checked below.
+    logger.setLevel(logging.CRITICAL)
     try:
-        model = model_class.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        model, loading = model_class.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
-        return model.to(device)
+        model = model.to(device)
     # diffusers raises anything at all on a folder that does not fit its configuration.
     except Exception as error:
         raise DumpError(
             f"{folder}: diffusers cannot load it: {type(error).__name__}: {first_line(error)}"
         ) from error
+    finally:
+        logger.setLevel(level)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise DumpError(
+            f"{folder}: lacks {len(missing)} weights of its configuration, such as {missing[0]}; "
+            "the folder is incomplete"
+        )
+    return model
 
 
 def _text(model: "torch.nn.Module", captions: Path | None, seed: int) -> "torch.Tensor":
@@ -161,95 +204,3 @@ def _text(model: "torch.nn.Module", captions: Path | None, seed: int) -> "torch.
             f"captions or more; found {[tuple(x.shape) for x in tensors.values()][:4]}"
         )
     return fits[0].float()
-
-
-class _Denoising:
-    """The calls of one denoising run."""
-
-    def __init__(
-        self,
-        model: "torch.nn.Module",
-        name: str,
-        steps: int,
-        images: int,
-        guidance: float,
-        text: "torch.Tensor",
-        seed: int,
-    ) -> None:
-        self.config = model.config
-        self.extra = _EXTRA_INPUTS[name]
-        self.steps = steps
-        self.images = images
-        self.guidance = guidance
-        self.text = text
-        self.seed = seed
-        self.device = next(model.parameters()).device
-
-    def calls(self) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Yield (time step, inputs); takes the model's output back."""
-        import torch
-
-        channels, size = self.config.in_channels, self.config.sample_size
-        generator = torch.Generator().manual_seed(self.seed)
-        x = torch.randn(self.images, channels, size, size, generator=generator).to(self.device)
-        chosen = torch.arange(self.images) % (len(self.text) - 1)
-        text = torch.cat([self.text[chosen], self.text[-1:].expand(self.images, -1, -1)])
-        text = text.to(self.device)
-        predicts_noise = self.config.out_channels == 2 * channels
-        for i in range(self.steps):
-            step = _TRAINED_STEPS * (self.steps - i) / self.steps
-            after = _TRAINED_STEPS * (self.steps - i - 1) / self.steps
-            if predicts_noise:
-                step, after = step - 1, after - 1
-            inputs = {
-                "hidden_states": torch.cat([x, x]),
-                "encoder_hidden_states": text,
-                "timestep": torch.full((2 * self.images,), step, device=self.device),
-                "return_dict": False,
-                **self.extra(self.config, x),
-            }
-            output = (yield step, inputs)[0]
-            conditional, unconditional = output[:, :channels].chunk(2)
-            guided = unconditional + self.guidance * (conditional - unconditional)
-            x = _ddim(x, guided, step, after) if predicts_noise else x - guided / self.steps
-
-
-def _ddim(x: "torch.Tensor", noise: "torch.Tensor", step: float, after: float) -> "torch.Tensor":
-    """One deterministic step from time `step` to `after`; below 0 the image is clean."""
-    now, then = _kept_signal(step), _kept_signal(after)
-    image = (x - (1 - now) ** 0.5 * noise) / now**0.5
-    return then**0.5 * image + (1 - then) ** 0.5 * noise
-
-
-def _kept_signal(step: float) -> float:
-    """Product of 1 - beta up to a step, beta going from 0.0001 to 0.02 over 1000 steps."""
-    import torch
-
-    if step < 0:
-        return 1.0
-    betas = torch.linspace(1e-4, 0.02, _TRAINED_STEPS, dtype=torch.float64)
-    return float(torch.cumprod(1 - betas, dim=0)[round(step)])
-
-
-def _pixart_inputs(config: Any, x: "torch.Tensor") -> dict[str, Any]:
-    conditions = {"resolution": None, "aspect_ratio": None}
-    if config.use_additional_conditions:
-        import torch
-
-        pixels = float(8 * x.shape[-1])
-        conditions = {
-            "resolution": torch.full((2 * len(x), 2), pixels, device=x.device),
-            "aspect_ratio": torch.ones(2 * len(x), 1, device=x.device),
-        }
-    return {"added_cond_kwargs": conditions}
-
-
-def _sana_inputs(config: Any, x: "torch.Tensor") -> dict[str, Any]:
-    return {}
-
-
-_EXTRA_INPUTS = {
-    "PixArtTransformer2DModel": _pixart_inputs,
-    "SanaTransformer2DModel": _sana_inputs,
-}
-"""Supported classes, and what they want besides image, text and time step."""

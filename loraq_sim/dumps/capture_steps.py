@@ -57,15 +57,20 @@ def steps_of_layer(dump: LayerDump, name: str) -> NDArray[np.float64] | None:
     try:
         rows = record["rows"]
         counts = rows[info.group] if info.group in rows else rows["*"]
-        steps = np.repeat(np.asarray(record["values"], dtype=np.float64), counts)
-    except (KeyError, TypeError, ValueError):
+        values = np.asarray(record["values"], dtype=np.float64)
+        counts = np.asarray(counts, dtype=np.int64)
+        if values.shape != counts.shape or values.ndim != 1 or np.any(counts < 0):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise DumpError(
             f"{dump.path}: meta 'time_steps' is incomplete for layer {name!r} "
             f"(group {info.group!r}); capture the dump again"
         ) from None
-    if len(steps) != info.tokens:
+    # Summed as Python integers, and before anything of that size is made.
+    total = sum(counts.tolist())
+    if total != info.tokens:
         raise DumpError(
-            f"{dump.path}: meta 'time_steps' counts {len(steps)} rows for layer {name!r}, "
+            f"{dump.path}: meta 'time_steps' counts {total} rows for layer {name!r}, "
             f"which has {info.tokens}; capture the dump again"
         )
-    return steps
+    return np.repeat(values, counts)

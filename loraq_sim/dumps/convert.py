@@ -1,4 +1,7 @@
-"""Copy a dump into another file format, or into another storage dtype, a layer at a time."""
+"""Copy a dump into another file format or storage dtype.
+
+A layer at a time is in memory, except that torch writes a .pt from tensors that are all there.
+"""
 
 import os
 from collections.abc import Callable, Iterable

@@ -145,9 +145,42 @@ def test_other_folders_and_numbers_are_refused(tmp_path):
 def test_weights_that_do_not_fit_are_told(diffusers, tmp_path):
     config = json.loads((EXAMPLES / "tiny_pixart" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_attention_heads": 5}))
-    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights" * 100_000)
     with pytest.raises(DumpError, match="diffusers cannot load it"):
         load_diffusers_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_layers", 10**9, "1000000000 blocks of width 128, which 4954776 bytes"),
+        ("num_layers", 400, "400 blocks of width 128"),
+        ("attention_head_dim", 10**6, "4 blocks of width 4000000"),
+        ("sample_size", 10**6, "cannot hold"),
+        ("caption_channels", 10**8, "cannot hold"),
+        ("num_layers", "many", "no usable num_layers: 'many'"),
+        ("num_attention_heads", -1, "no usable num_attention_heads: -1"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_a_model_is_built(tmp_path, key, value, message):
+    folder = EXAMPLES / "tiny_pixart"
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    name = "diffusion_pytorch_model.safetensors"
+    (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(DumpError, match=message):
+        load_diffusers_folder(tmp_path)
+
+
+def test_missing_weights_are_not_made_up(diffusers, tmp_path, capfd):
+    folder = EXAMPLES / "tiny_pixart"
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 5}))
+    name = "diffusion_pytorch_model.safetensors"
+    (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(DumpError, match="lacks 21 weights .* such as transformer_blocks.4.attn1"):
+        load_diffusers_folder(tmp_path)
+    assert capfd.readouterr().err == ""
 
 
 def test_captions_must_fit_the_model(diffusers, tmp_path):

@@ -205,9 +205,13 @@ def test_a_record_of_steps_that_does_not_fit_is_refused(pixart):
     dump.meta["time_steps"] = {"values": [0, 1], "rows": {"*": [1, 1]}}
     with pytest.raises(DumpError, match="counts 2 rows for layer .* which has 3"):
         steps_of_layer(dump, BLOCK + "attn1.to_q")
-    dump.meta["time_steps"] = {"rows": {}}
-    with pytest.raises(DumpError, match="is incomplete for layer"):
+    dump.meta["time_steps"] = {"values": [0, 1], "rows": {"*": [2**60, 2**60]}}
+    with pytest.raises(DumpError, match="counts 2305843009213693952 rows"):
         steps_of_layer(dump, BLOCK + "attn1.to_q")
+    for bad in ({"rows": {}}, {"values": [0], "rows": {"*": [4, -1]}}, [], {"rows": {"*": 3}}):
+        dump.meta["time_steps"] = bad
+        with pytest.raises(DumpError, match="is incomplete for layer"):
+            steps_of_layer(dump, BLOCK + "attn1.to_q")
 
 
 @pytest.mark.parametrize(
