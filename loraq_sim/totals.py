@@ -15,7 +15,7 @@ from loraq_sim.rows import IDENTITY, Row
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["ERROR_FORMULA", "MODEL_COLUMNS", "WEIGHT_ERROR_FORMULA", "model_totals"]
+__all__ = ["ERROR_FORMULA", "MODEL_COLUMNS", "WEIGHT_ERROR_FORMULA", "as_asked", "model_totals"]
 
 ERROR_FORMULA = (
     "output_error = sqrt( sum_l c_l e_l^2 / sum_l c_l ), "
@@ -84,7 +84,7 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
     members: dict[Any, set[str]] = {}
     usable: dict[Any, set[str]] = {}
     for row in rows:
-        row = _as_asked(row)
+        row = as_asked(row)
         key = tuple(row.get(name) for name in _KEYS)
         _insert(combinations.setdefault(key, {}), row)
         members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
@@ -100,7 +100,7 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
     return type(frame)(totals, columns=list(MODEL_COLUMNS))
 
 
-def _as_asked(row: Row) -> Row:
+def as_asked(row: Row) -> Row:
     """`row` under the split, method and preset the plan asked for, before overrides of its layer.
 
     A combination is a point of the plan's grid, whatever single layers do in it.
