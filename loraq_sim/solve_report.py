@@ -11,7 +11,13 @@ from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.budget import branch_bytes
 from loraq_sim.split import PrecisionSplit, parse_split
 
-__all__ = ["mean_rows", "report_solution", "solve_with", "split_with"]
+__all__ = [
+    "mean_rows",
+    "report_solution",
+    "solve_with",
+    "split_with",
+    "stored_output_error",
+]
 
 _MEANS = ("bits_per_weight", "weight_error", "output_error", "gain_over_rtn", "gain_over_svdquant")
 _FP16_BYTES = 2
@@ -42,19 +48,11 @@ def report_solution(
 ) -> dict[str, Any]:
     """Columns of one solved layer.
 
-    ``output_error`` is ||X W_hat^T - X W^T||_F / ||X W^T + b||_F with full-precision activations:
-    the part of the output error that is due to the stored weight; None without activations.
+    ``output_error`` is `stored_output_error`.
     ``gain_over_rtn`` is the weight error of round to nearest over this one;
     ``gain_over_svdquant`` that of SVDQuant (no smoothing) with the 16-bit branch that fits the same
     bytes, None if not even rank 1 fits.
     """
-    x = sample_rows(layer.activations, tokens)
-    output_error = None
-    if x is not None:
-        stored = x.astype("float64") @ solution.reconstruct().T.astype("float64")
-        if layer.bias is not None:
-            stored += layer.bias
-        output_error = relative_error(stored, reference_output(layer, x))
     gains = _gains(layer, solution, split, seed)
     return {
         "kind": layer.kind,
@@ -65,13 +63,27 @@ def report_solution(
         "weight_bytes": solution.nbytes,
         "bits_per_weight": solution.bits_per_weight,
         "weight_error": solution.weight_error,
-        "output_error": output_error,
+        "output_error": stored_output_error(layer, solution, tokens),
         **gains,
         "seconds": solution.seconds,
         "bytes_by_part": solution.bytes_by_part,
         "status": "ok",
         "message": "",
     }
+
+
+def stored_output_error(layer: Layer, solution: Solution, tokens: int | None) -> float | None:
+    """||X W_hat^T - X W^T||_F / ||X W^T + b||_F with full-precision activations, float64.
+
+    The part of the output error that is due to the stored weight; None without activations.
+    """
+    x = sample_rows(layer.activations, tokens)
+    if x is None:
+        return None
+    stored = x.astype("float64") @ solution.reconstruct().T.astype("float64")
+    if layer.bias is not None:
+        stored += layer.bias
+    return relative_error(stored, reference_output(layer, x))
 
 
 def _gains(

@@ -31,6 +31,7 @@ FLOORS = {
     "metrics": 1,
     "pareto": 1,
     "parquet_file": 1,
+    "recipe_text": 1,
     "rounding": 1,
     "rows": 1,
     "store": 1,
@@ -44,8 +45,10 @@ FLOORS = {
     "solvers": 3,
     "machine": 4,
     "quantized_model": 4,
+    "recipe": 4,
     "evaluate": 5,
     "solve_report": 6,
+    "method_comparison": 7,
     "sweep": 7,
     "cli": 8,
 }

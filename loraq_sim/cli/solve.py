@@ -24,8 +24,10 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import note, print_tables
 from loraq_sim.cli.progress import tracked
+from loraq_sim.cli.solve_compare import Compare, compare_rows, print_comparison
+from loraq_sim.cli.solve_settings import SolveSettings
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import SIXTEEN_BIT_KINDS, parse_override, settings_of, skipped
+from loraq_sim.layer_settings import parse_override
 
 __all__ = ["EXAMPLES", "solve_command"]
 
@@ -33,9 +35,10 @@ EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim solve --layer-dump examples/minilm.pt --split W4A4+W8A8@fp16r32\n\n"
     "loraq-sim solve --layer-dump examples/minilm.pt --layers '*query' "
-    "--method rtn,lqer,svdquant,loraq --split W4A4+W16A16r32\n\n"
+    "--compare rtn,lqer,svdquant,loraq --split W4A4+W8A8@fp16r32\n\n"
     "loraq-sim solve --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8 "
-    "--override 'ffn_*:rank=16' --save runs/tiny_pixart_w4.safetensors"
+    "--override 'ffn_*:rank=16' --save runs/tiny_pixart_w4.safetensors\n\n"
+    "loraq-sim solve --layer-dump examples/tiny_pixart.pt --recipe examples/recipe_tiny_pixart.toml"
 )
 _SHOWN = (
     *("layer", "n", "k", "split", "method", "rank", "weight_bytes", "bits_per_weight"),
@@ -45,10 +48,22 @@ _SHOWN = (
 
 @one_line_failures
 def solve_command(
+    context: typer.Context,
     layer_dump: LayerDumpFile,
     layers: Layers = None,
     splits: Splits = None,
     method: Methods = None,
+    compare: Compare = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Split and settings of each layer from a file (such as allocate writes); --method "
+            "and the like replace what it says, --override too.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Preset = "balanced",
     family: Family = "int",
     group: Group = 64,
@@ -68,7 +83,7 @@ def solve_command(
             "--skip",
             metavar="PATTERN",
             help="Layers to leave at 16 bits, by name or kind; 'none' for no layer. Default, "
-            "without --layers: the kinds SVDQuant leaves.",
+            "without --layers and --recipe: the kinds SVDQuant leaves.",
             show_default=False,
         ),
     ] = None,
@@ -93,71 +108,98 @@ def solve_command(
     (see `emulate` for that).
     """
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.quantized_model import write_quantized_model
-    from loraq_sim.solve_report import mean_rows, report_solution, solve_with, split_with
-    from loraq_sim.split import parse_split
-    from reports.tables import result_table
 
-    texts = listed(splits) or ("W4A4+W8A8@fp16r32",)
-    methods = listed(method) or ("loraq",)
-    overrides = [parse_override(text) for text in override or ()]
-    for text in texts:
-        parse_split(text, family=family, group=group)
-    if save is not None and (len(texts) > 1 or len(methods) > 1):
-        raise InputError("--save needs one split and one method (--override may change them)")
-    if save is not None and save.exists() and not force:
-        raise InputError(f"{save} is there already; choose another name, or --force to replace it")
+    given = {
+        "family": family, "group": group, "preset": preset, "seed": seed,
+        "splits": listed(splits), "methods": listed(method),
+    }  # fmt: skip
+    settings = SolveSettings.checked(
+        given,
+        is_given=lambda name: _is_given(context, name),
+        recipe=recipe,
+        overrides=tuple(parse_override(text) for text in override or ()),
+        skip=listed(skip),
+        has_layers=bool(layers),
+    )
+    _check_outputs(settings, listed(compare), listed(method), save, force)
     dump = read_layer_dump(layer_dump)
     if layers:
         dump = dump.select(listed(layers))
-    left_out = _skip_patterns(listed(skip), bool(layers))
-    kept = [name for name in dump if not skipped(name, _kind(dump, name), left_out)]
-    if len(kept) < len(dump):
-        text = f"{len(dump) - len(kept)} of {len(dump)} layers stay at 16 bits (--skip none: none)"
+    cases, notes = settings.cases(dump, str(layer_dump))
+    for text in notes:
         note(text, quiet=quiet)
-    if not kept:
-        raise InputError(f"{layer_dump}: every layer is skipped; give --skip none or --layers")
-    cases = [(name, text, chosen) for name in kept for text in texts for chosen in methods]
+    if compare:
+        rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=quiet)
+        end_with(rows, lambda _: print_comparison(rows, output, title=str(layer_dump)))
+        return
+    rows, solutions = _solved(dump, cases, tokens, quiet)
+    if save is not None and solutions:
+        from loraq_sim.quantized_model import write_quantized_model
+
+        meta = {"dump": layer_dump.name, "splits": {r["layer"]: r["split"] for r in rows}}
+        write_quantized_model(save, solutions, meta=meta, overwrite=force)
+        note(f"wrote {save}", quiet=quiet)
+    end_with(rows, lambda has_messages: _show(rows, has_messages, str(layer_dump), output))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_outputs(
+    settings: SolveSettings,
+    compare: tuple[str, ...],
+    methods: tuple[str, ...],
+    save: Path | None,
+    force: bool,
+) -> None:
+    if compare and (methods or save is not None):
+        raise InputError(
+            "--compare solves with the methods it names: leave out --method and --save"
+        )
+    if len(compare) == 1:
+        raise InputError(f"--compare needs two methods or more, got {compare[0]}")
+    if save is None:
+        return
+    if settings.n_variants > 1:
+        raise InputError("--save needs one split and one method (--override may change them)")
+    if save.exists() and not force:
+        raise InputError(f"{save} is there already; choose another name, or --force to replace it")
+
+
+def _solved(
+    dump: Any, cases: list[dict[str, Any]], tokens: int | None, quiet: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from loraq_sim.recipe import split_of
+    from loraq_sim.solve_report import report_solution, solve_with
+
     rows, solutions = [], {}
-    for name, text, chosen in tracked(cases, "solving", quiet=quiet):
-        settings = {"split": text, "method": chosen, "preset": preset}
-        settings |= settings_of(name, _kind(dump, name), overrides)
-        row: dict[str, Any] = {"layer": name} | settings | {"seed": seed}
+    for case in tracked(cases, "solving", quiet=quiet):
+        row = dict(case)
+        name, seed = case["layer"], case["seed"]
         try:
-            split = parse_split(settings["split"], family=family, group=group)
-            split = split_with(split, settings)
+            split = split_of(case)
             row["split"] = split.text
             layer = dump[name]
-            solution = solve_with(layer, split, settings, seed)
+            solution = solve_with(layer, split, case, seed)
             row |= report_solution(layer, solution, split, seed=seed, tokens=tokens)
             solutions[name] = solution
         except Exception as error:
             row |= {"status": "failed", "message": case_failure(error)}
         rows.append(row)
-    if save is not None and solutions:
-        meta = {"dump": layer_dump.name, "splits": {r["layer"]: r["split"] for r in rows}}
-        write_quantized_model(save, solutions, meta=meta, overwrite=force)
-        note(f"wrote {save}", quiet=quiet)
-
-    def show(has_messages: bool) -> None:
-        columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
-        tables = [result_table(rows, columns, title=f"{layer_dump}: stored weights")]
-        if len({(row["split"], row["method"]) for row in rows}) > 1 and len(kept) > 1:
-            tables.append(result_table(mean_rows(rows), title=f"Mean over {len(kept)} layers"))
-        print_tables(tables, output)
-
-    end_with(rows, show)
+    return rows, solutions
 
 
-def _skip_patterns(given: tuple[str, ...], has_layers: bool) -> tuple[str, ...]:
-    if given:
-        return () if given == ("none",) else given
-    return () if has_layers else SIXTEEN_BIT_KINDS
+def _show(
+    rows: list[dict[str, Any]], has_messages: bool, source: str, output: OutputFormat
+) -> None:
+    from loraq_sim.solve_report import mean_rows
+    from reports.tables import result_table
 
-
-def _kind(dump: Any, name: str) -> str:
-    try:
-        return dump.info(name).kind
-    except InputError:
-        # A layer that cannot be described gets a failed row when it is solved.
-        return ""
+    columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+    tables = [result_table(rows, columns, title=f"{source}: stored weights")]
+    n_layers = len({row["layer"] for row in rows})
+    if len({(row["split"], row["method"]) for row in rows}) > 1 and n_layers > 1:
+        tables.append(result_table(mean_rows(rows), title="Mean over layers"))
+    print_tables(tables, output)

@@ -76,3 +76,65 @@ def test_the_saved_model_is_what_the_table_says(run, tmp_path):
     assert again.exit_code == 2
     assert "--force" in again.stderr
     assert run(*DUMP, *words, "--method", "rtn,loraq", "--force").exit_code == 2
+
+
+def test_a_recipe_sets_split_and_settings_of_each_layer(run, tmp_path):
+    recipe = ("--recipe", "examples/recipe_tiny_pixart.toml", "--layers", "*.0.*")
+    done = run(*DUMP[:3], *recipe, "--format", "json")
+    rows = {row["kind"]: row for row in rows_of(done).values()}
+    assert "2 of 10 layers stay at 16 bits" in done.stderr
+    assert not {"cross_k", "cross_v"} & rows.keys()
+    assert rows["self_q"]["split"] == "W4A8+W8A8@fp16r4"
+    assert (rows["ffn_down"]["rank"], rows["ffn_down"]["method"]) == (12, "alternating")
+    assert rows["self_v"]["split"] == "W4A8+W8A8r6"
+    # A flag that is given beats the recipe, an override beats both.
+    words = ("--preset", "balanced", "--override", "ffn_down:rank=3")
+    saved = tmp_path / "q.safetensors"
+    words = (*words, "--method", "lqer", "--save", saved)
+    rows = rows_of(run(*DUMP[:3], *recipe, *words, "--format", "json"))
+    (down,) = [row for row in rows.values() if row["kind"] == "ffn_down"]
+    assert (down["rank"], down["preset"]) == (3, "balanced")
+    assert {method for _, method in rows} == {"lqer"}
+    assert read_quantized_model(saved).keys() == {layer for layer, _ in rows}
+
+
+def test_a_recipe_that_fits_nothing_or_is_doubled_by_flags_is_refused(run, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('recipe = 1\n[layers]\n"model.*" = "W4A4"\n')
+    done = run(*DUMP, "--recipe", path)
+    assert done.exit_code == 2
+    assert "no layer matches the recipe, such as 'model.*'" in done.stderr
+    done = run(*DUMP, "--recipe", path, "--split", "W4A4")
+    assert done.exit_code == 2
+    assert "leave out --split" in done.stderr
+    path.write_text('recipe = 1\n[layers]\n"model.*" = "W4A4"\nffn_up = "W4A4"\n')
+    done = run(*DUMP, "--recipe", path)
+    assert done.exit_code == 0
+    assert "1 entries of the recipe match no layer here, such as 'model.*'" in done.stderr
+
+
+def test_compare_shows_methods_at_equal_bytes(run):
+    words = ("--layers", "*.0.attn1.to_q,*.0.attn1.to_k", "--compare", "rtn,lqer,svdquant,loraq")
+    words = (*words, "--split", "W4A4+W8A8r8")
+    table = run(*DUMP, *words)
+    assert table.exit_code == 0, table.output
+    assert "gain of loraq" in table.stdout
+    rows = rows_of(run(*DUMP, *words, "--format", "json"))
+    assert len(rows) == 8
+    for (layer, method), row in rows.items():
+        best = rows[layer, "loraq"]
+        assert row["weight_bytes"] <= best["weight_bytes"]
+        assert row["gain"] == row["weight_error"] / best["weight_error"]
+        assert (row["branch"] == "fp16") == (method == "svdquant")
+
+
+def test_compare_refuses_what_it_cannot_compare(run):
+    for words, message in (
+        (("--compare", "loraq"), "needs two methods"),
+        (("--compare", "rtn,loraq", "--method", "rtn"), "leave out --method"),
+        (("--compare", "rtn,lorq"), "did you mean 'loraq'"),
+        (("--compare", "rtn,loraq", "--split", "W4A4"), "needs a split with a branch"),
+    ):
+        done = run(*DUMP, *words)
+        assert done.exit_code == 2, done.output
+        assert message in done.stderr

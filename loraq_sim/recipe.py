@@ -1,0 +1,261 @@
+"""Recipes: which split each layer of a model runs in, as a file people can read and edit.
+
+    recipe = 1                                  # version of this layout
+
+    [provenance]                                # optional, any keys: where the recipe comes from
+    model = "pixart.safetensors"
+    accelerator = "aie2"
+
+    [defaults]                                  # optional: what a layer's entry leaves open
+    method = "loraq"
+    preset = "balanced"
+
+    [layers]                                    # name, kind or pattern = split, or settings
+    "transformer_blocks.*" = "W4A4+W8A8@fp16r32"
+    "*.attn1.to_q" = { rank = 96, method = "svdquant" }
+    ffn_down = { split = "W4A8", family = "mxint" }
+    "*.norm_out" = { skip = true }              # stays at 16 bits
+
+Of several entries that match a layer by name or kind, the later one wins, key by key. A layer that
+no entry matches stays at 16 bits. The keys of an entry are the fields of `RecipeEntry`.
+"""
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.recipe_text import recipe_text
+from loraq_sim.solvers.solve import METHODS, PRESETS
+from loraq_sim.split import FAMILIES, PrecisionSplit, parse_split
+
+__all__ = ["Recipe", "RecipeEntry", "read_recipe", "settings_with", "split_of", "write_recipe"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RecipeEntry(BaseModel):
+    """Settings of the layers one pattern matches; None leaves a setting open.
+
+    ``rank`` and ``budget`` (such as ``"fp16@32"``) replace the size of the split's branch; ``skip``
+    leaves the layers at 16 bits. The others are arguments of `loraq_sim.parse_split` and
+    `loraq_sim.solve`. A text alone is a split.
+    """
+
+    model_config = _STRICT
+
+    split: str | None = None
+    rank: int | None = Field(default=None, ge=1)
+    budget: str | None = Field(default=None, pattern=r"^(fp16|bf16)@[1-9]\d{0,5}$")
+    method: str | None = None
+    preset: str | None = None
+    family: str | None = None
+    group: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0)
+    skip: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_split(cls, value: Any) -> Any:
+        return {"split": value} if isinstance(value, str) else value
+
+    @field_validator("method", "preset", "family")
+    @classmethod
+    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = {"method": METHODS, "preset": PRESETS, "family": FAMILIES}[info.field_name]
+        if value is not None and value not in names:
+            raise InputError(unknown_name(info.field_name, value, names))
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        if self.rank is not None and self.budget is not None:
+            raise InputError("give either rank or budget")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not open."""
+        return self.model_dump(exclude_none=True)
+
+
+class Recipe(BaseModel):
+    """A checked recipe.
+
+    ``layers`` maps names, kinds or patterns to entries, in order; ``provenance`` holds what the
+    writer knows of where the choices come from (numbers, texts, lists or tables of them).
+    """
+
+    model_config = _STRICT
+
+    recipe: Literal[1] = 1
+    provenance: dict[str, Any] = {}
+    defaults: RecipeEntry = RecipeEntry()
+    layers: dict[str, RecipeEntry] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _every_entry_makes_sense(self) -> Self:
+        for pattern, entry in self.layers.items():
+            settings = settings_with(self.defaults.given(), entry.given())
+            if not entry.given():
+                raise InputError(f"the entry {pattern!r} is empty: give a split, such as 'W4A4'")
+            if "split" not in settings:
+                continue
+            try:
+                split = split_of(settings)
+            except InputError as error:
+                raise InputError(f"the entry {pattern!r}: {error}") from None
+            if not split.has_branch and (entry.rank or entry.budget):
+                raise InputError(
+                    f"the entry {pattern!r}: {split} has no branch that rank or budget could size"
+                )
+        return self
+
+    def settings(self, name: str, kind: str = "") -> dict[str, Any] | None:
+        """Settings of one layer with the defaults filled in, None if it stays at 16 bits.
+
+        Raises
+        ------
+        InputError
+            If an entry matches and neither it nor the defaults name a split.
+        """
+        matching = [e for pattern, e in self.layers.items() if _matches(pattern, name, kind)]
+        if not matching:
+            return None
+        settings = self.defaults.given()
+        for entry in matching:
+            settings = settings_with(settings, entry.given())
+        if settings.pop("skip", False):
+            return None
+        if "split" not in settings:
+            raise InputError(f"recipe: no split for layer {name!r}; add one to its entry")
+        return settings
+
+    def split(self, name: str, kind: str = "") -> PrecisionSplit | None:
+        """The split of one layer, None if it stays at 16 bits."""
+        settings = self.settings(name, kind)
+        return None if settings is None else split_of(settings)
+
+    def unused(self, layers: Mapping[str, str]) -> list[str]:
+        """Patterns that match none of `layers`, a mapping of layer names to kinds."""
+        return [
+            pattern
+            for pattern in self.layers
+            if not any(_matches(pattern, name, kind) for name, kind in layers.items())
+        ]
+
+
+def split_of(settings: Mapping[str, Any]) -> PrecisionSplit:
+    """The split that settings name, with their family, group, and rank or budget."""
+    options = {key: settings[key] for key in ("family", "group") if key in settings}
+    split = parse_split(settings["split"], **options)
+    if not split.has_branch or not {"rank", "budget"} & settings.keys():
+        return split
+    size = f"r{settings['rank']}" if "rank" in settings else "@" + settings["budget"]
+    text = f"{split.main}+{split.branch}{size.replace('16@', '16r')}"
+    return parse_split(text, **options)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe file (TOML; the layout is in `loraq_sim.recipe`).
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is no TOML, or a key or value breaks a rule. The message names
+        file, line, key, value and the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: is not TOML: {str(error)[:200]}") from None
+    if "recipe" not in content:
+        raise InputError(f"{path}: is not a recipe: it lacks the line 'recipe = 1'")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_explained(path, text, error)) from None
+
+
+def write_recipe(path: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Path:
+    """Write `recipe` so that `read_recipe` gives it back.
+
+    Raises
+    ------
+    InputError
+        If the file exists and `overwrite` is False, or a value of the provenance has no TOML form.
+    """
+    from loraq_sim.dumps.atomic_file import replaced_file
+
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; choose another name, or allow to replace it")
+    content = recipe.model_dump(exclude_none=True)
+    text = recipe_text(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as file:
+        file.write(text.encode("utf-8"))
+    return path
+
+
+def settings_with(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with those of a later entry, whose split, rank or budget ends an earlier size."""
+    if {"rank", "budget", "split"} & later.keys():
+        settings = {k: v for k, v in settings.items() if k not in ("rank", "budget")}
+    return settings | later
+
+
+def _matches(pattern: str, name: str, kind: str) -> bool:
+    # Names may hold brackets, which a pattern would read as a choice of characters.
+    return pattern in (name, kind) or any(fnmatch.fnmatchcase(t, pattern) for t in (name, kind))
+
+
+def _explained(path: Path, text: str, error: ValidationError) -> str:
+    """The first problem pydantic found: file, line, key, rule, value."""
+    problem = error.errors()[0]
+    where = problem["loc"]
+    key = ".".join(str(part) for part in where)
+    prefix = f"{path}:{_line_of(text, where)}: "
+    if problem["type"] == "value_error":
+        return f"{prefix}{key + ': ' if key else ''}{problem['ctx']['error']}"
+    if problem["type"] == "extra_forbidden":
+        model = Recipe if len(where) == 1 else RecipeEntry
+        return prefix + unknown_name("key", str(where[-1]), model.model_fields) + _inside(where)
+    if problem["type"] == "missing":
+        return f"{path}: the table [{key}] is missing: it says which layer runs in which split"
+    rule = problem["msg"].partition(" should ")[2]
+    return f"{prefix}{key} should {rule}, got {problem['input']!r:.80}"
+
+
+def _inside(where: tuple[Any, ...]) -> str:
+    return f" (in {'.'.join(str(part) for part in where[:-1])})" if len(where) > 1 else ""
+
+
+def _line_of(text: str, where: tuple[Any, ...]) -> int:
+    """Line of the innermost key of `where` that stands at the start of a line or of a table."""
+    lines = text.splitlines()
+    found = 0
+    for part in where:
+        key = re.escape(str(part))
+        start = re.compile(rf"""^\s*(?:\[[^\]]*)?["']?{key}["']?\s*[=\].]""")
+        hits = (i for i in range(found, len(lines)) if start.match(lines[i]))
+        found = next(hits, found)
+    return found + 1
