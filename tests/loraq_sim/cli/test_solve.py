@@ -82,7 +82,7 @@ def test_a_recipe_sets_split_and_settings_of_each_layer(run, tmp_path):
     recipe = ("--recipe", "examples/recipe_tiny_pixart.toml", "--layers", "*.0.*")
     done = run(*DUMP[:3], *recipe, "--format", "json")
     rows = {row["kind"]: row for row in rows_of(done).values()}
-    assert "2 of 10 layers stay at 16 bits" in done.stderr
+    assert "2 of 11 layers stay at 16 bits" in done.stderr
     assert not {"cross_k", "cross_v"} & rows.keys()
     assert rows["self_q"]["split"] == "W4A8+W8A8@fp16r4"
     assert (rows["ffn_down"]["rank"], rows["ffn_down"]["method"]) == (12, "alternating")
