@@ -46,17 +46,31 @@ class KernelCost:
 class Cost:
     """What one layer call costs on one accelerator.
 
-    latency_s, cycles : wall time of one call, and the same in clock cycles.
-    energy_j : energy of MACs, vector work, memories and idle power; see the file's energy block.
-    dram_bytes, weight_bytes : bytes moved, in the loop order and tile that move least (the fastest
-        tile may move more, which its latency counts); bytes stored for main weight and factors.
-    utilization : time the useful MACs need at the peak of their modes, over latency_s.
-    bound : what sets the pace: compute, vector, l1, l2, dram or dispatch.
-    roofline_latency_s : the larger of MACs at peak rate and compulsory bytes at DRAM bandwidth.
-    parts : named parts of latency_s, energy_j, dram_bytes and weight_bytes; each sums to its total.
-    busy_s : seconds each overlapping resource is busy.
-    modes : MAC mode name of main, branch_down and branch_up.
-    tile_mkn : core tile of the main kernel. kernels : one entry per dispatch.
+    Attributes
+    ----------
+    latency_s, cycles : float
+        Wall time of one call, and the same in clock cycles.
+    energy_j : float
+        Energy of MACs, vector work, memories and idle power; see the file's energy block.
+    dram_bytes, weight_bytes : int
+        Bytes moved, in the loop order and tile that move least (the fastest tile may move more,
+        which its latency counts); bytes stored for main weight and factors.
+    utilization : float
+        Time the useful MACs need at the peak of their modes, over latency_s.
+    bound : str
+        What sets the pace: compute, vector, l1, l2, dram or dispatch.
+    roofline_latency_s : float
+        The larger of MACs at peak rate and compulsory bytes at DRAM bandwidth.
+    parts : dict of dict
+        Named parts of latency_s, energy_j, dram_bytes and weight_bytes; each sums to its total.
+    busy_s : dict
+        Seconds each overlapping resource is busy.
+    modes : dict
+        MAC mode name of main, branch_down and branch_up.
+    tile_mkn : (m, k, n)
+        Core tile of the main kernel.
+    kernels : tuple of KernelCost
+        One entry per dispatch.
     """
 
     latency_s: float
