@@ -7,7 +7,7 @@ channels) it is DDIM (arXiv 2010.02502) with the linear schedule of DiT. Both wi
 guidance in one batch: conditional samples first, then unconditional ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ def denoising_calls(
     images: int,
     guidance: float,
     seed: int,
-) -> Iterator[tuple[float, dict[str, Any]]]:
+    first: int = 0,
+) -> "Generator[tuple[float, dict[str, Any]], Any, torch.Tensor]":
     """Yield (time step, keyword arguments) of each call; the model's output is to be sent back.
+
+    The generator returns what it has denoised, of shape (images, channels, size, size).
 
     Parameters
     ----------
@@ -42,14 +45,18 @@ def denoising_calls(
     guidance : float
     seed : int
         Of the noise that the images start from.
+    first : int
+        How many images of the same seed were denoised before these; they get the noise and the
+        captions that follow.
     """
     import torch
 
     config, device = model.config, next(model.parameters()).device
     channels, size = config.in_channels, config.sample_size
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(images, channels, size, size, generator=generator).to(device)
-    chosen = text[torch.arange(images) % (len(text) - 1)]
+    noise = torch.randn(first + images, channels, size, size, generator=generator)
+    x = noise[first:].to(device)
+    chosen = text[torch.arange(first, first + images) % (len(text) - 1)]
     both = torch.cat([chosen, text[-1:].expand(images, -1, -1)]).to(device)
     predicts_noise = config.out_channels == 2 * channels
     for i in range(steps):
@@ -68,6 +75,7 @@ def denoising_calls(
         conditional, unconditional = output[:, :channels].chunk(2)
         guided = unconditional + guidance * (conditional - unconditional)
         x = _ddim(x, guided, step, after) if predicts_noise else x - guided / steps
+    return x
 
 
 def _ddim(x: "torch.Tensor", noise: "torch.Tensor", step: float, after: float) -> "torch.Tensor":

@@ -7,6 +7,7 @@ downloaded and no code from the folder runs. Needs the extra ``[diffusion]``.
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from loraq_sim.errors import DumpError, InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_diffusers_folder"]
+__all__ = ["Transformer", "load_diffusers_folder", "load_transformer"]
 
 _MAX_CONFIG_BYTES = 2**20
 _MAX_BLOCKS = 512
@@ -67,6 +68,48 @@ def load_diffusers_folder(
     """
     if steps < 1 or images < 1:
         raise InputError(f"steps and images must be at least 1, got {steps} and {images}")
+    found = load_transformer(folder, captions=captions, seed=seed, device=device)
+    calls = denoising_calls(
+        found.model,
+        found.text,
+        class_name=found.class_name,
+        steps=steps,
+        images=images,
+        guidance=guidance,
+        seed=seed,
+    )
+    meta = {
+        "checkpoint": found.folder.name,
+        "diffusers": _diffusers().__version__,
+        "captions": found.captions,
+        "images": images,
+        "guidance": guidance,
+        "cfg_batch": 2,
+    }
+    return CaptureSource(
+        name=str(found.folder), model=found.model, calls=calls, meta=meta, n_calls=steps
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A diffusion transformer and the text embeddings it is run with.
+
+    ``text`` is (captions, tokens, channels), the last caption unconditional; ``captions`` says
+    where it comes from. ``class_name`` is a key of `capture_denoising.EXTRA_INPUTS`.
+    """
+
+    folder: Path
+    model: "torch.nn.Module"
+    class_name: str
+    text: "torch.Tensor"
+    captions: str
+
+
+def load_transformer(
+    folder: Path, *, captions: Path | None = None, seed: int = 0, device: str = "cpu"
+) -> Transformer:
+    """Load a transformer and its text embeddings; arguments and errors as above."""
     folder = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
     config = _read_config(folder)
     name = str(config.get("_class_name"))
@@ -79,24 +122,13 @@ def load_diffusers_folder(
     model = _load_model(folder, name, device)
     if captions is None and (folder / "captions.safetensors").is_file():
         captions = folder / "captions.safetensors"
-    calls = denoising_calls(
-        model,
-        _text(model, captions, seed),
+    return Transformer(
+        folder=folder,
+        model=model,
         class_name=name,
-        steps=steps,
-        images=images,
-        guidance=guidance,
-        seed=seed,
+        text=_text(model, captions, seed),
+        captions=captions.name if captions else "standard normal values",
     )
-    meta = {
-        "checkpoint": folder.name,
-        "diffusers": _diffusers().__version__,
-        "captions": captions.name if captions else "standard normal values",
-        "images": images,
-        "guidance": guidance,
-        "cfg_batch": 2,
-    }
-    return CaptureSource(name=str(folder), model=model, calls=calls, meta=meta, n_calls=steps)
 
 
 def _diffusers() -> Any:
