@@ -15,11 +15,13 @@ from typing import Protocol
 import numpy as np
 
 from loraq_sim.emulator.combine import COMBINES, rounded
+from loraq_sim.emulator.input_rounding import quantize_rounded
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import GemmStatistics, scaled_gemm
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.rounding import parse_rounding
 from loraq_sim.split import PrecisionSplit
 
 __all__ = ["P_FORMATS", "Datapath", "LayerOutput", "StoredLayer", "run_layer"]
@@ -43,13 +45,15 @@ class Datapath:
 
     ``p_format`` is ``"branch"`` (P is rounded to the branch's activation format), ``fp16``,
     ``bf16`` or an integer such as ``int8``, in the groups of the split; ``out_format`` is the
-    format y is written in, such as ``"bf16"``.
+    format y is written in, such as ``"bf16"``; ``rounding`` is the mode in which activations and P
+    become integer codes.
     """
 
     mac: MacArray | TwoLevelArray = MacArray()
     combine: str = "fp32"
     p_format: str = "branch"
     out_format: str = "fp16"
+    rounding: str = "conv_even"
 
     def __post_init__(self) -> None:
         if self.combine not in COMBINES:
@@ -57,6 +61,7 @@ class Datapath:
         if self.p_format not in P_FORMATS:
             raise InputError(unknown_name("format of P", self.p_format, P_FORMATS))
         parse_format(self.out_format)
+        parse_rounding(self.rounding)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,14 +102,16 @@ def run_layer(
         Added in float32 after the branches are combined.
     """
     x = activations if stored.smooth is None else activations / stored.smooth
-    x_main = quantize(x, split.main_activation)
+    x_main = quantize_rounded(x, split.main_activation, datapath.rounding)
     y, main = scaled_gemm(x_main, stored.main, datapath.mac, datapath.combine)
     gemms = {"main": main}
     if stored.left is not None:
         shared = split.branch_activation == split.main_activation
-        x_branch = x_main if shared else quantize(x, split.branch_activation)
+        x_branch = x_main
+        if not shared:
+            x_branch = quantize_rounded(x, split.branch_activation, datapath.rounding)
         p, down = scaled_gemm(x_branch, stored.right, datapath.mac, datapath.combine)
-        p_stored = quantize(p, _p_format(split, datapath))
+        p_stored = quantize_rounded(p, _p_format(split, datapath), datapath.rounding)
         z, up = scaled_gemm(p_stored, stored.left, datapath.mac, datapath.combine)
         y = rounded(y + z, datapath.combine)
         gemms |= {"down": down, "up": up}

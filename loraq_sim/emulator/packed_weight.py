@@ -51,27 +51,37 @@ class Order:
         sizes = [_up(max(x, 0) * self.padded_chunk, self.group) for x in shares]
         return np.cumsum(sizes, dtype=np.int64)
 
-    def apply(self, codes: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Return the columns of a code matrix (rows, K) in order, C-contiguous."""
-        k = codes.shape[1]
+    def index(self, k: int) -> tuple[int, NDArray[np.int64]]:
+        """Return the packed length of K = `k` and the column at each place, -1 for a zero.
+
+        An empty index says that the columns come as they are, and zeros after them.
+        """
+        length = int(self.ends(k)[-1])
         unpadded = self.chunk <= 1 or self.padded_chunk == self.chunk
         if (self.chunk == 0 or self.accumulators == 1) and unpadded:
-            length = _up(k, max(self.group, self.padded_chunk))
-            if length == k:
-                return np.ascontiguousarray(codes)
-            ordered = np.zeros((codes.shape[0], length), codes.dtype)
-            ordered[:, :k] = codes
-            return ordered
-        ends = self.ends(k)
-        ordered = np.zeros((codes.shape[0], int(ends[-1])), codes.dtype)
+            return length, np.zeros(0, np.int64)
+        chunks = -(-k // self.chunk)
+        columns = np.full((chunks, self.padded_chunk), -1, np.int64)
+        found = np.arange(chunks * self.chunk).reshape(chunks, self.chunk)
+        columns[:, : self.chunk] = np.where(found < k, found, -1)
+        index = np.full(length, -1, np.int64)
         start = 0
-        for p in range(self.accumulators):
-            at = start
-            for first in range(p * self.chunk, k, self.accumulators * self.chunk):
-                some = codes[:, first : first + self.chunk]
-                ordered[:, at : at + some.shape[1]] = some
-                at += self.padded_chunk
-            start = int(ends[p])
+        for p, end in enumerate(self.ends(k).tolist()):
+            own = columns[p :: self.accumulators].reshape(-1)
+            index[start : start + own.size] = own
+            start = end
+        return length, index
+
+    def apply(self, codes: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return the columns of a code matrix (rows, K) in order, C-contiguous."""
+        from loraq_sim.kernels.pack_panels import gather_codes
+
+        length, index = self.index(codes.shape[1])
+        codes = np.ascontiguousarray(codes)
+        if length == codes.shape[1] and index.size == 0:
+            return codes
+        ordered = np.empty((codes.shape[0], length), codes.dtype)
+        gather_codes(codes.view(np.int8), index, ordered.view(np.int8))
         return ordered
 
 

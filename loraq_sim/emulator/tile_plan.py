@@ -36,6 +36,14 @@ class Plan(NamedTuple):
     chunk: int
     lane: type
 
+    @property
+    def start_shift(self) -> int:
+        """Left shift of initial values: an aligned accumulator starts aligned.
+
+        A wrapping one has its low bits where they are.
+        """
+        return 0 if self.shifts[0] else self.shifts[1]
+
 
 @dataclass(frozen=True, eq=False)
 class Output:

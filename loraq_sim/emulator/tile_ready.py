@@ -10,46 +10,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms
-from loraq_sim.emulator.packed_weight import Order, Panels, address_of, aligned_empty
-from loraq_sim.emulator.tile_plan import Choice, Plan
+from loraq_sim.emulator.packed_weight import Order, Panels, aligned_empty
+from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Plan
 from loraq_sim.emulator.tile_route import choose_ruled
-from loraq_sim.emulator.tile_run import TileJob, kernels_of, plain_arguments, scratch
-from loraq_sim.emulator.tile_threads import run_bands
-from loraq_sim.kernels.tile_arguments import TileArguments
+from loraq_sim.emulator.tile_run import TileJob, block_panels, kernels_of, plain_arguments, scratch
+from loraq_sim.emulator.tile_threads import WORTH_THREADS, run_together
 
 __all__ = ["run_ready"]
 
 _NO_SAMPLE = (-1, -1, -1)
+_ANY_CODE = 128
 # Arrays and outputs that one weight is kept ready for.
 _KEPT = 256
 _MASKS = {False: np.int16(-1), True: np.int16(255)}
-_OUT, _OUT_ROW = (TileArguments._fields.index(name) for name in ("out", "out_row"))
+_NO_INIT = np.zeros((0, 0), np.int64)
+# Multiply-adds that a thread takes at once: some 5 to 50 microseconds.
+_UNIT = 2**21
+# Sums of a second accumulator that stay in the first cache but one until they are merged.
+_SPARE_BYTES = 2**18
 
 
 class Ready(NamedTuple):
     """A kernel with its packed weight and every argument that no call changes.
 
-    `limits`: what the norms of a sample of rows must exceed for the overflow rule to be needed;
-    other calls may prove tiles safe and take the longer way.
+    `limits`: what the norms of a sample of rows must exceed for the overflow rule to be needed
+    (other calls may prove tiles safe and take the longer way), and the codes that the alignment
+    leaves room for.
     """
 
-    order: Order
+    order: NDArray[np.int64]
+    packed_k: int
     plan: Plan
     panels: Panels
     height: int
-    columns: int
+    width: int
     arguments: NDArray[np.int64]
+    segments: NDArray[np.int64]
     function: int
-    limits: tuple[int, int, int]
+    limits: tuple[int, int, int, int]
+    merge: tuple[np.int32, np.int32]
     route: str
 
 
 def run_ready(job: TileJob) -> tuple[NDArray[np.integer], str] | None:
     """Return the job's output and the route, or None where the choice depends on this call."""
-    if job.init is not None or job.a.size == 0 or job.weight.codes.size == 0:
+    if job.a.size == 0 or job.weight.codes.size == 0:
         return None
     known = job.weight.ready
-    key = (job.mac, job.unsigned, job.path, job.output)
+    # Initial values take room from the sums: whether enough is left depends on them.
+    start = None if job.init is None else _safe(job)
+    key = (job.mac, job.unsigned, job.path, job.output, start)
     if key not in known:
         if len(known) >= _KEPT:
             known.clear()
@@ -57,70 +67,122 @@ def run_ready(job: TileJob) -> tuple[NDArray[np.integer], str] | None:
     ready = known[key]
     if ready is None:
         return None
-    m, n = job.a.shape[0], job.weight.shape[0]
-    row_panels = -(-m // ready.height)
-    shape = (row_panels * ready.height, ready.columns)
-    out = aligned_empty(shape, job.output.dtype)
-    band = _Band(job, ready, ready.order.apply(job.a).view(np.int8), address_of(out))
-    if not all(run_bands(job.threads, job.work, row_panels, band.run)):
-        return None
-    return (out if shape == (m, n) else np.ascontiguousarray(out[:m, :n])), ready.route
+    call = _Call(job, ready)
+    run_together(call.threads, call.run)
+    return None if call.refused else (call.out[: job.a.shape[0]], ready.route)
 
 
-class _Band(NamedTuple):
-    job: TileJob
-    ready: Ready
-    codes: NDArray[np.int8]
-    out: int
+class _Call:
+    """One GEMM, run by any number of threads at once."""
 
-    def run(self, first: int, stop: int) -> bool:
+    def __init__(self, job: TileJob, ready: Ready) -> None:
+        self.ready = ready
+        self.mask = _MASKS[job.unsigned]
+        m, n = job.a.shape[0], job.weight.shape[0]
+        row_panels, columns = -(-m // ready.height), len(ready.panels.w)
+        worth = job.work >= WORTH_THREADS
+        self.threads = min(job.threads, row_panels * columns) if worth else 1
+        self.block = block_panels(row_panels, ready.plan.dwords, self.threads)
+        self.unit = columns
+        if self.threads > 1:
+            share = self.block * ready.height * ready.width * ready.packed_k
+            self.unit = min(columns, max(1, _UNIT // share))
+        if len(ready.segments) > 1:
+            tall = 4 * self.block * ready.height * ready.width
+            self.unit = min(self.unit, max(1, _SPARE_BYTES // tall))
+        self.codes = np.ascontiguousarray(job.a).view(np.int8)
+        self.init = _NO_INIT if job.init is None else job.init_rows
+        self.out = aligned_empty((row_panels * ready.height, n), job.output.dtype)
+        self.queue = np.zeros(2 + -(-row_panels // self.block), np.int64)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the activations did not let the kernel run."""
+        return bool(self.queue[1])
+
+    def run(self) -> None:
+        """Take part until nothing is left."""
         from loraq_sim.kernels.run_blocks import run_blocks
 
-        ready, height = self.ready, self.ready.height
-        arguments = ready.arguments.copy()
-        arguments[_OUT] = self.out + first * height * arguments[_OUT_ROW]
-        return run_blocks(
-            self.codes[first * height : stop * height],
+        ready = self.ready
+        run_blocks(
+            self.codes,
+            ready.order,
             ready.plan.packing,
-            _MASKS[self.job.unsigned],
-            height,
+            self.mask,
+            (self.block, self.unit, ready.height, ready.width, ready.plan.start_shift),
             ready.limits,
-            height,
-            scratch(stop - first, ready.plan.dwords),
-            arguments,
+            self.init,
+            ready.segments,
+            ready.merge,
+            ready.arguments,
             ready.function,
+            self._rooms(),
+            self.out.view(np.int8),
+            self.queue,
         )
+
+    def _rooms(self) -> tuple[NDArray, ...]:
+        ready, rows = self.ready, self.block * self.ready.height
+        padded = ready.packed_k > self.codes.shape[1] or ready.order.size > 0
+        columns = len(ready.panels.w) * ready.width
+        tall = 0 if not self.init.size else 1 if len(self.init) == 1 else rows
+        spare = self.unit * ready.width * rows if len(ready.segments) > 1 else 0
+        ragged = self.out.shape[1] < columns
+        return (
+            scratch("packed", (self.block, ready.plan.dwords), np.int32),
+            scratch("ordered", (rows, ready.packed_k) if padded else (0, 0), np.int8),
+            scratch("starts", (tall, columns if tall else 0), ready.plan.lane),
+            scratch("spare", (1, spare), np.int32)[0],
+            scratch("edge", (rows, ready.width * self.out.itemsize) if ragged else (0, 0), np.int8),
+        )
+
+
+def _safe(job: TileJob) -> bool:
+    """Whether any activations of this dtype leave the accumulator and the lanes alone."""
+    ends = None if job.init is None else job.init_ends
+    bounds = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, ends)
+    return bounds.accumulator_fits(job.mac) and bounds.reach < 2**31
 
 
 def _prepare(job: TileJob) -> Ready | None:
     """Decide for any activations of this dtype, or return None."""
-    mac, limits = job.mac, _NO_SAMPLE
+    mac, norms = job.mac, job.weight.norms
     plain = kernels_of(job)["exact"].shape
-    choice, route = Choice("exact", Order(plain.layout, 0, 1)), "exact"
+    exact = Choice("exact", Order(plain.layout, 0, 1))
     if mac.tree_bits is not None:
         return None
-    if mac.overflow != "wrap" or mac.acc_bits > 32:
-        bounds = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, None)
-        if bounds.reach >= 2**31:
-            return None
-        if not bounds.accumulator_fits(mac):
-            if mac.overflow == "wrap" or mac.accumulators > 1 or mac.acc_bits > 31:
-                return None
-            found = choose_ruled(job)
-            limits = _limits(job.weight.norms, plain.width, mac.hi)
-            if found is None or limits is None:
-                return None
-            choice, route = found, "tiles"
+    if (mac.overflow == "wrap" and mac.acc_bits <= 32) or _safe(job):
+        return _ready(job, exact, "exact", (*_NO_SAMPLE, _ANY_CODE))
+    # Merges come before the rounding, and sums of two accumulators must fit the lanes.
+    rounds = mac.accumulators > 1 and job.output is not ACCUMULATORS
+    anything = Bounds.of_codes(255 if job.unsigned else 128, norms, None)
+    if mac.overflow == "wrap" or mac.acc_bits > 31 or rounds or anything.reach >= 2**31:
+        return None
+    choice, most = choose_ruled(job)
+    limits = _limits(norms, plain.width, mac.hi)
+    return None if limits is None else _ready(job, choice, "tiles", (*limits, most))
+
+
+def _ready(job: TileJob, choice: Choice, route: str, limits: tuple[int, int, int, int]) -> Ready:
+    k, mac = job.a.shape[1], job.mac
     kernel, plan, panels, arguments = plain_arguments(job, choice)
+    packed_k, order = choice.order.index(k)
+    segments = np.zeros((len(plan.segments), 5), np.int64)
+    for p, (a, w, offsets, chunks) in enumerate(plan.segments):
+        segments[p] = a, w, offsets, p * panels.last.strides[0], chunks
     return Ready(
-        order=choice.order,
+        order=order,
+        packed_k=packed_k,
         plan=plan,
         panels=panels,
         height=kernel.shape.rows,
-        columns=len(panels.w) * kernel.shape.width,
+        width=kernel.shape.width,
         arguments=np.array(arguments, np.int64),
+        segments=segments,
         function=kernel.address,
         limits=limits,
+        merge=(np.int32(max(mac.lo, -(2**31))), np.int32(min(mac.hi, 2**31 - 1))),
         route=route,
     )
 

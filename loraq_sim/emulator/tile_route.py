@@ -50,7 +50,7 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:
     exact = Choice("exact", Order(_exact_codes(job), 0, 1))
     if job.mac.overflow == "wrap" or job.bounds.accumulator_fits(job.mac):
         return _cropped(job, run_kernel(job, exact)[0]), "exact"
-    ruled = _aligned(job) or _clamping(job)
+    ruled = _aligned(job) or _clamping(job, job.a_norms.top)
     shape, plain = kernels_of(job)[ruled.name].shape, kernels_of(job)["exact"].shape
     known = (job.weight.norms, shape.width, job.bounds, job.mac)
     same = (shape.rows, shape.width) == (plain.rows, plain.width)
@@ -64,12 +64,19 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:
     return _cropped(job, run_kernel(job, ruled)[0]), "tiles"
 
 
-def choose_ruled(job: TileJob) -> Choice | None:
-    """Return the saturating kernel for any activations of the job's dtype, if one serves all."""
+def choose_ruled(job: TileJob) -> tuple[Choice, int]:
+    """Return a saturating kernel and the codes it takes, -x..x - 1, as many as this job needs."""
+    anything = 128
     if job.chunk > 2:
-        return _clamping(job)
-    room = 32 - job.mac.acc_bits - (7 if job.unsigned else 8)
-    return _aligned(job) if room <= _headroom(job.weight.norms) else None
+        return _clamping(job, anything), anything
+    if (aligned := _aligned(job)) is None:
+        return _clamping(job, 255 if job.unsigned else anything), anything
+    if aligned.a_shift <= (7 if job.unsigned else 8):
+        return aligned, anything
+    # W takes all it can, which leaves A the most codes.
+    a_shift = aligned.a_shift + aligned.w_shift - _headroom(job.weight.norms)
+    choice = aligned._replace(a_shift=a_shift, w_shift=_headroom(job.weight.norms))
+    return choice, 2 ** (15 - a_shift)
 
 
 def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
@@ -132,10 +139,11 @@ def _headroom(norms: Norms) -> int:
     return 15 - max(norms.high.bit_length(), (-norms.low - 1).bit_length() if norms.low else 0)
 
 
-def _clamping(job: TileJob) -> Choice:
+def _clamping(job: TileJob, top: int) -> Choice:
+    """The kernel that clamps, for activations of magnitudes up to `top`."""
     kernels, mac = kernels_of(job), job.mac
     if job.chunk == 1:
-        reach = max(mac.hi, -mac.lo - 1) + job.a_norms.top * job.weight.norms.top
+        reach = max(mac.hi, -mac.lo - 1) + top * job.weight.norms.top
         # Sums of 16-bit lanes: hi + product and lo - product must fit them.
         if reach < 2**15:
             return Choice("clamp_halves", _order(job, "halves"))

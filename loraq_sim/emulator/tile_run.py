@@ -1,5 +1,6 @@
 """Run one tile kernel over a whole GEMM: pack A, say where everything lies, collect the totals."""
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +14,12 @@ from loraq_sim.emulator.bounds import Bounds, Norms, Sample
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, address_of, aligned_empty
 from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Output, Plan, plan_of
-from loraq_sim.emulator.tile_threads import run_bands
+from loraq_sim.emulator.tile_threads import WORTH_THREADS, run_together
 from loraq_sim.kernels.tile_arguments import NEVER, TileArguments
 
 __all__ = [
-    "TileJob",
-    "Totals",
-    "kernels_of",
-    "plain_arguments",
-    "run_bands",
-    "run_kernel",
-    "scratch",
+    *("TileJob", "Totals"),
+    *("block_panels", "kernels_of", "plain_arguments", "run_kernel", "scratch"),
 ]
 
 # Packed rows of A that stay in the second-level cache while they meet all of W.
@@ -52,21 +48,34 @@ class TileJob:
     @cached_property
     def bounds(self) -> Bounds:
         """What is proved of the sums, as far as it matters for this array."""
-        anything = Bounds.of_codes(255 if self.unsigned else 128, self.weight.norms, self.init)
+        init = None if self.init is None else self.init_ends
+        anything = Bounds.of_codes(255 if self.unsigned else 128, self.weight.norms, init)
         if self._enough(anything):
             return anything
         # Some rows refute a proof sooner than all of them: their norms are at most the largest.
         refuted = not self.sample.bounds(self.weight.norms, anything).accumulator_fits(self.mac)
         if refuted and anything.reach < 2**31 and self.mac.tree_bits is None:
             return anything
-        quick = Bounds.of_codes(self.a_norms.top, self.weight.norms, self.init)
+        quick = Bounds.of_codes(self.a_norms.top, self.weight.norms, init)
         if self._enough(quick):
             return quick
-        return Bounds.of_norms(self.a_norms, self.weight.norms, self.init)
+        return Bounds.of_norms(self.a_norms, self.weight.norms, init)
 
     def _enough(self, bounds: Bounds) -> bool:
         fits = bounds.accumulator_fits(self.mac) and bounds.reach < 2**31
         return fits and self.mac.tree_bits is None
+
+    @cached_property
+    def init_rows(self) -> NDArray[np.int64]:
+        """Initial values (1 or M, N): one row where all rows start alike."""
+        alike = self.init.strides[0] == 0
+        return np.ascontiguousarray(self.init[:1] if alike else self.init)
+
+    @cached_property
+    def init_ends(self) -> NDArray[np.int64]:
+        """Lowest and highest initial value, (2,), or (0,) where there are none."""
+        rows = self.init_rows
+        return np.array([rows.min(), rows.max()] if rows.size else [], np.int64)
 
     @cached_property
     def sample(self) -> Sample:
@@ -112,7 +121,7 @@ def run_kernel(
     only: tuple[NDArray[np.bool_], int] | None = None,
     out: NDArray[np.integer] | None = None,
 ) -> tuple[NDArray[np.integer], Totals]:
-    """Run one kernel, in bands of rows where there are threads.
+    """Run one kernel, block of rows by block, on as many threads as the job asks for.
 
     `only` picks tiles by their mark. Returns a matrix padded to whole tiles (`out` if given) of
     what the job wants out, and the totals.
@@ -125,16 +134,26 @@ def run_kernel(
         out = aligned_empty(
             (row_panels * shape.rows, len(panels.w) * shape.width), job.output.dtype
         )
-    parts = run_bands(
-        job.threads, job.work, row_panels, _Band(job, choice, kernel, panels, out, only).run
-    )
-    if len(parts) == 1:
-        return out, parts[0]
-    firsts = [part.first_k for part in parts if part.first_k is not None]
+    plan = plan_of(choice, shape, job.a.shape[1], job.mac, job.unsigned)
+    threads = min(job.threads, row_panels) if job.work >= WORTH_THREADS else 1
+    block = block_panels(row_panels, plan.dwords, threads)
+    call = _Blocks(job, choice, kernel, panels, out, only)
+    starts = iter(range(0, row_panels, block))  # shared by the threads: each takes the next one
+    parts: list[Totals] = []
+
+    def run() -> None:
+        packed = scratch("packed", (block, plan.dwords), np.int32)
+        totals = np.array([0, 0, NEVER, 0, 0], np.int64)
+        for first in starts:
+            call.run(plan, first, min(first + block, row_panels), packed, totals)
+        parts.append(Totals(*totals.tolist()))
+
+    run_together(threads, run)
+    first_k = min(part.first_k for part in parts)
     return out, Totals(
         overflows=sum(part.overflows for part in parts),
         affected=sum(part.affected for part in parts),
-        first_k=min(firsts, default=None),
+        first_k=None if first_k == NEVER else first_k,
         low=min(part.low for part in parts),
         high=max(part.high for part in parts),
     )
@@ -148,18 +167,27 @@ def _layout(job: TileJob, choice: Choice, shape) -> Layout:
 _THREAD = threading.local()
 
 
-def scratch(row_panels: int, dwords: int) -> NDArray[np.int32]:
-    """Return room for a block of packed rows, which this thread overwrites in each call.
+def scratch(name: str, shape: tuple[int, int], dtype: type) -> NDArray:
+    """Return room for an array, which this thread overwrites when it asks for the same name.
 
-    Fresh pages would cost more than packing. Blocks are even: each one streams all of W.
+    Fresh pages would cost more than packing.
+    """
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    kept = _THREAD.__dict__.get(name)
+    if kept is None or kept.size < size:
+        kept = _THREAD.__dict__[name] = aligned_empty((1, size), np.int8)[0]
+    return kept[:size].view(dtype).reshape(shape)
+
+
+def block_panels(row_panels: int, dwords: int, threads: int) -> int:
+    """Return how many row panels make a block: even blocks, as many for each thread.
+
+    Each block streams all of W.
     """
     most = max(1, _BLOCK_BYTES // (4 * dwords + 1))
-    block = -(-row_panels // -(-row_panels // most))
-    size = block * dwords
-    kept = getattr(_THREAD, "kept", None)
-    if kept is None or kept.size < size:
-        kept = _THREAD.kept = aligned_empty((1, size), np.int32)
-    return kept[0, :size].reshape(block, dwords)
+    rounds = math.ceil(row_panels / most / threads)
+    blocks = min(rounds * threads, row_panels)
+    return -(-row_panels // blocks)
 
 
 def plain_arguments(job: TileJob, choice: Choice) -> tuple["TileKernel", Plan, Panels, list[int]]:  # noqa: F821
@@ -170,13 +198,13 @@ def plain_arguments(job: TileJob, choice: Choice) -> tuple["TileKernel", Plan, P
     plan = plan_of(choice, shape, job.a.shape[1], job.mac, job.unsigned)
     packed = np.zeros((1, plan.dwords), np.int32)
     out = np.zeros((1, len(panels.w) * shape.width), job.output.dtype)
-    band = _Band(job, choice, kernel, panels, out, None)
-    given = band._arguments(plan, 0, 0, packed, _ZEROS, nothing, nothing, out)
+    call = _Blocks(job, choice, kernel, panels, out, None)
+    given = call.arguments(plan, 0, 0, packed, _ZEROS, nothing, nothing, out)
     return kernel, plan, panels, list(given._replace(a=0, out=0))
 
 
-class _Band(NamedTuple):
-    """One kernel over a band of row panels, block by block: a block of packed A stays in cache."""
+class _Blocks(NamedTuple):
+    """One kernel over blocks of row panels: a block of packed A stays in cache."""
 
     job: TileJob
     choice: Choice
@@ -185,19 +213,8 @@ class _Band(NamedTuple):
     out: NDArray[np.integer]
     only: tuple[NDArray[np.bool_], int] | None
 
-    def run(self, first: int, stop: int) -> Totals:
+    def run(self, plan: Plan, first: int, stop: int, packed, totals) -> None:
         """Compute row panels first..stop of `out`."""
-        shape, job = self.kernel.shape, self.job
-        plan = plan_of(self.choice, shape, job.a.shape[1], job.mac, job.unsigned)
-        packed = scratch(stop - first, plan.dwords)
-        block = len(packed)
-        totals = np.array([0, 0, NEVER, 0, 0], np.int64)
-        for i in range(first, stop, block):
-            self._run_block(plan, i, min(i + block, stop), packed, totals)
-        overflows, affected, first_k, low, high = totals.tolist()
-        return Totals(overflows, affected, None if first_k == NEVER else first_k, low, high)
-
-    def _run_block(self, plan: Plan, first: int, stop: int, packed, totals) -> None:
         from loraq_sim.kernels.merge import merge_exact, merge_limited
         from loraq_sim.kernels.pack_panels import pack_rows
 
@@ -216,7 +233,7 @@ class _Band(NamedTuple):
                 statistics[shape.width :] = NEVER
             start = self._start(plan, rows) if p == 0 else _ZEROS
             self.kernel.run(
-                self._arguments(plan, p, first, packed, start, statistics, changed, part)
+                self.arguments(plan, p, first, packed, start, statistics, changed, part)
             )
             if plan.mode == "measure":
                 totals[3] = min(totals[3], int(statistics[: shape.width].min()))
@@ -244,12 +261,10 @@ class _Band(NamedTuple):
             return _ZEROS
         values = np.zeros((rows.stop - rows.start, self.out.shape[1]), plan.lane)
         some = job.init[rows]
-        # An aligned accumulator starts aligned; a wrapping one has its low bits where they are.
-        shift = 0 if plan.shifts[0] else plan.shifts[1]
-        values[: len(some), : some.shape[1]] = some << shift
+        values[: len(some), : some.shape[1]] = some << plan.start_shift
         return values
 
-    def _arguments(
+    def arguments(
         self, plan: Plan, p: int, first: int, packed, start, statistics, changed, part
     ) -> TileArguments:
         job, shape, panels = self.job, self.kernel.shape, self.panels
@@ -278,6 +293,7 @@ class _Band(NamedTuple):
             out_panel=shape.width * part.itemsize,
             row_panels=len(packed),
             column_panels=len(panels.w),
+            first_panel=0,
             todo=todo,
             todo_stride=todo_stride,
             wanted=wanted,

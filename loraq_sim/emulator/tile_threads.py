@@ -1,34 +1,89 @@
-"""Bands of rows on threads that are kept between calls."""
+"""Standing threads that help a caller with work which all of them take from one queue."""
 
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from queue import SimpleQueue
 
-__all__ = ["run_bands"]
+__all__ = ["WORTH_THREADS", "run_together"]
 
-T = TypeVar("T")
-# Multiply-adds below which starting threads costs more than it gains.
-_WORTH_THREADS = 2**24
+# Multiply-adds below which waking a thread costs more than it gains.
+WORTH_THREADS = 2**24
 
 
-def run_bands(threads: int, work: int, row_panels: int, run: Callable[[int, int], T]) -> list[T]:
-    """Return ``run(first, stop)`` of each thread's share of the row panels.
+def run_together(threads: int, run: Callable[[], None]) -> None:
+    """Call `run` here and on up to ``threads - 1`` standing threads; return when all are done.
 
-    `work` is the multiply-adds of the whole: few of them are not worth a thread.
+    Each call of `run` must take work from a queue of its own until nothing is left, so that it does
+    not matter how many calls there are: a thread that has not started when the caller is through is
+    not waited for.
+
+    Raises
+    ------
+    Exception
+        The first that a call of `run` raised.
     """
-    threads = min(threads, row_panels) if work >= _WORTH_THREADS else 1
-    if threads == 1:
-        return [run(0, row_panels)]
-    cuts = [i * row_panels // threads for i in range(threads + 1)]
-    bands = list(zip(cuts[:-1], cuts[1:], strict=True))
-    others = [_pool(os.getpid(), threads - 1).submit(run, *cut) for cut in bands[1:]]
-    return [run(*bands[0]), *(other.result() for other in others)]
+    helps = [_Help(run) for _ in range(threads - 1)]
+    if helps:
+        crew = _crew(os.getpid())
+        crew.grow(len(helps))
+        for one in helps:
+            crew.waiting.put(one)
+    run()
+    for one in helps:
+        one.wait()
+
+
+class _Help:
+    """One call of `run`, made by a standing thread or by nobody."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+        self._claim, self._done = threading.Lock(), threading.Lock()
+        self._done.acquire()
+        self._error: BaseException | None = None
+
+    def give(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 (raised again where the caller waits)
+            self._error = error
+        finally:
+            self._done.release()
+
+    def wait(self) -> None:
+        if self._claim.acquire(blocking=False):
+            return
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+
+
+class _Crew:
+    """Threads of one process that wait for help to give, as many as were ever asked for."""
+
+    def __init__(self) -> None:
+        self.waiting: SimpleQueue[_Help] = SimpleQueue()
+        self._size, self._growing = 0, threading.Lock()
+
+    def grow(self, size: int) -> None:
+        while self._size < size:
+            with self._growing:
+                if self._size < size:
+                    name = f"loraq-sim-tiles-{self._size}"
+                    threading.Thread(target=self._serve, name=name, daemon=True).start()
+                    self._size += 1
+
+    def _serve(self) -> None:
+        while True:
+            self.waiting.get().give()
 
 
 @lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads kept between calls; a forked process has none of its parent's and starts its own."""
+def _crew(process: int) -> _Crew:
+    """The crew of this process: a forked one has none of its parent's threads."""
     del process
-    return ThreadPoolExecutor(threads)
+    return _Crew()

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-__all__ = ["merge_exact", "merge_limited"]
+__all__ = ["add_limited", "merge_exact", "merge_limited"]
 
 
 @njit(cache=True, nogil=True)
@@ -17,6 +17,14 @@ def merge_exact(total, part, totals):
             low, high = min(low, value), max(high, value)
             row[n] = value
     totals[3], totals[4] = low, high
+
+
+@njit(cache=True, nogil=True)
+def add_limited(total, part, limits):
+    """Add `part` to `total`, both (N,) int32 of at most 31 bits, clamped to limits (lo, hi)."""
+    lo, hi = np.int32(limits[0]), np.int32(limits[1])
+    for n in range(total.size):
+        total[n] = min(max(np.int32(total[n] + part[n]), lo), hi)
 
 
 @njit(cache=True, nogil=True)

@@ -15,6 +15,7 @@ __all__ = [
     *(
         "chunk_offsets",
         "code_range",
+        "gather_codes",
         "pack_bytes",
         "pack_doubled",
         "pack_halves",
@@ -192,6 +193,23 @@ def pack_rows(codes, packing, width, out):
 
 
 @njit(cache=True, nogil=True)
+def gather_codes(codes, order, out):
+    """out[r, i] = codes[r, order[i]], or 0 where order[i] is -1; an empty order pads with zeros.
+
+    codes (R, K), out (R or more, packed K) int8; order (packed K,) or (0,) int64.
+    """
+    for r in range(codes.shape[0]):
+        row, target = codes[r], out[r]
+        if order.size == 0:
+            for i in range(row.size):
+                target[i] = row[i]
+            for i in range(row.size, target.size):
+                target[i] = 0
+        for i in range(order.size):
+            target[i] = row[order[i]] if order[i] >= 0 else np.int8(0)
+
+
+@njit(cache=True, nogil=True)
 def chunk_offsets(codes, ends, chunk, amount, width, offsets, last):
     """Prefix sums of amount * codes after each chunk, restarting with each segment.
 
@@ -233,13 +251,15 @@ def sampled_norms(codes, mask, step):
 
     codes (R, K) int8, R >= 1; mask as for `row_norms`. int64 each.
     """
-    rows = codes[::step]
-    norms = np.empty((5, rows.shape[0]), np.int64)
-    row_norms(rows, mask, norms)
-    tops = np.maximum(norms[1], -norms[0])
-    return (
-        tops.max(), norms[3].max(), norms[4].max(), tops.min(), norms[3].min(), norms[4].min()
-    )  # fmt: skip
+    high_top, high_l1, high_l2 = np.int64(0), np.int64(0), np.int64(0)
+    low_top = low_l1 = low_l2 = np.int64(2**62)
+    norms = np.empty((5, 1), np.int64)
+    for r in range(0, codes.shape[0], step):
+        row_norms(codes[r : r + 1], mask, norms)
+        top, l1, l2 = max(norms[1, 0], -norms[0, 0]), norms[3, 0], norms[4, 0]
+        high_top, high_l1, high_l2 = max(high_top, top), max(high_l1, l1), max(high_l2, l2)
+        low_top, low_l1, low_l2 = min(low_top, top), min(low_l1, l1), min(low_l2, l2)
+    return high_top, high_l1, high_l2, low_top, low_l1, low_l2
 
 
 @njit(cache=True, nogil=True)

@@ -1,21 +1,30 @@
-"""All blocks of a plain GEMM in one compiled call: pack rows of A, run a tile kernel over them.
+"""A plain GEMM in one compiled call for each thread: pack rows of A, run a tile kernel over them.
 
 Python between the blocks would find its own code and data evicted from the caches by each block.
+The threads share a queue. Each takes the next block of rows, packs it and takes its columns unit by
+unit; when no block is left, it takes units of the blocks that others are still at.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from loraq_sim.kernels.pack_panels import pack_rows, sampled_norms
+from loraq_sim.kernels.merge import add_limited
+from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
 from loraq_sim.kernels.tile_arguments import TileArguments
 
-__all__ = ["run_blocks"]
+__all__ = ["NEXT_BLOCK", "REFUSED", "run_blocks"]
 
-_A, _OUT, _OUT_ROW, _ROW_PANELS = (
-    TileArguments._fields.index(name) for name in ("a", "out", "out_row", "row_panels")
-)
+_INDEX = {name: i for i, name in enumerate(TileArguments._fields)}
+_A, _W, _OFFSETS, _LAST = (_INDEX[name] for name in ("a", "w", "offsets", "last"))
+_START, _START_ROW, _START_PANEL = (_INDEX[name] for name in ("start", "start_row", "start_panel"))
+_OUT, _OUT_ROW, _OUT_PANEL = (_INDEX[name] for name in ("out", "out_row", "out_panel"))
+_ROW_PANELS, _COLUMN_PANELS = _INDEX["row_panels"], _INDEX["column_panels"]
+_FIRST_PANEL, _CHUNKS = _INDEX["first_panel"], _INDEX["chunks"]
+# What a queue holds before the next unit of each block.
+NEXT_BLOCK, REFUSED, _BLOCKS = 0, 1, 2
 
 
 @intrinsic
@@ -30,27 +39,152 @@ def _call_tile(typingctx, function, arguments):
     return types.void(types.int64, types.int64), emit
 
 
-@njit(cache=True, nogil=True)
-def run_blocks(codes, packing, mask, step, limits, height, packed, arguments, function):
-    """Fill the output that `arguments` name; return whether the sample of rows let it run.
+@intrinsic
+def _fetch_add(typingctx, address, amount):
+    """Add `amount` to the int64 at an address that threads share; return what was there."""
 
-    It does not run unless the lowest (magnitude, L1 norm, squared L2 norm) of every `step`-th row
-    exceed `limits`; a first limit of -1 asks for no sample. codes (R, K) int8; packing and mask as
-    for `pack_rows` and `row_norms`; packed (panels of a block, dwords) int32;
-    arguments (fields of `TileArguments`,) int64, changed; function: the kernel's address.
-    """
+    def emit(context, builder, signature, args):
+        where = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", where, args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@njit(nogil=True)
+def _allowed(codes, mask, height, limits):
+    """Whether the codes of a block let the kernel run; see `run_blocks`."""
     if limits[0] >= 0:
-        _, _, _, top, l1, l2 = sampled_norms(codes, mask, step)
+        _, _, _, top, l1, l2 = sampled_norms(codes, mask, height)
         if top <= limits[0] or l1 <= limits[1] or l2 <= limits[2]:
             return False
-    panels = -(-codes.shape[0] // height)
-    block = packed.shape[0]
-    arguments[_A] += packed.ctypes.data
-    for first in range(0, panels, block):
-        count = min(block, panels - first)
-        rows = codes[first * height : (first + count) * height]
-        pack_rows(rows, packing, height, packed[:count])
-        arguments[_ROW_PANELS] = count
-        _call_tile(function, arguments.ctypes.data)
-        arguments[_OUT] += count * height * arguments[_OUT_ROW]
+    if limits[3] < 128:
+        low, high = code_range(codes)
+        return -limits[3] <= low and high < limits[3]
     return True
+
+
+@njit(nogil=True)
+def _prepare(codes, first, order, packing, sizes, init, rooms, given):
+    """Pack a block of rows, the first of them row `first` of A, and say where everything lies."""
+    _, _, height, width, shift = sizes
+    packed, ordered, starts, _, _ = rooms
+    panels = -(-codes.shape[0] // height)
+    if ordered.shape[1] > 0:
+        gather_codes(codes, order, ordered)
+        pack_rows(ordered[: codes.shape[0]], packing, height, packed[:panels])
+    else:
+        pack_rows(codes, packing, height, packed[:panels])
+    given[_A] += packed.ctypes.data
+    given[_ROW_PANELS] = panels
+    if init.size:
+        # What lies beyond the matrix keeps its old values: nobody reads the sums of it.
+        whole = init.shape[0] == 1
+        for r in range(1 if whole else codes.shape[0]):
+            source, target = init[0 if whole else first + r], starts[r]
+            for n in range(source.size):
+                target[n] = source[n] << shift
+        given[_START] = starts.ctypes.data
+        given[_START_ROW] = 0 if whole else starts.strides[0]
+        given[_START_PANEL] = width * starts.itemsize
+
+
+@njit(nogil=True)
+def _merge_others(given, target, begin, rows, segments, limits, spare, function):
+    """Run the accumulators after the first over the tiles of `given`, and add each to `target`."""
+    size = given[_COLUMN_PANELS] * given[_OUT_PANEL]
+    other, zeros = given.copy(), np.zeros(256, np.int32)
+    other[_START], other[_START_ROW], other[_START_PANEL] = zeros.ctypes.data, 0, 0
+    other[_OUT] = spare.ctypes.data - given[_FIRST_PANEL] * given[_OUT_PANEL]
+    other[_OUT_ROW] = size
+    for p in range(1, segments.shape[0]):
+        other[_A], other[_W] = given[_A] + segments[p, 0], given[_W] + segments[p, 1]
+        other[_OFFSETS] = given[_OFFSETS] + segments[p, 2]
+        other[_LAST], other[_CHUNKS] = given[_LAST] + segments[p, 3], segments[p, 4]
+        _call_tile(function, other.ctypes.data)
+        for r in range(rows):
+            part = spare[r * size // 4 : (r + 1) * size // 4]
+            add_limited(target[r, begin : begin + size].view(np.int32), part, limits)
+
+
+@njit(nogil=True)
+def _run_unit(first, stop, whole, rows, out, given, segments, merge, rooms, function):
+    """Run tiles of column panels first..stop into `out`, (rows, bytes) int8, of `whole` panels.
+
+    A panel that ends beyond it goes through a buffer.
+    """
+    panel, spare, edge = given[_OUT_PANEL], rooms[3], rooms[4]
+    while first < stop:
+        inside = first < whole
+        count = min(stop, whole) - first if inside else 1
+        target, begin = (out, first * panel) if inside else (edge, 0)
+        given[_FIRST_PANEL], given[_COLUMN_PANELS] = first, count
+        given[_OUT_ROW] = target.strides[0]
+        given[_OUT] = target.ctypes.data + begin - first * panel
+        _call_tile(function, given.ctypes.data)
+        if segments.shape[0] > 1:
+            _merge_others(given, target, begin, rows, segments, merge, spare, function)
+        if not inside:
+            for r in range(rows):
+                for i in range(out.shape[1] - whole * panel):
+                    out[r, whole * panel + i] = edge[r, i]
+        first += count
+
+
+@njit(cache=True, nogil=True)
+def run_blocks(
+    codes, order, packing, mask, sizes, limits, init, segments, merge, arguments, function,
+    rooms, out, queue,
+):  # fmt: skip
+    """Fill `out` together with the other threads that got the same queue.
+
+    ``queue[REFUSED]`` says afterwards that some rows did not let the kernel run: `out` is void.
+
+    Parameters
+    ----------
+    codes : (M, K) int8
+    order : as for `gather_codes`
+    packing, mask : as for `pack_rows` and `row_norms`
+    sizes : row panels of a block, column panels of a unit, rows and columns of a tile, left shift
+        of initial values
+    limits : the lowest (magnitude, L1 norm, squared L2 norm) of the first row of each panel must
+        exceed three of them, unless the first is -1; codes lie in [-x, x - 1] for the fourth
+    init : (1 or M, N) int64, or (0, 0)
+    segments : (P, 5) int64, for each accumulator: byte offsets into A, W, offsets and last, and
+        turns of the chunk loop
+    merge : (lo, hi) int32 of the merges
+    arguments : (fields of `TileArguments`,) int64
+    function : address of the kernel
+    rooms : this thread's packed (block, dwords) int32; ordered (rows of a block, packed K) int8, or
+        (0, 0) where A is packed as it is; starts (rows, padded columns) of lanes; spare int32, sums
+        of a unit; edge (rows, bytes of a tile) int8
+    out : (padded rows, bytes) int8
+    queue : (2 + blocks,) int64, zeros at first
+    """
+    block, unit, height, _, _ = sizes
+    panel, panels = arguments[_OUT_PANEL], arguments[_COLUMN_PANELS]
+    whole = out.shape[1] // panel
+    shared, counter = np.int64(queue.ctypes.data), np.int64(8)
+    one, none = np.int64(1), np.int64(0)
+    blocks = queue.size - _BLOCKS
+    taken, b = False, np.int64(-1)
+    while not taken or b + 1 < blocks:
+        # First the blocks that nobody has, then what others have not reached of theirs.
+        b = b + 1 if taken else _fetch_add(shared, one)
+        if b >= blocks:
+            taken, b = True, np.int64(-1)
+            continue
+        given, ready = arguments, False
+        while _fetch_add(shared + counter * REFUSED, none) == 0:
+            j = _fetch_add(shared + counter * (_BLOCKS + b), np.int64(unit))
+            if j >= panels:
+                break
+            first = b * block * height
+            if not ready:
+                some = codes[first : first + block * height]
+                if not _allowed(some, mask, height, limits):
+                    _fetch_add(shared + counter * REFUSED, one)
+                    return
+                given, ready = arguments.copy(), True
+                _prepare(some, first, order, packing, sizes, init, rooms, given)
+            rows, stop = given[_ROW_PANELS] * height, min(j + unit, panels)
+            _run_unit(j, stop, whole, rows, out[first:], given, segments, merge, rooms, function)

@@ -26,6 +26,7 @@ class TileArguments(NamedTuple):
     out, out_row, out_panel : result matrix and the strides from row to row and from column panel to
         column panel
     row_panels, column_panels : tiles
+    first_panel : column panel to start at, of `column_panels` from there
     todo, todo_stride, wanted : address of one byte a tile, from one row panel to the next, and the
         byte of the tiles to compute; address 0 for all
     chunks, inner : turns of the chunk loop (pairs of products for single products), dot steps each
@@ -63,6 +64,7 @@ class TileArguments(NamedTuple):
     srs_hi: int
     row_panels: int
     column_panels: int
+    first_panel: int
     todo: int
     todo_stride: int
     wanted: int
