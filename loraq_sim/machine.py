@@ -27,7 +27,7 @@ _MAC_KEYS = (
     "tree_bits",
     "tree_overflow",
 )
-DATAPATH_KEYS = (*_MAC_KEYS, "combine", "p_format", "out_format", "array")
+DATAPATH_KEYS = (*_MAC_KEYS, "combine", "p_format", "out_format", "rounding", "array")
 """What of an accelerator's datapath a caller may override; `array` names a preset."""
 
 
@@ -45,6 +45,7 @@ def datapath_for(
         combine=values["combine"],
         p_format=values["p_format"],
         out_format=values["out_format"],
+        rounding=values["rounding"],
     )
 
 
