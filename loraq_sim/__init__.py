@@ -14,6 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Allocation": "loraq_sim.allocation",
     "Datapath": "loraq_sim.emulator.datapath",
     "DumpError": "loraq_sim.errors",
     "Format": "loraq_sim.formats",
@@ -30,6 +31,8 @@ _HOMES = {
     "TwoLevelArray": "loraq_sim.emulator.mac_array",
     "emulate_two_level": "loraq_sim.emulator.two_level",
     "emulate_two_level_report": "loraq_sim.emulator.two_level",
+    "allocate": "loraq_sim.allocation",
+    "allocate_each": "loraq_sim.allocation",
     "array_preset": "loraq_sim.emulator.presets",
     "float_requantize": "loraq_sim.emulator.requantize",
     "gemmlowp_requantize": "loraq_sim.emulator.requantize",

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loraq_sim.aggregates import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.errors import InputError
 from loraq_sim.rows import IDENTITY, Row
 
@@ -17,14 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ERROR_FORMULA", "MODEL_COLUMNS", "WEIGHT_ERROR_FORMULA", "as_asked", "model_totals"]
 
-ERROR_FORMULA = (
-    "output_error = sqrt( sum_l c_l e_l^2 / sum_l c_l ), "
-    "e_l: relative output error of layer l, c_l: calls of layer l per denoising step"
-)
-WEIGHT_ERROR_FORMULA = (
-    "weight_error = sqrt( sum_l n_l k_l w_l^2 / sum_l n_l k_l ), "
-    "w_l: relative weight error of layer l, n_l k_l: its number of weights"
-)
+ERROR_FORMULA = aggregate_of("output_error").formula
+WEIGHT_ERROR_FORMULA = aggregate_of("weight_error").formula
 
 _KEYS = tuple(name for name in IDENTITY if name != "layer")
 _COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
@@ -38,7 +33,9 @@ MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status
 Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
 
 
-def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
+def model_totals(
+    frame: Frame, *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+) -> Frame:
     """Totals per (split, method, preset, accelerator, ...) over all layers of a dump.
 
     Parameters
@@ -47,6 +44,8 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
         Result rows, at most one per layer and combination of the other settings.
     layers : collection of str
         Names of layers that belong to the model besides those with a row.
+    aggregate : str
+        How output errors become one, of `loraq_sim.aggregates.AGGREGATES`.
 
     Returns
     -------
@@ -77,7 +76,7 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
     Raises
     ------
     InputError
-        If a layer has two rows in one combination.
+        If a layer has two rows in one combination, or the aggregate is unknown.
     """
     rows = frame if isinstance(frame, list) else _records(frame)
     combinations: dict[tuple, dict[str, Row]] = {}
@@ -92,7 +91,7 @@ def model_totals(frame: Frame, *, layers: Collection[str] = ()) -> Frame:
             usable.setdefault(row.get("dump"), set()).add(row["layer"])
     totals = [
         dict(zip(_KEYS, key, strict=True))
-        | _combination(by_layer, members[key[0]], usable.get(key[0], set()))
+        | _combination(by_layer, members[key[0]], usable.get(key[0], set()), aggregate)
         for key, by_layer in combinations.items()
     ]
     if isinstance(frame, list):
@@ -127,7 +126,9 @@ def _insert(by_layer: dict[str, Row], row: Row) -> None:
     by_layer[row["layer"]] = row
 
 
-def _combination(by_layer: dict[str, Row], members: set[str], usable: set[str]) -> Row:
+def _combination(
+    by_layer: dict[str, Row], members: set[str], usable: set[str], aggregate: str
+) -> Row:
     done = [row for row in by_layer.values() if row.get("status") == "ok"]
     n_missing = len(members) - len(done)
     comparable = bool(done) and len(done) == len(usable)
@@ -138,7 +139,7 @@ def _combination(by_layer: dict[str, Row], members: set[str], usable: set[str]) 
         "status": "ok" if comparable else "incomplete",
         "message": f"{n_missing} of {len(members)} layers missing" if n_missing else "",
     }
-    numbers = _sums(done) if comparable else dict.fromkeys(_NUMBERS)
+    numbers = _sums(done, aggregate) if comparable else dict.fromkeys(_NUMBERS)
     n_silent = sum(row.get("output_error") is None for row in done)
     if comparable and n_silent:
         silent = f"output error not known: {n_silent} of {len(done)} layers have no activations"
@@ -146,17 +147,14 @@ def _combination(by_layer: dict[str, Row], members: set[str], usable: set[str]) 
     return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
 
 
-def _sums(rows: Sequence[Row]) -> Row:
+def _sums(rows: Sequence[Row], aggregate: str) -> Row:
     n_weights = _over(sum, rows, lambda row: row["n"] * row["k"])
     weight_bytes = _over(sum, rows, lambda row: row["weight_bytes"])
-    calls = sum(_calls(row) for row in rows)
-    error = _root_mean_square(rows, lambda row: row["output_error"], _calls, calls)
+    error = _root_mean_square(rows, "output_error", aggregate)
     totals: Row = {
         "weight_bytes": weight_bytes,
         "bits_per_weight": _ratio(8, weight_bytes, n_weights),
-        "weight_error": _root_mean_square(
-            rows, lambda row: row["weight_error"], lambda row: row["n"] * row["k"], n_weights
-        ),
+        "weight_error": _root_mean_square(rows, "weight_error", aggregate),
         "output_error": error,
         "sqnr_db": _sqnr_db(error),
         "overflow_count": _over(sum, rows, lambda row: row["overflow_count"]),
@@ -185,14 +183,10 @@ def _over(
         return None
 
 
-def _root_mean_square(
-    rows: Sequence[Row],
-    value: Callable[[Row], float],
-    weight: Callable[[Row], float],
-    weights: float | None,
-) -> float | None:
-    square = _over(sum, rows, lambda row: weight(row) * value(row) ** 2)
-    mean = _ratio(1, square, weights)
+def _root_mean_square(rows: Sequence[Row], column: str, aggregate: str) -> float | None:
+    weight = aggregate_of(column, aggregate).weight
+    square = _over(sum, rows, lambda row: weight(row) * row[column] ** 2)
+    mean = _ratio(1, square, _over(sum, rows, weight))
     return None if mean is None else math.sqrt(mean)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from loraq_sim.cli import (
+    allocate,
     bench,
     compare,
     cost,
@@ -41,6 +42,7 @@ app.command("solve", epilog=solve.EXAMPLES)(solve.solve_command)
 app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
+app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate_command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge_command)
 app.command("export", epilog=export.EXAMPLES)(export.export_command)

@@ -1,0 +1,77 @@
+"""How the errors of layers become one number of the model: the one place that decides it.
+
+Every aggregate is sqrt( sum_l w_l e_l^2 / sum_l w_l ) over layers l with relative errors e_l, and
+differs in the weights w_l only. Weights depend on the layer, never on its split, so squared errors
+add up and a choice of splits can be optimized exactly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from loraq_sim.errors import InputError, unknown_name
+
+__all__ = ["AGGREGATES", "DEFAULT_AGGREGATE", "Aggregate", "aggregate_of"]
+
+DEFAULT_AGGREGATE = "rms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    """A named choice of weights; `formula` is what reports print, `weight` takes a result row."""
+
+    name: str
+    formula: str
+    weight: Callable[[dict[str, Any]], float]
+
+
+def _calls(row: dict[str, Any]) -> float:
+    return row.get("calls_per_step") or 1
+
+
+def _output_energy(row: dict[str, Any]) -> float:
+    return _calls(row) * row["m"] * row["n"] * row["output_rms"] ** 2
+
+
+def _macs(row: dict[str, Any]) -> float:
+    return _calls(row) * row["m"] * row["n"] * row["k"]
+
+
+def _size(row: dict[str, Any]) -> float:
+    return row["n"] * row["k"]
+
+
+# One line an aggregate.
+_CHOICES = (
+    ("rms", "c_l", "c_l: calls of layer l per denoising step", _calls),
+    ("energy", "c_l P_l", "c_l: its calls, P_l: sum of squares of its output", _output_energy),
+    ("macs", "c_l M_l", "c_l: its calls, M_l: multiply-adds of one call", _macs),
+)
+AGGREGATES = {
+    name: Aggregate(
+        name=name,
+        formula=f"output_error = sqrt( sum_l {weights} e_l^2 / sum_l {weights} ), "
+        f"e_l: relative output error of layer l, {meaning}",
+        weight=weight,
+    )
+    for name, weights, meaning, weight in _CHOICES
+}
+_WEIGHT_ERROR = Aggregate(
+    name="weights",
+    formula="weight_error = sqrt( sum_l n_l k_l w_l^2 / sum_l n_l k_l ), "
+    "w_l: relative weight error of layer l, n_l k_l: its number of weights",
+    weight=_size,
+)
+
+
+def aggregate_of(column: str, name: str = DEFAULT_AGGREGATE) -> Aggregate:
+    """The aggregate of an error column; `name` chooses that of the output error.
+
+    Raises
+    ------
+    InputError
+        If `name` is unknown.
+    """
+    if name not in AGGREGATES:
+        raise InputError(unknown_name("aggregate", name, AGGREGATES))
+    return _WEIGHT_ERROR if column == "weight_error" else AGGREGATES[name]

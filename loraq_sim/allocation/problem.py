@@ -1,0 +1,198 @@
+"""Result rows as a choice problem: which row of each layer, when all quantities add up.
+
+Costs add over layers and calls. An aggregate error is the root of a weighted mean square, so its
+square adds up: the contribution of layer l is w_l e_l^2 / sum w. Totals of errors are roots of the
+sums again.
+
+The options of a layer are all its rows with status ``ok`` and every quantity known, whatever their
+split, method, preset, seed, family and group: each of them is a choice of the compiler. What the
+hardware or the measurement fixes (`MACHINE`) is one for the whole model.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.aggregates import aggregate_of
+from loraq_sim.errors import InputError
+from loraq_sim.rows import Row
+
+__all__ = [
+    "COSTS",
+    "ERRORS",
+    "MACHINE",
+    "QUANTITIES",
+    "AllocationProblem",
+    "build_problem",
+    "is_error",
+    "machines_of",
+]
+
+COSTS = ("latency_s", "energy_j", "weight_bytes", "dram_bytes", "cycles")
+ERRORS = ("output_error", "weight_error")
+QUANTITIES = (*COSTS, *ERRORS)
+"""Columns that add up over layers: what can be limited or minimized."""
+
+_PER_MODEL = ("weight_bytes",)
+MACHINE = (
+    *("dump", "accelerator", "token_limit", "acc_bits", "overflow", "products_per_add"),
+    *("accumulators", "options"),
+)
+"""Columns that are one for the whole model: the dump, the machine and how errors were measured."""
+
+
+def is_error(column: str) -> bool:
+    """Whether the column is an error, whose squares add up."""
+    return column in ERRORS
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AllocationProblem:
+    """Layers, their options and what each contributes.
+
+    ``contributions[c]`` holds for each layer an ndarray of shape (options,): what the option adds
+    to the sum of column c (for an error, to its square). ``notes`` say what was left out.
+    """
+
+    machine: dict[str, Any]
+    layers: tuple[str, ...]
+    options: tuple[tuple[Row, ...], ...]
+    contributions: dict[str, tuple[NDArray[np.float64], ...]]
+    aggregate: str
+    notes: tuple[str, ...]
+
+    def total(self, column: str, picks: Sequence[int]) -> float:
+        """Value of a column for the whole model, in its own unit."""
+        parts = self.contributions[column]
+        value = math.fsum(float(part[pick]) for part, pick in zip(parts, picks, strict=True))
+        return math.sqrt(value) if is_error(column) else value
+
+    def least(self, column: str) -> float:
+        """Smallest total any choice can reach."""
+        return self.total(column, [int(part.argmin()) for part in self.contributions[column]])
+
+    def totals(self, picks: Sequence[int]) -> dict[str, float]:
+        """Every quantity known for all options."""
+        return {column: self.total(column, picks) for column in self.contributions}
+
+
+def machines_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The distinct values of `MACHINE` in `rows`, in order of appearance."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        machine = _machine(row)
+        found.setdefault(tuple(machine.values()), machine)
+    return list(found.values())
+
+
+def build_problem(
+    rows: Sequence[Row], machine: dict[str, Any], needed: Sequence[str], aggregate: str
+) -> AllocationProblem:
+    """The problem of one machine; every column of `needed` is known for every option kept.
+
+    Raises
+    ------
+    InputError
+        If no layer has an option, or no row knows a needed column.
+    """
+    own = [row for row in rows if _machine(row) == machine]
+    by_layer: dict[str, list[Row]] = {row["layer"]: [] for row in own}
+    for row in own:
+        if row.get("status") == "ok" and all(_is_number(row.get(name)) for name in needed):
+            by_layer[row["layer"]].append(row)
+    layers = tuple(name for name, options in by_layer.items() if options)
+    if not layers:
+        raise InputError(_why_none(own, needed))
+    options = tuple(tuple(by_layer[name]) for name in layers)
+    contributions = {
+        column: parts
+        for column in QUANTITIES
+        if (parts := _contributions(options, column, aggregate)) is not None
+    }
+    for column in needed:
+        if column not in contributions:
+            raise InputError(f"{column} cannot be aggregated: a row lacks what {aggregate!r} needs")
+    return AllocationProblem(
+        machine=machine,
+        layers=layers,
+        options=options,
+        contributions=contributions,
+        aggregate=aggregate,
+        notes=tuple(_notes(own, by_layer)),
+    )
+
+
+def _machine(row: Row) -> dict[str, Any]:
+    machine = {name: row.get(name) for name in MACHINE}
+    if machine["options"]:
+        # Which override a layer's row came from is no property of the machine.
+        others = {k: v for k, v in json.loads(machine["options"]).items() if k != "asked"}
+        machine["options"] = json.dumps(others, sort_keys=True) if others else ""
+    return machine
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def _why_none(rows: Sequence[Row], needed: Sequence[str]) -> str:
+    done = [row for row in rows if row.get("status") == "ok"]
+    for column in needed:
+        if done and not any(_is_number(row.get(column)) for row in done):
+            hint = "the dump has no activations; " if column == "output_error" else ""
+            other = "weight_error" if column == "output_error" else "another column"
+            return f"no row knows {column}: {hint}use {other}"
+    return f"none of the {len(rows)} rows can be used: {len(rows) - len(done)} of them failed"
+
+
+def _notes(rows: Sequence[Row], by_layer: dict[str, list[Row]]) -> list[str]:
+    notes = []
+    missing = [name for name, options in by_layer.items() if not options]
+    if missing:
+        notes.append(
+            f"{len(missing)} of {len(by_layer)} layers have no usable row and are left out of all "
+            f"sums, such as {missing[0]}"
+        )
+    most = max(map(len, by_layer.values()))
+    fewer = [name for name, options in by_layer.items() if 0 < len(options) < most]
+    if fewer:
+        notes.append(
+            f"{len(fewer)} layers have less than {most} usable rows to choose from, such as "
+            f"{fewer[0]} with {len(by_layer[fewer[0]])}"
+        )
+    return notes
+
+
+def _contributions(
+    options: tuple[tuple[Row, ...], ...], column: str, aggregate: str
+) -> tuple[NDArray[np.float64], ...] | None:
+    if not all(_is_number(row.get(column)) for rows in options for row in rows):
+        return None
+    if is_error(column):
+        weigh = aggregate_of(column, aggregate).weight
+        try:
+            # The weight is the layer's, whichever row it is read from.
+            weights = [float(weigh(rows[0])) for rows in options]
+        except (TypeError, KeyError):
+            return None
+        whole = math.fsum(weights)
+        if not whole > 0:
+            return None
+        shares = [weight / whole for weight in weights]
+        return tuple(
+            np.array([share * row[column] ** 2 for row in rows], dtype=np.float64)
+            for share, rows in zip(shares, options, strict=True)
+        )
+    return tuple(
+        np.array([row[column] * _calls(row, column) for row in rows], dtype=np.float64)
+        for rows in options
+    )
+
+
+def _calls(row: Row, column: str) -> int:
+    return 1 if column in _PER_MODEL else row.get("calls_per_step") or 1

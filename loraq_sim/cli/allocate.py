@@ -1,0 +1,254 @@
+"""``loraq-sim allocate``: one split per layer, best for the whole model within budgets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraq_sim.cli.failures import one_line_failures
+from loraq_sim.cli.options import Force, Layers, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.cli.store_path import store_file
+from loraq_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from loraq_sim.allocation import Allocation
+
+__all__ = ["EXAMPLES", "allocate_command"]
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim allocate runs/demo --budget latency_s=2.95ms\n\n"
+    "loraq-sim allocate runs/demo --budget output_error=5% --minimize energy_j --out runs/mixed\n\n"
+    "loraq-sim allocate runs/demo --budget latency_s=3ms,weight_bytes=200kB --solver lagrangian"
+)
+_SHOWN_POINTS = 12
+_SAME = ("family", "group_size", "method", "preset", "seed")
+_CHOSEN = (
+    *("layer", "kind", "split", "rank", "output_error", "weight_error", "latency_s"),
+    *("energy_j", "weight_bytes", "bound"),
+)
+
+
+@one_line_failures
+def allocate_command(
+    store: Annotated[Path, typer.Argument(help="Result store, or the folder a sweep wrote.")],
+    budget: Annotated[
+        list[str],
+        typer.Option(
+            "--budget",
+            metavar="COLUMN=LIMIT",
+            help="Largest total: latency_s=3ms, weight_bytes=400MB, energy_j=5mJ, output_error=5%; "
+            "repeat or separate by commas; all of them hold.",
+            show_default=False,
+        ),
+    ],
+    minimize: Annotated[
+        str | None,
+        typer.Option(
+            "--minimize",
+            metavar="COLUMN",
+            help="What is made small. Default: output_error, or latency_s under a budget on it.",
+            show_default=False,
+        ),
+    ] = None,
+    hw: Annotated[
+        str | None,
+        typer.Option(
+            "--hw",
+            metavar="NAME",
+            help="Accelerator of the store; one allocation for each by default.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Layers = None,
+    solver: Annotated[
+        str, typer.Option("--solver", metavar="NAME", help="exact or lagrangian (fast, bounded).")
+    ] = "exact",
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            metavar="NAME",
+            help="How output errors of layers become one: rms, energy or macs.",
+        ),
+    ] = "rms",
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="S", help="Seconds for each exact solution.")
+    ] = 60.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Write recipes (for solve --recipe) and CSV tables into this folder.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Choose a split per layer: least error within budgets, or least cost within an error."""
+    from loraq_sim.allocation import allocate_each
+    from loraq_sim.allocation.problem import QUANTITIES
+    from loraq_sim.limits import parse_limits
+    from loraq_sim.store import ResultStore
+
+    limits = parse_limits(budget, QUANTITIES)
+    with ResultStore.open(store_file(store)) as opened:
+        rows, runs = opened.rows(), opened.provenance()
+    found = allocate_each(
+        _selected(rows, listed(layers)),
+        limits,
+        minimize,
+        solver,
+        accelerator=hw,
+        aggregate=aggregate,
+        time_limit_s=time_limit,
+    )
+    for one in found:
+        for text in one.problem.notes:
+            note(f"{one.accelerator}: {text}", quiet=quiet)
+    views = [_view(one) for one in found]
+    if out is not None:
+        _write(out, found, views, runs, force=force, quiet=quiet)
+    if output is OutputFormat.JSON:
+        print_json({"allocations": views})
+        return
+    if output is OutputFormat.CSV:
+        from reports.tables import result_table
+
+        print_tables([result_table([row for view in views for row in view["layers"]])], output)
+        return
+    tables = [_tables(one, view) for one, view in zip(found, views, strict=True)]
+    print_tables([table for some in tables for table in some], output)
+
+
+def _selected(rows: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[dict[str, Any]]:
+    from loraq_sim.layer_settings import skipped
+
+    if not patterns:
+        return rows
+    kept = [row for row in rows if skipped(row["layer"], row.get("kind") or "", patterns)]
+    if not kept:
+        raise InputError(f"no layer of the store matches {', '.join(patterns)}")
+    return kept
+
+
+def _view(one: "Allocation") -> dict[str, Any]:
+    from loraq_sim.allocation.frontier import axes_of, compare_with_uniform, frontier_rows
+
+    cost, error = axes_of(one)
+    known = {cost, error} <= one.problem.contributions.keys()
+    return {
+        "machine": one.problem.machine,
+        "budget": one.budget,
+        "minimize": one.minimize,
+        "aggregate": one.problem.aggregate,
+        "totals": one.totals,
+        "value": one.value,
+        "bound": one.bound,
+        "gap": one.gap,
+        "method": one.method,
+        "is_proven": one.is_proven,
+        "notes": list(one.problem.notes),
+        "axes": [cost, error],
+        "layers": one.rows,
+        "uniform": compare_with_uniform(one),
+        "frontier": frontier_rows(one.problem, cost, error) if known else [],
+    }
+
+
+def _tables(one: "Allocation", view: dict[str, Any]) -> list[Any]:
+    from loraq_sim.allocation.frontier import spread
+    from reports.tables import result_table
+
+    cost, error = view["axes"]
+    columns = [name for name in _CHOSEN if any(row.get(name) is not None for row in one.rows)]
+    tables = [
+        result_table(_summary(one, view), title=f"{one.accelerator}: the whole model"),
+        result_table(one.rows, columns, title=f"{one.accelerator}: split of each layer"),
+    ]
+    if view["uniform"]:
+        rows = [row | {"in_budget": "yes" if row["in_budget"] else "no"} for row in view["uniform"]]
+        keys = ("split", *_SAME, cost, error, f"mixed_{error}", "error_ratio", f"mixed_{cost}")
+        shown = [*keys, "cost_ratio", "in_budget"]
+        shown = [n for n in shown if n not in _SAME or len({row[n] for row in rows}) > 1]
+        title = f"{one.accelerator}: mixed splits against one everywhere, at its cost or its error"
+        tables.append(result_table(rows, shown, title=title))
+    if view["frontier"]:
+        points = spread(view["frontier"], cost, error, _SHOWN_POINTS)
+        title = (
+            f"{one.accelerator}: from all cheapest to all best, {len(points)} of "
+            f"{len(view['frontier'])} allocations"
+        )
+        tables.append(result_table(points, [cost, error, "mix"], title=title))
+    return tables
+
+
+def _summary(one: "Allocation", view: dict[str, Any]) -> list[dict[str, Any]]:
+    """The allocation, and under it the single split that does best within the same budgets."""
+    facts = {"optimum": "proven" if one.is_proven else "", "gap": one.gap}
+    if one.method == "exact" and not one.is_proven:
+        facts["optimum"] = "time over"
+    names = list(one.totals)
+    rows = [{"choice": "per layer"} | one.totals | facts]
+    within = [row for row in view["uniform"] if row["in_budget"]]
+    if within:
+        best = min(within, key=lambda row: row[one.minimize])
+        text = f"one split: {best['split']}"
+        rows.append({"choice": text} | {name: best[name] for name in names})
+    return rows
+
+
+def _write(
+    folder: Path,
+    found: "list[Allocation]",
+    views: list[dict[str, Any]],
+    runs: list[dict[str, Any]],
+    *,
+    force: bool,
+    quiet: bool,
+) -> None:
+    from loraq_sim.allocation.to_recipe import allocation_recipe
+    from loraq_sim.csv_file import write_csv
+    from loraq_sim.recipe import write_recipe
+
+    paths = _recipe_paths(folder, found)
+    tables = {"allocation.csv": "layers", "frontier.csv": "frontier", "uniform.csv": "uniform"}
+    for path in (*paths, *(folder / name for name in tables)):
+        if path.exists() and not force:
+            raise InputError(f"{path} is there already; choose another folder, or --force")
+    for path, one in zip(paths, found, strict=True):
+        recipe = allocation_recipe(one, _origin(one, runs))
+        note(f"wrote {write_recipe(path, recipe, overwrite=force)}", quiet=quiet)
+    for name, key in tables.items():
+        rows = [row for view in views for row in view[key]]
+        if rows:
+            write_csv(folder / name, rows, list(dict.fromkeys(k for row in rows for k in row)))
+            note(f"wrote {folder / name}", quiet=quiet)
+
+
+def _recipe_paths(folder: Path, found: "list[Allocation]") -> list[Path]:
+    if len(found) == 1:
+        return [folder / "recipe.toml"]
+    names = [one.accelerator for one in found]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{number}" for number, name in enumerate(names, start=1)]
+    return [folder / f"recipe_{name}.toml" for name in names]
+
+
+def _origin(one: "Allocation", runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Digests of what the sweeps of the store read, of the latest that used this accelerator."""
+    from loraq_sim import __version__
+
+    origin: dict[str, Any] = {"loraq_sim": __version__}
+    for run in reversed(runs):
+        digests = run.get("accelerator_digests") or {}
+        if one.accelerator in digests:
+            origin["accelerator_digest"] = digests[one.accelerator]
+            origin["dump_digest"] = run.get("dump_digest")
+            origin["swept"] = run.get("started")
+            break
+    return origin

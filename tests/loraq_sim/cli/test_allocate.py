@@ -1,0 +1,98 @@
+"""`allocate` on a small sweep: tables, files, and the recipe solved."""
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from loraq_sim.cli.app import app
+from loraq_sim.recipe import read_recipe
+
+
+@pytest.fixture(scope="module")
+def store(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("swept") / "s"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        done = CliRunner().invoke(
+            app,
+            [
+                *("sweep", "--hw", "aie2,a100", "--layer-dump", "examples/tiny_pixart.pt"),
+                *("--layers", "*.0.attn1.*", "--tokens", "16", "--preset", "fast", "--jobs", "0"),
+                *("--split", "W4A4,W4A8,W8A8,W4A8+W8A8r8", "--quiet", "--out", str(out)),
+            ],
+        )
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture
+def run(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_each_accelerator_gets_an_allocation_that_meets_the_budget(run, store):
+    done = run("allocate", store, "--budget", "weight_bytes=48kB", "--format", "json")
+    assert done.exit_code == 0, done.output
+    views = json.loads(done.stdout)["allocations"]
+    assert [view["machine"]["accelerator"] for view in views] == ["aie2", "a100"]
+    for view in views:
+        assert sum(row["weight_bytes"] for row in view["layers"]) <= 48_000
+        assert view["totals"]["weight_bytes"] == sum(r["weight_bytes"] for r in view["layers"])
+        assert view["is_proven"]
+        assert view["gap"] < 1e-8
+        assert len(view["uniform"]) == 4
+        assert all(row["error_ratio"] <= 1 and row["cost_ratio"] <= 1 for row in view["uniform"])
+        assert view["frontier"][0]["mix"] == "4 W4A8"
+        assert view["frontier"][-1]["mix"] == "4 W8A8"
+
+
+def test_files_are_written_once_and_the_recipe_solves(run, store, tmp_path):
+    words = ("allocate", store, "--hw", "aie2", "--budget", "output_error=5%", "--out", tmp_path)
+    done = run(*words, "--minimize", "weight_bytes")
+    assert done.exit_code == 0, done.output
+    assert "the whole model" in done.stdout
+    with (tmp_path / "allocation.csv").open() as file:
+        chosen = {row["layer"]: row for row in csv.DictReader(file)}
+    assert (tmp_path / "frontier.csv").exists()
+    assert (tmp_path / "uniform.csv").exists()
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert len(recipe.provenance["dump_digest"]) == 64
+    assert recipe.provenance["budget"] == {"output_error": 0.05}
+    solved = run(
+        *("solve", "--layer-dump", "examples/tiny_pixart.pt", "--format", "json"),
+        *("--recipe", tmp_path / "recipe.toml"),
+    )
+    rows = {row["layer"]: row for row in json.loads(solved.stdout)}
+    assert rows.keys() == chosen.keys()
+    for layer, row in rows.items():
+        assert row["split"] == chosen[layer]["split"]
+        # The same solver on the same weight, in another process.
+        assert row["weight_error"] == pytest.approx(float(chosen[layer]["weight_error"]), rel=1e-6)
+    again = run(*words)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert run(*words, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("form", ["csv", "md"])
+def test_other_formats_hold_the_choice_for_each_layer(run, store, form):
+    done = run("allocate", store, "--budget", "latency_s=1s", "--format", form)
+    assert done.exit_code == 0
+    assert done.stdout.count("attn1.to_q") == 2
+
+
+def test_bad_budgets_end_with_one_line(run, store):
+    for words, message in (
+        (("--budget", "latency_s=1us"), "the least possible of these 4 layers is"),
+        (("--budget", "latency_s=3MB"), "want a number"),
+        (("--budget", "latency_s=1", "--hw", "aie3"), "unknown accelerator 'aie3'"),
+        (("--budget", "latency_s=1", "--layers", "nothing"), "no layer of the store matches"),
+        (("--budget", "latency_s=1", "--solver", "x"), "unknown allocation method"),
+    ):
+        done = run("allocate", store, *words)
+        assert done.exit_code == 2, done.output
+        assert message in done.stderr
+        assert not done.stdout
