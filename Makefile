@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow boundscheck lint format bench clean
+.PHONY: demo test test-slow boundscheck lint format bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
@@ -30,6 +30,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/sweep_time.py
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -n -W --keep-going -b html docs runs/docs
+	@echo "read runs/docs/index.html"
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,0 +1,260 @@
+"""Markdown made from the code: what a page shows by ``<!-- generated: NAME -->``."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from generated_commands import command_pages
+from generated_schema import accelerator_schema
+from generated_validation import (
+    accuracy_by_device,
+    branch_rows,
+    golden_counts,
+    measured_rows_table,
+)
+from markdown_table import table
+
+__all__ = ["GENERATED"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def _formats() -> str:
+    from loraq_sim.formats import ELEMENTS, parse_format
+
+    rows = []
+    for element in ELEMENTS.values():
+        text = element.name
+        if element.block is None and not element.is_plain_float:
+            text = f"{element.name}/g64"
+        fmt = parse_format(text)
+        bits = 8 * fmt.storage_bytes((64, 4608)) / (64 * 4608)
+        rows.append(
+            (
+                f"`{element.name}`",
+                element.bits,
+                _codes(element),
+                _block(element),
+                f"`{text}`",
+                f"{bits:.3f}".rstrip("0").rstrip("."),
+            )
+        )
+    heads = ("element", "bits", "codes", "brings along", "example", "stored bits per element")
+    return table(heads, rows)
+
+
+def _codes(element) -> str:
+    if element.is_plain_float:
+        return "floats, no scale"
+    if element.minifloat is not None:
+        import ml_dtypes
+
+        return f"{element.minifloat}, up to {float(ml_dtypes.finfo(element.minifloat).max):g}"
+    zero = ", zero point" if element.has_zero_point else ""
+    step = f", step 2^-{element.fraction_bits}" if element.fraction_bits else ""
+    return f"{element.lo} to {element.hi}{step}{zero}"
+
+
+def _block(element) -> str:
+    if element.block is None:
+        return "-"
+    group, scale = element.block
+    per_tensor = " and one fp32 per tensor" if element.has_tensor_scale else ""
+    return f"groups of {group}, {scale}{per_tensor}"
+
+
+def _scales() -> str:
+    from loraq_sim.formats import SCALES
+
+    rows = [
+        (f"`{s.name}`", s.nbytes, f"{s.smallest:.3g}", f"{s.largest:.3g}") for s in SCALES.values()
+    ]
+    return table(("scale", "bytes", "smallest", "largest"), rows)
+
+
+def _scale_rules() -> str:
+    from loraq_sim.quantizers.quantize import RULES
+
+    return ", ".join(f"`{rule}`" for rule in RULES)
+
+
+def _rounding_ties() -> str:
+    """What each mode makes of halves, by the emulator itself."""
+    import numpy as np
+
+    from loraq_sim import srs
+    from loraq_sim.rounding import Rounding, rounding_code
+
+    halves = np.array([5, 7, -5, -7, 3, -3], dtype=np.int32)
+    quarters = np.array([9, -9], dtype=np.int32)  # 2.25 and -2.25
+    rows = []
+    for mode in Rounding:
+        ties = srs(halves, 1, out_bits=8, rounding=mode.value)
+        rest = srs(quarters, 2, out_bits=8, rounding=mode.value)
+        codes = [_code(rounding_code, mode, generation) for generation in ("aie-ml", "aie1")]
+        rows.append((f"`{mode.value}`", *map(int, ties), *map(int, rest), *codes))
+    heads = (
+        *("mode", "2.5", "3.5", "-2.5", "-3.5", "1.5", "-1.5", "2.25", "-2.25"),
+        *("code AIE-ML", "code AIE1"),
+    )
+    return table(heads, rows)
+
+
+def _code(rounding_code: Callable, mode: str, generation: str) -> str:
+    from loraq_sim.errors import InputError
+
+    try:
+        return str(rounding_code(mode, generation))
+    except InputError:
+        return "-"
+
+
+def _rounding_constants() -> str:
+    """The constants of each mode, named by their values at one shift that tells them apart."""
+    from loraq_sim.kernels.shift_round import rounding_constants
+    from loraq_sim.rounding import Rounding
+
+    shift = 8
+    full, half = 2**shift - 1, 2 ** (shift - 1)
+    names = {0: "0", 1: "1", -1: "-1", full: "f", -full: "-f", half: "h", half - 1: "h - 1"}
+    rows = [
+        (f"`{mode.value}`", *(f"${names[c]}$" for c in rounding_constants(mode.value, shift)))
+        for mode in Rounding
+    ]
+    return table(("mode", "$c_0$", "$c_1$", "$c_2$"), rows)
+
+
+def _array_presets() -> str:
+    from loraq_sim.emulator.presets import array_preset, list_array_presets
+
+    presets = [array_preset(name) for name in list_array_presets()]
+    rows = [
+        (
+            f"`{p.name}`",
+            str(p.array),
+            f"{p.requantize}, {p.rounding}, {p.saturation}",
+            p.source,
+            p.confidence,
+        )
+        for p in presets
+    ]
+    return table(("preset", "array", "requantization", "source", "confidence"), rows)
+
+
+def _methods() -> str:
+    import importlib
+
+    from loraq_sim.solvers import METHODS
+
+    rows = []
+    for name in METHODS:
+        module = importlib.import_module(f"loraq_sim.solvers.{name}")
+        first = module.__doc__.strip().split("\n\n")[0].replace("\n", " ")
+        data = "yes" if name in ("l2qer", "qera") else "no"
+        rows.append((f"`{name}`", first.split(": ", 1)[-1], data))
+    return table(("method", "what it does", "needs activations"), rows)
+
+
+def _efforts() -> str:
+    import dataclasses
+
+    from loraq_sim.solvers.effort import EFFORTS
+
+    fields = [field.name for field in dataclasses.fields(next(iter(EFFORTS.values())))]
+    rows = [
+        (f"`{name}`", *(getattr(effort, field) for field in fields))
+        for name, effort in EFFORTS.items()
+    ]
+    return table(("preset", *(field.replace("_", " ") for field in fields)), rows)
+
+
+def _accelerators() -> str:
+    import hwmodels
+
+    rows = []
+    for name in hwmodels.list_accelerators():
+        hw = hwmodels.load_accelerator(name)
+        modes = ", ".join(f"{m.name} {m.macs_per_cycle:g}" for m in hw.modes)
+        dram = hw.memories.dram.bandwidth_bytes_per_s / 1e9
+        rows.append(
+            (
+                f"`{name}`",
+                hw.title,
+                hw.units.count,
+                f"{hw.units.clock_hz / 1e9:.3g}",
+                modes,
+                f"{dram:,.0f}",
+            )
+        )
+    heads = ("name", "machine", "units", "GHz", "MACs per cycle and unit by mode", "DRAM GB/s")
+    return table(heads, rows)
+
+
+def _row_columns() -> str:
+    from loraq_sim.rows import COLUMNS
+
+    rows = [(f"`{c.name}`", c.sql_type, c.unit or "-", c.meaning) for c in COLUMNS]
+    return table(("column", "type", "unit", "meaning"), rows)
+
+
+def _plan_keys() -> str:
+    from loraq_sim.layer_settings import OVERRIDE_KEYS
+    from loraq_sim.machine import DATAPATH_KEYS
+    from loraq_sim.sweep.plan_file import PLAN_KEYS
+
+    inner = {
+        "datapath": ", ".join(f"`{key}`" for key in DATAPATH_KEYS),
+        "override": ", ".join(f"`{key}`" for key in ("layers", *OVERRIDE_KEYS)),
+    }
+    rows = [(f"`{key}`", kind, inner.get(key, "-")) for key, kind in PLAN_KEYS.items()]
+    return table(("key", "holds", "keys inside"), rows)
+
+
+def _benchmark(name: str) -> str:
+    """A page of `benchmarks/`, its title taken off (the page around it has one)."""
+    text = (_ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8")
+    lines = text.strip().splitlines()
+    return "\n".join(lines[1:] if lines[0].startswith("# ") else lines)
+
+
+def _other_benchmarks(placed: str) -> str:
+    """Every other page of `benchmarks/` as a section."""
+    parts = []
+    for path in sorted((_ROOT / "benchmarks").glob("*.md")):
+        if path.stem in placed.split():
+            continue
+        first = path.read_text(encoding="utf-8").strip().splitlines()[0]
+        title = first.strip("#* ") or path.stem
+        parts += [f"## {title}", re.sub(r"^#", "##", _benchmark(path.stem), flags=re.MULTILINE)]
+    return "\n\n".join(parts)
+
+
+def _pages_like(patterns: str) -> str:
+    """Pages whose generators may not have run: those of the patterns that are there."""
+    docs = _ROOT / "docs"
+    found = [path for pattern in patterns.split() for path in sorted(docs.glob(f"{pattern}.md"))]
+    return "\n".join(str(path.relative_to(docs).with_suffix("")) for path in found)
+
+
+GENERATED: dict[str, Callable[..., str]] = {
+    "formats": _formats,
+    "scales": _scales,
+    "scale_rules": _scale_rules,
+    "rounding_ties": _rounding_ties,
+    "rounding_constants": _rounding_constants,
+    "array_presets": _array_presets,
+    "methods": _methods,
+    "efforts": _efforts,
+    "accelerators": _accelerators,
+    "row_columns": _row_columns,
+    "plan_keys": _plan_keys,
+    "benchmark": _benchmark,
+    "other_benchmarks": _other_benchmarks,
+    "pages_like": _pages_like,
+    "commands": command_pages,
+    "accelerator_schema": accelerator_schema,
+    "accuracy_by_device": accuracy_by_device,
+    "measured_rows": measured_rows_table,
+    "branch_rows": branch_rows,
+    "golden_counts": golden_counts,
+}
