@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COST_OBJECTIVE",
     "ERROR_OBJECTIVE",
+    "eligible_points",
+    "group_members",
     "mark_front",
     "non_dominated",
     "pareto_front",
@@ -150,24 +152,38 @@ def _dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[
     return (no_worse & better).any(axis=1)
 
 
-def _on_front(
-    frame: Frame, minimize: Sequence[str], maximize: Sequence[str], by: Sequence[str]
-) -> NDArray[np.bool_]:
-    minimize, maximize, by = _names(minimize), _names(maximize), _names(by)
+def eligible_points(
+    frame: Frame, minimize: Sequence[str] = _DEFAULT, maximize: Sequence[str] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Objectives of every row, smaller better, and which rows may be on a front.
+
+    Returns
+    -------
+    points : ndarray of shape (rows, objectives), float64
+        Columns to minimize, then columns to maximize with their sign turned; NaN where missing.
+    eligible : ndarray of shape (rows,), bool
+        Rows with every objective and a status that is ``ok``, where there is one.
+    """
+    minimize, maximize = _names(minimize), _names(maximize)
     if not minimize and not maximize:
         raise InputError("a Pareto front needs at least one column to minimize or maximize")
-    on_front = np.zeros(len(frame), dtype=bool)
     if len(frame) == 0:
-        return on_front
-    points = np.stack(
-        [_numbers(frame, name) for name in minimize]
-        + [-_numbers(frame, name) for name in maximize],
-        axis=1,
-    )
+        return np.zeros((0, len(minimize) + len(maximize))), np.zeros(0, dtype=bool)
+    columns = [_numbers(frame, name) for name in minimize]
+    columns += [-_numbers(frame, name) for name in maximize]
+    points = np.stack(columns, axis=1)
     eligible = ~np.isnan(points).any(axis=1)
     if "status" in _columns(frame):
         eligible &= np.array([status == "ok" for status in _values(frame, "status")])
-    for members in _groups(frame, by):
+    return points, eligible
+
+
+def _on_front(
+    frame: Frame, minimize: Sequence[str], maximize: Sequence[str], by: Sequence[str]
+) -> NDArray[np.bool_]:
+    points, eligible = eligible_points(frame, minimize, maximize)
+    on_front = np.zeros(len(frame), dtype=bool)
+    for members in group_members(frame, by):
         members = members[eligible[members]]
         on_front[members] = non_dominated(points[members])
     return on_front
@@ -178,7 +194,11 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _groups(frame: Frame, by: Sequence[str]) -> list[NDArray[np.intp]]:
+def group_members(frame: Frame, by: Sequence[str] = _LAYER_KEYS) -> list[NDArray[np.intp]]:
+    """Indices of the rows that agree in all columns of `by`, group by group, in their order."""
+    by = _names(by)
+    if len(frame) == 0:
+        return []
     if by == _LAYER_KEYS:
         by = [name for name in by if name in _columns(frame)]
     members: dict[tuple, list[int]] = {}

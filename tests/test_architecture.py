@@ -40,7 +40,9 @@ FLOORS = {
     "store_file": 1,
     "totals": 1,
     "writer_lock": 1,
+    "cost_accuracy": 2,
     "dumps": 2,
+    "frontier": 2,
     "quantizers": 2,
     "split": 2,
     "emulator": 3,
@@ -55,7 +57,7 @@ FLOORS = {
     "sweep": 7,
     "cli": 8,
 }
-MAY_IMPORT_HWMODELS = ("machine", "evaluate", "sweep", "cli")
+MAY_IMPORT_HWMODELS = ("cost_accuracy", "machine", "evaluate", "diffusion", "sweep", "cli")
 
 BANNED_FILE_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 COMPARISONS = {

@@ -1,13 +1,15 @@
-"""``loraq-sim pareto``: the front of a result store, for any objectives."""
+"""``loraq-sim pareto``: the front of a result store, for any objectives, and the best in limits."""
 
+import dataclasses
+import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import OutFormat, OutputFormat, listed
-from loraq_sim.cli.output import print_tables
+from loraq_sim.cli.options import OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.output import note, print_tables
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
 
@@ -16,9 +18,25 @@ __all__ = ["EXAMPLES", "pareto_command"]
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim pareto runs/demo\n\n"
-    "loraq-sim pareto runs/demo --minimize output_error,weight_bytes\n\n"
-    "loraq-sim pareto runs/demo --per-layer --format csv"
+    "loraq-sim pareto runs/demo --minimize output_error,weight_bytes,energy_j\n\n"
+    "loraq-sim pareto runs/demo --under latency_s=3ms,weight_bytes=400MB\n\n"
+    "loraq-sim pareto runs/demo --by kind --format csv"
 )
+
+
+class Grouping(enum.StrEnum):
+    """What has a front of its own."""
+
+    MODEL = "model"
+    KIND = "kind"
+    LAYER = "layer"
+
+
+_KEYS = {
+    Grouping.MODEL: ("dump", "accelerator"),
+    Grouping.KIND: ("dump", "accelerator", "kind"),
+    Grouping.LAYER: ("dump", "accelerator", "layer"),
+}
 
 
 @one_line_failures
@@ -43,9 +61,38 @@ def pareto_command(
             show_default=False,
         ),
     ] = None,
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="One front per layer instead of the model's.")
-    ] = False,
+    under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--under",
+            metavar="COLUMN=LIMIT",
+            help="Only rows within limits such as latency_s=3ms, weight_bytes=400MB, "
+            "output_error=5%; the best of them in the first objective is shown first.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[
+        Grouping,
+        typer.Option("--by", help="A front for each model, layer kind or layer (per accelerator)."),
+    ] = Grouping.MODEL,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Short for --by layer.")] = False,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reference",
+            metavar="COLUMN=VALUE",
+            help="Reference point of the hypervolume. Default: the worst value of each objective.",
+            show_default=False,
+        ),
+    ] = None,
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            metavar="NAME",
+            help="How output errors of layers become one: rms, energy or macs.",
+        ),
+    ] = "rms",
     figure: Annotated[
         Path | None,
         typer.Option(
@@ -57,30 +104,175 @@ def pareto_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing figure.")] = False,
     output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
 ) -> None:
-    """Print the rows that no other row beats in every objective."""
-    from loraq_sim.pareto import mark_front, per_layer_front
-    from loraq_sim.store import ResultStore
-    from loraq_sim.totals import model_totals
-    from reports.tables import front_table
+    """Print the rows that no other row beats in every objective, and the best within limits.
 
+    Latencies carry the accuracy of the cost model on their accelerator (see `hw validate`).
+    """
+    from loraq_sim.cost_accuracy import with_latency_bounds
+    from loraq_sim.frontier import best_under, survey_front, within
+    from loraq_sim.limits import parse_limits
+    from loraq_sim.store import ResultStore
+
+    grouping = Grouping.LAYER if per_layer else by
     with ResultStore.open(store_file(store)) as opened:
         rows = opened.rows()
     goals = (
         listed(minimize) or (() if maximize else ("output_error", "latency_s")),
         listed(maximize),
     )
-    if per_layer:
-        if figure is not None:
-            raise InputError("--figure draws the whole model; leave out --per-layer")
-        front = per_layer_front(rows, *goals)
-        print_tables([front_table(front, title="Pareto front of each layer")], output)
-        return
-    totals = mark_front(model_totals(rows), *goals, by=("dump", "accelerator"))
+    if figure is not None and grouping is not Grouping.MODEL:
+        raise InputError(f"--figure draws the whole model; leave out --by {grouping}")
+    keys = _KEYS[grouping]
+    candidates = _candidates(rows, grouping, aggregate)
+    columns = dict.fromkeys(name for row in candidates for name in row)
+    limits = parse_limits(under or (), columns)
+    point = parse_limits(reference or (), (*goals[0], *goals[1]))
+    best: list[dict[str, Any]] = []
+    if limits:
+        meets = within(candidates, limits)
+        _check_some_fit(candidates, meets, limits, keys, quiet=quiet)
+        candidates = [row for row, fits in zip(candidates, meets, strict=True) if fits]
+        objective = (*goals[0], *goals[1])[0]
+        if objective in goals[0]:
+            best = best_under(candidates, limits, objective, by=keys)
+    front = survey_front(candidates, *goals, by=keys, reference=point)
+    front = with_latency_bounds(front, by=keys)
     if figure is not None:
-        _draw(totals, goals[0], figure, force=force)
-    front = [row for row in totals if row["pareto"]]
-    print_tables([front_table(front, title="Pareto front of the model")], output)
+        _draw(_marked(candidates, front), goals[0], figure, force=force)
+    if best:
+        best = with_latency_bounds(best, by=keys)
+    _print(front, best, limits, grouping, goals, output)
+
+
+def _candidates(
+    rows: list[dict[str, Any]], grouping: Grouping, aggregate: str
+) -> list[dict[str, Any]]:
+    from loraq_sim.totals import model_totals
+
+    if grouping is Grouping.LAYER:
+        return rows
+    if grouping is Grouping.MODEL:
+        return model_totals(rows, aggregate=aggregate)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(row.get("kind") or "", []).append(row)
+    return [
+        {"kind": kind} | total
+        for kind, members in kinds.items()
+        for total in model_totals(members, aggregate=aggregate)
+    ]
+
+
+def _check_some_fit(
+    candidates: list[dict[str, Any]],
+    meets: Any,
+    limits: dict[str, float],
+    keys: tuple[str, ...],
+    *,
+    quiet: bool,
+) -> None:
+    """Refuse limits that no row meets; name the groups in which none does."""
+    from loraq_sim.frontier import least_possible
+    from loraq_sim.pareto import group_members
+
+    if not meets.any():
+        raise InputError(least_possible(candidates, limits))
+    for members in group_members(candidates, keys):
+        if not meets[members].any():
+            own = [candidates[index] for index in members]
+            place = " ".join(str(own[0].get(key)) for key in keys[1:])
+            try:
+                note(f"{place}: {least_possible(own, limits)}", quiet=quiet)
+            except InputError as error:
+                note(f"{place}: {error}", quiet=quiet)
+
+
+def _print(
+    front: list[dict[str, Any]],
+    best: list[dict[str, Any]],
+    limits: dict[str, float],
+    grouping: Grouping,
+    goals: tuple[tuple[str, ...], tuple[str, ...]],
+    output: OutputFormat,
+) -> None:
+    from reports.tables import result_table
+
+    what = {"model": "the model", "kind": "each kind of layer", "layer": "each layer"}[grouping]
+    tables = []
+    if best:
+        asked = " and ".join(f"{column} <= {limit:.6g}" for column, limit in limits.items())
+        objective = (*goals[0], *goals[1])[0]
+        title = f"Least {objective} of {what} with {asked}"
+        tables.append(_with_bounds(best, title, goals, grouping))
+    if output in (OutputFormat.JSON, OutputFormat.CSV) and best:
+        chosen = {_identity(row) for row in best}
+        rows = [row | {"best_under": _identity(row) in chosen} for row in front]
+        # Who asks for the best within limits reads the first row.
+        rows.sort(key=lambda row: not row["best_under"])
+        print_tables([result_table(rows)], output)
+        return
+    tables.append(_with_bounds(front, f"Pareto front of {what}", goals, grouping))
+    if output is OutputFormat.TABLE and front:
+        tables.append(result_table(_fronts(front, grouping), title="What the fronts say"))
+    print_tables(tables, output)
+
+
+def _identity(row: dict[str, Any]) -> tuple:
+    from loraq_sim.rows import IDENTITY
+
+    return tuple(row.get(name) for name in (*IDENTITY, "kind"))
+
+
+def _with_bounds(
+    rows: list[dict[str, Any]],
+    title: str,
+    goals: tuple[tuple[str, ...], tuple[str, ...]],
+    grouping: Grouping,
+) -> Any:
+    """The usual table of a front with its objectives, its knee and the bounds of its latency."""
+    from reports.columns import column_for
+    from reports.tables import front_table
+
+    rows = [row | {"point": "knee" if row.get("is_knee") else ""} for row in rows]
+    table = front_table(rows, title=title)
+    shown = {column.key: column for column in table.columns}
+    wanted = [name for name in (*goals[0], *goals[1]) if name not in shown]
+    if "latency_s" in shown and any(row.get("latency_lo_s") is not None for row in rows):
+        wanted += ["latency_lo_s", "latency_hi_s"]
+    if any(row["point"] for row in rows):
+        wanted.append("point")
+    columns = list(table.columns)
+    if grouping is Grouping.KIND and "kind" not in shown:
+        columns.insert(0, column_for("kind"))
+    columns += [column_for(name, [row.get(name) for row in rows]) for name in wanted]
+    return dataclasses.replace(table, columns=tuple(columns))
+
+
+def _fronts(front: list[dict[str, Any]], grouping: Grouping) -> list[dict[str, Any]]:
+    from loraq_sim.cost_accuracy import latency_accuracy
+
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in front:
+        groups.setdefault(tuple(row.get(key) for key in _KEYS[grouping]), []).append(row)
+    rows = []
+    for key, members in groups.items():
+        knee = next((row["split"] for row in members if row["is_knee"]), "none")
+        facts = dict(zip(_KEYS[grouping], key, strict=True)) | {"members": len(members)}
+        facts |= {"knee": knee, "hypervolume": members[0]["hypervolume"]}
+        if members[0].get("latency_lo_s") is not None:
+            worst, seen = latency_accuracy(facts["accelerator"])
+            alike = sum(row["within_uncertainty"] > 0 for row in members)
+            facts |= {"latency_error": worst, "latency_alike": f"{alike} of {len(members)}"}
+            facts |= {"accuracy": seen}
+        rows.append(facts)
+    return rows
+
+
+def _marked(candidates: list[dict[str, Any]], front: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    members = {_identity(row) for row in front}
+    return [row | {"pareto": _identity(row) in members} for row in candidates]
 
 
 def _draw(totals: list[dict], minimize: tuple[str, ...], path: Path, *, force: bool) -> None:

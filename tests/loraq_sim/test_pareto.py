@@ -1,5 +1,6 @@
 import math
 
+import moocore
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +42,17 @@ def test_non_dominated_matches_comparing_all_pairs_across_blocks(n_objectives):
     np.testing.assert_array_equal(
         non_dominated(points), front_by_comparing_all([tuple(p) for p in points])
     )
+
+
+@pytest.mark.parametrize("n_objectives", [2, 3, 4, 6])
+@pytest.mark.parametrize("digits", [1, 15])
+def test_non_dominated_matches_an_independent_library(n_objectives, digits):
+    # moocore (C) keeps equal points like this program when asked to keep weakly dominated ones
+    # that no point dominates: `keep_weakly` keeps duplicates of front members.
+    rng = np.random.default_rng(10 * n_objectives + digits)
+    points = np.round(rng.normal(size=(600, n_objectives)), digits)
+    expected = moocore.is_nondominated(points, keep_weakly=True)
+    np.testing.assert_array_equal(non_dominated(points), expected)
 
 
 def test_two_objectives_by_hand():

@@ -1,0 +1,39 @@
+import pytest
+
+import hwmodels
+from loraq_sim.cost_accuracy import FEWEST_ROWS, latency_accuracy, with_latency_bounds
+
+
+def test_the_accuracy_is_the_worst_error_of_the_devices_own_rows():
+    table = hwmodels.measured_rows()
+    results = hwmodels.validate(hwmodels.load_accelerator("aie2"), table)
+    assert len(results) >= FEWEST_ROWS
+    worst, seen = latency_accuracy("aie2")
+    assert worst == max(abs(row["error"]) for row in results)
+    assert seen == f"worst of {len(results)} GEMMs measured on aie2"
+
+
+def test_devices_with_few_rows_or_none_get_the_worst_of_all():
+    few, seen = latency_accuracy("a100")
+    assert "1 of them a100" in seen
+    assert latency_accuracy("a chip on paper")[0] == few
+    assert few >= latency_accuracy("aie2")[0]
+
+
+def test_every_measured_time_lies_within_the_bounds():
+    for row in hwmodels.validate(hwmodels.load_accelerator("aie2"), hwmodels.measured_rows()):
+        (bounded,) = with_latency_bounds(
+            [{"accelerator": "aie2", "latency_s": row["predicted_ms"]}]
+        )
+        # The worst row lies on a bound; two divisions of rounding.
+        assert bounded["latency_lo_s"] <= row["measured_ms"] * (1 + 1e-12)
+        assert bounded["latency_hi_s"] >= row["measured_ms"] * (1 - 1e-12)
+
+
+def test_rows_whose_intervals_overlap_are_counted_per_group():
+    rows = [{"accelerator": "aie2", "latency_s": t} for t in (1.0, 1.1, 2.0, None)]
+    rows.append({"accelerator": "a100", "latency_s": 1.0})
+    bounded = with_latency_bounds(rows)
+    assert [row["within_uncertainty"] for row in bounded] == [1, 1, 0, None, 0]
+    assert bounded[3]["latency_lo_s"] is None
+    assert bounded[0]["latency_lo_s"] == pytest.approx(1 / (1 + latency_accuracy("aie2")[0]))
