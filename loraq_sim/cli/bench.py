@@ -23,6 +23,7 @@ _EXAMPLES = (
     "loraq-sim bench emulator --threads 2 --out speed.md"
 )
 _SHAPES = ("256x1152x1152", "1024x4608x1152")
+_THREAD_SHAPES = (*_SHAPES, "4096x1152x4608")
 
 
 @app.callback()
@@ -54,6 +55,13 @@ def emulator_command(
     peers: Annotated[
         bool, typer.Option("--peers/--no-peers", help="Time what one would run instead, too.")
     ] = True,
+    sections: Annotated[
+        bool,
+        typer.Option(
+            "--sections/--no-sections",
+            help="Also time two threads against one, and shift-round-saturate on its own.",
+        ),
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Also write the table to this Markdown file."),
@@ -70,6 +78,8 @@ def emulator_command(
         peer_row,
     )
     from loraq_sim.cli.bench_peers import peers as installed_peers
+    from loraq_sim.cli.bench_srs import srs_rows
+    from loraq_sim.cli.bench_threads import thread_rows
     from loraq_sim.cli.cost import parse_shape
     from reports.tables import result_table
 
@@ -83,6 +93,11 @@ def emulator_command(
         if (size, goal.codes) not in drawn:
             drawn[size, goal.codes] = Operands.draw(size, goal.codes)
         rows.append(measure_goal(goal, drawn[size, goal.codes], repeats, threads=threads))
+    if sections:
+        note("timing two threads, and shift-round-saturate", quiet=quiet)
+        for text in listed(shape) or _THREAD_SHAPES:
+            rows += thread_rows(Operands.draw(parse_shape(text), "int8"), repeats)
+        rows += srs_rows(repeats)
     if peers:
         operands = drawn[cases[0][0], "int8"]
         mac = asked[2].mac
@@ -96,7 +111,8 @@ def emulator_command(
     if out is not None:
         out.write_text(f"**{title}**\n\n{table.to_markdown()}", encoding="utf-8")
     missed = sum(row["verdict"] == "missed" for row in rows)
-    note(f"{missed} of {len(cases)} goals missed", quiet=quiet)
+    n_goals = sum(row["verdict"] is not None for row in rows)
+    note(f"{missed} of {n_goals} goals missed", quiet=quiet)
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The three routes of the emulated GEMM: pack operands, call one kernel, unpack the result.
+"""The routes of the emulated GEMM: pack operands, call one kernel, unpack the result.
 
 The caller has checked the operands and proved that the route it chose is exact for them.
 """
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
-from loraq_sim.emulator.tile_route import count_overflows, measure, run_plain
-from loraq_sim.emulator.tile_run import TileJob
+from loraq_sim.emulator.tile_job import TileJob
+from loraq_sim.emulator.tile_route import count_overflows, measure, run_nested, run_plain
 from loraq_sim.kernels.tile_arguments import NEVER
 
-__all__ = ["Accumulation", "run_exact", "run_lanes", "run_tiled", "run_wide", "wrap_to"]
+__all__ = ["Accumulation", "run_exact", "run_lanes", "run_tiled", "run_tree", "run_wide", "wrap_to"]
 
 # Columns of one panel, at most. Wide panels amortize the per-row calls of the kernel (1152 columns
 # ran 2x as fast as 384), and streaming W from an outer cache costs less than those calls.
@@ -64,6 +64,22 @@ def run_tiled(job: TileJob, statistics: bool) -> Accumulation:
         outputs_affected=totals.affected,
         first_overflow_k=totals.first_k,
         extremes=extremes,
+    )
+
+
+def run_tree(job: TileJob, statistics: bool) -> Accumulation:
+    """Run the vector kernel of a tree that may overflow in front of an accumulator."""
+    acc, totals = run_nested(job, job.bounds, statistics=statistics)
+    if not statistics:
+        return Accumulation(acc=acc, route="tiles")
+    return Accumulation(
+        acc=acc,
+        route="tiles",
+        overflow_count=totals.overflows,
+        tree_overflow_count=totals.inner[0],
+        outputs_affected=totals.either,
+        first_overflow_k=totals.first_k,
+        extremes=(totals.low, totals.high),
     )
 
 

@@ -2,7 +2,8 @@
 
 Routes, all giving the same bits: ``exact`` (proved free of overflow, or wrapping, which commutes
 with sums), ``tiles`` (vector kernels), ``exact+tiles`` (some tiles proved, the others not),
-``lanes`` (32-bit loops, trees that may overflow) and ``wide`` (64-bit loops, any width).
+``lanes`` (32-bit loops, reports of trees that may overflow in front of several accumulators) and
+``wide`` (64-bit loops, any width).
 """
 
 from dataclasses import dataclass, replace
@@ -10,20 +11,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.accumulation import Accumulation, run_exact, run_lanes, run_tiled, run_wide
+from loraq_sim.emulator.accumulation import (
+    Accumulation,
+    run_exact,
+    run_lanes,
+    run_tiled,
+    run_tree,
+    run_wide,
+)
 from loraq_sim.emulator.bounds import guaranteed_bits, signed_width
-from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight, checked_codes
 from loraq_sim.emulator.requantize import srs
+from loraq_sim.emulator.tile_job import TileJob
 from loraq_sim.emulator.tile_output import srs_output
 from loraq_sim.emulator.tile_plan import ACCUMULATORS, Output
 from loraq_sim.emulator.tile_ready import run_ready
-from loraq_sim.emulator.tile_route import run_plain, tiles_fit
-from loraq_sim.emulator.tile_run import TileJob
+from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, tiles_fit
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import choose_path
 
-__all__ = ["GemmReport", "emulate_gemm", "emulate_gemm_report", "emulate_gemm_srs"]
+__all__ = [
+    *("GemmReport", "activation_range", "checked_job"),
+    *("emulate_gemm", "emulate_gemm_report", "emulate_gemm_srs"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +77,7 @@ class GemmReport:
 def emulate_gemm(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
-    mac: MacArray,
+    mac: MacArray | TwoLevelArray,
     *,
     init: ArrayLike | None = None,
     threads: int = 1,
@@ -79,9 +90,11 @@ def emulate_gemm(
         Activation codes, all within int8 (-128..127) or all within uint8 (0..255).
     w : array of shape (N, K), any integer dtype, or PackedWeight
         Weight codes, within int8. `pack_weight` spares packing them again in the next call.
-    mac : MacArray
+    mac : MacArray or TwoLevelArray
+        A `TwoLevelArray` runs as `loraq_sim.emulator.two_level.emulate_two_level` does.
     init : array broadcastable to (M, N), any integer dtype, or None
-        Initial value of accumulator 0 (a bias or partial sums); must fit the accumulator.
+        Initial value of accumulator 0 (a bias or partial sums); must fit the accumulator. Of two
+        levels the wide one starts there.
         With K = 0 the result is `init`, or zeros.
     threads : int
         Bands of rows to run at the same time, 1 or more. The result does not depend on it.
@@ -97,14 +110,18 @@ def emulate_gemm(
         If an operand is not a matrix of integers, codes or `init` leave their range, or shapes
         do not match.
     """
-    acc = _run(_checked_job(a, w, mac, init, threads), statistics=False).acc
+    if isinstance(mac, TwoLevelArray):
+        from loraq_sim.emulator.two_level import emulate_two_level
+
+        return emulate_two_level(a, w, mac, init=init, threads=threads)
+    acc = _run(checked_job(a, w, mac, init, threads), statistics=False).acc
     return acc.astype(_result_dtype(mac), copy=False)
 
 
 def emulate_gemm_srs(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
-    mac: MacArray,
+    mac: MacArray | TwoLevelArray,
     shift: int,
     *,
     out_bits: int = 8,
@@ -140,13 +157,18 @@ def emulate_gemm_srs(
         "out_bits": out_bits, "signed": signed, "rounding": rounding, "saturation": saturation
     }  # fmt: skip
     output = srs_output(shift, **options)
-    job = _checked_job(a, w, mac, init, threads, output or ACCUMULATORS)
+    if isinstance(mac, TwoLevelArray):
+        return srs(emulate_gemm(a, w, mac, init=init, threads=threads), shift, **options)
+    job = checked_job(a, w, mac, init, threads, output or ACCUMULATORS)
     if output is not None and (ready := run_ready(job)) is not None:
         return ready[0]
     # Merging accumulators comes between their sums and the rounding.
     whole = mac.accumulators == 1 or mac.overflow == "wrap"
     if output is not None and whole and tiles_fit(job, statistics=False):
         return run_plain(job)[0]
+    nested = output is not None and whole and mac.tree_bits is not None
+    if nested and nested_fits(job, job.bounds, statistics=False):
+        return run_nested(job, job.bounds, statistics=False)[0]
     acc = _run(replace(job, output=ACCUMULATORS), statistics=False).acc
     return srs(acc, shift, **options)
 
@@ -154,14 +176,16 @@ def emulate_gemm_srs(
 def emulate_gemm_report(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
-    mac: MacArray,
+    mac: MacArray | TwoLevelArray,
     *,
     init: ArrayLike | None = None,
     a_bits: int = 8,
     statistics: bool = True,
     threads: int = 1,
-) -> GemmReport:
+) -> "GemmReport | TwoLevelReport":  # noqa: F821 (imported where it is made)
     """Return the accumulators of ``a @ w.T`` with overflow counts and safe accumulator widths.
+
+    A `TwoLevelArray` gives a `loraq_sim.emulator.two_level.TwoLevelReport`, always measured.
 
     Parameters
     ----------
@@ -178,8 +202,12 @@ def emulate_gemm_report(
     InputError
         As `emulate_gemm`; also if a code of `a` does not fit `a_bits`.
     """
-    job = _checked_job(a, w, mac, init, threads)
-    a_range = _activation_range(np.asarray(a).dtype, job, a_bits)
+    if isinstance(mac, TwoLevelArray):
+        from loraq_sim.emulator.two_level import emulate_two_level_report
+
+        return emulate_two_level_report(a, w, mac, init=init, a_bits=a_bits, threads=threads)
+    job = checked_job(a, w, mac, init, threads)
+    a_range = activation_range(np.asarray(a).dtype, job, a_bits)
     result = _run(job, statistics)
     # Without statistics a kernel counts nothing, but a proof says that there is nothing to count.
     proved = not statistics and job.bounds.accumulator_fits(mac)
@@ -201,14 +229,20 @@ def _result_dtype(mac: MacArray) -> type:
     return np.int32 if mac.acc_bits <= 32 else np.int64
 
 
-def _checked_job(
+def checked_job(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
-    mac: MacArray,
+    mac: MacArray | TwoLevelArray,
     init: ArrayLike | None,
     threads: int,
     output: Output = ACCUMULATORS,
 ) -> TileJob:
+    """Return the operands of a GEMM, checked; errors as of `emulate_gemm`."""
+    if not isinstance(mac, MacArray | TwoLevelArray):
+        raise InputError(
+            f"mac must be a MacArray or a TwoLevelArray, got {mac!r}; describe one, such as "
+            "MacArray(acc_bits=20, overflow='saturate'), or take array_preset('aie2').array"
+        )
     codes = checked_codes("a", a, 255)
     weight = w if isinstance(w, PackedWeight) else PackedWeight(checked_codes("w", w, 127))
     if codes.shape[1] != weight.shape[1]:
@@ -237,6 +271,8 @@ def _run(job: TileJob, statistics: bool) -> Accumulation:
     if tiles_fit(job, statistics=statistics):
         return run_tiled(job, statistics)
     mac, bounds = job.mac, job.bounds
+    if mac.tree_bits is not None and nested_fits(job, bounds, statistics=statistics):
+        return run_tree(job, statistics)
     exact = bounds.tree_fits(mac) and (mac.overflow == "wrap" or bounds.accumulator_fits(mac))
     operands = (job.a, job.weight.codes, mac, job.init, bounds, statistics)
     if exact and not statistics:
@@ -244,7 +280,8 @@ def _run(job: TileJob, statistics: bool) -> Accumulation:
     return run_lanes(*operands) if bounds.lanes_fit(mac) else run_wide(*operands)
 
 
-def _activation_range(dtype: np.dtype, job: TileJob, a_bits: int) -> tuple[int, int]:
+def activation_range(dtype: np.dtype, job: TileJob, a_bits: int) -> tuple[int, int]:
+    """Return the ends of the range of `a_bits`-bit activations; InputError if a code leaves it."""
     if isinstance(a_bits, bool) or not isinstance(a_bits, int | np.integer) or not 2 <= a_bits <= 8:
         raise InputError(f"a_bits must be an integer from 2 to 8, got {a_bits!r}")
     unsigned = dtype.kind == "u" or job.unsigned
@@ -261,7 +298,7 @@ def _activation_range(dtype: np.dtype, job: TileJob, a_bits: int) -> tuple[int, 
 
 
 def _checked_init(
-    init: ArrayLike | None, shape: tuple[int, int], mac: MacArray
+    init: ArrayLike | None, shape: tuple[int, int], mac: MacArray | TwoLevelArray
 ) -> NDArray[np.int64] | None:
     if init is None:
         return None

@@ -153,6 +153,11 @@ class TwoLevelArray:
         """Highest value of the wide accumulator."""
         return overflow_limits(self.acc_bits, self.overflow)[1]
 
+    @property
+    def accumulators(self) -> int:
+        """Wide accumulators of one output."""
+        return 1
+
     def __str__(self) -> str:
         return f"acc{self.acc_bits} {self.overflow} over columns of {self.column_k}: {self.column}"
 

@@ -23,12 +23,14 @@ _ALIGNMENT = 64
 class Order:
     """How K is laid out: accumulator by accumulator, chunks padded with zeros to whole dwords.
 
-    ``chunk`` 0 keeps K as it is, for sums that no order can change.
+    ``chunk`` 0 keeps K as it is, for sums that no order can change. ``column`` products are summed
+    on their own before they meet an accumulator; each starts with a chunk of its own. 0 for none.
     """
 
     codes: str
     chunk: int
     accumulators: int
+    column: int = 0
 
     @property
     def group(self) -> int:
@@ -37,18 +39,28 @@ class Order:
 
     @property
     def padded_chunk(self) -> int:
-        """Codes of one chunk; single products share dwords."""
-        if self.chunk <= 1:
+        """Codes of one chunk; single products share dwords, unless they stand in a column."""
+        if self.chunk <= 1 and not self.column:
             return 1
-        return -(-self.chunk // self.group) * self.group
+        return _up(self.chunk, self.group)
+
+    @property
+    def turn(self) -> int:
+        """Codes that go to one accumulator at a time: a column, or a chunk."""
+        return self.column or self.chunk
+
+    @property
+    def padded_turn(self) -> int:
+        """The same with every chunk of it padded."""
+        return -(-self.turn // self.chunk) * self.padded_chunk
 
     def ends(self, k: int) -> NDArray[np.int64]:
         """Where each accumulator's share of K ends, (P,)."""
         if self.chunk == 0:
             return np.array([_up(k, self.group)], np.int64)
-        chunks = -(-k // self.chunk)
-        shares = [-(-(chunks - p) // self.accumulators) for p in range(self.accumulators)]
-        sizes = [_up(max(x, 0) * self.padded_chunk, self.group) for x in shares]
+        turns = -(-k // self.turn)
+        shares = [-(-(turns - p) // self.accumulators) for p in range(self.accumulators)]
+        sizes = [_up(max(x, 0) * self.padded_turn, self.group) for x in shares]
         return np.cumsum(sizes, dtype=np.int64)
 
     def index(self, k: int) -> tuple[int, NDArray[np.int64]]:
@@ -57,13 +69,14 @@ class Order:
         An empty index says that the columns come as they are, and zeros after them.
         """
         length = int(self.ends(k)[-1])
-        unpadded = self.chunk <= 1 or self.padded_chunk == self.chunk
-        if (self.chunk == 0 or self.accumulators == 1) and unpadded:
+        if self.chunk == 0 or (self.accumulators == 1 and self.padded_turn == self.turn):
             return length, np.zeros(0, np.int64)
-        chunks = -(-k // self.chunk)
-        columns = np.full((chunks, self.padded_chunk), -1, np.int64)
-        found = np.arange(chunks * self.chunk).reshape(chunks, self.chunk)
-        columns[:, : self.chunk] = np.where(found < k, found, -1)
+        turns, chunks = -(-k // self.turn), -(-self.turn // self.chunk)
+        found = np.full((turns, chunks * self.chunk), -1, np.int64)
+        found[:, : self.turn] = np.arange(turns * self.turn).reshape(turns, self.turn)
+        columns = np.full((turns, chunks, self.padded_chunk), -1, np.int64)
+        columns[:, :, : self.chunk] = found.reshape(turns, chunks, self.chunk)
+        columns[columns >= k] = -1
         index = np.full(length, -1, np.int64)
         start = 0
         for p, end in enumerate(self.ends(k).tolist()):
@@ -114,6 +127,7 @@ class PackedWeight:
     def __init__(self, codes: NDArray[np.int8]) -> None:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
+        self._longest: dict[int, int] = {}
         # Decisions of `emulator.tile_ready`, by array, activations and output.
         self.ready: dict = {}
 
@@ -129,6 +143,24 @@ class PackedWeight:
     def norms(self) -> Norms:
         """Range and norms of the rows."""
         return Norms(self.codes)
+
+    def longest_stretch(self, length: int) -> int:
+        """Largest L1 norm of any `length` columns that K is cut into, of any row."""
+        if length not in self._longest:
+            sums = self.stretch_sums(length)
+            self._longest[length] = int((sums[0] - sums[1]).max(initial=0))
+        return self._longest[length]
+
+    def stretch_sums(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sums of the positive and of the negative codes of each stretch, (N, stretches) each."""
+        starts = range(0, self.shape[1], length)
+        if self.codes.size == 0:
+            return np.zeros((2, self.shape[0], len(starts)), np.int64)
+        positive, negative = (
+            np.add.reduceat(limit(self.codes, 0), starts, axis=1, dtype=np.int64)
+            for limit in (np.maximum, np.minimum)
+        )
+        return positive, negative
 
     def panels(self, layout: Layout) -> Panels:
         """Return W packed as a kernel wants it."""

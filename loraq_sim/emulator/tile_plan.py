@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import Order
 
 __all__ = ["ACCUMULATORS", "Choice", "Output", "Plan", "plan_of"]
@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     statistics: int
     chunk: int
     lane: type
+    nested: tuple[int, int, int, int]
 
     @property
     def start_shift(self) -> int:
@@ -60,7 +61,7 @@ ACCUMULATORS = Output(
 
 
 @lru_cache(maxsize=1024)
-def plan_of(choice: Choice, shape, k: int, mac: MacArray, unsigned: bool) -> Plan:
+def plan_of(choice: Choice, shape, k: int, mac: MacArray | TwoLevelArray, unsigned: bool) -> Plan:
     """Return how a kernel of `shape` runs over K = `k`."""
     order = choice.order
     group = 1 if shape.single else order.group
@@ -71,10 +72,11 @@ def plan_of(choice: Choice, shape, k: int, mac: MacArray, unsigned: bool) -> Pla
         inner=1 if order.chunk <= 1 else order.padded_chunk // order.group,
         limits=_lane_limits(mac, choice),
         shifts=_result_shifts(mac, choice),
-        mode="count" if shape.counts else shape.rule,
+        mode="count" if shape.rule.startswith("count") else shape.rule,
         statistics=shape.statistics_vectors * shape.width // shape.vectors,
-        chunk=max(order.chunk, 1),
+        chunk=max(order.turn, 1),
         lane=np.int16 if order.codes == "halves" else np.int32,
+        nested=_inner_rule(mac, order) if shape.nested else (0, 0, 0, 0),
     )
 
 
@@ -90,7 +92,20 @@ def _packing(choice: Choice, shape, unsigned: bool) -> tuple[int, int, int]:
     return WORDS_SINGLE if shape.single else WORDS, mask, choice.a_shift
 
 
-def _lane_limits(mac: MacArray, choice: Choice) -> tuple[int, int]:
+def _inner_rule(mac: MacArray | TwoLevelArray, order: Order) -> tuple[int, int, int, int]:
+    """(chunks of a column, high bits that its sum drops, lowest, highest sum) in 32-bit lanes."""
+    if isinstance(mac, TwoLevelArray):
+        bits, overflow = min(mac.column.acc_bits, 32), mac.column.overflow
+    else:
+        bits, overflow = min(mac.tree_bits, 32), mac.tree_rule
+    drop = 32 - bits if overflow == "wrap" else 0
+    limits = overflow_limits(32 if drop else bits, overflow)
+    return order.padded_turn // order.padded_chunk, drop, *limits
+
+
+def _lane_limits(mac: MacArray | TwoLevelArray, choice: Choice) -> tuple[int, int]:
+    if choice.name.startswith("nested") and mac.overflow == "wrap":
+        return overflow_limits(32, "wrap")
     if choice.name == "exact":
         return 0, 0
     if choice.name.startswith("symmetric"):
@@ -98,9 +113,9 @@ def _lane_limits(mac: MacArray, choice: Choice) -> tuple[int, int]:
     return overflow_limits(min(mac.acc_bits, 32), mac.overflow)
 
 
-def _result_shifts(mac: MacArray, choice: Choice) -> tuple[int, int]:
+def _result_shifts(mac: MacArray | TwoLevelArray, choice: Choice) -> tuple[int, int]:
     """(up, down) of ``(acc << up) >> down``: wrap to the width, or take off the alignment."""
-    if choice.name == "exact" or choice.name.startswith("count_wrap"):
+    if choice.name.startswith(("exact", "count_wrap", "nested")):
         spare = max(32 - mac.acc_bits, 0) if mac.overflow == "wrap" else 0
         return spare, spare
     return 0, choice.a_shift + choice.w_shift
@@ -112,7 +127,7 @@ def _segments(order: Order, shape, k: int) -> list[tuple[int, int, int, int]]:
     lane_bytes = {"bytes": 1, "words": 2, "halves": 2}[order.codes]
     dword_bytes = 8 if shape.single else 4
     by_dot = order.chunk == 0 or shape.single or shape.rule in ("none", "raise")
-    turn = order.group if by_dot else order.padded_chunk
+    turn = order.group if by_dot else order.padded_turn
     return [
         (
             start // order.group * dword_bytes * shape.rows,

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms
 from loraq_sim.emulator.packed_weight import Order, Panels, aligned_empty
+from loraq_sim.emulator.tile_job import TileJob, kernels_of
 from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Plan
 from loraq_sim.emulator.tile_route import choose_ruled
-from loraq_sim.emulator.tile_run import TileJob, block_panels, kernels_of, plain_arguments, scratch
+from loraq_sim.emulator.tile_run import block_panels, plain_arguments, scratch
 from loraq_sim.emulator.tile_threads import WORTH_THREADS, run_together
 
 __all__ = ["run_ready"]

@@ -15,12 +15,17 @@ The tiles take every MAC array but those whose tree may overflow, as long as the
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Norms, proved_tiles
+from loraq_sim.emulator.bounds import Bounds, Norms, proved_tiles
+from loraq_sim.emulator.mac_array import TwoLevelArray
 from loraq_sim.emulator.packed_weight import Order
+from loraq_sim.emulator.tile_job import TileJob, kernels_of
 from loraq_sim.emulator.tile_plan import Choice
-from loraq_sim.emulator.tile_run import TileJob, Totals, kernels_of, run_kernel
+from loraq_sim.emulator.tile_run import Totals, run_kernel
 
-__all__ = ["choose_ruled", "count_overflows", "measure", "run_plain", "tiles_fit"]
+__all__ = [
+    *("choose_ruled", "count_overflows", "measure", "run_nested", "run_plain"),
+    *("nested_fits", "tiles_fit"),
+]
 
 # A tile route of two kernels packs A twice; below this share of proved tiles it does not pay.
 _ENOUGH_PROVED = 0.25
@@ -43,6 +48,47 @@ def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
     if bounds.accumulator_fits(mac):
         return bounds.reach < 2**31
     return limited or _aligned(job) is not None
+
+
+def nested_fits(job: TileJob, bounds: Bounds, *, statistics: bool) -> bool:
+    """Whether the tile of nested rules takes this tree or two-level array, whatever overflows.
+
+    An inner rule never returns more than the sum of the magnitudes it was given, which `bounds`
+    hold for all of K: they hold for the outer sums too. Inner sums stay within the lanes: a limit
+    of 31 bits and 4096 products are at most 2**30 + 2**27.
+    """
+    mac = job.mac
+    if job.a.size == 0 or job.weight.codes.size == 0:
+        return False
+    if isinstance(mac, TwoLevelArray):
+        # Columns that wrap give the same sums however many accumulators they have.
+        ordered = statistics or mac.column.overflow != "wrap"
+        if mac.column.tree_bits is not None or (ordered and mac.column.accumulators > 1):
+            return False
+    limited = mac.acc_bits <= 31
+    if statistics:
+        free = bounds.reach < 2**31
+        return mac.accumulators == 1 and free and (limited or bounds.accumulator_fits(mac))
+    if mac.overflow == "wrap" and mac.acc_bits <= 32:
+        return True
+    return limited or (bounds.reach < 2**31 and bounds.accumulator_fits(mac))
+
+
+def run_nested(
+    job: TileJob, bounds: Bounds, *, statistics: bool
+) -> tuple[NDArray[np.integer], Totals]:
+    """Return the job's output under both rules, and with `statistics` what they did."""
+    mac, chunk = job.mac, job.chunk
+    column, accumulators = chunk, 1 if mac.overflow == "wrap" else mac.accumulators
+    if isinstance(mac, TwoLevelArray):
+        column = min(mac.column_k, job.a.shape[1])
+        # The sum of a column that wraps does not depend on its chunks.
+        ordered = statistics or mac.column.overflow != "wrap"
+        chunk = min(mac.column.products_per_add, column) if ordered else column
+    order = Order("words", chunk, accumulators, column)
+    out, totals = run_kernel(job, Choice("nested_report" if statistics else "nested", order))
+    low, high = min(totals.low, bounds.init_low), max(totals.high, bounds.init_high)
+    return _cropped(job, out), totals._replace(low=low, high=high)
 
 
 def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:

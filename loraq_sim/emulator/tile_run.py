@@ -2,24 +2,20 @@
 
 import math
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Bounds, Norms, Sample
-from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.packed_weight import Layout, PackedWeight, Panels, address_of, aligned_empty
-from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Output, Plan, plan_of
+from loraq_sim.emulator.packed_weight import Layout, Panels, address_of, aligned_empty
+from loraq_sim.emulator.tile_job import TileJob, kernels_of
+from loraq_sim.emulator.tile_plan import Choice, Plan, plan_of
 from loraq_sim.emulator.tile_threads import WORTH_THREADS, run_together
 from loraq_sim.kernels.tile_arguments import NEVER, TileArguments
 
 __all__ = [
-    *("TileJob", "Totals"),
-    *("block_panels", "kernels_of", "plain_arguments", "run_kernel", "scratch"),
+    "Totals",
+    *("block_panels", "plain_arguments", "run_kernel", "scratch"),
 ]
 
 # Packed rows of A that stay in the second-level cache while they meet all of W.
@@ -28,91 +24,20 @@ _BLOCK_BYTES = 2**19
 _ZEROS = np.zeros(256, np.int32)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TileJob:
-    """The operands of one GEMM; codes of `a` are int8 or uint8. Norms and bounds come on demand."""
-
-    a: NDArray[np.int8] | NDArray[np.uint8]
-    weight: PackedWeight
-    mac: MacArray
-    init: NDArray[np.int64] | None
-    path: str
-    threads: int = 1
-    output: Output = ACCUMULATORS
-
-    @cached_property
-    def a_norms(self) -> Norms:
-        """Range and norms of the activations."""
-        return Norms(self.a)
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """What is proved of the sums, as far as it matters for this array."""
-        init = None if self.init is None else self.init_ends
-        anything = Bounds.of_codes(255 if self.unsigned else 128, self.weight.norms, init)
-        if self._enough(anything):
-            return anything
-        # Some rows refute a proof sooner than all of them: their norms are at most the largest.
-        refuted = not self.sample.bounds(self.weight.norms, anything).accumulator_fits(self.mac)
-        if refuted and anything.reach < 2**31 and self.mac.tree_bits is None:
-            return anything
-        quick = Bounds.of_codes(self.a_norms.top, self.weight.norms, init)
-        if self._enough(quick):
-            return quick
-        return Bounds.of_norms(self.a_norms, self.weight.norms, init)
-
-    def _enough(self, bounds: Bounds) -> bool:
-        fits = bounds.accumulator_fits(self.mac) and bounds.reach < 2**31
-        return fits and self.mac.tree_bits is None
-
-    @cached_property
-    def init_rows(self) -> NDArray[np.int64]:
-        """Initial values (1 or M, N): one row where all rows start alike."""
-        alike = self.init.strides[0] == 0
-        return np.ascontiguousarray(self.init[:1] if alike else self.init)
-
-    @cached_property
-    def init_ends(self) -> NDArray[np.int64]:
-        """Lowest and highest initial value, (2,), or (0,) where there are none."""
-        rows = self.init_rows
-        return np.array([rows.min(), rows.max()] if rows.size else [], np.int64)
-
-    @cached_property
-    def sample(self) -> Sample:
-        """Norms of some rows, at least one in each panel of a plain kernel."""
-        return Sample.of(self.a, kernels_of(self)["exact"].shape.rows)
-
-    @property
-    def unsigned(self) -> bool:
-        """Whether the bytes of `a` are unsigned."""
-        return self.a.dtype == np.uint8
-
-    @property
-    def work(self) -> int:
-        """Multiply-adds."""
-        return self.a.shape[0] * self.weight.codes.size
-
-    @property
-    def chunk(self) -> int:
-        """Products per add, as far as K goes."""
-        return min(self.mac.products_per_add, max(self.a.shape[1], 1))
-
-
 class Totals(NamedTuple):
-    """Overflows, outputs with any, first K index (or None), lowest and highest prefix."""
+    """Overflows, outputs with any, first K index (or None), lowest and highest prefix.
+
+    Of nested rules these are the outer rule's. `inner`: overflows of the inner one, lowest and
+    highest inner sum, columns with overflows; `either`: outputs that either rule changed.
+    """
 
     overflows: int
     affected: int
     first_k: int | None
     low: int
     high: int
-
-
-def kernels_of(job: TileJob) -> Mapping:
-    """Return the tile kernels of the job's path by name."""
-    from loraq_sim.kernels.processor import tile_kernels
-
-    return tile_kernels(job.path)
+    inner: tuple[int, int, int, int] = (0, 0, 0, 0)
+    either: int = 0
 
 
 def run_kernel(
@@ -139,23 +64,27 @@ def run_kernel(
     block = block_panels(row_panels, plan.dwords, threads)
     call = _Blocks(job, choice, kernel, panels, out, only)
     starts = iter(range(0, row_panels, block))  # shared by the threads: each takes the next one
-    parts: list[Totals] = []
+    parts: list[NDArray[np.int64]] = []
 
     def run() -> None:
         packed = scratch("packed", (block, plan.dwords), np.int32)
-        totals = np.array([0, 0, NEVER, 0, 0], np.int64)
+        totals = np.array([0, 0, NEVER, 0, 0, 0, 0, 0, 0, 0], np.int64)
         for first in starts:
             call.run(plan, first, min(first + block, row_panels), packed, totals)
-        parts.append(Totals(*totals.tolist()))
+        parts.append(totals)
 
     run_together(threads, run)
-    first_k = min(part.first_k for part in parts)
+    found = np.stack(parts)
+    sums, lows = found.sum(axis=0).tolist(), found.min(axis=0).tolist()
+    highs = found.max(axis=0).tolist()
     return out, Totals(
-        overflows=sum(part.overflows for part in parts),
-        affected=sum(part.affected for part in parts),
-        first_k=None if first_k == NEVER else first_k,
-        low=min(part.low for part in parts),
-        high=max(part.high for part in parts),
+        overflows=sums[0],
+        affected=sums[1],
+        first_k=None if lows[2] == NEVER else lows[2],
+        low=lows[3],
+        high=highs[4],
+        inner=(sums[5], lows[6], highs[7], sums[8]),
+        either=sums[9],
     )
 
 
@@ -224,13 +153,13 @@ class _Blocks(NamedTuple):
         codes = self.choice.order.apply(job.a[rows]).view(np.int8)
         pack_rows(codes, plan.packing, shape.rows, packed)
         out = self.out[rows]
-        counts = plan.mode == "count"
+        counts = plan.mode in ("count", "nested_report")
         changed = np.zeros(out.shape if counts else (0, 0), np.int32)
         for p in range(len(plan.segments)):
             part = out if p == 0 else np.empty_like(out)
             statistics = np.zeros(plan.statistics, np.int32)
             if counts:
-                statistics[shape.width :] = NEVER
+                statistics[-shape.width :] = NEVER
             start = self._start(plan, rows) if p == 0 else _ZEROS
             self.kernel.run(
                 self.arguments(plan, p, first, packed, start, statistics, changed, part)
@@ -241,9 +170,12 @@ class _Blocks(NamedTuple):
                 if p > 0:
                     merge_exact(out, part, totals)
                 continue
+            if plan.mode == "nested_report":
+                _add_nested(statistics.reshape(8, -1), totals)
             if counts:
-                totals[0] += statistics[: shape.width].sum(dtype=np.int64)
-                chunk = int(statistics[shape.width :].min())
+                count = statistics[-2 * shape.width : -shape.width]
+                totals[0] += count.sum(dtype=np.int64)
+                chunk = int(statistics[-shape.width :].min())
                 if chunk != NEVER:
                     k = (chunk * mac.accumulators + p) * plan.chunk
                     totals[2] = min(totals[2], k)
@@ -251,7 +183,10 @@ class _Blocks(NamedTuple):
                 wraps = counts and mac.overflow == "wrap"
                 limits = np.int64(mac.lo), np.int64(mac.hi)
                 merge_limited(out, part, wraps, *limits, job.a.shape[1], changed, totals)
-        if counts:
+        if plan.mode == "nested_report":
+            totals[1] += np.count_nonzero(changed & 1)
+            totals[9] += np.count_nonzero(changed)
+        elif counts:
             totals[1] += np.count_nonzero(changed)
 
     def _start(self, plan: Plan, rows: slice) -> NDArray:
@@ -299,9 +234,23 @@ class _Blocks(NamedTuple):
             wanted=wanted,
             chunks=chunks,
             inner=plan.inner,
+            inner_chunks=plan.nested[0],
+            inner_drop=plan.nested[1],
+            inner_lo=plan.nested[2],
+            inner_hi=plan.nested[3],
             lo=plan.limits[0],
             hi=plan.limits[1],
             up=plan.shifts[0],
             down=plan.shifts[1],
             **job.output.arguments,
         )
+
+
+def _add_nested(statistics: NDArray[np.int32], totals: NDArray[np.int64]) -> None:
+    """Add what a kernel of nested rules found, (8, width), to the totals of its thread."""
+    totals[3] = min(totals[3], statistics[4].min())
+    totals[4] = max(totals[4], statistics[5].max())
+    totals[5] += statistics[0].sum(dtype=np.int64)
+    totals[6] = min(totals[6], statistics[1].min())
+    totals[7] = max(totals[7], statistics[2].max())
+    totals[8] += statistics[3].sum(dtype=np.int64)

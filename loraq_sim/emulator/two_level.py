@@ -4,7 +4,8 @@
         partial[t] = column sums the tile from zero          (`emulate_gemm`, its own overflow rule)
         acc        = fit(acc + partial[t], acc_bits, overflow)
 
-A tile is one pass through a systolic array; the wide accumulator is the memory behind it.
+A tile is one pass through a systolic array; the wide accumulator is the memory behind it. Columns
+of one accumulator and no narrow tree run both levels in registers; others run tile by tile.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.bounds import signed_width
-from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
+from loraq_sim.emulator.bounds import Bounds, signed_width
+from loraq_sim.emulator.gemm import activation_range, checked_job, emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
+from loraq_sim.emulator.packed_weight import PackedWeight
+from loraq_sim.emulator.tile_job import TileJob
+from loraq_sim.emulator.tile_route import nested_fits, run_nested
+from loraq_sim.emulator.two_level_tiles import TileByTile
 from loraq_sim.errors import InputError
 
 __all__ = ["TwoLevelReport", "emulate_two_level", "emulate_two_level_report"]
@@ -60,13 +65,18 @@ class TwoLevelReport:
 
 
 def emulate_two_level(
-    a: ArrayLike, w: ArrayLike, array: TwoLevelArray, *, init: ArrayLike | None = None
+    a: ArrayLike,
+    w: ArrayLike | PackedWeight,
+    array: TwoLevelArray,
+    *,
+    init: ArrayLike | None = None,
+    threads: int = 1,
 ) -> NDArray[np.int32] | NDArray[np.int64]:
     """Return the accumulators of ``a @ w.T`` on a two-level array, bit for bit.
 
     Parameters
     ----------
-    a, w
+    a, w, threads
         As for `emulate_gemm`.
     array : TwoLevelArray
     init : array broadcastable to (M, N), any integer dtype, or None
@@ -82,23 +92,25 @@ def emulate_two_level(
     InputError
         As `emulate_gemm`.
     """
-    codes, weights, start = _checked(a, w, array, init)
-    one_level = _same_in_one_level(array, codes, weights)
+    job = _checked(a, w, array, init, threads)
+    one_level = _same_in_one_level(job)
     if one_level is not None:
-        return emulate_gemm(codes, weights, one_level, init=start)
-    wide = _WideAccumulator(array, start)
-    for tile in _tiles(codes.shape[1], array.column_k):
-        wide.add(emulate_gemm(codes[:, tile], weights[:, tile], array.column), tile.start)
-    return wide.value
+        return emulate_gemm(job.a, job.weight, one_level, init=job.init, threads=threads)
+    bounds = _bounds(job, statistics=False)
+    if nested_fits(job, bounds, statistics=False):
+        acc = run_nested(job, bounds, statistics=False)[0]
+        return acc.astype(_result_dtype(array), copy=False)
+    return _tile_by_tile(job, reports=False).value.astype(_result_dtype(array))
 
 
 def emulate_two_level_report(
     a: ArrayLike,
-    w: ArrayLike,
+    w: ArrayLike | PackedWeight,
     array: TwoLevelArray,
     *,
     init: ArrayLike | None = None,
     a_bits: int = 8,
+    threads: int = 1,
 ) -> TwoLevelReport:
     """Return the accumulators of ``a @ w.T`` on a two-level array with the counts of both levels.
 
@@ -106,171 +118,128 @@ def emulate_two_level_report(
     cover, signed or unsigned as `emulate_gemm_report` decides. Other arguments and errors as for
     `emulate_two_level`.
     """
-    codes, weights, start = _checked(a, w, array, init)
-    wide = _WideAccumulator(array, start)
-    # An empty tile checks a_bits, and says what a GEMM without products reports.
-    reports = [emulate_gemm_report(codes[:, :0], weights[:, :0], array.column, a_bits=a_bits)]
-    for tile in _tiles(codes.shape[1], array.column_k):
-        report = emulate_gemm_report(codes[:, tile], weights[:, tile], array.column, a_bits=a_bits)
-        wide.add(report.acc, tile.start)
-        reports.append(report)
-    low, high = _reach(codes, weights, array, a_bits)
-    lows = start.min(axis=0, initial=0) if start.shape[0] == 0 else start.min(axis=0)
-    highs = start.max(axis=0, initial=0) if start.shape[0] == 0 else start.max(axis=0)
-    return TwoLevelReport(
-        acc=wide.value,
-        overflow_count=wide.overflow_count,
-        outputs_affected=int(np.count_nonzero(wide.touched)),
-        first_overflow_k=wide.first_overflow_k,
-        safe_acc_bits=wide.safe_bits,
-        guaranteed_acc_bits=signed_width(
-            min((int(x) + int(y) for x, y in zip(lows, low, strict=True)), default=0),
-            max((int(x) + int(y) for x, y in zip(highs, high, strict=True)), default=0),
-        ),
-        column_overflow_count=sum(report.overflow_count for report in reports),
-        column_tree_overflow_count=sum(report.tree_overflow_count for report in reports),
-        partials_affected=sum(report.outputs_affected for report in reports),
-        safe_column_bits=max(report.safe_acc_bits for report in reports),
-        guaranteed_column_bits=max(report.guaranteed_acc_bits for report in reports),
-    )
-
-
-def _same_in_one_level(
-    array: TwoLevelArray, a: NDArray[np.integer], w: NDArray[np.integer]
-) -> MacArray | None:
-    """Return a MacArray with the same result for these operands, if one is known.
-
-    A column that wraps, adding exact chunks, delivers the exact sum of its tile modulo 2**b: that
-    is a tree of b bits that wraps, in front of the wide accumulator. A column that provably cannot
-    overflow is an exact tree.
-    """
-    column = array.column
-    if array.column_k > 64:
-        return None
-    one_level = MacArray(
-        acc_bits=array.acc_bits, overflow=array.overflow, products_per_add=array.column_k
-    )
-    if _columns_fit(array, a, w):
-        return one_level
-    if column.overflow == "wrap" and column.tree_bits is None:
-        return replace(one_level, tree_bits=column.acc_bits, tree_overflow="wrap")
-    return None
-
-
-def _columns_fit(array: TwoLevelArray, a: NDArray[np.integer], w: NDArray[np.integer]) -> bool:
-    """Whether max|a| * ||w||_1 of every tile, which bounds any part of its sum, fits a column."""
-    if a.size == 0 or w.size == 0 or a.dtype.kind not in "iu" or w.dtype.kind not in "iu":
-        return False
-    column = array.column
-    narrowest = min(column.acc_bits, column.tree_bits or column.acc_bits)
-    top = max(int(a.max()), -int(a.min()))
-    # int16 holds the magnitude of -128 too; codes beyond it are refused by the GEMM.
-    norms = np.add.reduceat(
-        np.abs(w.astype(np.int16)), range(0, w.shape[1], array.column_k), axis=1, dtype=np.int64
-    )
-    return top * int(norms.max()) <= overflow_limits(narrowest, "saturate_symmetric")[1]
-
-
-class _WideAccumulator:
-    """The wide accumulators (M, N) of one GEMM, what they would hold exactly, and the counts."""
-
-    def __init__(self, array: TwoLevelArray, start: NDArray[np.int64]) -> None:
-        self.array = array
-        self.held = np.array(start, dtype=np.int64, order="C")
-        self.exact = self.held.copy()
-        self.touched = np.zeros(start.shape, dtype=np.bool_)
-        self.overflow_count = 0
-        self.first_overflow_k: int | None = None
-        ends = (start.min(), start.max()) if start.size else (0, 0)
-        self._extremes = np.array(ends, dtype=np.int64)
-        self._beyond = np.zeros(1, dtype=np.bool_)
-
-    def add(self, partial: NDArray[np.integer], k: int) -> None:
-        from loraq_sim.kernels.wide_add import _add_partials
-
-        bits = self.array.acc_bits
-        count = _add_partials(
-            np.ascontiguousarray(partial).reshape(-1),
-            self.array.overflow != "wrap",
-            np.int64(self.array.lo),
-            np.int64(self.array.hi),
-            np.int64(-1 if bits == 64 else 2**bits - 1),
-            np.int64(-(2**63) if bits == 64 else 2 ** (bits - 1)),
-            self.held.reshape(-1),
-            self.exact.reshape(-1),
-            self.touched.reshape(-1),
-            self._extremes,
-            self._beyond,
+    job = _checked(a, w, array, init, threads)
+    a_range = activation_range(np.asarray(a).dtype, job, a_bits)
+    bounds = _bounds(job, statistics=True)
+    if nested_fits(job, bounds, statistics=True):
+        acc, totals = run_nested(job, bounds, statistics=True)
+        overflows, low, high, partials = totals.inner
+        report = TwoLevelReport(
+            acc=acc.astype(_result_dtype(array), copy=False),
+            overflow_count=totals.overflows,
+            outputs_affected=totals.affected,
+            first_overflow_k=totals.first_k,
+            safe_acc_bits=signed_width(totals.low, totals.high),
+            guaranteed_acc_bits=0,
+            column_overflow_count=overflows,
+            column_tree_overflow_count=0,
+            partials_affected=partials,
+            safe_column_bits=signed_width(low, high),
+            guaranteed_column_bits=0,
         )
-        self.overflow_count += int(count)
-        if count and self.first_overflow_k is None:
-            self.first_overflow_k = k
-
-    @property
-    def value(self) -> NDArray[np.int32] | NDArray[np.int64]:
-        return self.held.astype(np.int32 if self.array.acc_bits <= 32 else np.int64)
-
-    @property
-    def safe_bits(self) -> int:
-        # A sum beyond int64 needs one bit more: all partial sums together stay below 2**63.
-        return 65 if self._beyond[0] else signed_width(*(int(x) for x in self._extremes))
+    else:
+        report = _report_of(_tile_by_tile(job, reports=True))
+    wide, narrow = _guaranteed(job, a_range)
+    return replace(report, guaranteed_acc_bits=wide, guaranteed_column_bits=narrow)
 
 
 def _checked(
-    a: ArrayLike, w: ArrayLike, array: TwoLevelArray, init: ArrayLike | None
-) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.int64]]:
-    """Return codes, weights and the initial values as int64 (M, N), all checked.
+    a: ArrayLike,
+    w: ArrayLike | PackedWeight,
+    array: TwoLevelArray,
+    init: ArrayLike | None,
+    threads: int,
+) -> TileJob:
+    if not isinstance(array, TwoLevelArray):
+        raise InputError(
+            f"array must be a TwoLevelArray, got {array!r}; a MacArray runs in emulate_gemm"
+        )
+    return checked_job(a, w, array, init, threads)
 
-    A GEMM over none of K checks `init` against the wide accumulator; one over all of K would check
-    the codes too, but cost as much as the emulation: the tiles do that.
+
+def _result_dtype(array: TwoLevelArray) -> type:
+    return np.int32 if array.acc_bits <= 32 else np.int64
+
+
+def _bounds(job: TileJob, *, statistics: bool) -> Bounds:
+    """Bounds that let the registers take both levels, if any do."""
+    ends = None if job.init is None else job.init_ends
+    quick = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, ends)
+    if nested_fits(job, quick, statistics=statistics):
+        return quick
+    return Bounds.of_norms(job.a_norms, job.weight.norms, ends)
+
+
+def _same_in_one_level(job: TileJob) -> MacArray | None:
+    """Return a MacArray with the same result for these operands, if columns provably fit.
+
+    Then they are exact trees in front of the wide accumulator, of any size where that wraps.
     """
-    codes, weights = np.asarray(a), np.asarray(w)
-    for name, matrix in (("a", codes), ("w", weights)):
-        if matrix.ndim != 2:
-            raise InputError(f"{name} must be a matrix (rows, K), got shape {matrix.shape}")
-    if codes.shape[1] != weights.shape[1]:
-        raise InputError(
-            f"a has shape {codes.shape} and w has shape {weights.shape}: both must be "
-            f"(rows, K) with the same K, got K={codes.shape[1]} and K={weights.shape[1]}"
-        )
-    # Whether a is signed must be seen over all of K, not tile by tile.
-    if codes.size and codes.dtype.kind in "iu" and codes.min() < 0 and codes.max() > 127:
-        raise InputError(
-            f"a holds codes from {codes.min()} to {codes.max()}; they must lie within "
-            "-128..127 (signed) or 0..255 (unsigned)"
-        )
-    if codes.dtype.kind == "i" and codes.size and codes.min() >= 0 and codes.max() > 127:
-        codes = codes.astype(np.uint8) if codes.max() <= 255 else codes
-    empty = MacArray(acc_bits=array.acc_bits, overflow=array.overflow)
-    start = emulate_gemm(codes[:, :0], weights[:, :0], empty, init=init)
-    return codes, weights, start.astype(np.int64)
+    array = job.mac
+    wraps = array.overflow == "wrap" and array.acc_bits <= 32
+    if not (wraps or array.column_k <= 64) or not _columns_fit(job):
+        return None
+    return MacArray(
+        acc_bits=array.acc_bits,
+        overflow=array.overflow,
+        products_per_add=min(array.column_k, 64),
+    )
 
 
-def _tiles(k: int, column_k: int) -> list[slice]:
-    return [slice(start, min(start + column_k, k)) for start in range(0, k, column_k)]
+def _columns_fit(job: TileJob) -> bool:
+    """Whether max|a| * ||w||_1 of every tile, which bounds any part of its sum, fits a column."""
+    if job.a.size == 0 or job.weight.codes.size == 0:
+        return False
+    column = job.mac.column
+    narrowest = min(column.acc_bits, column.tree_bits or column.acc_bits)
+    room = overflow_limits(narrowest, "saturate_symmetric")[1]
+    longest = job.weight.longest_stretch(job.mac.column_k)
+    return (255 if job.unsigned else 128) * longest <= room or job.a_norms.top * longest <= room
 
 
-def _reach(
-    a: NDArray[np.integer], w: NDArray[np.integer], array: TwoLevelArray, a_bits: int
-) -> tuple[list[int], list[int]]:
-    """Return the lowest and highest sum of partial sums per column of W, for any activations.
+def _tile_by_tile(job: TileJob, *, reports: bool) -> TileByTile:
+    loop = TileByTile(job.mac, job.init, (job.a.shape[0], job.weight.shape[0]))
+    loop.run(job.a, job.weight.codes, reports=reports)
+    return loop
+
+
+def _report_of(loop: TileByTile) -> TwoLevelReport:
+    reports = loop.reports
+    return TwoLevelReport(
+        acc=loop.value.astype(_result_dtype(loop.array)),
+        overflow_count=loop.overflow_count,
+        outputs_affected=int(np.count_nonzero(loop.touched)),
+        first_overflow_k=loop.first_overflow_k,
+        safe_acc_bits=loop.safe_bits,
+        guaranteed_acc_bits=0,
+        column_overflow_count=sum(report.overflow_count for report in reports),
+        column_tree_overflow_count=sum(report.tree_overflow_count for report in reports),
+        partials_affected=sum(report.outputs_affected for report in reports),
+        safe_column_bits=max((report.safe_acc_bits for report in reports), default=1),
+        guaranteed_column_bits=0,
+    )
+
+
+def _guaranteed(job: TileJob, a_range: tuple[int, int]) -> tuple[int, int]:
+    """Widths of the wide accumulator and of a column that no activations in a range overflow.
 
     Each product takes its own extreme. A clamped sum stays between the exact sums of the negative
     and of the positive products, and within the limits; a sum that may wrap can be anything there.
     """
-    a_low, a_high = overflow_limits(a_bits, "wrap") if a.dtype.kind == "i" else (0, 2**a_bits - 1)
-    column = array.column
-    lows, highs = [0] * len(w), [0] * len(w)
-    for tile in _tiles(w.shape[1], array.column_k):
-        positive = np.maximum(w[:, tile], 0).sum(axis=1, dtype=np.int64)
-        negative = np.minimum(w[:, tile], 0).sum(axis=1, dtype=np.int64)
-        for j, (up, down) in enumerate(zip(positive.tolist(), negative.tolist(), strict=True)):
-            low, high = up * a_low + down * a_high, up * a_high + down * a_low
-            fits = column.lo <= low and high <= column.hi
-            wraps = column.overflow == "wrap" and not fits
-            if column.tree_bits is not None and column.tree_rule == "wrap":
-                tree_low, tree_high = overflow_limits(column.tree_bits, "wrap")
-                wraps |= low < tree_low or high > tree_high
-            lows[j] += column.lo if wraps else max(low, column.lo)
-            highs[j] += column.hi if wraps else min(high, column.hi)
-    return lows, highs
+    array, column = job.mac, job.mac.column
+    positive, negative = job.weight.stretch_sums(array.column_k)
+    low = positive * a_range[0] + negative * a_range[1]
+    high = positive * a_range[1] + negative * a_range[0]
+    narrow = signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
+    wraps = np.zeros(low.shape, np.bool_)
+    if column.overflow == "wrap":
+        wraps |= (low < column.lo) | (high > column.hi)
+    if column.tree_bits is not None and column.tree_rule == "wrap":
+        tree_low, tree_high = overflow_limits(column.tree_bits, "wrap")
+        wraps |= (low < tree_low) | (high > tree_high)
+    # Python integers: many columns of 64 bits leave int64.
+    lows = np.where(wraps, column.lo, np.maximum(low, column.lo)).sum(axis=1, dtype=object)
+    highs = np.where(wraps, column.hi, np.minimum(high, column.hi)).sum(axis=1, dtype=object)
+    if job.init is not None and job.init.shape[0]:
+        lows, highs = lows + job.init.min(axis=0), highs + job.init.max(axis=0)
+    return signed_width(min(lows.tolist(), default=0), max(highs.tolist(), default=0)), narrow

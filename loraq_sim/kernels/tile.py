@@ -7,6 +7,7 @@ Rules after each chunk of products:
 - ``clamp``: to [lo, hi].
 - ``measure``: nothing is changed; the extreme sums of each column are kept.
 - ``count_clamp``, ``count_wrap``: clamp, or keep the low bits, and count the sums this changed.
+- ``nested``, ``nested_report``: two rules, one inside the other; see `kernels.tile_nested`.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from loraq_sim.kernels.vector_ir import (
     store,
 )
 
-__all__ = ["TileCode", "TileShape"]
+__all__ = ["TileCode", "TileShape", "Vectors"]
 
 Vectors = list[ir.Value]
 
@@ -70,12 +71,19 @@ class TileShape(NamedTuple):
     @property
     def statistics_vectors(self) -> int:
         """Vectors of lowest and highest prefixes, or of counts and first chunks."""
+        if self.rule == "nested_report":
+            return 8 * self.vectors
         return 2 * self.vectors if self.counts or self.rule == "measure" else 0
 
     @property
     def counts(self) -> bool:
         """Whether the tile counts the sums that its rule changes."""
-        return self.rule.startswith("count")
+        return self.rule.startswith("count") or self.rule == "nested_report"
+
+    @property
+    def nested(self) -> bool:
+        """Whether one rule works inside another."""
+        return self.rule.startswith("nested")
 
 
 class TileCode:
@@ -134,14 +142,15 @@ class TileCode:
         )
         at = [i * self.bytes for i in range(shape.statistics_vectors)]
         kept = [load(builder, self.ops.accumulator, given.statistics, x) for x in at]
+        more = self._more(acc)
         held, noted = len(acc), len(flags)
-        loop = Loop(builder, given.chunks, [a, w, offsets, *acc, *flags, *kept])
+        loop = Loop(builder, given.chunks, [a, w, offsets, *acc, *flags, *more, *kept])
         a, w, offsets, *state = loop.values
         a, w, acc, statistics = self._chunk(loop, a, w, offsets, state[:held], state[held:])
         if shape.moving:
             offsets = builder.add(offsets, I64(shape.vectors * self.bytes))
         _, _, _, *state = loop.end([a, w, offsets, *acc, *statistics])
-        for value, x in zip(state[held + noted :], at, strict=True):
+        for value, x in zip(state[held + noted + len(more) :], at, strict=True):
             store(builder, value, given.statistics, x)
         self._store_matrix(state[held : held + noted], changed)
         results = self._results(state[:held], self._at(given.last, (j, width)))
@@ -152,6 +161,11 @@ class TileCode:
             size = shape.vectors
             rows = [results[x : x + size] for x in range(0, len(results), size)]
             store_results(builder, rows, given, out)
+
+    def _more(self, acc: Vectors) -> Vectors:
+        """What a rule carries from chunk to chunk besides accumulators, marks and statistics."""
+        del acc
+        return []
 
     def _at(self, address: ir.Value, *moves: tuple[ir.Value, ir.Value]) -> ir.Value:
         for count, stride in moves:

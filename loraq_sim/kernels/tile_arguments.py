@@ -20,7 +20,9 @@ class TileArguments(NamedTuple):
     offsets, offsets_stride : chunk offsets of each column panel, (chunks, width)
     start, start_row, start_panel : accumulators to start from, lanes of the accumulator; the
         strides from row to row and from column panel to column panel (both 0 for one row of zeros)
-    statistics : (2, width), read and written: extremes, or counts and first changed chunks
+    statistics : (2, width), read and written: extremes, or counts and first changed chunks. Of
+        nested rules (8, width): overflows of the inner rule, lowest and highest inner sums, columns
+        with overflows, lowest and highest outer sums, overflows, first changed columns
     changed : int32 matrix like `out`, read and written: bits that the rule changed, ever
     last : int32, what to take off each column's sums at the end
     out, out_row, out_panel : result matrix and the strides from row to row and from column panel to
@@ -30,6 +32,8 @@ class TileArguments(NamedTuple):
     todo, todo_stride, wanted : address of one byte a tile, from one row panel to the next, and the
         byte of the tiles to compute; address 0 for all
     chunks, inner : turns of the chunk loop (pairs of products for single products), dot steps each
+    inner_chunks, inner_drop, inner_lo, inner_hi : of nested rules, chunks of a column, high bits
+        that its sum drops, and limits
     lo, hi : limits
     up, down : the result is ``((acc - last) << up) >> down``; ``count_wrap`` also shifts by `up`,
         both ways, after each chunk
@@ -70,7 +74,11 @@ class TileArguments(NamedTuple):
     wanted: int
     chunks: int
     inner: int
-    lo: int
-    hi: int
-    up: int
-    down: int
+    inner_chunks: int = 0
+    inner_drop: int = 0
+    inner_lo: int = 0
+    inner_hi: int = 0
+    lo: int = 0
+    hi: int = 0
+    up: int = 0
+    down: int = 0

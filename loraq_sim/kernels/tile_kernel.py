@@ -12,10 +12,14 @@ from numba.extending import intrinsic
 
 from loraq_sim.kernels.tile import TileCode, TileShape
 from loraq_sim.kernels.tile_arguments import TileArguments
+from loraq_sim.kernels.tile_nested import NestedCode
 
 __all__ = ["TileKernel", "make_tile"]
 
-_SOURCES = ("tile.py", "tile_arguments.py", "tile_kernel.py", "tile_output.py", "vector_ir.py")
+_SOURCES = (
+    *("tile.py", "tile_arguments.py", "tile_kernel.py"),
+    *("tile_nested.py", "tile_output.py", "vector_ir.py"),
+)
 
 
 def make_tile(shape: TileShape):
@@ -26,7 +30,8 @@ def make_tile(shape: TileShape):
         return types.void(types.int64), emit
 
     def emit(context, builder, signature, args):
-        TileCode(builder, shape, args[0]).emit()
+        code = NestedCode if shape.nested else TileCode
+        code(builder, shape, args[0]).emit()
         return context.get_dummy_value()
 
     return tile

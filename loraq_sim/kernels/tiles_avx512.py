@@ -31,6 +31,8 @@ _COUNT_CLAMP_WORDS = TileShape(_WORDS, "count_clamp", moving=False, single=False
 _COUNT_CLAMP_SINGLE = TileShape(_WORDS, "count_clamp", moving=False, single=True, rows=6, vectors=2)
 _COUNT_WRAP_WORDS = TileShape(_WORDS, "count_wrap", moving=False, single=False, rows=6, vectors=2)
 _COUNT_WRAP_SINGLE = TileShape(_WORDS, "count_wrap", moving=False, single=True, rows=6, vectors=2)
+_NESTED = TileShape(_WORDS, "nested", moving=False, single=False, rows=6, vectors=2)
+_NESTED_REPORT = TileShape(_WORDS, "nested_report", moving=False, single=False, rows=4, vectors=1)
 
 _EXACT_TILE = make_tile(_EXACT)
 _SATURATE_PAIR_TILE = make_tile(_SATURATE_PAIR)
@@ -48,6 +50,8 @@ _COUNT_CLAMP_WORDS_TILE = make_tile(_COUNT_CLAMP_WORDS)
 _COUNT_CLAMP_SINGLE_TILE = make_tile(_COUNT_CLAMP_SINGLE)
 _COUNT_WRAP_WORDS_TILE = make_tile(_COUNT_WRAP_WORDS)
 _COUNT_WRAP_SINGLE_TILE = make_tile(_COUNT_WRAP_SINGLE)
+_NESTED_TILE = make_tile(_NESTED)
+_NESTED_REPORT_TILE = make_tile(_NESTED_REPORT)
 
 
 def _exact(arguments):
@@ -114,6 +118,14 @@ def _count_wrap_single(arguments):
     _COUNT_WRAP_SINGLE_TILE(arguments)
 
 
+def _nested(arguments):
+    _NESTED_TILE(arguments)
+
+
+def _nested_report(arguments):
+    _NESTED_REPORT_TILE(arguments)
+
+
 KERNELS = {
     "exact": TileKernel(_EXACT, _exact),
     "saturate_pair": TileKernel(_SATURATE_PAIR, _saturate_pair),
@@ -131,4 +143,6 @@ KERNELS = {
     "count_clamp_single": TileKernel(_COUNT_CLAMP_SINGLE, _count_clamp_single),
     "count_wrap_words": TileKernel(_COUNT_WRAP_WORDS, _count_wrap_words),
     "count_wrap_single": TileKernel(_COUNT_WRAP_SINGLE, _count_wrap_single),
+    "nested": TileKernel(_NESTED, _nested),
+    "nested_report": TileKernel(_NESTED_REPORT, _nested_report),
 }

@@ -22,6 +22,8 @@ _COUNT_CLAMP_WORDS = TileShape(_WORDS, "count_clamp", moving=False, single=False
 _COUNT_CLAMP_SINGLE = TileShape(_WORDS, "count_clamp", moving=False, single=True, rows=3, vectors=2)
 _COUNT_WRAP_WORDS = TileShape(_WORDS, "count_wrap", moving=False, single=False, rows=3, vectors=2)
 _COUNT_WRAP_SINGLE = TileShape(_WORDS, "count_wrap", moving=False, single=True, rows=3, vectors=2)
+_NESTED = TileShape(_WORDS, "nested", moving=False, single=False, rows=2, vectors=2)
+_NESTED_REPORT = TileShape(_WORDS, "nested_report", moving=False, single=False, rows=2, vectors=1)
 
 _EXACT_TILE = make_tile(_EXACT)
 _CLAMP_WORDS_TILE = make_tile(_CLAMP_WORDS)
@@ -33,6 +35,8 @@ _COUNT_CLAMP_WORDS_TILE = make_tile(_COUNT_CLAMP_WORDS)
 _COUNT_CLAMP_SINGLE_TILE = make_tile(_COUNT_CLAMP_SINGLE)
 _COUNT_WRAP_WORDS_TILE = make_tile(_COUNT_WRAP_WORDS)
 _COUNT_WRAP_SINGLE_TILE = make_tile(_COUNT_WRAP_SINGLE)
+_NESTED_TILE = make_tile(_NESTED)
+_NESTED_REPORT_TILE = make_tile(_NESTED_REPORT)
 
 
 def _exact(arguments):
@@ -75,6 +79,14 @@ def _count_wrap_single(arguments):
     _COUNT_WRAP_SINGLE_TILE(arguments)
 
 
+def _nested(arguments):
+    _NESTED_TILE(arguments)
+
+
+def _nested_report(arguments):
+    _NESTED_REPORT_TILE(arguments)
+
+
 KERNELS = {
     "exact": TileKernel(_EXACT, _exact),
     "clamp_words": TileKernel(_CLAMP_WORDS, _clamp_words),
@@ -86,4 +98,6 @@ KERNELS = {
     "count_clamp_single": TileKernel(_COUNT_CLAMP_SINGLE, _count_clamp_single),
     "count_wrap_words": TileKernel(_COUNT_WRAP_WORDS, _count_wrap_words),
     "count_wrap_single": TileKernel(_COUNT_WRAP_SINGLE, _count_wrap_single),
+    "nested": TileKernel(_NESTED, _nested),
+    "nested_report": TileKernel(_NESTED_REPORT, _nested_report),
 }

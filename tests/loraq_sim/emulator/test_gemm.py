@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
+from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.reference import reference_gemm, reference_report
+from loraq_sim.errors import InputError
 
 ACC_BITS = (8, 9, 12, 15, 16, 17, 20, 24, 29, 30, 31, 32, 33, 48, 62, 63, 64)
 
@@ -203,3 +204,12 @@ def test_sums_beyond_int32_are_exact(mac, expected):
     codes = np.full((1, 2**17 + 5), -128, np.int8)  # products of 2**14
     assert int(emulate_gemm(codes, codes, mac)[0, 0]) == expected
     assert int(emulate_gemm_report(codes, codes, mac).acc[0, 0]) == expected
+
+
+@pytest.mark.parametrize("mac", ["aie2", None, 20, {"acc_bits": 20}])
+@pytest.mark.parametrize(
+    "call", [emulate_gemm, emulate_gemm_report, lambda a, w, mac: emulate_gemm_srs(a, w, mac, 2)]
+)
+def test_what_is_no_array_is_refused(call, mac):
+    with pytest.raises(InputError, match="mac must be a MacArray or a TwoLevelArray, got"):
+        call([[1]], [[1]], mac)

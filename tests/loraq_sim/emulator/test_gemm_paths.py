@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from loraq_sim.emulator.accumulation import run_wide
 from loraq_sim.emulator.bounds import Bounds
-from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
+from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.reference import reference_report
+from loraq_sim.emulator.requantize import srs
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path, tile_kernels
 
 HERE = PATHS[PATHS.index(choose_path()) :]  # a path's instructions exist on the faster ones too
@@ -33,6 +34,7 @@ def assert_like_reference(a, w, mac, init=None):
     np.testing.assert_array_equal(report.acc, expected.acc)
     for field in ("overflow_count", "outputs_affected", "first_overflow_k", "safe_acc_bits"):
         assert getattr(report, field) == getattr(expected, field), field
+    return expected
 
 
 @pytest.mark.parametrize("kind", CODES)
@@ -130,6 +132,55 @@ def test_proved_tiles_leave_only_the_others_to_the_overflow_rule(path):
             np.testing.assert_array_equal(report.acc, naive.acc)
 
 
+@pytest.mark.parametrize("tree_overflow", OVERFLOW_RULES)
+@pytest.mark.parametrize("overflow", OVERFLOW_RULES)
+def test_trees_that_overflow_match_python_integers(path, overflow, tree_overflow):
+    rng = np.random.default_rng(3)
+    for acc_bits, tree_bits, chunk, accumulators in (
+        *((16, 12, 1, 1), (12, 5, 2, 1), (31, 16, 5, 1), (31, 2, 3, 1)),
+        *((32, 14, 8, 1), (40, 14, 4, 1), (18, 15, 4, 2), (13, 32, 7, 3)),
+    ):
+        mac = MacArray(
+            acc_bits=acc_bits,
+            overflow=overflow,
+            products_per_add=chunk,
+            accumulators=accumulators,
+            tree_bits=tree_bits,
+            tree_overflow=tree_overflow,
+        )
+        for low, high in (CODES["int8"], CODES["uint8"]):
+            a, w = rng.choice([low, high], (7, 29)), rng.choice([-128, 127, 1], (19, 29))
+            init = rng.choice([max(mac.lo, -(2**40)), 0, min(mac.hi, 2**40)], (7, 19))
+            expected = assert_like_reference(a, w, mac, init)
+            report = emulate_gemm_report(a, w, mac, init=init)
+            assert report.tree_overflow_count == expected.tree_overflow_count
+            out = emulate_gemm_srs(a, w, mac, 5, init=init)
+            np.testing.assert_array_equal(out, srs(expected.acc, 5))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_whole_matrices_under_trees_match_the_naive_kernel(path, threads):
+    rng = np.random.default_rng(4)
+    a = rng.integers(-128, 128, (150, 300)).astype(np.int8)
+    w = rng.integers(-128, 128, (400, 300)).astype(np.int8)
+    for overflow, tree_overflow in (("saturate", "wrap"), ("wrap", "saturate_symmetric")):
+        mac = MacArray(
+            acc_bits=19,
+            overflow=overflow,
+            products_per_add=6,
+            tree_bits=15,
+            tree_overflow=tree_overflow,
+        )
+        naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+        report = emulate_gemm_report(a, w, mac, threads=threads)
+        assert report.route == "tiles"
+        np.testing.assert_array_equal(emulate_gemm(a, w, mac, threads=threads), naive.acc)
+        np.testing.assert_array_equal(report.acc, naive.acc)
+        for field in ("overflow_count", "tree_overflow_count", "outputs_affected"):
+            assert getattr(report, field) == getattr(naive, field) > 0, field
+        assert report.first_overflow_k == naive.first_overflow_k
+
+
 @st.composite
 def cases(draw):
     mac = MacArray(
@@ -164,6 +215,7 @@ def test_an_unknown_path_is_refused(monkeypatch):
 @pytest.mark.parametrize("name", PATHS)
 def test_every_path_offers_the_kernels_that_any_array_needs(name):
     needed = {"exact", "clamp_single", "clamp_words", "clamp_halves"}
+    needed |= {"nested", "nested_report"}
     needed |= {"measure_single", "measure_words", "count_clamp_single", "count_wrap_words"}
     assert needed <= set(tile_kernels(name))
 

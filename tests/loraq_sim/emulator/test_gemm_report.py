@@ -79,7 +79,9 @@ def test_reports_without_statistics_only_state_what_is_known():
         (MacArray(acc_bits=28, overflow="saturate"), False, "exact"),
         (MacArray(acc_bits=12, overflow="saturate"), False, "tiles"),
         (MacArray(acc_bits=12), True, "tiles"),
-        (MacArray(acc_bits=12, tree_bits=8), False, "lanes"),
+        (MacArray(acc_bits=12, tree_bits=8), False, "tiles"),
+        (MacArray(acc_bits=12, tree_bits=8), True, "tiles"),
+        (MacArray(acc_bits=12, tree_bits=8, accumulators=2), True, "lanes"),
     ],
     ids=str,
 )

@@ -10,11 +10,23 @@ from hypothesis import strategies as st
 
 import loraq_sim.emulator.two_level as two_level
 import loraq_sim.kernels.wide_add as kernels
-from loraq_sim.emulator.gemm import emulate_gemm
+from loraq_sim.emulator.gemm import (
+    checked_job,
+    emulate_gemm,
+    emulate_gemm_report,
+    emulate_gemm_srs,
+)
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray, TwoLevelArray
+from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.reference import ReferenceTwoLevel, reference_two_level
-from loraq_sim.emulator.two_level import emulate_two_level, emulate_two_level_report
+from loraq_sim.emulator.requantize import srs
+from loraq_sim.emulator.two_level import (
+    TwoLevelReport,
+    emulate_two_level,
+    emulate_two_level_report,
+)
 from loraq_sim.errors import InputError
+from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
 
 NARROW = MacArray(acc_bits=14, overflow="saturate", products_per_add=2)
 
@@ -134,6 +146,8 @@ def test_a_wrapping_column_equals_one_level_with_a_wrapping_tree(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(two_level, "_same_in_one_level", lambda *_: None)
             np.testing.assert_array_equal(emulate_two_level(a, w, array), quick)
+            patch.setattr(two_level, "nested_fits", lambda *_, **__: False)
+            np.testing.assert_array_equal(emulate_two_level(a, w, array), quick)
 
 
 @pytest.mark.parametrize("column", ["saturate_c2_p2", "symmetric_tree"])
@@ -144,12 +158,56 @@ def test_columns_proved_not_to_overflow_run_in_one_level(monkeypatch, column):
         (extreme_codes((5, 50), 11, -7, 7), True),
         (extreme_codes((5, 50), 11), False),
     ):
-        assert (two_level._same_in_one_level(array, a, w) is not None) == is_proved
+        job = checked_job(a, w, array, None, 1)
+        assert (two_level._same_in_one_level(job) is not None) == is_proved
         quick = emulate_two_level(a, w, array)
         np.testing.assert_array_equal(quick, reference_two_level(a, w, array).acc)
         with monkeypatch.context() as patch:
             patch.setattr(two_level, "_same_in_one_level", lambda *_: None)
             np.testing.assert_array_equal(emulate_two_level(a, w, array), quick)
+            patch.setattr(two_level, "nested_fits", lambda *_, **__: False)
+            np.testing.assert_array_equal(emulate_two_level(a, w, array), quick)
+
+
+@pytest.mark.parametrize("path", PATHS[PATHS.index(choose_path()) :])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_both_levels_in_registers_match_tile_by_tile_on_every_path(monkeypatch, path, threads):
+    monkeypatch.setenv(PATH_VARIABLE, path)
+    weight = pack_weight(extreme_codes((140, 77), 13))
+    for overflow, column, column_k in itertools.product(
+        OVERFLOW_RULES,
+        (NARROW, COLUMNS["wrap"], COLUMNS["saturate"], MacArray(acc_bits=13, products_per_add=3)),
+        (1, 5, 16, 4096),
+    ):
+        array = TwoLevelArray(column=column, column_k=column_k, acc_bits=16, overflow=overflow)
+        a = extreme_codes((45, 77), 14)
+        init = np.linspace(array.lo, array.hi, 140).astype(np.int64)
+        reports = [emulate_two_level_report(a, weight, array, init=init, threads=threads)]
+        acc = emulate_two_level(a, weight, array, init=init, threads=threads)
+        with monkeypatch.context() as patch:
+            patch.setattr(two_level, "nested_fits", lambda *_, **__: False)
+            reports.append(emulate_two_level_report(a, weight, array, init=init))
+        np.testing.assert_array_equal(acc, reports[1].acc)
+        for field in fields(reports[0]):
+            both = [getattr(report, field.name) for report in reports]
+            np.testing.assert_array_equal(*both, err_msg=f"{array} {field.name}")
+
+
+def test_the_one_level_functions_take_a_two_level_array():
+    a, w = extreme_codes((5, 40), 15), extreme_codes((6, 40), 16)
+    array = TwoLevelArray(column=NARROW, column_k=8, acc_bits=16, overflow="saturate")
+    expected = reference_two_level(a, w, array, np.full((5, 6), 9)).acc
+    np.testing.assert_array_equal(emulate_gemm(a, w, array, init=9), expected)
+    report = emulate_gemm_report(a, pack_weight(w), array, init=9)
+    assert isinstance(report, TwoLevelReport)
+    np.testing.assert_array_equal(report.acc, expected)
+    out = emulate_gemm_srs(a, w, array, 4, init=9, rounding="floor")
+    np.testing.assert_array_equal(out, srs(expected, 4, rounding="floor"))
+
+
+def test_what_is_no_two_level_array_is_sent_where_it_belongs():
+    with pytest.raises(InputError, match="array must be a TwoLevelArray, .* runs in emulate_gemm"):
+        emulate_two_level([[1]], [[1]], NARROW)
 
 
 def test_a_column_as_long_as_k_leaves_one_add():
@@ -204,7 +262,11 @@ def test_compiled_and_plain_agree(monkeypatch, overflow, acc_bits):
     array = TwoLevelArray(column=NARROW, column_k=4, acc_bits=acc_bits, overflow=overflow)
     a, w = extreme_codes((4, 17), 8), extreme_codes((3, 17), 9)
     init = np.resize([array.hi, array.lo], (4, 3))
+    registers = emulate_two_level_report(a, w, array, init=init)
+    monkeypatch.setattr(two_level, "nested_fits", lambda *_, **__: False)
     compiled = emulate_two_level_report(a, w, array, init=init)
+    for field in fields(compiled):
+        np.testing.assert_array_equal(getattr(registers, field.name), getattr(compiled, field.name))
     monkeypatch.setattr(kernels, "_add_partials", kernels._add_partials.py_func)
     # NumPy scalars warn of the int64 wrap that the kernel means.
     with np.errstate(over="ignore"):
