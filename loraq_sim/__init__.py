@@ -46,6 +46,7 @@ _HOMES = {
     "srs_report": "loraq_sim.emulator.requantize",
     "ups": "loraq_sim.emulator.requantize",
     "emulate_gemm": "loraq_sim.emulator.gemm",
+    "emulate_model": "loraq_sim.diffusion.emulated_model",
     "emulate_gemm_srs": "loraq_sim.emulator.gemm",
     "emulate_gemm_report": "loraq_sim.emulator.gemm",
     "evaluate_layer": "loraq_sim.evaluate",

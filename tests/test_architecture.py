@@ -52,6 +52,7 @@ FLOORS = {
     "recipe": 4,
     "allocation": 5,
     "evaluate": 5,
+    "diffusion": 6,
     "solve_report": 6,
     "method_comparison": 7,
     "sweep": 7,

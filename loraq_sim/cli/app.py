@@ -14,6 +14,7 @@ from loraq_sim.cli import (
     emulate,
     export,
     hw,
+    images,
     merge,
     pareto,
     solve,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep_command)
 app.command("solve", epilog=solve.EXAMPLES)(solve.solve_command)
 app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
+app.command("images", epilog=images.EXAMPLES)(images.images_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
 app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate_command)

@@ -195,7 +195,6 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-        model = model.to(device)
     # diffusers raises anything at all on a folder that does not fit its configuration.
     except Exception as error:
         raise DumpError(
@@ -209,7 +208,11 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
             f"{folder}: lacks {len(missing)} weights of its configuration, such as {missing[0]}; "
             "the folder is incomplete"
         )
-    return model
+    try:
+        return model.to(device)
+    # torch raises anything at all about devices that it does not have.
+    except Exception as error:
+        raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
 
 
 def _text(model: "torch.nn.Module", captions: Path | None, seed: int) -> "torch.Tensor":

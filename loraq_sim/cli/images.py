@@ -1,0 +1,298 @@
+"""``loraq-sim images``: draw images with emulated layers and compare them with full precision."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraq_sim.cli.dump_written import layer_progress
+from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
+from loraq_sim.cli.options import (
+    AccBits,
+    Accumulators,
+    Family,
+    Force,
+    Group,
+    Methods,
+    OutFormat,
+    OutputFormat,
+    Overflow,
+    PFormat,
+    Preset,
+    ProductsPerAdd,
+    Quiet,
+    Seed,
+    Splits,
+    datapath_overrides,
+    listed,
+)
+from loraq_sim.cli.output import note, print_table
+from loraq_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from loraq_sim.diffusion import ImageStudy, ImageVariant, Transformer, VariantImages
+
+__all__ = ["EXAMPLES", "images_command"]
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim images --checkpoint examples/tiny_pixart --hw aie2 --split W4A4,W4A4+W8A8@fp16r4 "
+    "--images 10 --steps 25 --guidance 3 --out runs/images\n\n"
+    "loraq-sim images --checkpoint examples/tiny_pixart --hw aie2 --split W8A8 --acc-bits 16 "
+    "--overflow saturate --images 4 --steps 5 --out runs/narrow\n\n"
+    "loraq-sim images --checkpoint PixArt-Sigma --captions prompts.safetensors --hw aie2 "
+    "--recipe recipe.toml --images 8 --steps 20 --device cuda --out runs/pixart"
+)
+_SHOWN = (
+    *("split", "method", "smooth", "rank", "bits_per_weight", "psnr_db", "psnr_std", "ssim"),
+    *("overflow_count", "seconds"),
+)
+_CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera")
+_CALIBRATION_IMAGES = 8
+# Noise of calibration is that of no image that is compared.
+_CALIBRATION_SEED = 1_000_003
+
+
+@one_line_failures
+def images_command(
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            "--checkpoint",
+            metavar="FOLDER",
+            help="Local diffusers folder of a PixArt or SANA transformer or pipeline "
+            "(loraq-sim\\[diffusion]).",
+            show_default=False,
+        ),
+    ],
+    hw: Annotated[
+        str, typer.Option("--hw", metavar="NAME|FILE", help="Accelerator name or YAML file.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of samples.png and the images.", show_default=False
+        ),
+    ],
+    splits: Splits = None,
+    recipe: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Split and settings of each layer from a file (such as allocate writes); "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Methods = None,
+    preset: Preset = "balanced",
+    family: Family = "int",
+    group: Group = 64,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            "--smooth",
+            metavar="ALPHA",
+            help="Smooth activations with this strength, 0 to 1 (calibrates first).",
+            show_default=False,
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip",
+            metavar="PATTERN",
+            help="Layers to leave at 16 bits, by name or kind; 'none' for no layer. Default: the "
+            "kinds SVDQuant leaves, and with a recipe what the recipe leaves.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option("--images", metavar="N", help="Images to draw.")] = 10,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Denoising steps.")] = 20,
+    guidance: Annotated[
+        float, typer.Option("--guidance", metavar="X", help="Scale of classifier-free guidance.")
+    ] = 4.5,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            help="Images drawn at once. Default: what fits.",
+            show_default=False,
+        ),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions",
+            metavar="FILE",
+            help="Text embeddings (captions, tokens, channels) as safetensors, the unconditional "
+            "one last. Default: captions.safetensors of the folder, else random ones.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="Torch device of what is not emulated.")
+    ] = "cpu",
+    acc_bits: AccBits = None,
+    overflow: Overflow = None,
+    products_per_add: ProductsPerAdd = None,
+    accumulators: Accumulators = None,
+    p_format: PFormat = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            "--rounding",
+            metavar="MODE",
+            help="How activations and P become codes: conv_even, floor, symmetric_inf, ... "
+            "Default: the accelerator's.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the same images with every layer emulated, and measure PSNR and SSIM.
+
+    The reference is the model as it is, at the same noise. Every split (or recipe) is a row of the
+    table and of samples.png; the images themselves are in images.npz. --seed is that of the noise
+    and of the solver.
+    """  # fmt: skip
+    from loraq_sim.diffusion import ImageStudy, load_decoder, load_transformer
+    from loraq_sim.diffusion.sampling import batch_sizes
+
+    if (out / "samples.png").exists() and not force:
+        raise InputError(f"{out / 'samples.png'}: already exists; use --force to replace it")
+    overrides = datapath_overrides(
+        acc_bits=acc_bits, overflow=overflow, products_per_add=products_per_add,
+        accumulators=accumulators, p_format=p_format, rounding=rounding,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "preset": preset, "family": family, "group": group, "smooth": smooth, "seed": seed,
+        "datapath": overrides,
+    }  # fmt: skip
+    if skip:
+        options["skip"] = () if listed(skip) == ("none",) else listed(skip)
+    variants = _variants(listed(splits), recipe or [], listed(method) or ("loraq",), options)
+    _check_machine(hw, overrides)
+    transformer = load_transformer(checkpoint, captions=captions, seed=seed, device=device)
+    decoder = load_decoder(checkpoint, transformer)
+    n_batches = len(batch_sizes(transformer, images=images, batch=batch))
+    sampling = {"images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    calls = [""] * (steps * n_batches * (1 + len(variants)))
+    with layer_progress(calls, "denoising", quiet=quiet) as on_call:
+        study = ImageStudy(
+            transformer,
+            decoder,
+            hw,
+            calibration=_calibration(transformer, variants, sampling),
+            on_call=lambda: on_call(""),
+            batch=batch,
+            **sampling,
+        )
+        rows, drawn = _drawn(study, variants, lambda: on_call(""))
+    if drawn:
+        _write(out, study, drawn, checkpoint)
+        note(f"wrote {out / 'samples.png'} and {out / 'images.npz'}", quiet=quiet)
+
+    def show(has_messages: bool) -> None:
+        from reports.tables import result_table
+
+        columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+        print_table(result_table(rows, columns, title=f"{checkpoint}: images on {hw}"), output)
+
+    end_with(rows, show)
+
+
+def _check_machine(hw: str, overrides: dict[str, Any]) -> None:
+    """Refuse an unknown accelerator or setting before a model is loaded."""
+    import hwmodels
+    from loraq_sim.machine import datapath_for
+
+    datapath_for(hwmodels.load_accelerator(hw), overrides)
+
+
+def _variants(
+    splits: tuple[str, ...], recipes: list[Path], methods: tuple[str, ...], options: dict[str, Any]
+) -> "list[ImageVariant]":
+    """Every split with every method that differs for it, then the recipes."""
+    from loraq_sim.diffusion import ImageVariant
+    from loraq_sim.recipe import read_recipe
+    from loraq_sim.split import parse_split
+
+    if not splits and not recipes:
+        raise InputError("nothing to draw with: give --split or --recipe")
+    variants = []
+    for text in splits:
+        split = parse_split(text, family=options["family"], group=options["group"])
+        # Without a branch every method is round to nearest.
+        for name in methods if split.has_branch else ("rtn",):
+            variants.append(
+                ImageVariant(label=split.text, source=split, options=options | {"method": name})
+            )
+    for path in recipes:
+        source = read_recipe(path)
+        variants.append(
+            ImageVariant(label=path.stem, source=source, options=options | {"method": methods[0]})
+        )
+    return variants
+
+
+def _calibration(
+    transformer: "Transformer", variants: "list[ImageVariant]", sampling: dict[str, Any]
+) -> Any:
+    """Captured input rows where a variant needs them."""
+    from loraq_sim.diffusion import capture_transformer
+
+    methods = {variant.options["method"] for variant in variants}
+    for variant in variants:
+        entries = getattr(variant.source, "layers", {}).values()
+        methods |= {entry.method for entry in entries}
+    smooth = any(variant.options["smooth"] is not None for variant in variants)
+    if not smooth and not methods & set(_CALIBRATED_METHODS):
+        return None
+    settings = {
+        **sampling,
+        "images": min(_CALIBRATION_IMAGES, sampling["images"]),
+        "seed": sampling["seed"] + _CALIBRATION_SEED,
+    }
+    return capture_transformer(transformer, **settings)
+
+
+def _drawn(
+    study: "ImageStudy", variants: "list[ImageVariant]", on_call: Any
+) -> "tuple[list[dict[str, Any]], list[VariantImages]]":
+    rows, drawn = [], []
+    for variant in variants:
+        try:
+            drawn.append(study.run(variant, on_call=on_call))
+            rows.append(drawn[-1].row)
+        except Exception as error:
+            row = {"split": variant.label, "method": variant.options["method"]}
+            rows.append(row | {"status": "failed", "message": case_failure(error)})
+    return rows, drawn
+
+
+def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpoint: Path) -> None:
+    import numpy as np
+
+    from reports.figures import save_figure
+    from reports.sample_grid import sample_grid
+
+    out.mkdir(parents=True, exist_ok=True)
+    grid, arrays = {"full precision": (study.reference, "")}, {"reference": study.reference}
+    for found in drawn:
+        label = f"{found.row['split']} {found.row['method']}"
+        grid[label] = found.images, f"{found.row['psnr_db']:.1f} dB ± {found.row['psnr_std']:.1f}"
+        arrays[label] = found.images
+    sampling = study.sampling
+    subtitle = (
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, {sampling['images']} "
+        f"images, noise seed {sampling['seed']}; PSNR against full precision at the same noise"
+    )
+    title = f"{checkpoint.name} on {study.accelerator.name}"
+    save_figure(sample_grid(grid, title=title, subtitle=subtitle), out / "samples.png")
+    np.savez_compressed(out / "images.npz", **arrays)

@@ -1,0 +1,131 @@
+"""``loraq-sim images`` on the bundled transformer."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from loraq_sim.cli.app import app
+
+
+@pytest.fixture
+def run(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*words):
+        words = ("images", "--hw", "aie2", "--images", 2, "--steps", 2, "--guidance", 3, *words)
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    return invoke
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _diffusers():
+    pytest.importorskip("diffusers", reason="needs the extra [diffusion]")
+
+
+TINY = ("--checkpoint", "examples/tiny_pixart")
+
+
+def test_images_writes_rows_a_grid_and_the_images(run, tmp_path):
+    out = tmp_path / "a"
+    result = run(
+        *TINY, "--split", "W4A4,W4A4+W8A8@fp16r4", "--method", "loraq,svdquant",
+        "--out", out, "--format", "json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["split"], row["method"]) for row in rows] == [
+        ("W4A4", "rtn"),
+        ("W4A4+W8A8@fp16r4", "loraq"),
+        ("W4A4+W8A8@fp16r4", "svdquant"),
+    ]
+    for row in rows:
+        assert row["status"] == "ok"
+        assert row["psnr_db"] > 10
+        assert 0 < row["ssim"] <= 1
+        assert row["psnr_std"] >= 0
+        assert row["seconds"] > 0
+        assert (row["images"], row["steps"], row["seed"]) == (2, 2, 0)
+    assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(out / "images.npz") as images:
+        assert len(images.files) == 4
+        reference, drawn = images["reference"], images["W4A4 rtn"]
+    assert reference.shape == (2, 1, 16, 16)
+    squares = ((reference - drawn).astype(np.float64) ** 2).mean(axis=(1, 2, 3))
+    assert rows[0]["psnr_db"] == pytest.approx(np.mean(10 * np.log10(4 / squares)))
+
+
+@pytest.mark.parametrize("format", ["table", "csv", "md"])
+def test_images_prints_every_format(run, tmp_path, format):
+    result = run(*TINY, "--split", "W4A8", "--out", tmp_path, "--format", format)
+    assert result.exit_code == 0, result.output
+    assert "W4A8" in result.stdout
+    assert "samples.png" in result.stderr
+
+
+def test_the_data_path_may_be_overridden(run, tmp_path):
+    words = (*TINY, "--split", "W8A8", "--format", "json")
+    narrow = ("--acc-bits", 15, "--overflow", "saturate", "--rounding", "floor")
+    plain = json.loads(run(*words, "--out", tmp_path / "a").stdout)[0]
+    other = json.loads(run(*words, *narrow, "--out", tmp_path / "b").stdout)[0]
+    assert (other["acc_bits"], other["overflow"], other["rounding"]) == (15, "saturate", "floor")
+    assert other["overflow_count"] > 0 == plain["overflow_count"]
+    assert other["psnr_db"] < plain["psnr_db"]
+
+
+def test_smoothing_calibrates_first(run, tmp_path):
+    words = (*TINY, "--split", "W4A4", "--smooth", 0.5, "--format", "json", "--out", tmp_path)
+    row = json.loads(run(*words).stdout)[0]
+    assert row["smooth"] == 0.5
+
+
+def test_a_recipe_is_a_row_of_its_own(run, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('recipe = 1\n[layers]\n"*.attn1.*" = "W8A8"\nffn_up = "W4A4+W8A8r4"\n')
+    result = run(*TINY, "--recipe", recipe, "--format", "json", "--out", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["split"], row["n_layers"]) == ("mine", 4 * 5)
+
+
+def test_what_is_there_is_kept_unless_forced(run, tmp_path):
+    words = (*TINY, "--split", "W8A8", "--out", tmp_path)
+    assert run(*words).exit_code == 0
+    again = run(*words)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert run(*words, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (TINY, "--split or --recipe"),
+        ((*TINY, "--split", "W4B4"), "not understood"),
+        ((*TINY, "--split", "W4A4", "--images", "0"), "1 or more"),
+        ((*TINY, "--split", "W4A4", "--hw", "aie9"), "aie9"),
+        ((*TINY, "--split", "W4A4", "--rounding", "up"), "rounding"),
+        ((*TINY, "--split", "W4A4", "--skip", "*"), "left to emulate"),
+        ((*TINY, "--split", "W4A4", "--device", "cuda:7"), "cuda:7"),
+        (("--checkpoint", "examples", "--split", "W4A4"), "config.json"),
+        (("--checkpoint", "nowhere", "--split", "W4A4"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, words, message):
+    result = run(*words, "--out", tmp_path / "a")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_diffusers_says_what_to_install(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    result = run(*TINY, "--split", "W4A4", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "loraq-sim[diffusion]" in result.stderr
