@@ -17,6 +17,6 @@ def nearest(value: object, valid: Iterable[str]) -> str:
     "did you mean 'capacity_bytes'? Known: capacity_bytes, reserved_bytes"
     """
     names = list(valid)
-    near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.55)
+    near = difflib.get_close_matches(str(value)[:100].lower(), names, n=1, cutoff=0.55)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(names)}"

@@ -1,9 +1,11 @@
 """Read an accelerator file: safe YAML in, a checked `Accelerator` out, errors with file and line.
 
 YAML is composed to nodes (which carry lines) and turned into plain values here, so no tag can
-construct an object. Aliases are refused: a few hundred bytes of them expand to gigabytes.
+construct an object. Aliases are refused: a few hundred bytes of them expand to gigabytes. So are
+control characters, which a terminal would obey, and numbers that no machine has.
 """
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,19 @@ from typing import Any
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.overrides import apply_variant, dotted, explain_rule
+from hwmodels.text_file import printable, read_text
 
 __all__ = ["list_accelerators", "load_accelerator"]
 
 SHIPPED = Path(__file__).parent / "accelerators"
-MAX_FILE_BYTES = 256 * 1024
+MAX_FILE_BYTES = 64 * 1024
+"""Ten times the longest shipped file; the YAML reader takes about a second for 30 KiB."""
+MAX_NESTING = 20
+MAX_INTEGER = 2**63
 _SCALARS = {"null", "bool", "int", "float", "str"}
 _TAG = "tag:yaml.org,2002:"
+# Control characters but tab and newline, halves of surrogate pairs, marks that reverse the text.
+_UNSAFE_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def list_accelerators() -> list[str]:
@@ -56,7 +64,7 @@ def _shipped(text: str) -> Accelerator:
     if text.lower() in names:
         return _read_shipped(names[text.lower()])
     raise AcceleratorError(
-        f"unknown accelerator {text!r}; {nearest(text, names)}; or give a path to a .yaml file"
+        f"unknown accelerator {text!r:.100}; {nearest(text, names)}; or give a path to a .yaml file"
     )
 
 
@@ -74,7 +82,7 @@ def _read_shipped(name: str) -> Accelerator:
 
 
 def _read(path: Path) -> Accelerator:
-    text = _read_text(path)
+    text = read_text(path, "accelerator file", MAX_FILE_BYTES)
     lines: dict[tuple, int] = {}
     content = _compose(path, text, lines)
     if not isinstance(content, dict):
@@ -94,39 +102,37 @@ def _read(path: Path) -> Accelerator:
     return hw
 
 
-def _read_text(path: Path) -> str:
-    try:
-        if path.is_dir():
-            raise AcceleratorError(f"{path} is a directory; give the path of a .yaml file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise AcceleratorError(
-            f"cannot read accelerator file {path}: {error.strerror or error}"
-        ) from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise AcceleratorError(f"{path}: an accelerator file may have {MAX_FILE_BYTES} bytes")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise AcceleratorError(f"{path}: not UTF-8 text (byte {error.start})") from None
-
-
 def _compose(path: Path, text: str, lines: dict[tuple, int]) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    _refuse_deep(path, text)
     try:
         node = YAML(typ="safe", pure=True).compose(text)
         return None if node is None else _to_value(path, node, (), lines, set())
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise AcceleratorError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except YAMLError as error:
-        raise AcceleratorError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        problem = printable(str(error.problem))
+        raise AcceleratorError(f"{path}:{line}: not valid YAML: {problem}") from None
     except RecursionError:
         raise AcceleratorError(f"{path}: nested too deeply for an accelerator file") from None
+    except AcceleratorError:
+        raise
+    except Exception as error:
+        # ruamel.yaml raises half a dozen other types too, such as OverflowError for "\\UFFFFFFFF".
+        what = "" if isinstance(error, YAMLError) else f"{type(error).__name__}: "
+        problem = printable((str(error).splitlines() or [""])[0])
+        raise AcceleratorError(f"{path}: not valid YAML: {what}{problem}") from None
+
+
+def _refuse_deep(path: Path, text: str) -> None:
+    """Refuse brackets nested beyond `MAX_NESTING`: the YAML reader takes minutes for thousands."""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        depth += sum(line.count(c) for c in "[{") - sum(line.count(c) for c in "]}")
+        if depth > MAX_NESTING or line.count("[") + line.count("{") > 10 * MAX_NESTING:
+            raise AcceleratorError(f"{path}:{number}: nested too deeply for an accelerator file")
 
 
 def _to_value(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) -> Any:
@@ -146,7 +152,9 @@ def _to_value(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) 
         return tuple(_to_value(path, item, (*where, i), lines, seen) for i, item in items)
     if kind in _SCALARS:
         return _to_scalar(path, node, kind, line)
-    raise AcceleratorError(f"{path}:{line}: YAML tag {node.tag!s} is not allowed; use plain values")
+    raise AcceleratorError(
+        f"{path}:{line}: YAML tag {printable(str(node.tag), 80)} is not allowed; use plain values"
+    )
 
 
 def _to_mapping(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) -> dict:
@@ -154,12 +162,11 @@ def _to_mapping(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = key_node.value
-        if not isinstance(key, str) or key == "<<":
+        if not isinstance(key, str) or key == "<<" or not key.isprintable():
             raise AcceleratorError(f"{path}:{line}: keys must be plain names, not {key!r:.60}")
         if key in mapping:
-            raise AcceleratorError(
-                f"{path}:{line}: duplicate key {dotted((*where, key))!r}; keep one"
-            )
+            shown = printable(dotted((*where, key)), 80)
+            raise AcceleratorError(f"{path}:{line}: duplicate key {shown!r}; keep one")
         lines[(*where, key)] = line
         mapping[key] = _to_value(path, value_node, (*where, key), lines, seen)
     return mapping
@@ -169,11 +176,19 @@ def _to_scalar(path: Path, node: Any, kind: str, line: int) -> Any:
     text = node.value
     try:
         if kind == "int":
-            return int(text.replace("_", ""), 0)
+            value = int(text.replace("_", ""), 0)
+            # Python refuses to print integers of thousands of digits, so none may get further.
+            if abs(value) >= MAX_INTEGER:
+                raise AcceleratorError(f"{path}:{line}: {text:.40} is no size of a machine")
+            return value
         if kind == "float":
             return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-    except ValueError:
-        raise AcceleratorError(f"{path}:{line}: {text!r} is not a number") from None
+    except ValueError as error:
+        if isinstance(error, AcceleratorError):
+            raise
+        raise AcceleratorError(f"{path}:{line}: {text!r:.60} is not a number") from None
+    if found := _UNSAFE_TEXT.search(text):
+        raise AcceleratorError(f"{path}:{line}: control character {found[0]!r} in a text")
     if kind == "bool":
         return text.lower() == "true"
     return None if kind == "null" else text

@@ -60,7 +60,7 @@ def apply_variant(hw: Accelerator, name: str) -> Accelerator:
             return with_overrides(hw, variant.set, f"{hw.name}@{name}")
     known = [variant.name for variant in hw.variants]
     hint = nearest(name, known) if known else "it has none"
-    raise AcceleratorError(f"unknown variant {name!r} of {hw.name}; {hint}")
+    raise AcceleratorError(f"unknown variant {name!r:.60} of {hw.name}; {hint}")
 
 
 def keys_of(hw: Accelerator) -> dict[str, tuple]:
@@ -98,7 +98,7 @@ def _collect(found: dict[str, tuple], path: str, steps: tuple, value: Any) -> No
 def _resolve(key: str, paths: Mapping[str, tuple]) -> str:
     """The full path that `key` means."""
     text = re.sub(r"^mac_array\b", "units", key.strip())
-    steps = tuple(int(s) if s.isdigit() else s for s in _STEP.findall(text))
+    steps = tuple(int(s) if re.fullmatch("[0-9]{1,6}", s) else s for s in _STEP.findall(text))
     if text in paths:
         return text
     for path, known in paths.items():
@@ -109,12 +109,12 @@ def _resolve(key: str, paths: Mapping[str, tuple]) -> str:
         return ending[0]
     if ending:
         raise AcceleratorError(
-            f"key {key!r} is not unique; write one of {', '.join(ending[:6])} in full"
+            f"key {key!r:.80} is not unique; write one of {', '.join(ending[:6])} in full"
         )
     short = key.rpartition(".")[2]
     alike = [path for path in paths if path.endswith(f".{short}")] or list(paths)
     hint = nearest(key, alike if len(alike) < 8 else _near_paths(key, paths))
-    raise AcceleratorError(f"unknown key {key!r} of an accelerator file; {hint}")
+    raise AcceleratorError(f"unknown key {key!r:.80} of an accelerator file; {hint}")
 
 
 def _near_paths(key: str, paths: Mapping[str, tuple]) -> list[str]:
@@ -128,7 +128,7 @@ def explain_rule(problem: dict) -> str:
     where = tuple(problem["loc"])
     key = dotted(where) or "the file"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(where[-1], _keys_at(where[:-1]))}"
+        return f"unknown key {key!r:.80}; {nearest(where[-1], _keys_at(where[:-1]))}"
     if problem["type"] == "missing":
         return f"missing key {key!r}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -14,6 +14,8 @@ that variant.
 """
 
 import csv
+import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
 from hwmodels.kernel_cycles import single_core_cycles
 from hwmodels.overrides import apply_variant
+from hwmodels.text_file import read_text
 from hwmodels.workload import GemmWorkload
 
 __all__ = [
@@ -48,8 +51,10 @@ _FORMATS = {
 }
 _OUT_BITS = {"int8": 8, "int16": 16, "int32": 32, "fp16": 16, "bf16": 16, "fp32": 32}
 _OUT_BITS |= dict.fromkeys(("fp8", "fp8_e4m3", "mxfp8", "mxfp8_e4m3"), 8)
-_BRANCH = re.compile(r"rank (\d+) (\w+) branch", re.IGNORECASE)
+_BRANCH = re.compile(r"rank ([0-9]{1,6}) (\w+) branch", re.IGNORECASE)
 _SIZES = {"M": "m", "N": "n", "K": "k"}
+_SIZE = re.compile(r"[0-9]{1,9}")
+_MAX_FILE_BYTES = 16 * 2**20
 
 
 def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
@@ -61,9 +66,9 @@ def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
         If the file cannot be read or lacks a column.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(Path(path), "measured table", _MAX_FILE_BYTES)
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
         raise AcceleratorError(f"cannot read measured table {path}: {error}") from None
     missing = [name for name in _NEEDED if not rows or name not in rows[0]]
     if missing:
@@ -172,21 +177,28 @@ def _branch_of(row: dict[str, str]) -> dict:
 
 def _format(name: str) -> tuple[str, int]:
     if name not in _FORMATS:
-        raise AcceleratorError(f"unknown format {name!r}; known: {', '.join(_FORMATS)}")
+        raise AcceleratorError(f"unknown format {name!r:.60}; known: {', '.join(_FORMATS)}")
     return _FORMATS[name]
 
 
 def _check(row: dict[str, str], where: str) -> None:
+    for name in ("device", "kernel"):
+        # A short row has no value here.
+        if row[name] is None or not row[name].isprintable():
+            raise AcceleratorError(f"{where}: {name} must be a text, got {row[name]!r:.60}")
     for name in (*_SIZES, "time_ms"):
         try:
-            is_positive = float(row[name]) > 0
+            value = float(row[name])
         except (TypeError, ValueError):
-            is_positive = False
-        if not is_positive or (name in _SIZES and not row[name].strip().isdigit()):
-            raise AcceleratorError(f"{where}: {name} must be a positive number, got {row[name]!r}")
+            value = 0.0
+        is_size = name not in _SIZES or _SIZE.fullmatch((row[name] or "").strip())
+        if not 0 < value < math.inf or not is_size:
+            raise AcceleratorError(
+                f"{where}: {name} must be a positive number, got {row[name]!r:.60}"
+            )
     if row["out_format"] not in _OUT_BITS:
         raise AcceleratorError(
-            f"{where}: unknown out_format {row['out_format']!r}; known: {', '.join(_OUT_BITS)}"
+            f"{where}: unknown out_format {row['out_format']!r:.60}; known: {', '.join(_OUT_BITS)}"
         )
     try:
         workload_of(row)
@@ -248,5 +260,6 @@ def _cost_with(work: GemmWorkload, hw: Accelerator, tile: tuple[int, int, int] |
 def _tile(text: str) -> tuple[int, int, int] | None:
     """(m, k, n) of "112x112x112"; None when the row does not say."""
     sizes = text.split("x")
-    whole = len(sizes) == 3 and all(size.strip().isdigit() for size in sizes)
-    return tuple(int(size) for size in sizes) if whole else None
+    whole = len(sizes) == 3 and all(_SIZE.fullmatch(size.strip()) for size in sizes)
+    tile = tuple(int(size) for size in sizes) if whole else (0,)
+    return tile if all(tile) else None

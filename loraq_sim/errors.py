@@ -45,6 +45,6 @@ def unknown_name(what: str, value: str, valid: Iterable[str]) -> str:
     "unknown method 'lorq'; did you mean 'loraq'? Known: loraq, rtn"
     """
     names = list(valid)
-    near = difflib.get_close_matches(str(value).lower(), names, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(str(value)[:100].lower(), names, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ";"
-    return f"unknown {what} {value!r}{hint} Known: {', '.join(names)}"
+    return f"unknown {what} {value!r:.100}{hint} Known: {', '.join(names)}"

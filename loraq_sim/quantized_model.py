@@ -13,6 +13,7 @@ Metadata (strings): ``format`` is ``loraq-sim-quantized-v1``; ``layers`` is a JS
 """
 
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from loraq_sim.dumps.atomic_file import replaced_file
+from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
@@ -29,7 +31,9 @@ __all__ = ["QuantizedModel", "read_quantized_model", "write_quantized_model"]
 
 _FORMAT = "loraq-sim-quantized-v1"
 _PARTS = ("main", "left", "right")
-_FACTS = ("method", "preset", "seed", "weight_error", "seconds")
+_NUMBER = (int, float)
+_FACTS = {"method": str, "preset": str, "seed": int, "weight_error": _NUMBER, "seconds": _NUMBER}
+_NAMES = {str: "text", int: "whole number", _NUMBER: "number"}
 
 
 def write_quantized_model(
@@ -94,14 +98,12 @@ class QuantizedModel(Mapping[str, Solution]):
             keys = set(file.keys())
             try:
                 parts = {
-                    part: QuantizedTensor.unpack(
-                        file.get_tensor(f"{name}.{part}").tobytes(),
-                        parse_format(facts["format"]),
-                        tuple(facts["shape"]),
-                    )
+                    part: _part(file.get_tensor(f"{name}.{part}").tobytes(), part, facts)
                     for part, facts in record["parts"].items()
                 }
                 smooth = file.get_tensor(f"{name}.smooth") if f"{name}.smooth" in keys else None
+                _check_fit(smooth=smooth, **parts)
+                _check_facts(record)
                 return Solution(
                     **{fact: record[fact] for fact in _FACTS},
                     **{part: parts.get(part) for part in _PARTS},
@@ -112,8 +114,50 @@ class QuantizedModel(Mapping[str, Solution]):
                 raise InputError(f"{self.path}: layer {name!r}: {error}") from None
             except Exception as error:
                 raise InputError(
-                    f"{self.path}: layer {name!r} is damaged: {str(error).splitlines()[0]}"
+                    f"{self.path}: layer {name!r} is damaged: {first_line(error)}"
                 ) from None
+
+
+def _part(data: bytes, part: str, facts: Mapping[str, Any]) -> QuantizedTensor:
+    shape = tuple(facts["shape"])
+    if len(shape) != 2 or not all(type(size) is int and 0 < size < 2**40 for size in shape):
+        raise InputError(f"{part} must have two positive sizes, got {shape!r:.80}")
+    # Damaged scales overflow; they are reported in the next lines, so NumPy need not warn.
+    with np.errstate(all="ignore"):
+        found = QuantizedTensor.unpack(data, parse_format(facts["format"]), shape)
+        is_finite = np.isfinite(found.dequantize()).all()
+    if not is_finite:
+        raise InputError(f"{part} holds values that are NaN or Inf")
+    return found
+
+
+def _check_fit(
+    main: QuantizedTensor,
+    left: QuantizedTensor | None = None,
+    right: QuantizedTensor | None = None,
+    smooth: np.ndarray | None = None,
+) -> None:
+    n, k = main.shape
+    if (left is None) != (right is None):
+        raise InputError("has one factor of a branch, but not the other")
+    if left is not None and (left.shape, right.shape) != ((n, left.shape[1]), (left.shape[1], k)):
+        raise InputError(
+            f"factors of shape {left.shape} and {right.shape} do not fit a weight of {main.shape}"
+        )
+    if smooth is None:
+        return
+    if smooth.shape != (k,) or smooth.dtype != np.float16:
+        raise InputError(f"smooth has shape {smooth.shape} ({smooth.dtype}); needs ({k},) float16")
+    if not (np.isfinite(smooth) & (smooth > 0)).all():
+        raise InputError("smooth holds values that are not positive numbers")
+
+
+def _check_facts(record: Mapping[str, Any]) -> None:
+    for fact in _FACTS:
+        value, wanted = record[fact], _FACTS[fact]
+        is_right = isinstance(value, wanted) and not isinstance(value, bool)
+        if not is_right or (isinstance(value, float) and not np.isfinite(value)):
+            raise InputError(f"{fact} must be of type {_NAMES[wanted]}, got {value!r:.60}")
 
 
 def read_quantized_model(path: str | Path) -> QuantizedModel:
@@ -130,13 +174,15 @@ def read_quantized_model(path: str | Path) -> QuantizedModel:
     if metadata.get("format") != _FORMAT:
         raise InputError(
             f"{path}: is not a quantized model of this program (format "
-            f"{metadata.get('format')!r}, expected {_FORMAT!r})"
+            f"{metadata.get('format')!r:.60}, expected {_FORMAT!r})"
         )
     try:
         layers, meta = json.loads(metadata["layers"]), json.loads(metadata.get("meta", "{}"))
         for record in layers.values():
             _ = record["parts"]["main"]["format"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if not isinstance(meta, dict) or not all(name.isprintable() for name in layers):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"{path}: its list of layers cannot be read; the file is damaged"
         ) from None
@@ -146,9 +192,16 @@ def read_quantized_model(path: str | Path) -> QuantizedModel:
 def _opened(path: Path):
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     try:
+        # A pipe or a device need not end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: is not a regular file; give one quantized model")
         return safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{str(path)!r:.300}: {first_line(error)}") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: {first_line(error)}") from None

@@ -84,7 +84,7 @@ def parse_split(
     match = _SPLIT.fullmatch("".join(str(text).split()).lower())
     if match is None:
         raise InputError(
-            f"split {text!r} is not understood; write for example W4A4 (no branch), "
+            f"split {str(text)!r:.100} is not understood; write for example W4A4 (no branch), "
             "W4A4+W8A8r64 (rank 64) or W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch)"
         )
     main_w, main_a, branch_w, branch_a, rank, budget_format, budget_rank = match.groups()
@@ -99,7 +99,9 @@ def parse_split(
         return PrecisionSplit(text=fields["main"], **fields)
     size = int(rank if rank is not None else budget_rank)
     if size == 0:
-        raise InputError(f"split {text!r}: rank must be at least 1; write {fields['main']} instead")
+        raise InputError(
+            f"split {str(text)!r:.100}: rank must be at least 1; write {fields['main']} instead"
+        )
     fields |= {
         "branch": f"W{int(branch_w)}A{int(branch_a)}",
         "branch_weight": _format(branch_w, family, group, text),
@@ -120,6 +122,7 @@ def _format(bits: str, family: str, group: int, text: str) -> Format:
     if element is None:
         widths = ", ".join(map(str, _ELEMENTS[family]))
         raise InputError(
-            f"split {text!r}: widths of family {family!r} must be {widths} or 16 bits, got {width}"
+            f"split {str(text)!r:.100}: widths of family {family!r} must be {widths} or 16 bits, "
+            f"got {width}"
         )
     return parse_format(f"{element}/g{group}" if family == "int" else element)

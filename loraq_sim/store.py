@@ -166,10 +166,10 @@ class ResultStore:
         """
         with explained(self.path, "read"):
             found = self._connection.execute(_SELECT).fetchall()
-        if case_ids is None:
-            return [_row(record) for record in found if record[-1] == 1]
-        by_id = {record[0]: record for record in found}
-        return [_row(by_id[case_id]) for case_id in case_ids if case_id in by_id]
+            if case_ids is None:
+                return [_row(record) for record in found if record[-1] == 1]
+            by_id = {record[0]: record for record in found}
+            return [_row(by_id[case_id]) for case_id in case_ids if case_id in by_id]
 
     def frame(self, case_ids: Sequence[str] | None = None) -> "pandas.DataFrame":
         """`rows` as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
@@ -181,7 +181,8 @@ class ResultStore:
             if column.name == "pareto":
                 frame["pareto"] = frame["pareto"].eq(True).astype(bool)
             elif column.sql_type != "TEXT":
-                frame[column.name] = pandas.to_numeric(frame[column.name])
+                with explained(self.path, "read"):
+                    frame[column.name] = pandas.to_numeric(frame[column.name])
         return frame
 
     def set_pareto(self, case_ids: Iterable[str], *, among: Iterable[str] | None = None) -> None:

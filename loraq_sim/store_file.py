@@ -4,6 +4,7 @@ Anything that is not such a file, is damaged or cannot be written ends in one `S
 """
 
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,21 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
 
 
 def _open_file(path: Path, create: bool) -> sqlite3.Connection:
-    if path.is_dir():
-        raise StoreError(f"{path}: is a folder; give the file of a result store")
-    if not create and not path.exists():
-        raise StoreError(f"{path}: no such result store")
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise StoreError(f"{path}: is a folder; give the file of a result store")
+        is_regular = stat.S_ISREG(mode)
+    except FileNotFoundError:
+        is_regular = create
+        if not create:
+            raise StoreError(f"{path}: no such result store") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"{str(path)!r:.300}: cannot open ({reason})") from None
+    if not is_regular:
+        # SQLite would wait for ever on a pipe.
+        raise StoreError(f"{path}: is not a regular file; give the file of a result store")
     uri = path.resolve().as_uri()
     # Autocommit: transactions are opened by hand, so that nothing is ever left half-open.
     options = {"uri": True, "timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
@@ -118,8 +130,21 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     """Turn SQLite's errors into one `StoreError` line that names `path` and what was being done."""
     try:
         yield
-    except (sqlite3.Error, OverflowError) as error:
-        raise StoreError(f"{path}: {_explanation(str(error), doing)}") from error
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        # SQLite's words may hold a piece of the file and several lines.
+        text = " ".join(str(error).split())
+        text = text if text.isprintable() else repr(text)[1:-1]
+        raise StoreError(f"{path}: {_explanation(text[:300], doing)}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        if doing != "read":
+            raise
+        # A row that no release wrote: another type in a column, or no JSON object.
+        reason = " ".join(str(error).split())[:200]
+        shown = reason if reason.isprintable() else repr(reason)[1:-1]
+        raise StoreError(
+            f"{path}: is damaged (a record cannot be read: {shown}); restore a copy or sweep into "
+            "a new --out"
+        ) from error
 
 
 def _explanation(error: str, doing: str) -> str:

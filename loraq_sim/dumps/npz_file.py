@@ -8,12 +8,15 @@ member ``__metadata__`` (a 0-d string, or the UTF-8 bytes as uint8) holds JSON:
 
 so ``np.savez("dump.npz", **{"fc1.weight": w, "fc1.activations": x})`` is a valid dump. Pickled
 object arrays are refused, and so is a member whose declared size does not follow from its own
-header, or that unpacks to more than 100 times its size (over 64 MiB): a zip bomb.
+header, or that unpacks to more than 100 times its size (over 64 MiB): a zip bomb. The same holds
+for all members together, and for metadata, which is text, from 1 MiB on.
 """
 
 import math
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +34,8 @@ METADATA_KEY = "__metadata__"
 MAX_COMPRESSION = 100
 """Trained weights compress to half at best; deflate can reach 1000 on zeros."""
 
-_SMALL_MEMBER_BYTES = 64 * 2**20
+_SMALL_BYTES = 64 * 2**20
+_SMALL_METADATA_BYTES = 2**20
 _MAX_METADATA_BYTES = 64 * 2**20
 
 
@@ -43,6 +47,12 @@ def open_npz_file(path: Path) -> StoredDump:
             key = member.filename.removesuffix(".npy")
             if key != member.filename:
                 tensors[key] = _directory_entry(path, archive, member, key)
+    unpacked = sum(tensor.nbytes for tensor in tensors.values())
+    if unpacked > max(_SMALL_BYTES, MAX_COMPRESSION * path.stat().st_size):
+        raise DumpError(
+            f"{path}: its members unpack to {unpacked} bytes, more than {MAX_COMPRESSION} times "
+            "the file: a zip bomb; save it with numpy.savez (uncompressed)"
+        )
     record = _metadata(path, tensors.pop(METADATA_KEY, None))
     found = record.get("format", DUMP_FORMAT)
     if found != DUMP_FORMAT:
@@ -56,6 +66,12 @@ def open_npz_file(path: Path) -> StoredDump:
 def _directory_entry(
     path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str
 ) -> StoredTensor:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # NumPy writes no other; LZMA lets a file of a few bytes ask for gigabytes of dictionary.
+        raise DumpError(
+            f"{path}: member {key!r:.80} is compressed in a way NumPy does not use; "
+            "save it with numpy.savez or numpy.savez_compressed"
+        )
     try:
         with archive.open(member) as file:
             shape, dtype = _read_header(file)
@@ -74,7 +90,8 @@ def _directory_entry(
             f"{path}: member {key!r} declares {member.file_size} bytes but its header "
             f"(shape {shape!r:.60}, {dtype.name}) needs {data_offset + nbytes}; damaged or forged"
         )
-    if nbytes > max(_SMALL_MEMBER_BYTES, MAX_COMPRESSION * member.compress_size):
+    small = _SMALL_METADATA_BYTES if key == METADATA_KEY else _SMALL_BYTES
+    if nbytes > max(small, MAX_COMPRESSION * member.compress_size):
         raise DumpError(
             f"{path}: member {key!r} unpacks {member.compress_size} bytes to {nbytes}, more than "
             f"{MAX_COMPRESSION}-fold: a zip bomb; save it with numpy.savez (uncompressed)"
@@ -96,17 +113,23 @@ def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
     }.get(version)
     if read is None:
         raise ValueError(f".npy version {version} is not used for plain arrays")
-    with warnings.catch_warnings():
-        # Python 2 headers only cost NumPy a second parse; nothing the user can act on.
-        warnings.simplefilter("ignore", UserWarning)
+    with _quiet():
         shape, _, dtype = read(file)
     if any(size < 0 for size in shape):
         raise ValueError("negative size in shape")
     return shape, dtype
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Python 2 headers only cost NumPy a second parse; nothing the user can act on.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def _load(path: Path, filename: str) -> NDArray:
-    with zipfile.ZipFile(path) as archive, archive.open(filename) as file:
+    with zipfile.ZipFile(path) as archive, archive.open(filename) as file, _quiet():
         return np.lib.format.read_array(file, allow_pickle=False)
 
 

@@ -19,6 +19,12 @@ MAX_NESTING = 100
 """Dumps nest about ten deep. Python hashes nested tuples by unchecked recursion in C: a dict key a
 million deep ends the process, and no error handler sees it."""
 
+MAX_EXPANDED = 100_000
+"""Objects in one nested tuple, shared ones counted wherever they appear: hashing visits each of
+them, so forty tuples that hold their predecessor twice would keep Python busy for years."""
+
+MAX_PROTOCOL = 5
+
 _ALLOWED = re.compile(
     r"collections\.OrderedDict"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
@@ -40,14 +46,16 @@ def find_unsafe_name(file: BinaryIO) -> str | None:
     Raises
     ------
     ValueError
-        If the bytes are no complete pickle, one over `MAX_PICKLE_BYTES`, or one that nests deeper
-        than `MAX_NESTING`.
+        If the bytes are no complete pickle, one over `MAX_PICKLE_BYTES`, one that nests deeper
+        than `MAX_NESTING`, or one whose tuples expand to more than `MAX_EXPANDED` objects.
     """
     start = file.tell()
     nesting = _Nesting()
     for opcode, argument, position in pickletools.genops(file):
         if position - start > MAX_PICKLE_BYTES:
             raise ValueError("a directory of tensors over 16 MiB")
+        if opcode.name == "PROTO" and argument > MAX_PROTOCOL:
+            raise ValueError(f"pickle protocol {argument}, which does not exist")
         if opcode.name == "GLOBAL":
             dotted = str(argument).replace(" ", ".")
             if not _ALLOWED.fullmatch(dotted):
@@ -59,31 +67,39 @@ def find_unsafe_name(file: BinaryIO) -> str | None:
 
 
 class _Nesting:
-    """Follows a pickle's stack with nothing but the nesting depth of each object on it."""
+    """Follows a pickle's stack with nothing but the (depth, expanded size) of each object on it."""
 
     def __init__(self) -> None:
-        self.stack: list[int] = []
-        self.memo: dict[int, int] = {}
+        self.stack: list[tuple[int, int]] = []
+        self.memo: dict[int, tuple[int, int]] = {}
 
     def follow(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
-        """Apply one opcode; raise ValueError if an object nests deeper than `MAX_NESTING`."""
+        """Apply one opcode; raise ValueError if an object nests too deep or expands too far."""
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
             return
         if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
             return
+        if opcode.name == "DUP":
+            self.stack.append(self.stack[-1])
+            return
         if opcode.name == "MARK":
             self.stack.append(_MARK)
             return
-        depth = max(self._pop(opcode.stack_before), default=0)
+        parts = self._pop(opcode.stack_before)
+        depth = max((depth for depth, _ in parts), default=0)
+        size = 1
         if opcode.name in _WRAPPING_OPCODES:
             depth += 1
+            size += sum(size for _, size in parts)
             if depth > MAX_NESTING:
                 raise ValueError(f"objects nested deeper than {MAX_NESTING}")
-        self.stack.extend([depth] * len(opcode.stack_after))
+            if size > MAX_EXPANDED:
+                raise ValueError(f"nested tuples of more than {MAX_EXPANDED} objects")
+        self.stack.extend([(depth, size)] * len(opcode.stack_after))
 
-    def _pop(self, taken: list) -> list[int]:
+    def _pop(self, taken: list) -> list[tuple[int, int]]:
         popped = []
         count = len(taken)
         if pickletools.markobject in taken:
@@ -93,7 +109,7 @@ class _Nesting:
         return popped + [self.stack.pop() for _ in range(count)]
 
 
-_MARK = -1
+_MARK = (-1, 0)
 _WRAPPING_OPCODES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BUILD", "NEWOBJ"}
 
 

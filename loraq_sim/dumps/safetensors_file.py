@@ -68,7 +68,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     """Directory of the file in order of offset; the library has checked it before."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        header = json.loads(file.read(size), object_pairs_hook=_without_repeats)
     header.pop("__metadata__", None)
     tensors = {}
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -83,6 +83,14 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
             load=partial(_load, path, 8 + size + begin, shape, dtype),
         )
     return tensors
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # The library checked one of two entries of a name; which one, this reader cannot know.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name that is there twice in its directory")
+    return found
 
 
 def _load(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:

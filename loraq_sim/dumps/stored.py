@@ -5,6 +5,7 @@ record, with `problem` saying why, so that one bad layer never hides the others.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ DUMP_FORMAT = "layer-dump-v0"
 
 MAX_META_VALUES = 100_000
 """Values kept in `meta`; nested shared lists in a hostile file could otherwise expand for ever."""
+
+
+# Half of a pair: JSON can spell it, no output can be encoded with it.
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +83,13 @@ class StoredDump:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's message, at most 200 characters, or its type's name."""
+    """First line of an exception's message, at most 200 characters, or its type's name.
+
+    Names from the file may be part of the message; nothing that a terminal would obey is left.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].strip()[:200] if lines else type(error).__name__
+    line = lines[0].strip()[:200] if lines else type(error).__name__
+    return line if line.isprintable() else repr(line)[1:-1]
 
 
 def check_fits_memory(path: Path, what: str, shape: tuple[int, ...]) -> None:
@@ -127,9 +136,13 @@ def plain_meta(path: Path, meta: object) -> dict[str, object]:
                 f"{path}: meta is too large or too deeply nested; keep it to a few facts"
             )
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            if any(_SURROGATE.search(key) for key in value):
+                raise DumpError(f"{path}: meta holds a key that is no Unicode text")
             return {str(key): copy(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [copy(item, depth + 1) for item in value]
+        if isinstance(value, str) and _SURROGATE.search(value):
+            raise DumpError(f"{path}: meta holds a string that is no Unicode text: {value!r:.60}")
         if value is None or isinstance(value, bool | float | str):
             return value
         # Python refuses to print integers of thousands of digits, and JSON would need to.

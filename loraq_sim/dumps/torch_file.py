@@ -16,9 +16,11 @@ Safety: the pickle's instructions are scanned before torch sees them, and torch 
 ``weights_only=True``, which is unsafe before torch 2.6 (CVE-2025-32434) and refused there.
 """
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from numpy.typing import NDArray
@@ -57,14 +59,20 @@ def open_torch_file(path: Path) -> StoredDump:
         # torch.load goes by this one suffix instead of the content.
         raise DumpError(f"{path}: this is a torch.save file; rename it to end in .pt")
     try:
-        if zipfile.is_zipfile(path):
-            root = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:
-            with path.open("rb") as file:
-                root = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of pickle protocols other than its own, which it then reads or refuses.
+            warnings.simplefilter("ignore")
+            root = _load(torch, path)
     except Exception as error:
         raise DumpError(f"{path}: torch cannot load it: {first_line(error)}") from error
     return _read_root(path, root)
+
+
+def _load(torch: ModuleType, path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def import_torch(path: Path) -> "torch":
@@ -92,7 +100,9 @@ def _refuse_unsafe(path: Path) -> None:
                 _scan(path, file)
         return
     with zipfile.ZipFile(path) as archive:
-        pickles = [i for i in archive.infolist() if i.filename.rpartition("/")[2] == "data.pkl"]
+        # torch finds its members whatever their case, so DATA.PKL beside data.pkl is a second one.
+        members = [(i, i.filename.lower().rpartition("/")[2]) for i in archive.infolist()]
+        pickles = [member for member, last in members if last == "data.pkl"]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
             raise DumpError(f"{path}: its directory of tensors is repeated or over 16 MiB")
         # Memory-mapped tensors are read in place, so compressed ones would come out as noise.
@@ -107,6 +117,10 @@ def _refuse_unsafe(path: Path) -> None:
 def _scan(path: Path, file: BinaryIO) -> None:
     try:
         unsafe = find_unsafe_name(file)
+    except MemoryError:
+        raise DumpError(
+            f"{path}: damaged (its pickle holds a text longer than any memory)"
+        ) from None
     except Exception as error:
         # pickletools raises half a dozen types on damaged bytes.
         raise DumpError(f"{path}: damaged or truncated ({first_line(error)})") from error

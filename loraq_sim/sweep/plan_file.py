@@ -16,6 +16,7 @@ Every key of the tables is in `PLAN_KEYS`; ``key=value`` texts change them after
 """
 
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ from loraq_sim.machine import DATAPATH_KEYS
 from loraq_sim.sweep.plan import SweepPlan
 
 __all__ = ["PLAN_KEYS", "plan_from_values", "read_plan_values", "set_values"]
+
+MAX_FILE_BYTES = 64 * 1024
+MAX_DOTS = 1000
 
 PLAN_KEYS = {
     "dump": "text",
@@ -44,6 +48,8 @@ PLAN_KEYS = {
     "fused": "truth",
     "datapath": "table",
     "override": "tables",
+    "scheduler": "text",
+    "scheduler_options": "settings",
 }
 """Keys of a plan file and what they hold; one value stands for a list of it."""
 
@@ -56,7 +62,10 @@ _WHAT = {
     "truth": "true or false",
     "table": "a table",
     "tables": "a list of tables, each under [[override]]",
+    "settings": "a table of strings and numbers",
 }
+# Where a sweep runs and what it writes is no part of what it computes.
+_NOT_PLANNED = ("out", "scheduler", "scheduler_options")
 _TYPES = {
     "text": str,
     "texts": str,
@@ -85,15 +94,13 @@ def read_plan_values(path: str | Path) -> dict[str, Any]:
         If the file cannot be read, is no TOML, or a key or value breaks a rule.
     """
     path = Path(path)
+    text = _text_of(path)
     try:
-        text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is not TOML: {str(error)[:200]}") from None
+    except (ValueError, RecursionError) as error:
+        # ValueError: TOMLDecodeError, and an integer of thousands of digits.
+        raise InputError(f"{path}: is not TOML: {_one_line(error)}") from None
+    _refuse_huge(path, content)
 
     def where(key: str) -> str:
         return f"{path}:{_line_of(text, key)}"
@@ -127,9 +134,9 @@ def set_values(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[st
             return f"--set {text!r}"
 
         key, _, inner = name.partition(".")
-        if inner and key == "datapath":
-            table = dict(changed.get("datapath", {})) | {inner: _parsed(value)}
-            changed["datapath"] = _checked("datapath", table, where)
+        if inner and key in ("datapath", "scheduler_options"):
+            table = dict(changed.get(key, {})) | {inner: _parsed(value)}
+            changed[key] = _checked(key, table, where)
         else:
             changed[name] = _checked(name, _parsed(value), where)
     return changed
@@ -146,12 +153,51 @@ def plan_from_values(values: Mapping[str, Any]) -> SweepPlan:
     for key, flag in (("dump", "--layer-dump"), ("hw", "--hw")):
         if not values.get(key):
             raise InputError(f"no {key}: give {flag}, or {key} = ... in the --plan file")
-    fields = {_FIELDS.get(key, key): value for key, value in values.items() if key != "out"}
+    fields = {_FIELDS.get(key, key): value for key, value in values.items()}
+    fields = {key: value for key, value in fields.items() if key not in _NOT_PLANNED}
     for key in ("preset", "seed"):
         # One value is kept as one value, so that plans read alike however they were given.
         if key in fields and len(fields[key]) == 1:
             fields[key] = fields[key][0]
     return SweepPlan(**fields)
+
+
+def _text_of(path: Path) -> str:
+    """Text of the plan file, checked to be one that the TOML reader gets through."""
+    try:
+        # Reading a pipe could wait for ever, and a device need not end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: is not a regular file; give the path of a plan")
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1).decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r}: cannot be read ({error})") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise InputError(f"{path}: is larger than a plan may be ({MAX_FILE_BYTES} bytes)")
+    # The TOML reader takes minutes for one key of ten thousand parts.
+    if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
+        raise InputError(f"{path}: has a line with over {MAX_DOTS} dots; write it as several lines")
+    return text
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)[:200]
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _refuse_huge(path: Path, value: Any) -> None:
+    """Refuse integers of over 64 bits, which Python may refuse to print."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InputError(f"{path}: holds an integer of {value.bit_length()} bits; no key needs it")
+    if isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            _refuse_huge(path, entry)
 
 
 def _checked(key: str, value: Any, where: Any) -> Any:
@@ -161,6 +207,8 @@ def _checked(key: str, value: Any, where: Any) -> Any:
     try:
         if kind == "table":
             return _datapath(value, where)
+        if kind == "settings":
+            return _settings(value)
         if kind == "tables":
             return tuple(_override(entry) for entry in _listed(value, dict))
         if kind in ("texts", "integers"):
@@ -195,6 +243,12 @@ def _datapath(value: Any, where: Any) -> dict[str, Any]:
     return {
         name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()
     }
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return {name: _listed(entry, (str, int, float))[0] for name, entry in value.items()}
 
 
 def _override(table: Mapping[str, Any]) -> Override:

@@ -150,7 +150,7 @@ def test_a_damaged_member_is_named_before_anything_is_allocated(tmp_path, conten
 
 
 def test_a_zip_bomb_is_refused_when_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz_file, "_SMALL_MEMBER_BYTES", 2**16)
+    monkeypatch.setattr(npz_file, "_SMALL_BYTES", 2**16)
     zeros = {"fc.weight.npy": npy(np.zeros((1000, 1000), dtype=np.float32))}
     path = archive_of(tmp_path / "a.npz", zeros, zipfile.ZIP_DEFLATED)
     with pytest.raises(DumpError, match="to 4000000, more than 100-fold: a zip bomb"):

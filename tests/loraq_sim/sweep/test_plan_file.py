@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from loraq_sim.errors import InputError
@@ -91,7 +93,7 @@ def test_errors_name_file_line_and_key(write, line, text, message):
         (b"dump = ", "is not TOML: Invalid value"),
         (b"a = 1\na = 2", "is not TOML: Cannot overwrite"),
         (b"\xff\xfe", "is not UTF-8"),
-        (b"x = " + b"[" * 100_000, "is not TOML"),
+        (b"x = " + b"[" * 50_000, "is not TOML"),
     ],
     ids=["cut", "twice", "binary", "deep"],
 )
@@ -126,3 +128,34 @@ def test_a_plan_without_dump_or_accelerator_says_what_to_give():
         plan_from_values({"hw": ("aie2",)})
     with pytest.raises(InputError, match="no hw: give --hw"):
         plan_from_values({"dump": "a.pt"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tokens = 0x" + "f" * 5000, "an integer of 20000 bits"),
+        ("tokens = " + "9" * 5000, "is not TOML"),
+        ("[datapath]\nacc_bits = [0x" + "f" * 5000 + "]", "an integer of 20000 bits"),
+        ("a." * 30_000 + "a = 1", "a line with over 1000 dots"),
+        ("# " + "x" * 70_000, "larger than a plan may be"),
+    ],
+    ids=["hex", "decimal", "nested", "dots", "long"],
+)
+def test_plans_that_would_hang_or_crash_are_refused(tmp_path, content, message):
+    (tmp_path / "plan.toml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_plan_values(tmp_path / "plan.toml")
+
+
+def test_a_plan_is_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(InputError, match="is not a regular file"):
+            read_plan_values(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_plan_values(tmp_path / "a\0b")
+
+
+def test_a_plan_may_have_a_byte_order_mark_and_windows_newlines(tmp_path):
+    (tmp_path / "plan.toml").write_bytes(b"\xef\xbb\xbftokens = 4\r\nseeds = [1]\r\n")
+    assert read_plan_values(tmp_path / "plan.toml") == {"tokens": 4, "seeds": (1,)}

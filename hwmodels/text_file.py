@@ -1,0 +1,53 @@
+"""Text of a small file that may come from anywhere: regular, of bounded size, UTF-8."""
+
+import stat
+from pathlib import Path
+
+from hwmodels.errors import AcceleratorError
+
+__all__ = ["read_text"]
+
+
+def read_text(path: Path, what: str, max_bytes: int) -> str:
+    """Text of the file at `path`, without a byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        What the file is to be, for messages: ``"accelerator file"``.
+    max_bytes : int
+        Longer files are refused after that many bytes.
+
+    Raises
+    ------
+    AcceleratorError
+        If `path` is no regular file that can be read, is too long, or holds no UTF-8 text.
+    """
+    shown = printable(str(path))
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise AcceleratorError(f"{shown} is a directory; give the path of one {what}")
+        if not stat.S_ISREG(kind):
+            # Reading a pipe could wait for ever, and a device need not end.
+            raise AcceleratorError(f"{shown} is not a regular file; give the path of one {what}")
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, AcceleratorError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise AcceleratorError(f"cannot read {what} {shown}: {reason}") from None
+    if len(raw) > max_bytes:
+        raise AcceleratorError(f"{shown}: the {what} is too large; it may have {max_bytes} bytes")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AcceleratorError(f"{shown}: not UTF-8 text (byte {error.start})") from None
+
+
+def printable(text: str, longest: int = 300) -> str:
+    """`text` on one line with nothing a terminal would obey, cut after `longest` characters."""
+    shown = text if len(text) <= longest else f"{text[:longest]}..."
+    return shown if shown.isprintable() else repr(shown)[1:-1]
