@@ -1,7 +1,8 @@
 """Words around the panels: heading, subtitle, panel titles, legend and provenance footer."""
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.panels import INK, MUTED, PanelStyle
@@ -12,10 +13,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-__all__ = ["draw_footer", "draw_heading", "draw_legend", "panel_title", "subtitle"]
+__all__ = [
+    "draw_footer",
+    "draw_heading",
+    "draw_legend",
+    "panel_title",
+    "subtitle",
+    "without_math",
+]
 
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
 _DIGEST_DIGITS = 12
+
+
+def without_math(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """`draw` with dollar signs as they stand: a name such as ``$\\frac{$`` is no formula."""
+
+    @functools.wraps(draw)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return plain
 
 
 def panel_title(axes: "Axes", name: str, finding: str) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
-from reports.captions import draw_footer, draw_heading, draw_legend, panel_title, subtitle
+from reports.captions import (
+    draw_footer,
+    draw_heading,
+    draw_legend,
+    panel_title,
+    subtitle,
+    without_math,
+)
 from reports.columns import plain_rows, settings_that_matter
 from reports.findings import best_trade, pareto_finding, pareto_title
 from reports.palette import branch_markers, main_colors
@@ -36,6 +43,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 0.8, 1.75, 1.0, 0.95
 _GAP_X, _GAP_Y = 0.85, 1.0
 
 
+@without_math
 def pareto_figure(
     totals: Any,
     *,
@@ -113,6 +121,7 @@ def pareto_figure(
     return figure
 
 
+@without_math
 def save_figure(figure: "Figure", path: str | Path) -> Path:
     """Write a figure as PNG (200 dpi), SVG or PDF, by the suffix of `path`; returns the path.
 
@@ -168,9 +177,12 @@ def _can_draw(row: Mapping[str, Any], xs: Sequence[str], y: str) -> bool:
 
 
 def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a ``label``: the split, and the settings in which rows of one split differ."""
+    """Rows with a ``label``: their own, or split and settings in which rows of a split differ."""
     keys = ("split", *settings_that_matter(rows, _SETTINGS))
-    return [{**row, "label": " ".join(str(row.get(key)) for key in keys)} for row in rows]
+    return [
+        {**row, "label": row.get("label") or " ".join(str(row.get(key)) for key in keys)}
+        for row in rows
+    ]
 
 
 def _by_accelerator(

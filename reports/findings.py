@@ -15,6 +15,7 @@ from reports.split_names import main_weight_bits
 
 __all__ = [
     "best_trade",
+    "comparison",
     "front_rows",
     "headline_rows",
     "knee",
@@ -102,9 +103,25 @@ def pareto_finding(rows: Sequence[Row], costs: Sequence[str], y: str) -> str:
         return f"All {len(rows)} splits have the same {error} and {cost}"
     if best[y] == base[y] or best[x] == base[x]:
         return f"{name_of(base)} has the least {error} and the least {cost} of {len(rows)} splits"
-    gain = _gain(best[y] / base[y], error, name_of(base))
-    prices = [_price(best[key] / base[key], column_for(key).heading) for key in costs if base[key]]
-    return f"{name_of(best)} {gain} {' and '.join(prices)}".replace(" and for ", " and ")
+    return f"{name_of(best)} {comparison(best, base, costs, y)}"
+
+
+def comparison(row: Row, base: Row, costs: Sequence[str], y: str) -> str:
+    """What `row`, which has less error, gains and costs against `base`: a sentence without subject.
+
+    Costs that one of the two does not hold, or that are zero in `base`, are not spoken of.
+
+    >>> row, base = {"split": "W8A8", "e": 0.1, "t_s": 3.0}, {"split": "W4A4", "e": 0.2, "t_s": 2.0}
+    >>> comparison(row, base, ["t_s"], "e")
+    'halves the e of W4A4 for +50 % t'
+    """
+    gain = _gain(row[y] / base[y], column_for(y).heading, name_of(base))
+    prices = [
+        _price(row[key] / base[key], column_for(key).heading)
+        for key in costs
+        if base.get(key) and row.get(key) is not None
+    ]
+    return f"{gain} {' and '.join(prices)}".replace(" and for ", " and ").rstrip()
 
 
 def pareto_title(groups: Mapping[str, Sequence[Row]], costs: Sequence[str], y: str) -> str:

@@ -17,6 +17,7 @@ from loraq_sim.cli import (
     images,
     merge,
     pareto,
+    report,
     solve,
     sweep,
     vectors,
@@ -44,6 +45,7 @@ app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
 app.command("images", epilog=images.EXAMPLES)(images.images_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
+app.command("report", epilog=report.EXAMPLES)(report.report_command)
 app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate_command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge_command)

@@ -1,0 +1,214 @@
+"""Frames of a report, made from the rows of a store by the packages that own the computations."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.errors import LoraqError
+
+if TYPE_CHECKING:
+    import hwmodels
+    from reports.report_data import ReportData
+
+__all__ = ["gather"]
+
+# Stored latencies are reproduced to the last bits; more than that is another description.
+_SAME = 1e-9
+
+Row = dict[str, Any]
+
+
+def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None) -> "ReportData":
+    """What a report of these rows shows.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Rows of a store.
+    runs : sequence of dict
+        Its provenance.
+    title : str, optional
+        By default the names of the dumps.
+    """
+    from loraq_sim import __version__
+    from loraq_sim.cli.report_mixed import mixed_models
+    from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
+    from reports.report_data import ReportData
+
+    dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
+    rows = _named([as_asked(row) | {"run_split": row["split"]} for row in rows], dumps)
+    error = _error_column(rows)
+    accelerators = list(dict.fromkeys(str(row["accelerator"]) for row in rows))
+    machines, notes = _machines(accelerators, runs)
+    parts, more_notes = _parts(rows, machines)
+    validation, devices, uncertainty = _validation(machines)
+    data = ReportData(
+        title=title or ", ".join(dumps),
+        error=error,
+        rows=rows,
+        totals=_totals(rows, dumps, error),
+        kinds=_kinds(rows, dumps),
+        parts=parts,
+        validation=validation,
+        devices=devices,
+        uncertainty=uncertainty,
+        machines={name: _facts(machine) for name, machine in machines.items()},
+        runs=runs,
+        notes=[*notes, *more_notes],
+        formulas=(ERROR_FORMULA, WEIGHT_ERROR_FORMULA),
+        version=__version__,
+    )
+    return replace(data, mixed=mixed_models(data))
+
+
+def _error_column(rows: Sequence[Row]) -> str:
+    from loraq_sim.pareto import ERROR_OBJECTIVE
+
+    known = any(row.get(ERROR_OBJECTIVE) is not None for row in rows)
+    return ERROR_OBJECTIVE if known else "weight_error"
+
+
+def _named(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
+    from reports.case_labels import context_of, labelled
+
+    several = len(dumps) > 1
+    return [r | {"context": context_of(r, several_dumps=several)} for r in labelled(rows)]
+
+
+def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
+    from loraq_sim.pareto import mark_front
+    from loraq_sim.totals import model_totals
+    from reports.report_data import COSTS
+
+    totals = _with_labels(_named(model_totals(list(rows)), dumps), rows)
+    marks = {
+        cost: [row["pareto"] for row in mark_front(totals, (error, cost), by=("context",))]
+        for cost in COSTS
+    }
+    return [
+        row | {"pareto": marks[COSTS[0]][i], "fronts": tuple(c for c in COSTS if marks[c][i])}
+        for i, row in enumerate(totals)
+    ]
+
+
+def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Totals under the labels of their rows: both name what tells the rows apart."""
+    from loraq_sim.rows import IDENTITY
+
+    keys = [name for name in IDENTITY if name != "layer"]
+    labels = {tuple(row.get(key) for key in keys): row["label"] for row in rows}
+    return [row | {"label": labels[tuple(row.get(key) for key in keys)]} for row in totals]
+
+
+def _kinds(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
+    from loraq_sim.totals import model_totals
+
+    found = []
+    for kind in dict.fromkeys(row.get("kind") for row in rows):
+        own = [row for row in rows if row.get("kind") == kind]
+        totals = _with_labels(_named(model_totals(own), dumps), own)
+        found += [row | {"kind": kind or "other"} for row in totals if row["status"] == "ok"]
+    return found
+
+
+def _machines(
+    names: Sequence[str], runs: Sequence[Row]
+) -> "tuple[dict[str, hwmodels.Accelerator], list[str]]":
+    """Descriptions by name: shipped ones, and files that the sweeps named and that still exist."""
+    import hwmodels
+
+    asked = [str(a) for run in runs for a in (run.get("plan") or {}).get("accelerators") or ()]
+    found = {}
+    for source in dict.fromkeys([*reversed(asked), *names]):
+        try:
+            machine = hwmodels.load_accelerator(source)
+        except (hwmodels.AcceleratorError, OSError):
+            continue
+        found.setdefault(machine.name, machine)
+    missing = [name for name in names if name not in found]
+    notes = [
+        f"the description of {name} is not at hand: no cost breakdown and no sources for it"
+        for name in missing
+    ]
+    return {name: found[name] for name in names if name in found}, notes
+
+
+def _facts(machine: "hwmodels.Accelerator") -> Row:
+    import hwmodels
+
+    return {"title": machine.title, "facts": hwmodels.describe(machine)}
+
+
+def _parts(
+    rows: Iterable[Row], machines: "dict[str, hwmodels.Accelerator]"
+) -> tuple[list[Row], list[str]]:
+    """Parts of the cost of every shape, where the description still gives the stored latency."""
+    shapes: dict[tuple, Row] = {}
+    changed: set[str] = set()
+    for row in rows:
+        name = row["accelerator"]
+        if row.get("status") != "ok" or name not in machines or name in changed:
+            continue
+        sizes = tuple(row.get(key) for key in ("kind", "m", "n", "k"))
+        key = (row["context"], row["label"], *sizes, row["run_split"], row["rank"])
+        if key in shapes:
+            shapes[key]["n_layers"] += 1
+            shapes[key]["calls"] += row.get("calls_per_step") or 1
+            continue
+        shape = _shape(row, machines[name])
+        if shape is None:
+            changed.add(name)
+        else:
+            shapes[key] = shape
+    notes = [
+        f"the description of {name} has changed since the sweep: no cost breakdown for it"
+        for name in sorted(changed)
+    ]
+    return [shape for shape in shapes.values() if shape["accelerator"] not in changed], notes
+
+
+def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
+    import hwmodels
+    from loraq_sim.machine import datapath_for, workload_for
+    from loraq_sim.split import parse_split
+    from reports.report_data import COSTS
+
+    try:
+        options = json.loads(row.get("options") or "{}")
+        split = parse_split(row["run_split"], family=row["family"], group=row["group_size"])
+        path = datapath_for(machine, options.get("datapath"))
+        sizes = (row["m"], row["n"], row["k"])
+        fused = options.get("fused", True)
+        work = workload_for(*sizes, split, row["rank"], path, fused=fused)
+        cost = hwmodels.estimate_cost(work, machine)
+    except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
+        return None
+    if not row["latency_s"] or abs(cost.latency_s / row["latency_s"] - 1) > _SAME:
+        return None
+    names = ("context", "accelerator", "label", "kind", "m", "n", "k", "rank", "bound")
+    return {
+        **{name: row.get(name) for name in names},
+        "split": row["run_split"],
+        "n_layers": 1,
+        "calls": row.get("calls_per_step") or 1,
+        "parts": {cost_name: dict(cost.parts[cost_name]) for cost_name in COSTS},
+        "roofline_latency_s": cost.roofline_latency_s,
+    }
+
+
+def _validation(
+    machines: "dict[str, hwmodels.Accelerator]",
+) -> tuple[list[Row], list[Row], dict[str, Row]]:
+    """Every measured row, of other devices too: they show what the model is worth elsewhere."""
+    import hwmodels
+
+    table = hwmodels.measured_rows()
+    shipped = {name: hwmodels.load_accelerator(name) for name in hwmodels.list_accelerators()}
+    shipped.update(machines)
+    rows = [row for machine in shipped.values() for row in hwmodels.validate(machine, table)]
+    own = {
+        name: hwmodels.summarize([row for row in rows if row["accelerator"] == name])
+        for name in machines
+    }
+    return rows, hwmodels.summarize(rows), {name: own[name][0] for name in own if own[name]}

@@ -1,0 +1,197 @@
+"""The report as files: the page, and beside it pictures, tables and a summary in Markdown."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraq_sim.errors import InputError
+from reports import sections
+from reports.answers import Answer, answers, headline
+from reports.figures import pareto_figure, save_figure
+from reports.html import html_report
+from reports.layer_figures import accumulators_figure, heat_map_figure, latency_figure
+from reports.methods import compare_methods, method_sentences
+from reports.plot_data import plot_data
+from reports.report_data import ReportData
+from reports.tables import ResultTable, result_table
+from reports.units import is_missing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["files_folder", "write_report"]
+
+_PICTURES = (".png", ".svg")
+# Longer tables are for programs.
+_MOST_FOR_PEOPLE = 200
+
+
+def files_folder(page: Path) -> Path:
+    """The folder beside a page that holds its pictures and tables: ``report_files``."""
+    return page.with_name(f"{page.stem}_files")
+
+
+def write_report(
+    data: ReportData, page: Path, *, with_files: bool = True, validation: "Figure | None" = None
+) -> list[Path]:
+    """Write the page and, unless told not to, the folder beside it; return what was written.
+
+    Parameters
+    ----------
+    data : ReportData
+    page : Path
+        The HTML file. Its folder is made if it is missing.
+    with_files : bool
+        Whether to write pictures and tables.
+    validation : Figure, optional
+        Picture of the cost model against measurement.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be written or a package of the extra ``report`` is missing.
+    """
+    text = html_report(data)
+    written = [_write(page, text)]
+    if not with_files:
+        return written
+    folder = files_folder(page)
+    tables = list(_tables(data))
+    pictures = dict(_pictures(data, validation))
+    for name, table in tables:
+        written.append(_write(folder / f"{name}.csv", table.to_csv()))
+        if len(table.rows) <= _MOST_FOR_PEOPLE:
+            written.append(_write(folder / f"{name}.md", table.to_markdown()))
+    for name, figure in pictures.items():
+        written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in _PICTURES]
+    written.append(_write(folder / "summary.md", _summary(data, list(pictures))))
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file that appears complete or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(text, encoding="utf-8", newline="\n")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _tables(data: ReportData) -> Iterator[tuple[str, ResultTable]]:
+    """Name and table of each file that has a row; columns the page computes for itself left out."""
+    methods = compare_methods(data)
+    found = answers(data)
+    hidden = {"fronts", "run_split", "parts"}
+
+    def cut(rows):
+        return [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+
+    yield "cases", result_table(cut(data.totals))
+    yield "layers", result_table(cut(data.rows))
+    yield "kinds", result_table(cut(data.kinds))
+    if data.parts:
+        yield "cost_parts", result_table(_flat_parts(data))
+    for answer in found:
+        name = _slug(answer.context, data.contexts)
+        own = {
+            "choices": sections.choices_table(data, answer),
+            "accumulators": sections.accumulators_table(data, answer.context),
+            "methods": sections.methods_table(data, methods, answer.context),
+        }
+        for number, mix in enumerate(m for m in data.mixed if m.context == answer.context):
+            own[f"mixed_{number}" if number else "mixed"] = sections.mixed_table(mix)
+        yield from ((f"{key}_{name}", table) for key, table in own.items() if table.rows)
+    if data.validation:
+        yield "cost_model", result_table(list(data.validation))
+
+
+def _flat_parts(data: ReportData) -> list[dict]:
+    """One row a shape, case and part: a table other programs can pivot."""
+    keys = ("context", "label", "kind", "m", "k", "n", "rank", "n_layers", "calls", "bound")
+    return [
+        {**{key: row[key] for key in keys}, "cost": cost, "part": part, "value": value}
+        for row in data.parts
+        for cost, parts in row["parts"].items()
+        for part, value in parts.items()
+        if value
+    ]
+
+
+def _pictures(data: ReportData, validation: "Figure | None") -> "Iterator[tuple[str, Figure]]":
+    found = answers(data)
+    drawn = plot_data(data, found, compare_methods(data))
+    for answer in found:
+        name = _slug(answer.context, data.contexts)
+        if answer.best is not None:
+            yield f"pareto_{name}", _pareto(data, answer)
+        quantities = [q["key"] for q in drawn["layers"][answer.context]["quantities"]]
+        if data.error in quantities:
+            yield f"layers_{name}", heat_map_figure(drawn, answer.context, data.error)
+        for key, figure in (
+            ("latency", latency_figure(data, answer)),
+            ("accumulators", accumulators_figure(drawn, answer.context)),
+        ):
+            if figure is not None:
+                yield f"{key}_{name}", figure
+    if validation is not None:
+        yield "cost_model", validation
+
+
+def _pareto(data: ReportData, answer: Answer) -> "Figure":
+    rows = data.totals_of(answer.context)
+    known = [
+        cost
+        for cost in dict.fromkeys((answer.cost, "latency_s", "weight_bytes"))
+        if not any(is_missing(row.get(cost)) for row in rows)
+    ]
+    marked = [{**row, "pareto": answer.cost in row["fronts"]} for row in rows]
+    return pareto_figure(
+        marked,
+        x=known[:2],
+        y=data.error,
+        model=data.title,
+        layers=len({row["layer"] for row in data.rows if row["context"] == answer.context}),
+        provenance={"loraq-sim": data.version},
+    )
+
+
+def _slug(context: str, contexts: list[str]) -> str:
+    """Part of a file name for a context: unlike those of the others, whatever they are called."""
+
+    def clean(text: str) -> str:
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("._")[:60] or "accelerator"
+
+    alike = [other for other in contexts if clean(other).lower() == clean(context).lower()]
+    place = alike.index(context)
+    return f"{clean(context)}_{place + 1}" if place else clean(context)
+
+
+def _summary(data: ReportData, pictures: list[str]) -> str:
+    """The answer, its tables and the pictures as Markdown."""
+    found = answers(data)
+    methods = compare_methods(data)
+    lines = [f"# {_text(headline(found))}", "", _text(data.title), ""]
+    for answer in found:
+        lines += [f"## {_text(answer.context)}", ""]
+        lines += [f"- {_text(sentence)}" for sentence in answer.sentences]
+        lines += [f"- {_text(s)}" for s in method_sentences(methods, answer.context)]
+        table = sections.choices_table(data, answer)
+        lines += ["", table.to_markdown()] if table.rows else [""]
+        own = _slug(answer.context, data.contexts)
+        lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n.endswith(f"_{own}")]
+    lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n == "cost_model"]
+    lines += [*(f"{_text(note)}\n" for note in data.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _text(words: str) -> str:
+    """Words as Markdown text: nothing in them is a tag, a link or emphasis."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(words.split()))

@@ -1,0 +1,199 @@
+"""One self-contained HTML page: text, tables, data and every script inside, nothing fetched.
+
+Names of layers, accelerators and files come from strangers. The template escapes all text, the
+data are JSON in which no tag can begin, and a content security policy lets only the scripts of
+this page run, by their digests, and forbids every request.
+
+Plotly's script is stored compressed (gzip, base64) and unpacked by the browser, which keeps the
+page at a third of its size; that needs a browser of 2023 or newer.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.errors import InputError
+from reports import sections
+from reports.answers import Answer, answers, headline, pretty_unit, value_text
+from reports.columns import cells, column_for
+from reports.methods import compare_methods, method_sentences
+from reports.plot_data import plot_data
+from reports.provenance_view import provenance_view
+from reports.report_data import COSTS, ReportData
+from reports.tables import ResultTable, json_text
+from reports.units import is_missing
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["check_report_extra", "html_report"]
+
+_SCRIPTS = (
+    *("core", "controls", "pareto", "layers", "costs", "accumulators", "comparisons", "start"),
+)
+_MANY_ROWS = 16
+_NAME_LENGTH = 36
+
+
+def check_report_extra() -> None:
+    """Raise unless the packages of the extra ``report`` are there.
+
+    Raises
+    ------
+    InputError
+        If one is missing: which, and what to install.
+    """
+    for name in ("jinja2", "plotly"):
+        try:
+            __import__(name)
+        except ImportError:
+            raise InputError(
+                f"the report needs {name}, which is not installed; "
+                "run: pip install 'loraq-sim[report]'"
+            ) from None
+
+
+def html_report(data: ReportData) -> str:
+    """The page as text.
+
+    Raises
+    ------
+    InputError
+        If a package of the extra ``report`` is missing.
+    """
+    check_report_extra()
+    found = answers(data)
+    methods = compare_methods(data)
+    drawn = plot_data(data, found, methods)
+    main = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
+    library, packed = _plotly()
+    template = _environment().get_template("report.html")
+    return template.render(
+        data=data,
+        headline=headline(found),
+        views=[_view(data, answer, methods) for answer in found],
+        style=_asset("report.css"),
+        script=main,
+        library=packed,
+        drawn=_script_safe(drawn),
+        drawn_accumulators=bool(drawn["accumulators"]),
+        policy=_policy(main, library),
+        devices=_html_table(sections.devices_table(data)),
+        validation=_html_table(sections.validation_table(data)),
+        failures=_html_table(sections.failures_table(data)),
+        provenance=provenance_view(data),
+        has_methods=bool(methods),
+        many=_MANY_ROWS,
+    )
+
+
+def _view(data: ReportData, answer: Answer, methods: list) -> dict[str, Any]:
+    """What the template shows of one context."""
+    context = answer.context
+    return {
+        "context": context,
+        "answer": answer,
+        "figures": _figures(data, answer),
+        "choices": _html_table(sections.choices_table(data, answer), strong=(0,)),
+        "totals": _html_table(sections.totals_of_context_table(data, context)),
+        "kinds": _html_table(sections.kinds_table(data, answer)),
+        "costs": _html_table(sections.costs_table(data, answer)),
+        "accumulators": _html_table(sections.accumulators_table(data, context)),
+        "methods": _html_table(sections.methods_table(data, methods, context)),
+        "method_sentences": method_sentences(methods, context),
+        "mixed": [
+            _html_table(sections.mixed_table(mix)) for mix in data.mixed if mix.context == context
+        ],
+    }
+
+
+def _figures(data: ReportData, answer: Answer) -> list[tuple[str, str]]:
+    """The few numbers that stand large: what the choice loses and costs."""
+    if answer.best is None:
+        return []
+    keys = (data.error, *COSTS[:3])
+    return [
+        (column_for(key).heading, value_text(key, answer.best[key]))
+        for key in keys
+        if not is_missing(answer.best.get(key))
+    ]
+
+
+def _html_table(table: ResultTable, *, strong: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Texts of a table: headings with units, cells, which columns are words, which rows stand out.
+
+    A mark becomes the word a screen reader can say.
+    """
+    columns, texts = [], []
+    for column in table.columns:
+        unit, column_cells = cells(column, table.rows)
+        is_mark = column.quantity == "mark"
+        look = _look(column_cells) if column.is_text else "number"
+        columns.append({"heading": column.heading, "unit": pretty_unit(unit), "look": look})
+        texts.append(["yes" if cell and is_mark else cell for cell in column_cells])
+    marked = [i for i, row in enumerate(table.rows) if row.get("pareto") == 1]
+    return {
+        "caption": table.title,
+        "columns": columns,
+        "rows": [[line[i] for line in texts] for i in range(len(table.rows))],
+        "strong": set(strong) or set(marked),
+    }
+
+
+def _look(texts: Sequence[str]) -> str:
+    """Class of a column of words: names stay in one piece, sentences wrap."""
+    longest = max(map(len, texts), default=0)
+    if longest <= _NAME_LENGTH:
+        return "word whole"
+    return "word prose" if longest > 2 * _NAME_LENGTH else "word"
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _script_safe(value: Any) -> str:
+    """Strict JSON that can stand in a script element: no tag or comment can begin in it."""
+    text = json.dumps(json.loads(json_text(value)), separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+@lru_cache(maxsize=1)
+def _plotly() -> tuple[str, str]:
+    """Plotly's script, and the same compressed as base64 text; equal inputs give equal text."""
+    from plotly.offline import get_plotlyjs
+
+    source = get_plotlyjs()
+    # The browser hashes text whose line ends are normalized.
+    source = source.replace("\r\n", "\n")
+    packed = gzip.compress(source.encode(), compresslevel=9, mtime=0)
+    return source, base64.b64encode(packed).decode()
+
+
+def _policy(*scripts: str) -> str:
+    """A content security policy that runs these scripts and requests nothing."""
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,111 @@
+"""One number for every layer in every case: the matrices behind the heat map."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reports.report_data import ReportData
+from reports.units import is_missing
+
+__all__ = ["common_prefix", "layer_cells", "rounded"]
+
+Row = Mapping[str, Any]
+
+_SHARES = {"latency_s": "share of the model's latency", "energy_j": "share of the model's energy"}
+_LAYER_VALUES = {
+    "output_error": "output error",
+    "relative:output_error": "output error, of the model's in that case",
+    "weight_error": "weight error",
+    "relative:weight_error": "weight error, of the model's in that case",
+    **{f"share:{key}": heading for key, heading in _SHARES.items()},
+    "safe_acc_bits": "safe accumulator bits",
+    "overflow_count": "overflows",
+}
+# Digits that survive in the page; the CSV files beside it hold all of them.
+_DIGITS = 5
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """Leading dotted parts that all names share and that none consists of alone."""
+    prefix = os.path.commonprefix(list(names)) if len(names) > 1 else ""
+    return prefix[: prefix.rfind(".") + 1]
+
+
+def rounded(value: Any) -> Any:
+    """Numbers cut to the digits a reader sees; what JSON cannot hold as null."""
+    if is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
+    """Layers, cases and the known quantities of one context, ``z[case][layer]`` each."""
+    rows = [row for row in data.rows if row["context"] == context]
+    names = list(dict.fromkeys(str(row["layer"]) for row in rows))
+    kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
+    labels = _by_error(data, context, rows)
+    cells = {(row["label"], str(row["layer"])): row for row in rows}
+    prefix = common_prefix(names)
+    found: dict[str, Any] = {
+        "names": [name.removeprefix(prefix) for name in names],
+        "prefix": prefix,
+        "kinds": [kinds[name] for name in names],
+        "labels": labels,
+        "bounds": _codes([[(cells.get((c, n)) or {}).get("bound") for n in names] for c in labels]),
+        "failed": [
+            [labels.index(row["label"]), names.index(str(row["layer"]))]
+            for row in rows
+            if row.get("status") != "ok"
+        ],
+        "quantities": [],
+    }
+    totals = {row["label"]: row for row in data.totals_of(context)}
+    for key, heading in _LAYER_VALUES.items():
+        matrix = _matrix(key, labels, names, cells, totals)
+        if any(value is not None for line in matrix for value in line):
+            found["quantities"].append({"key": key, "heading": heading, "z": matrix})
+    return found
+
+
+def _by_error(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
+    """Labels from the largest error to the least; those without a total last."""
+    errors = {row["label"]: row.get(data.error) for row in data.totals_of(context)}
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    return sorted(labels, key=lambda label: -(errors.get(label) or 0.0))
+
+
+def _codes(words: list[list[Any]]) -> dict[str, Any]:
+    """Repeated words as a list of them and indices, -1 for none."""
+    names = list(dict.fromkeys(word for line in words for word in line if word))
+    index = {name: i for i, name in enumerate(names)}
+    return {"names": names, "at": [[index.get(word, -1) for word in line] for line in words]}
+
+
+def _matrix(
+    key: str,
+    labels: Sequence[str],
+    names: Sequence[str],
+    cells: Mapping[tuple, Row],
+    totals: Mapping[str, Row],
+) -> list[list[Any]]:
+    way, _, column = key.rpartition(":")
+    matrix = []
+    for label in labels:
+        own = [cells.get((label, name)) or {} for name in names]
+        values = [row.get(column) if row.get("status") == "ok" else None for row in own]
+        if way == "relative":
+            values = _over(values, totals.get(label, {}).get(column))
+        if way == "share":
+            # One call's cost times the calls, over the sum of all layers.
+            times = [
+                None if is_missing(value) else value * (row.get("calls_per_step") or 1)
+                for value, row in zip(values, own, strict=True)
+            ]
+            values = _over(times, sum(value for value in times if value is not None))
+        matrix.append([rounded(value) for value in values])
+    return matrix
+
+
+def _over(values: Sequence[Any], whole: float | None) -> list[float | None]:
+    return [None if is_missing(value) or not whole else value / whole for value in values]

@@ -1,0 +1,76 @@
+"use strict";
+// Unpack the plotting library, build the controls, draw, and follow theme, width and printer.
+
+async function unpackLibrary() {
+  const packed = Uint8Array.from(atob(byId("library").textContent.trim()), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = element("script", { textContent: await new Response(stream).text() });
+  document.head.append(script);
+  byId("library").remove();
+}
+
+function showContext() {
+  for (const view of document.querySelectorAll(".view")) view.hidden = Number(view.dataset.view) !== page.context;
+}
+
+function buildContexts() {
+  const place = byId("contexts");
+  showContext();
+  if (D.contexts.length < 2) return;
+  place.hidden = false;
+  D.contexts.forEach((name, index) => place.append(chip(name, { type: "radio", name: "context", checked: index === 0 }, () => {
+    page.context = index;
+    showContext();
+    buildLimits();
+    redrawAll();
+  })));
+}
+
+function buildTheme() {
+  const button = byId("theme");
+  const say = () => { button.textContent = isDark() ? "Light" : "Dark"; button.setAttribute("aria-pressed", String(isDark())); };
+  button.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; say(); redrawAll(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { say(); redrawAll(); });
+  say();
+}
+
+function followPrinter() {
+  const turn = (on) => {
+    if (page.printing === on) return;
+    page.printing = on;
+    document.documentElement.toggleAttribute("data-printing", on);
+    redrawAll();
+  };
+  addEventListener("beforeprint", () => turn(true));
+  addEventListener("afterprint", () => turn(false));
+  matchMedia("print").addEventListener("change", (event) => turn(event.matches));
+}
+
+function followWidth() {
+  let width = innerWidth;
+  let timer = 0;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(timer);
+    timer = setTimeout(redrawAll, 120);
+  });
+}
+
+async function start() {
+  buildContexts();
+  buildTheme();
+  if (!("DecompressionStream" in window)) return;
+  await unpackLibrary();
+  buildFront();
+  buildLayers();
+  buildCosts();
+  buildAccumulators();
+  buildComparisons();
+  redrawAll();
+  followPrinter();
+  followWidth();
+  document.documentElement.dataset.ready = "true";
+}
+
+start();

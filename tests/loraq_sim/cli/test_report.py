@@ -1,0 +1,107 @@
+"""``loraq-sim report`` on a real sweep: files, words, refusals."""
+
+import json
+import re
+
+import pytest
+
+from loraq_sim.store import ResultStore
+from loraq_sim.sweep.provenance import utc_now
+
+
+@pytest.fixture
+def store(sweep, tmp_path):
+    assert sweep(tmp_path / "demo", "--hw", "h100").exit_code == 0
+    return tmp_path / "demo"
+
+
+def change_aie2(store, change):
+    with ResultStore.open(store / "results.sqlite", create=True) as opened:
+        rows = [row for row in opened.rows() if row["accelerator"] == "aie2"]
+        opened.relabel({row["case_id"]: change(row) for row in rows})
+
+
+def test_the_report_is_one_page_with_pictures_and_tables_beside_it(command, store, tmp_path):
+    page = tmp_path / "out" / "report.html"
+    done = command("report", store, "--out", page)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Build W4A")
+    assert f"wrote {page}" in done.stderr
+    text = page.read_text()
+    assert f"<h1>{done.stdout.splitlines()[0]}</h1>" in text
+    files = {path.name for path in (tmp_path / "out" / "report_files").iterdir()}
+    assert {"summary.md", "cases.csv", "layers.csv", "pareto_aie2.png", "pareto_h100.svg"} <= files
+    assert {"cost_model.png", "cost_model.csv", "mixed_aie2.csv"} <= files
+
+
+def test_without_out_the_page_lies_beside_the_store(command, store):
+    assert command("report", store, "--page-only", "--quiet").exit_code == 0
+    assert (store / "report.html").exists()
+    assert not (store / "report_files").exists()
+    title = command(
+        "report", store / "results.sqlite", "--page-only", "--force", "--title", "A & B"
+    )
+    assert title.exit_code == 0
+    assert "A &amp; B" in (store / "report.html").read_text()
+
+
+def test_provenance_and_cost_parts_of_the_sweep_are_in_the_page(command, store):
+    command("report", store, "--page-only")
+    text = (store / "report.html").read_text()
+    with ResultStore.open(store / "results.sqlite") as opened:
+        (run,) = opened.provenance()
+        rows = opened.rows()
+    assert run["dump_digest"][:16] in text
+    assert run["started"] in text
+    drawn = json.loads(re.search(r'id="drawn">(.*?)</script>', text)[1])
+    assert len(drawn["parts"]) == len({(r["accelerator"], r["split"], r["kind"]) for r in rows})
+
+
+def test_what_is_there_is_not_replaced_unasked(command, store):
+    assert command("report", store, "--page-only").exit_code == 0
+    refused = command("report", store, "--page-only")
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert command("report", store, "--page-only", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--out", "report.pdf"), "must name an HTML file"),
+        (("--out", "{folder}.html"), "is a folder"),
+    ],
+)
+def test_bad_places_are_refused_in_one_line(command, store, tmp_path, words, told):
+    (tmp_path / "taken.html").mkdir()
+    words = [word.format(folder=tmp_path / "taken") for word in words]
+    done = command("report", store, *words)
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_and_an_empty_store_are_refused(command, tmp_path):
+    assert command("report", tmp_path / "nowhere").exit_code == 2
+    with ResultStore.open(tmp_path / "results.sqlite", create=True) as opened:
+        opened.begin_run({"started": utc_now()})
+    done = command("report", tmp_path)
+    assert done.exit_code == 2
+    assert "holds no row yet" in done.stderr
+
+
+def test_an_accelerator_whose_file_is_gone_keeps_its_results(command, store):
+    change_aie2(store, lambda row: {"accelerator": "lost_npu"})
+    assert command("report", store, "--page-only").exit_code == 0
+    text = (store / "report.html").read_text()
+    assert "lost_npu" in text
+    assert "description of lost_npu is not at hand" in text
+
+
+def test_a_changed_description_gives_no_parts_that_do_not_add_up(command, store):
+    change_aie2(store, lambda row: {"latency_s": 2 * row["latency_s"]})
+    assert command("report", store, "--page-only").exit_code == 0
+    text = (store / "report.html").read_text()
+    assert "description of aie2 has changed since the sweep" in text
+    drawn = json.loads(re.search(r'id="drawn">(.*?)</script>', text)[1])
+    assert {part["context"] for part in drawn["parts"]} == {"h100"}
