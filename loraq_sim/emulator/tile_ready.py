@@ -4,6 +4,7 @@ A call of a millisecond finds caches that other data has passed through: every l
 its way costs several times what it costs in a loop.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,10 @@ def run_ready(job: TileJob) -> tuple[NDArray[np.integer], str] | None:
     if ready is None:
         return None
     call = _Call(job, ready)
-    run_together(call.threads, call.run)
+    if call.threads == 1:
+        call.run()
+    else:
+        run_together(call.threads, call.run, partial(call.run, waits=True), lambda: call.done)
     return None if call.refused else (call.out[: job.a.shape[0]], ready.route)
 
 
@@ -94,15 +98,22 @@ class _Call:
         self.codes = np.ascontiguousarray(job.a).view(np.int8)
         self.init = _NO_INIT if job.init is None else job.init_rows
         self.out = aligned_empty((row_panels * ready.height, n), job.output.dtype)
-        self.queue = np.zeros(2 + -(-row_panels // self.block), np.int64)
+        blocks = -(-row_panels // self.block)
+        self.queue = np.zeros(3 + blocks, np.int64)
+        self.total = blocks * columns
 
     @property
     def refused(self) -> bool:
         """Whether the activations did not let the kernel run."""
         return bool(self.queue[1])
 
-    def run(self) -> None:
-        """Take part until nothing is left."""
+    @property
+    def done(self) -> bool:
+        """Whether all of the output is there."""
+        return self.queue[2] == self.total
+
+    def run(self, *, waits: bool = False) -> None:
+        """Take part until nothing is left to take, or to the end if it comes soon."""
         from loraq_sim.kernels.run_blocks import run_blocks
 
         ready = self.ready
@@ -121,6 +132,7 @@ class _Call:
             self._rooms(),
             self.out.view(np.int8),
             self.queue,
+            waits,
         )
 
     def _rooms(self) -> tuple[NDArray, ...]:

@@ -12,8 +12,16 @@ __all__ = ["WORTH_THREADS", "run_together"]
 WORTH_THREADS = 2**24
 
 
-def run_together(threads: int, run: Callable[[], None]) -> None:
+def run_together(
+    threads: int,
+    run: Callable[[], None],
+    run_here: Callable[[], None] | None = None,
+    done: Callable[[], bool] = lambda: False,
+) -> None:
     """Call `run` here and on up to ``threads - 1`` standing threads; return when all are done.
+
+    `run_here` takes the place of `run` here. When `done` says afterwards that no work is left, not
+    even begun, nobody is waited for: to be woken would take longer than what is left to do.
 
     Each call of `run` must take work from a queue of its own until nothing is left, so that it does
     not matter how many calls there are: a thread that has not started when the caller is through is
@@ -30,9 +38,11 @@ def run_together(threads: int, run: Callable[[], None]) -> None:
         crew.grow(len(helps))
         for one in helps:
             crew.waiting.put(one)
-    run()
+    (run_here or run)()
+    finished = done()
     for one in helps:
-        one.wait()
+        if not one.recall() and not finished:
+            one.wait()
 
 
 class _Help:
@@ -45,7 +55,7 @@ class _Help:
         self._error: BaseException | None = None
 
     def give(self) -> None:
-        if not self._claim.acquire(blocking=False):
+        if not self.recall():
             return
         try:
             self._run()
@@ -54,9 +64,11 @@ class _Help:
         finally:
             self._done.release()
 
+    def recall(self) -> bool:
+        """Whether no thread has begun, and now none will."""
+        return self._claim.acquire(blocking=False)
+
     def wait(self) -> None:
-        if self._claim.acquire(blocking=False):
-            return
         self._done.acquire()
         if self._error is not None:
             raise self._error

@@ -15,7 +15,7 @@ from loraq_sim.kernels.merge import add_limited
 from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
 from loraq_sim.kernels.tile_arguments import TileArguments
 
-__all__ = ["NEXT_BLOCK", "REFUSED", "run_blocks"]
+__all__ = ["DONE", "REFUSED", "run_blocks"]
 
 _INDEX = {name: i for i, name in enumerate(TileArguments._fields)}
 _A, _W, _OFFSETS, _LAST = (_INDEX[name] for name in ("a", "w", "offsets", "last"))
@@ -23,8 +23,10 @@ _START, _START_ROW, _START_PANEL = (_INDEX[name] for name in ("start", "start_ro
 _OUT, _OUT_ROW, _OUT_PANEL = (_INDEX[name] for name in ("out", "out_row", "out_panel"))
 _ROW_PANELS, _COLUMN_PANELS = _INDEX["row_panels"], _INDEX["column_panels"]
 _FIRST_PANEL, _CHUNKS = _INDEX["first_panel"], _INDEX["chunks"]
-# What a queue holds before the next unit of each block.
-NEXT_BLOCK, REFUSED, _BLOCKS = 0, 1, 2
+# What a queue holds before the next unit of each block; `DONE` counts column panels of blocks.
+_NEXT_BLOCK, REFUSED, DONE, _BLOCKS = 0, 1, 2, 3
+# Looks at the queue, some 100 microseconds of them: to sleep and to wake takes a fifth of that.
+_LOOKS = 2**14
 
 
 @intrinsic
@@ -45,7 +47,8 @@ def _fetch_add(typingctx, address, amount):
 
     def emit(context, builder, signature, args):
         where = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", where, args[1], "monotonic")
+        # What a thread wrote before it added is there for who sees the sum.
+        return builder.atomic_rmw("add", where, args[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), emit
 
@@ -69,20 +72,20 @@ def _prepare(codes, first, order, packing, sizes, init, rooms, given):
     _, _, height, width, shift = sizes
     packed, ordered, starts, _, _ = rooms
     panels = -(-codes.shape[0] // height)
+    source = codes
     if ordered.shape[1] > 0:
         gather_codes(codes, order, ordered)
-        pack_rows(ordered[: codes.shape[0]], packing, height, packed[:panels])
-    else:
-        pack_rows(codes, packing, height, packed[:panels])
+        source = ordered[: codes.shape[0]]
+    pack_rows(source, packing, height, packed[:panels])
     given[_A] += packed.ctypes.data
     given[_ROW_PANELS] = panels
     if init.size:
         # What lies beyond the matrix keeps its old values: nobody reads the sums of it.
         whole = init.shape[0] == 1
         for r in range(1 if whole else codes.shape[0]):
-            source, target = init[0 if whole else first + r], starts[r]
-            for n in range(source.size):
-                target[n] = source[n] << shift
+            values, target = init[0 if whole else first + r], starts[r]
+            for n in range(values.size):
+                target[n] = values[n] << shift
         given[_START] = starts.ctypes.data
         given[_START_ROW] = 0 if whole else starts.strides[0]
         given[_START_PANEL] = width * starts.itemsize
@@ -133,7 +136,7 @@ def _run_unit(first, stop, whole, rows, out, given, segments, merge, rooms, func
 @njit(cache=True, nogil=True)
 def run_blocks(
     codes, order, packing, mask, sizes, limits, init, segments, merge, arguments, function,
-    rooms, out, queue,
+    rooms, out, queue, waits,
 ):  # fmt: skip
     """Fill `out` together with the other threads that got the same queue.
 
@@ -158,7 +161,8 @@ def run_blocks(
         (0, 0) where A is packed as it is; starts (rows, padded columns) of lanes; spare int32, sums
         of a unit; edge (rows, bytes of a tile) int8
     out : (padded rows, bytes) int8
-    queue : (2 + blocks,) int64, zeros at first
+    queue : (3 + blocks,) int64, zeros at first
+    waits : bool, whether to stay for a moment for units that other threads are still at
     """
     block, unit, height, _, _ = sizes
     panel, panels = arguments[_OUT_PANEL], arguments[_COLUMN_PANELS]
@@ -169,7 +173,7 @@ def run_blocks(
     taken, b = False, np.int64(-1)
     while not taken or b + 1 < blocks:
         # First the blocks that nobody has, then what others have not reached of theirs.
-        b = b + 1 if taken else _fetch_add(shared, one)
+        b = b + 1 if taken else _fetch_add(shared + counter * _NEXT_BLOCK, one)
         if b >= blocks:
             taken, b = True, np.int64(-1)
             continue
@@ -188,3 +192,7 @@ def run_blocks(
                 _prepare(some, first, order, packing, sizes, init, rooms, given)
             rows, stop = given[_ROW_PANELS] * height, min(j + unit, panels)
             _run_unit(j, stop, whole, rows, out[first:], given, segments, merge, rooms, function)
+            _fetch_add(shared + counter * DONE, np.int64(stop - j))
+    looks = _LOOKS if waits else 0
+    while looks > 0 and _fetch_add(shared + counter * DONE, none) < blocks * panels:
+        looks -= 1
