@@ -7,13 +7,13 @@ kept as they are.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loraq_sim.errors import InputError
 
-__all__ = ["COLUMNS", "COLUMN_NAMES", "IDENTITY", "Column", "Row", "failed_row"]
+__all__ = ["COLUMNS", "COLUMN_NAMES", "IDENTITY", "Column", "Row", "every_name", "failed_row"]
 
 Row = dict[str, Any]
 """One result as ``{column: value}``; values are str, int, float, bool or None."""
@@ -109,3 +109,10 @@ def failed_row(message: str, known: Mapping[str, Any]) -> Row:
             raise InputError(f"{name!r} is not a column of a result row{hint}")
     row: Row = dict.fromkeys(COLUMN_NAMES)
     return row | dict(known) | {"status": "failed", "message": message, "pareto": False}
+
+
+def every_name(rows: Sequence[Row]) -> list[str]:
+    """Columns, then the other keys in order of appearance, then ``case_id``."""
+    others = dict.fromkeys(name for row in rows for name in row if name not in COLUMN_NAMES)
+    others.pop("case_id", None)
+    return [*COLUMN_NAMES, *others, "case_id"]

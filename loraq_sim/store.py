@@ -3,15 +3,15 @@
 Tables: ``rows`` (one per case id, the columns of `loraq_sim.rows` plus unknown keys as JSON in
 ``extra``), ``runs`` (one provenance record per sweep) and ``planned`` (which sweep last asked for
 which case, and in what order). Every row is one transaction in a write-ahead log, so a killed
-sweep loses nothing that was added. One process writes at a time (`WriterLock`); readers are free.
+sweep loses nothing that was added, and has a checksum: a damaged row is named, counts as not done,
+and is never read. One process writes at a time (`WriterLock`); readers are free.
 
 A result that is not a number (NaN) is stored as NULL, like a missing one; infinities are kept.
 """
 
 import json
-import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,8 +19,17 @@ from typing import TYPE_CHECKING, Any, Self
 from loraq_sim.csv_file import write_csv
 from loraq_sim.errors import StoreError
 from loraq_sim.parquet_file import write_parquet
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS, IDENTITY, Row
-from loraq_sim.store_file import SCHEMA_VERSION, connect, explained, make_folder
+from loraq_sim.rows import COLUMN_NAMES, COLUMNS, IDENTITY, Row, every_name
+from loraq_sim.store_file import (
+    ROW_CHECKSUM,
+    SCHEMA_VERSION,
+    connect,
+    explained,
+    has_checksums,
+    make_folder,
+    record_of,
+    row_of,
+)
 from loraq_sim.writer_lock import WriterLock
 
 if TYPE_CHECKING:
@@ -34,11 +43,15 @@ _INSERT = (
     f"INSERT OR REPLACE INTO rows (case_id, {_QUOTED}, extra) "
     f"VALUES ({', '.join('?' * (len(COLUMN_NAMES) + 2))})"
 )
+# A changed row has no checksum until the end of its transaction, and a damaged row is not changed.
+_SEAL = f"UPDATE rows SET checksum = {ROW_CHECKSUM} WHERE checksum = ''"
+_UNSEALED_OR_WHOLE = f"(checksum = '' OR checksum IS {ROW_CHECKSUM})"
+_MOST_NAMED = 3
 
 # Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
 # last among rows a reader could not tell apart (a changed dump, accelerator file or release).
 _SELECT = f"""
-SELECT case_id, extra, {_QUOTED},
+SELECT case_id, extra, {_QUOTED}, {{is_whole}} AS is_whole,
     ROW_NUMBER() OVER (
         PARTITION BY {", ".join(f'"{name}"' for name in IDENTITY)}
         ORDER BY COALESCE(planned.run, 0) DESC, rows.rowid DESC
@@ -55,9 +68,17 @@ class ResultStore:
         self.path = path
         self._connection = connection
         self._lock = lock
+        self._is_whole = f"checksum IS {ROW_CHECKSUM}" if has_checksums(connection) else "1"
 
     @classmethod
-    def open(cls, path: str | Path, *, create: bool = False, wait_s: float = 0.0) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        create: bool = False,
+        wait_s: float = 0.0,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Self:
         """Open the store at `path`, for writing with ``create=True``, else for reading.
 
         Parameters
@@ -68,6 +89,8 @@ class ResultStore:
             it the store is opened read-only and must exist; other processes may write meanwhile.
         wait_s : float
             Seconds to wait for another writer before giving up.
+        on_wait : callable, optional
+            Told once, before waiting, who is writing.
 
         Raises
         ------
@@ -79,7 +102,7 @@ class ResultStore:
         lock = None
         if create:
             make_folder(path)
-            lock = WriterLock(path, wait_s=wait_s)
+            lock = WriterLock(path, wait_s=wait_s, on_wait=on_wait)
         try:
             return cls(path, connect(path, create=create), lock)
         except BaseException:
@@ -141,18 +164,31 @@ class ResultStore:
             If the row cannot be written: a full disk, a value SQLite cannot hold.
         """
         with self._transaction(f"store the row of layer {row.get('layer')!r}") as connection:
-            connection.execute(_INSERT, _record(case_id, row))
+            connection.execute(_INSERT, record_of(case_id, row))
+            connection.execute(_SEAL)
 
     def add_all(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Store rows by case id in one transaction: all of them or none."""
         with self._transaction(f"store {len(rows)} rows") as connection:
-            connection.executemany(_INSERT, [_record(case, row) for case, row in rows.items()])
+            connection.executemany(_INSERT, [record_of(case, row) for case, row in rows.items()])
+            connection.execute(_SEAL)
 
     def done(self, case_ids: Iterable[str]) -> set[str]:
-        """Those of `case_ids` that are stored with status ``ok``; failed ones are to be retried."""
+        """Those of `case_ids` that are stored, whole, with status ``ok``; others are to be run."""
         with explained(self.path, "read"):
-            found = self._connection.execute("SELECT case_id FROM rows WHERE status='ok'")
+            found = self._connection.execute(
+                f"SELECT case_id FROM rows WHERE status='ok' AND {self._is_whole}"
+            )
             return set(case_ids).intersection(case_id for (case_id,) in found)
+
+    def drop_damaged(self) -> list[str]:
+        """Remove rows whose checksum does not match; return what can be told about each."""
+        with self._transaction("remove damaged rows") as connection:
+            found = connection.execute(
+                f"SELECT rowid, layer, split FROM rows WHERE NOT ({self._is_whole})"
+            ).fetchall()
+            connection.executemany("DELETE FROM rows WHERE rowid=?", [row[:1] for row in found])
+        return [_name(layer, split) for _, layer, split in found]
 
     def rows(self, case_ids: Sequence[str] | None = None) -> list[Row]:
         """Rows as dicts: columns of `loraq_sim.rows`, then other keys, then ``case_id``.
@@ -163,20 +199,27 @@ class ResultStore:
             Only these cases, in this order, as far as they are stored. Default: all cases in the
             order they were planned; of rows that agree in all of `loraq_sim.rows.IDENTITY`, the
             one the latest sweep asked for.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be read or one of these rows is damaged.
         """
         with explained(self.path, "read"):
-            found = self._connection.execute(_SELECT).fetchall()
-            if case_ids is None:
-                return [_row(record) for record in found if record[-1] == 1]
-            by_id = {record[0]: record for record in found}
-            return [_row(by_id[case_id]) for case_id in case_ids if case_id in by_id]
+            query = _SELECT.format(is_whole=self._is_whole)
+            found = self._connection.execute(query).fetchall()
+            if case_ids is not None:
+                by_id = {record[0]: record for record in found}
+                found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
+            self._check_whole(found)
+            return [row_of(record) for record in found if case_ids is not None or record[-1] == 1]
 
     def frame(self, case_ids: Sequence[str] | None = None) -> "pandas.DataFrame":
         """`rows` as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
         import pandas
 
         rows = self.rows(case_ids)
-        frame = pandas.DataFrame(rows, columns=_names(rows), dtype=object)
+        frame = pandas.DataFrame(rows, columns=every_name(rows), dtype=object)
         for column in COLUMNS:
             if column.name == "pareto":
                 frame["pareto"] = frame["pareto"].eq(True).astype(bool)
@@ -192,9 +235,10 @@ class ResultStore:
             if among is None:
                 among = [case_id for (case_id,) in connection.execute("SELECT case_id FROM rows")]
             connection.executemany(
-                "UPDATE rows SET pareto=? WHERE case_id=?",
+                f"UPDATE rows SET pareto=?, checksum='' WHERE case_id=? AND {_UNSEALED_OR_WHOLE}",
                 [(int(case_id in front), case_id) for case_id in among],
             )
+            connection.execute(_SEAL)
 
     def planned(self) -> dict[str, tuple[int, int]]:
         """(run, position) by case id: which sweep asked last for it, and where in its order."""
@@ -213,8 +257,11 @@ class ResultStore:
         with self._transaction("name the rows") as connection:
             for name, values in changes.items():
                 connection.executemany(
-                    f'UPDATE rows SET "{name}"=? WHERE case_id=? AND "{name}" IS NOT ?', values
+                    f"UPDATE rows SET \"{name}\"=?, checksum='' WHERE case_id=? "
+                    f'AND "{name}" IS NOT ? AND {_UNSEALED_OR_WHOLE}',
+                    values,
                 )
+            connection.execute(_SEAL)
 
     def provenance(self) -> list[dict[str, Any]]:
         """Provenance of every sweep into this store, oldest first, with its ``run`` number."""
@@ -231,7 +278,7 @@ class ResultStore:
             If the file cannot be written. A file that was there stays as it was.
         """
         rows = self.rows(case_ids)
-        write_csv(path, rows, _names(rows))
+        write_csv(path, rows, every_name(rows))
 
     def export_parquet(self, path: str | Path, case_ids: Sequence[str] | None = None) -> None:
         """Write `rows` to a Parquet file: missing values null.
@@ -242,7 +289,17 @@ class ResultStore:
             If pyarrow is missing or the file cannot be written. A file that was there stays.
         """
         rows = self.rows(case_ids)
-        write_parquet(path, rows, _names(rows))
+        write_parquet(path, rows, every_name(rows))
+
+    def _check_whole(self, records: Sequence[tuple]) -> None:
+        damaged = [record for record in records if not record[-2]]
+        if damaged:
+            layer, split = (COLUMN_NAMES.index(name) + 2 for name in ("layer", "split"))
+            names = ", ".join(_name(r[layer], r[split]) for r in damaged[:_MOST_NAMED])
+            raise StoreError(
+                f"{self.path}: {len(damaged)} rows are damaged (their checksums do not match): "
+                f"{names}; run the sweep again, which replaces them"
+            )
 
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
@@ -253,30 +310,5 @@ class ResultStore:
             yield self._connection
 
 
-def _record(case_id: str, row: Mapping[str, Any]) -> list[Any]:
-    extra = {name: _plain(value) for name, value in row.items() if name not in COLUMN_NAMES}
-    known = [_plain(row.get(name)) for name in COLUMN_NAMES]
-    return [case_id, *known, json.dumps(extra, default=str)]
-
-
-def _plain(value: Any) -> Any:
-    """A value SQLite and JSON can hold: NumPy scalars become Python ones, NaN becomes None."""
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
-
-
-def _row(record: tuple) -> Row:
-    case_id, extra, *values, _newest = record
-    row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
-    row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
-    return row | json.loads(extra) | {"case_id": case_id}
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    """Columns, then the other keys in order of appearance, then ``case_id``."""
-    others = dict.fromkeys(name for row in rows for name in row if name not in COLUMN_NAMES)
-    others.pop("case_id", None)
-    return [*COLUMN_NAMES, *others, "case_id"]
+def _name(layer: Any, split: Any) -> str:
+    return f"layer {str(layer)[:200]!r}, split {str(split)[:50]!r}"

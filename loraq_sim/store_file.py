@@ -1,20 +1,35 @@
 """What a result store file is: its schema and version, how it is opened, and what errors mean.
 
 Anything that is not such a file, is damaged or cannot be written ends in one `StoreError` line.
+Every row has a checksum over what is stored of it, since SQLite would not notice a flipped bit in
+a value. A store of an older release is read as it is, and brought up to date when it is written.
 """
 
+import hashlib
+import json
+import math
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from loraq_sim.errors import StoreError
-from loraq_sim.rows import COLUMNS
+from loraq_sim.rows import COLUMN_NAMES, COLUMNS, Row
 
-__all__ = ["SCHEMA_VERSION", "connect", "explained", "make_folder"]
+__all__ = [
+    "ROW_CHECKSUM",
+    "SCHEMA_VERSION",
+    "connect",
+    "explained",
+    "has_checksums",
+    "make_folder",
+    "record_of",
+    "row_of",
+]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
@@ -22,13 +37,34 @@ _SCHEMA = f"""
 CREATE TABLE rows (
     case_id TEXT PRIMARY KEY,
     {", ".join(f'"{column.name}" {column.sql_type}' for column in COLUMNS)},
-    extra TEXT NOT NULL DEFAULT '{{}}'
+    extra TEXT NOT NULL DEFAULT '{{}}',
+    checksum TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE runs (run INTEGER PRIMARY KEY AUTOINCREMENT, provenance TEXT NOT NULL);
 CREATE TABLE planned (case_id TEXT PRIMARY KEY, run INTEGER NOT NULL, position INTEGER NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+# Text as the bytes that are stored, which a flipped bit may have made invalid UTF-8.
+_SEALED = [
+    f'CAST("{name}" AS BLOB)' if sql_type == "TEXT" else f'"{name}"'
+    for name, sql_type in (
+        *(("case_id", "TEXT"), ("extra", "TEXT")),
+        *((column.name, column.sql_type) for column in COLUMNS),
+    )
+]
+ROW_CHECKSUM = f"row_checksum({', '.join(_SEALED)})"
+"""SQL expression of the checksum that a row should have; connections of `connect` know it."""
+
+# What brings a store of that version to the next one.
+_MIGRATIONS = {
+    2: (
+        "ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",
+        f"UPDATE rows SET checksum = {ROW_CHECKSUM}",
+    ),
+}
+_OLDEST = min(_MIGRATIONS)
 
 
 def make_folder(path: Path) -> None:
@@ -42,15 +78,21 @@ def make_folder(path: Path) -> None:
 def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     """Open and check the store at `path`; read-only unless `create`, which also makes it.
 
+    With `create`, a store of an older schema is brought up to date, in one transaction.
+
     Raises
     ------
     StoreError
-        If the file is missing, is not a store, is damaged, has another schema version, or cannot
-        be read or written.
+        If the file is missing, is not a store, is damaged, has a schema version that is not known
+        here, or cannot be read or written.
     """
     connection = _open_file(path, create)
+    connection.create_function("row_checksum", -1, _row_checksum, deterministic=True)
     try:
         _check(connection, path, create)
+        if has_checksums(connection):
+            # Reading a damaged row must not fail before its checksum is looked at.
+            connection.text_factory = lambda text: text.decode("utf-8", "replace")
     except BaseException:
         connection.close()
         raise
@@ -102,11 +144,11 @@ def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
             application, version = _APPLICATION_ID, SCHEMA_VERSION
         if application != _APPLICATION_ID:
             raise StoreError(f"{path}: is not a loraq-sim result store")
-        if version != SCHEMA_VERSION:
+        if not _OLDEST <= version <= SCHEMA_VERSION:
             age = "newer" if version > SCHEMA_VERSION else "older"
             raise StoreError(
                 f"{path}: was written by a {age} release (schema version {version}, this one reads "
-                f"{SCHEMA_VERSION}); use that release, or sweep into a new --out"
+                f"{_OLDEST} to {SCHEMA_VERSION}); use that release, or sweep into a new --out"
             )
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         # SQLite fills up a last page that is cut short with zeros. While there is a log, its copy
@@ -115,9 +157,30 @@ def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
             raise sqlite3.DatabaseError("malformed: the last page is cut short")
         # In a write-ahead log NORMAL survives any kill of the process, and is far faster than FULL.
         connection.execute("PRAGMA synchronous = NORMAL")
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"malformed: {verdict}")
+        if create and version < SCHEMA_VERSION:
+            _migrate(connection, version)
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for step in range(version, SCHEMA_VERSION):
+            for statement in _MIGRATIONS[step]:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def has_checksums(connection: sqlite3.Connection) -> bool:
+    """Whether the rows of this store have checksums; older ones opened for reading do not."""
+    return any(name == "checksum" for _, name, *_ in connection.execute("PRAGMA table_info(rows)"))
+
+
+def _row_checksum(*values: bytes | float | int | None) -> str:
+    # The representation of a float is exact, and types do not meet.
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
 def _has_log(path: Path) -> bool:
@@ -167,3 +230,27 @@ def _explanation(error: str, doing: str) -> str:
     if "readonly" in error or "unable to open" in error:
         return f"cannot {doing}: no permission, or not a plain file ({error})"
     return f"cannot {doing} ({error})"
+
+
+def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
+    """What is stored of `row`: case id, columns, and other keys as JSON."""
+    extra = {name: _plain(value) for name, value in row.items() if name not in COLUMN_NAMES}
+    known = [_plain(row.get(name)) for name in COLUMN_NAMES]
+    return [case_id, *known, json.dumps(extra, default=str)]
+
+
+def _plain(value: Any) -> Any:
+    """A value SQLite and JSON can hold: NumPy scalars become Python ones, NaN becomes None."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
+
+
+def row_of(record: tuple) -> Row:
+    """The row behind a record of case id, extra, columns, and two facts that are no part of it."""
+    case_id, extra, *values, _is_whole, _newest = record
+    row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
+    row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
+    return row | json.loads(extra) | {"case_id": case_id}

@@ -7,6 +7,7 @@ holder dies, however it dies, so a killed sweep never blocks the next one.
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from loraq_sim.errors import StoreError
@@ -25,6 +26,8 @@ class WriterLock:
         The file to be written; the lock file is ``<target>.lock`` beside it.
     wait_s : float
         Seconds to wait for another holder before giving up.
+    on_wait : callable, optional
+        Told once, before waiting, who holds the lock.
 
     Raises
     ------
@@ -32,10 +35,19 @@ class WriterLock:
         If another process holds the lock for longer than `wait_s`, or the folder is not writable.
     """
 
-    def __init__(self, target: Path, *, wait_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        wait_s: float = 0.0,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> None:
         self._path = target.with_name(target.name + ".lock")
         deadline = time.monotonic() + wait_s
         while (handle := _try_lock(self._path)) is None:
+            if on_wait is not None and wait_s > 0:
+                on_wait(f"{target} is being written by {_holder(self._path)}")
+                on_wait = None
             if time.monotonic() >= deadline:
                 raise StoreError(
                     f"{target}: is being written by {_holder(self._path)}; "

@@ -63,7 +63,7 @@ def _bar() -> Iterator[OnEvent]:
             progress.update(
                 bar, total=event.total, completed=event.done, left=left, failures=failures
             )
-            if event.message and event.kind in ("case", "worker_lost"):
+            if event.message and event.kind in ("case", "worker_lost", "note"):
                 progress.console.print(_problem(event), markup=False, highlight=False)
 
         yield show
@@ -75,7 +75,7 @@ def _lines() -> Iterator[OnEvent]:
 
     def show(event: SweepEvent) -> None:
         nonlocal last
-        if event.message and (event.kind == "worker_lost" or event.status == "failed"):
+        if event.message and (event.kind != "case" or event.status == "failed"):
             typer.echo(_problem(event), err=True)
         now = time.monotonic()
         if event.kind == "end" or now - last >= _SECONDS_BETWEEN_LINES:
@@ -88,7 +88,8 @@ def _lines() -> Iterator[OnEvent]:
 
 
 def _problem(event: SweepEvent) -> str:
-    return f"{event.layer} {event.split} {event.status}: {event.message}".replace("  ", " ")
+    what = " ".join(filter(None, (event.layer, event.split, event.status)))
+    return f"{what}: {event.message}" if what else event.message
 
 
 def _clock(seconds: float) -> str:

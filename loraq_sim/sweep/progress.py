@@ -12,14 +12,14 @@ __all__ = ["OnEvent", "ProgressClock", "SweepEvent", "SweepOutcome"]
 class SweepEvent:
     """One step of a sweep, with the state after it.
 
-    `kind` is ``start``, ``case`` (one case finished), ``worker_lost`` or ``end``. `total` counts
-    the cases this run has to do, `done` those it has done, `failed` the failed among them;
+    `kind` is ``start``, ``case`` (one case finished), ``worker_lost``, ``note`` or ``end``. `total`
+    counts the cases this run has to do, `done` those it has done, `failed` the failed among them;
     `skipped` were in the store already. `eta_s` is the expected time left, None until known.
-    `layer`, `split` and `status` belong to the case; `message` says why it failed, or what
-    happened to the worker.
+    `layer`, `split` and `status` belong to the case; `message` says why it failed, what happened
+    to the worker, or what else to know.
     """
 
-    kind: Literal["start", "case", "worker_lost", "end"]
+    kind: Literal["start", "case", "worker_lost", "note", "end"]
     total: int
     done: int = 0
     failed: int = 0

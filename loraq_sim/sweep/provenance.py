@@ -16,7 +16,7 @@ __all__ = ["collect_provenance", "utc_now"]
 _PACKAGES = ("loraq-sim", "numpy", "numba", "scipy", "torch", "ml-dtypes", "safetensors", "pandas")
 
 
-def collect_provenance(sweep: "ComposedSweep", *, jobs: int) -> dict[str, Any]:
+def collect_provenance(sweep: "ComposedSweep", *, jobs: int, scheduler: str = "") -> dict[str, Any]:
     """Facts about a sweep that is about to start, as values JSON can hold."""
     return {
         "started": utc_now(),
@@ -26,6 +26,7 @@ def collect_provenance(sweep: "ComposedSweep", *, jobs: int) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
         "jobs": jobs,
+        **({"scheduler": scheduler} if scheduler else {}),
         "command": list(sys.argv),
         "seed": sweep.plan.seed,
         **sweep.describe(),

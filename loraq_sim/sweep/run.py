@@ -66,15 +66,17 @@ def run_sweep(
     """
     sweep = compose(sweep) if isinstance(sweep, SweepPlan) else sweep
     jobs = available_cpus() if jobs is None else jobs
+    damaged = store.drop_damaged()
     run = _Run(sweep, store, on_event, force, cache)
-    number = store.begin_run(
-        collect_provenance(sweep, jobs=jobs), sweep.case_ids, positions=sweep.positions
-    )
+    facts = collect_provenance(sweep, jobs=jobs, scheduler=getattr(executor, "address", ""))
+    number = store.begin_run(facts, sweep.case_ids, positions=sweep.positions)
     # Names of files and groups are no part of a case's identity; rows follow the latest.
     store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
     interrupted = False
     try:
         run.report("start")
+        for name in damaged:
+            run.report("note", message=f"the stored row of {name} was damaged and is removed")
         results = (executor or executor_for(jobs)).run(_spread(run.tasks, jobs), evaluate)
         with closing(results):
             for result in results:

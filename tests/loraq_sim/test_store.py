@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraq_sim import store_file
 from loraq_sim.errors import StoreError
 from loraq_sim.rows import COLUMN_NAMES, COLUMNS
 from loraq_sim.store import SCHEMA_VERSION, ResultStore
@@ -178,7 +179,7 @@ def test_a_change_of_columns_needs_a_new_schema_version():
     # Old stores would be misread otherwise. Raise SCHEMA_VERSION, then update both numbers here.
     columns = "".join(f"{column.name}:{column.sql_type};" for column in COLUMNS)
     digest = hashlib.sha256(columns.encode()).hexdigest()[:12]
-    assert (SCHEMA_VERSION, digest) == (2, "55bda7aecd2f")
+    assert (SCHEMA_VERSION, digest) == (3, "55bda7aecd2f")
 
 
 def test_a_missing_store_is_named(path):
@@ -353,3 +354,136 @@ def test_a_store_in_a_read_only_folder_can_be_read(path):
     if "mount" in done.stderr or "unshare" in done.stderr:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     assert done.stdout == "1\n", done.stderr
+
+
+# ---------------------------------------------------------------- checksums and older stores
+
+OLD_SCHEMA = f"""
+CREATE TABLE rows (
+    case_id TEXT PRIMARY KEY,
+    {", ".join(f'"{column.name}" {column.sql_type}' for column in COLUMNS)},
+    extra TEXT NOT NULL DEFAULT '{{}}'
+);
+CREATE TABLE runs (run INTEGER PRIMARY KEY AUTOINCREMENT, provenance TEXT NOT NULL);
+CREATE TABLE planned (case_id TEXT PRIMARY KEY, run INTEGER NOT NULL, position INTEGER NOT NULL);
+PRAGMA application_id = {0x4C6F5261};
+PRAGMA user_version = 2;
+"""
+
+
+def fill_old(path, rows):
+    """A store as releases before checksums wrote it."""
+    connection = sqlite3.connect(path)
+    connection.executescript(OLD_SCHEMA)
+    names = ", ".join(f'"{name}"' for name in COLUMN_NAMES)
+    marks = ", ".join("?" * len(COLUMN_NAMES))
+    for index, row in enumerate(rows):
+        connection.execute(
+            f"INSERT INTO rows (case_id, {names}) VALUES (?, {marks})",
+            [f"case{index}", *(row[name] for name in COLUMN_NAMES)],
+        )
+    connection.execute("INSERT INTO runs (provenance) VALUES ('{\"seed\": 3}')")
+    connection.commit()
+    connection.close()
+
+
+def query(path, text, *values):
+    connection = sqlite3.connect(path)
+    with connection:
+        found = connection.execute(text, values).fetchall()
+    connection.close()
+    return found
+
+
+def test_an_older_store_is_read_as_it_is(path, tmp_path):
+    rows = [result(), result("b", output_error=0.5)]
+    fill_old(path, rows)
+    before = path.read_bytes()
+    with ResultStore.open(path) as store:
+        found = [row | {"case_id": f"case{index}"} for index, row in enumerate(rows)]
+        assert store.rows() == found
+        assert store.done(["case0", "x"]) == {"case0"}
+        assert store.provenance() == [{"run": 1, "seed": 3}]
+        store.export_csv(tmp_path / "rows.csv")
+        assert len(store.frame()) == 2
+    assert path.read_bytes() == before
+
+
+def test_an_older_store_is_brought_up_to_date_when_written(path):
+    rows = [result(), result("b", pareto=False)]
+    fill_old(path, rows)
+    with ResultStore.open(path, create=True) as store:
+        store.add("case2", result("c"))
+        assert [row["layer"] for row in store.rows()] == ["a", "b", "c"]
+        assert store.drop_damaged() == []
+    assert query(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+    query(path, "UPDATE rows SET output_error=0.26 WHERE case_id='case1'")
+    with ResultStore.open(path) as store, pytest.raises(StoreError, match="layer 'b'"):
+        store.rows()
+
+
+def test_an_unfinished_update_of_an_older_store_is_undone(path, monkeypatch):
+    fill_old(path, [result()])
+    broken = {2: (*store_file._MIGRATIONS[2], "no SQL")}
+    monkeypatch.setattr(store_file, "_MIGRATIONS", broken)
+    with pytest.raises(StoreError, match="syntax error"):
+        ResultStore.open(path, create=True)
+    monkeypatch.undo()
+    with ResultStore.open(path) as store:
+        assert len(store.rows()) == 1
+    assert query(path, "PRAGMA user_version") == [(2,)]
+
+
+def test_every_flipped_bit_of_a_row_is_noticed(path):
+    """One bit at a time in the bytes of the row itself; the rest of its page SQLite checks."""
+    with ResultStore.open(path, create=True) as store:
+        store.add("c" * 64, result(layer="only", output_error=0.1, sqnr_db=20.0, note="x"))
+        (expected,) = store.rows()
+    content = path.read_bytes()
+    start, end = content.index(b"c" * 64), content.index(b'{"note": "x"}') + 13
+    dice = np.random.default_rng(0)
+    for place in dice.choice(np.arange(start * 8, end * 8), 150, replace=False):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        with pytest.raises(StoreError, match="damaged"), ResultStore.open(path) as store:
+            store.rows()
+    path.write_bytes(content)
+    with ResultStore.open(path) as store:
+        assert store.rows() == [expected]
+
+
+@pytest.fixture
+def damaged(path):
+    """Three rows, of which the second has changed on the disk."""
+    fill(path, [result("a"), result("b"), result("c")])
+    query(path, "UPDATE rows SET sqnr_db=99.0 WHERE layer='b'")
+    return path
+
+
+def test_a_damaged_row_is_named_and_not_read(damaged):
+    with ResultStore.open(damaged) as store:
+        with pytest.raises(StoreError, match=r"1 rows are damaged.*layer 'b', split 'W4A4'; run"):
+            store.rows()
+        with pytest.raises(StoreError, match="damaged"):
+            store.frame()
+        # The others are as good as before.
+        assert [row["layer"] for row in store.rows(["case0", "case2"])] == ["a", "c"]
+
+
+def test_a_damaged_row_counts_as_not_done_and_is_replaced(damaged):
+    with ResultStore.open(damaged, create=True) as store:
+        assert store.done(["case0", "case1", "case2"]) == {"case0", "case2"}
+        assert store.drop_damaged() == ["layer 'b', split 'W4A4'"]
+        assert store.drop_damaged() == []
+        store.add("case1", result("b"))
+        assert [row["sqnr_db"] for row in store.rows()] == [None] * 3
+
+
+def test_marks_and_labels_never_make_a_damaged_row_good(damaged):
+    with ResultStore.open(damaged, create=True) as store:
+        store.set_pareto(["case1"])
+        store.relabel({"case1": {"dump": "x.pt", "group": "g"}, "case0": {"dump": "x.pt"}})
+        assert store.done(["case0", "case1"]) == {"case0"}
+        (row,) = store.rows(["case0"])
+        assert (row["dump"], row["pareto"]) == ("x.pt", False)

@@ -7,17 +7,21 @@ import sys
 
 import pytest
 
+from loraq_sim.store import ResultStore
+
 
 @pytest.fixture
 def stores(sweep, tmp_path):
     """Two stores of one sweep; in the second a layer's error is 10 % larger and a row is gone."""
     for name in ("a", "b"):
         assert sweep(tmp_path / name).exit_code == 0
-    with sqlite3.connect(tmp_path / "b" / "results.sqlite") as connection:
-        connection.execute(
-            "UPDATE rows SET output_error=1.1*output_error "
-            "WHERE layer LIKE '%to_q' AND split='W4A4'"
-        )
+    path = tmp_path / "b" / "results.sqlite"
+    with ResultStore.open(path, create=True) as store:
+        for row in store.rows():
+            if row["layer"].endswith("to_q") and row["split"] == "W4A4":
+                changed = row | {"output_error": 1.1 * row["output_error"]}
+                store.add(changed.pop("case_id"), changed)
+    with sqlite3.connect(path) as connection:
         connection.execute("DELETE FROM rows WHERE layer LIKE '%to_k' AND split='W4A8'")
     connection.close()
     return tmp_path / "a", tmp_path / "b"

@@ -1,5 +1,3 @@
-import sqlite3
-
 import pytest
 
 from loraq_sim.errors import InputError, StoreError
@@ -81,10 +79,13 @@ def test_a_merged_store_is_continued_by_the_whole_sweep(sweep, tmp_path, fake):
 def test_rows_that_differ_are_named_and_nothing_is_written(sweep, tmp_path, fake):
     one = run(sweep, tmp_path / "1.sqlite", fake)
     other = run(sweep, tmp_path / "2.sqlite", fake)
-    with sqlite3.connect(other) as connection:
-        connection.execute("UPDATE rows SET output_error=0.5 WHERE layer='b' AND split='W4A8'")
-        connection.execute("UPDATE rows SET seconds=99 WHERE layer='a'")
-    connection.close()
+    with ResultStore.open(other, create=True) as store:
+        for row in store.rows():
+            case = row.pop("case_id")
+            if row["layer"] == "a":
+                store.add(case, row | {"seconds": 99})
+            elif (row["layer"], row["split"]) == ("b", "W4A8"):
+                store.add(case, row | {"output_error": 0.5})
     expected = (
         r"1 rows of the same case differ: layer 'b', split W4A8: output_error is 0.25 and 0.5"
     )
@@ -96,9 +97,10 @@ def test_rows_that_differ_are_named_and_nothing_is_written(sweep, tmp_path, fake
 def test_a_finished_row_goes_before_a_failed_one(sweep, tmp_path, fake):
     one = run(sweep, tmp_path / "1.sqlite", fake)
     other = run(sweep, tmp_path / "2.sqlite", fake)
-    with sqlite3.connect(one) as connection:
-        connection.execute("UPDATE rows SET status='failed', output_error=NULL WHERE layer='b'")
-    connection.close()
+    with ResultStore.open(one, create=True) as store:
+        for row in store.rows():
+            if row["layer"] == "b":
+                store.add(row.pop("case_id"), row | {"status": "failed", "output_error": None})
     for index, sources in enumerate([(one, other), (other, one)]):
         merge_stores(tmp_path / f"merged{index}.sqlite", sources)
         assert rows(tmp_path / f"merged{index}.sqlite") == rows(other)

@@ -1,9 +1,11 @@
 """Whatever stops a sweep, the same command ends with the table of an uninterrupted run."""
 
 import random
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -152,4 +154,18 @@ def test_a_log_cut_by_a_power_failure_loses_its_last_rows_only(dump, whole, tmp_
         file.truncate(log.stat().st_size - 5000)
     path.with_name("r.sqlite-shm").unlink(missing_ok=True)
     assert finish(start(dump, path))[0] == 0
+    assert table(path) == whole
+
+
+def test_a_damaged_row_is_named_and_computed_again(dump, whole, tmp_path, make_plan, fake):
+    path = tmp_path / "whole.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE rows SET latency_s=5.0 WHERE layer='b' AND split='W4A8'")
+    told = []
+    with ResultStore.open(path, create=True) as store:
+        sweep = compose(make_plan(dump))
+        outcome = run_sweep(sweep, store, jobs=0, evaluate=fake, on_event=told.append)
+    assert (outcome.n_ok, outcome.n_skipped) == (1, 17)
+    notes = [event.message for event in told if event.kind == "note"]
+    assert notes == ["the stored row of layer 'b', split 'W4A8' was damaged and is removed"]
     assert table(path) == whole
