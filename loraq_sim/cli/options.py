@@ -19,9 +19,11 @@ __all__ = [
     "Family",
     "Force",
     "Group",
+    "Jobs",
     "LayerDumpFile",
     "Layers",
     "Methods",
+    "NoProgress",
     "OutFormat",
     "OutputFormat",
     "Overflow",
@@ -31,11 +33,14 @@ __all__ = [
     "ProductsPerAdd",
     "ProductsPerAddGrid",
     "Quiet",
+    "Scheduler",
+    "SchedulerOptions",
     "Seed",
     "Splits",
     "Tokens",
     "Unfused",
     "datapath_overrides",
+    "key_values",
     "listed",
     "whole_numbers",
 ]
@@ -119,6 +124,40 @@ OutFormat = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do again, and replace, what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
+NoProgress = Annotated[
+    bool, typer.Option("--no-progress", help="Plain lines instead of a progress bar.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        min=0,
+        help="Worker processes; 0 works in this one. Default: one per CPU; with --scheduler all "
+        "there are, or one Slurm job.",
+        show_default=False,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS|slurm",
+        help="Run on a cluster: tcp://host:port of a Dask scheduler, or Slurm jobs (extra "
+        "[cluster]; --dry-run shows the job script).",
+        show_default=False,
+    ),
+]
+SchedulerOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheduler-option",
+        metavar="KEY=VALUE",
+        help="Of Slurm: cores, memory, queue, account, walltime, ... (an unknown key lists all); "
+        "repeatable.",
+        show_default=False,
+    ),
+]
 Unfused = Annotated[
     bool,
     typer.Option("--unfused", help="Cost the branch as kernels of its own, P through DRAM."),
@@ -231,6 +270,17 @@ def whole_numbers(flag: str, values: Iterable[str] | None) -> tuple[int, ...] | 
                 f"{flag} must be a list of whole numbers such as 16,20,24, got {text!r}"
             )
     return tuple(map(int, texts)) or None
+
+
+def key_values(flag: str, values: Iterable[str] | None) -> dict[str, str]:
+    """Keys and values of a repeatable ``KEY=VALUE`` option."""
+    pairs = {}
+    for text in values or ():
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not key or not equals:
+            raise InputError(f"{flag} must look like KEY=VALUE, got {text!r}")
+        pairs[key] = value
+    return pairs
 
 
 def datapath_overrides(**settings: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """``loraq-sim sweep``: error and cost of every layer in every split, and the Pareto front."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +16,11 @@ from loraq_sim.cli.options import (
     Family,
     Force,
     Group,
+    Jobs,
     LayerDumpFile,
     Layers,
     Methods,
+    NoProgress,
     OutFormat,
     OutputFormat,
     OverflowGrid,
@@ -24,15 +28,19 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAddGrid,
     Quiet,
+    Scheduler,
+    SchedulerOptions,
     Seed,
     Splits,
     Tokens,
     Unfused,
     datapath_overrides,
+    key_values,
     listed,
     whole_numbers,
 )
 from loraq_sim.cli.output import note
+from loraq_sim.cli.place import Place
 from loraq_sim.cli.progress import sweep_progress
 from loraq_sim.cli.sweep_report import check_folder, print_forecast, report_sweep
 from loraq_sim.errors import InputError
@@ -51,7 +59,10 @@ EXAMPLES = (
     "--split W4A4 --split W4A4+W8A8@fp16r32 --method svdquant,loraq --out runs/ffn\n\n"
     "loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --dry-run\n\n"
     "loraq-sim sweep --plan examples/sweep_minilm.toml --set tokens=32 --set seeds=0\n\n"
-    "loraq-sim sweep --plan examples/sweep_minilm.toml --shard 1/4 --out runs/part1"
+    "loraq-sim sweep --plan examples/sweep_minilm.toml --shard 1/4 --out runs/part1\n\n"
+    "loraq-sim sweep --plan examples/sweep_minilm.toml --scheduler tcp://head-node:8786\n\n"
+    "loraq-sim sweep --plan examples/sweep_minilm.toml --scheduler slurm "
+    "--scheduler-option cores=8 --scheduler-option queue=cpu --jobs 32 --dry-run"
 )
 
 
@@ -123,16 +134,9 @@ def sweep_command(
         ),
     ] = None,
     output: OutFormat = OutputFormat.TABLE,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs",
-            metavar="N",
-            min=0,
-            help="Worker processes; 0 works in this one. Default: one per CPU.",
-            show_default=False,
-        ),
-    ] = None,
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
+    scheduler_options: SchedulerOptions = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -153,8 +157,10 @@ def sweep_command(
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Plain lines instead of a progress bar.")
+    no_progress: NoProgress = False,
+    no_wait: Annotated[
+        bool,
+        typer.Option("--no-wait", help="Fail if another process is writing the store."),
     ] = False,
 ) -> None:
     """Evaluate layers in precision splits on accelerators; print the model's Pareto front.
@@ -180,6 +186,7 @@ def sweep_command(
         "fused": False if unfused else None,
         "override": tuple(parse_override(text) for text in override or ()),
         "out": None if out is None else str(out),
+        "scheduler": scheduler,
     }
     values = set_values(read_plan_values(plan) if plan else {}, assignments or ())
     values |= {key: value for key, value in given.items() if value not in (None, ())}
@@ -191,18 +198,28 @@ def sweep_command(
         accumulators=whole_numbers("--accumulators", accumulators),
         p_format=p_format,
     )
+    options = values.get("scheduler_options", {}) | key_values(
+        "--scheduler-option", scheduler_options
+    )
+    place = Place(scheduler=values.get("scheduler"), options=options, jobs=jobs)
+    place.check()
     composed = compose(plan_from_values(values))
     if shard is not None:
         composed = take_shard(composed, parse_shard(shard))
     folder = Path(values.get("out") or _default_folder(composed))
     if dry_run:
-        print_forecast(composed, folder, jobs=jobs, force=force, output=output)
+        print_forecast(composed, folder, place=place, force=force, output=output)
         return
     for remark in composed.notes:
         note(remark, quiet=quiet)
     check_folder(folder, force=force)
-    cache = None if no_solution_cache else _solution_cache(solution_cache)
-    _run(composed, folder, jobs, force, output, cache, quiet=quiet, bar=not no_progress)
+    how = _How(
+        *(force, output, None if no_solution_cache else _solution_cache(solution_cache)),
+        quiet=quiet,
+        bar=not no_progress,
+        wait=not no_wait,
+    )
+    _run(composed, folder, place, how)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -229,36 +246,50 @@ def _solution_cache(folder: Path | None) -> "SolutionCache":
     return SolutionCache(folder=str((folder or default_solution_folder()).absolute()))
 
 
-def _run(
-    composed: "ComposedSweep",
-    folder: Path,
-    jobs: int | None,
-    force: bool,
-    output: OutputFormat,
-    cache: "SolutionCache | None",
-    *,
-    quiet: bool,
-    bar: bool,
-) -> None:
+@dataclass(frozen=True)
+class _How:
+    force: bool
+    output: OutputFormat
+    cache: "SolutionCache | None"
+    quiet: bool
+    bar: bool
+    wait: bool
+
+
+def _run(composed: "ComposedSweep", folder: Path, place: Place, how: _How) -> None:
     from loraq_sim.store import ResultStore
+    from loraq_sim.sweep.forecast import worker_bytes
     from loraq_sim.sweep.run import run_sweep
 
-    with ResultStore.open(folder / "results.sqlite", create=True) as store:
-        with sweep_progress(bar=bar, quiet=quiet) as listener:
+    def waiting(who: str) -> None:
+        note(f"{who}; waiting until it has finished (--no-wait gives up)", quiet=how.quiet)
+
+    wait_s = math.inf if how.wait else 0.0
+    path = folder / "results.sqlite"
+    with ResultStore.open(path, create=True, wait_s=wait_s, on_wait=waiting) as store:
+        with (
+            place.executor(worker_bytes(composed.tasks)) as (executor, jobs),
+            sweep_progress(bar=how.bar, quiet=how.quiet) as listener,
+        ):
             outcome = run_sweep(
-                composed, store, jobs=jobs, on_event=listener, force=force, cache=cache
+                *(composed, store),
+                jobs=jobs,
+                executor=executor,
+                on_event=listener,
+                force=how.force,
+                cache=how.cache,
             )
         if outcome.is_unreadable:
             note(f"error: no layer could be used: {outcome.first_failure}")
             raise typer.Exit(BAD_INPUT)
         if outcome.n_skipped:
             text = f"{outcome.n_skipped} cases were in the store already (--force does them again)"
-            note(text, quiet=quiet)
+            note(text, quiet=how.quiet)
         if outcome.interrupted:
             # No tables and pictures: whoever pressed Ctrl-C wants the prompt back.
             note(f"interrupted: {outcome.n_left} cases left; the same command continues")
             raise typer.Exit(INTERRUPTED)
-        report_sweep(composed, store, folder, output, quiet=quiet)
+        report_sweep(composed, store, folder, how.output, quiet=how.quiet)
     if outcome.n_failed:
         note(f"error: {outcome.n_failed} cases failed; the first: {outcome.first_failure}")
         raise typer.Exit(SOME_FAILED)

@@ -10,6 +10,7 @@ from loraq_sim.cli.output import note, print_json, print_tables
 from loraq_sim.errors import InputError
 
 if TYPE_CHECKING:
+    from loraq_sim.cli.place import Place
     from loraq_sim.store import ResultStore
     from loraq_sim.sweep.plan import ComposedSweep
 
@@ -101,21 +102,20 @@ def print_forecast(
     composed: "ComposedSweep",
     folder: Path,
     *,
-    jobs: int | None,
+    place: "Place",
     force: bool,
     output: OutputFormat,
 ) -> None:
+    """Print what a sweep would do, and the job script where there is one."""
     from contextlib import nullcontext
 
     from loraq_sim.store import ResultStore
-    from loraq_sim.sweep.executors import available_cpus
     from loraq_sim.sweep.forecast import estimate
     from reports.tables import result_table
 
     path = folder / "results.sqlite"
-    jobs = available_cpus() if jobs is None else jobs
     with ResultStore.open(path) if path.exists() else nullcontext() as store:
-        forecast = estimate(composed, store, jobs=jobs, force=force)
+        forecast = estimate(composed, store, jobs=place.expected_jobs, force=force)
     row = {
         "layers": forecast.n_layers,
         **({"shard": composed.shard} if composed.shard else {}),
@@ -129,6 +129,7 @@ def print_forecast(
         "basis": forecast.basis,
         "out": str(folder),
     }
+    script = place.job_script(forecast.worker_bytes)
     if output is OutputFormat.TABLE:
         for remark in composed.notes:
             typer.echo(remark)
@@ -136,7 +137,9 @@ def print_forecast(
         for name, value in row.items():
             shown = f"{value:.0f}" if isinstance(value, float) else value
             typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
+        if script:
+            typer.echo(f"\nscript of each job\n\n{script}")
     elif output is OutputFormat.JSON:
-        print_json(row | {"notes": list(composed.notes)})
+        print_json(row | {"notes": list(composed.notes), "job_script": script})
     else:
         print_tables([result_table([row])], output)

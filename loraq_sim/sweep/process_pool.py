@@ -6,7 +6,6 @@ finished is kept, the rest of its task goes to a fresh worker, and the case that
 is marked failed.
 """
 
-import os
 import signal
 import sys
 from collections import deque
@@ -19,24 +18,15 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 from loraq_sim.errors import InputError, LoraqError
-from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, WorkerLost, failed_result
+from loraq_sim.sweep.lost_tasks import LossRecord
+from loraq_sim.sweep.one_thread import ONE_THREAD, environment
+from loraq_sim.sweep.tasks import CaseResult, SweepTask, WorkerLost
 from loraq_sim.sweep.worker_process import serve
 
 __all__ = ["ProcessExecutor"]
 
-_MAX_KILLS = 2
 _MAX_FAILED_STARTS = 3
 _JOIN_S = 1.0
-_ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "NUMBA_NUM_THREADS",
-    ),
-    "1",
-)
 
 
 @dataclass(kw_only=True)
@@ -58,7 +48,7 @@ class ProcessExecutor:
         self._jobs = jobs
         self._workers: list[_Worker] = []
         self._queue: deque[SweepTask] = deque()
-        self._kills: dict[str, int] = {}
+        self._losses = LossRecord()
         self._failed_starts = 0
 
     def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Iterator[CaseResult | WorkerLost]:
@@ -72,7 +62,7 @@ class ProcessExecutor:
             If workers cannot be started.
         """
         self._queue = deque(task for task in tasks if task.cases)
-        self._kills = {}
+        self._losses = LossRecord()
         self._failed_starts = 0
         try:
             while self._queue or any(worker.task for worker in self._workers):
@@ -149,23 +139,10 @@ class ProcessExecutor:
                 raise LoraqError(f"worker processes {reason} before their first task")
         if task is None or not task.cases:
             return
-        # Cases run in order, so the first one left is the one that was running.
-        suspect = f"{task.layer}\0{task.cases[0].case_id if worker.has_loaded else ''}"
-        self._kills[suspect] = self._kills.get(suspect, 0) + 1
-        if self._kills[suspect] < _MAX_KILLS:
-            self._queue.appendleft(task)
-            yield WorkerLost(layer=task.layer, message=f"a worker {reason}; trying again")
-            return
-        blamed = task.cases[:1] if worker.has_loaded else task.cases
-        if rest := task.cases[len(blamed) :]:
-            self._queue.appendleft(replace(task, cases=rest))
-        yield WorkerLost(layer=task.layer, message=f"a second worker {reason}; giving up on it")
-        yield from (_killer(case, reason, worker.has_loaded) for case in blamed)
-
-
-def _killer(case: SweepCase, reason: str, has_loaded: bool) -> CaseResult:
-    what = "this case" if has_loaded else "loading this layer"
-    return failed_result(case, f"{what} ended {_MAX_KILLS} worker processes: the last one {reason}")
+        left, reports = self._losses.bury(task, has_loaded=worker.has_loaded, reason=reason)
+        if left is not None:
+            self._queue.appendleft(left)
+        yield from reports
 
 
 def _cause_of_death(process: BaseProcess) -> str:
@@ -186,7 +163,7 @@ def _start(evaluate: str) -> _Worker:
     process = context.Process(
         target=serve, args=(theirs, evaluate), name="loraq-sim worker", daemon=True
     )
-    with _environment(_ONE_THREAD), _without_main():
+    with environment(ONE_THREAD), _without_main():
         process.start()
     # Our copy of their end must go, or the pipe never reports the worker's death.
     theirs.close()
@@ -221,21 +198,6 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started meanwhile; BLAS reads them at import."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

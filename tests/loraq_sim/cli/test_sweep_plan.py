@@ -1,10 +1,12 @@
 """Plans, shards, caches and forecasts of ``loraq-sim sweep``."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
+from loraq_sim.store import ResultStore
 from loraq_sim.sweep import SolutionCache
 
 PLAN = ("sweep", "--plan", "examples/sweep_minilm.toml", "--jobs", 0, "--quiet")
@@ -125,3 +127,39 @@ def test_a_sweep_without_dump_or_accelerator_says_what_to_give(command):
 def test_the_example_plan_is_in_the_readme(request):
     root = Path(request.config.rootpath)
     assert "--plan examples/sweep_minilm.toml" in (root / "README.md").read_text()
+
+
+def test_a_dry_run_on_slurm_shows_the_job_script(command, tmp_path):
+    words = ("--scheduler", "slurm", "--scheduler-option", "cores=8", "--dry-run")
+    words += ("--set", "override=[]")
+    result = command(*PLAN, *SMALL, *words, "--set", "scheduler_options.queue=cpu")
+    assert result.exit_code == 0, result.output
+    assert "\njobs" in result.stdout
+    assert "#SBATCH -p cpu\n#SBATCH -n 1\n#SBATCH --cpus-per-task=8\n" in result.stdout
+
+
+def test_options_without_their_scheduler_are_refused(command):
+    result = command(*PLAN, *SMALL, "--scheduler-option", "cores=8")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: --scheduler-option needs --scheduler slurm\n",
+    )
+    result = command(*PLAN, "--scheduler", "slurm", "--scheduler-option", "cores")
+    assert "--scheduler-option must look like KEY=VALUE, got 'cores'" in result.stderr
+
+
+def test_a_second_sweep_waits_for_the_first_or_is_told_so(sweep, command, tmp_path):
+    words = ("--layers", "*.0.attn1.to_q", "--split", "W4A4", "--format", "json")
+    with ResultStore.open(tmp_path / "results.sqlite", create=True) as store:
+        result = sweep(tmp_path, *words, "--no-wait")
+        assert result.exit_code == 2
+        assert "is being written by process" in result.stderr
+        closing = threading.Timer(1.0, store._lock.release)
+        closing.start()
+        waited = command(
+            *("sweep", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt", *words),
+            *("--tokens", 8, "--jobs", 0, "--out", tmp_path),
+        )
+        closing.join()
+    assert waited.exit_code == 0, waited.output
+    assert "waiting until it has finished (--no-wait gives up)" in waited.stderr
