@@ -13,11 +13,14 @@ _PACKAGES = ("loraq_sim", "hwmodels")
 
 
 def _prepare(
-    _app: Sphinx, what: str, _name: str, _object: Any, _options: Any, lines: list[str]
+    _app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]
 ) -> None:
     lines[:] = [_plain_reference(line) for line in lines]
-    if what == "module":
-        lines[:] = _with_literal_blocks(lines)
+    prose = next(
+        (i - 1 for i, line in enumerate(lines) if i and re.fullmatch("-{3,}", line.strip())),
+        len(lines),
+    )
+    lines[:prose] = _with_literal_blocks(lines[:prose])
 
 
 def _plain_reference(line: str) -> str:
@@ -27,7 +30,7 @@ def _plain_reference(line: str) -> str:
 
 
 def _with_literal_blocks(lines: list[str]) -> list[str]:
-    """Indented blocks of module docstrings (formulas, examples) are kept as they stand."""
+    """Indented blocks before the sections (formulas, examples) are kept as they stand."""
     marked, last = [], ""
     for line in lines:
         is_start = line.startswith("    ") and marked and not marked[-1].strip()
