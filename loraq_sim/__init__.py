@@ -37,6 +37,7 @@ _HOMES = {
     "array_preset": "loraq_sim.emulator.presets",
     "float_requantize": "loraq_sim.emulator.requantize",
     "gemmlowp_requantize": "loraq_sim.emulator.requantize",
+    "explain_case": "loraq_sim.explain",
     "hypervolume": "loraq_sim.frontier",
     "knee_point": "loraq_sim.frontier",
     "list_array_presets": "loraq_sim.emulator.presets",

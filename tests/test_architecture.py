@@ -53,12 +53,21 @@ FLOORS = {
     "allocation": 5,
     "evaluate": 5,
     "diffusion": 6,
+    "explain": 6,
     "solve_report": 6,
     "method_comparison": 7,
     "sweep": 7,
     "cli": 8,
 }
-MAY_IMPORT_HWMODELS = ("cost_accuracy", "machine", "evaluate", "diffusion", "sweep", "cli")
+MAY_IMPORT_HWMODELS = (
+    "cost_accuracy",
+    "machine",
+    "evaluate",
+    "explain",
+    "diffusion",
+    "sweep",
+    "cli",
+)
 
 BANNED_FILE_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 COMPARISONS = {

@@ -24,7 +24,7 @@ from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.rounding import parse_rounding
 from loraq_sim.split import PrecisionSplit
 
-__all__ = ["P_FORMATS", "Datapath", "LayerOutput", "StoredLayer", "run_layer"]
+__all__ = ["P_FORMATS", "Datapath", "LayerOutput", "StoredLayer", "p_format_of", "run_layer"]
 
 
 P_FORMATS = ("branch", "fp16", "bf16", *(f"int{bits}" for bits in range(2, 9)))
@@ -111,7 +111,7 @@ def run_layer(
         if not shared:
             x_branch = quantize_rounded(x, split.branch_activation, datapath.rounding)
         p, down = scaled_gemm(x_branch, stored.right, datapath.mac, datapath.combine)
-        p_stored = quantize_rounded(p, _p_format(split, datapath), datapath.rounding)
+        p_stored = quantize_rounded(p, p_format_of(split, datapath), datapath.rounding)
         z, up = scaled_gemm(p_stored, stored.left, datapath.mac, datapath.combine)
         y = rounded(y + z, datapath.combine)
         gemms |= {"down": down, "up": up}
@@ -120,7 +120,8 @@ def run_layer(
     return LayerOutput(y=quantize(y, datapath.out_format).dequantize(), gemms=gemms)
 
 
-def _p_format(split: PrecisionSplit, datapath: Datapath) -> Format:
+def p_format_of(split: PrecisionSplit, datapath: Datapath) -> Format:
+    """The format P is rounded to between the two factors."""
     if datapath.p_format == "branch":
         return split.branch_activation
     if datapath.p_format.startswith("int"):

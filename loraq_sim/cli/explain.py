@@ -1,0 +1,196 @@
+"""``loraq-sim explain``: where the error and the cost of one layer in one split come from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraq_sim.cli.failures import one_line_failures
+from loraq_sim.cli.options import (
+    AccBits,
+    Accelerators,
+    Accumulators,
+    Family,
+    Force,
+    Group,
+    LayerDumpFile,
+    OutFormat,
+    OutputFormat,
+    Overflow,
+    PFormat,
+    Preset,
+    ProductsPerAdd,
+    Quiet,
+    Seed,
+    Splits,
+    Unfused,
+    datapath_overrides,
+    listed,
+)
+from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from loraq_sim.explain import Explanation
+
+__all__ = ["EXAMPLES", "explain_command"]
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim explain --hw aie2 --layer-dump examples/tiny_pixart.pt "
+    "--layer transformer_blocks.0.attn1.to_q --split W4A4+W8A8r8\n\n"
+    "loraq-sim explain --hw aie2 --layer-dump examples/minilm.pt "
+    "--layer encoder.layer.2.output.dense --split W8A8 --acc-bits 16 --overflow saturate"
+)
+_DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
+
+
+@one_line_failures
+def explain_command(
+    hw: Accelerators,
+    layer_dump: LayerDumpFile,
+    layer: Annotated[
+        str,
+        typer.Option(
+            "--layer", metavar="NAME", help="Name of one layer of the dump.", show_default=False
+        ),
+    ],
+    splits: Splits = None,
+    method: Annotated[str, typer.Option("--method", metavar="NAME", help="Solver.")] = "loraq",
+    preset: Preset = "balanced",
+    family: Family = "int",
+    group: Group = 64,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="T", help="Activation rows used, at most."),
+    ] = 256,
+    unfused: Unfused = False,
+    acc_bits: AccBits = None,
+    overflow: Overflow = None,
+    products_per_add: ProductsPerAdd = None,
+    accumulators: Accumulators = None,
+    p_format: PFormat = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Write errors.csv, costs.csv and explanation.json into this folder.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+    seed: Seed = 0,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Explain one (layer, split): every error switched off in turn, every cycle, byte and pJ."""
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.explain import explain_case
+    from loraq_sim.split import parse_split
+
+    texts = listed(splits) or (_DEFAULT_SPLIT,)
+    chosen = [parse_split(text, family=family, group=group) for text in texts]
+    _check_folder(out, force)
+    found = read_layer_dump(layer_dump)[layer]
+    datapath = datapath_overrides(
+        acc_bits=acc_bits,
+        overflow=overflow,
+        products_per_add=products_per_add,
+        accumulators=accumulators,
+        p_format=p_format,
+    )
+    options = {"method": method, "preset": preset, "tokens": tokens, "seed": seed}
+    options |= {"fused": not unfused, "datapath": datapath}
+    cases = [
+        explain_case(found, split, machine, **options) for machine in listed(hw) for split in chosen
+    ]
+    for text in dict.fromkeys(text for case in cases for text in case.notes):
+        note(text, quiet=quiet)
+    views = [_view(case) for case in cases]
+    if out is not None:
+        _write(out, views, quiet=quiet)
+    if output is OutputFormat.JSON:
+        print_json(views[0] if len(views) == 1 else {"cases": views})
+    elif output is OutputFormat.CSV:
+        print_tables([_flat(views, "errors", "costs")], output)
+    else:
+        print_tables([table for case in cases for table in _tables(case)], output)
+
+
+def _view(case: "Explanation") -> dict[str, Any]:
+    return {
+        "case": case.row,
+        "summary": case.summary,
+        "errors": case.errors,
+        "costs": case.costs,
+        "notes": list(case.notes),
+    }
+
+
+def _tables(case: "Explanation") -> list[Any]:
+    from reports.tables import result_table
+
+    row, summary = case.row, case.summary
+    place = f"{row['layer']} {row['split']} on {row['accelerator']}"
+    measure = "output" if summary["measure"] == "output_error" else "weight"
+    facts = {"total_error": summary["total_error"]}
+    facts |= {"root_sum_of_squares_error": summary["root_sum_of_squares"]}
+    facts |= {"unexplained_error": summary["unexplained_error"]}
+    facts |= {name: row[name] for name in ("latency_s", "cycles", "energy_j", "weight_bytes")}
+    return [
+        result_table([facts | {"bound": row["bound"]}], title=place),
+        result_table(_headed(case.errors), title=f"Where the {measure} error comes from"),
+        result_table(_headed(case.costs), title="Where the cost goes"),
+    ]
+
+
+# A share and an error are shown in percent where their column is called an error.
+_HEADINGS = {"error_without": "without_error", "error_alone": "alone_error"}
+
+
+def _headed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows under names the table shows in percent."""
+    named = [{_HEADINGS.get(key, key): value for key, value in row.items()} for row in rows]
+    return [
+        {
+            ("share (%)" if key == "share" else key): 100 * value if key == "share" else value
+            for key, value in row.items()
+        }
+        for row in named
+    ]
+
+
+def _flat(views: list[dict[str, Any]], *names: str) -> Any:
+    from reports.tables import result_table
+
+    rows = [
+        {"layer": view["case"]["layer"], "split": view["case"]["split"]}
+        | {"accelerator": view["case"]["accelerator"], "about": name}
+        | entry
+        for view in views
+        for name in names
+        for entry in view[name]
+    ]
+    return result_table(rows)
+
+
+def _check_folder(out: Path | None, force: bool) -> None:
+    for name in ("errors.csv", "costs.csv", "explanation.json"):
+        if out is not None and (out / name).exists() and not force:
+            raise InputError(f"{out / name} is there already; choose another folder, or --force")
+
+
+def _write(folder: Path, views: list[dict[str, Any]], *, quiet: bool) -> None:
+    from loraq_sim.csv_file import write_csv
+    from loraq_sim.dumps.atomic_file import replaced_file
+    from reports.tables import json_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("errors", "costs"):
+        rows = _flat(views, name).rows
+        write_csv(folder / f"{name}.csv", rows, list(rows[0]))
+        note(f"wrote {folder / name}.csv", quiet=quiet)
+    with replaced_file(folder / "explanation.json") as file:
+        file.write(json_text({"cases": views}).encode("utf-8"))
+    note(f"wrote {folder / 'explanation.json'}", quiet=quiet)

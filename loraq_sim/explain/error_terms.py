@@ -1,0 +1,106 @@
+"""Each source of error switched off in turn, and each alone.
+
+With e the error vector of the whole layer and d_s what switching source s off changes of it,
+
+    share_s = <d_s, e> / <e, e>
+
+is how much of the squared error is due to s. Shares add up to 1 where errors add up; what is left
+is interaction (one rounding changes what another one sees). Independent errors add in squares:
+the root of the sum of squares of each alone would then be the whole error.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.explain.float_branch import float_branch, smoothed_weight
+from loraq_sim.explain.sources import SOURCES
+from loraq_sim.explain.switchable import SwitchableLayer
+from loraq_sim.layers import Layer
+from loraq_sim.solvers import Solution
+
+__all__ = ["INTERACTION", "output_terms", "weight_terms"]
+
+INTERACTION = "interaction"
+Terms = list[dict[str, Any]]
+
+
+def output_terms(
+    switchable: SwitchableLayer, reference: NDArray[np.float64]
+) -> tuple[Terms, dict[str, Any]]:
+    """Rows of all sources, and a summary, of errors relative to the Frobenius norm of `reference`.
+
+    Each row has ``source``, ``share``, ``error_without`` (all sources but this), ``error_alone``
+    and ``meaning``; the last row is the interaction. The summary has ``total_error``, ``root_sum_
+    of_squares`` of the errors alone, and ``unexplained_error``, what is left with all switched off.
+    """
+    size = float(np.linalg.norm(reference)) or 1.0
+    every = frozenset(switchable.sources)
+    whole = switchable.output(every)
+    error = whole - reference
+    square = float(np.vdot(error, error))
+    rows: Terms = []
+    for source in switchable.sources:
+        without = switchable.output(every - {source})
+        alone = switchable.output({source})
+        change = whole - without
+        rows.append(
+            {
+                "source": source,
+                "share": float(np.vdot(change, error)) / square if square else 0.0,
+                "error_without": float(np.linalg.norm(without - reference)) / size,
+                "error_alone": float(np.linalg.norm(alone - reference)) / size,
+                "meaning": SOURCES[source],
+            }
+        )
+    nothing = switchable.output(())
+    return _finished(rows), {
+        "total_error": math.sqrt(square) / size,
+        "root_sum_of_squares": _root(rows),
+        "unexplained_error": float(np.linalg.norm(nothing - reference)) / size,
+    }
+
+
+def weight_terms(layer: Layer, solution: Solution) -> tuple[Terms, dict[str, Any]]:
+    """As `output_terms` of the weight itself, for a layer without activations.
+
+    Only the rounding of the main weight and of the factors can be told; their errors add exactly.
+    """
+    weight = smoothed_weight(layer, solution)
+    branch = float_branch(layer, solution)
+    fit = branch.product() if branch is not None else 0.0
+    parts = {"main_weight": solution.main.dequantize() + fit - weight}
+    if branch is not None:
+        stored = solution.left.dequantize().astype(np.float64) @ solution.right.dequantize()
+        parts["branch_weight"] = stored - fit
+    if solution.smooth is not None:
+        parts = {name: part / solution.smooth for name, part in parts.items()}
+    size = float(np.linalg.norm(layer.weight.astype(np.float64))) or 1.0
+    error = sum(parts.values())
+    square = float(np.vdot(error, error))
+    rows: Terms = [
+        {
+            "source": name,
+            "share": float(np.vdot(part, error)) / square if square else 0.0,
+            "error_without": float(np.linalg.norm(error - part)) / size,
+            "error_alone": float(np.linalg.norm(part)) / size,
+            "meaning": SOURCES[name],
+        }
+        for name, part in parts.items()
+    ]
+    summary = {"total_error": math.sqrt(square) / size, "root_sum_of_squares": _root(rows)}
+    return _finished(rows), summary | {"unexplained_error": 0.0}
+
+
+def _root(rows: Terms) -> float:
+    return math.sqrt(math.fsum(row["error_alone"] ** 2 for row in rows))
+
+
+def _finished(rows: Terms) -> Terms:
+    """`rows`, and what they leave of the squared error."""
+    left = {"source": INTERACTION, "share": 1.0 - math.fsum(row["share"] for row in rows)}
+    left |= {"error_without": None, "error_alone": None}
+    left["meaning"] = "what the sources do to each other: one rounding changes what another sees"
+    return [*rows, left]
