@@ -267,4 +267,5 @@ def _values(parameter: "torch.Tensor") -> NDArray:
 def _torch_version() -> str:
     import torch
 
-    return torch.__version__
+    # A subclass of str, which the reader of pickles refuses.
+    return str(torch.__version__)

@@ -31,6 +31,14 @@ def test_capture_writes_layers_that_reproduce_the_model(run, tmp_path):
     assert np.all(down.activations >= np.maximum(hidden, 0) - 0.1701)
 
 
+def test_a_captured_pt_file_is_read_back(run, tmp_path):
+    out = tmp_path / "a.pt"
+    assert run(ENTRY, "--tokens", 8, "--out", out).exit_code == 0
+    dump = read_layer_dump(out)
+    assert dump["up"].activations.shape == (8, 65)
+    assert type(dump.meta["torch"]) is str
+
+
 def test_equal_seeds_write_equal_files(run, tmp_path):
     files = [tmp_path / f"{i}.safetensors" for i in range(3)]
     for path, seed in zip(files, (1, 1, 2), strict=True):
