@@ -47,6 +47,7 @@ def evaluate_layer(
     group: int = 64,
     fused: bool = True,
     smooth: float | None = None,
+    rotate: str | None = None,
     datapath: Mapping[str, Any] | None = None,
     solution: Solution | None = None,
 ) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def evaluate_layer(
         For example ``"W4A4+W8A8r64"``.
     accelerator : str or Accelerator
         Name, path of a YAML file, or a loaded description.
-    seed, method, preset, smooth
+    seed, method, preset, smooth, rotate
         See `loraq_sim.solve`. A split without a branch is rounded to nearest (``rtn``).
     tokens : int, optional
         Activation rows to use, spread evenly over the dump's rows; all by default.
@@ -89,7 +90,8 @@ def evaluate_layer(
     path = datapath_for(accelerator, datapath)
     x = sample_rows(layer.activations, tokens)
     if solution is None:
-        solution = solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
+        options = {"method": method, "preset": preset, "seed": seed}
+        solution = solve_split(layer, split, smooth=smooth, rotate=rotate, **options)
     shape = (layer.m, layer.n, layer.k)
     cost = hwmodels.estimate_cost(
         workload_for(*shape, split, solution.rank, path, fused=fused), accelerator

@@ -5,11 +5,14 @@ Layout, for each layer ``NAME``:
 - ``NAME.main``, ``NAME.left``, ``NAME.right``: uint8, the bytes of `QuantizedTensor.pack` (codes,
   scales, zero points or tensor scale); no factors without a branch;
 - ``NAME.smooth``: float16 of shape (K,), only with smoothing; the branches then approximate
-  W diag(smooth) and activations are divided by it.
+  W diag(smooth) and activations are divided by it. With ``rotation`` B in the metadata, the
+  channels are mixed by the Hadamard matrix of order B after that (`loraq_sim.hadamard`).
 
 Metadata (strings): ``format`` is ``loraq-sim-quantized-v1``; ``layers`` is a JSON object
 ``{NAME: {method, preset, seed, weight_error, seconds, parts: {main: {format, shape}, ...}}}``;
-``meta`` is a JSON object of the writer's.
+``meta`` is a JSON object of the writer's. A layer may also have ``rotation``: B; ``charged``:
+{part: bytes}, its share of what layers with a common input store once; and ``common``:
+{part: NAME}, the layer under whose name such a part lies.
 """
 
 import json
@@ -24,6 +27,7 @@ from loraq_sim.dumps.atomic_file import replaced_file
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
+from loraq_sim.hadamard import hadamard_block
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
 
@@ -60,22 +64,57 @@ def write_quantized_model(
     tensors: dict[str, np.ndarray] = {}
     layers: dict[str, Any] = {}
     for name, solution in solutions.items():
-        parts = {part: getattr(solution, part) for part in _PARTS}
-        parts = {part: stored for part, stored in parts.items() if stored is not None}
-        for part, stored in parts.items():
-            tensors[f"{name}.{part}"] = np.frombuffer(stored.pack(), dtype=np.uint8)
-        if solution.smooth is not None:
-            tensors[f"{name}.smooth"] = solution.smooth.astype(np.float16)
-        layers[name] = {fact: getattr(solution, fact) for fact in _FACTS} | {
-            "parts": {
-                part: {"format": str(stored.format), "shape": list(stored.shape)}
-                for part, stored in parts.items()
-            }
+        common = _stored_elsewhere(name, solution, solutions)
+        tensors |= {
+            f"{name}.{part}": stored
+            for part, stored in _tensors(solution).items()
+            if part not in common
         }
+        layers[name] = _record(solution, common)
     metadata = {"format": _FORMAT, "layers": json.dumps(layers), "meta": json.dumps(meta or {})}
     with replaced_file(path) as file:
         file.write(save(tensors, metadata=metadata))
     return path
+
+
+def _tensors(solution: Solution) -> dict[str, np.ndarray]:
+    parts = {part: getattr(solution, part) for part in _PARTS}
+    tensors = {
+        part: np.frombuffer(stored.pack(), dtype=np.uint8)
+        for part, stored in parts.items()
+        if stored is not None
+    }
+    if solution.smooth is not None:
+        tensors["smooth"] = solution.smooth.astype(np.float16)
+    return tensors
+
+
+def _stored_elsewhere(
+    name: str, solution: Solution, solutions: Mapping[str, Solution]
+) -> dict[str, str]:
+    """Parts that an earlier layer holds as the same object, with that layer's name."""
+    common = {}
+    for part in solution.charged:
+        stored = getattr(solution, part)
+        holder = next(n for n, other in solutions.items() if getattr(other, part) is stored)
+        if holder != name:
+            common[part] = holder
+    return common
+
+
+def _record(solution: Solution, common: dict[str, str]) -> dict[str, Any]:
+    parts = {part: getattr(solution, part) for part in _PARTS}
+    record = {fact: getattr(solution, fact) for fact in _FACTS}
+    record["parts"] = {
+        part: {"format": str(stored.format), "shape": list(stored.shape)}
+        for part, stored in parts.items()
+        if stored is not None
+    }
+    if solution.rotation is not None:
+        record["rotation"] = solution.rotation
+    if solution.charged:
+        record |= {"charged": dict(solution.charged), "common": common}
+    return record
 
 
 class QuantizedModel(Mapping[str, Solution]):
@@ -94,14 +133,16 @@ class QuantizedModel(Mapping[str, Solution]):
 
     def __getitem__(self, name: str) -> Solution:
         record = self._layers[name]
+        homes = {part: name for part in (*_PARTS, "smooth")} | record.get("common", {})
         with _opened(self.path) as file:
             keys = set(file.keys())
             try:
                 parts = {
-                    part: _part(file.get_tensor(f"{name}.{part}").tobytes(), part, facts)
+                    part: _part(file.get_tensor(f"{homes[part]}.{part}").tobytes(), part, facts)
                     for part, facts in record["parts"].items()
                 }
-                smooth = file.get_tensor(f"{name}.smooth") if f"{name}.smooth" in keys else None
+                smooth = f"{homes['smooth']}.smooth"
+                smooth = file.get_tensor(smooth) if smooth in keys else None
                 _check_fit(smooth=smooth, **parts)
                 _check_facts(record)
                 return Solution(
@@ -109,6 +150,8 @@ class QuantizedModel(Mapping[str, Solution]):
                     **{part: parts.get(part) for part in _PARTS},
                     smooth=None if smooth is None else smooth.astype(np.float32),
                     trace=[],
+                    rotation=_rotation(record, parts["main"].shape[1]),
+                    charged=record.get("charged", {}),
                 )
             except InputError as error:
                 raise InputError(f"{self.path}: layer {name!r}: {error}") from None
@@ -158,6 +201,11 @@ def _check_facts(record: Mapping[str, Any]) -> None:
         is_right = isinstance(value, wanted) and not isinstance(value, bool)
         if not is_right or (isinstance(value, float) and not np.isfinite(value)):
             raise InputError(f"{fact} must be of type {_NAMES[wanted]}, got {value!r:.60}")
+
+
+def _rotation(record: dict[str, Any], k: int) -> int | None:
+    block = record.get("rotation")
+    return None if block is None else hadamard_block(f"hadamard:{block}", k)
 
 
 def read_quantized_model(path: str | Path) -> QuantizedModel:

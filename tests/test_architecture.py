@@ -27,6 +27,7 @@ FLOORS = {
     "aggregates": 1,
     "csv_file": 1,
     "formats": 1,
+    "hadamard": 1,
     "layer_settings": 1,
     "limits": 1,
     "layers": 1,

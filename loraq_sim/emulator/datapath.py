@@ -20,6 +20,7 @@ from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import GemmStatistics, scaled_gemm
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
+from loraq_sim.hadamard import rotate_channels
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.rounding import parse_rounding
 from loraq_sim.split import PrecisionSplit
@@ -31,7 +32,10 @@ P_FORMATS = ("branch", "fp16", "bf16", *(f"int{bits}" for bits in range(2, 9)))
 
 
 class StoredLayer(Protocol):
-    """What a data path reads of a solved layer (see `loraq_sim.solvers.Solution`)."""
+    """What a data path reads of a solved layer (see `loraq_sim.solvers.Solution`).
+
+    It may also have a ``rotation``, the block size of a Hadamard matrix.
+    """
 
     main: QuantizedTensor
     left: QuantizedTensor | None
@@ -80,6 +84,13 @@ class LayerOutput:
         return functools.reduce(GemmStatistics.joined, self.gemms.values())
 
 
+def layer_input(activations: np.ndarray, stored: StoredLayer) -> np.ndarray:
+    """Full-precision rows (M, K) as the stored branches take them: smoothed, then rotated."""
+    x = activations if stored.smooth is None else activations / stored.smooth
+    block = getattr(stored, "rotation", None)
+    return x if block is None else rotate_channels(x, block)
+
+
 def run_layer(
     activations: np.ndarray,
     stored: StoredLayer,
@@ -94,14 +105,15 @@ def run_layer(
     activations : ndarray of shape (M, K), float32
         Full-precision input rows; rounded here, per token and group, with absmax scales.
     stored : StoredLayer
-        A solution; its ``smooth`` factors divide the activations first.
+        A solution; its ``smooth`` factors divide the activations first, its ``rotation`` then mixes
+        their channels (in float32).
     split : PrecisionSplit
         Names the activation formats of the two branches.
     datapath : Datapath
     bias : ndarray of shape (N,), float32, optional
         Added in float32 after the branches are combined.
     """
-    x = activations if stored.smooth is None else activations / stored.smooth
+    x = layer_input(activations, stored)
     x_main = quantize_rounded(x, split.main_activation, datapath.rounding)
     y, main = scaled_gemm(x_main, stored.main, datapath.mac, datapath.combine)
     gemms = {"main": main}

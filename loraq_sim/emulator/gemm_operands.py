@@ -7,7 +7,7 @@ up     P^ L^T      P = X_b R^T as the data path stores it, and the left factor
 
 import numpy as np
 
-from loraq_sim.emulator.datapath import Datapath, StoredLayer
+from loraq_sim.emulator.datapath import Datapath, StoredLayer, layer_input
 from loraq_sim.emulator.input_rounding import quantize_rounded
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
 from loraq_sim.errors import InputError, unknown_name
@@ -45,7 +45,7 @@ def gemm_operands(
     """
     if part not in PARTS:
         raise InputError(unknown_name("part", part, PARTS))
-    x = activations if stored.smooth is None else activations / stored.smooth
+    x = layer_input(activations, stored)
     if part == "main":
         return quantize_rounded(x, split.main_activation, datapath.rounding), stored.main
     if stored.left is None:

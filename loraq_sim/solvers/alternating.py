@@ -48,6 +48,6 @@ def solve_alternating(problem: Problem) -> Branches:
 
 
 def _stored(problem: Problem, target: np.ndarray, rows: np.ndarray, rule: str) -> Branches:
-    left, right = round_branch(target, rows, problem.branch)
+    left, right = round_branch(target, rows, problem.branch, problem.branch_rotation)
     main = quantize(problem.weight - product(left, right), problem.main, rule)
     return Branches(main=main, left=left, right=right)

@@ -9,6 +9,7 @@ import numpy as np
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.solvers.learned_rotation import learned_rotation
 
 __all__ = ["least_squares", "round_branch", "round_factors"]
 
@@ -18,7 +19,7 @@ _RANK_CUTOFF = 1e-7
 
 
 def round_branch(
-    target: np.ndarray, right: np.ndarray, fmt: Format
+    target: np.ndarray, right: np.ndarray, fmt: Format, rotation: str | None = None
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """Stored factors (left, right) whose product is close to `target`.
 
@@ -30,7 +31,11 @@ def round_branch(
         Row factor of the unquantized fit.
     fmt : Format
         Format of both factors: R in groups along K, L in groups along the rank.
+    rotation : None or "learned"
+        Whether R is turned first; see `loraq_sim.solvers.learned_rotation`.
     """
+    if rotation is not None:
+        right = learned_rotation(right, fmt).T @ right
     best = None
     best_miss = np.inf
     for refinement in range(_REFINEMENTS + 1):
@@ -47,12 +52,15 @@ def round_branch(
 
 
 def round_factors(
-    left: np.ndarray, right: np.ndarray, fmt: Format
+    left: np.ndarray, right: np.ndarray, fmt: Format, rotation: str | None = None
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """Stored factors close to `left` (N, r) and `right` (r, K), each rounded as it is.
 
     For fits in another metric than the Frobenius norm, which a refit would leave.
     """
+    if rotation is not None:
+        turn = learned_rotation(right, fmt)
+        left, right = left @ turn, turn.T @ right
     rule = None if fmt.element.is_plain_float else "mse"
     return quantize(left, fmt, rule), quantize(right, fmt, rule)
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loraq_sim.errors import InputError
+from loraq_sim.hadamard import rotate_channels
 from loraq_sim.quantizers.groups import as_rows, group_extremes
 from loraq_sim.solvers.problem import product
 
 if TYPE_CHECKING:
-    from loraq_sim.solvers.solve import Solution
+    from loraq_sim.solvers.solution import Solution
 
 __all__ = ["Diagnostics", "diagnose"]
 
@@ -55,6 +56,8 @@ def diagnose(solution: "Solution", weight: np.ndarray) -> Diagnostics:
     smoothed = np.asarray(weight, dtype=np.float32)
     if solution.smooth is not None:
         smoothed = smoothed * solution.smooth
+    if solution.rotation is not None:
+        smoothed = rotate_channels(smoothed, solution.rotation)
     rest = smoothed
     if solution.left is not None:
         rest = smoothed - product(solution.left, solution.right)
@@ -62,7 +65,8 @@ def diagnose(solution: "Solution", weight: np.ndarray) -> Diagnostics:
     squares = np.square(np.linalg.svd(error, compute_uv=False).astype(np.float64))
     total = float(squares.sum()) or 1.0
     fmt = solution.main.format
-    unsmoothed = error if solution.smooth is None else error / solution.smooth
+    original = error if solution.rotation is None else rotate_channels(error, solution.rotation)
+    unsmoothed = original if solution.smooth is None else original / solution.smooth
     size = float(np.linalg.norm(smoothed)) or 1.0
     return Diagnostics(
         amax_over_rms_before=_amax_over_rms(*as_rows(np.ascontiguousarray(smoothed), fmt)),

@@ -24,15 +24,15 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(
-        flatten_steps=10, refine_steps=10, refine_float_steps=20, settle_steps=5, alternations=4
+        flatten_steps=9, refine_steps=9, refine_float_steps=18, settle_steps=5, alternations=4
     ),
     "balanced": Effort(
-        flatten_steps=40, refine_steps=40, refine_float_steps=160, settle_steps=15, alternations=12
+        flatten_steps=36, refine_steps=40, refine_float_steps=100, settle_steps=20, alternations=12
     ),
     "best": Effort(
-        flatten_steps=360,
-        refine_steps=360,
-        refine_float_steps=640,
+        flatten_steps=100,
+        refine_steps=320,
+        refine_float_steps=440,
         settle_steps=60,
         alternations=24,
     ),

@@ -11,6 +11,7 @@ from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers.branch_rounding import least_squares
 from loraq_sim.solvers.fixed_scales import requantize, stack_rows
+from loraq_sim.solvers.learned_rotation import learned_rotation
 from loraq_sim.solvers.low_rank import principal_factors
 
 __all__ = ["FrozenBranch"]
@@ -21,7 +22,10 @@ _REFITS = 2
 class FrozenBranch:
     """Stored factors of a branch of `rank` in `fmt`; `unit` is what 1 in a descent is worth."""
 
-    def __init__(self, n: int, rank: int, fmt: Format, unit: float) -> None:
+    def __init__(
+        self, n: int, rank: int, fmt: Format, unit: float, rotation: str | None = None
+    ) -> None:
+        self.rotation = rotation
         self.format = fmt
         self.rank = rank
         self.n_frozen = 0
@@ -41,7 +45,7 @@ class FrozenBranch:
         left, right = principal_factors(left, right)
         if self._left is None and count < self.rank:
             self._left = quantize(left, self.format, _rule(self.format))
-        stored_left, stored_right = self._round(left[:, :count], right[:count])
+        stored_left, stored_right = self._round(*self._turned(left[:, :count], right[:count]))
         self.n_frozen += count
         free_left = np.ascontiguousarray(left[:, count:])
         return stored_left, stored_right, free_left, np.ascontiguousarray(right[count:])
@@ -49,6 +53,12 @@ class FrozenBranch:
     def stored(self) -> tuple[QuantizedTensor, QuantizedTensor]:
         """L (N, rank) and R (rank, K), once all components are frozen."""
         return self._left, stack_rows(self._rows)
+
+    def _turned(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.rotation is None:
+            return left, right
+        turn = learned_rotation(right * self._unit, self.format)
+        return left @ turn, turn.T @ right
 
     def _round(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         best, least = None, np.inf

@@ -20,5 +20,5 @@ def solve_l2qer(problem: Problem) -> Branches:
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     columns, rows = truncated_svd(residual * scale, problem.rank, rng=problem.rng)
-    left, right = round_factors(columns, rows / scale, problem.branch)
+    left, right = round_factors(columns, rows / scale, problem.branch, problem.branch_rotation)
     return rounded_once(problem, "l2qer", main, left, right)

@@ -28,7 +28,7 @@ def solve_loftq(problem: Problem) -> Branches:
         columns, rows = truncated_svd(
             target, problem.rank, rng=problem.rng, power_iterations=2, start=rows
         )
-        left, right = round_branch(target, rows, problem.branch)
+        left, right = round_branch(target, rows, problem.branch, problem.branch_rotation)
         candidate = Branches(main=main, left=left, right=right)
         error = problem.relative_error(candidate.reconstruct())
         trace.append(TraceEntry(stage="loftq", iteration=iteration, weight_error=error))

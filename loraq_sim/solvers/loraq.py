@@ -8,12 +8,13 @@ the stages are ours). From L R = SVD_r(W):
 2. refine: descend on ||e||^2 with e = (W - L R) - round(W - L R) and the codes taken as constant,
    so that the branch also cancels the rounding error. Steps are large enough to change codes:
    small ones stay where alternation gets stuck;
-3. freeze: round the branch, least-squares refits in between (`frozen_branch`). Coarse branches are
-   rounded largest components first, each time followed by refining the rest; the coarsest before
-   refining at all: their noise then only shapes what the main branch rounds;
+3. freeze: round the branch, least-squares refits in between (`frozen_branch`). Where rounding the
+   branch loses much against the error itself (few bits, or a branch that carries most of W), it is
+   rounded largest components first, each time followed by refining the rest; where it loses most,
+   before refining at all: the noise then only shapes what the main branch rounds;
 4. round the main branch once more, against the branch as stored.
 
-Float main grids skip stage 1, whose premise they lack, and take larger steps in stage 2.
+Float main grids skip stage 1, whose premise they lack.
 """
 
 import math
@@ -22,9 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loraq_sim.formats import Format
 from loraq_sim.quantizers import quantize
-from loraq_sim.quantizers.tensor import float_dtype
 from loraq_sim.solvers.descent import descend
 from loraq_sim.solvers.frozen_branch import FrozenBranch
 from loraq_sim.solvers.low_rank import balanced_factors, truncated_svd
@@ -33,14 +32,14 @@ from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, prod
 
 __all__ = ["solve_loraq"]
 
-# First steps, as shares of the root mean square of a factor; in the last two stages times
-# ||W - L R|| / ||L R||, which makes one value serve layers of very different spectra.
-_FLATTEN_RATE = 0.3
+# First steps of a component of L R, as shares of the root mean square singular value that W - L R
+# would have at the rank of L R. Flat optima: half or twice a value costs 1 to 2 % of the error.
+_FLATTEN_RATE = 0.2
 # Powers of the range norm, as log2 p, each for an equal share of the steps.
 _FLATTEN_DOUBLINGS = (3, 4, 5)
-_REFINE_RATE = 0.04
-_REFINE_RATE_FLOAT = 0.125
-_SETTLE_RATE = 0.01
+_REFINE_RATE = 0.035
+_REFINE_RATE_FLOAT = 0.05
+_SETTLE_RATE = 0.012
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +50,20 @@ class _Plan:
     before_settling: tuple[float, ...]
 
 
-_PLANS = {
-    "fine": _Plan(before_refining=0.0, before_settling=()),
-    "medium": _Plan(before_refining=0.0, before_settling=(0.5, 0.75)),
-    "coarse": _Plan(before_refining=0.75, before_settling=(0.88,)),
-}
+# By what rounding a branch loses at the start, as a share of the error of the start: below the
+# first bound nothing of the branch needs to be stored early, beyond the second most of it.
+_PLANS = (
+    (0.25, _Plan(before_refining=0.0, before_settling=())),
+    (0.5, _Plan(before_refining=0.0, before_settling=(0.5, 0.75, 0.9))),
+    (math.inf, _Plan(before_refining=0.75, before_settling=(0.85, 0.95))),
+)
 
 
 def solve_loraq(problem: Problem) -> Branches:
     """Flatten, refine and freeze; return the better of the result and of the start as stored."""
-    effort, plan = problem.effort, _plan(problem.branch)
+    effort = problem.effort
     run = _Run(problem)
+    plan = next(plan for bound, plan in _PLANS if run.noise_at_start <= bound)
     steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
     if run.grid.is_uniform:
         steps, rate = effort.refine_steps, _REFINE_RATE
@@ -132,7 +134,7 @@ class _Run:
             )
 
         if self.left.shape[1]:
-            self._descend(direction, steps, rate * self._left_per_carried())
+            self._descend(direction, steps, rate)
 
     def freeze(self, share: float) -> None:
         """Stage 3 for the largest components, up to `share` of the rank."""
@@ -173,14 +175,11 @@ class _Run:
     def _descend(
         self, direction: Callable[[np.ndarray, int], None], steps: int, rate: float
     ) -> None:
-        descend(self.left, self.right, direction, steps=steps, rate=rate, buffer=self.buffer)
-
-    def _left_per_carried(self) -> float:
-        """||W - L R|| / ||L R|| of what is free: codes change by steps of the former's size."""
+        """Steps of `rate` times what L R leaves: codes and ranges change by steps of that size."""
         np.matmul(self.left, self.right, out=self.buffer)
-        carried = float(np.linalg.norm(self.buffer))
         np.subtract(self.rest, self.buffer, out=self.buffer)
-        return float(np.linalg.norm(self.buffer)) / carried if carried else 0.0
+        stride = rate * float(np.linalg.norm(self.buffer)) / math.sqrt(self.left.shape[1])
+        descend(self.left, self.right, direction, steps=steps, stride=stride, buffer=self.buffer)
 
     def _start(self, columns: np.ndarray, rows: np.ndarray) -> Branches:
         branch = self._new_branch()
@@ -190,27 +189,14 @@ class _Run:
         main = quantize(self.problem.weight - product(left, right), self.problem.main)
         start = Branches(main=main, left=left, right=right)
         error = self.problem.relative_error(start.reconstruct())
+        self.noise_at_start = branch.noise / self.size / error if error else 0.0
         self.trace.append(TraceEntry(stage="start", iteration=0, weight_error=error))
         return start
 
     def _new_branch(self) -> FrozenBranch:
         problem = self.problem
-        return FrozenBranch(len(problem.weight), problem.rank, problem.branch, self.unit)
-
-
-def _plan(fmt: Format) -> _Plan:
-    """How a branch in `fmt` is frozen, by the noise of its elements."""
-    element = fmt.element
-    if element.is_plain_float or fmt.granularity == "tensor" or element.has_tensor_scale:
-        return _PLANS["fine"]
-    bits = element.bits
-    if element.minifloat is not None:
-        import ml_dtypes
-
-        # Against the root mean square of a group, m mantissa bits are as fine as m + 3 bits of an
-        # integer whose largest code is some 2.5 times that.
-        bits = ml_dtypes.finfo(float_dtype(fmt)).nmant + 3
-    return _PLANS["fine" if bits >= 8 else "medium" if bits >= 6 else "coarse"]
+        sizes = len(problem.weight), problem.rank
+        return FrozenBranch(*sizes, problem.branch, self.unit, problem.branch_rotation)
 
 
 def _power_of_two_near(weight: np.ndarray) -> float:

@@ -18,5 +18,5 @@ def solve_lqer(problem: Problem) -> Branches:
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     _, right = truncated_svd(residual, problem.rank, rng=problem.rng)
-    left, right = round_branch(residual, right, problem.branch)
+    left, right = round_branch(residual, right, problem.branch, problem.branch_rotation)
     return rounded_once(problem, "lqer", main, left, right)

@@ -14,7 +14,7 @@ from loraq_sim.quantizers.integer import quantize_near
 __all__ = ["MainGrid", "main_scale_rule"]
 
 # Neighbors of the last scale to try, in turn, and how often a fresh one is tried.
-_NEIGHBORS = (np.float32(0.97), np.float32(1.03))
+_NEIGHBORS = (np.float32(0.985), np.float32(1.015))
 _POWER_NEIGHBORS = (np.float32(0.5), np.float32(2.0))
 _FRESH_EVERY = 4
 # A fresh scale puts the extreme of the group a little beyond the last code; best of 0.8 .. 1.

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from loraq_sim.solvers.shared_stages import SharedStages
-from loraq_sim.solvers.solve import Solution, solve
+from loraq_sim.solvers.solution import Solution
+from loraq_sim.solvers.solve import solve
 
 __all__ = ["solve_many"]
 

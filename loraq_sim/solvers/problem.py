@@ -21,8 +21,9 @@ class Problem:
 
     ``weight`` is (N, K) float32 (already smoothed, if at all); ``rank`` is at least 1.
     ``activations`` (T, K) float32 are what enters the smoothed weight, for methods that use data;
-    ``is_smoothed`` says that the caller chose the smoothing. ``shared`` keeps stages for other
-    problems of the same ``shared_key``, which names all that is not in this record or its rank.
+    ``is_smoothed`` says that the caller chose the smoothing; ``branch_rotation`` is ``"learned"``
+    where the factors are turned before they are rounded. ``shared`` keeps stages for other problems
+    of the same ``shared_key``, which names all that is not in this record or its rank.
     """
 
     weight: np.ndarray
@@ -33,6 +34,7 @@ class Problem:
     rng: np.random.Generator
     activations: np.ndarray | None = None
     is_smoothed: bool = False
+    branch_rotation: str | None = None
     shared: SharedStages = field(default_factory=SharedStages)
     shared_key: tuple = ()
 

@@ -21,5 +21,5 @@ def solve_qera(problem: Problem) -> Branches:
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     columns, rows = truncated_svd(residual @ root, problem.rank, rng=problem.rng)
-    left, right = round_factors(columns, rows @ inverse, problem.branch)
+    left, right = round_factors(columns, rows @ inverse, problem.branch, problem.branch_rotation)
     return rounded_once(problem, "qera", main, left, right)

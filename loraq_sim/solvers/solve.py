@@ -1,26 +1,26 @@
-"""One door to every solver: check the input, find the rank, smooth, solve, measure."""
+"""One door to every solver: check, find the rank, smooth and rotate, solve, measure."""
 
+import dataclasses
 import time
-from dataclasses import dataclass
 
 import numpy as np
 
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError
 from loraq_sim.formats import Format, parse_format
-from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.hadamard import hadamard_block, rotate_channels
 from loraq_sim.solvers.alternating import solve_alternating
-from loraq_sim.solvers.budget import rank_for_budget
-from loraq_sim.solvers.diagnostics import Diagnostics, diagnose
+from loraq_sim.solvers.arguments import check_names, checked_matrix, resolve_rank
 from loraq_sim.solvers.effort import EFFORTS, PRESETS
 from loraq_sim.solvers.l2qer import solve_l2qer
 from loraq_sim.solvers.loftq import solve_loftq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.lqer import solve_lqer
-from loraq_sim.solvers.problem import Branches, Problem, Trace, relative_distance
+from loraq_sim.solvers.problem import Problem, relative_distance
 from loraq_sim.solvers.qera import solve_qera
 from loraq_sim.solvers.rtn import round_to_nearest
 from loraq_sim.solvers.shared_stages import SharedStages, array_key
 from loraq_sim.solvers.smoothing import smoothing_vector
+from loraq_sim.solvers.solution import Solution
 from loraq_sim.solvers.svdquant import solve_svdquant
 from loraq_sim.solvers.svdquant_tuned import solve_svdquant_tuned
 
@@ -39,64 +39,6 @@ METHODS = {
     "qera": solve_qera,
 }
 
-_DEFAULT_RANK = 64
-_LARGEST = 2.0**48
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Solution:
-    """A solved layer: stored branches, what they cost and how close they are.
-
-    ``main`` is (N, K), ``left`` (N, r), ``right`` (r, K); the factors are None at rank 0.
-    ``smooth`` is (K,) float32 or None: the branches approximate W diag(smooth), and the activations
-    are divided by it at run time. ``weight_error`` is ||W - reconstruct()||_F / ||W||_F in the
-    unsmoothed weight. ``trace`` holds (stage, iteration, error) in order; ``seconds`` is wall time.
-    ``branch_noise`` is what rounding did to the branch, relative to the weight, where known.
-    """
-
-    method: str
-    preset: str
-    seed: int
-    main: QuantizedTensor
-    left: QuantizedTensor | None
-    right: QuantizedTensor | None
-    smooth: np.ndarray | None
-    weight_error: float
-    trace: Trace
-    seconds: float
-    branch_noise: float | None = None
-
-    @property
-    def rank(self) -> int:
-        """Rank of the branch; 0 without one."""
-        return 0 if self.left is None else self.left.shape[1]
-
-    @property
-    def bytes_by_part(self) -> dict[str, int]:
-        """Stored bytes of each part, scales and padding included."""
-        parts = {"main": self.main, "left": self.left, "right": self.right}
-        sizes = {name: 0 if part is None else part.nbytes for name, part in parts.items()}
-        return sizes | {"smooth": 0 if self.smooth is None else 2 * self.smooth.size}
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes of all parts (`pack()` of each writes exactly these)."""
-        return sum(self.bytes_by_part.values())
-
-    @property
-    def bits_per_weight(self) -> float:
-        """8 nbytes / (N K)."""
-        return 8.0 * self.nbytes / (self.main.shape[0] * self.main.shape[1])
-
-    def diagnose(self, weight: np.ndarray) -> Diagnostics:
-        """Group ranges, spectrum of what is left and more; see `loraq_sim.solvers.diagnostics`."""
-        return diagnose(self, weight)
-
-    def reconstruct(self) -> np.ndarray:
-        """The weight as stored, (N, K) float32, smoothing undone."""
-        stored = Branches(main=self.main, left=self.left, right=self.right).reconstruct()
-        return stored if self.smooth is None else stored / self.smooth
-
 
 def solve(
     weight: np.ndarray,
@@ -108,6 +50,8 @@ def solve(
     preset: str = "balanced",
     activations: np.ndarray | None = None,
     smooth: "float | np.ndarray | None" = None,
+    rotate: str | None = None,
+    branch_rotation: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     shared: SharedStages | None = None,
@@ -133,6 +77,13 @@ def solve(
         Needed by ``smooth=alpha`` and by methods that use data.
     smooth : None, float or ndarray of shape (K,)
         See `loraq_sim.solvers.smoothing`.
+    rotate : None or str
+        ``"hadamard"`` or ``"hadamard:64"``: rotate the input channels, after smoothing, by a block
+        Hadamard matrix of the largest (or the given) power of two that divides K. Activations are
+        rotated alike at run time; see `loraq_sim.hadamard`.
+    branch_rotation : None or "learned"
+        Turn the components of the branch before it is rounded so that less is lost; see
+        `loraq_sim.solvers.learned_rotation`.
     seed : int
         Seeds the randomized factorization. Same seed, same bytes.
     device : str
@@ -146,32 +97,27 @@ def solve(
         If an argument breaks one of these rules; the message names it and its value.
     """
     started = time.perf_counter()
-    weight = _checked_matrix(weight, "weight")
+    weight = checked_matrix(weight, "weight")
     if activations is not None:
-        activations = _checked_matrix(activations, "activations")
+        activations = checked_matrix(activations, "activations")
         if activations.shape[1] != weight.shape[1]:
             raise InputError(
                 f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
             )
-    if method not in METHODS:
-        raise InputError(unknown_name("method", method, METHODS))
-    if preset not in PRESETS:
-        raise InputError(unknown_name("preset", preset, PRESETS))
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed must be an integer from 0, got {seed!r}")
-    if device != "cpu":
-        raise InputError(f"device must be 'cpu', got {device!r}")
+    names = tuple(METHODS), preset, tuple(PRESETS)
+    check_names(method, *names, seed, device, branch_rotation)
+    block = hadamard_block(rotate, weight.shape[1])
     main = parse_format(main)
     branch = None if branch is None else parse_format(branch)
-    rank = 0 if method == "rtn" else _resolve_rank(weight.shape, branch, rank, budget)
+    rank = 0 if method == "rtn" else resolve_rank(weight.shape, branch, rank, budget)
     factors = smoothing_vector(smooth, weight, activations)
-    smoothed = weight if factors is None else weight * factors
-    entering = activations if factors is None or activations is None else activations / factors
+    turned, entering = _as_stored(weight, activations, factors, block)
     if rank == 0:
-        solved = round_to_nearest(smoothed, main)
+        solved = round_to_nearest(turned, main)
     else:
+        _check_tuning(method, activations, factors, block)
         problem = Problem(
-            weight=smoothed,
+            weight=turned,
             main=main,
             branch=branch,
             rank=rank,
@@ -179,14 +125,56 @@ def solve(
             rng=np.random.default_rng(seed),
             activations=entering,
             is_smoothed=factors is not None,
-            **({} if shared is None else _sharing(shared, smoothed, entering, main, preset, seed)),
+            branch_rotation=branch_rotation,
+            **({} if shared is None else _sharing(shared, turned, entering, main, preset, seed)),
         )
+        key = ("solved", method, str(branch), rank, factors is None, branch_rotation)
         solved = problem.shared.recall(
-            ("solved", method, str(branch), rank, factors is None, *problem.shared_key),
-            lambda: METHODS[method](problem),
+            (*key, *problem.shared_key), lambda: METHODS[method](problem)
         )
         factors = factors if solved.smooth is None else solved.smooth
-    return _measured(solved, weight, factors, method if rank else "rtn", preset, seed, started)
+    measured = Solution(
+        method=method if rank else "rtn",
+        preset=preset,
+        seed=seed,
+        main=solved.main,
+        left=solved.left,
+        right=solved.right,
+        smooth=factors,
+        rotation=block,
+        weight_error=np.nan,
+        trace=solved.trace,
+        branch_noise=solved.branch_noise,
+        seconds=0.0,
+    )
+    error = relative_distance(weight, measured.reconstruct())
+    return dataclasses.replace(measured, weight_error=error, seconds=time.perf_counter() - started)
+
+
+def _as_stored(
+    weight: np.ndarray,
+    activations: np.ndarray | None,
+    factors: np.ndarray | None,
+    block: int | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weight and activations smoothed, then rotated: what the branches and the data path see."""
+    if factors is not None:
+        weight = weight * factors
+        activations = None if activations is None else activations / factors
+    if block is not None:
+        weight = rotate_channels(weight, block)
+        activations = None if activations is None else rotate_channels(activations, block)
+    return weight, activations
+
+
+def _check_tuning(
+    method: str, activations: np.ndarray | None, factors: np.ndarray | None, block: int | None
+) -> None:
+    if method == "svdquant_tuned" and block and activations is not None and factors is None:
+        raise InputError(
+            "method 'svdquant_tuned' chooses its smoothing in the channels of the layer, which "
+            "rotate= mixes; give smooth= (a strength such as 0.5) as well, or drop rotate="
+        )
 
 
 def _sharing(
@@ -200,73 +188,3 @@ def _sharing(
     arrays = (weight,) if activations is None else (weight, activations)
     digests = (array_key(array) for array in arrays)
     return {"shared": shared, "shared_key": (*digests, str(main), preset, seed)}
-
-
-def _measured(
-    solved: Branches,
-    weight: np.ndarray,
-    factors: np.ndarray | None,
-    method: str,
-    preset: str,
-    seed: int,
-    started: float,
-) -> Solution:
-    stored = solved.reconstruct()
-    if factors is not None:
-        stored /= factors
-    return Solution(
-        method=method,
-        preset=preset,
-        seed=seed,
-        main=solved.main,
-        left=solved.left,
-        right=solved.right,
-        smooth=factors,
-        weight_error=relative_distance(weight, stored),
-        trace=solved.trace,
-        branch_noise=solved.branch_noise,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
-        raise InputError(
-            f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    n_bad = array.size - int(np.isfinite(array).sum())
-    if n_bad:
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(
-            f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
-        )
-    largest = float(np.abs(array).max())
-    if largest > _LARGEST:
-        raise InputError(
-            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
-            "float32: rescale the layer"
-        )
-    return array
-
-
-def _resolve_rank(
-    shape: tuple[int, int], branch: Format | None, rank: int | None, budget: str | None
-) -> int:
-    if rank is not None and budget is not None:
-        raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
-    if branch is None:
-        if rank or budget is not None:
-            raise InputError("a rank or budget needs a branch format, got branch=None")
-        return 0
-    if budget is not None:
-        return rank_for_budget(*shape, branch, budget)
-    if rank is None:
-        return min(_DEFAULT_RANK, *shape)
-    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
-        raise InputError(
-            f"rank must be an integer from 0 to min(N, K) = {min(shape)}, got {rank!r}"
-        )
-    return int(rank)

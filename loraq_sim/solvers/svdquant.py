@@ -17,6 +17,6 @@ __all__ = ["solve_svdquant"]
 def solve_svdquant(problem: Problem) -> Branches:
     """One truncated SVD of W, one rounding of the branch, one rounding of what is left."""
     columns, rows = truncated_svd(problem.weight, problem.rank, rng=problem.rng)
-    left, right = round_branch(columns @ rows, rows, problem.branch)
+    left, right = round_branch(columns @ rows, rows, problem.branch, problem.branch_rotation)
     main = quantize(problem.weight - product(left, right), problem.main)
     return rounded_once(problem, "svdquant", main, left, right)

@@ -47,7 +47,7 @@ def _iterate(problem: Problem) -> Branches:
     for iteration in range(problem.effort.alternations + 1):
         _, rows = truncated_svd(target, problem.rank, rng=problem.rng, start=start)
         start = rows
-        left, right = round_branch(target, rows, problem.branch)
+        left, right = round_branch(target, rows, problem.branch, problem.branch_rotation)
         main = quantize(problem.weight - product(left, right), problem.main)
         candidate = Branches(main=main, left=left, right=right)
         stored = candidate.reconstruct()
