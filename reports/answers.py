@@ -119,8 +119,8 @@ def _margin(data: ReportData, context: str, cost: str) -> float:
     """Fraction within which two costs of a context are the same."""
     if cost not in _MODELLED:
         return 0.0
-    measured = data.uncertainty.get(data.accelerator_of(context))
-    return max(_CLOSE, measured["worst_error"]) if measured else _CLOSE
+    known = data.uncertainty.get(data.accelerator_of(context), {})
+    return max(_CLOSE, known.get("worst_error", 0.0))
 
 
 def _spread(rows: Sequence[Row], cost: str) -> float | None:
@@ -180,18 +180,19 @@ def _how_sure(data: ReportData, context: str, cost: str, rows: Sequence[Row]) ->
     if spread is None:
         return []
     found = []
-    measured = data.uncertainty.get(data.accelerator_of(context))
-    if measured:
-        n = measured["rows"]
+    name = data.accelerator_of(context)
+    known = data.uncertainty.get(name, {})
+    if "worst_error" in known:
+        n = known["rows"]
         found.append(
-            f"The latency model was off by {_percent(measured['mean_error'])} on average and "
-            f"{_percent(measured['worst_error'])} at worst on {n} measured GEMM{'s' * (n != 1)} of "
-            f"{data.accelerator_of(context)}."
+            f"The latency model was off by {_percent(known['mean_error'])} on average and "
+            f"{_percent(known['worst_error'])} at worst on {n} measured GEMM{'s' * (n != 1)} of "
+            f"{name}."
         )
     else:
+        elsewhere = f": taken as {_percent(known['bound'])}, {known['seen']}" if known else ""
         found.append(
-            f"No measurement of {data.accelerator_of(context)} is at hand, so how far its "
-            "latencies are off is not known."
+            f"Too little was measured on {name} to say how far its latencies are off{elsewhere}."
         )
     if cost != "latency_s" and len(rows) > 1:
         found.append(

@@ -65,7 +65,7 @@ def plot_data(
         "partNames": PART_NAMES,
         "facets": _facets(data),
         "uncertainty": {
-            context: data.uncertainty[name]["worst_error"]
+            context: {key: data.uncertainty[name][key] for key in ("bound", "seen")}
             for context in contexts
             if (name := data.accelerator_of(context)) in data.uncertainty
         },

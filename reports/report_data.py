@@ -61,7 +61,9 @@ class ReportData:
     validation, devices : sequence of rows
         Predicted against measured times, and their summary per device.
     uncertainty : mapping of str to row
-        By accelerator: ``rows``, ``mean_error``, ``worst_error`` of the model where measured.
+        By accelerator: ``bound``, the relative error the latency model is taken to have, and
+        ``seen``, what that was seen on; ``rows``, ``mean_error`` and ``worst_error`` where enough
+        was measured on this accelerator.
     machines : mapping of str to mapping
         By accelerator: ``title`` and ``facts``, the numbers of its file with their sources.
     runs : sequence of rows

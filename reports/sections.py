@@ -27,6 +27,10 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
+# Shares and savings: equal decimals would show the digits of the least of them for all.
+_SHARE_DIGITS = 2
+# Sums in another order differ in the last bits.
+_NO_SAVING = 1e-9
 _SHOWN = ("bits_per_weight", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
 
 
@@ -162,6 +166,7 @@ def mixed_table(mix: MixedModel) -> ResultTable:
     for gain in mix.gains:
         mixed, uniform = gain.get("mixed_error"), gain.get(mix.error)
         cut = None if is_missing(mixed) or not uniform else 1 - mixed / uniform
+        cut = 0.0 if cut is not None and cut < _NO_SAVING else cut
         rows.append(
             {
                 "case": gain["label"],
@@ -230,6 +235,7 @@ def _with_headings(
             column,
             heading=headings.get(column.key, column.heading),
             quantity="percent" if column.key in percent else column.quantity,
+            digits=_SHARE_DIGITS if column.key in percent else column.digits,
         )
         for column in table.columns
     )

@@ -207,8 +207,16 @@ def _validation(
     shipped = {name: hwmodels.load_accelerator(name) for name in hwmodels.list_accelerators()}
     shipped.update(machines)
     rows = [row for machine in shipped.values() for row in hwmodels.validate(machine, table)]
-    own = {
-        name: hwmodels.summarize([row for row in rows if row["accelerator"] == name])
-        for name in machines
-    }
-    return rows, hwmodels.summarize(rows), {name: own[name][0] for name in own if own[name]}
+    accuracy = {name: _accuracy(name, rows) for name in machines}
+    return rows, hwmodels.summarize(rows), accuracy
+
+
+def _accuracy(name: str, rows: Sequence[Row]) -> Row:
+    """How far the latencies of a machine may be off, and what was measured on it."""
+    import hwmodels
+    from loraq_sim.cost_accuracy import FEWEST_ROWS, latency_accuracy
+
+    own = hwmodels.summarize([row for row in rows if row["accelerator"] == name])
+    worst, seen = latency_accuracy(name)
+    measured = own[0] if own and own[0]["rows"] >= FEWEST_ROWS else {}
+    return {"bound": worst, "seen": seen, **measured}

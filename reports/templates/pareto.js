@@ -103,16 +103,19 @@ function ranges(xs, ys, isLog) {
   return { x: [Math.max(low - 0.14 * span, low >= 0 ? 0 : -Infinity), high + 0.08 * span], y };
 }
 
-// Bars wider than half the plot say the same at every point: one of them is enough.
+// The true latency is taken to lie between p / (1 + w) and p / (1 - w). Bars wider than half the
+// plot say the same at every point: one of them is enough.
 function barTraces(points, x, y, range) {
   let known = points.filter((point) => D.uncertainty[point.context] !== undefined);
-  const widest = Math.max(...known.map((point) => x(point) * D.uncertainty[point.context]));
-  front.areBarsWide = !front.isLog && !front.all && widest > 0.25 * (range[1] - range[0]);
-  if (front.areBarsWide) known = known.filter(isAnswer);
   if (!known.length) return [];
+  const bound = (point) => Math.min(D.uncertainty[point.context].bound, 0.99);
+  const above = (point) => (x(point) * bound(point)) / (1 - bound(point));
+  const below = (point) => (x(point) * bound(point)) / (1 + bound(point));
+  front.areBarsWide = !front.isLog && !front.all && Math.max(...known.map(above)) > 0.25 * (range[1] - range[0]);
+  if (front.areBarsWide) known = known.filter(isAnswer);
   return [{
     x: known.map(x), y: known.map(y), mode: "markers", marker: { size: 0.1, opacity: 0 }, hoverinfo: "skip",
-    error_x: { type: "data", array: known.map((point) => x(point) * D.uncertainty[point.context]), color: rootStyle("--accent"), thickness: 1.2, width: 4 },
+    error_x: { type: "data", symmetric: false, array: known.map(above), arrayminus: known.map(below), color: rootStyle("--accent"), thickness: 1.2, width: 4 },
   }];
 }
 
@@ -155,7 +158,7 @@ function tellFront(points, onEdge) {
   const sentences = [`${points.length} of ${all} case${all === 1 ? "" : "s"} shown, ${onEdge.size} on the front${front.all ? "s" : ""}.`];
   const known = D.uncertainty[context()];
   if (front.bars && front.cost === "latency_s" && !front.all && known !== undefined)
-    sentences.push(`${front.areBarsWide ? "Blue bar" : "Bars"}: the latency model's largest error on measured GEMMs of this device, ±${percent(known)}${front.areBarsWide ? ", the same at every point and wide against the differences here" : ""}.`);
+    sentences.push(`${front.areBarsWide ? "Blue bar" : "Bars"}: how far the latency model may be off, ${percent(known.bound)} (${known.seen})${front.areBarsWide ? "; the same at every point and wide against the differences here" : ""}.`);
   byId("front-caption").textContent = sentences.join(" ");
 }
 

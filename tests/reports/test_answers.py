@@ -63,7 +63,9 @@ def test_latencies_within_the_model_s_error_do_not_choose():
 
 
 def test_a_large_measured_error_makes_larger_differences_equal():
-    measured = {"npu": {"rows": 3, "mean_error": 0.4, "worst_error": 9.0}}
+    measured = {
+        "npu": {"rows": 3, "mean_error": 0.4, "worst_error": 9.0, "bound": 9.0, "seen": "it"}
+    }
     (answer,) = answers(data_of(TOTALS, uncertainty=measured))
     assert answer.cost == "weight_bytes"
     said = " ".join(answer.sentences)
@@ -72,7 +74,10 @@ def test_a_large_measured_error_makes_larger_differences_equal():
 
 def test_without_a_measurement_the_report_says_so():
     (answer,) = answers(data_of(TOTALS))
-    assert any("No measurement of npu is at hand" in sentence for sentence in answer.sentences)
+    assert any("Too little was measured on npu" in sentence for sentence in answer.sentences)
+    elsewhere = {"npu": {"bound": 0.2, "seen": "worst of 9 GEMMs of 3 devices"}}
+    (answer,) = answers(data_of(TOTALS, uncertainty=elsewhere))
+    assert any("20.0 %, worst of 9 GEMMs of 3" in sentence for sentence in answer.sentences)
 
 
 def test_overflows_of_the_choice_are_told_with_the_width_that_helps():

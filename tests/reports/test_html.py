@@ -23,6 +23,13 @@ def test_the_page_has_every_section_and_is_small(gathered):
     assert len(text.encode()) < 3_500_000
 
 
+def test_a_whole_model_on_two_accelerators_stays_small(gathered):
+    splits = ("W4A4", "W4A8", "W8A8", *(f"W4A4+W8A8r{8 * i}" for i in range(1, 11)))
+    text = html_report(gathered(n_layers=280, splits=splits))
+    assert len(drawn(text)["layers"]["aie2"]["names"]) == 280
+    assert len(text.encode()) < 4_000_000
+
+
 def test_the_page_names_no_address_to_load_from(gathered):
     text = html_report(gathered())
     head = text.split('id="library"')[0]
