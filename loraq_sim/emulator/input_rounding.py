@@ -4,6 +4,8 @@ The scale is that of `loraq_sim.quantizers.quantize`; the code is x / scale, rou
 says. Rounding to nearest even is what `quantize` does by itself.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,20 +50,28 @@ def quantize_rounded(
 def round_values(values: NDArray[np.floating], mode: "str | Rounding") -> NDArray[np.float64]:
     """Whole numbers of float values of magnitude below 2**30, rounded in one of the ten modes."""
     # Half a step is added in float64, where the sum of a float32 and 0.5 is exact.
-    x = np.asarray(values, np.float64)
-    size, sign = np.abs(x), np.sign(x)
+    return _ROUND[parse_rounding(mode)](np.asarray(values, np.float64))
+
+
+def _away(x: NDArray[np.float64], round_size: Callable) -> NDArray[np.float64]:
+    """`round_size` of the magnitudes, with the signs of `x`."""
+    return np.copysign(round_size(np.abs(x)), x)
+
+
+def _ties_to_odd(x: NDArray[np.float64]) -> NDArray[np.float64]:
     down = np.floor(x)
-    tie_to_odd = np.where(down % 2 == 1, down, down + 1)
-    modes = {
-        Rounding.FLOOR: lambda: down,
-        Rounding.CEIL: lambda: np.ceil(x),
-        Rounding.SYMMETRIC_FLOOR: lambda: np.trunc(x),
-        Rounding.SYMMETRIC_CEIL: lambda: sign * np.ceil(size),
-        Rounding.NEGATIVE_INF: lambda: np.ceil(x - 0.5),
-        Rounding.POSITIVE_INF: lambda: np.floor(x + 0.5),
-        Rounding.SYMMETRIC_ZERO: lambda: sign * np.ceil(size - 0.5),
-        Rounding.SYMMETRIC_INF: lambda: sign * np.floor(size + 0.5),
-        Rounding.CONV_EVEN: lambda: np.rint(x),
-        Rounding.CONV_ODD: lambda: np.where(x - down == 0.5, tie_to_odd, np.rint(x)),
-    }
-    return modes[parse_rounding(mode)]()
+    return np.where(x - down == 0.5, down + (down % 2 == 0), np.rint(x))
+
+
+_ROUND = {
+    Rounding.FLOOR: np.floor,
+    Rounding.CEIL: np.ceil,
+    Rounding.SYMMETRIC_FLOOR: np.trunc,
+    Rounding.SYMMETRIC_CEIL: lambda x: _away(x, np.ceil),
+    Rounding.NEGATIVE_INF: lambda x: np.ceil(x - 0.5),
+    Rounding.POSITIVE_INF: lambda x: np.floor(x + 0.5),
+    Rounding.SYMMETRIC_ZERO: lambda x: _away(x, lambda size: np.ceil(size - 0.5)),
+    Rounding.SYMMETRIC_INF: lambda x: _away(x, lambda size: np.floor(size + 0.5)),
+    Rounding.CONV_EVEN: np.rint,
+    Rounding.CONV_ODD: _ties_to_odd,
+}
