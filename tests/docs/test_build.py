@@ -86,6 +86,16 @@ def test_formulas_are_drawn(site):
     assert "aria-label" in page
 
 
+def test_formulas_have_the_size_of_formulas(site):
+    # A delimiter that the renderer does not know can stretch over a whole screen.
+    heights = {
+        name: [float(h) for h in re.findall(r'<(?:\w+:)?svg[^>]*height="([\d.]+)em"', text)]
+        for name, text in pages_of(site).items()
+    }
+    assert sum(map(len, heights.values())) > 100
+    assert {name: max(h) for name, h in heights.items() if h and max(h) > 8} == {}
+
+
 def test_outputs_are_captured(site):
     page = (site / "tutorial.html").read_text()
     assert "Pareto front of output error" in page
