@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.explain.float_branch import float_branch, smoothed_weight
+from loraq_sim.explain.float_branch import float_branch, leaving_rows, stored_weight
 from loraq_sim.explain.sources import SOURCES
 from loraq_sim.explain.switchable import SwitchableLayer
 from loraq_sim.layers import Layer
@@ -68,15 +68,14 @@ def weight_terms(layer: Layer, solution: Solution) -> tuple[Terms, dict[str, Any
 
     Only the rounding of the main weight and of the factors can be told; their errors add exactly.
     """
-    weight = smoothed_weight(layer, solution)
+    weight = stored_weight(layer, solution)
     branch = float_branch(layer, solution)
     fit = branch.product() if branch is not None else 0.0
     parts = {"main_weight": solution.main.dequantize() + fit - weight}
     if branch is not None:
         stored = solution.left.dequantize().astype(np.float64) @ solution.right.dequantize()
         parts["branch_weight"] = stored - fit
-    if solution.smooth is not None:
-        parts = {name: part / solution.smooth for name, part in parts.items()}
+    parts = {name: leaving_rows(part, solution) for name, part in parts.items()}
     size = float(np.linalg.norm(layer.weight.astype(np.float64))) or 1.0
     error = sum(parts.values())
     square = float(np.vdot(error, error))

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.combine import rounded
-from loraq_sim.emulator.datapath import Datapath, p_format_of
+from loraq_sim.emulator.datapath import Datapath, layer_input, p_format_of
 from loraq_sim.emulator.input_rounding import quantize_rounded
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
-from loraq_sim.explain.float_branch import float_branch, smoothed_weight
+from loraq_sim.explain.float_branch import entering_rows, float_branch, stored_weight
 from loraq_sim.explain.sources import BRANCH_SOURCES, SOURCES
 from loraq_sim.layers import Layer
 from loraq_sim.quantizers import QuantizedTensor, quantize
@@ -72,13 +72,11 @@ class SwitchableLayer:
         self._datapath = datapath
         self._p_format = p_format_of(split, datapath) if has_branch else None
         self._bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
-        smooth = solution.smooth
-        exact = x.astype(np.float64)
-        self._exact_x = exact if smooth is None else exact / smooth.astype(np.float64)
-        entering = x if smooth is None else x / smooth
+        self._exact_x = entering_rows(x, solution)
+        entering = layer_input(x, solution)
         mode = datapath.rounding
         x_main = quantize_rounded(entering, split.main_activation, mode)
-        weight = smoothed_weight(layer, solution)
+        weight = stored_weight(layer, solution)
         self._x = {"main": _values(x_main)}
         self._branch = float_branch(layer, solution)
         self._weights = {

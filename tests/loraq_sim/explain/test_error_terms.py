@@ -30,9 +30,9 @@ def layer():
     )
 
 
-def switchable(layer, text, path, *, family="int", method="lqer", smooth=None):
+def switchable(layer, text, path, *, family="int", method="lqer", **options):
     split = lq.parse_split(text, family=family, group=32)
-    solution = solve_split(layer, split, method=method, preset="fast", seed=0, smooth=smooth)
+    solution = solve_split(layer, split, method=method, preset="fast", seed=0, **options)
     return SwitchableLayer(layer, solution, split, path, layer.activations), solution, split
 
 
@@ -49,6 +49,7 @@ CASES = {
     ),
     "aligned shifts": ("W4A4+W8A8r8", Datapath(combine="shift"), {"family": "mxint"}),
     "small floats": ("W4A4+W8A8r8", Datapath(combine="fp22"), {"family": "mxfp"}),
+    "rotated": ("W4A4+W8A8r8", Datapath(), {"smooth": 0.5, "rotate": "hadamard:32"}),
     "smoothed": ("W4A4+W8A8r8", Datapath(), {"smooth": 0.5}),
     "int8 output": ("W4A4+W8A8r8", Datapath(out_format="int8/row"), {}),
 }
