@@ -11,8 +11,8 @@ from loraq_sim.split import PrecisionSplit, parse_split
 from loraq_sim.sweep.case_identity import case_identity
 from loraq_sim.sweep.case_settings import as_tuple, case_labels, case_options, datapath_grid
 from loraq_sim.sweep.code_digest import code_digests
-from loraq_sim.sweep.forecast import emulate_seconds, solve_seconds
 from loraq_sim.sweep.tasks import SweepCase
+from loraq_sim.sweep.work import WorkOfLayer
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator
@@ -61,15 +61,18 @@ class CaseGrid:
         """Cases of the layer called `name` whose content is `digest`."""
         cases: list[SweepCase] = []
         solved: set[str] = set()
+        layer_work = WorkOfLayer(info)
         points = [self._overridden(point, name, info) for point in self.points]
         for path in self._paths:
             for ref in self._accelerators:
                 for point, changes in points:
                     case = self._case(name, info, digest, ref, path, point, changes)
-                    work = emulate_seconds(info, case.tokens)
-                    if case.solution_key not in solved:
-                        work += solve_seconds(info, point.split, point.method, point.preset)
-                        solved.add(case.solution_key)
+                    work = layer_work.case_seconds(
+                        *(point.split, point.method, point.preset, case.tokens),
+                        seed=point.seed,
+                        is_solved=case.solution_key in solved,
+                    )
+                    solved.add(case.solution_key)
                     cases.append(dataclasses.replace(case, work=work))
         return tuple(cases)
 

@@ -4,8 +4,8 @@ import pytest
 
 from loraq_sim.rows import failed_row
 from loraq_sim.split import parse_split
-from loraq_sim.sweep import compose, estimate
-from loraq_sim.sweep.forecast import case_seconds, rank_of
+from loraq_sim.sweep import compose, estimate, probe
+from loraq_sim.sweep.work import WorkOfLayer, rank_of
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def info(make_dump, make_plan):
 
 
 def seconds(info, split="W4A4+W8A8r16", method="loraq", preset="balanced", tokens=None):
-    return case_seconds(info, parse_split(split), method, preset, tokens)
+    return WorkOfLayer(info).case_seconds(parse_split(split), method, preset, tokens)
 
 
 def test_more_work_takes_longer(info):
@@ -35,7 +35,24 @@ def test_a_layer_without_activations_costs_no_emulation(info):
 
 
 def test_a_layer_nobody_could_describe_still_has_a_time():
-    assert case_seconds(None, parse_split("W4A4"), "rtn", "fast", None) > 0
+    assert seconds(None, split="W4A4", method="rtn", preset="fast") > 0
+
+
+def test_splits_of_a_layer_share_what_the_solver_shares(info):
+    layer = WorkOfLayer(info)
+
+    def next_case(split, **options):
+        return layer.case_seconds(parse_split(split), "loraq", "fast", None, **options)
+
+    alone = next_case("W4A4+W8A8r64")
+    equal = next_case("W4A8+W8A8r64")  # another activation format: the same solution
+    same_stages = next_case("W4A4+W16A16r64")
+    other_rank = next_case("W4A4+W8A8r63")
+    assert equal < 0.3 * alone
+    assert equal < same_stages < 0.8 * alone
+    assert other_rank > same_stages
+    # A stored solution of an earlier accelerator leaves the emulation.
+    assert next_case("W4A4+W8A8r62", is_solved=True) < equal
 
 
 @pytest.mark.parametrize(
@@ -61,14 +78,20 @@ def test_cases_already_stored_are_counted_and_not_timed(make_dump, make_plan, st
 
 def test_stored_cases_calibrate_the_rest(make_dump, make_plan, store):
     sweep = compose(make_plan(make_dump(a="linear")))
+    first, second, last = (case.work for case in sweep.cases)
     for case, slowdown in zip(sweep.cases, (10, 100), strict=False):
         row = {"layer": "a", "status": "ok", "seconds": slowdown * case.work}
         store.add(case.case_id, row)
     found = estimate(sweep, store)
     assert found.basis == "2 cases of this sweep already stored"
-    # The median of 10 and 100, on top of the seconds it takes to start a worker.
-    left = 55 * sweep.cases[2].work
-    assert found.seconds == pytest.approx(2.5 + left)
+    left = last * (10 * first + 100 * second) / (first + second)
+    assert found.seconds == pytest.approx(probe.probe_machine().start_s + left)
+
+
+def test_a_probe_that_fails_leaves_the_formula(monkeypatch):
+    monkeypatch.setattr(probe.sys, "executable", "no-such-python")
+    found = probe.probe_machine.__wrapped__()
+    assert (found.factor, found.basis) == (1.0, "a machine like that of the authors")
 
 
 def test_failed_cases_are_to_be_run_again(make_dump, make_plan, store):
