@@ -36,12 +36,13 @@ function drawHeat() {
       hovertext: layers.failed.map(([i, j]) => `${plain(layers.names[j])}<br>${plain(layers.labels[i])}<br>failed`),
       marker: { symbol: "x-thin", size: 7, line: { color: rootStyle("--muted"), width: 1.2 } },
     });
+  const many = layers.labels.length > 45;
   const every = Math.max(1, Math.ceil(layers.names.length / (wide ? 40 : 14)));
   const ticks = layers.names.map((_, j) => j).filter((j) => j % every === 0);
   draw("layers-plot", traces, {
-    height: Math.min(Math.max(260, layers.labels.length * (wide ? 19 : 17) + 150), 1100),
-    xaxis: axis({ tickvals: ticks, ticktext: ticks.map((j) => plain(shorten(layers.names[j], 24))), tickangle: -60, tickfont: { size: wide ? 10 : 9 }, showgrid: false }),
-    yaxis: axis({ tickvals: layers.labels.map((_, i) => i), ticktext: labels, autorange: "reversed", tickfont: { size: wide ? 11.5 : 9 }, showgrid: false }),
+    height: Math.max(260, layers.labels.length * (many ? 12 : wide ? 19 : 17) + 150),
+    xaxis: axis({ tickvals: ticks, ticktext: ticks.map((j) => plain(shorten(layers.names[j], 24))), tickangle: -60, range: [-0.5, layers.names.length - 0.5], tickfont: { size: wide ? 10 : 9 }, showgrid: false }),
+    yaxis: axis({ tickvals: layers.labels.map((_, i) => i), ticktext: labels, range: [layers.labels.length - 0.5, -0.5], tickfont: { size: many || !wide ? 9 : 11.5 }, showgrid: false }),
   });
   const note = layers.prefix ? ` Names begin with ${layers.prefix}` : "";
   const failed = layers.failed.length ? ` Crosses: ${layers.failed.length} failed.` : "";

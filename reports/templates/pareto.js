@@ -127,8 +127,14 @@ function placeNotes(labelled, points, x, y, box, isLog, frame) {
   const taken = points.map((point) => { const [px, py] = pixel(point); return [px - 8, py - 8, px + 8, py + 8]; });
   const overlaps = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
   const notes = [];
+  const stacks = new Map();
   for (const point of labelled) {
-    const text = shorten(front.all ? `${point.label} (${point.context})` : point.label, frame.width > 640 ? 44 : 26);
+    const place = `${x(point)} ${y(point)}`;
+    stacks.set(place, [...(stacks.get(place) || []), point]);
+  }
+  for (const [point, ...others] of stacks.values()) {
+    const name = front.all ? `${point.label} (${point.context})` : point.label;
+    const text = shorten(name, frame.width > 640 ? 44 : 26) + (others.length ? ` (+${others.length} equal)` : "");
     const [width, height] = [text.length * 6.6 + 4, 15];
     const [px, py] = pixel(point);
     const places = [
