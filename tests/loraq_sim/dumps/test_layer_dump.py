@@ -74,18 +74,23 @@ def test_info_matches_the_loaded_layer():
         info = dump.info(name)
         assert (info.n, info.k, info.tokens) == (layer.n, layer.k, len(layer.activations))
         assert (info.kind, info.group, info.has_bias) == (layer.kind, layer.group, True)
-        assert (info.rows_per_call, info.calls_per_step) == (None, 1)
+        # Of 16 images with guidance: 16 tokens of an image, 8 of a caption.
+        rows = 2 * 16 * (8 if layer.kind in ("cross_k", "cross_v") else 16)
+        assert (info.rows_per_call, info.calls_per_step) == (rows, 1)
         assert info.dtype == info.bias_dtype == info.activation_dtype == "float16"
         assert info.nbytes == 2 * (layer.n * layer.k + layer.n)
 
 
-def test_self_attention_layers_share_one_activation_key():
+def test_layers_that_read_one_tensor_share_one_activation_key():
     dump = read_layer_dump(EXAMPLE)
     by_key = {}
     for name in dump:
         by_key.setdefault(dump.info(name).activation_key, set()).add(dump.info(name).kind)
     shared = [kinds for kinds in by_key.values() if len(kinds) > 1]
-    assert shared == [{"self_q", "self_k", "self_v"}] * 2
+    text, *queries = sorted(shared, key=len)
+    assert queries == [{"self_q", "self_k", "self_v"}] * 2
+    # The caption is the same in every block.
+    assert text == {"cross_k", "cross_v"}
 
 
 def test_select_takes_globs_kinds_lists_and_commas_in_file_order():

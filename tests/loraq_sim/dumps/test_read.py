@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 def test_the_tiny_pixart_example_reads_as_its_source_says():
     dump = read_layer_dump(EXAMPLES / "tiny_pixart.pt")
     assert len(dump) == 20
-    assert dump.meta["model"] == "tiny-pixart-16px"
+    assert dump.meta["model"] == "PixArtTransformer2DModel"
     layer = dump["transformer_blocks.0.ff.net.2"]
     assert (layer.n, layer.k, layer.m, layer.kind) == (128, 512, 512, "ffn_down")
     assert list(dump)[:2] == ["transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_k"]
