@@ -1,8 +1,8 @@
 """Time two threads against one, by the clock, with the exact product of PyTorch beside them.
 
 The clock also counts what other programs take: a busy machine has no second core to give. So the
-calls take turns, the best of a few rounds counts, and `torch._int_mm` says in the same minute what
-two threads can gain here.
+calls take turns, each counts by the best of a few rounds, and `torch._int_mm` says in the same
+minute what two threads can gain here.
 """
 
 import os
@@ -47,10 +47,11 @@ def thread_rows(operands: Operands, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def _best(one: Callable, two: Callable, repeats: int) -> tuple[float, float]:
-    """(largest ratio of medians of a round, seconds of two threads in it)."""
+    """(one thread's time over two threads', two threads' seconds), medians of their best rounds."""
     each = max(1, repeats // _ROUNDS)
     rounds = [timed_medians([one, two], each, wall=True) for _ in range(_ROUNDS)]
-    single, double = max(rounds, key=lambda medians: medians[0] / medians[1])
+    # Each by its own best round: one round's disturbed single thread would flatter the ratio.
+    single, double = (min(medians) for medians in zip(*rounds, strict=True))
     return single / double, double
 
 
