@@ -66,13 +66,14 @@ def layers():
 
 def output_error(weight, x, solution, main_bits, branch_bits):
     """Relative output error with activations rounded to intN/g64 (16: not at all)."""
+    wanted = x @ weight.T
+    x = x if solution.smooth is None else x / solution.smooth
     rounded = {
         bits: x if bits == 16 else lq.quantize(x, f"int{bits}/g64").dequantize()
         for bits in (main_bits, branch_bits)
     }
     y = rounded[main_bits] @ solution.main.dequantize().T
     y += rounded[branch_bits] @ solution.right.dequantize().T @ solution.left.dequantize().T
-    wanted = x @ weight.T
     return float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted))
 
 
@@ -87,6 +88,13 @@ def measure(weight, x, budget):
     tuned = lq.solve(weight, "svdquant_tuned", "int4/g64", "fp16", budget=budget, preset="best")
     best = lq.solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget, preset="best")
     row["iterated"] = tuned.weight_error / base.weight_error
+    grid = lq.solve(
+        weight, "svdquant_tuned", "int4/g64", "fp16", budget=budget, preset="best", activations=x
+    )
+    row["y tuned A4"] = output_error(weight, x, grid, 4, 16) / output_error(weight, x, base, 4, 16)
+    smooth = {"activations": x, "smooth": 0.5}
+    ours = lq.solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget, **smooth)
+    row["y smooth A4"] = output_error(weight, x, ours, 4, 8) / output_error(weight, x, base, 4, 16)
     row |= {label: s.weight_error / base.weight_error for label, s in solved.items()}
     row["W8 best"] = best.weight_error / base.weight_error
     row["best/bal."] = row["W8 best"] / row["W8"]
@@ -111,7 +119,10 @@ def main():
         "`iterated` (svdquant_tuned without smoothing), `loraq` balanced with branches of "
         "8, 6, 4 (g64) and 16 bits, `W8 best`; `y`: output error of W8 with main activations of "
         "16, 8 or 4 bits (branch 16, 8, 8) over that of svdquant (branch activations 16). `mxfp4`: "
-        "loraq with an mxint8 branch over svdquant, both with an mxfp4 main branch.",
+        "loraq with an mxint8 branch over svdquant, both with an mxfp4 main branch. `y tuned A4`: "
+        "svdquant with its published smoothing grid and iterations, by data, and `y smooth A4`: "
+        "loraq W8 with SmoothQuant strength 0.5, both as `y A4` (a smoothing raises the weight "
+        "error and lowers that of the output).",
         "",
     ]
     rows = {}

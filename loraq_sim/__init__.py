@@ -64,6 +64,7 @@ _HOMES = {
     "read_layer_dump": "loraq_sim.dumps",
     "run_layer": "loraq_sim.emulator.datapath",
     "solve": "loraq_sim.solvers",
+    "solve_group": "loraq_sim.solvers",
     "srs": "loraq_sim.emulator.requantize",
     "write_layer_dump": "loraq_sim.dumps",
 }

@@ -26,6 +26,7 @@ from loraq_sim.cli.output import note, print_tables
 from loraq_sim.cli.progress import tracked
 from loraq_sim.cli.solve_compare import Compare, compare_rows, print_comparison
 from loraq_sim.cli.solve_settings import SolveSettings
+from loraq_sim.cli.solve_sharing import SharedSolver, ShareInputs, Sharing
 from loraq_sim.errors import InputError
 from loraq_sim.layer_settings import parse_override
 
@@ -87,6 +88,7 @@ def solve_command(
             show_default=False,
         ),
     ] = None,
+    share_inputs: ShareInputs = Sharing.OWN,
     tokens: Tokens = None,
     save: Annotated[
         Path | None,
@@ -129,10 +131,13 @@ def solve_command(
     for text in notes:
         note(text, quiet=quiet)
     if compare:
+        if share_inputs is not Sharing.OWN:
+            raise InputError("--compare solves layer by layer: leave out --share-inputs")
         rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=quiet)
         end_with(rows, lambda _: print_comparison(rows, output, title=str(layer_dump)))
         return
-    rows, solutions = _solved(dump, cases, tokens, quiet)
+    solver = SharedSolver(dump, cases, share_inputs)
+    rows, solutions = _solved(dump, cases, solver, tokens, quiet)
     if save is not None and solutions:
         from loraq_sim.quantized_model import write_quantized_model
 
@@ -169,10 +174,14 @@ def _check_outputs(
 
 
 def _solved(
-    dump: Any, cases: list[dict[str, Any]], tokens: int | None, quiet: bool
+    dump: Any,
+    cases: list[dict[str, Any]],
+    solver: SharedSolver,
+    tokens: int | None,
+    quiet: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from loraq_sim.recipe import split_of
-    from loraq_sim.solve_report import report_solution, solve_with
+    from loraq_sim.solve_report import report_solution
 
     rows, solutions = [], {}
     for case in tracked(cases, "solving", quiet=quiet):
@@ -182,7 +191,7 @@ def _solved(
             split = split_of(case)
             row["split"] = split.text
             layer = dump[name]
-            solution = solve_with(layer, split, case, seed)
+            solution = solver.solve(layer, split, case)
             row |= report_solution(layer, solution, split, seed=seed, tokens=tokens)
             solutions[name] = solution
         except Exception as error:

@@ -21,7 +21,7 @@ from loraq_sim.solvers.smoothing import smoothing_vector
 from loraq_sim.solvers.solution import Solution
 from loraq_sim.solvers.solve import solve
 
-__all__ = ["SHARE_INPUTS", "solve_group"]
+__all__ = ["SHARE_INPUTS", "share_out", "solve_group"]
 
 SHARE_INPUTS = ("own", "common")
 
@@ -80,7 +80,7 @@ def solve_group(
         whole = solve(stacked, activations=activations, smooth=smooth, **options)
         solutions = _split(whole, checked)
     common = ("right", "smooth") if share == "common" else ("smooth",)
-    return _shared_out(solutions, common)
+    return share_out(solutions, common)
 
 
 def _with_own_branches(
@@ -96,10 +96,14 @@ def _with_own_branches(
         )
     if smooth is not None:
         smooth = smoothing_vector(smooth, np.concatenate(list(weights.values())), activations)
-    return {
+    solutions = {
         name: solve(weight, activations=activations, smooth=smooth, **options)
         for name, weight in weights.items()
     }
+    if smooth is None:
+        return solutions
+    # One object for all says that it is stored once.
+    return {name: dataclasses.replace(s, smooth=smooth) for name, s in solutions.items()}
 
 
 def _split(whole: Solution, weights: Mapping[str, np.ndarray]) -> dict[str, Solution]:
@@ -134,7 +138,7 @@ def _part(per_group: np.ndarray | None, rows: slice) -> np.ndarray | None:
     return None if per_group is None else np.ascontiguousarray(per_group[rows])
 
 
-def _shared_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[str, Solution]:
+def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[str, Solution]:
     """Charge each member an even share of the common parts; the first ones take the remainder."""
     count = len(solutions)
     return {

@@ -1,0 +1,88 @@
+"""Layers that read one input: one branch in common or one each, bytes counted once."""
+
+import numpy as np
+import pytest
+
+from loraq_sim.errors import InputError
+from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
+from loraq_sim.solvers import METHODS, solve, solve_group
+
+
+def members(k=64):
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_t(6, (n, k)).astype(np.float32)
+        for name, n in (("q", 48), ("k", 40), ("v", 33))
+    }
+
+
+def inputs(k=64):
+    rng = np.random.default_rng(1)
+    return (rng.standard_normal((50, k)) * np.exp(rng.standard_normal(k))).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("smooth", [None, 0.5])
+def test_members_are_the_rows_of_the_stacked_solution(method, smooth):
+    weights = members()
+    options = {"method": method, "rank": 8, "preset": "fast", "activations": inputs()}
+    solutions = solve_group(weights, smooth=smooth, **options)
+    whole = solve(np.concatenate(list(weights.values())), smooth=smooth, **options)
+    parts = ("main",) if whole.left is None else ("main", "left")
+    for part in parts:
+        rows = [getattr(s, part).dequantize() for s in solutions.values()]
+        np.testing.assert_array_equal(np.concatenate(rows), getattr(whole, part).dequantize())
+    assert sum(s.nbytes for s in solutions.values()) == whole.nbytes
+    assert len({id(s.right) for s in solutions.values()}) == 1
+    for name, solution in solutions.items():
+        # Float32 sums against float64 ones.
+        miss = np.linalg.norm(weights[name] - solution.reconstruct())
+        assert solution.weight_error == pytest.approx(
+            miss / np.linalg.norm(weights[name]), rel=1e-5
+        )
+
+
+def test_own_branches_are_those_of_single_layers_with_one_smoothing():
+    weights, x = members(), inputs()
+    own = solve_group(weights, share="own", smooth=0.5, rank=6, preset="fast", activations=x)
+    smooths = {s.smooth.tobytes() for s in own.values()}
+    assert len(smooths) == 1
+    assert sum(s.bytes_by_part["smooth"] for s in own.values()) == 2 * 64
+    alone = solve(weights["q"], smooth=own["q"].smooth, rank=6, preset="fast", activations=x)
+    np.testing.assert_array_equal(alone.reconstruct(), own["q"].reconstruct())
+
+
+@pytest.mark.parametrize("share", ["own", "common"])
+def test_a_group_reads_back_from_a_file_that_takes_its_bytes(tmp_path, share):
+    solutions = solve_group(
+        members(), share=share, smooth=0.5, rank=6, preset="fast", activations=inputs(),
+        rotate="hadamard:16",
+    )  # fmt: skip
+    path = write_quantized_model(tmp_path / "q.safetensors", solutions)
+    raw = path.read_bytes()
+    header = int.from_bytes(raw[:8], "little")
+    assert len(raw) - 8 - header == sum(s.nbytes for s in solutions.values())
+    model = read_quantized_model(path)
+    for name, solution in solutions.items():
+        np.testing.assert_array_equal(model[name].reconstruct(), solution.reconstruct())
+        assert model[name].bytes_by_part == solution.bytes_by_part
+        assert model[name].rotation == 16
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        ({}, {}, r"at least one member"),
+        ({**members(), "o": np.ones((4, 32), np.float32)}, {}, r"same K: .*'o' has K=32"),
+        ({"q": np.full((4, 4), np.nan)}, {}, r"weight of 'q' holds 16 NaN"),
+        (members(), {"share": "all"}, r"unknown sharing of inputs 'all'"),
+        (
+            members(),
+            {"share": "own", "method": "svdquant_tuned", "activations": inputs()},
+            r"would choose another smoothing",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_solved_say_why(weights, options, message):
+    with pytest.raises(InputError, match=message):
+        solve_group(weights, **options)
