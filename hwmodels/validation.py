@@ -15,7 +15,6 @@ that variant.
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,6 +54,8 @@ _BRANCH = re.compile(r"rank ([0-9]{1,6}) (\w+) branch", re.IGNORECASE)
 _SIZES = {"M": "m", "N": "n", "K": "k"}
 _SIZE = re.compile(r"[0-9]{1,9}")
 _MAX_FILE_BYTES = 16 * 2**20
+# Of sizes and of milliseconds; beyond these an error relative to them is no number.
+_LEAST, _LARGEST = 1e-9, 1e12
 
 
 def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
@@ -192,7 +193,7 @@ def _check(row: dict[str, str], where: str) -> None:
         except (TypeError, ValueError):
             value = 0.0
         is_size = name not in _SIZES or _SIZE.fullmatch((row[name] or "").strip())
-        if not 0 < value < math.inf or not is_size:
+        if not _LEAST <= value <= _LARGEST or not is_size:
             raise AcceleratorError(
                 f"{where}: {name} must be a positive number, got {row[name]!r:.60}"
             )

@@ -205,24 +205,27 @@ def _parse(text: str) -> Format:
     parts = str(text).strip().lower().split("/")
     element = ELEMENTS.get(parts[0])
     if element is None:
-        raise InputError(unknown_name("element", parts[0], ELEMENTS) + f" (in format {text!r})")
+        raise InputError(
+            unknown_name("element", parts[0], ELEMENTS) + f" (in format {text!r:.100})"
+        )
     if element.is_plain_float:
         if len(parts) > 1:
             raise InputError(
-                f"format {text!r}: {element.name} is stored without scales; write {element.name!r}"
+                f"format {text!r:.100}: {element.name} is stored without scales; "
+                f"write {element.name!r}"
             )
         return Format(element=element, granularity="none")
     if element.block is not None:
         return _parse_block(element, parts, text)
     if len(parts) not in (2, 3):
         raise InputError(
-            f"format {text!r} must be element/granularity[/scale]; "
+            f"format {text!r:.100} must be element/granularity[/scale]; "
             f"for example {element.name}/g64, {element.name}/row or {element.name}/tensor/fp32"
         )
     granularity, group_size = _parse_granularity(parts[1], text)
     name = parts[2] if len(parts) == 3 else ("fp32" if granularity == "tensor" else "fp16")
     if name not in SCALES:
-        raise InputError(unknown_name("scale", name, SCALES) + f" (in format {text!r})")
+        raise InputError(unknown_name("scale", name, SCALES) + f" (in format {text!r:.100})")
     return Format(
         element=element, granularity=granularity, group_size=group_size, scale=SCALES[name]
     )
@@ -235,7 +238,7 @@ def _parse_block(element: Element, parts: list[str], text: str) -> Format:
         granularity, group = _parse_granularity(parts[1], text)
         if granularity != "group" or parts[2:] not in ([], [scale]):
             raise InputError(
-                f"format {text!r}: {element.name} has groups with {scale} scales; "
+                f"format {text!r:.100}: {element.name} has groups with {scale} scales; "
                 f"write {element.name!r} or, for other groups, '{element.name}/gN'"
             )
     return Format(element=element, granularity="group", group_size=group, scale=SCALES[scale])
@@ -247,8 +250,8 @@ def _parse_granularity(part: str, text: str) -> tuple[str, int | None]:
     match = _GROUP.fullmatch(part)
     if match is None or len(part) > 9:
         raise InputError(
-            f"format {text!r}: granularity must be tensor, row or gN with N from 1 to 99999999 "
-            f"(such as g64), got {part!r}"
+            f"format {text!r:.100}: granularity must be tensor, row or gN with N from 1 to "
+            f"99999999 (such as g64), got {part!r:.60}"
         )
     return "group", int(match.group(1))
 

@@ -90,7 +90,9 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     connection.create_function("row_checksum", -1, _row_checksum, deterministic=True)
     try:
         _check(connection, path, create)
-        if has_checksums(connection):
+        with explained(path, "open"):
+            is_checked = has_checksums(connection)
+        if is_checked:
             # Reading a damaged row must not fail before its checksum is looked at.
             connection.text_factory = lambda text: text.decode("utf-8", "replace")
     except BaseException:

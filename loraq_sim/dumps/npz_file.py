@@ -122,9 +122,9 @@ def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # Python 2 headers only cost NumPy a second parse; nothing the user can act on.
+    # Headers of Python 2 cost NumPy a second parse, damaged ones make Python's parser complain.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         yield
 
 

@@ -40,7 +40,7 @@ from loraq_sim.errors import DumpError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["import_torch", "open_torch_file"]
+__all__ = ["import_torch", "load_object", "open_torch_file"]
 
 _ENTRY_FIELDS = ("kind", "group", "rows_per_call", "calls_per_step")
 
@@ -53,6 +53,17 @@ def open_torch_file(path: Path) -> StoredDump:
     DumpError
         If torch is missing or too old, the file wants to run code, or its layout is unknown.
     """
+    return _read_root(path, load_object(path))
+
+
+def load_object(path: Path) -> object:
+    """What a torch.save file holds, memory-mapped where possible; none of its code runs.
+
+    Raises
+    ------
+    DumpError
+        If torch is missing or too old, or the file is damaged or wants to run code.
+    """
     _refuse_unsafe(path)
     torch = import_torch(path)
     if path.suffix == ".safetensors":
@@ -62,10 +73,9 @@ def open_torch_file(path: Path) -> StoredDump:
         with warnings.catch_warnings():
             # torch warns of pickle protocols other than its own, which it then reads or refuses.
             warnings.simplefilter("ignore")
-            root = _load(torch, path)
+            return _load(torch, path)
     except Exception as error:
         raise DumpError(f"{path}: torch cannot load it: {first_line(error)}") from error
-    return _read_root(path, root)
 
 
 def _load(torch: ModuleType, path: Path) -> object:
@@ -116,7 +126,10 @@ def _refuse_unsafe(path: Path) -> None:
 
 def _scan(path: Path, file: BinaryIO) -> None:
     try:
-        unsafe = find_unsafe_name(file)
+        with warnings.catch_warnings():
+            # Python's parser complains of a damaged text's backslashes.
+            warnings.simplefilter("ignore")
+            unsafe = find_unsafe_name(file)
     except MemoryError:
         raise DumpError(
             f"{path}: damaged (its pickle holds a text longer than any memory)"

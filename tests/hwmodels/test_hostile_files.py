@@ -99,7 +99,8 @@ def _table(tmp_path, **changes):
     "changes",
     [
         {"M": "9" * 5000}, {"M": "²"}, {"M": "1" + "0" * 20}, {"time_ms": "inf"},
-        {"time_ms": "1e400"}, {"time_ms": "nan"}, {"a_format": "x" * 5000},
+        {"time_ms": "1e400"}, {"time_ms": "nan"}, {"time_ms": "1e-320"},
+        {"time_ms": "1e300"}, {"a_format": "x" * 5000},
         {"out_format": "x" * 5000}, {"kernel": "\x1b[31m"},
     ],
     ids=lambda changes: "-".join(changes),

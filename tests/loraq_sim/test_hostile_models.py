@@ -109,3 +109,16 @@ def test_records_that_no_release_wrote_are_damage(statement, tmp_path):
     with ResultStore.open(path) as store, pytest.raises(StoreError) as caught:
         assert store.frame() is store.provenance()
     assert str(caught.value).isprintable()
+
+
+def test_a_column_whose_type_is_no_text_is_damage(tmp_path):
+    path = tmp_path / "store.sqlite"
+    with ResultStore.open(path, create=True) as store:
+        store.add("a", {"layer": "fc", "status": "ok"})
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    path.write_bytes(path.read_bytes().replace(b'"layer" TEXT', b'"layer" TEX\xff'))
+    with pytest.raises(StoreError) as caught, ResultStore.open(path) as store:
+        store.rows()
+    assert str(caught.value).isprintable()

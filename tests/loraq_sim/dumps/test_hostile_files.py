@@ -122,3 +122,9 @@ def test_metadata_that_cannot_be_printed_is_refused(tmp_path):
         header = json.dumps({"__metadata__": metadata, "fc.weight": entry})
         with pytest.raises(DumpError, match="no Unicode text"):
             read_layer_dump(_safetensors(tmp_path / "x.safetensors", header))
+
+
+def test_a_backslash_in_a_damaged_header_does_not_warn(tmp_path):
+    content = _npy(np.ones((2, 3), np.float32)).replace(b"'<f4'", b"'\\)4'")
+    with pytest.raises(DumpError, match="is damaged"):
+        read_layer_dump(_zip(tmp_path / "x.npz", [("fc.weight.npy", content)]))

@@ -1,0 +1,205 @@
+"""Small real files of every kind a user can be handed, written by the product's own writers.
+
+Hostile ones stand beside them: pickles that would run code leave a mark in the scratch folder.
+"""
+
+import io
+import os
+import pickle
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["SEEDS"]
+
+_PLAN = """\
+dump = "layers.npz"
+hw = ["aie2", "a100"]
+layers = ["*"]
+splits = ["W4A4", "W4A4+W8A8r2", "W4A4+W8A8@fp16r2"]
+methods = ["loraq", "rtn"]
+presets = ["fast"]
+seeds = [0, 1]
+family = "int"
+group = 64
+tokens = 8
+smooth = 0.5
+fused = true
+
+[datapath]
+acc_bits = [16, 24]
+overflow = "saturate"
+
+[[override]]
+layers = "ffn_*"
+rank = 4
+method = "rtn"
+"""
+
+
+class _Runs:
+    """Leaves a mark when it is unpickled by a careless reader."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self._mark}",)
+
+
+def _arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "ffn_up.weight": rng.standard_normal((4, 6)).astype(np.float32),
+        "ffn_up.bias": rng.standard_normal(4).astype(np.float32),
+        "ffn_up.activations": rng.standard_normal((5, 6)).astype(np.float16),
+        "attn.weight": rng.standard_normal((3, 6)).astype(np.float64),
+    }
+
+
+def _dump(scratch: Path, suffix: str) -> bytes:
+    from loraq_sim.dumps.write import write_layer_dump
+    from loraq_sim.layers import Layer
+
+    arrays = _arrays()
+    shared = arrays["ffn_up.activations"]
+    layers = [
+        Layer(name="ffn_up", weight=arrays["ffn_up.weight"], bias=arrays["ffn_up.bias"],
+              activations=shared, kind="ffn_up", group="block0", rows_per_call=64),
+        Layer(name="attn", weight=arrays["attn.weight"], activations=shared, group="block0"),
+    ]  # fmt: skip
+    path = scratch / f"seed{suffix}"
+    write_layer_dump(path, layers, meta={"model": "tiny", "steps": [1, 2]}, overwrite=True)
+    return path.read_bytes()
+
+
+def _torch_seeds(scratch: Path) -> list[bytes]:
+    import torch
+
+    tensors = {name: torch.from_numpy(array) for name, array in _arrays().items()}
+    entry = {"weight": tensors["attn.weight"], "activations": tensors["ffn_up.activations"]}
+    state = torch.nn.Linear(6, 4).state_dict(prefix="fc.")
+    roots = [
+        tensors,
+        {"attn": entry | {"kind": "self_q", "rows_per_call": 64, "calls_per_step": 2}},
+        {"format": "layer-dump-v0", "meta": {"steps": (1, 2)}, "layers": {"attn": entry}},
+        state,
+        {"fc.weight": torch.nn.Parameter(torch.ones(4, 6, dtype=torch.bfloat16))},
+        {"conv.weight": torch.ones(4, 6, 1, 1).transpose(0, 1)},
+    ]
+    found = [_dump(scratch, ".pt")]
+    for root in roots:
+        for is_zip in (True, False):
+            buffer = io.BytesIO()
+            torch.save(root, buffer, _use_new_zipfile_serialization=is_zip)
+            found.append(buffer.getvalue())
+    mark = scratch / "code-was-run"
+    buffer = io.BytesIO()
+    torch.save({"fc.weight": tensors["attn.weight"], "x": _Runs(mark)}, buffer)
+    return [*found, buffer.getvalue(), pickle.dumps(_Runs(mark)), pickle.dumps({"a": 1})]
+
+
+def _npz_seeds(scratch: Path) -> list[bytes]:
+    found = [_dump(scratch, ".npz")]
+    objects = np.array([_Runs(scratch / "code-was-run")], dtype=object)
+    for save, arrays in (
+        (np.savez, _arrays()),
+        (np.savez_compressed, _arrays()),
+        (np.savez, {"fc.weight": np.asfortranarray(_arrays()["attn.weight"])}),
+        (np.savez, {"fc.weight": objects}),
+    ):
+        buffer = io.BytesIO()
+        save(buffer, **arrays)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _safetensors_seeds(scratch: Path) -> list[bytes]:
+    from safetensors.numpy import save
+
+    arrays = {name: array for name, array in _arrays().items() if "attn" not in name}
+    return [_dump(scratch, ".safetensors"), save(arrays), save(arrays, metadata={"format": "np"})]
+
+
+def _accelerator_seeds(scratch: Path) -> list[bytes]:
+    from hwmodels.loader import SHIPPED
+
+    found = []
+    for name in ("aie2", "a100", "systolic"):
+        lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        # Comments and long sources only slow the parser down.
+        kept = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        found.append("\n".join(kept).encode())
+    return [*found, b"name: x\nunits: {rows: 4, columns: 4}\nmodes: [{name: int8}]\n"]
+
+
+def _plan_seeds(scratch: Path) -> list[bytes]:
+    (scratch / "layers.npz").write_bytes(_dump(scratch, ".npz"))
+    small = b'dump = "layers.npz"\nhw = "aie2"\nsplits = "W4A4"\nmethods = "rtn"\n'
+    return [_PLAN.encode(), small, b"[datapath]\ncombine = 'bf16'\n[[override]]\nlayers = 'a'\n"]
+
+
+def _measured_seeds(scratch: Path) -> list[bytes]:
+    from hwmodels.validation import MEASURED_CSV
+
+    lines = MEASURED_CSV.read_text(encoding="utf-8").splitlines()
+    picked = [line for line in lines[1:] if "branch" in line or "single core" in line][:8]
+    several = [lines[0], *lines[1:6], *picked]
+    return ["\n".join(several).encode(), "\r\n".join(several[:3]).encode()]
+
+
+def _store_seeds(scratch: Path) -> list[bytes]:
+    from loraq_sim.store import ResultStore
+
+    path = scratch / "seed.sqlite"
+    path.unlink(missing_ok=True)
+    with ResultStore.open(path, create=True) as store:
+        cases = [f"case{index}" for index in range(4)]
+        store.begin_run({"command": "sweep", "seed": 0}, cases)
+        for index, case in enumerate(cases):
+            row = {"layer": "ffn_up", "split": "W4A4", "status": "ok", "output_error": 0.1 * index}
+            store.add(case, row | {"latency_s": 1e-3, "pareto": index == 0, "note": "x"})
+    # Small pages: mutations then reach every structure of the file.
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.execute("PRAGMA page_size = 512")
+    connection.execute("VACUUM")
+    connection.close()
+    empty = scratch / "empty.sqlite"
+    sqlite3.connect(empty).execute("CREATE TABLE t (a)").connection.close()
+    return [path.read_bytes(), empty.read_bytes()]
+
+
+def _quantized_seeds(scratch: Path) -> list[bytes]:
+    import loraq_sim as lq
+    from loraq_sim.quantized_model import write_quantized_model
+
+    weight, path = _arrays()["ffn_up.weight"], scratch / "seed.safetensors"
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((8, 6)).astype(np.float32)
+    options = {"method": "loraq", "preset": "fast", "seed": 0}
+    found = []
+    for main, extra in (
+        ("int4/g4", {"branch": "int8/g2", "rank": 2}),
+        ("nvfp4", {}),
+        ("uint4/row", {}),
+        ("mxfp4", {"branch": "fp16", "rank": 1, "activations": inputs, "smooth": 0.5}),
+    ):
+        solution = lq.solve(weight, main=main, **options, **extra)
+        write_quantized_model(path, {"ffn_up": solution}, meta={"model": "x"}, overwrite=True)
+        found.append(path.read_bytes())
+    return found
+
+
+SEEDS = {
+    "torch": _torch_seeds,
+    "safetensors": _safetensors_seeds,
+    "npz": _npz_seeds,
+    "accelerator": _accelerator_seeds,
+    "plan": _plan_seeds,
+    "measured": _measured_seeds,
+    "store": _store_seeds,
+    "quantized": _quantized_seeds,
+}
+"""Reader name to the function that makes its seed files (as bytes), given a scratch folder."""
