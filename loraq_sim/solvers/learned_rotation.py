@@ -9,7 +9,7 @@ in the branch, its parametrization is not published):
 
 R alone decides: L is refitted to the rounded R afterwards, whatever G is. The turn of least loss is
 returned, no turn at all among them. What it gains at the level of a weight is measured in
-`benchmarks/solver_quality.md`: next to nothing, since groups of R run along the input channels,
+`docs/claims.md`: next to nothing, since groups of R run along the input channels,
 whose scales already follow each row.
 """
 

@@ -33,7 +33,7 @@ from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, prod
 __all__ = ["solve_loraq"]
 
 # First steps of a component of L R, as shares of the root mean square singular value that W - L R
-# would have at the rank of L R. Flat optima: half or twice a value costs 1 to 2 % of the error.
+# would have at the rank of L R. Flat optima: a third less or more costs 1 to 2 % of the error.
 _FLATTEN_RATE = 0.2
 # Powers of the range norm, as log2 p, each for an equal share of the steps.
 _FLATTEN_DOUBLINGS = (3, 4, 5)
