@@ -49,6 +49,7 @@ FLOORS = {
     "emulator": 3,
     "solvers": 3,
     "machine": 4,
+    "nunchaku": 4,
     "quantized_model": 4,
     "recipe": 4,
     "allocation": 5,

@@ -17,6 +17,7 @@ from loraq_sim.cli import (
     hw,
     images,
     merge,
+    model,
     pareto,
     report,
     solve,
@@ -55,7 +56,8 @@ app.command("export", epilog=export.EXAMPLES)(export.export_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
-app.add_typer(dump.app, name="dump", help="Look into layer dumps.")
+app.add_typer(dump.app, name="dump", help="Look into, make, convert and capture layer dumps.")
+app.add_typer(model.app, name="model", help="Look into and convert quantized models.")
 app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
 
 

@@ -1,0 +1,164 @@
+"""``loraq-sim model``: what a quantized model holds, and its layers in the layouts of others."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraq_sim.cli.failures import one_line_failures
+from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
+from loraq_sim.cli.output import note, print_json, print_table
+from loraq_sim.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from loraq_sim.solvers import Solution
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+_INFO = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim model info runs/quantized.safetensors\n\n"
+    "loraq-sim model info runs/nunchaku.safetensors --layout nunchaku"
+)
+_CONVERT = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim solve --layer-dump F --split W4A4+W16A16r32 --save runs/quantized.safetensors\n\n"
+    "loraq-sim model convert runs/quantized.safetensors runs/nunchaku.safetensors --to nunchaku "
+    "--layer-dump F\n\n"
+    "loraq-sim model convert runs/deepcompressor runs/quantized.safetensors "
+    "--from deepcompressor --to loraq"
+)
+
+
+class Layout(StrEnum):
+    """Whose keys and byte order a quantized model has."""
+
+    LORAQ = "loraq"
+    NUNCHAKU = "nunchaku"
+    DEEPCOMPRESSOR = "deepcompressor"
+
+
+@app.command("info", epilog=_INFO)
+@one_line_failures
+def info_command(
+    source: Annotated[Path, typer.Argument(help="Quantized model: a file or a folder.")],
+    layout: Annotated[Layout, typer.Option("--layout", help="Layout of SOURCE.")] = Layout.LORAQ,
+    output: OutFormat = OutputFormat.TABLE,
+) -> None:
+    """List the layers of a quantized model: shape, formats, rank and bytes."""
+    from reports.tables import result_table
+
+    solutions, _ = _read(source, layout)
+    rows = [_facts(name, solutions[name]) for name in solutions]
+    if output is OutputFormat.JSON:
+        print_json({"path": str(source), "layers": rows})
+    else:
+        print_table(result_table(rows), output)
+
+
+@app.command("convert", epilog=_CONVERT)
+@one_line_failures
+def convert_command(
+    source: Annotated[Path, typer.Argument(help="Quantized model to read.")],
+    target: Annotated[Path, typer.Argument(help="File (or, for deepcompressor, folder) to write.")],
+    to: Annotated[Layout, typer.Option("--to", help="Layout of TARGET.")],
+    origin: Annotated[Layout, typer.Option("--from", help="Layout of SOURCE.")] = Layout.LORAQ,
+    layer_dump: Annotated[
+        Path | None,
+        typer.Option("--layer-dump", help="Dump with the biases; zeros without.", metavar="FILE"),
+    ] = None,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Write a quantized model in the layout of another engine, or read one.
+
+    nunchaku and deepcompressor store W4A4 in groups of 64 with a 16-bit branch; other formats and
+    rotated layers are refused.
+    """
+    from reports.tables import result_table
+
+    solutions, biases = _read(source, origin)
+    if layer_dump is not None:
+        biases = _biases(layer_dump, solutions)
+    elif to is not Layout.LORAQ and not biases:
+        note(f"{source} holds no biases: zeros are written; --layer-dump has them", quiet=quiet)
+    _write(target, to, solutions, biases, force=force)
+    row = {"file": str(target), "layout": to.value, "layers": len(solutions)}
+    row["bytes"] = sum(path.stat().st_size for path in _files(target))
+    if output is OutputFormat.JSON:
+        print_json(row)
+    else:
+        print_table(result_table([row], title=f"wrote {target}"), output)
+
+
+def _read(
+    source: Path, layout: Layout
+) -> tuple["Mapping[str, Solution]", "Mapping[str, np.ndarray | None]"]:
+    if layout is Layout.LORAQ:
+        from loraq_sim.quantized_model import read_quantized_model
+
+        return read_quantized_model(source), {}
+    from loraq_sim.nunchaku import read_deepcompressor, read_nunchaku
+
+    return (read_nunchaku if layout is Layout.NUNCHAKU else read_deepcompressor)(source)
+
+
+def _write(
+    target: Path,
+    layout: Layout,
+    solutions: "Mapping[str, Solution]",
+    biases: "Mapping[str, np.ndarray | None]",
+    *,
+    force: bool,
+) -> None:
+    if layout is Layout.LORAQ:
+        from loraq_sim.quantized_model import write_quantized_model
+
+        write_quantized_model(target, solutions, overwrite=force)
+        return
+    from loraq_sim.nunchaku import write_deepcompressor, write_nunchaku
+
+    write = write_nunchaku if layout is Layout.NUNCHAKU else write_deepcompressor
+    write(target, solutions, biases=biases, overwrite=force)
+
+
+def _biases(path: Path, solutions: "Mapping[str, Solution]") -> dict[str, "np.ndarray | None"]:
+    from loraq_sim.dumps import read_layer_dump
+
+    dump = read_layer_dump(path)
+    absent = [name for name in solutions if name not in dump]
+    if absent:
+        raise InputError(f"{path}: has no layer {absent[0]!r} ({len(absent)} layers are missing)")
+    biases = {}
+    for name in solutions:
+        bias, n = dump[name].bias, solutions[name].main.shape[0]
+        if bias is not None and len(bias) != n:
+            raise InputError(f"{path}: layer {name!r} has {len(bias)} outputs, the model {n}")
+        biases[name] = bias
+    return biases
+
+
+def _files(target: Path) -> list[Path]:
+    return sorted(target.glob("*.pt")) if target.is_dir() else [target]
+
+
+def _facts(name: str, solution: "Solution") -> dict[str, Any]:
+    right = solution.right
+    return {
+        "layer": name,
+        "n": solution.main.shape[0],
+        "k": solution.main.shape[1],
+        "main": str(solution.main.format),
+        "branch": "" if right is None else str(right.format),
+        "rank": solution.rank,
+        "smoothed": solution.smooth is not None,
+        "bytes": solution.nbytes,
+        "bits_per_weight": solution.bits_per_weight,
+    }

@@ -1,0 +1,6 @@
+"""The layouts of nunchaku (kernels) and deepcompressor (its quantizer), written and read."""
+
+from loraq_sim.nunchaku.checkpoint import read_nunchaku, write_nunchaku
+from loraq_sim.nunchaku.deepcompressor import read_deepcompressor, write_deepcompressor
+
+__all__ = ["read_deepcompressor", "read_nunchaku", "write_deepcompressor", "write_nunchaku"]

@@ -1,0 +1,63 @@
+"""``loraq-sim model``: quantized models listed, and in the layouts of other engines."""
+
+import json
+
+import numpy as np
+import pytest
+
+import loraq_sim as lq
+from loraq_sim.nunchaku import read_nunchaku
+from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
+
+
+@pytest.fixture
+def ours(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
+    solution = lq.solve(weight, main="int4/g64", branch="fp16", rank=4, preset="fast")
+    return write_quantized_model(tmp_path / "ours.safetensors", {"block.fc": solution})
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("nunchaku", "n.safetensors"), ("deepcompressor", "d")]
+)
+def test_there_and_back_is_the_same_model(layout, name, ours, tmp_path, command):
+    there, back = tmp_path / name, tmp_path / "back.safetensors"
+    result = command("model", "convert", ours, there, "--to", layout, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    assert "holds no biases" in result.stderr
+    assert json.loads(result.stdout)["layers"] == 1
+    assert (
+        command("model", "convert", there, back, "--from", layout, "--to", "loraq").exit_code == 0
+    )
+    before, after = read_quantized_model(ours), read_quantized_model(back)
+    np.testing.assert_array_equal(before["block.fc"].reconstruct(), after["block.fc"].reconstruct())
+
+
+def test_biases_come_from_the_dump(ours, tmp_path, command):
+    bias = np.linspace(-1, 1, 128, dtype=np.float32)
+    dump = tmp_path / "dump.npz"
+    np.savez(dump, **{"block.fc.weight": np.ones((128, 128), np.float32), "block.fc.bias": bias})
+    target = tmp_path / "n.safetensors"
+    result = command(
+        "model", "convert", ours, target, "--to", "nunchaku", "--layer-dump", dump, "--quiet"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    np.testing.assert_array_equal(read_nunchaku(target)[1]["block.fc"], bias.astype(np.float16))
+
+
+def test_info_lists_layers(ours, command):
+    result = command("model", "info", ours, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    (layer,) = json.loads(result.stdout)["layers"]
+    assert (layer["layer"], layer["n"], layer["rank"]) == ("block.fc", 128, 4)
+
+
+def test_a_missing_layer_in_the_dump_is_named(ours, tmp_path, command):
+    dump = tmp_path / "dump.npz"
+    np.savez(dump, **{"other.weight": np.ones((8, 8), np.float32)})
+    target = tmp_path / "n.safetensors"
+    result = command("model", "convert", ours, target, "--to", "nunchaku", "--layer-dump", dump)
+    assert result.exit_code == 2
+    assert "has no layer 'block.fc'" in result.stderr
+    assert not target.exists()
