@@ -70,9 +70,9 @@ def allocate_command(
         typer.Option(
             "--aggregate",
             metavar="NAME",
-            help="How output errors of layers become one: rms, energy or macs.",
+            help="How output errors of layers become one: outputs, rms, energy or macs.",
         ),
-    ] = "rms",
+    ] = "outputs",
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="S", help="Seconds for each exact solution.")
     ] = 60.0,

@@ -90,9 +90,9 @@ def pareto_command(
         typer.Option(
             "--aggregate",
             metavar="NAME",
-            help="How output errors of layers become one: rms, energy or macs.",
+            help="How output errors of layers become one: outputs, rms, energy or macs.",
         ),
-    ] = "rms",
+    ] = "outputs",
     figure: Annotated[
         Path | None,
         typer.Option(

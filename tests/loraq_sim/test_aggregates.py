@@ -13,8 +13,8 @@ ERRORS = (0.1, 0.4)
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    # Calls; calls * m * n * rms^2; calls * m * n * k.
-    [("rms", (2, 1)), ("energy", (12, 63)), ("macs", (60, 28))],
+    # Calls * m * n; calls; calls * m * n * rms^2; calls * m * n * k.
+    [("outputs", (12, 7)), ("rms", (2, 1)), ("energy", (12, 63)), ("macs", (60, 28))],
 )
 def test_each_aggregate_weighs_squares_as_its_formula_says(name, weights):
     rows = [

@@ -19,6 +19,7 @@ def result(layer, split="W4A4", **values):
         "accelerator": "aie2",
         "dump": "d.npz",
         "seed": 0,
+        "m": 4,
         "n": 8,
         "k": 16,
         "calls_per_step": 1,
@@ -64,7 +65,8 @@ def test_costs_are_sums_of_calls_and_weights_count_once():
 
 def test_errors_follow_the_stated_formulas():
     (total,) = model_totals(TWO)
-    output = (3 * Fraction(1, 10) ** 2 + Fraction(1, 5) ** 2) / 4
+    # Outputs of three calls of 4 x 8 and one of 4 x 32.
+    output = (96 * Fraction(1, 10) ** 2 + 128 * Fraction(1, 5) ** 2) / 224
     weight = (128 * Fraction(1, 2) ** 2 + 512 * Fraction(1, 4) ** 2) / 640
     bits = Fraction(8 * 464, 8 * 16 + 32 * 16)
     # A few float64 operations, each within half an ulp: 1e-14 is ample.
@@ -72,7 +74,7 @@ def test_errors_follow_the_stated_formulas():
     np.testing.assert_allclose(total["weight_error"], float(weight) ** 0.5, rtol=1e-14)
     np.testing.assert_allclose(total["bits_per_weight"], float(bits), rtol=1e-14)
     np.testing.assert_allclose(total["sqnr_db"], -10 * np.log10(float(output)), rtol=1e-14)
-    assert "c_l e_l^2" in ERROR_FORMULA
+    assert "c_l m_l n_l e_l^2" in ERROR_FORMULA
     assert "n_l k_l w_l^2" in WEIGHT_ERROR_FORMULA
 
 
