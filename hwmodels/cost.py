@@ -87,6 +87,11 @@ class Cost:
     tile_mkn: tuple[int, int, int]
     kernels: tuple[KernelCost, ...]
 
+    def _repr_html_(self) -> str:
+        from hwmodels.cards import cost_card
+
+        return cost_card(self)
+
 
 def estimate_cost(
     work: GemmWorkload, hw: Accelerator, *, tile_mkn: tuple[int, int, int] | None = None

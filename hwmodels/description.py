@@ -187,6 +187,11 @@ class Accelerator(Strict):
         copy._cache = {}
         return copy
 
+    def _repr_html_(self) -> str:
+        from hwmodels.cards import accelerator_card
+
+        return accelerator_card(self)
+
     def digest(self) -> str:
         """Hex sha256 of the canonical content: equal for equal descriptions."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

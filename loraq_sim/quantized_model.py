@@ -131,6 +131,11 @@ class QuantizedModel(Mapping[str, Solution]):
     def __len__(self) -> int:
         return len(self._layers)
 
+    def _repr_html_(self) -> str:
+        from loraq_sim.result_cards import model_card
+
+        return model_card(self.path, self._layers)
+
     def __getitem__(self, name: str) -> Solution:
         record = self._layers[name]
         homes = {part: name for part in (*_PARTS, "smooth")} | record.get("common", {})
@@ -154,10 +159,10 @@ class QuantizedModel(Mapping[str, Solution]):
                     charged=record.get("charged", {}),
                 )
             except InputError as error:
-                raise InputError(f"{self.path}: layer {name!r}: {error}") from None
+                raise InputError(f"{self.path}: layer {name!r:.100}: {error}") from None
             except Exception as error:
                 raise InputError(
-                    f"{self.path}: layer {name!r} is damaged: {first_line(error)}"
+                    f"{self.path}: layer {name!r:.100} is damaged: {first_line(error)}"
                 ) from None
 
 
@@ -199,7 +204,7 @@ def _check_facts(record: Mapping[str, Any]) -> None:
     for fact in _FACTS:
         value, wanted = record[fact], _FACTS[fact]
         is_right = isinstance(value, wanted) and not isinstance(value, bool)
-        if not is_right or (isinstance(value, float) and not np.isfinite(value)):
+        if not is_right or (not isinstance(value, str) and not -(2.0**63) < value < 2.0**63):
             raise InputError(f"{fact} must be of type {_NAMES[wanted]}, got {value!r:.60}")
 
 

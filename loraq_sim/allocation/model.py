@@ -88,6 +88,11 @@ class Allocation:
         """Split of each layer."""
         return {row["layer"]: row["split"] for row in self.rows}
 
+    def _repr_html_(self) -> str:
+        from loraq_sim.result_cards import allocation_card
+
+        return allocation_card(self)
+
 
 def allocate(
     frame: "pandas.DataFrame | Sequence[Row]",

@@ -112,6 +112,19 @@ class LayerDump(Mapping[str, Layer]):
     def __repr__(self) -> str:
         return f"LayerDump({str(self.path)!r}, {len(self)} layers)"
 
+    def _repr_html_(self) -> str:
+        from loraq_sim.result_cards import dump_card
+
+        return dump_card(
+            self.path, {name: self._info_or_none(name) for name in self}, len(self.skipped)
+        )
+
+    def _info_or_none(self, name: str) -> LayerInfo | None:
+        try:
+            return self.info(name)
+        except DumpError:
+            return None
+
     def __reduce__(self) -> tuple:
         return _reopen, (self.path, tuple(self))
 

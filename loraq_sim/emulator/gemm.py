@@ -73,6 +73,11 @@ class GemmReport:
     guaranteed_acc_bits: int
     route: str
 
+    def _repr_html_(self) -> str:
+        from loraq_sim.result_cards import gemm_card
+
+        return gemm_card(self)
+
 
 def emulate_gemm(
     a: ArrayLike,

@@ -45,6 +45,11 @@ class Explanation:
     costs: list[dict[str, Any]]
     notes: tuple[str, ...]
 
+    def _repr_html_(self) -> str:
+        from loraq_sim.result_cards import explanation_card
+
+        return explanation_card(self)
+
 
 def explain_case(
     layer: Layer,

@@ -68,6 +68,11 @@ class Solution:
         """Group ranges, spectrum of what is left and more; see `loraq_sim.solvers.diagnostics`."""
         return diagnose(self, weight)
 
+    def _repr_html_(self) -> str:
+        from loraq_sim.result_cards import solution_card
+
+        return solution_card(self)
+
     def reconstruct(self) -> np.ndarray:
         """The weight as stored, (N, K) float32, rotation and smoothing undone."""
         stored = Branches(main=self.main, left=self.left, right=self.right).reconstruct()
