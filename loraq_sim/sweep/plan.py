@@ -14,6 +14,7 @@ from loraq_sim.sweep.case_settings import as_tuple, datapath_grid
 from loraq_sim.sweep.code_digest import code_digest, code_digests
 from loraq_sim.sweep.content_digests import dump_content_digest, layer_digests
 from loraq_sim.sweep.default_splits import default_splits
+from loraq_sim.sweep.split_fit import check_split_fit
 from loraq_sim.sweep.tasks import SweepCase, SweepTask
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def compose(plan: SweepPlan) -> ComposedSweep:
     Raises
     ------
     InputError
-        If a name, split or setting is unknown or breaks a rule.
+        If a name, split or setting is unknown or breaks a rule, or no layer can take a split.
     DumpError
         If the dump cannot be read or a pattern matches no layer.
     hwmodels.AcceleratorError
@@ -161,7 +162,7 @@ def compose(plan: SweepPlan) -> ComposedSweep:
     return ComposedSweep(
         plan=plan,
         tasks=tuple(tasks),
-        notes=(*notes, *grid.notes),
+        notes=(*notes, *grid.notes, *check_split_fit(tasks)),
         dump_digest=dump_content_digest(digests),
         accelerator_digests={a.name: a.digest() for a in accelerators.values()},
     )

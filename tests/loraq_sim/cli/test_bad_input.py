@@ -281,6 +281,24 @@ def test_a_rank_too_large_for_one_layer_fails_only_there(run, tmp_path):
     rows = {row["layer"]: row for row in json.loads(done.stdout)["rows"]}
     assert rows["good"]["status"] == "ok"
     assert "min(N, K) = 4" in rows["small"]["message"]
+    # Said before the run starts.
+    first, _, rest = done.stderr.partition("\n")
+    assert first.startswith("split W4A4+W8A8r8 fails in 1 of 2 layers (1 cases), such as small:")
+    assert "1 cases failed" in rest
+    dry = run(
+        *(*SWEEP, "--layer-dump", path, "--split", "W4A4+W8A8r8", "--dry-run"),
+        *("--out", tmp_path / "out"),
+    )
+    assert (dry.exit_code, first in dry.stdout) == (0, True)
+
+
+def test_a_rank_too_large_for_every_layer_is_a_mistake_of_the_command(run, tmp_path):
+    words = ("--layer-dump", GOOD, "--split", "W4A4+W8A8r9999,W4A4", "--out", tmp_path / "out")
+    for more in ((), ("--dry-run",)):
+        done = run(*SWEEP, *words, *more)
+        assert refused(done)
+        assert "split W4A4+W8A8r9999 cannot be solved in any of its" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_another_kind_are_not_overwritten(run, tmp_path):

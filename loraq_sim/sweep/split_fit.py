@@ -1,0 +1,97 @@
+"""Which splits of a plan cannot be solved in which layers, known before anything runs.
+
+A rank must not exceed min(N, K) of a layer, and a budget must hold one rank. A split that breaks
+this in every layer it is for is a mistake of the plan; one that does so in some layers, as happens
+with mixed shapes, fails there and is worth doing elsewhere.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from loraq_sim.dumps import LayerInfo
+from loraq_sim.errors import InputError
+from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.sweep.tasks import SweepTask
+
+__all__ = ["check_split_fit"]
+
+
+def check_split_fit(tasks: Iterable[SweepTask]) -> list[str]:
+    """One sentence on each split that some of its layers cannot take.
+
+    Raises
+    ------
+    InputError
+        If none of a split's layers can; the message has a split that fits.
+    """
+    infos: dict[tuple[str, str, int], dict[str, LayerInfo]] = {}
+    n_cases: dict[tuple[str, str, int, str], int] = {}
+    for task in tasks:
+        for case in task.cases:
+            split = case.split, case.family, case.group
+            if task.info is not None:
+                infos.setdefault(split, {})[task.layer] = task.info
+            n_cases[*split, task.layer] = n_cases.get((*split, task.layer), 0) + 1
+    notes = []
+    for (text, family, group), layers in infos.items():
+        split = parse_split(text, family=family, group=group)
+        broken = {name: info for name, info in layers.items() if _broken_rule(split, info)}
+        if len(broken) == len(layers) > 0:
+            raise InputError(_refusal(split, broken))
+        if broken:
+            name, info = next(iter(broken.items()))
+            count = sum(n_cases[text, family, group, layer] for layer in broken)
+            notes.append(
+                f"split {text} fails in {len(broken)} of {len(layers)} layers ({count} cases), "
+                f"such as {name}: {_broken_rule(split, info)}"
+            )
+    return notes
+
+
+def _broken_rule(split: PrecisionSplit, info: LayerInfo) -> str:
+    """Why the layer cannot take the split, empty if it can."""
+    return _broken_rule_of_shape(split, info.n, info.k)
+
+
+# Models repeat their shapes.
+@lru_cache(maxsize=4096)
+def _broken_rule_of_shape(split: PrecisionSplit, n: int, k: int) -> str:
+    from loraq_sim.solvers.arguments import resolve_rank
+
+    if not split.has_branch:
+        return ""
+    try:
+        resolve_rank((n, k), split.branch_weight, split.rank, split.budget)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _refusal(split: PrecisionSplit, layers: dict[str, LayerInfo]) -> str:
+    """What is wrong in the layer that comes nearest, and what would fit there."""
+    sizes = {name: _nearest_size(split, info) for name, info in layers.items()}
+    wanted = split.rank if split.budget is None else int(split.budget.rpartition("@")[2])
+    name = min(sizes, key=lambda layer: abs(sizes[layer] - wanted))
+    info = layers[name]
+    which = "its only layer" if len(layers) == 1 else f"any of its {len(layers)} layers"
+    size = split.text.removesuffix(str(wanted)) + str(sizes[name])
+    bound = "a smaller rank" if split.budget is None else "a larger budget"
+    return (
+        f"split {split.text} cannot be solved in {which}; {name} ({info.n}, {info.k}) comes "
+        f"nearest: {_broken_rule(split, info)}; use {size} or {bound}"
+    )
+
+
+def _nearest_size(split: PrecisionSplit, info: LayerInfo) -> int:
+    """The largest rank the layer takes, or the least rank of a budget that holds one rank."""
+    from loraq_sim.formats import parse_format
+    from loraq_sim.solvers.budget import branch_bytes
+
+    if split.budget is None:
+        return min(info.n, info.k)
+    least = branch_bytes(info.n, info.k, 1, split.branch_weight)
+    fmt = parse_format(split.budget.partition("@")[0])
+    rank = 1
+    while branch_bytes(info.n, info.k, rank, fmt) < least:
+        rank += 1
+    return rank
