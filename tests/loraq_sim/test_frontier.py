@@ -55,6 +55,15 @@ def test_the_knee_lies_farthest_below_the_line_between_the_ends():
     assert knee_point(front * [1e-3, 1.0]) == 1
 
 
+def test_relative_errors_count_by_their_logarithm():
+    # Linear in the error, the second point lies farthest below the chord; in decibels the third.
+    errors = {1.0: 0.16, 2.0: 0.04, 4.0: 0.012, 8.0: 0.01}
+    rows = [{"latency_s": x, "output_error": e} for x, e in errors.items()]
+    assert knee_point(np.array([[e, x] for x, e in errors.items()])) == 1
+    front = survey_front(rows, ("output_error", "latency_s"))
+    assert [row["is_knee"] for row in front] == [False, False, True, False]
+
+
 def test_a_front_that_bulges_has_no_knee_and_a_lone_member_is_one():
     assert knee_point(np.array([[0.0, 1.0], [0.6, 0.6], [1.0, 0.0]])) is None
     assert knee_point(np.array([[0.0, 1.0], [1.0, 0.0]])) is None
