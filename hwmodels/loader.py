@@ -6,6 +6,7 @@ control characters, which a terminal would obey, and numbers that no machine has
 """
 
 import re
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,10 @@ def _compose(path: Path, text: str, lines: dict[tuple, int]) -> Any:
 
     _refuse_deep(path, text)
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            # Of anchors that are there twice: aliases are refused below, with their line.
+            warnings.simplefilter("ignore")
+            node = YAML(typ="safe", pure=True).compose(text)
         return None if node is None else _to_value(path, node, (), lines, set())
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

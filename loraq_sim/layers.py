@@ -204,8 +204,9 @@ def _as_array(name: str, tensor: str, layer: Layer) -> NDArray:
 
 
 def _as_float32(name: str, tensor: str, array: NDArray) -> NDArray[np.float32]:
-    # A float64 beyond float32 becomes inf here and is reported below, so NumPy need not warn.
-    with np.errstate(over="ignore"):
+    # A float64 beyond float32 becomes inf here, a signaling NaN a quiet one; both are reported
+    # below, so NumPy need not warn.
+    with np.errstate(over="ignore", invalid="ignore"):
         out = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(out)
     if finite.all():

@@ -253,6 +253,8 @@ def _plain(value: Any) -> Any:
 def row_of(record: tuple) -> Row:
     """The row behind a record of case id, extra, columns, and two facts that are no part of it."""
     case_id, extra, *values, _is_whole, _newest = record
+    if any(isinstance(value, bytes) for value in record):
+        raise TypeError("a column holds bytes")
     row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
     row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
     return row | json.loads(extra) | {"case_id": case_id}

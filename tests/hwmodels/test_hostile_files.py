@@ -50,6 +50,7 @@ def test_a_device_without_end_is_refused():
         ("title: ", 'title: "\\ud800" #', "control character|not valid YAML"),
         ("rows: 4", "rows: " + "[" * 500, "nested too deeply"),
         ("rows: 4", "rows: " + "{a: " * 500, "nested too deeply"),
+        ("rows: 4", "rows: [&x 1, &x 1, *x]", "aliases"),
         ("name: aie2", "x" * 5000 + ": 1\nname: aie2", "unknown key|not valid YAML"),
         ("name: aie2", "\x1b[31m: 1\nname: aie2", "not valid YAML"),
     ],

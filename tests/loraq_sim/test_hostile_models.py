@@ -40,6 +40,7 @@ def _changed(model, tmp_path, change, drop=()):
     [
         (lambda layer: layer.update(weight_error="x"), "weight_error must be of type number"),
         (lambda layer: layer.update(weight_error=float("nan")), "weight_error must be of type"),
+        (lambda layer: layer.update(seconds=10**400), "seconds must be of type number"),
         (lambda layer: layer.update(seed=True), "seed must be of type whole number"),
         (lambda layer: layer["parts"].pop("left"), "has one factor of a branch"),
         (lambda layer: layer["parts"]["main"].update(shape=[-4, -6]), "two positive sizes"),
@@ -91,6 +92,7 @@ def test_pipes_and_impossible_names_do_not_hang(tmp_path):
         "UPDATE rows SET extra = '['",
         "UPDATE rows SET extra = '[1]'",
         "UPDATE rows SET extra = x'ff'",
+        "UPDATE rows SET layer = x'00'",
         "UPDATE rows SET layer = CAST(x'ff' AS TEXT)",
         "UPDATE rows SET output_error = 'text'",
         "UPDATE runs SET provenance = '[1]'",

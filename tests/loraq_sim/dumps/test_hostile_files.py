@@ -128,3 +128,11 @@ def test_a_backslash_in_a_damaged_header_does_not_warn(tmp_path):
     content = _npy(np.ones((2, 3), np.float32)).replace(b"'<f4'", b"'\\)4'")
     with pytest.raises(DumpError, match="is damaged"):
         read_layer_dump(_zip(tmp_path / "x.npz", [("fc.weight.npy", content)]))
+
+
+def test_a_signaling_nan_is_reported_without_a_warning(tmp_path):
+    weight = np.ones((2, 3))
+    weight.view(np.uint64)[0, 1] = 0x7FF0000000000001
+    np.savez(tmp_path / "x.npz", **{"fc.weight": weight})
+    with pytest.raises(DumpError, match="NaN or Inf"):
+        read_layer_dump(tmp_path / "x.npz")["fc"]
