@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note, print_table
 from loraq_sim.cli.progress import tracked
 from loraq_sim.errors import InputError
@@ -68,6 +68,7 @@ def emulator_command(
     ] = None,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Time the emulated GEMM, with SRS to int8, as a ratio to the exact torch._int_mm."""
     from loraq_sim.cli.bench_emulator import (
@@ -89,7 +90,7 @@ def emulator_command(
     asked = goals()
     cases = [(parse_shape(text), goal) for text in listed(shape) or _SHAPES for goal in asked]
     drawn: dict = {}
-    for size, goal in tracked(cases, "timing", quiet=quiet):
+    for size, goal in tracked(cases, "timing", quiet=quiet or no_progress):
         if (size, goal.codes) not in drawn:
             drawn[size, goal.codes] = Operands.draw(size, goal.codes)
         rows.append(measure_goal(goal, drawn[size, goal.codes], repeats, threads=threads))

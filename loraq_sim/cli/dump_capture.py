@@ -9,7 +9,7 @@ import typer
 from loraq_sim.cli.dump_synth import DumpOut, StorageDtype
 from loraq_sim.cli.dump_written import check_is_new, layer_progress, print_written, seconds_since
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import Force, Layers, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note
 from loraq_sim.errors import DumpError
 
@@ -76,6 +76,7 @@ def capture_command(
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Run a model over its time steps and write every Linear and 1x1 convolution with its inputs.
 
@@ -101,8 +102,9 @@ def capture_command(
         )
     else:
         found = _load_entry(source, seed)
+    silent = quiet or no_progress
     names = [f"call {i}" for i in range(found.n_calls or 0)]
-    with layer_progress(names, "running the model", quiet=quiet) as on_call:
+    with layer_progress(names, "running the model", quiet=silent) as on_call:
         dump = capture_layers(
             found,
             tokens=tokens,
@@ -115,7 +117,7 @@ def capture_command(
     if dump.skipped:
         first = next(iter(dump.skipped))
         note(f"{len(dump.skipped)} layers did not run, such as {first}", quiet=quiet)
-    with layer_progress(list(dump), "writing layers", quiet=quiet) as on_layer:
+    with layer_progress(list(dump), "writing layers", quiet=silent) as on_layer:
         stream_dump(out, dump, dtype=dtype, overwrite=force, on_layer=on_layer)
     print_written(out, seconds=seconds_since(started), output=output)
 

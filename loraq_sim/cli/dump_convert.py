@@ -9,7 +9,7 @@ import typer
 from loraq_sim.cli.dump_synth import StorageDtype
 from loraq_sim.cli.dump_written import check_is_new, layer_progress, print_written, seconds_since
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import Force, Layers, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note
 
 __all__ = ["EXAMPLES", "convert_command"]
@@ -30,6 +30,7 @@ def convert_command(
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Copy a dump to another format; values, names, roles and shared inputs are kept."""
     from loraq_sim.dumps import read_layer_dump
@@ -42,7 +43,7 @@ def convert_command(
     names = list(dump.select(patterns) if patterns else dump)
     if dump.skipped:
         note(f"{len(dump.skipped)} tensors that are no linear layer stay behind", quiet=quiet)
-    with layer_progress(names, "converting", quiet=quiet) as on_layer:
+    with layer_progress(names, "converting", quiet=quiet or no_progress) as on_layer:
         convert_dump(
             source, target, dtype=dtype, patterns=patterns, overwrite=force, on_layer=on_layer
         )

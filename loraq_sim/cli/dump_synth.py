@@ -8,7 +8,7 @@ import typer
 
 from loraq_sim.cli.dump_written import check_is_new, layer_progress, print_written, seconds_since
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import Force, Layers, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note
 
 __all__ = ["EXAMPLES", "DumpOut", "StorageDtype", "synth_command"]
@@ -76,6 +76,7 @@ def synth_command(
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Write layers of a model's true shapes with the statistics of trained layers.
 
@@ -99,6 +100,6 @@ def synth_command(
         dump = dump.select(listed(layers))
     n_values = sum(info.n * info.k for info in map(dump.info, dump))
     note(f"{model}: {len(dump)} layers, {n_values / 1e6:.4g} M weights", quiet=quiet)
-    with layer_progress(list(dump), "drawing layers", quiet=quiet) as on_layer:
+    with layer_progress(list(dump), "drawing layers", quiet=quiet or no_progress) as on_layer:
         stream_dump(out, dump, overwrite=force, on_layer=on_layer)
     print_written(out, seconds=seconds_since(started), output=output)

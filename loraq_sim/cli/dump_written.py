@@ -17,7 +17,7 @@ OnLayer = Callable[[str], None]
 
 @contextmanager
 def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator[OnLayer]:
-    """Give the listener to call once for each of `names`, under a progress bar with ETA."""
+    """Give the listener to call once for each of `names`, under `tracked` progress."""
     with closing(tracked(names, label, quiet=quiet)) as steps:
         next(steps, None)
         yield lambda name: next(steps, None)

@@ -11,6 +11,7 @@ from loraq_sim.cli.options import (
     LayerDumpFile,
     Layers,
     Methods,
+    NoProgress,
     OutFormat,
     OutputFormat,
     OverflowGrid,
@@ -63,6 +64,7 @@ def emulate_command(
     p_format: PFormat = None,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Run layers through the emulated integer data path; count overflows and safe widths."""
     import hwmodels
@@ -101,7 +103,8 @@ def emulate_command(
         for path in paths
     ]
     rows = []
-    for name, split, accelerator, name_of_method, path in tracked(cases, "emulating", quiet=quiet):
+    silent = quiet or no_progress
+    for name, split, accelerator, name_of_method, path in tracked(cases, "emulating", quiet=silent):
         try:
             row = evaluate_layer(
                 dump[name],

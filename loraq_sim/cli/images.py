@@ -14,6 +14,7 @@ from loraq_sim.cli.options import (
     Force,
     Group,
     Methods,
+    NoProgress,
     OutFormat,
     OutputFormat,
     Overflow,
@@ -154,6 +155,7 @@ def images_command(
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Draw the same images with every layer emulated, and measure PSNR and SSIM.
 
@@ -183,7 +185,7 @@ def images_command(
     n_batches = len(batch_sizes(transformer, images=images, batch=batch))
     sampling = {"images": images, "steps": steps, "guidance": guidance, "seed": seed}
     calls = [""] * (steps * n_batches * (1 + len(variants)))
-    with layer_progress(calls, "denoising", quiet=quiet) as on_call:
+    with layer_progress(calls, "denoising", quiet=quiet or no_progress) as on_call:
         study = ImageStudy(
             transformer,
             decoder,

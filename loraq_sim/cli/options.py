@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from loraq_sim.errors import InputError
+from loraq_sim.solvers import METHODS
 
 __all__ = [
     "AccBits",
@@ -96,7 +97,7 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="Solver: rtn, lqer, svdquant, loraq; repeatable. Default: loraq.",
+        help=f"Solver: {', '.join(METHODS)}; repeatable. Default: loraq.",
         show_default=False,
     ),
 ]
@@ -125,7 +126,7 @@ OutFormat = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Do again, and replace, what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
 NoProgress = Annotated[
-    bool, typer.Option("--no-progress", help="Plain lines instead of a progress bar.")
+    bool, typer.Option("--no-progress", help="No progress on stderr; notes and failures still.")
 ]
 Jobs = Annotated[
     int | None,
@@ -144,7 +145,7 @@ Scheduler = Annotated[
         "--scheduler",
         metavar="ADDRESS|slurm",
         help="Run on a cluster: tcp://host:port of a Dask scheduler, or Slurm jobs (extra "
-        "[cluster]; --dry-run shows the job script).",
+        "\\[cluster]; --dry-run shows the job script).",
         show_default=False,
     ),
 ]

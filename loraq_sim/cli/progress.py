@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with ETA on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a bar with ETA on a terminal, now and then a plain line elsewhere."""
 
 import sys
 import time
@@ -19,9 +19,12 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def tracked(items: Sequence[Item], label: str, *, quiet: bool) -> Iterator[Item]:
-    """Yield `items` under a progress bar on a terminal, silently elsewhere."""
-    if quiet or not is_terminal(sys.stderr):
+    """Yield `items`, with progress unless `quiet`: a bar on a terminal, plain lines elsewhere."""
+    if quiet:
         yield from items
+        return
+    if not is_terminal(sys.stderr):
+        yield from _with_lines(items, label)
         return
     from rich.console import Console
     from rich.progress import track
@@ -30,11 +33,25 @@ def tracked(items: Sequence[Item], label: str, *, quiet: bool) -> Iterator[Item]
     yield from track(items, description=label, console=console, transient=True)
 
 
-def sweep_progress(*, bar: bool, quiet: bool) -> AbstractContextManager[OnEvent]:
-    """Context that gives the listener of a sweep's events."""
+def _with_lines(items: Sequence[Item], label: str) -> Iterator[Item]:
+    started = last = time.monotonic()
+    has_spoken = False
+    for n_done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        n_left = len(items) - n_done
+        # A short run says nothing; one that has said something also says that it is through.
+        if now - last >= _SECONDS_BETWEEN_LINES or (has_spoken and not n_left):
+            last, has_spoken = now, True
+            left = f", ETA {_clock((now - started) / n_done * n_left)}" if n_left else ""
+            typer.echo(f"{label}: {n_done} of {len(items)}{left}", err=True)
+
+
+def sweep_progress(*, counts: bool, quiet: bool) -> AbstractContextManager[OnEvent]:
+    """Context that gives the listener of a sweep's events; without `counts`, of its problems."""
     if quiet:
         return _silent()
-    return _bar() if bar and is_terminal(sys.stderr) else _lines()
+    return _bar() if counts and is_terminal(sys.stderr) else _lines(counts)
 
 
 @contextmanager
@@ -70,7 +87,7 @@ def _bar() -> Iterator[OnEvent]:
 
 
 @contextmanager
-def _lines() -> Iterator[OnEvent]:
+def _lines(counts: bool) -> Iterator[OnEvent]:
     last = time.monotonic()
 
     def show(event: SweepEvent) -> None:
@@ -78,9 +95,12 @@ def _lines() -> Iterator[OnEvent]:
         if event.message and (event.kind != "case" or event.status == "failed"):
             typer.echo(_problem(event), err=True)
         now = time.monotonic()
+        if not counts:
+            return
         if event.kind == "end" or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            left = "" if not event.eta_s else f", ETA {_clock(event.eta_s)}"
+            is_known = event.eta_s is not None and event.kind != "end"
+            left = f", ETA {_clock(event.eta_s)}" if is_known else ""
             failed = f", {event.failed} failed" if event.failed else ""
             typer.echo(f"{event.done} of {event.total} cases{failed}{left}", err=True)
 

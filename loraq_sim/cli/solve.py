@@ -13,6 +13,7 @@ from loraq_sim.cli.options import (
     LayerDumpFile,
     Layers,
     Methods,
+    NoProgress,
     OutFormat,
     OutputFormat,
     Preset,
@@ -103,6 +104,7 @@ def solve_command(
     seed: Seed = 0,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Solve the weights of a dump: bytes, error, and gain over RTN and SVDQuant at equal bytes.
 
@@ -130,14 +132,15 @@ def solve_command(
     cases, notes = settings.cases(dump, str(layer_dump))
     for text in notes:
         note(text, quiet=quiet)
+    silent = quiet or no_progress
     if compare:
         if share_inputs is not Sharing.OWN:
             raise InputError("--compare solves layer by layer: leave out --share-inputs")
-        rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=quiet)
+        rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=silent)
         end_with(rows, lambda _: print_comparison(rows, output, title=str(layer_dump)))
         return
     solver = SharedSolver(dump, cases, share_inputs)
-    rows, solutions = _solved(dump, cases, solver, tokens, quiet)
+    rows, solutions = _solved(dump, cases, solver, tokens, silent)
     if save is not None and solutions:
         from loraq_sim.quantized_model import write_quantized_model
 
@@ -178,13 +181,13 @@ def _solved(
     cases: list[dict[str, Any]],
     solver: SharedSolver,
     tokens: int | None,
-    quiet: bool,
+    silent: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from loraq_sim.recipe import split_of
     from loraq_sim.solve_report import report_solution
 
     rows, solutions = [], {}
-    for case in tracked(cases, "solving", quiet=quiet):
+    for case in tracked(cases, "solving", quiet=silent):
         row = dict(case)
         name, seed = case["layer"], case["seed"]
         try:

@@ -216,7 +216,7 @@ def sweep_command(
     how = _How(
         *(force, output, None if no_solution_cache else _solution_cache(solution_cache)),
         quiet=quiet,
-        bar=not no_progress,
+        counts=not no_progress,
         wait=not no_wait,
     )
     _run(composed, folder, place, how)
@@ -252,7 +252,7 @@ class _How:
     output: OutputFormat
     cache: "SolutionCache | None"
     quiet: bool
-    bar: bool
+    counts: bool
     wait: bool
 
 
@@ -269,7 +269,7 @@ def _run(composed: "ComposedSweep", folder: Path, place: Place, how: _How) -> No
     with ResultStore.open(path, create=True, wait_s=wait_s, on_wait=waiting) as store:
         with (
             place.executor(worker_bytes(composed.tasks)) as (executor, jobs),
-            sweep_progress(bar=how.bar, quiet=how.quiet) as listener,
+            sweep_progress(counts=how.counts, quiet=how.quiet) as listener,
         ):
             outcome = run_sweep(
                 *(composed, store),

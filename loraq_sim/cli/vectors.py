@@ -28,6 +28,7 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import note, print_table
 from loraq_sim.errors import InputError
+from loraq_sim.solvers import METHODS
 
 __all__ = ["EXAMPLES", "vectors_command"]
 
@@ -92,7 +93,8 @@ def vectors_command(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="Solver: rtn, lqer, svdquant, loraq.")
+        str,
+        typer.Option("--method", metavar="NAME", help=f"Solver: {', '.join(METHODS)}."),
     ] = "loraq",
     preset: Preset = "fast",
     family: Family = "int",

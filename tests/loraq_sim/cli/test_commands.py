@@ -243,6 +243,18 @@ def test_every_option_has_help(words):
         assert parameter.help, f"{' '.join(words)}: {parameter.name}"
 
 
+@pytest.mark.parametrize("name", ["sweep", "solve", "emulate", "images", "vectors"])
+def test_help_names_every_method(run, name):
+    from loraq_sim.solvers import METHODS
+
+    text = " ".join(run(name, "--help").stdout.replace("│", " ").split())
+    assert f"Solver: {', '.join(METHODS)}" in text
+
+
+def test_help_shows_the_extra_of_clusters(run):
+    assert "[cluster]" in run("sweep", "--help").stdout
+
+
 def test_version_and_help_without_a_command(run):
     from loraq_sim import __version__
 
