@@ -130,9 +130,9 @@ display(overheads.style.format("{:+.1%}", subset=fractions).hide())
 # %% [markdown]
 # ## What the model brings of its own
 #
-# Some rows name their tile, others leave it to the model's search. Where the search beats the tile of
-# a row by much, either the people who timed it chose that tile to show something else, or the model
-# is telling fairy tales: such rows deserve a look.
+# Some rows name their tile, others leave it to the model's search. Where the search beats the tile
+# of a row by much, either the people who timed it chose that tile to show something else, or the
+# model is telling fairy tales: such rows deserve a look.
 
 # %%
 searched = pd.DataFrame(
