@@ -51,6 +51,7 @@ _HOMES = {
     "emulate_gemm_srs": "loraq_sim.emulator.gemm",
     "emulate_gemm_report": "loraq_sim.emulator.gemm",
     "evaluate_layer": "loraq_sim.evaluate",
+    "evaluate_steps": "loraq_sim.time_steps",
     "model_totals": "loraq_sim.totals",
     "output_error": "loraq_sim.metrics",
     "pareto_front": "loraq_sim.pareto",
@@ -65,6 +66,9 @@ _HOMES = {
     "run_layer": "loraq_sim.emulator.datapath",
     "solve": "loraq_sim.solvers",
     "solve_group": "loraq_sim.solvers",
+    "step_report": "loraq_sim.time_steps",
+    "step_statistics": "loraq_sim.dumps.step_statistics",
+    "steps_of_layer": "loraq_sim.dumps.capture_steps",
     "srs": "loraq_sim.emulator.requantize",
     "write_layer_dump": "loraq_sim.dumps",
 }

@@ -21,6 +21,7 @@ from loraq_sim.cli import (
     pareto,
     report,
     solve,
+    steps,
     sweep,
     vectors,
 )
@@ -50,6 +51,7 @@ app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
 app.command("report", epilog=report.EXAMPLES)(report.report_command)
 app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate_command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain_command)
+app.command("steps", epilog=steps.EXAMPLES)(steps.steps_command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge_command)
 app.command("export", epilog=export.EXAMPLES)(export.export_command)

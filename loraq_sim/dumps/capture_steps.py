@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.errors import DumpError
 
-__all__ = ["step_record", "steps_of_layer"]
+__all__ = ["plain_step", "require_steps", "step_counts", "step_record", "steps_of_layer"]
 
 
 def step_record(
@@ -50,6 +50,34 @@ def steps_of_layer(dump: LayerDump, name: str) -> NDArray[np.float64] | None:
     DumpError
         If the layer is unknown, or the record does not fit its rows.
     """
+    found = step_counts(dump, name)
+    return None if found is None else np.repeat(*found)
+
+
+def require_steps(dump: LayerDump) -> None:
+    """Raise DumpError if the dump says nothing about time steps, with what to do about it."""
+    if dump.meta.get("time_steps") is None:
+        raise DumpError(
+            f"{dump.path}: does not record which time step a row comes from (meta 'time_steps'); "
+            "capture it again with `loraq-sim dump capture`, or write the record with the dump"
+        )
+
+
+def step_counts(dump: LayerDump, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Time steps in the order they were run, and how many rows of a layer come from each.
+
+    Returns
+    -------
+    values : ndarray of shape (S,), float64
+    counts : ndarray of shape (S,), int64
+        They sum to T; a step without a row counts 0. None in place of both if the dump does not
+        say, or the layer has no activations.
+
+    Raises
+    ------
+    DumpError
+        If the layer is unknown, or the record does not fit its rows.
+    """
     info = dump.info(name)
     record = dump.meta.get("time_steps")
     if record is None or info.tokens is None:
@@ -60,6 +88,8 @@ def steps_of_layer(dump: LayerDump, name: str) -> NDArray[np.float64] | None:
         values = np.asarray(record["values"], dtype=np.float64)
         counts = np.asarray(counts, dtype=np.int64)
         if values.shape != counts.shape or values.ndim != 1 or np.any(counts < 0):
+            raise ValueError
+        if not np.isfinite(values).all():
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DumpError(
@@ -73,4 +103,9 @@ def steps_of_layer(dump: LayerDump, name: str) -> NDArray[np.float64] | None:
             f"{dump.path}: meta 'time_steps' counts {total} rows for layer {name!r}, "
             f"which has {info.tokens}; capture the dump again"
         )
-    return np.repeat(values, counts)
+    return values, counts
+
+
+def plain_step(value: float) -> float | int:
+    """A time step's value as people write it: 960 rather than 960.0."""
+    return int(value) if float(value).is_integer() else float(value)

@@ -1,0 +1,191 @@
+"""Output error of one layer at each time step: emulated once, bit exact, then split by row.
+
+With d the emulated minus the full-precision output and y the latter, over the rows of step s,
+
+    squared_error[s] = sum d^2,   squared_output[s] = sum y^2
+
+and the layer's output error is sqrt(sum_s squared_error / sum_s squared_output), the number that
+`evaluate_layer` reports on the same rows.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import hwmodels
+from loraq_sim.dumps.capture_steps import require_steps, step_counts
+from loraq_sim.dumps.layer_dump import LayerDump
+from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.errors import InputError
+from loraq_sim.evaluate import reference_output
+from loraq_sim.layers import Layer
+from loraq_sim.machine import datapath_for
+from loraq_sim.solvers import Solution, solve
+from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.time_steps.calibration import chosen_steps
+from loraq_sim.time_steps.sampling import rows_of_steps
+
+__all__ = ["StepErrors", "evaluate_steps"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepErrors:
+    """What one layer in one split loses at each time step.
+
+    Attributes
+    ----------
+    case : dict
+        ``layer kind m n k tokens calls_per_step split method preset accelerator calibration
+        calibration_rows rank weight_error output_error output_rms overflow_count seed``, as a
+        result row has them; `calibration` names the steps that the solver saw.
+    steps : ndarray of shape (S,), float64
+        Values of the time steps in the order they were run.
+    rows : ndarray of shape (S,), int64
+        Activation rows measured at each step; 0 where the dump has none.
+    squared_error, squared_output : ndarray of shape (S,), float64
+        Sums over the step's rows and all output features.
+    solution : Solution
+        The solved layer, for another accelerator or another number of rows.
+    """
+
+    case: dict[str, Any]
+    steps: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    squared_error: NDArray[np.float64]
+    squared_output: NDArray[np.float64]
+    solution: Solution
+
+    @property
+    def output_error(self) -> NDArray[np.float64]:
+        """Relative output error of each step, (S,); NaN where it has no rows or no output."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = np.sqrt(self.squared_error / self.squared_output)
+        return np.where(self.squared_output > 0, relative, np.nan)
+
+
+def evaluate_steps(
+    dump: LayerDump,
+    name: str,
+    split: "str | PrecisionSplit",
+    accelerator: "str | hwmodels.Accelerator",
+    *,
+    calibrate_on: str = "all",
+    method: str = "loraq",
+    preset: str = "balanced",
+    smooth: float | None = None,
+    tokens: int | None = None,
+    family: str = "int",
+    group: int = 64,
+    datapath: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    solution: Solution | None = None,
+) -> StepErrors:
+    """Output error of a layer at every time step, solved with the activations of chosen steps.
+
+    Parameters
+    ----------
+    dump : LayerDump
+        That records time steps.
+    name : str
+        Layer of the dump.
+    split, accelerator, method, preset, smooth, family, group, datapath, seed
+        See `evaluate_layer`.
+    calibrate_on : str
+        Steps whose activations the solver sees, for smoothing and data-aware methods: ``all``,
+        ``first``, ``last``, ``first:5``, ``960``, ``1000..800``, or several joined by ``+``; see
+        `loraq_sim.time_steps.calibration`. The error is measured on every step all the same.
+    tokens : int, optional
+        Activation rows the error is measured on, every step among them; all by default.
+    solution : Solution, optional
+        An earlier solution of this layer, split and calibration; solved here by default.
+
+    Raises
+    ------
+    DumpError
+        If the layer is unknown, or the dump does not record its time steps.
+    InputError
+        If an argument breaks a rule, the layer has no activations, or its output is zero.
+    """
+    require_steps(dump)
+    split = parse_split(split, family=family, group=group)
+    if isinstance(accelerator, str):
+        accelerator = hwmodels.load_accelerator(accelerator)
+    path = datapath_for(accelerator, datapath)
+    found = step_counts(dump, name)
+    if found is None:
+        raise InputError(f"{dump.path}: layer {name!r} has no activations, so no error per step")
+    values, counts = found
+    layer = dump[name]
+    seen = _calibration_rows(layer, values, counts, calibrate_on)
+    if solution is None:
+        options = {"method": method, "preset": preset, "smooth": smooth, "seed": seed}
+        solution = _solved(layer, split, seen, options)
+    index = rows_of_steps(counts, tokens)
+    x = layer.activations[index]
+    step_of_row = np.repeat(np.arange(len(counts)), counts)[index]
+    emulated = run_layer(x, solution, split, path, layer.bias)
+    y = reference_output(layer, x)
+    squared_error = _by_step(emulated.y.astype(np.float64) - y, step_of_row, len(values))
+    squared_output = _by_step(y, step_of_row, len(values))
+    miss, size = math.fsum(squared_error), math.fsum(squared_output)
+    if size == 0.0 and miss:
+        raise InputError(f"layer {name!r}: full-precision output is zero, so no relative error")
+    case = {
+        **{key: getattr(layer, key) for key in ("kind", "m", "n", "k", "calls_per_step")},
+        **{"layer": name, "split": split.text, "accelerator": accelerator.name},
+        **{"method": solution.method, "preset": solution.preset, "smooth": smooth},
+        **{"calibration": calibrate_on, "calibration_rows": len(seen), "seed": seed},
+        **{"rank": solution.rank, "weight_error": solution.weight_error, "tokens": len(x)},
+        "output_error": math.sqrt(miss / size) if size else 0.0,
+        "output_rms": math.sqrt(size / y.size),
+        "overflow_count": emulated.statistics.overflow_count,
+    }
+    return StepErrors(
+        case=case,
+        steps=values,
+        rows=np.bincount(step_of_row, minlength=len(values)),
+        squared_error=squared_error,
+        squared_output=squared_output,
+        solution=solution,
+    )
+
+
+def _calibration_rows(
+    layer: Layer, values: NDArray[np.float64], counts: NDArray[np.int64], calibrate_on: str
+) -> NDArray[np.float32]:
+    seen = layer.activations[np.repeat(chosen_steps(calibrate_on, values), counts)]
+    if not len(seen):
+        raise InputError(
+            f"layer {layer.name!r} has no activation row at time steps {calibrate_on}; calibrate "
+            "on more steps"
+        )
+    return seen
+
+
+def _solved(
+    layer: Layer, split: PrecisionSplit, seen: NDArray[np.float32], options: dict[str, Any]
+) -> Solution:
+    try:
+        return solve(
+            layer.weight,
+            main=split.main_weight,
+            branch=split.branch_weight,
+            rank=split.rank,
+            budget=split.budget,
+            activations=seen,
+            **options,
+        )
+    except InputError as error:
+        raise InputError(f"layer {layer.name!r}, split {split}: {error}") from error
+
+
+def _by_step(
+    values: NDArray[np.float64], step_of_row: NDArray[np.int64], n_steps: int
+) -> NDArray[np.float64]:
+    """Sum of squares over the rows of each step, (S,)."""
+    per_row = np.einsum("mn,mn->m", values, values)
+    return np.bincount(step_of_row, weights=per_row, minlength=n_steps)
