@@ -15,7 +15,6 @@ import numpy as np
 
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_branch
-from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.main_grid import main_scale_rule
 from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, product
 
@@ -24,7 +23,7 @@ __all__ = ["solve_alternating"]
 
 def solve_alternating(problem: Problem) -> Branches:
     """Alternate main rounding and low-rank fit; return the best stored iterate."""
-    columns, rows = truncated_svd(problem.weight, problem.rank, rng=problem.rng)
+    columns, rows = problem.truncated_svd(problem.weight)
     rule = main_scale_rule(problem.main)
     best: Branches | None = None
     best_error = np.inf
@@ -37,12 +36,8 @@ def solve_alternating(problem: Problem) -> Branches:
             best, best_error = candidate, error
         if iteration < problem.effort.alternations:
             main = quantize(problem.weight - columns @ rows, problem.main, rule)
-            columns, rows = truncated_svd(
-                problem.weight - main.dequantize(),
-                problem.rank,
-                rng=problem.rng,
-                power_iterations=1,
-                start=rows,
+            columns, rows = problem.truncated_svd(
+                problem.weight - main.dequantize(), power_iterations=1, start=rows
             )
     return Branches(main=best.main, left=best.left, right=best.right, trace=trace)
 

@@ -44,7 +44,6 @@ def check_names(
     preset: str,
     presets: tuple[str, ...],
     seed: int,
-    device: str,
     branch_rotation: str | None,
 ) -> None:
     """Raise InputError for the first argument of `solve` that is no choice."""
@@ -54,8 +53,6 @@ def check_names(
         raise InputError(unknown_name("preset", preset, presets))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be an integer from 0, got {seed!r}")
-    if device != "cpu":
-        raise InputError(f"device must be 'cpu', got {device!r}")
     if branch_rotation not in BRANCH_ROTATIONS:
         raise InputError(f"branch_rotation must be None or 'learned', got {branch_rotation!r}")
 

@@ -18,12 +18,14 @@ the error is 8 % higher.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
 __all__ = ["descend"]
 
-_MOMENTUM = np.float32(0.9)
+# What a mean takes over of each new ascent: 1 - 0.9, as float32 has it.
+_GAIN = float(np.float32(1) - np.float32(0.9))
 # The last step, as a share of the first; in between it falls along a line.
 _LAST = 0.02
 # Eigenvalues of a Gram matrix below this share of the largest are float32 rounding noise.
@@ -31,45 +33,50 @@ _FLOOR = 1e-6
 # Keeps the root of a vanished factor within float32.
 _TINY = 1e-30
 
+_Array = TypeVar("_Array")
+
 
 def descend(
-    left: np.ndarray,
-    right: np.ndarray,
-    direction: Callable[[np.ndarray, int], None],
+    left: _Array,
+    right: _Array,
+    direction: Callable[[_Array, _Array, int], _Array],
     *,
     steps: int,
     stride: float,
-    buffer: np.ndarray,
 ) -> None:
     """Move `left` and `right` in place along what `direction` makes of their product.
 
     Parameters
     ----------
-    left : ndarray of shape (N, r), float32
-    right : ndarray of shape (r, K), float32
+    left : ndarray or torch tensor of shape (N, r), float32
+    right : the same, of shape (r, K)
     direction : callable
-        Gets the product (N, K) and the step from 0, and overwrites the product by the direction.
+        Gets both factors and the step from 0; returns D (N, K), the same kind of array.
     steps : int
     stride : float
         How far the first step moves each component of the product, as a singular value.
-    buffer : ndarray of shape (N, K), float32
-        Scratch.
     """
     # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
-    means = [np.zeros_like(left.T, order="C"), np.zeros_like(right)]
+    means = [0.0, 0.0]
     for step in range(steps):
-        np.matmul(left, right, out=buffer)
-        direction(buffer, step)
-        roots = _root(right @ right.T), _root(left.T @ left)
-        ascents = right @ buffer.T, left.T @ buffer
-        size = np.float32(stride * max(_LAST, 1.0 - step / steps))
+        toward = direction(left, right, step)
+        roots = _on_host(_root, right @ right.T), _on_host(_root, left.T @ left)
+        ascents = right @ toward.T, left.T @ toward
+        size = stride * max(_LAST, 1.0 - step / steps)
         moves = []
-        for mean, ascent, root in zip(means, ascents, roots, strict=True):
-            mean += (1 - _MOMENTUM) * (ascent - mean)
-            ahead = mean + (1 - _MOMENTUM) * (ascent - mean)
+        for i, (ascent, root) in enumerate(zip(ascents, roots, strict=True)):
+            means[i] = means[i] + _GAIN * (ascent - means[i])
+            ahead = means[i] + _GAIN * (ascent - means[i])
             moves.append(size * (root.T @ _polar(root @ ahead)))
         left += moves[0].T
         right += moves[1]
+
+
+def _on_host(function: Callable[[np.ndarray], np.ndarray], small: _Array) -> _Array:
+    """`function` of an (r, r) matrix, worked out in NumPy wherever the matrix is."""
+    if isinstance(small, np.ndarray):
+        return function(small)
+    return small.new_tensor(function(small.cpu().numpy()))
 
 
 def _root(gram: np.ndarray) -> np.ndarray:
@@ -83,8 +90,13 @@ def _root(gram: np.ndarray) -> np.ndarray:
     return np.linalg.inv(factor).astype(np.float32)
 
 
-def _polar(matrix: np.ndarray) -> np.ndarray:
+def _polar(matrix: _Array) -> _Array:
     """The nearest matrix with orthonormal rows to `matrix` (r, .), by its Gram matrix."""
-    values, vectors = np.linalg.eigh((matrix @ matrix.T).astype(np.float64))
+    return _on_host(_symmetric_root, matrix @ matrix.T) @ matrix
+
+
+def _symmetric_root(gram: np.ndarray) -> np.ndarray:
+    """gram^(-1/2), float32."""
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
     values = np.maximum(values, _FLOOR * values[-1] + _TINY)
-    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32) @ matrix
+    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)

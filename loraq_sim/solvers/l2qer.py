@@ -7,7 +7,6 @@ Quantization Error Reconstruction for LLMs", ICML 2024, section 3.2. A reference
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_factors
 from loraq_sim.solvers.input_metric import mean_magnitudes, required_activations
-from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.one_shot import rounded_once
 from loraq_sim.solvers.problem import Branches, Problem
 
@@ -19,6 +18,6 @@ def solve_l2qer(problem: Problem) -> Branches:
     scale = mean_magnitudes(required_activations(problem, "l2qer"))
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
-    columns, rows = truncated_svd(residual * scale, problem.rank, rng=problem.rng)
+    columns, rows = problem.truncated_svd(residual * scale)
     left, right = round_factors(columns, rows / scale, problem.branch, problem.branch_rotation)
     return rounded_once(problem, "l2qer", main, left, right)

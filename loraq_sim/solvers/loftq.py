@@ -10,7 +10,6 @@ import numpy as np
 
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_branch
-from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry
 
 __all__ = ["solve_loftq"]
@@ -25,9 +24,7 @@ def solve_loftq(problem: Problem) -> Branches:
     for iteration in range(problem.effort.alternations):
         main = quantize(problem.weight - carried, problem.main)
         target = problem.weight - main.dequantize()
-        columns, rows = truncated_svd(
-            target, problem.rank, rng=problem.rng, power_iterations=2, start=rows
-        )
+        columns, rows = problem.truncated_svd(target, start=rows)
         left, right = round_branch(target, rows, problem.branch, problem.branch_rotation)
         candidate = Branches(main=main, left=left, right=right)
         error = problem.relative_error(candidate.reconstruct())

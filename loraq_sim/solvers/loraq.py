@@ -14,23 +14,30 @@ the stages are ours). From L R = SVD_r(W):
    before refining at all: the noise then only shapes what the main branch rounds;
 4. round the main branch once more, against the branch as stored.
 
-Float main grids skip stage 1, whose premise they lack.
+Float main grids skip stage 1, whose premise they lack. Stages 1 and 2 run on the device of the
+problem where it knows the main grid, 3 and 4 on the CPU.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.descent import descend
+from loraq_sim.solvers.device import CPU, Device
+from loraq_sim.solvers.directions import Directions
 from loraq_sim.solvers.frozen_branch import FrozenBranch
-from loraq_sim.solvers.low_rank import balanced_factors, truncated_svd
+from loraq_sim.solvers.low_rank import balanced_factors
 from loraq_sim.solvers.main_grid import MainGrid
 from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, product
 
 __all__ = ["solve_loraq"]
+
+logger = logging.getLogger(__name__)
 
 # First steps of a component of L R, as shares of the root mean square singular value that W - L R
 # would have at the rank of L R. Flat optima: a third less or more costs 1 to 2 % of the error.
@@ -91,8 +98,8 @@ class _Run:
         self.rest = problem.weight / np.float32(self.unit)
         self.size = float(np.linalg.norm(self.rest)) or 1.0
         self.grid = MainGrid(problem.main, self.rest.shape)
-        self.buffer = np.empty_like(self.rest)
-        columns, rows = truncated_svd(self.rest, problem.rank, rng=problem.rng, power_iterations=1)
+        self.device = problem.device
+        columns, rows = problem.truncated_svd(self.rest, power_iterations=1)
         self.start = self._start(columns, rows)
         self.left, self.right = balanced_factors(columns, rows)
         self.branch = self._new_branch()
@@ -113,28 +120,38 @@ class _Run:
 
     def flatten(self, steps: int) -> None:
         """Stage 1: small ranges of the groups of what the main branch rounds."""
-        from loraq_sim.kernels.range_gradient import range_direction
+        with self.device.working():
+            directions = self.device.directions(self.rest, self.grid)
 
-        rest, group = self.grid.rows(self.rest)
-        offset = np.float32(self.grid.center_offset)
+            def flatten(left: Any, right: Any, step: int) -> Any:
+                doublings = _FLATTEN_DOUBLINGS[step * len(_FLATTEN_DOUBLINGS) // steps]
+                return directions.flatten(left, right, doublings)
 
-        def direction(buffer: np.ndarray, step: int) -> None:
-            doublings = _FLATTEN_DOUBLINGS[step * len(_FLATTEN_DOUBLINGS) // steps]
-            range_direction(rest, buffer.reshape(rest.shape), group, doublings, offset)
-
-        self._descend(direction, steps, _FLATTEN_RATE)
+            self._descend(self.device, directions, flatten, steps, _FLATTEN_RATE)
 
     def refine(self, steps: int, rate: float, stage: str) -> None:
         """Stage 2, on the components that are still free."""
-
-        def direction(buffer: np.ndarray, step: int) -> None:
-            error = self.grid.leave(self.rest, buffer, step) / self.size
-            self.trace.append(
-                TraceEntry(stage=stage, iteration=step, weight_error=error, is_stored=False)
+        if not self.left.shape[1]:
+            return
+        device = self.device if self.device.can_round_to(self.grid) else CPU
+        if device is not self.device:
+            logger.info(
+                "%s on cpu: %s cannot round to %s", stage, self.device.name, self.grid.format
             )
-
-        if self.left.shape[1]:
-            self._descend(direction, steps, rate)
+        with device.working():
+            directions = device.directions(self.rest, self.grid)
+            self._descend(device, directions, directions.leave, steps, rate)
+            norms = directions.finish()
+        self.trace += [
+            TraceEntry(
+                stage=stage,
+                iteration=step,
+                weight_error=norm / self.size,
+                is_stored=False,
+                device=device.name,
+            )
+            for step, norm in enumerate(norms)
+        ]
 
     def freeze(self, share: float) -> None:
         """Stage 3 for the largest components, up to `share` of the rank."""
@@ -144,13 +161,12 @@ class _Run:
         stored_left, stored_right, left, right = self.branch.freeze(
             self.left, self.right, wanted - self.branch.n_frozen
         )
-        np.matmul(stored_left, stored_right, out=self.buffer)
-        self.rest -= self.buffer
+        self.rest -= stored_left @ stored_right
         self.left, self.right = balanced_factors(left, right)
 
     def better_of_start_and_end(self) -> Branches:
         """Stage 4, and the choice."""
-        self.buffer = self.rest = None
+        self.rest = None
         left, right = self.branch.stored()
         target = product(left, right)
         np.subtract(self.problem.weight, target, out=target)
@@ -173,13 +189,18 @@ class _Run:
         return (stage, self.problem.rank, *self.problem.shared_key)
 
     def _descend(
-        self, direction: Callable[[np.ndarray, int], None], steps: int, rate: float
+        self,
+        device: Device,
+        directions: Directions,
+        direction: Callable[[Any, Any, int], Any],
+        steps: int,
+        rate: float,
     ) -> None:
         """Steps of `rate` times what L R leaves: codes and ranges change by steps of that size."""
-        np.matmul(self.left, self.right, out=self.buffer)
-        np.subtract(self.rest, self.buffer, out=self.buffer)
-        stride = rate * float(np.linalg.norm(self.buffer)) / math.sqrt(self.left.shape[1])
-        descend(self.left, self.right, direction, steps=steps, stride=stride, buffer=self.buffer)
+        left, right = device.put(self.left), device.put(self.right)
+        stride = rate * directions.distance(left, right) / math.sqrt(self.left.shape[1])
+        descend(left, right, direction, steps=steps, stride=stride)
+        self.left, self.right = device.get(left), device.get(right)
 
     def _start(self, columns: np.ndarray, rows: np.ndarray) -> Branches:
         branch = self._new_branch()

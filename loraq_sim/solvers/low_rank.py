@@ -5,6 +5,8 @@ Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2
 
 import numpy as np
 
+from loraq_sim.solvers.device import CPU, Device
+
 __all__ = ["balanced_factors", "principal_factors", "truncated_svd"]
 
 _OVERSAMPLE = 8
@@ -19,6 +21,7 @@ def truncated_svd(
     rng: np.random.Generator,
     power_iterations: int = 2,
     start: np.ndarray | None = None,
+    device: Device = CPU,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Factors (left, right) of the best rank-`rank` fit; left is orthonormal, sizes in right.
 
@@ -34,6 +37,8 @@ def truncated_svd(
         spectra as flat as those of rounding errors.
     start : ndarray of shape (r, K), optional
         Row space of an earlier fit, used as part of the sketch.
+    device : Device
+        Where the sketch is multiplied and made orthonormal; decompositions run on the CPU.
 
     Returns
     -------
@@ -49,11 +54,14 @@ def truncated_svd(
     if start is not None:
         kept = min(start.shape[0], size)
         sketch[:, :kept] = start[:kept].T
-    basis, _ = np.linalg.qr(matrix @ sketch)
-    for _ in range(power_iterations):
-        rows, _ = np.linalg.qr(matrix.T @ basis)
-        basis, _ = np.linalg.qr(matrix @ rows)
-    u, s, vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+    with device.working():
+        held = device.put(matrix)
+        basis = device.orthonormal(held @ device.put(sketch))
+        for _ in range(power_iterations):
+            rows = device.orthonormal(held.T @ basis)
+            basis = device.orthonormal(held @ rows)
+        basis, seen = device.get(basis), device.get(basis.T @ held)
+    u, s, vt = np.linalg.svd(seen, full_matrices=False)
     return np.ascontiguousarray(basis @ u[:, :rank]), s[:rank, None] * vt[:rank]
 
 

@@ -4,6 +4,8 @@ A descent needs the error (W - P) - Q(W - P) at every step. Scales follow P ther
 `loraq_sim.kernels.residual_rounding`) and are rounded to their stored format at the end only.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from loraq_sim.formats import Format
@@ -11,7 +13,7 @@ from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.quantizers.groups import as_rows
 from loraq_sim.quantizers.integer import quantize_near
 
-__all__ = ["MainGrid", "main_scale_rule"]
+__all__ = ["Candidates", "MainGrid", "main_scale_rule"]
 
 # Neighbors of the last scale to try, in turn, and how often a fresh one is tried.
 _NEIGHBORS = (np.float32(0.985), np.float32(1.015))
@@ -19,6 +21,7 @@ _POWER_NEIGHBORS = (np.float32(0.5), np.float32(2.0))
 _FRESH_EVERY = 4
 # A fresh scale puts the extreme of the group a little beyond the last code; best of 0.8 .. 1.
 _FRESH_CLIP = np.float32(0.93)
+_E2M1_MAX = np.float32(6)
 
 
 def main_scale_rule(fmt: Format) -> str | None:
@@ -28,6 +31,19 @@ def main_scale_rule(fmt: Format) -> str | None:
     return "signed_mse" if _has_signed_scales(fmt) else "mse"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Scales to try at a step: the last one times ``steps``, and a fresh one.
+
+    A fresh scale puts the extreme of a group on ``code``; it is tried where ``is_fresh``, else only
+    for groups without a scale.
+    """
+
+    steps: np.ndarray
+    is_fresh: bool
+    code: np.float32
+
+
 class MainGrid:
     """The main format `fmt` applied to what a branch leaves of one weight of `shape`."""
 
@@ -35,9 +51,14 @@ class MainGrid:
         self.format = fmt
         self.scales = np.zeros(fmt.scale_shape(shape), dtype=np.float32)
         element = fmt.element
-        self._is_power = fmt.scale is not None and fmt.scale.name == "e8m0"
+        self.is_power = fmt.scale is not None and fmt.scale.name == "e8m0"
         self._is_integer = element.is_integer and element.is_signed
-        self._is_e2m1 = element.minifloat == "float4_e2m1fn"
+        self.is_e2m1 = element.minifloat == "float4_e2m1fn"
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether scales can follow a descent; else each step rounds from scratch."""
+        return self._is_integer or self.is_e2m1
 
     @property
     def is_uniform(self) -> bool:
@@ -51,6 +72,19 @@ class MainGrid:
             return 0.0
         return 0.5 / 2**self.format.element.bits
 
+    def candidates(self, step: int) -> Candidates:
+        """The scales that `step` of a descent tries; for a grid that has a kernel."""
+        neighbors = _POWER_NEIGHBORS if self.is_power else _NEIGHBORS
+        steps = np.array([1.0, neighbors[step % 2]], dtype=np.float32)
+        is_fresh = step % _FRESH_EVERY == 0
+        if self.is_e2m1:
+            return Candidates(steps=steps, is_fresh=is_fresh, code=_E2M1_MAX)
+        lo, hi = np.float32(self.format.element.lo), np.float32(self.format.element.hi)
+        code = hi
+        if is_fresh and not self.is_power:
+            code = (lo if _has_signed_scales(self.format) else hi) / _FRESH_CLIP
+        return Candidates(steps=steps, is_fresh=is_fresh, code=code)
+
     def rows(self, values: np.ndarray) -> tuple[np.ndarray, int]:
         """`values` (N, K) as rows of scale groups, and the elements of a group."""
         return as_rows(values, self.format)
@@ -59,27 +93,19 @@ class MainGrid:
         """Overwrite `product` by (W - P) - Q(W - P); returns its Frobenius norm."""
         from loraq_sim.kernels.residual_rounding import round_residual, round_residual_e2m1
 
-        if not (self._is_integer or self._is_e2m1):
+        if not self.has_kernel:
             return self._leave_by_quantizer(weight, product)
-        neighbors = _POWER_NEIGHBORS if self._is_power else _NEIGHBORS
-        tried = np.array([1.0, neighbors[step % 2]], dtype=np.float32)
+        tried = self.candidates(step)
+        # 0 asks for fresh scales only where there is none.
+        fresh = tried.code if tried.is_fresh else np.float32(0)
         (weight, group), (product, _) = self.rows(weight), self.rows(product)
         scales = self.scales.reshape(weight.shape[0], -1)
-        is_fresh = step % _FRESH_EVERY == 0
-        if self._is_e2m1:
-            fresh = np.float32(is_fresh)
-            total = round_residual_e2m1(
-                weight, product, group, fresh, self._is_power, tried, scales
-            )
+        how = fresh, self.is_power, tried.steps, scales
+        if self.is_e2m1:
+            total = round_residual_e2m1(weight, product, group, *how)
         else:
             lo, hi = np.float32(self.format.element.lo), np.float32(self.format.element.hi)
-            code = hi
-            if not self._is_power:
-                code = (lo if _has_signed_scales(self.format) else hi) / _FRESH_CLIP
-            fresh = code if is_fresh else np.float32(0)
-            total = round_residual(
-                weight, product, group, lo, hi, fresh, self._is_power, tried, scales
-            )
+            total = round_residual(weight, product, group, lo, hi, *how)
         return float(np.sqrt(total))
 
     def finish(self, target: np.ndarray, unit: float) -> QuantizedTensor:
@@ -89,7 +115,7 @@ class MainGrid:
         scratch alone loses 1 to 2 % of the error. `unit` is what 1 in the descent is worth here.
         """
         rule = main_scale_rule(self.format)
-        if not self._is_integer or self._is_power or not self.scales.any():
+        if not self._is_integer or self.is_power or not self.scales.any():
             return quantize(target, self.format, rule)
         return quantize_near(target, self.format, rule, self.scales * np.float32(unit))
 

@@ -7,7 +7,9 @@ import numpy as np
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.solvers.device import CPU, Device
 from loraq_sim.solvers.effort import Effort
+from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.shared_stages import SharedStages
 
 __all__ = ["Branches", "Problem", "Trace", "TraceEntry", "product", "relative_distance"]
@@ -22,7 +24,8 @@ class Problem:
     ``weight`` is (N, K) float32 (already smoothed, if at all); ``rank`` is at least 1.
     ``activations`` (T, K) float32 are what enters the smoothed weight, for methods that use data;
     ``is_smoothed`` says that the caller chose the smoothing; ``branch_rotation`` is ``"learned"``
-    where the factors are turned before they are rounded. ``shared`` keeps stages for other problems
+    where the factors are turned before they are rounded. ``device`` runs the long loops of methods
+    that know it. ``shared`` keeps stages for other problems
     of the same ``shared_key``, which names all that is not in this record or its rank.
     """
 
@@ -35,8 +38,26 @@ class Problem:
     activations: np.ndarray | None = None
     is_smoothed: bool = False
     branch_rotation: str | None = None
+    device: Device = CPU
     shared: SharedStages = field(default_factory=SharedStages)
     shared_key: tuple = ()
+
+    def truncated_svd(
+        self,
+        matrix: np.ndarray,
+        *,
+        power_iterations: int = 2,
+        start: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`loraq_sim.solvers.low_rank.truncated_svd` at this rank, on this device."""
+        return truncated_svd(
+            matrix,
+            self.rank,
+            rng=self.rng,
+            power_iterations=power_iterations,
+            start=start,
+            device=self.device,
+        )
 
     def relative_error(self, approximation: np.ndarray) -> float:
         """||W - approximation||_F / ||W||_F; 0 for a zero weight that is met exactly."""
@@ -64,13 +85,15 @@ class TraceEntry:
     """Relative weight error after one iteration of one stage.
 
     ``is_stored`` says that the error is that of stored codes, which a solver may return; else the
-    branch was not rounded yet.
+    branch was not rounded yet. ``device`` is where the error was found: what is stored is always
+    rounded and measured on the CPU.
     """
 
     stage: str
     iteration: int
     weight_error: float
     is_stored: bool = True
+    device: str = "cpu"
 
 
 Trace = list[TraceEntry]

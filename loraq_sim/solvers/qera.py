@@ -8,7 +8,6 @@ reference that needs data.
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_factors
 from loraq_sim.solvers.input_metric import required_activations, second_moment_root
-from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.one_shot import rounded_once
 from loraq_sim.solvers.problem import Branches, Problem
 
@@ -20,6 +19,6 @@ def solve_qera(problem: Problem) -> Branches:
     root, inverse = second_moment_root(required_activations(problem, "qera"))
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
-    columns, rows = truncated_svd(residual @ root, problem.rank, rng=problem.rng)
+    columns, rows = problem.truncated_svd(residual @ root)
     left, right = round_factors(columns, rows @ inverse, problem.branch, problem.branch_rotation)
     return rounded_once(problem, "qera", main, left, right)

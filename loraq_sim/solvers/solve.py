@@ -10,6 +10,7 @@ from loraq_sim.formats import Format, parse_format
 from loraq_sim.hadamard import hadamard_block, rotate_channels
 from loraq_sim.solvers.alternating import solve_alternating
 from loraq_sim.solvers.arguments import check_names, checked_matrix, resolve_rank
+from loraq_sim.solvers.device import Device, find_device
 from loraq_sim.solvers.effort import EFFORTS, PRESETS
 from loraq_sim.solvers.l2qer import solve_l2qer
 from loraq_sim.solvers.loftq import solve_loftq
@@ -87,7 +88,12 @@ def solve(
     seed : int
         Seeds the randomized factorization. Same seed, same bytes.
     device : str
-        ``"cpu"``.
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``: where the descents of ``loraq`` and the truncated
+        SVD of every method run (below a third of min(N, K); larger ranks take LAPACK's full
+        SVD). All else runs on the CPU: rounding what is stored, measuring it, refining on main
+        grids other than signed integers and e2m1 elements, and ``rtn``. The trace says where each
+        refining step ran. Devices sum in different orders, so that single codes differ between
+        them; equal weight, seed and device give the same bytes.
     shared : SharedStages, optional
         Stages kept from earlier solves of the same weight; see `loraq_sim.solvers.many`.
 
@@ -105,7 +111,8 @@ def solve(
                 f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
             )
     names = tuple(METHODS), preset, tuple(PRESETS)
-    check_names(method, *names, seed, device, branch_rotation)
+    check_names(method, *names, seed, branch_rotation)
+    place = find_device(device)
     block = hadamard_block(rotate, weight.shape[1])
     main = parse_format(main)
     branch = None if branch is None else parse_format(branch)
@@ -126,7 +133,8 @@ def solve(
             activations=entering,
             is_smoothed=factors is not None,
             branch_rotation=branch_rotation,
-            **({} if shared is None else _sharing(shared, turned, entering, main, preset, seed)),
+            device=place,
+            **_sharing(shared, turned, entering, main, preset, seed, place),
         )
         key = ("solved", method, str(branch), rank, factors is None, branch_rotation)
         solved = problem.shared.recall(
@@ -178,13 +186,16 @@ def _check_tuning(
 
 
 def _sharing(
-    shared: SharedStages,
+    shared: SharedStages | None,
     weight: np.ndarray,
     activations: np.ndarray | None,
     main: Format,
     preset: str,
     seed: int,
+    device: Device,
 ) -> dict[str, object]:
+    if shared is None:
+        return {}
     arrays = (weight,) if activations is None else (weight, activations)
     digests = (array_key(array) for array in arrays)
-    return {"shared": shared, "shared_key": (*digests, str(main), preset, seed)}
+    return {"shared": shared, "shared_key": (*digests, str(main), preset, seed, device.name)}

@@ -7,7 +7,6 @@ narrower one the main branch is rounded against the branch as it is stored.
 
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.branch_rounding import round_branch
-from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.one_shot import rounded_once
 from loraq_sim.solvers.problem import Branches, Problem, product
 
@@ -16,7 +15,7 @@ __all__ = ["solve_svdquant"]
 
 def solve_svdquant(problem: Problem) -> Branches:
     """One truncated SVD of W, one rounding of the branch, one rounding of what is left."""
-    columns, rows = truncated_svd(problem.weight, problem.rank, rng=problem.rng)
+    columns, rows = problem.truncated_svd(problem.weight)
     left, right = round_branch(columns @ rows, rows, problem.branch, problem.branch_rotation)
     main = quantize(problem.weight - product(left, right), problem.main)
     return rounded_once(problem, "svdquant", main, left, right)

@@ -45,7 +45,7 @@ def _iterate(problem: Problem) -> Branches:
     trace: Trace = []
     target, start = problem.weight, None
     for iteration in range(problem.effort.alternations + 1):
-        _, rows = truncated_svd(target, problem.rank, rng=problem.rng, start=start)
+        _, rows = problem.truncated_svd(target, start=start)
         start = rows
         left, right = round_branch(target, rows, problem.branch, problem.branch_rotation)
         main = quantize(problem.weight - product(left, right), problem.main)
@@ -74,7 +74,9 @@ def _best_factors(problem: Problem) -> np.ndarray | None:
     for factors in (None, *candidates):
         smoothed = problem.weight if factors is None else problem.weight * factors
         entering = quantize(x if factors is None else x / factors, problem.main).dequantize()
-        columns, rows = truncated_svd(smoothed, problem.rank, rng=np.random.default_rng(0))
+        columns, rows = truncated_svd(
+            smoothed, problem.rank, rng=np.random.default_rng(0), device=problem.device
+        )
         carried = columns @ rows
         main = quantize(smoothed - carried, problem.main).dequantize()
         # The branch takes its activations at 16 bits, as published.

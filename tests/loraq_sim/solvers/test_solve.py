@@ -220,7 +220,7 @@ def test_eight_bit_budget_rank_of_pixart_is_sixty_two():
         ({"budget": "int2/g64@1", "branch": "fp32"}, r"less than the 1024 bytes of a rank-1"),
         ({"branch": None, "rank": 4}, r"needs a branch format"),
         ({"seed": -1}, r"seed must be an integer from 0, got -1"),
-        ({"device": "gpu"}, r"device must be 'cpu', got 'gpu'"),
+        ({"device": "gpu"}, r"unknown device 'gpu'; did you mean 'cpu'"),
         ({"smooth": 0.5}, r"smoothing by strength needs activations"),
         ({"smooth": np.zeros(160)}, r"smooth factors must be positive .* channel 0 is 0"),
         ({"smooth": np.ones(3)}, r"smooth must have shape \(160,\)"),
