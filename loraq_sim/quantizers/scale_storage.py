@@ -16,14 +16,14 @@ def round_scales(scales: np.ndarray, stored: ScaleFormat) -> np.ndarray:
     element is clipped that an exact scale would not have clipped. Scales beyond the format
     saturate at its ends; zero stays zero (an all-zero group).
     """
-    bounded = np.clip(scales, 0, stored.largest).astype(np.float32)
+    bounded = np.clip(scales, 0, stored.largest).astype(np.float32, copy=False)
     if stored.name == "e8m0":
         mantissa, exponent = np.frexp(bounded)
         rounded = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
     else:
         rounded = bounded.astype(_dtype(stored)).astype(np.float32)
     rounded = np.maximum(rounded, np.float32(stored.smallest))
-    return np.where(scales == 0, np.float32(0), rounded).astype(np.float32)
+    return np.where(scales == 0, np.float32(0), rounded).astype(np.float32, copy=False)
 
 
 def scales_to_bytes(scales: np.ndarray, stored: ScaleFormat) -> bytes:
