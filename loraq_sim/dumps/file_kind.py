@@ -1,6 +1,7 @@
 """Recognize a file by its first bytes and, for a zip, by its directory; refuse everything else."""
 
 import stat
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -110,7 +111,10 @@ def _zip_kind(path: Path) -> str:
 def _plain_pickle_message(path: Path) -> str:
     from loraq_sim.dumps.pickle_scan import first_global
 
-    named = first_global(path)
+    with warnings.catch_warnings():
+        # Python's parser complains of a damaged text's backslashes.
+        warnings.simplefilter("ignore")
+        named = first_global(path)
     return (
         f"{path}: this is a Python pickle, which could run code{f' ({named})' if named else ''}, "
         "so it was not loaded; save tensors with torch.save, .safetensors or numpy.savez"

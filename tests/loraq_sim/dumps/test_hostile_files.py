@@ -136,3 +136,9 @@ def test_a_signaling_nan_is_reported_without_a_warning(tmp_path):
     np.savez(tmp_path / "x.npz", **{"fc.weight": weight})
     with pytest.raises(DumpError, match="NaN or Inf"):
         read_layer_dump(tmp_path / "x.npz")["fc"]
+
+
+def test_a_backslash_in_a_plain_pickle_does_not_warn(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02S'a\\q'\n.")
+    with pytest.raises(DumpError, match="a Python pickle"):
+        read_layer_dump(tmp_path / "x.pt")
