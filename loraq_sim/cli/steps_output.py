@@ -81,7 +81,7 @@ def write_reports(folder: Path, reports: Sequence["StepReport"], *, dump: str, q
         written.append(folder / f"{name}.csv")
         write_csv(written[-1], rows, list(rows[0]))
     for one, label in zip(reports, _labels(reports), strict=True):
-        stem = "heat_map" + ("_" + re.sub(r"[^\w.+@-]+", "_", label) if label else "")
+        stem = "heat_map" + ("_" + re.sub(r"[^\w.+@-]+", "_", label).strip("_") if label else "")
         provenance = {"dump": dump, "loraq-sim": __version__, "seed": one.case["seed"]}
         figure = step_heat_map(one.case, one.cells, provenance=provenance)
         written += [save_figure(figure, folder / f"{stem}{end}") for end in (".png", ".svg")]
@@ -140,7 +140,12 @@ def _side_by_side(reports: Sequence["StepReport"], table: str, key: str) -> list
 def _labels(reports: Sequence["StepReport"]) -> list[str]:
     """What tells the cases apart; one case has no label."""
     differ = [key for key in _SETTINGS if len({one.case[key] for one in reports}) > 1]
-    return [" ".join(str(one.case[key]) for key in differ) for one in reports]
+    labels = [" ".join(str(one.case[key]) for key in differ) for one in reports]
+    # Two files may describe machines of one name.
+    return [
+        f"{label} #{i}".strip() if labels.count(label) > 1 else label
+        for i, label in enumerate(labels, start=1)
+    ]
 
 
 def _flat(reports: Sequence["StepReport"], table: str) -> list[Row]:

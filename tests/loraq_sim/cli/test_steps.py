@@ -71,7 +71,9 @@ def test_files_and_pictures_of_each_case_are_written_once(command, tmp_path):
 
 def test_calibrations_stand_side_by_side(command):
     words = ("steps", "--hw", "aie2", *DUMP, "--layers", "*.0.ff.net.2", "--split", "W4A4+W8A8r4")
-    done = command(*words, "--method", "qera", "--calibrate-on", "first:5,last:5", "--quiet")
+    done = command(
+        *words, "--method", "qera", "--preset", "fast", "--calibrate-on", "first:5,last:5"
+    )
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     errors = {line[0]: tuple(map(float, line[1:])) for line in lines if line and len(line) == 3
@@ -95,6 +97,15 @@ def test_machines_share_one_solution(command, monkeypatch):
     cases = json.loads(command(*words).stdout)["cases"]
     assert [one["case"]["accelerator"] for one in cases] == ["aie2", "a100"]
     assert len(solved) == 1
+
+
+def test_machines_of_one_name_keep_their_columns_and_pictures(command, tmp_path):
+    own = ("--hw", "hwmodels/accelerators/aie2.yaml", "--acc-bits", 12, "--out", tmp_path)
+    done = command(*WORDS, "--layers", "*.0.attn1.to_q", *own)
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.glob("*.png")} == {"heat_map_1.png", "heat_map_2.png"}
+    assert "#1" in done.stdout
+    assert "#2" in done.stdout
 
 
 def test_layers_without_activations_are_left_out_and_failures_named(command, made):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
+from loraq_sim.aggregates import AGGREGATES
 from loraq_sim.errors import InputError
 from loraq_sim.time_steps import StepErrors, step_report
 
@@ -59,7 +60,7 @@ def test_where_every_step_has_as_many_rows_both_shares_agree():
         assert cell["share"] == pytest.approx(cell["run_share"], rel=RTOL)
 
 
-@pytest.mark.parametrize("aggregate", ["rms", "energy", "macs"])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_totals_are_those_of_the_model_and_its_layers(request, aggregate):
     dump = lq.read_layer_dump(request.config.rootpath / "examples" / "tiny_pixart.pt")
     dump = dump.select("*.0.attn1.to_q,*.3.attn1.to_v,*.0.attn2.to_k")
