@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from loraq_sim.sweep import compose, estimate
-from loraq_sim.sweep.memory import layer_bytes
+from loraq_sim.sweep.memory import layer_bytes, worker_bytes
 
 
 @pytest.fixture
@@ -26,3 +26,20 @@ def test_a_forecast_holds_the_largest_layer_of_a_worker(make_dump, make_plan):
     small = estimate(sweep).worker_bytes
     large = replace(sweep.tasks[0], info=replace(sweep.tasks[0].info, n=4608, k=4608))
     assert estimate(replace(sweep, tasks=(large, sweep.tasks[1]))).worker_bytes > 2 * small
+
+
+def test_every_different_solution_is_kept_until_the_layer_is_done(make_dump, make_plan):
+    dump = make_dump(a="linear")
+
+    def need(*splits):
+        (task,) = compose(make_plan(dump, splits=splits)).tasks
+        return worker_bytes([replace(task, info=replace(task.info, n=4608, k=1152))])
+
+    one = need("W4A4+W8A8r4")
+    assert need("W4A4", "W4A4+W8A8r4", "W4A8+W8A8r4") == one
+    assert need("W4A4+W8A8r4", "W4A4+W8A8r5", "W4A4+W6A6r4") > 1.1 * one
+
+
+def test_torch_is_counted_where_it_reads_the_dump(make_dump, make_plan):
+    (task,) = compose(make_plan(make_dump(a="linear"))).tasks
+    assert worker_bytes([replace(task, dump="layers.pt")]) > 1.5 * worker_bytes([task])
