@@ -43,6 +43,7 @@ def descend(
     *,
     steps: int,
     stride: float,
+    moving: tuple[int, ...] = (0, 1),
 ) -> None:
     """Move `left` and `right` in place along what `direction` makes of their product.
 
@@ -55,21 +56,27 @@ def descend(
     steps : int
     stride : float
         How far the first step moves each component of the product, as a singular value.
+    moving : tuple of int
+        Which factors move: 0 is left, 1 right.
     """
     # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
     means = [0.0, 0.0]
     for step in range(steps):
         toward = direction(left, right, step)
-        roots = _on_host(_root, right @ right.T), _on_host(_root, left.T @ left)
-        ascents = right @ toward.T, left.T @ toward
         size = stride * max(_LAST, 1.0 - step / steps)
-        moves = []
-        for i, (ascent, root) in enumerate(zip(ascents, roots, strict=True)):
+        moves = [0.0, 0.0]
+        for i in moving:
+            gram, ascent = (
+                (left.T @ left, left.T @ toward) if i else (right @ right.T, right @ toward.T)
+            )
+            root = _on_host(_root, gram)
             means[i] = means[i] + _GAIN * (ascent - means[i])
             ahead = means[i] + _GAIN * (ascent - means[i])
-            moves.append(size * (root.T @ _polar(root @ ahead)))
-        left += moves[0].T
-        right += moves[1]
+            moves[i] = size * (root.T @ _polar(root @ ahead))
+        if 0 in moving:
+            left += moves[0].T
+        if 1 in moving:
+            right += moves[1]
 
 
 def _on_host(function: Callable[[np.ndarray], np.ndarray], small: _Array) -> _Array:

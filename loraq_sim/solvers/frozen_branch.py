@@ -3,6 +3,9 @@
 Components are taken by size, largest first. R rows are rounded, L columns refitted to them by least
 squares and rounded, and both refitted once more. The noise of large components then lies in what
 the main branch and the small components still adapt to; only the noise of the last part stays.
+
+Or one factor is pinned: the shorter one is rounded as a whole, and the other, which has more
+elements to make up for it, is rounded part by part.
 """
 
 import numpy as np
@@ -13,6 +16,7 @@ from loraq_sim.solvers.branch_rounding import least_squares
 from loraq_sim.solvers.fixed_scales import requantize, stack_rows
 from loraq_sim.solvers.learned_rotation import learned_rotation
 from loraq_sim.solvers.low_rank import principal_factors
+from loraq_sim.solvers.main_grid import main_scale_rule
 
 __all__ = ["FrozenBranch"]
 
@@ -29,6 +33,7 @@ class FrozenBranch:
         self.format = fmt
         self.rank = rank
         self.n_frozen = 0
+        self.pinned: int | None = None
         self.noise = 0.0
         self._unit = np.float32(unit)
         self._columns = np.zeros((n, rank), dtype=np.float32)
@@ -42,13 +47,56 @@ class FrozenBranch:
 
         All are float32; the product of the first two is to be taken from the weight.
         """
+        if self.pinned is not None:
+            return self._freeze_pinned(left, right, count)
         left, right = principal_factors(left, right)
         if self._left is None and count < self.rank:
-            self._left = quantize(left, self.format, _rule(self.format))
+            self._left = quantize(left, self.format, main_scale_rule(self.format))
         stored_left, stored_right = self._round(*self._turned(left[:, :count], right[:count]))
         self.n_frozen += count
         free_left = np.ascontiguousarray(left[:, count:])
         return stored_left, stored_right, free_left, np.ascontiguousarray(right[count:])
+
+    def pin(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Round the shorter factor of L R; returns it as stored, and the other refitted to it.
+
+        Sets `pinned` to 0 for L or 1 for R. Nothing may be frozen before.
+        """
+        left, right = self._turned(*principal_factors(left, right))
+        if len(left) >= right.shape[1]:
+            self.pinned = 1
+            rows, r_hat = self._rounded_rows(right)
+            self._rows = [rows]
+            l_hat = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
+        else:
+            self.pinned = 0
+            self._left, l_hat = self._round_columns(left)
+            r_hat = least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
+            r_hat = np.ascontiguousarray(r_hat)
+        self.noise = _distance(left, right, l_hat, r_hat)
+        return l_hat, r_hat
+
+    def _freeze_pinned(
+        self, left: np.ndarray, right: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        l_hat, r_hat = np.ascontiguousarray(left[:, :count]), right[:count]
+        if self.pinned == 0:
+            rows, r_hat = self._rounded_rows(r_hat)
+            self._rows.append(rows)
+        else:
+            if self._left is None:
+                self._left = quantize(left, self.format, main_scale_rule(self.format))
+            self._left, l_hat = self._round_columns(l_hat)
+            self._columns[:, self.n_frozen : self.n_frozen + count] = l_hat
+        miss = _distance(left[:, :count], right[:count], l_hat, r_hat)
+        self.noise = float(np.hypot(self.noise, miss))
+        self.n_frozen += count
+        free_left = np.ascontiguousarray(left[:, count:])
+        return l_hat, r_hat, free_left, np.ascontiguousarray(right[count:])
+
+    def _rounded_rows(self, rows: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
+        stored = quantize(rows * self._unit, self.format, main_scale_rule(self.format))
+        return stored, stored.dequantize() / self._unit
 
     def stored(self) -> tuple[QuantizedTensor, QuantizedTensor]:
         """L (N, rank) and R (rank, K), once all components are frozen."""
@@ -64,8 +112,7 @@ class FrozenBranch:
         best, least = None, np.inf
         rows = right
         for refit in range(_REFITS + 1):
-            stored_rows = quantize(rows * self._unit, self.format, _rule(self.format))
-            r_hat = stored_rows.dequantize() / self._unit
+            stored_rows, r_hat = self._rounded_rows(rows)
             # L R R^^T (R^ R^^T)^-1 without forming the (N, K) product L R.
             columns = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
             stored_left, l_hat = self._round_columns(columns)
@@ -82,17 +129,13 @@ class FrozenBranch:
 
     def _round_columns(self, columns: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
         if self._left is None:
-            stored = quantize(columns, self.format, _rule(self.format))
+            stored = quantize(columns, self.format, main_scale_rule(self.format))
             return stored, stored.dequantize()
         block = slice(self.n_frozen, self.n_frozen + columns.shape[1])
         trial = self._columns.copy()
         trial[:, block] = columns
         stored = requantize(trial, self._left)
         return stored, np.ascontiguousarray(stored.dequantize()[:, block])
-
-
-def _rule(fmt: Format) -> str | None:
-    return None if fmt.element.is_plain_float else "mse"
 
 
 def _distance(
