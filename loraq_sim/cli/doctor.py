@@ -4,6 +4,7 @@ import importlib
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,14 @@ _BROKEN = 1
 # (distribution, module): torch takes seconds to import, so its metadata must do.
 _NEEDED = (("numpy", "numpy"), ("numba", "numba"), ("scipy", "scipy"), ("torch", None))
 _NEEDED += (("pandas", "pandas"), ("safetensors", "safetensors"), ("ml-dtypes", "ml_dtypes"))
-_OPTIONAL = ("pyarrow", "distributed")
+# What each extra of the package adds, as distributions.
+_EXTRAS = {
+    "report": ("jinja2", "plotly"),
+    "cluster": ("dask", "distributed", "dask-jobqueue"),
+    "diffusion": ("diffusers",),
+    "parquet": ("pyarrow",),
+    "docs": ("sphinx", "furo", "myst-parser"),
+}
 
 
 @one_line_failures
@@ -33,7 +41,9 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
     """
     from reports.tables import result_table
 
+    started = time.perf_counter()
     rows = list(_checks())
+    rows.append(_row("time", "ok", f"{time.perf_counter() - started:.1f} s"))
     table = result_table(rows, title="Installation")
     print_tables([table], output)
     broken = [row for row in rows if row["state"] == "broken"]
@@ -46,19 +56,18 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
 def _checks() -> Iterator[dict[str, str]]:
     from loraq_sim import __version__
     from loraq_sim.sweep.cache_folder import cache_folder
+    from loraq_sim.sweep.solution_cache import default_solution_folder
 
     yield _row("loraq-sim", "ok", f"{__version__}, Python {platform.python_version()}")
     for distribution, module in _NEEDED:
         yield _checked(distribution, lambda d=distribution, m=module: _package(d, m))
-    for distribution in _OPTIONAL:
-        try:
-            yield _row(distribution, "ok", version(distribution))
-        except PackageNotFoundError:
-            yield _row(distribution, "missing", "optional, not installed")
+    for extra, distributions in _EXTRAS.items():
+        yield _extra(extra, distributions)
     yield _checked("processor", _processor)
     yield _checked("kernels", _kernels)
     yield _checked("accelerators", _accelerators)
     yield _checked("cache folder", lambda: _writable(cache_folder()))
+    yield _checked("solution cache", lambda: _writable(default_solution_folder()))
     yield _checked("working folder", lambda: _writable(Path.cwd()))
     yield _checked("temporary folder", lambda: _writable(Path(tempfile.gettempdir())))
     yield _checked("result store", _store)
@@ -66,6 +75,18 @@ def _checks() -> Iterator[dict[str, str]]:
 
 def _row(check: str, state: str, detail: str) -> dict[str, str]:
     return {"check": check, "state": state, "detail": detail}
+
+
+def _extra(name: str, distributions: tuple[str, ...]) -> dict[str, str]:
+    found, missing = [], []
+    for distribution in distributions:
+        try:
+            found.append(f"{distribution} {version(distribution)}")
+        except PackageNotFoundError:
+            missing.append(distribution)
+    if missing:
+        return _row(f"extra {name}", "missing", f"optional, without {', '.join(missing)}")
+    return _row(f"extra {name}", "ok", ", ".join(found))
 
 
 def _checked(name: str, check: Callable[[], str]) -> dict[str, str]:
@@ -84,11 +105,12 @@ def _package(distribution: str, module: str | None) -> str:
 
 
 def _processor() -> str:
-    from loraq_sim.kernels.processor import PATH_VARIABLE, choose_path
+    from loraq_sim.kernels.processor import PATH_VARIABLE, choose_path, found_features
 
     forced = f" (forced by {PATH_VARIABLE})" if os.environ.get(PATH_VARIABLE) else ""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{choose_path()} kernels{forced}, {cpus} CPUs, {platform.machine()}"
+    features = " ".join(found_features()) or "no vector features known"
+    return f"{platform.machine()}, {cpus} CPUs, {features}: {choose_path()} kernels{forced}"
 
 
 def _kernels() -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
-__all__ = ["PATHS", "PATH_VARIABLE", "choose_path", "tile_kernels"]
+__all__ = ["PATHS", "PATH_VARIABLE", "choose_path", "found_features", "tile_kernels"]
 
 # Fastest first; every one gives the same bits.
 PATHS = ("avx512", "avx2", "portable")
@@ -28,6 +28,12 @@ def _features() -> frozenset[str]:
         return frozenset(name for name, on in binding.get_host_cpu_features().items() if on)
     except RuntimeError:  # LLVM cannot tell on some processors
         return frozenset()
+
+
+def found_features() -> tuple[str, ...]:
+    """Return what of the features that matter to integer arithmetic this processor has."""
+    wanted = {"neon", "avxvnni"}.union(*_NEEDED.values())
+    return tuple(sorted(wanted & _features()))
 
 
 def choose_path() -> str:

@@ -132,3 +132,17 @@ def test_doctor_ends_with_1_and_names_what_is_broken(command, monkeypatch, varia
     result = command("doctor")
     assert result.exit_code == 1
     assert check in result.stderr.split("checks failed:")[1]
+
+
+def test_doctor_tells_of_features_kernels_extras_and_its_time(command, monkeypatch):
+    from loraq_sim.cli import doctor
+    from loraq_sim.kernels.processor import choose_path
+
+    monkeypatch.setitem(doctor._EXTRAS, "report", ("no-such-distribution",))
+    result = command("doctor", "--format", "json")
+    found = {row["check"]: row for row in json.loads(result.stdout)}
+    assert result.exit_code == 0  # an extra is optional
+    assert found["extra report"]["detail"] == "optional, without no-such-distribution"
+    assert {f"extra {name}" for name in ("cluster", "diffusion", "parquet", "docs")} <= set(found)
+    assert found["processor"]["detail"].endswith(f": {choose_path()} kernels")
+    assert float(found["time"]["detail"].removesuffix(" s")) > 0
