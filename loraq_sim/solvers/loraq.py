@@ -79,7 +79,7 @@ _PLANS = (
     (math.inf, _Plan(before_refining=0.9, before_settling=(0.93, 0.955, 0.975, 0.99))),
 )
 # Main branches with float elements or power-of-two scales follow a moving branch less well: there
-# the plans above lose up to 8 %.
+# the plans above lose up to 16 %.
 _PLANS_ROUGH = (
     _PLANS[0],
     (0.5, _Plan(before_refining=0.0, before_settling=(0.5, 0.75, 0.9), settle_rate=0.012)),
