@@ -35,6 +35,7 @@ def compare_methods(
     preset: str = "balanced",
     seed: int = 0,
     tokens: int | None = None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """One row per method, in order; ``gain`` is its weight error over that of the last method.
 
@@ -54,7 +55,8 @@ def compare_methods(
     rows = []
     for method in methods:
         chosen = _as_published(method, split, layer)
-        solution = solve_split(layer, chosen, method=method, preset=preset, seed=seed)
+        options = {"method": method, "preset": preset, "seed": seed, "device": device}
+        solution = solve_split(layer, chosen, **options)
         rows.append(_row(layer, solution, chosen, split, method, tokens) | {"seed": seed})
     last = rows[-1]
     for row in rows:

@@ -38,9 +38,9 @@ def split_with(split: PrecisionSplit, settings: dict[str, Any]) -> PrecisionSpli
 def solve_with(
     layer: Layer, split: PrecisionSplit, settings: dict[str, Any], seed: int
 ) -> Solution:
-    """Solve with the ``method`` and ``preset`` of `settings`."""
-    method, preset = settings["method"], settings["preset"]
-    return solve_split(layer, split, method=method, preset=preset, seed=seed)
+    """Solve with the ``method``, ``preset`` and ``device`` (default: cpu) of `settings`."""
+    options = {key: settings[key] for key in ("method", "preset", "device") if key in settings}
+    return solve_split(layer, split, seed=seed, **options)
 
 
 def report_solution(

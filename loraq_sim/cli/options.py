@@ -17,6 +17,7 @@ __all__ = [
     "ArrayGrid",
     "Accumulators",
     "AccumulatorsGrid",
+    "Device",
     "Family",
     "Force",
     "Group",
@@ -103,6 +104,14 @@ Methods = Annotated[
 ]
 Preset = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="Solver effort: fast, balanced or best.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where the long loops of solving run: cpu, cuda or cuda:N.",
+    ),
 ]
 Family = Annotated[
     str, typer.Option("--family", metavar="NAME", help="Element family: int, mxint, mxfp or nvfp.")

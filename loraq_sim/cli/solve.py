@@ -7,6 +7,7 @@ import typer
 
 from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
+    Device,
     Family,
     Force,
     Group,
@@ -102,6 +103,7 @@ def solve_command(
     ] = None,
     force: Force = False,
     seed: Seed = 0,
+    device: Device = "cpu",
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -112,7 +114,9 @@ def solve_command(
     (see `emulate` for that).
     """
     from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.solvers.device import find_device
 
+    device = find_device(device).name
     given = {
         "family": family, "group": group, "preset": preset, "seed": seed,
         "splits": listed(splits), "methods": listed(method),
@@ -130,6 +134,7 @@ def solve_command(
     if layers:
         dump = dump.select(listed(layers))
     cases, notes = settings.cases(dump, str(layer_dump))
+    cases = [case | {"device": device} for case in cases]
     for text in notes:
         note(text, quiet=quiet)
     silent = quiet or no_progress

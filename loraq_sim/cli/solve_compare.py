@@ -48,8 +48,9 @@ def compare_rows(
     for case in tracked(cases, "comparing", quiet=quiet):
         try:
             split = split_of(case)
-            options = {"preset": case["preset"], "seed": case["seed"], "tokens": tokens}
-            rows += compare_methods(dump[case["layer"]], split, methods, **options)
+            options = {name: case[name] for name in ("preset", "seed", "device")}
+            layer = dump[case["layer"]]
+            rows += compare_methods(layer, split, methods, tokens=tokens, **options)
         except Exception as error:
             rows.append(
                 {"layer": case["layer"], "split": case["split"]}

@@ -70,6 +70,7 @@ class SharedSolver:
                 method=case["method"],
                 preset=case["preset"],
                 seed=case["seed"],
+                device=case["device"],
             )
         except InputError as error:
             raise InputError(f"layers {', '.join(members)}: {error}") from error

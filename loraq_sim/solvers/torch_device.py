@@ -56,22 +56,27 @@ class TorchDevice:
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 in float32 products: their 10 bits would drown the rounding error."""
+    """No TF32 or bfloat16 in float32 products: their 10 bits would drown the rounding error.
+
+    torch has one setting of the process and, from 2.9, one a backend; it refuses to read the former
+    once the latter was set apart from it.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    if all(hasattr(backend, "fp32_precision") for backend in backends):
-        kept = [backend.fp32_precision for backend in backends]
-        try:
+    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    kept = [backend.fp32_precision for backend in backends]
+    try:
+        general = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        general = None
+    try:
+        if general is None:
             for backend in backends:
                 backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, kept, strict=True):
-                backend.fp32_precision = precision
-        return
-    # Before torch 2.9.
-    precision = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
+        else:
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if general is not None:
+            torch.set_float32_matmul_precision(general)
+        for backend, precision in zip(backends, kept, strict=True):
+            backend.fp32_precision = precision

@@ -165,7 +165,8 @@ def _fresh_scales(v: torch.Tensor, code: float, is_power: bool) -> torch.Tensor:
     """Scales that put the extreme of each group on `code`, rounded up to powers of two if asked."""
     top = v.amax(dim=-1, keepdim=True).clamp_min_(0)
     bottom = v.amin(dim=-1, keepdim=True).clamp_max_(0)
-    scale = torch.where(top >= -bottom, top, bottom) / code
+    # CUDA divides by a number as by a product with its rounded inverse; by a tensor it divides.
+    scale = torch.where(top >= -bottom, top, bottom) / torch.full_like(top, code)
     if is_power or code > 0:
         scale = scale.abs()
     if is_power:

@@ -138,3 +138,24 @@ def test_compare_refuses_what_it_cannot_compare(run):
         done = run(*DUMP, *words)
         assert done.exit_code == 2, done.output
         assert message in done.stderr
+
+
+def test_the_device_reaches_every_way_of_solving(run):
+    words = (*DUMP, "--layers", "*.0.attn1.to_q,*.0.attn1.to_k", "--split", "W4A4+W8A8r8")
+    for more in ((), ("--share-inputs", "common"), ("--compare", "rtn,loraq")):
+        plain, there = (
+            rows_of(run(*words, *more, *given, "--format", "json"))
+            for given in ((), ("--device", "torch:cpu"))
+        )
+        errors = [[row["weight_error"] for row in rows.values()] for rows in (plain, there)]
+        # Close, but of other sums: the device did run.
+        assert errors[1] == pytest.approx(errors[0], rel=0.03)
+        assert errors[1] != errors[0]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:9999"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(run, device):
+    done = run("solve", "--layer-dump", "no_such_file.pt", "--device", device)
+    assert done.exit_code == 2
+    assert f"'{device}'" in done.output
+    assert "no_such_file" not in done.output
