@@ -109,7 +109,8 @@ recipe = tomllib.loads((FOLDER / "mixed" / "recipe.toml").read_text(encoding="ut
 # The whole frontier of mixed models, against the uniform ones:
 
 # %%
-limits = np.linspace(totals["latency_s"].min(), totals["latency_s"].max(), 14)
+evenly = np.linspace(totals["latency_s"].min(), totals["latency_s"].max(), 24)
+limits = np.sort([*evenly, *totals["latency_s"]])
 mixed = [lq.allocate(rows, {"latency_s": limit}).totals for limit in limits]
 figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
 axes.step(
