@@ -129,6 +129,8 @@ for _, row in totals.iterrows():
 axes.axvline(1e3 * budget_s, color="0.6", linestyle=":")
 axes.set(yscale="log", xlabel="latency of the layers in a denoising step (ms)")
 axes.set(ylabel="output error (%)")
+axes.yaxis.set_major_formatter("{x:g}")
+axes.yaxis.set_minor_formatter("{x:g}")
 axes.margins(x=0.12)
 axes.legend(frameon=False)
 plt.show()
