@@ -173,10 +173,10 @@ def test_loraq_ends_as_close_as_on_the_cpu(device, main, branch):
     actual = solve(weight, **options, device=device.name)
     # A flipped code grows over the steps, so errors agree as those of weights that differ by their
     # rounding do. Over six such weights the error of either device has a standard deviation of at
-    # most 0.19 % (8-bit branch) and 0.29 % (4-bit) and the means differ by at most 0.16 %; of three
+    # most 0.21 % (8-bit branch) and 0.32 % (4-bit) and the means differ by at most 0.25 %; of three
     # bundled and two larger layers the devices differ by 0.9 % and 2.0 % at most, the CPU from
     # itself by 1.4 %. Five standard deviations of a difference (sqrt(2) of one) are allowed.
-    allowed = {"int8/g32": 0.014, "int4/g16": 0.021}[branch]
+    allowed = {"int8/g32": 0.015, "int4/g16": 0.023}[branch]
     assert actual.weight_error == pytest.approx(expected.weight_error, rel=allowed)
     left = np.linalg.norm(weight - actual.reconstruct()) / np.linalg.norm(weight)
     # Reported on the CPU from what is stored, wherever it was found; float32 against float64.
