@@ -92,7 +92,7 @@ def _run_reader(name: str, n_cases: int, options: argparse.Namespace) -> dict:
         result["defects"]["process ended"] = found | {"file": log.name}
     coverage = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", text)
     first, *_, final = [*coverage[:1], *coverage[:1], *coverage[-1:]] or [("", "", "")] * 2
-    peak = re.findall(r"peak_rss_mb: (\d+)", text)
+    peak = re.findall(r"peak_rss_mb:\s+(\d+)", text)
     return result | {
         "reader": name, "branches": final[0], "features": final[1], "corpus": final[2],
         "seed_branches": first[0], "peak_mib": peak[-1] if peak else "",
