@@ -21,6 +21,7 @@ __all__ = [
 
 _MEANS = ("bits_per_weight", "weight_error", "output_error", "gain_over_rtn", "gain_over_svdquant")
 _FP16_BYTES = 2
+_SETTINGS = ("method", "preset", "device", "smooth", "rotate")
 
 
 def split_with(split: PrecisionSplit, settings: dict[str, Any]) -> PrecisionSplit:
@@ -38,8 +39,8 @@ def split_with(split: PrecisionSplit, settings: dict[str, Any]) -> PrecisionSpli
 def solve_with(
     layer: Layer, split: PrecisionSplit, settings: dict[str, Any], seed: int
 ) -> Solution:
-    """Solve with the ``method``, ``preset`` and ``device`` (default: cpu) of `settings`."""
-    options = {key: settings[key] for key in ("method", "preset", "device") if key in settings}
+    """Solve with what `settings` says of method, preset, device, smoothing and rotation."""
+    options = {key: settings[key] for key in _SETTINGS if key in settings}
     return solve_split(layer, split, seed=seed, **options)
 
 

@@ -23,6 +23,7 @@ from loraq_sim.cli.options import (
     ProductsPerAdd,
     Quiet,
     Seed,
+    Smooth,
     Splits,
     datapath_overrides,
     listed,
@@ -90,15 +91,7 @@ def images_command(
     preset: Preset = "balanced",
     family: Family = "int",
     group: Group = 64,
-    smooth: Annotated[
-        float | None,
-        typer.Option(
-            "--smooth",
-            metavar="ALPHA",
-            help="Smooth activations with this strength, 0 to 1 (calibrates first).",
-            show_default=False,
-        ),
-    ] = None,
+    smooth: Smooth = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(

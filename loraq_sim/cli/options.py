@@ -37,7 +37,9 @@ __all__ = [
     "Quiet",
     "Scheduler",
     "SchedulerOptions",
+    "Rotate",
     "Seed",
+    "Smooth",
     "Splits",
     "Tokens",
     "Unfused",
@@ -125,6 +127,25 @@ Tokens = Annotated[
         "--tokens",
         metavar="T",
         help="Activation rows used, spread evenly over the dump. Default: all rows.",
+        show_default=False,
+    ),
+]
+Smooth = Annotated[
+    float | None,
+    typer.Option(
+        "--smooth",
+        metavar="ALPHA",
+        help="Smooth activations with this strength, 0 to 1 (by the layer's own inputs).",
+        show_default=False,
+    ),
+]
+Rotate = Annotated[
+    str | None,
+    typer.Option(
+        "--rotate",
+        metavar="NAME",
+        help="Rotate the input channels by a block Hadamard matrix: hadamard, or hadamard:64 for "
+        "blocks of 64.",
         show_default=False,
     ),
 ]

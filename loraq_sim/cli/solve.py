@@ -19,7 +19,9 @@ from loraq_sim.cli.options import (
     OutputFormat,
     Preset,
     Quiet,
+    Rotate,
     Seed,
+    Smooth,
     Splits,
     Tokens,
     listed,
@@ -90,6 +92,8 @@ def solve_command(
             show_default=False,
         ),
     ] = None,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
     share_inputs: ShareInputs = Sharing.OWN,
     tokens: Tokens = None,
     save: Annotated[
@@ -134,13 +138,16 @@ def solve_command(
     if layers:
         dump = dump.select(listed(layers))
     cases, notes = settings.cases(dump, str(layer_dump))
-    cases = [case | {"device": device} for case in cases]
+    common = {"device": device, "smooth": smooth, "rotate": rotate}
+    cases = [case | common for case in cases]
     for text in notes:
         note(text, quiet=quiet)
     silent = quiet or no_progress
     if compare:
         if share_inputs is not Sharing.OWN:
             raise InputError("--compare solves layer by layer: leave out --share-inputs")
+        if smooth is not None or rotate is not None:
+            raise InputError("--compare runs methods as published: leave out --smooth and --rotate")
         rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=silent)
         end_with(rows, lambda _: print_comparison(rows, output, title=str(layer_dump)))
         return

@@ -71,6 +71,8 @@ class SharedSolver:
                 preset=case["preset"],
                 seed=case["seed"],
                 device=case["device"],
+                smooth=case["smooth"],
+                rotate=case["rotate"],
             )
         except InputError as error:
             raise InputError(f"layers {', '.join(members)}: {error}") from error

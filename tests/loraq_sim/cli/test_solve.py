@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -159,3 +160,29 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(run, devi
     assert done.exit_code == 2
     assert f"'{device}'" in done.output
     assert "no_such_file" not in done.output
+
+
+def test_smoothing_rotation_and_a_common_branch_reach_the_solver(run, tmp_path):
+    words = ("--layers", "*.0.attn1.to_q,*.0.attn1.to_k", "--split", "W4A4+W8A8r8")
+    saved = tmp_path / "model.safetensors"
+    more = ("--smooth", 0.5, "--rotate", "hadamard:32", "--share-inputs", "common")
+    done = run(*DUMP, *words, *more, "--save", saved)
+    assert done.exit_code == 0, done.stderr
+    model = read_quantized_model(saved)
+    one, other = model.values()
+    assert one.rotation == other.rotation == 32
+    assert one.smooth is not None
+    np.testing.assert_array_equal(one.right.codes, other.right.codes)
+    # R and the smoothing are stored once, and each member is charged half.
+    alone = rows_of(run(*DUMP, *words, *more[:4], "--format", "json")).values()
+    alone = [row["weight_bytes"] for row in alone]
+    assert one.nbytes + other.nbytes == sum(alone) - one.right.nbytes - 2 * one.smooth.size
+
+
+def test_compare_refuses_smoothing_and_an_unknown_rotation_is_named(run):
+    done = run(*DUMP, "--compare", "rtn,loraq", "--smooth", 0.5)
+    assert done.exit_code == 2
+    assert "leave out --smooth" in done.stderr
+    done = run(*DUMP, "--rotate", "hadamart", "--layers", "*.0.attn1.to_q")
+    assert done.exit_code in (1, 2)
+    assert "hadamart" in done.stderr
