@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraq_sim.aggregates import DEFAULT_AGGREGATE
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import Force, Layers, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import (
+    AggregateName,
+    Force,
+    Layers,
+    OutFormat,
+    OutputFormat,
+    Quiet,
+    listed,
+)
 from loraq_sim.cli.output import note, print_json, print_tables
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
@@ -65,14 +74,7 @@ def allocate_command(
     solver: Annotated[
         str, typer.Option("--solver", metavar="NAME", help="exact or lagrangian (fast, bounded).")
     ] = "exact",
-    aggregate: Annotated[
-        str,
-        typer.Option(
-            "--aggregate",
-            metavar="NAME",
-            help="How output errors of layers become one: outputs, rms, energy or macs.",
-        ),
-    ] = "outputs",
+    aggregate: AggregateName = DEFAULT_AGGREGATE,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="S", help="Seconds for each exact solution.")
     ] = 60.0,

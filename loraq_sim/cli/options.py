@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from loraq_sim.aggregates import AGGREGATES
 from loraq_sim.errors import InputError
 from loraq_sim.solvers import METHODS
 
@@ -14,6 +15,7 @@ __all__ = [
     "AccBits",
     "AccBitsGrid",
     "Accelerators",
+    "AggregateName",
     "ArrayGrid",
     "Accumulators",
     "AccumulatorsGrid",
@@ -128,6 +130,14 @@ Tokens = Annotated[
         metavar="T",
         help="Activation rows used, spread evenly over the dump. Default: all rows.",
         show_default=False,
+    ),
+]
+AggregateName = Annotated[
+    str,
+    typer.Option(
+        "--aggregate",
+        metavar="NAME",
+        help=f"How output errors of layers become one: {', '.join(AGGREGATES)}.",
     ),
 ]
 Smooth = Annotated[

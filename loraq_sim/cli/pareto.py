@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from loraq_sim.aggregates import DEFAULT_AGGREGATE
 from loraq_sim.cli.failures import one_line_failures
-from loraq_sim.cli.options import OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import AggregateName, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note, print_tables
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
@@ -85,14 +86,7 @@ def pareto_command(
             show_default=False,
         ),
     ] = None,
-    aggregate: Annotated[
-        str,
-        typer.Option(
-            "--aggregate",
-            metavar="NAME",
-            help="How output errors of layers become one: outputs, rms, energy or macs.",
-        ),
-    ] = "outputs",
+    aggregate: AggregateName = DEFAULT_AGGREGATE,
     figure: Annotated[
         Path | None,
         typer.Option(

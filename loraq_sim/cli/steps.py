@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.aggregates import AGGREGATES, DEFAULT_AGGREGATE, aggregate_of
+from loraq_sim.aggregates import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     AccBits,
     Accelerators,
     Accumulators,
+    AggregateName,
     Family,
     Force,
     Group,
@@ -85,14 +86,7 @@ def steps_command(
             show_default=False,
         ),
     ] = None,
-    aggregate: Annotated[
-        str,
-        typer.Option(
-            "--aggregate",
-            metavar="NAME",
-            help=f"How layer errors become the model's: {', '.join(AGGREGATES)}.",
-        ),
-    ] = DEFAULT_AGGREGATE,
+    aggregate: AggregateName = DEFAULT_AGGREGATE,
     acc_bits: AccBits = None,
     overflow: Overflow = None,
     products_per_add: ProductsPerAdd = None,

@@ -155,8 +155,8 @@ def _branches(home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[s
     """(layer, L, R) of the layers whose branch lies under the name `home`."""
     n = len(mains[home].codes)
     if home not in branch:
-        others = [f"{home.rpartition('.')[0]}.to_q"]
-        if home.endswith((".to_k", ".to_v")) and _is_common(others[0], mains, branch):
+        first = f"{home.rpartition('.')[0]}.to_q"
+        if home.endswith((".to_k", ".to_v")) and _is_common(first, mains, branch):
             return
         yield home, None, None
         return

@@ -12,8 +12,7 @@ it multiplies in consecutive bytes. Lane l of 32 is (row l // 4, column l % 4) o
   columns, then two elements. The down projection (r, K) is tiled along K first, the up projection
   (N, r) along N first.
 
-Everything here was written from the public description of that order and is checked element by
-element against index arithmetic of its own in the tests.
+The tests follow every element to its place by index arithmetic of their own.
 """
 
 import numpy as np
