@@ -30,6 +30,7 @@ from loraq_sim.store_file import (
     record_of,
     row_of,
 )
+from loraq_sim.store_snapshot import is_outdated
 from loraq_sim.writer_lock import WriterLock
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _INSERT = (
 _SEAL = f"UPDATE rows SET checksum = {ROW_CHECKSUM} WHERE checksum = ''"
 _UNSEALED_OR_WHOLE = f"(checksum = '' OR checksum IS {ROW_CHECKSUM})"
 _MOST_NAMED = 3
+_MOST_REOPENED = 5
 
 # Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
 # last among rows a reader could not tell apart (a changed dump, accelerator file or release).
@@ -64,11 +66,20 @@ ORDER BY COALESCE(planned.run, 0), planned.position, rows.rowid
 class ResultStore:
     """An open result store; use `ResultStore.open` and close it, or use it in a ``with`` block."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, lock: WriterLock | None) -> None:
+    def __init__(self, path: Path, lock: WriterLock | None) -> None:
         self.path = path
-        self._connection = connection
         self._lock = lock
-        self._is_whole = f"checksum IS {ROW_CHECKSUM}" if has_checksums(connection) else "1"
+        self._connect()
+
+    def _connect(self) -> None:
+        self._connection, self._state = connect(self.path, create=self._lock is not None)
+        try:
+            with explained(self.path, "open"):
+                is_checked = has_checksums(self._connection)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._is_whole = f"checksum IS {ROW_CHECKSUM}" if is_checked else "1"
 
     @classmethod
     def open(
@@ -104,7 +115,7 @@ class ResultStore:
             make_folder(path)
             lock = WriterLock(path, wait_s=wait_s, on_wait=on_wait)
         try:
-            return cls(path, connect(path, create=create), lock)
+            return cls(path, lock)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -176,9 +187,7 @@ class ResultStore:
     def done(self, case_ids: Iterable[str]) -> set[str]:
         """Those of `case_ids` that are stored, whole, with status ``ok``; others are to be run."""
         with explained(self.path, "read"):
-            found = self._connection.execute(
-                f"SELECT case_id FROM rows WHERE status='ok' AND {self._is_whole}"
-            )
+            found = self._read("SELECT case_id FROM rows WHERE status='ok' AND {is_whole}")
             return set(case_ids).intersection(case_id for (case_id,) in found)
 
     def drop_damaged(self) -> list[str]:
@@ -206,8 +215,7 @@ class ResultStore:
             If the store cannot be read or one of these rows is damaged.
         """
         with explained(self.path, "read"):
-            query = _SELECT.format(is_whole=self._is_whole)
-            found = self._connection.execute(query).fetchall()
+            found = self._read(_SELECT)
             if case_ids is not None:
                 by_id = {record[0]: record for record in found}
                 found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
@@ -243,7 +251,7 @@ class ResultStore:
     def planned(self) -> dict[str, tuple[int, int]]:
         """(run, position) by case id: which sweep asked last for it, and where in its order."""
         with explained(self.path, "read"):
-            found = self._connection.execute("SELECT case_id, run, position FROM planned")
+            found = self._read("SELECT case_id, run, position FROM planned")
             return {case_id: (run, position) for case_id, run, position in found}
 
     def relabel(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
@@ -266,7 +274,7 @@ class ResultStore:
     def provenance(self) -> list[dict[str, Any]]:
         """Provenance of every sweep into this store, oldest first, with its ``run`` number."""
         with explained(self.path, "read"):
-            found = self._connection.execute("SELECT run, provenance FROM runs ORDER BY run")
+            found = self._read("SELECT run, provenance FROM runs ORDER BY run")
             return [{"run": run} | json.loads(text) for run, text in found]
 
     def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> None:
@@ -290,6 +298,23 @@ class ResultStore:
         """
         rows = self.rows(case_ids)
         write_parquet(path, rows, every_name(rows))
+
+    def _read(self, query: str) -> list[tuple]:
+        """All records of a query; a store that another process has changed is opened again."""
+        for attempt in range(_MOST_REOPENED + 1):
+            if is_outdated(self.path, self._state):
+                self._connection.close()
+                self._connect()
+            try:
+                found = self._connection.execute(query.format(is_whole=self._is_whole)).fetchall()
+            except sqlite3.DatabaseError:
+                # Half of an old and half of a new file may be no database at all.
+                if attempt == _MOST_REOPENED or not is_outdated(self.path, self._state):
+                    raise
+            else:
+                if not is_outdated(self.path, self._state):
+                    return found
+        raise sqlite3.OperationalError("database is locked: it changes during every read")
 
     def _check_whole(self, records: Sequence[tuple]) -> None:
         damaged = [record for record in records if not record[-2]]

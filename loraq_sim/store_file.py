@@ -17,6 +17,7 @@ from typing import Any
 
 from loraq_sim.errors import StoreError
 from loraq_sim.rows import COLUMN_NAMES, COLUMNS, Row
+from loraq_sim.store_snapshot import FileState, open_snapshot
 
 __all__ = [
     "ROW_CHECKSUM",
@@ -75,10 +76,11 @@ def make_folder(path: Path) -> None:
         raise StoreError(f"{path.parent}: cannot make this folder ({error.strerror})") from None
 
 
-def connect(path: Path, *, create: bool) -> sqlite3.Connection:
+def connect(path: Path, *, create: bool) -> tuple[sqlite3.Connection, FileState | None]:
     """Open and check the store at `path`; read-only unless `create`, which also makes it.
 
-    With `create`, a store of an older schema is brought up to date, in one transaction.
+    With `create`, a store of an older schema is brought up to date, in one transaction. Also
+    returns which state of the file the connection shows; None if it sees every later change.
 
     Raises
     ------
@@ -86,9 +88,9 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
         If the file is missing, is not a store, is damaged, has a schema version that is not known
         here, or cannot be read or written.
     """
-    connection = _open_file(path, create)
-    connection.create_function("row_checksum", -1, _row_checksum, deterministic=True)
+    connection, state = _open_file(path, create)
     try:
+        connection.create_function("row_checksum", -1, _row_checksum, deterministic=True)
         _check(connection, path, create)
         with explained(path, "open"):
             is_checked = has_checksums(connection)
@@ -98,10 +100,10 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, state
 
 
-def _open_file(path: Path, create: bool) -> sqlite3.Connection:
+def _open_file(path: Path, create: bool) -> tuple[sqlite3.Connection, FileState | None]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -117,22 +119,13 @@ def _open_file(path: Path, create: bool) -> sqlite3.Connection:
     if not is_regular:
         # SQLite would wait for ever on a pipe.
         raise StoreError(f"{path}: is not a regular file; give the file of a result store")
-    uri = path.resolve().as_uri()
     # Autocommit: transactions are opened by hand, so that nothing is ever left half-open.
-    options = {"uri": True, "timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
+    options = {"timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
     with explained(path, "open"):
-        if create:
-            return sqlite3.connect(f"{uri}?mode=rwc", **options)
-        connection = sqlite3.connect(f"{uri}?mode=ro", **options)
-        try:
-            connection.execute("PRAGMA schema_version").fetchone()
-        except sqlite3.OperationalError:
-            # A write-ahead-log file in a folder we may not write can only be read as immutable.
-            connection.close()
-            if path.with_name(path.name + "-wal").exists():
-                raise
-            return sqlite3.connect(f"{uri}?immutable=1", **options)
-        return connection
+        if not create:
+            return open_snapshot(path, **options)
+        uri = f"{path.resolve().as_uri()}?mode=rwc"
+        return sqlite3.connect(uri, uri=True, **options), None
 
 
 def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:

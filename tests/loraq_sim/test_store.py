@@ -1,4 +1,5 @@
 import csv
+import gc
 import hashlib
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -354,6 +356,72 @@ def test_a_store_in_a_read_only_folder_can_be_read(path):
     if "mount" in done.stderr or "unshare" in done.stderr:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     assert done.stdout == "1\n", done.stderr
+
+
+# ---------------------------------------------------------------- reading leaves nothing behind
+
+
+def listing(folder):
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def test_reading_leaves_no_file_beside_the_store(path):
+    fill(path, [result()])
+    before = listing(path.parent)
+    with ResultStore.open(path) as store:
+        assert len(store.rows()) == 1
+        store.provenance()
+        store.planned()
+        assert listing(path.parent) == before
+    assert listing(path.parent) == before
+
+
+@pytest.mark.parametrize("index", ["kept", "lost"])
+def test_a_killed_writers_log_is_read_and_left_as_it_is(path, tmp_path_factory, index):
+    copied = tmp_path_factory.mktemp("killed") / path.name
+    with ResultStore.open(path, create=True) as store:
+        store.add("case0", result())
+        for end in ("", "-wal") if index == "lost" else ("", "-wal", "-shm"):
+            shutil.copyfile(f"{path}{end}", f"{copied}{end}")
+    before = listing(copied.parent)
+    assert before[f"{path.name}-wal"]
+    with ResultStore.open(copied) as store:
+        assert [row["case_id"] for row in store.rows()] == ["case0"]
+    # The index is scratch memory of whoever has the file open.
+    after = listing(copied.parent)
+    assert after.keys() == before.keys()
+    assert [after[f"{path.name}{end}"] for end in ("", "-wal")] == [
+        before[f"{path.name}{end}"] for end in ("", "-wal")
+    ]
+
+
+def test_an_open_reader_sees_what_a_later_writer_adds(path):
+    fill(path, [result()])
+    with ResultStore.open(path) as reader:
+        assert len(reader.rows()) == 1
+        with ResultStore.open(path, create=True) as writer:
+            writer.add("later", result("b"))
+            assert len(reader.rows()) == 2
+            writer.add("last", result("c"))
+            assert len(reader.rows()) == 3
+        assert len(reader.rows()) == 3
+
+
+def test_a_reader_between_two_writers_sees_the_second(path):
+    fill(path, [result()])
+    with ResultStore.open(path) as reader:
+        fill(path, [result(), result("b")])
+        assert len(reader.rows()) == 2
+        assert len(reader.planned()) == 0
+
+
+def test_a_file_that_is_no_store_is_closed_again(path):
+    path.write_bytes(b"SQLite format 3\0" + bytes(5000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        with pytest.raises(StoreError):
+            ResultStore.open(path)
+        gc.collect()
 
 
 # ---------------------------------------------------------------- checksums and older stores
