@@ -2,8 +2,9 @@
 
 The store, the CSV file, the DataFrame and the JSON objects all take their columns, and the order
 of them, from `COLUMNS`. A value that is missing or not a number is None in a row, NULL in the
-store, an empty CSV field and NaN in a DataFrame. Infinities (the SQNR of an exact result) are
-kept as they are.
+store, an empty CSV field and NaN in a DataFrame. Infinities are kept as they are: the SQNR of an
+exact result, and the errors of an output that is not finite (status ``overflow``). JSON has none:
+there they are null.
 """
 
 import difflib
@@ -13,7 +14,10 @@ from typing import Any
 
 from loraq_sim.errors import InputError
 
-__all__ = ["COLUMNS", "COLUMN_NAMES", "IDENTITY", "Column", "Row", "every_name", "failed_row"]
+__all__ = [
+    *("COLUMNS", "COLUMN_NAMES", "EVALUATED", "IDENTITY", "Column", "Row"),
+    *("every_name", "failed_row"),
+]
 
 Row = dict[str, Any]
 """One result as ``{column: value}``; values are str, int, float, bool or None."""
@@ -55,6 +59,8 @@ _TABLE = (
     ("safe_acc_bits", "INTEGER", "bits", "narrowest accumulator without overflow on this input"),
     ("guaranteed_acc_bits", "INTEGER", "bits", "narrowest without overflow on any input"),
     ("first_overflow", "TEXT", "", "GEMM and index along K of the first overflow"),
+    ("clipped_count", "INTEGER", "", "float values beyond their format: infinite, NaN or clamped"),
+    ("first_clipped", "TEXT", "", "tensor, format and activation row of the first of them"),
     ("arithmetic", "TEXT", "", "bit exact, or which model of float sums was emulated"),
     ("latency_s", "REAL", "s", "time of one call"),
     ("cycles", "INTEGER", "cycles", "clock cycles of one call"),
@@ -62,7 +68,7 @@ _TABLE = (
     ("dram_bytes", "INTEGER", "bytes", "off-chip traffic of one call"),
     ("utilization", "REAL", "", "used MACs over available MACs, 0 to 1"),
     ("bound", "TEXT", "", "what limits the latency"),
-    ("status", "TEXT", "", "ok or failed"),
+    ("status", "TEXT", "", "ok, overflow (the output is not finite) or failed"),
     ("message", "TEXT", "", "why the case failed, or a remark"),
     ("seconds", "REAL", "s", "wall time this case took to evaluate"),
     ("seed", "INTEGER", "", "seed of the solver"),
@@ -85,6 +91,9 @@ COLUMNS: tuple[Column, ...] = tuple(
 """All columns, in the order of tables and files. A row may carry further keys after these."""
 
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
+
+EVALUATED = ("ok", "overflow")
+"""Statuses of rows that were evaluated; an output that is not finite has status ``overflow``."""
 
 IDENTITY = (
     *("dump", "layer", "split", "family", "group_size", "method", "preset"),

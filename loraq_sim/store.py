@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from loraq_sim.csv_file import write_csv
 from loraq_sim.errors import StoreError
 from loraq_sim.parquet_file import write_parquet
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS, IDENTITY, Row, every_name
+from loraq_sim.rows import COLUMN_NAMES, COLUMNS, EVALUATED, IDENTITY, Row, every_name
 from loraq_sim.store_file import (
     ROW_CHECKSUM,
     SCHEMA_VERSION,
@@ -28,7 +28,9 @@ from loraq_sim.store_file import (
     has_checksums,
     make_folder,
     record_of,
+    row_checksum,
     row_of,
+    stored_columns,
 )
 from loraq_sim.store_snapshot import is_outdated
 from loraq_sim.writer_lock import WriterLock
@@ -52,10 +54,10 @@ _MOST_REOPENED = 5
 
 # Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
 # last among rows a reader could not tell apart (a changed dump, accelerator file or release).
-_SELECT = f"""
-SELECT case_id, extra, {_QUOTED}, {{is_whole}} AS is_whole,
+_SELECT = """
+SELECT case_id, extra, {columns}, {is_whole} AS is_whole,
     ROW_NUMBER() OVER (
-        PARTITION BY {", ".join(f'"{name}"' for name in IDENTITY)}
+        PARTITION BY {identity}
         ORDER BY COALESCE(planned.run, 0) DESC, rows.rowid DESC
     ) AS newest
 FROM rows LEFT JOIN planned USING (case_id)
@@ -76,10 +78,18 @@ class ResultStore:
         try:
             with explained(self.path, "open"):
                 is_checked = has_checksums(self._connection)
+                stored = stored_columns(self._connection)
         except BaseException:
             self._connection.close()
             raise
-        self._is_whole = f"checksum IS {ROW_CHECKSUM}" if is_checked else "1"
+        self._is_whole = f"checksum IS {row_checksum(stored)}" if is_checked else "1"
+        # What a store of an older release does not have is missing in all of its rows.
+        column = {name: f'"{name}"' if name in stored else "NULL" for name in COLUMN_NAMES}
+        self._parts = {
+            "columns": ", ".join(f'{column[name]} AS "{name}"' for name in COLUMN_NAMES),
+            "identity": ", ".join(column[name] for name in IDENTITY),
+            "is_whole": self._is_whole,
+        }
 
     @classmethod
     def open(
@@ -185,9 +195,12 @@ class ResultStore:
             connection.execute(_SEAL)
 
     def done(self, case_ids: Iterable[str]) -> set[str]:
-        """Those of `case_ids` that are stored, whole, with status ``ok``; others are to be run."""
+        """Those of `case_ids` that are stored, whole, and did not fail; others are to be run."""
+        evaluated = ", ".join(f"'{status}'" for status in EVALUATED)
         with explained(self.path, "read"):
-            found = self._read("SELECT case_id FROM rows WHERE status='ok' AND {is_whole}")
+            found = self._read(
+                f"SELECT case_id FROM rows WHERE status IN ({evaluated}) AND {{is_whole}}"
+            )
             return set(case_ids).intersection(case_id for (case_id,) in found)
 
     def drop_damaged(self) -> list[str]:
@@ -306,7 +319,7 @@ class ResultStore:
                 self._connection.close()
                 self._connect()
             try:
-                found = self._connection.execute(query.format(is_whole=self._is_whole)).fetchall()
+                found = self._connection.execute(query.format(**self._parts)).fetchall()
             except sqlite3.DatabaseError:
                 # Half of an old and half of a new file may be no database at all.
                 if attempt == _MOST_REOPENED or not is_outdated(self.path, self._state):

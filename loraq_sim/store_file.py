@@ -10,7 +10,7 @@ import json
 import math
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ __all__ = [
     "has_checksums",
     "make_folder",
     "record_of",
+    "row_checksum",
     "row_of",
+    "stored_columns",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
@@ -47,25 +49,30 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
-# Text as the bytes that are stored, which a flipped bit may have made invalid UTF-8.
-_SEALED = [
-    f'CAST("{name}" AS BLOB)' if sql_type == "TEXT" else f'"{name}"'
-    for name, sql_type in (
-        *(("case_id", "TEXT"), ("extra", "TEXT")),
-        *((column.name, column.sql_type) for column in COLUMNS),
-    )
-]
-ROW_CHECKSUM = f"row_checksum({', '.join(_SEALED)})"
-"""SQL expression of the checksum that a row should have; connections of `connect` know it."""
 
-# What brings a store of that version to the next one.
-_MIGRATIONS = {
-    2: (
-        "ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",
-        f"UPDATE rows SET checksum = {ROW_CHECKSUM}",
-    ),
-}
+def row_checksum(names: Sequence[str]) -> str:
+    """SQL expression of the checksum of a row with the columns `names` of `loraq_sim.rows`.
+
+    Connections of `connect` know the function in it.
+    """
+    # Text as the bytes that are stored, which a flipped bit may have made invalid UTF-8.
+    sealed = [
+        f'CAST("{name}" AS BLOB)' if sql_type == "TEXT" else f'"{name}"'
+        for name, sql_type in (
+            *(("case_id", "TEXT"), ("extra", "TEXT")),
+            *((column.name, column.sql_type) for column in COLUMNS if column.name in names),
+        )
+    ]
+    return f"row_checksum({', '.join(sealed)})"
+
+
+ROW_CHECKSUM = row_checksum(COLUMN_NAMES)
+"""The checksum of a row of this release."""
+
+# What brings a store of that version to the next one, besides columns that are new.
+_MIGRATIONS = {2: ("ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",), 3: ()}
 _OLDEST = min(_MIGRATIONS)
+_FIRST_WITH_CHECKSUMS = 3
 
 
 def make_folder(path: Path) -> None:
@@ -165,12 +172,25 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
         for step in range(version, SCHEMA_VERSION):
             for statement in _MIGRATIONS[step]:
                 connection.execute(statement)
+        old = stored_columns(connection)
+        for column in COLUMNS:
+            if column.name not in old:
+                connection.execute(f'ALTER TABLE rows ADD COLUMN "{column.name}" {column.sql_type}')
+        # A row that was damaged before stays so.
+        whole = "1" if version < _FIRST_WITH_CHECKSUMS else f"checksum IS {row_checksum(old)}"
+        connection.execute(f"UPDATE rows SET checksum = {ROW_CHECKSUM} WHERE {whole}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def has_checksums(connection: sqlite3.Connection) -> bool:
     """Whether the rows of this store have checksums; older ones opened for reading do not."""
     return any(name == "checksum" for _, name, *_ in connection.execute("PRAGMA table_info(rows)"))
+
+
+def stored_columns(connection: sqlite3.Connection) -> tuple[str, ...]:
+    """Columns of `loraq_sim.rows` that this store has, in their order; older ones lack some."""
+    found = {name for _, name, *_ in connection.execute("PRAGMA table_info(rows)")}
+    return tuple(name for name in COLUMN_NAMES if name in found)
 
 
 def _row_checksum(*values: bytes | float | int | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import StoreError
-from loraq_sim.rows import Row
+from loraq_sim.rows import EVALUATED, Row
 from loraq_sim.store import ResultStore
 
 __all__ = ["merge_stores"]
@@ -44,9 +44,9 @@ def merge_stores(out: str | Path, sources: Sequence[str | Path]) -> int:
             _add_run(runs, facts, cases, source)
         for row in found:
             earlier = rows.get(row["case_id"])
-            if earlier is None or earlier[0]["status"] != "ok":
+            if earlier is None or earlier[0]["status"] not in EVALUATED:
                 rows[row["case_id"]] = (row, source)
-            elif row["status"] == "ok" and (difference := _difference(earlier[0], row)):
+            elif row["status"] in EVALUATED and (difference := _difference(earlier[0], row)):
                 conflicts.append(f"{difference} in {earlier[1]} and {source}")
     if conflicts:
         more = len(conflicts) - _MOST_NAMED

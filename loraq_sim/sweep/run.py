@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from loraq_sim.pareto import per_layer_front
+from loraq_sim.rows import EVALUATED
 from loraq_sim.store import ResultStore
 from loraq_sim.sweep.executors import Executor, available_cpus, executor_for
 from loraq_sim.sweep.plan import ComposedSweep, SweepPlan, compose
@@ -122,7 +123,7 @@ class _Run:
         row = result.row
         self._store.add(result.case.case_id, row)
         self._clock.advance(result.case.work)
-        if row["status"] == "ok":
+        if row["status"] in EVALUATED:
             self._n_ok += 1
         else:
             self._n_failed += 1

@@ -181,7 +181,7 @@ def test_a_change_of_columns_needs_a_new_schema_version():
     # Old stores would be misread otherwise. Raise SCHEMA_VERSION, then update both numbers here.
     columns = "".join(f"{column.name}:{column.sql_type};" for column in COLUMNS)
     digest = hashlib.sha256(columns.encode()).hexdigest()[:12]
-    assert (SCHEMA_VERSION, digest) == (3, "55bda7aecd2f")
+    assert (SCHEMA_VERSION, digest) == (4, "3e62a4e791a5")
 
 
 def test_a_missing_store_is_named(path):
@@ -488,6 +488,69 @@ def test_an_older_store_is_brought_up_to_date_when_written(path):
     query(path, "UPDATE rows SET output_error=0.26 WHERE case_id='case1'")
     with ResultStore.open(path) as store, pytest.raises(StoreError, match="layer 'b'"):
         store.rows()
+
+
+V3_COLUMNS = [c for c in COLUMNS if c.name not in ("clipped_count", "first_clipped")]
+
+
+def fill_version_3(path, rows):
+    """A store as the release before clipped values were counted wrote it: with checksums."""
+    schema = OLD_SCHEMA.replace("user_version = 2", "user_version = 3").replace(
+        "extra TEXT NOT NULL DEFAULT '{}'",
+        "extra TEXT NOT NULL DEFAULT '{}', checksum TEXT NOT NULL DEFAULT ''",
+    )
+    for name in ("clipped_count", "first_clipped"):
+        column = next(f'"{c.name}" {c.sql_type}, ' for c in COLUMNS if c.name == name)
+        schema = schema.replace(column, "")
+    connection = sqlite3.connect(path)
+    connection.executescript(schema)
+    sealed = [("case_id", "TEXT"), ("extra", "TEXT"), *((c.name, c.sql_type) for c in V3_COLUMNS)]
+    for index, row in enumerate(rows):
+        values = {"case_id": f"case{index}", "extra": "{}"} | row
+        plain = [values[name] for name, _ in sealed]
+        blobs = [
+            v.encode() if kind == "TEXT" and v is not None else v
+            for v, (_, kind) in zip(plain, sealed, strict=True)
+        ]
+        blobs = [int(v) if isinstance(v, bool) else v for v in blobs]
+        checksum = hashlib.blake2b(repr(tuple(blobs)).encode(), digest_size=8).hexdigest()
+        names = ", ".join(f'"{name}"' for name, _ in sealed)
+        marks = ", ".join("?" * (len(sealed) + 1))
+        connection.execute(
+            f"INSERT INTO rows ({names}, checksum) VALUES ({marks})", [*plain, checksum]
+        )
+    connection.commit()
+    connection.close()
+
+
+def test_a_store_without_the_newest_columns_is_read_and_brought_up_to_date(path):
+    rows = [result(), result("b", output_error=0.5), result("c")]
+    fill_version_3(path, rows)
+    query(path, "UPDATE rows SET output_error=0.7 WHERE layer='b'")
+    before = path.read_bytes()
+    with ResultStore.open(path) as store:
+        assert store.done(["case0", "case1", "case2"]) == {"case0", "case2"}
+        (found,) = store.rows(["case0"])
+        assert found == rows[0] | {"case_id": "case0"}
+        assert found["clipped_count"] is None
+        with pytest.raises(StoreError, match="layer 'b'"):
+            store.rows()
+    assert path.read_bytes() == before
+    with ResultStore.open(path, create=True) as store:
+        # What was damaged before the update is not taken for whole by it.
+        assert store.drop_damaged() == ["layer 'b', split 'W4A4'"]
+        store.add("case3", result("d", clipped_count=3, first_clipped="y row 2"))
+        assert [row["clipped_count"] for row in store.rows()] == [None, None, 3]
+    assert query(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+
+
+def test_a_row_whose_output_is_not_finite_is_kept_and_done(path):
+    fill(path, [result(status="overflow", output_error=math.inf, clipped_count=32)])
+    with ResultStore.open(path) as store:
+        (row,) = store.rows()
+        assert (row["status"], row["output_error"]) == ("overflow", math.inf)
+        assert store.done([row["case_id"]]) == {row["case_id"]}
+        assert store.frame()["output_error"].tolist() == [math.inf]
 
 
 def test_an_unfinished_update_of_an_older_store_is_undone(path, monkeypatch):
