@@ -16,7 +16,7 @@ from reports.methods import compare_methods, method_sentences
 from reports.plot_data import plot_data
 from reports.report_data import ReportData
 from reports.tables import ResultTable, result_table
-from reports.units import is_missing
+from loraq_sim.results.units import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

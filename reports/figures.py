@@ -18,11 +18,11 @@ from reports.captions import (
     subtitle,
     without_math,
 )
-from reports.columns import plain_rows, settings_that_matter
+from loraq_sim.results.columns import plain_rows, settings_that_matter
 from reports.findings import best_trade, pareto_finding, pareto_title
 from reports.palette import branch_markers, main_colors
 from reports.panels import PanelStyle, draw_panel
-from reports.units import is_missing
+from loraq_sim.results.units import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

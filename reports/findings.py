@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.columns import column_for
+from loraq_sim.results.columns import column_for
 from reports.split_names import main_weight_bits
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.report_data import ReportData
-from reports.units import is_missing
+from loraq_sim.results.units import is_missing
 
 __all__ = ["common_prefix", "layer_cells", "rounded"]
 

@@ -13,7 +13,7 @@ from reports.panels import GRID, INK, MUTED
 from reports.part_names import BOUND_NAMES, PART_NAMES
 from reports.report_data import ReportData
 from reports.ticks import nice_log_ticks, tick_texts
-from reports.units import choose_unit
+from loraq_sim.results.units import choose_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

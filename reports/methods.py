@@ -6,10 +6,10 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from reports.columns import column_for
+from loraq_sim.results.columns import column_for
 from reports.report_data import ReportData
 from reports.split_names import main_and_branch
-from reports.units import is_missing
+from loraq_sim.results.units import is_missing
 
 __all__ = ["MethodClass", "compare_methods", "method_sentences"]
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from reports.answers import Answer
-from reports.columns import column_for
+from loraq_sim.results.columns import column_for
 from reports.methods import MethodClass
 from reports.part_names import BOUND_NAMES, PART_NAMES
 from reports.report_data import MixedModel, ReportData
 from reports.tables import ResultTable, result_table
-from reports.units import is_missing
+from loraq_sim.results.units import is_missing
 
 __all__ = [
     "accumulators_table",

@@ -14,8 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError, unknown_name
-from reports.columns import Column, cells, column_for, plain_rows, plain_value, settings_that_matter
-from reports.units import is_missing
+from loraq_sim.results.columns import (
+    Column,
+    cells,
+    column_for,
+    plain_rows,
+    plain_value,
+    settings_that_matter,
+)
+from loraq_sim.results.units import is_missing
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -226,7 +226,7 @@ def _with_bounds(
     grouping: Grouping,
 ) -> Any:
     """The usual table of a front with its objectives, its knee and the bounds of its latency."""
-    from reports.columns import column_for
+    from loraq_sim.results.columns import column_for
     from reports.tables import front_table
 
     rows = [row | {"point": "knee" if row.get("is_knee") else ""} for row in rows]

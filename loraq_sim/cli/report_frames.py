@@ -70,7 +70,7 @@ def _error_column(rows: Sequence[Row]) -> str:
 
 
 def _named(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
-    from reports.case_labels import context_of, labelled
+    from loraq_sim.results.case_labels import context_of, labelled
 
     several = len(dumps) > 1
     return [r | {"context": context_of(r, several_dumps=several)} for r in labelled(rows)]

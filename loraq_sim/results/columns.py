@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.units import (
+from loraq_sim.results.units import (
     NO_VALUE,
     Unit,
     choose_unit,

@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from reports.units import choose_unit, format_count, format_number, format_numbers, is_missing
+from loraq_sim.results.units import (
+    choose_unit,
+    format_count,
+    format_number,
+    format_numbers,
+    is_missing,
+)
 
 
 @pytest.mark.parametrize(
