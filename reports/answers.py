@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraq_sim.results.columns import column_for
+from loraq_sim.results.units import choose_unit, format_numbers, is_missing
 from reports.findings import comparison, headline_rows, knee
 from reports.report_data import COSTS, ReportData
-from loraq_sim.results.units import choose_unit, format_numbers, is_missing
 
 __all__ = ["Answer", "answers", "headline", "listing", "pretty_unit", "value_text"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraq_sim.errors import InputError
+from loraq_sim.results.units import is_missing
 from reports import sections
 from reports.answers import Answer, answers, headline
 from reports.figures import pareto_figure, save_figure
@@ -16,7 +17,6 @@ from reports.methods import compare_methods, method_sentences
 from reports.plot_data import plot_data
 from reports.report_data import ReportData
 from reports.tables import ResultTable, result_table
-from loraq_sim.results.units import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
+from loraq_sim.results.columns import plain_rows, settings_that_matter
+from loraq_sim.results.units import is_missing
 from reports.captions import (
     draw_footer,
     draw_heading,
@@ -18,11 +20,9 @@ from reports.captions import (
     subtitle,
     without_math,
 )
-from loraq_sim.results.columns import plain_rows, settings_that_matter
 from reports.findings import best_trade, pareto_finding, pareto_title
 from reports.palette import branch_markers, main_colors
 from reports.panels import PanelStyle, draw_panel
-from loraq_sim.results.units import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,15 +18,15 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
+from loraq_sim.results.columns import cells, column_for
+from loraq_sim.results.units import is_missing
 from reports import sections
 from reports.answers import Answer, answers, headline, pretty_unit, value_text
-from loraq_sim.results.columns import cells, column_for
 from reports.methods import compare_methods, method_sentences
 from reports.plot_data import plot_data
 from reports.provenance_view import provenance_view
 from reports.report_data import COSTS, ReportData
 from reports.tables import ResultTable, json_text
-from loraq_sim.results.units import is_missing
 
 if TYPE_CHECKING:
     from jinja2 import Environment

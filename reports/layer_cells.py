@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.report_data import ReportData
 from loraq_sim.results.units import is_missing
+from reports.report_data import ReportData
 
 __all__ = ["common_prefix", "layer_cells", "rounded"]
 

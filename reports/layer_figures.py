@@ -6,6 +6,7 @@ The static counterparts of the plots in the report page; explicit `Figure` objec
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraq_sim.results.units import choose_unit
 from reports.answers import Answer
 from reports.captions import draw_heading, without_math
 from reports.palette import part_colors
@@ -13,7 +14,6 @@ from reports.panels import GRID, INK, MUTED
 from reports.part_names import BOUND_NAMES, PART_NAMES
 from reports.report_data import ReportData
 from reports.ticks import nice_log_ticks, tick_texts
-from loraq_sim.results.units import choose_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

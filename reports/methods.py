@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 from loraq_sim.results.columns import column_for
+from loraq_sim.results.units import is_missing
 from reports.report_data import ReportData
 from reports.split_names import main_and_branch
-from loraq_sim.results.units import is_missing
 
 __all__ = ["MethodClass", "compare_methods", "method_sentences"]
 

@@ -6,8 +6,9 @@ The keys of the result are the names the scripts use. Colors come in pairs, ligh
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from reports.answers import Answer, pretty_unit
 from loraq_sim.results.columns import column_for
+from loraq_sim.results.units import choose_unit, is_missing
+from reports.answers import Answer, pretty_unit
 from reports.layer_cells import layer_cells, rounded
 from reports.methods import MethodClass
 from reports.palette import (
@@ -20,7 +21,6 @@ from reports.palette import (
 from reports.part_names import PART_NAMES
 from reports.report_data import COSTS, ReportData
 from reports.split_names import NO_BRANCH, main_and_branch
-from loraq_sim.results.units import choose_unit, is_missing
 
 __all__ = ["plot_data"]
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reports.answers import Answer
 from loraq_sim.results.columns import column_for
+from loraq_sim.results.units import is_missing
+from reports.answers import Answer
 from reports.methods import MethodClass
 from reports.part_names import BOUND_NAMES, PART_NAMES
 from reports.report_data import MixedModel, ReportData
 from reports.tables import ResultTable, result_table
-from loraq_sim.results.units import is_missing
 
 __all__ = [
     "accumulators_table",
