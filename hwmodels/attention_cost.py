@@ -45,7 +45,7 @@ def product_cost(entry: InventoryEntry, hw: Accelerator) -> ProductCost:
     mode = choose_mode(hw, 16, 16).mode
     clock = hw.units.clock_hz
     rate = mode.sustained_macs_per_cycle * hw.units.count * clock
-    lanes = hw.vector.combine_elements_per_cycle * hw.units.vector_units * clock
+    lanes = hw.vector_rate("combine") * hw.units.vector_units * clock
     busy = {
         "compute": mac_work / rate,
         "vector": vector / lanes,

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.description import Accelerator
+from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import AcceleratorError
 from hwmodels.modes import ModeChoice, choose_mode
 from hwmodels.workload import GemmWorkload
@@ -90,6 +90,14 @@ class GemmKernel:
                 cycles += low * self.k / self.branch.down.mode.macs_per_cycle
             cycles += low * self.n / self.branch.up.mode.macs_per_cycle
         return cycles
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """MAC modes the compute units run in this kernel."""
+        choices = [self.choice]
+        if self.branch is not None:
+            choices += [self.branch.down] * self.forms_p + [self.branch.up]
+        return tuple(choice.mode for choice in choices)
 
     @property
     def forms_p(self) -> bool:

@@ -2,19 +2,24 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = [
-    "Block", "Count", "Kernel", "Mode", "Name", "NonNegative", "Positive", "SideUnit", "Strict",
-    "Text", "Units", "Vector",
-]  # fmt: skip
+from hwmodels.quantities import (
+    BytesPerCycle,
+    Count,
+    ElementsPerCycle,
+    Fraction,
+    Hertz,
+    MacRate,
+    Name,
+    NonNegative,
+    Picojoules,
+    Side,
+    Text,
+)
 
-Count = Annotated[int, Field(ge=1, le=2**40)]
-Positive = Annotated[float, Field(gt=0, le=1e15)]
-NonNegative = Annotated[float, Field(ge=0, le=1e15)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$")]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3)]
+__all__ = ["Block", "Kernel", "Mode", "SideUnit", "Strict", "Units", "Vector"]
+
 OperandBits = Annotated[int, Field(ge=2, le=16)]
 Family = Literal["int", "mxint", "mxfp", "nvfp"]
 
@@ -43,9 +48,9 @@ class Units(Block):
     """
 
     organization: Literal["array", "grid", "systolic"]
-    rows: Count
-    columns: Count
-    clock_hz: Positive
+    rows: Side
+    columns: Side
+    clock_hz: Hertz
     dataflow: Literal["weight_stationary", "output_stationary", "input_stationary"] | None = None
 
     @model_validator(mode="after")
@@ -80,11 +85,11 @@ class Mode(Block):
     activation_bits: OperandBits
     weight_bits: OperandBits
     accumulator_bits: Count
-    macs_per_cycle: Count
+    macs_per_cycle: MacRate
     instruction_m: Count
     instruction_k: Count
     instruction_n: Count
-    energy_pj_per_mac: NonNegative
+    energy_pj_per_mac: Picojoules
     families: tuple[Family, ...] | None = None
     scaled_families: tuple[Family, ...] = ()
     mixes_widths: bool = False
@@ -123,7 +128,7 @@ class Kernel(Block):
 
     register_block_m: Count
     register_block_n: Count
-    load_bytes_per_cycle: Positive
+    load_bytes_per_cycle: BytesPerCycle
     block_overhead_cycles: NonNegative
     partial_cycles_per_64_bytes: NonNegative
     tile_overhead_cycles: NonNegative
@@ -149,22 +154,25 @@ class Kernel(Block):
 
 
 class Vector(Block):
-    """Elementwise work per vector unit: group scales, quantization, unpacking.
+    """Elementwise work: group scales, transforms, quantization, unpacking.
 
+    `scope`: whose rates these are. `unit`: of one compute unit, or of the whole of a systolic
+    array; `column`: of the lane below each column of a systolic array, so that they grow with it.
     `add_elements_per_cycle`: adding P L^T to a y that was written before, after the MACs; None
     where the MAC kernel does it in passing.
     """
 
-    combine_elements_per_cycle: Positive
+    scope: Literal["unit", "column"] = "unit"
+    combine_elements_per_cycle: ElementsPerCycle
     combine_overlaps_mac: bool
-    quantize_elements_per_cycle: Positive
-    unpack_elements_per_cycle: Positive
+    quantize_elements_per_cycle: ElementsPerCycle
+    unpack_elements_per_cycle: ElementsPerCycle
     load_widens_bits: tuple[OperandBits, ...] = ()
-    add_elements_per_cycle: Positive | None = None
+    add_elements_per_cycle: ElementsPerCycle | None = None
 
 
 class SideUnit(Block):
     """Multipliers beside the MAC array that can form P = X_b R^T while the array works."""
 
-    macs_per_cycle: Count
-    energy_pj_per_mac: NonNegative
+    macs_per_cycle: MacRate
+    energy_pj_per_mac: Picojoules

@@ -16,7 +16,7 @@ from hwmodels.description import Accelerator
 from hwmodels.energy import kernel_energy
 from hwmodels.kernel_cycles import BusyCycles, busy_cycles
 from hwmodels.systolic import systolic_busy_cycles
-from hwmodels.tiling import Tiles, legal_tiles, single_tile
+from hwmodels.tiling import Tiles, legal_tiles, requested_tile
 from hwmodels.traffic import DramTraffic, dram_traffic, l1_fill_cycles, l2_read_bytes
 from hwmodels.workload import GemmWorkload
 
@@ -105,7 +105,8 @@ def estimate_cost(
     hw : Accelerator
         From `load_accelerator`.
     tile_mkn : (m, k, n), optional
-        Core tile to use instead of the search, with outputs stationary in DRAM blocking.
+        Core tile to use instead of the search, with outputs stationary in DRAM blocking: whole
+        numbers, each a multiple of the instruction's.
 
     Raises
     ------
@@ -146,7 +147,7 @@ def estimate_cost(
 def _kernel_cost(
     hw: Accelerator, kernel: GemmKernel, tile_mkn: tuple[int, int, int] | None
 ) -> KernelCost:
-    given = None if tile_mkn is None else single_tile(*tile_mkn)
+    given = None if tile_mkn is None else requested_tile(hw, kernel, tile_mkn)
     tiles = legal_tiles(hw, kernel, given)
     clock = hw.units.clock_hz
     is_systolic = hw.units.organization == "systolic"

@@ -10,19 +10,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from hwmodels.compute_blocks import (
-    Block,
+from hwmodels.compute_blocks import Block, Kernel, Mode, SideUnit, Strict, Units, Vector
+from hwmodels.quantities import (
+    BytesPerCycle,
+    BytesPerSecond,
+    Capacity,
     Count,
-    Kernel,
-    Mode,
+    L1Capacity,
     Name,
-    NonNegative,
-    Positive,
-    SideUnit,
-    Strict,
+    Nanometers,
+    Picojoules,
+    Seconds,
     Text,
-    Units,
-    Vector,
+    Watts,
 )
 
 __all__ = [
@@ -48,13 +48,13 @@ __all__ = [
 class L1(Block):
     """The memory of one compute unit."""
 
-    capacity_bytes: Count
+    capacity_bytes: L1Capacity
     reserved_bytes: Annotated[int, Field(ge=0)]
     input_buffers: Literal[1, 2, 3, 4]
     output_buffers: Literal[1, 2]
     fill_channels: Literal["separate", "shared"]
-    fill_bytes_per_cycle: Positive
-    drain_bytes_per_cycle: Positive
+    fill_bytes_per_cycle: BytesPerCycle
+    drain_bytes_per_cycle: BytesPerCycle
 
     @model_validator(mode="after")
     def _reserve_fits(self) -> Self:
@@ -66,17 +66,17 @@ class L1(Block):
 class L2(Block):
     """The on-chip memory all units share; `panel_fraction` of it may hold one operand's panel."""
 
-    capacity_bytes: Count
+    capacity_bytes: Capacity
     panel_fraction: Annotated[float, Field(ge=0, le=1)]
-    bandwidth_bytes_per_cycle: Positive
+    bandwidth_bytes_per_cycle: BytesPerCycle
 
 
 class Dram(Block):
     """Off-chip memory as the units see it."""
 
-    bandwidth_bytes_per_s: Positive
+    bandwidth_bytes_per_s: BytesPerSecond
     sustained_fraction: Annotated[float, Field(gt=0, le=1)]
-    latency_s: NonNegative
+    latency_s: Seconds
 
     @property
     def sustained_bytes_per_s(self) -> float:
@@ -95,7 +95,7 @@ class Memories(Strict):
 class Dispatch(Block):
     """What one kernel start costs."""
 
-    launch_s: NonNegative
+    launch_s: Seconds
 
 
 class Datapath(Block):
@@ -128,14 +128,14 @@ class Datapath(Block):
 class Energy(Block):
     """Energy per byte, per element and per second at one process node."""
 
-    node_nm: Positive
-    l1_pj_per_byte: NonNegative
-    l2_pj_per_byte: NonNegative
-    dram_pj_per_byte: NonNegative
-    combine_pj_per_element: NonNegative
-    quantize_pj_per_element: NonNegative
-    unpack_pj_per_element: NonNegative
-    static_w: NonNegative
+    node_nm: Nanometers
+    l1_pj_per_byte: Picojoules
+    l2_pj_per_byte: Picojoules
+    dram_pj_per_byte: Picojoules
+    combine_pj_per_element: Picojoules
+    quantize_pj_per_element: Picojoules
+    unpack_pj_per_element: Picojoules
+    static_w: Watts
 
 
 class Variant(Block):
@@ -180,6 +180,19 @@ class Accelerator(Strict):
                     f"{what} must have distinct names, {', '.join(twice)} appears twice"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _only_systolic_arrays_have_lanes_by_column(self) -> Self:
+        if self.vector.scope == "column" and self.units.organization != "systolic":
+            raise ValueError(
+                "vector.scope 'column' is for organization 'systolic'; write scope: unit"
+            )
+        return self
+
+    def vector_rate(self, work: Literal["combine", "quantize", "unpack"]) -> float:
+        """Elements per cycle of one vector unit: all lanes of a systolic array are one unit."""
+        rate = getattr(self.vector, f"{work}_elements_per_cycle")
+        return rate * self.units.columns if self.vector.scope == "column" else rate
 
     def __copy__(self) -> Self:
         # `model_copy(update=...)` starts here; what was cached for this machine must not follow.

@@ -92,7 +92,7 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
 
 def make_phase(hw: Accelerator, mac: NDArray, combined: NDArray | float) -> Phase:
     """MAC cycles and the scaling of `combined` partial sums, overlapped if the file says so."""
-    combine = np.zeros_like(mac) + combined / hw.vector.combine_elements_per_cycle
+    combine = np.zeros_like(mac) + combined / hw.vector_rate("combine")
     overlaps = hw.vector.combine_overlaps_mac
     together = np.maximum(mac, combine) if overlaps else mac + combine
     return Phase(mac=mac, combine=combine, together=together)
@@ -148,10 +148,9 @@ def _conversion_cycles(
 ) -> NDArray[np.float64]:
     """Unpacking of narrow operands per tile, and quantizing X's second format and P."""
     rounded = quantized_elements(kernel, tiles) / hw.units.vector_units
-    return (
-        unpacked_elements(hw, kernel, tiles, runs) / hw.vector.unpack_elements_per_cycle
-        + rounded / hw.vector.quantize_elements_per_cycle
-    )
+    return unpacked_elements(hw, kernel, tiles, runs) / hw.vector_rate(
+        "unpack"
+    ) + rounded / hw.vector_rate("quantize")
 
 
 def quantized_elements(kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:

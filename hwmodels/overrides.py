@@ -31,7 +31,8 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], name: str = "") 
     """
     from pydantic import ValidationError
 
-    content = hw.model_dump()
+    # A variant is called machine@variant, which no file may be.
+    content = hw.model_dump() | {"name": hw.name.partition("@")[0]}
     paths = keys_of(hw)
     for key, value in changes.items():
         *parents, last = paths[_resolve(key, paths)]
@@ -44,7 +45,7 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], name: str = "") 
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         raise AcceleratorError(f"{hw.name}: {explain_rule(problem)}") from None
-    return changed.model_copy(update={"name": name}) if name else changed
+    return changed.model_copy(update={"name": name or hw.name})
 
 
 def apply_variant(hw: Accelerator, name: str) -> Accelerator:

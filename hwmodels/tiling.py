@@ -6,6 +6,8 @@ each tile, a sum of terms that cannot fall when the layer grows; and the least o
 floating-point +, *, / and max are monotone and nothing is subtracted.
 """
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,15 @@ from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
 
-__all__ = ["Tiles", "candidate_tiles", "ceil_div", "legal_tiles", "passes", "single_tile"]
+__all__ = [
+    "Tiles",
+    "candidate_tiles",
+    "ceil_div",
+    "legal_tiles",
+    "passes",
+    "requested_tile",
+    "single_tile",
+]
 
 # Depths as multiples of the step: fine where it matters, 14 in all to keep the search short.
 _DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -55,8 +65,43 @@ def candidate_tiles(hw: Accelerator) -> Tiles:
 
 
 def single_tile(m: int, k: int, n: int) -> Tiles:
-    """The one tile a user asked for, as (m, k, n)."""
+    """One tile of (m, k, n)."""
     return Tiles(m=np.array([float(m)]), n=np.array([float(n)]), k=np.array([float(k)]))
+
+
+def requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int]) -> Tiles:
+    """The tile a user asked for in place of the search.
+
+    Raises
+    ------
+    AcceleratorError
+        If `tile_mkn` is not three positive whole numbers, each a multiple of what the instructions
+        of the kernel's modes take; or the machine has no tiles.
+    """
+    shown = f"tile_mkn={tile_mkn!r:.80}"
+    if hw.units.organization == "systolic":
+        raise AcceleratorError(
+            f"{shown}: {hw.name} is a systolic array, whose tile is the array; leave tile_mkn out"
+        )
+    try:
+        sizes = tuple(None if isinstance(s, bool) else operator.index(s) for s in tile_mkn)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 3 or not all(size is not None and 1 <= size < 2**31 for size in sizes):
+        raise AcceleratorError(
+            f"{shown} must be three whole numbers (m, k, n) of at least 1, such as "
+            f"({hw.kernel.register_block_m}, {hw.kernel.tile_k_step}, {hw.kernel.register_block_n})"
+        )
+    for axis, size in zip("mkn", sizes, strict=True):
+        for mode in kernel.modes:
+            step = getattr(mode, f"instruction_{axis}")
+            if size % step:
+                below, above = size // step * step, (size // step + 1) * step
+                raise AcceleratorError(
+                    f"{shown}: {axis}={size} is no multiple of {step}, instruction_{axis} of mode "
+                    f"{mode.name} of {hw.name}; use {f'{below} or ' if below else ''}{above}"
+                )
+    return single_tile(*sizes)
 
 
 def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None) -> Tiles:
@@ -77,12 +122,28 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
     if hw.kernel.partials == "registers":
         fits &= chosen.m * chosen.n * 4 <= hw.kernel.accumulator_capacity_bytes
     if not fits.any():
-        l1 = hw.memories.l1
-        raise AcceleratorError(
-            f"{hw.name}: no tile of a {kernel.m}x{kernel.n}x{kernel.k} GEMM fits in "
-            f"memories.l1.capacity_bytes={l1.capacity_bytes} less {l1.reserved_bytes} reserved"
-        )
+        raise AcceleratorError(_why_nothing_fits(hw, kernel, chosen))
     return Tiles(m=chosen.m[fits], n=chosen.n[fits], k=chosen.k[fits])
+
+
+def _why_nothing_fits(hw: Accelerator, kernel: GemmKernel, chosen: Tiles) -> str:
+    l1 = hw.memories.l1
+    if len(chosen.m) == 1:
+        m, k, n = chosen.at(0)
+        sums = m * n * 4
+        if hw.kernel.partials == "registers" and sums > hw.kernel.accumulator_capacity_bytes:
+            return (
+                f"{hw.name}: the {sums} bytes of sums of tile {m}x{k}x{n} do not fit in "
+                f"kernel.accumulator_capacity_bytes={hw.kernel.accumulator_capacity_bytes}"
+            )
+        return (
+            f"{hw.name}: tile {m}x{k}x{n} needs {_l1_bytes(hw, kernel, chosen)[0]:.0f} bytes, more "
+            f"than memories.l1.capacity_bytes={l1.capacity_bytes} ({l1.reserved_bytes} reserved)"
+        )
+    return (
+        f"{hw.name}: no tile of a {kernel.m}x{kernel.n}x{kernel.k} GEMM fits in "
+        f"memories.l1.capacity_bytes={l1.capacity_bytes} less {l1.reserved_bytes} reserved"
+    )
 
 
 def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:

@@ -90,7 +90,8 @@ def validate(
     result has device, variant, kernel, m, n, k, main, branch, out_bits, tile_mkn, measured_ms,
     predicted_ms, error (signed, relative to measured) and bound.
     """
-    names = {hw.name, *hw.aliases}
+    # Rows of the machine are rows of each of its variants: b200 of b200@tuned.
+    names = {hw.name, hw.name.partition("@")[0], *hw.aliases}
     return [
         _compare(_on_variant(hw, row), row, search_tiles=search_tiles)
         for row in rows
@@ -208,6 +209,8 @@ def _check(row: dict[str, str], where: str) -> None:
 
 
 def _on_variant(hw: Accelerator, row: dict[str, str]) -> Accelerator:
+    if "@" in hw.name:
+        return hw  # The caller chose the variant.
     said = " ".join(row.get(name) or "" for name in ("kernel", "notes", "source")).lower()
     for variant in hw.variants:
         if any(product.lower() in said for product in variant.products):

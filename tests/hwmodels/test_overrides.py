@@ -58,6 +58,45 @@ def test_every_variant_loads_and_differs(name):
         assert load_accelerator(name, variant.name) is changed
 
 
+SLIPS = [
+    ("memories.dram.bandwidth_bytes_per_s", 17, "17 GB/s would be 1.7e+10"),
+    ("units.clock_hz", 1.0, "1 GHz would be 1000000000"),
+    ("units.clock_hz", 1.2, "1.2 Hz is outside the plausible range, 100000 to 1e+11 Hz; 1.2 GHz"),
+    ("units.clock_hz", 1000, "1000 MHz would be"),
+    ("dispatch.launch_s", 130, "130 us would be 0.00013"),
+    ("dispatch.launch_s", 5, "5 us would be 5e-06"),
+    ("memories.dram.latency_s", 600_000, "600000 ns would be 0.0006"),
+    ("energy.dram_pj_per_byte", 163e-12, "1.63e-10 J would be 163"),
+    ("energy.l2_pj_per_byte", 1.6e-12, "J would be 1.6"),
+    ("modes.int8.energy_pj_per_mac", 3e-13, "J would be 0.3"),
+    ("energy.node_nm", 7e-9, "7e-09 m would be 7"),
+    ("memories.l1.capacity_bytes", 64, "64 KiB would be 65536"),
+    ("memories.l1.capacity_bytes", 10**18, "1e+18 B is outside the plausible range"),
+    ("memories.l2.capacity_bytes", 2, "2 MiB would be 2097152"),
+    ("memories.l2.bandwidth_bytes_per_cycle", 96e9, "B/s at 1 GHz would be 96"),
+    ("modes.int8.macs_per_cycle", 4_000_000_000_000, "outside the plausible range, 1 to 1e+08"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "hint"), SLIPS)
+def test_a_slip_of_units_names_key_value_and_range(key, value, hint):
+    with pytest.raises(AcceleratorError) as caught:
+        with_overrides(AIE2, {key: value})
+    message = str(caught.value)
+    assert f"{key.rpartition('.')[2]}: {value:g} " in message
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_a_key_of_a_variant_can_be_changed_and_the_name_stays():
+    changed = with_overrides(load_accelerator("aie2@hawk_point"), {"units.rows": 8})
+    assert (changed.name, changed.units.rows, changed.units.clock_hz) == (
+        "aie2@hawk_point",
+        8,
+        1.6e9,
+    )
+
+
 @pytest.mark.parametrize("name", list_accelerators())
 def test_every_key_can_be_set_to_what_it_is(name):
     hw = load_accelerator(name)

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodels import GemmWorkload, estimate_cost, load_accelerator
+from hwmodels import (
+    AcceleratorError,
+    GemmWorkload,
+    estimate_cost,
+    load_accelerator,
+    with_overrides,
+)
 from hwmodels.systolic import systolic_cycles
 
 # (m, k, n) and cycles of SCALE-Sim 3.0.0 on a 32 x 32 weight-stationary array; the last is the
@@ -74,14 +80,66 @@ def test_folds_counted_by_hand(m, n, k, size):
     assert systolic_cycles(m, n, k, rows=size, columns=size) == folds * per_fold - 1
 
 
+@pytest.mark.parametrize("dataflow", ["weight_stationary", "input_stationary", "output_stationary"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    m=st.integers(1, 12), n=st.integers(1, 12), k=st.integers(1, 12),
+    rows=st.integers(1, 6), columns=st.integers(1, 6),
+)  # fmt: skip
+def test_every_dataflow_follows_its_operands_through_the_array(m, n, k, rows, columns, dataflow):
+    stays, other = {
+        "weight_stationary": ((k, n), m),
+        "input_stationary": ((k, m), n),
+        "output_stationary": ((m, n), k),
+    }[dataflow]
+    cycles = 0
+    for _ in range(0, stays[0], rows):
+        for _ in range(0, stays[1], columns):
+            if dataflow != "output_stationary":
+                cycles += rows  # One row of the operand that stays enters a cycle.
+            # The last step enters at `other - 1`, one later in each row and column.
+            cycles += other + (rows - 1) + (columns - 1)
+    assert systolic_cycles(m, n, k, rows=rows, columns=columns, dataflow=dataflow) == cycles - 1
+
+
+# Cycles of SCALE-Sim 3.0.0 by its own count, folds * (K + rows + columns - 2) - 1.
 @pytest.mark.parametrize(
-    ("dataflow", "as_weight_stationary"),
-    [("output_stationary", (100, 70, 50)), ("input_stationary", (70, 50, 100))],
+    ("array", "mnk", "cycles"),
+    [
+        ((2, 2), (4, 4, 4), 4 * (4 + 2) - 1),
+        ((2, 2), (3, 5, 7), 6 * (7 + 2) - 1),
+        ((8, 4), (20, 9, 30), 9 * (30 + 10) - 1),
+        ((32, 32), (256, 256, 768), 64 * (768 + 62) - 1),
+    ],
 )
-def test_other_dataflows_permute_the_same_form(dataflow, as_weight_stationary):
-    size = {"rows": 8, "columns": 16}
-    cycles = systolic_cycles(50, 70, 100, dataflow=dataflow, **size)
-    assert cycles == systolic_cycles(*as_weight_stationary, **size)
+def test_outputs_that_stay_have_nothing_to_load(array, mnk, cycles):
+    rows, columns = array
+    size = {"rows": rows, "columns": columns, "dataflow": "output_stationary"}
+    assert systolic_cycles(*mnk, **size) == cycles
+
+
+def test_one_element_never_beats_its_own_peak():
+    hw = load_accelerator("systolic@output_stationary")
+    tiny = with_overrides(hw, {"units.rows": 1, "units.columns": 1})
+    cost = estimate_cost(GemmWorkload(m=5, n=6, k=7, main="W8A8", group=None), tiny)
+    assert cost.latency_s >= cost.roofline_latency_s
+
+
+def test_the_lanes_below_the_columns_grow_with_the_array():
+    # 256 x 768 x 256 on 128 x 128: 12 folds of 256 + 128 + 254, less one; y of 8 bits keeps DRAM
+    # out of the way (SCALE-Sim issue 51).
+    larger = with_overrides(load_accelerator("systolic"), {"units.rows": 128, "units.columns": 128})
+    work = GemmWorkload(m=256, n=256, k=768, main="W8A8", out_bits=8)
+    cost = estimate_cost(work, larger)
+    assert cost.bound == "compute"
+    assert cost.cycles == pytest.approx(12 * (256 + 128 + 254) - 1, rel=1e-12)
+    # A column that scales one sum a cycle: 12 groups of 256 x 256 sums on 128 lanes.
+    assert cost.parts["latency_s"]["combine"] == 0
+
+
+def test_lanes_by_column_are_for_systolic_arrays():
+    with pytest.raises(AcceleratorError, match=r"vector.scope 'column' is for organization"):
+        with_overrides(load_accelerator("aie2"), {"vector.scope": "column"})
 
 
 def test_variants_run_their_dataflow():

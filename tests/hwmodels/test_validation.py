@@ -82,6 +82,15 @@ def test_rows_that_name_a_product_use_its_variant():
     assert by_kernel["whole-array GEMM"] == "aie2p"
 
 
+@pytest.mark.parametrize("name", ["b200@tuned", "a100@40gb", "aie2@hawk_point", "aie2p@hx370"])
+def test_a_variant_is_validated_by_the_rows_of_its_machine(name, tmp_path):
+    path = tmp_path / "mine.csv"
+    machine = name.partition("@")[0]
+    path.write_text(f"{NEEDED}{machine},x,bf16,bf16,bf16,512,512,512,1.0\n")
+    (row,) = validate(load_accelerator(name), measured_rows(path))
+    assert row["accelerator"] == name
+
+
 def test_a_users_file_may_have_variants_with_products(tmp_path):
     path = tmp_path / "chip.yaml"
     text = (SHIPPED / "aie2p.yaml").read_text(encoding="utf-8")
