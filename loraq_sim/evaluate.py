@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import hwmodels
+from loraq_sim.case_settings import CaseSettings
 from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.errors import InputError
@@ -22,12 +23,15 @@ from loraq_sim.machine import datapath_for, workload_for
 from loraq_sim.metrics import output_error
 from loraq_sim.rows import COLUMN_NAMES
 from loraq_sim.solvers import Solution, solve
+from loraq_sim.solvers.shared_stages import SharedStages
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
+    "evaluate_case",
     "evaluate_layer",
     "reference_output",
     "sample_rows",
+    "solve_case",
     "solve_split",
 ]
 
@@ -48,6 +52,7 @@ def evaluate_layer(
     fused: bool = True,
     smooth: float | None = None,
     rotate: str | None = None,
+    rows: int | None = None,
     datapath: Mapping[str, Any] | None = None,
     solution: Solution | None = None,
 ) -> dict[str, Any]:
@@ -63,16 +68,11 @@ def evaluate_layer(
         For example ``"W4A4+W8A8r64"``.
     accelerator : str or Accelerator
         Name, path of a YAML file, or a loaded description.
-    seed, method, preset, smooth, rotate
-        See `loraq_sim.solve`. A split without a branch is rounded to nearest (``rtn``).
-    tokens : int, optional
-        Activation rows to use, spread evenly over the dump's rows; all by default.
     family, group
         Element family and group of a split given as text.
-    fused : bool
-        Whether the branch runs inside the main kernel (cost model).
-    datapath : mapping, optional
-        Overrides of the accelerator's data path, of the keys in `DATAPATH_KEYS`.
+    seed, method, preset, tokens, fused, smooth, rotate, rows, datapath
+        See `loraq_sim.case_settings.CaseSettings`. A split without a branch is rounded to nearest
+        (``rtn``).
     solution : Solution, optional
         An earlier solution of this layer and split; solved here by default.
 
@@ -83,21 +83,42 @@ def evaluate_layer(
     hwmodels.AcceleratorError
         If the accelerator is unknown or its file is broken.
     """
+    settings = CaseSettings(
+        split=parse_split(split, family=family, group=group),
+        method=method,
+        preset=preset,
+        seed=seed,
+        smooth=smooth,
+        rotate=rotate,
+        tokens=tokens,
+        rows=rows,
+        fused=fused,
+        datapath=datapath or {},
+    )
+    return evaluate_case(layer, settings, accelerator, solution=solution)
+
+
+def evaluate_case(
+    layer: Layer,
+    settings: CaseSettings,
+    accelerator: "str | hwmodels.Accelerator",
+    *,
+    solution: Solution | None = None,
+) -> dict[str, Any]:
+    """`evaluate_layer` with the settings of one record; `solution` is what they solve to."""
     started = time.perf_counter()
-    split = parse_split(split, family=family, group=group)
+    split = settings.split
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
-    path = datapath_for(accelerator, datapath)
-    x = sample_rows(layer.activations, tokens)
+    path = datapath_for(accelerator, settings.datapath)
+    x = sample_rows(layer.activations, settings.tokens)
     if solution is None:
-        options = {"method": method, "preset": preset, "seed": seed}
-        solution = solve_split(layer, split, smooth=smooth, rotate=rotate, **options)
-    shape = (layer.m, layer.n, layer.k)
-    cost = hwmodels.estimate_cost(
-        workload_for(*shape, split, solution.rank, path, fused=fused), accelerator
-    )
+        solution = solve_case(layer, settings)
+    m = layer.m if settings.rows is None else settings.rows
+    work = workload_for(m, layer.n, layer.k, split, solution.rank, path, fused=settings.fused)
+    cost = hwmodels.estimate_cost(work, accelerator)
     row = {
-        **_identity(layer, split, accelerator, x),
+        **_identity(layer, m, split, accelerator, x),
         "method": solution.method,
         "preset": solution.preset,
         "rank": solution.rank,
@@ -115,24 +136,28 @@ def evaluate_layer(
         "status": "ok",
         "message": "; ".join(_remarks(split, x, solution)),
         "seconds": time.perf_counter() - started,
-        "seed": seed,
+        "seed": settings.seed,
         "pareto": False,
     }
     return {name: row[name] for name in COLUMN_NAMES if name in row}
 
 
+def solve_case(
+    layer: Layer, settings: CaseSettings, *, shared: SharedStages | None = None
+) -> Solution:
+    """What `settings` solve to; stages already in `shared` are used again."""
+    return _solved(layer, settings.split, settings.solving() | {"shared": shared})
+
+
 def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
     """`loraq_sim.solve` with the formats, rank and budget of `split`; errors name the layer."""
+    parts = {"main": split.main_weight, "branch": split.branch_weight}
+    return _solved(layer, split, parts | {"rank": split.rank, "budget": split.budget} | options)
+
+
+def _solved(layer: Layer, split: PrecisionSplit, arguments: Mapping[str, Any]) -> Solution:
     try:
-        return solve(
-            layer.weight,
-            main=split.main_weight,
-            branch=split.branch_weight,
-            rank=split.rank,
-            budget=split.budget,
-            activations=layer.activations,
-            **options,
-        )
+        return solve(layer.weight, activations=layer.activations, **arguments)
     except InputError as error:
         raise InputError(f"layer {layer.name!r}, split {split}: {error}") from error
 
@@ -163,6 +188,7 @@ def sample_rows(activations: np.ndarray | None, tokens: int | None) -> np.ndarra
 
 def _identity(
     layer: Layer,
+    m: int,
     split: PrecisionSplit,
     accelerator: "hwmodels.Accelerator",
     x: np.ndarray | None,
@@ -171,7 +197,7 @@ def _identity(
         "layer": layer.name,
         "kind": layer.kind,
         "group": layer.group,
-        "m": layer.m,
+        "m": m,
         "n": layer.n,
         "k": layer.k,
         "tokens": 0 if x is None else len(x),

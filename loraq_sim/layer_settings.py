@@ -1,7 +1,17 @@
-"""Per-layer settings by name pattern: ``'*.ff.*:rank=96,method=svdquant'``; and what to skip."""
+"""Settings of single layers by name or kind: ``'*.ff.*:rank=96,method=svdquant'``, what to skip.
+
+One matcher and one rule serve every door (overrides of sweeps and of `solve`, recipes, skip lists,
+rows per call, choosing layers of a dump):
+
+- `matches`: a pattern is a name, a kind, or a shell pattern of them. Brackets match themselves, and
+  a choice of characters too: ``blocks[0].q`` is the layer of that name.
+- `settings_with`: of several entries that match a layer, the later one wins, key by key; a split,
+  rank or budget ends an earlier rank or budget, because each of them says how large the branch is.
+"""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +21,12 @@ __all__ = [
     "OVERRIDE_KEYS",
     "SIXTEEN_BIT_KINDS",
     "Override",
+    "matches",
     "parse_override",
+    "parse_rows",
+    "rows_of",
     "settings_of",
+    "settings_with",
     "skipped",
 ]
 
@@ -35,7 +49,15 @@ class Override:
 
     def matches(self, name: str, kind: str) -> bool:
         """Whether the layer is meant."""
-        return any(fnmatch.fnmatchcase(text, self.pattern) for text in (name, kind))
+        return matches(self.pattern, name, kind)
+
+
+def matches(pattern: str, name: str, kind: str = "") -> bool:
+    """Whether `pattern` is the name or the kind of a layer, or a shell pattern of one of them."""
+    literal = pattern.replace("[", "[[]")
+    return any(
+        fnmatch.fnmatchcase(text, each) for each in (pattern, literal) for text in (name, kind)
+    )
 
 
 def parse_override(text: str) -> Override:
@@ -70,17 +92,51 @@ def parse_override(text: str) -> Override:
 
 
 def settings_of(name: str, kind: str, overrides: Sequence[Override]) -> dict[str, Any]:
-    """Settings of one layer; of two overrides that match, the later one wins key by key."""
+    """Settings of one layer by all overrides that match it, the later ones last."""
     merged: dict[str, Any] = {}
     for override in overrides:
         if override.matches(name, kind):
-            if {"rank", "budget"} & override.settings.keys():
-                merged.pop("rank", None)
-                merged.pop("budget", None)
-            merged |= override.settings
+            merged = settings_with(merged, override.settings)
     return merged
+
+
+def settings_with(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with those of a later entry, whose split, rank or budget ends an earlier size."""
+    earlier = dict(settings)
+    if {"rank", "budget", "split"} & later.keys():
+        earlier.pop("rank", None)
+        earlier.pop("budget", None)
+    return earlier | dict(later)
 
 
 def skipped(name: str, kind: str, patterns: Iterable[str]) -> bool:
     """Whether a layer is left at 16 bits."""
-    return any(fnmatch.fnmatchcase(text, p) for p in patterns for text in (name, kind))
+    return any(matches(pattern, name, kind) for pattern in patterns)
+
+
+def parse_rows(texts: Iterable[str]) -> dict[str, int]:
+    """Rows per call by pattern, from texts such as ``4096`` (all layers) and ``cross_[kv]=300``.
+
+    Raises
+    ------
+    InputError
+        If a text is not of this form or a count is not a whole number from 1.
+    """
+    rows: dict[str, int] = {}
+    for text in texts:
+        pattern, _, count = text.strip().rpartition("=")
+        if not re.fullmatch(r"[1-9]\d{0,11}", count.strip()) or (not pattern and "=" in text):
+            raise InputError(
+                f"rows {text!r} must be a whole number from 1, or PATTERN=NUMBER for the layers of "
+                "that name or kind, such as 4096 or 'cross_[kv]=300'"
+            )
+        # A pattern that comes again counts where it stands last.
+        rows.pop(pattern.strip() or "*", None)
+        rows[pattern.strip() or "*"] = int(count)
+    return rows
+
+
+def rows_of(name: str, kind: str, rows: Mapping[str, int]) -> int | None:
+    """Rows per call of one layer by the last pattern that matches it, None without one."""
+    found = [count for pattern, count in rows.items() if matches(pattern, name, kind)]
+    return found[-1] if found else None

@@ -20,7 +20,6 @@ Of several entries that match a layer by name or kind, the later one wins, key b
 no entry matches stays at 16 bits. The keys of an entry are the fields of `RecipeEntry`.
 """
 
-import fnmatch
 import re
 import tomllib
 from collections.abc import Mapping
@@ -38,11 +37,12 @@ from pydantic import (
 )
 
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.layer_settings import matches, settings_with
 from loraq_sim.recipe_text import recipe_text
 from loraq_sim.solvers.solve import METHODS, PRESETS
 from loraq_sim.split import FAMILIES, PrecisionSplit, parse_split
 
-__all__ = ["Recipe", "RecipeEntry", "read_recipe", "settings_with", "split_of", "write_recipe"]
+__all__ = ["Recipe", "RecipeEntry", "read_recipe", "split_of", "write_recipe"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -131,7 +131,7 @@ class Recipe(BaseModel):
         InputError
             If an entry matches and neither it nor the defaults name a split.
         """
-        matching = [e for pattern, e in self.layers.items() if _matches(pattern, name, kind)]
+        matching = [e for pattern, e in self.layers.items() if matches(pattern, name, kind)]
         if not matching:
             return None
         settings = self.defaults.given()
@@ -153,7 +153,7 @@ class Recipe(BaseModel):
         return [
             pattern
             for pattern in self.layers
-            if not any(_matches(pattern, name, kind) for name, kind in layers.items())
+            if not any(matches(pattern, name, kind) for name, kind in layers.items())
         ]
 
 
@@ -214,18 +214,6 @@ def write_recipe(path: str | Path, recipe: Recipe, *, overwrite: bool = False) -
     with replaced_file(path) as file:
         file.write(text.encode("utf-8"))
     return path
-
-
-def settings_with(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with those of a later entry, whose split, rank or budget ends an earlier size."""
-    if {"rank", "budget", "split"} & later.keys():
-        settings = {k: v for k, v in settings.items() if k not in ("rank", "budget")}
-    return settings | later
-
-
-def _matches(pattern: str, name: str, kind: str) -> bool:
-    # Names may hold brackets, which a pattern would read as a choice of characters.
-    return pattern in (name, kind) or any(fnmatch.fnmatchcase(t, pattern) for t in (name, kind))
 
 
 def _explained(path: Path, text: str, error: ValidationError) -> str:

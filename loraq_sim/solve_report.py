@@ -9,31 +9,18 @@ from loraq_sim.layers import Layer
 from loraq_sim.metrics import relative_error
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.budget import branch_bytes
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "mean_rows",
     "report_solution",
     "solve_with",
-    "split_with",
     "stored_output_error",
 ]
 
 _MEANS = ("bits_per_weight", "weight_error", "output_error", "gain_over_rtn", "gain_over_svdquant")
 _FP16_BYTES = 2
 _SETTINGS = ("method", "preset", "device", "smooth", "rotate")
-
-
-def split_with(split: PrecisionSplit, settings: dict[str, Any]) -> PrecisionSplit:
-    """`split` with the ``rank`` or ``budget`` (such as ``fp16@32``) of `settings`, if any."""
-    if not split.has_branch or not {"rank", "budget"} & settings.keys():
-        return split
-    if "rank" in settings:
-        size = f"r{settings['rank']}"
-    else:
-        size = "@" + str(settings["budget"]).replace("@", "r", 1)
-    text = f"{split.main}+{split.branch}{size}"
-    return parse_split(text, family=split.family, group=split.group)
 
 
 def solve_with(

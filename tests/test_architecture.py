@@ -51,6 +51,7 @@ FLOORS = {
     "results": 3,
     "emulator": 3,
     "solvers": 3,
+    "case_settings": 4,
     "machine": 4,
     "nunchaku": 4,
     "quantized_model": 4,

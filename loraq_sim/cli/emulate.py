@@ -68,11 +68,11 @@ def emulate_command(
 ) -> None:
     """Run layers through the emulated integer data path; count overflows and safe widths."""
     import hwmodels
+    from loraq_sim.case_settings import datapath_grid
     from loraq_sim.dumps import read_layer_dump
     from loraq_sim.evaluate import evaluate_layer
     from loraq_sim.machine import datapath_for
     from loraq_sim.split import parse_split
-    from loraq_sim.sweep.case_settings import datapath_grid
     from reports.tables import result_table
 
     overrides = datapath_overrides(

@@ -40,6 +40,7 @@ __all__ = [
     "Scheduler",
     "SchedulerOptions",
     "Rotate",
+    "Rows",
     "Seed",
     "Smooth",
     "Splits",
@@ -156,6 +157,17 @@ Rotate = Annotated[
         metavar="NAME",
         help="Rotate the input channels by a block Hadamard matrix: hadamard, or hadamard:64 for "
         "blocks of 64.",
+        show_default=False,
+    ),
+]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rows",
+        metavar="M|PATTERN=M",
+        help="Rows of one model call (samples x tokens, guidance included), for the cost: of all "
+        "layers, or of those of a name or kind such as 'cross_[kv]=600'; repeatable, the last one "
+        "wins. Default: what the dump says.",
         show_default=False,
     ),
 ]

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import SIXTEEN_BIT_KINDS, Override, settings_of, skipped
+from loraq_sim.layer_settings import (
+    SIXTEEN_BIT_KINDS,
+    Override,
+    settings_of,
+    settings_with,
+    skipped,
+)
 
 if TYPE_CHECKING:
     from loraq_sim.recipe import Recipe
@@ -98,8 +104,6 @@ class SolveSettings:
         return [case for name in kept for case in cases[name]], notes
 
     def _layer_cases(self, name: str, kind: str) -> list[dict[str, Any]]:
-        from loraq_sim.recipe import settings_with
-
         if skipped(name, kind, self.skip):
             return []
         scalars = {key: self.values[key] for key in _SCALARS}

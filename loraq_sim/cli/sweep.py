@@ -28,9 +28,12 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAddGrid,
     Quiet,
+    Rotate,
+    Rows,
     Scheduler,
     SchedulerOptions,
     Seed,
+    Smooth,
     Splits,
     Tokens,
     Unfused,
@@ -44,7 +47,7 @@ from loraq_sim.cli.place import Place
 from loraq_sim.cli.progress import sweep_progress
 from loraq_sim.cli.sweep_report import check_folder, print_forecast, report_sweep
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import parse_override
+from loraq_sim.layer_settings import parse_override, parse_rows
 
 if TYPE_CHECKING:
     from loraq_sim.sweep.plan import ComposedSweep
@@ -98,6 +101,9 @@ def sweep_command(
     group: Group = 64,
     tokens: Tokens = None,
     seed: Seed = 0,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
+    rows: Rows = None,
     unfused: Unfused = False,
     array: ArrayGrid = None,
     acc_bits: AccBitsGrid = None,
@@ -183,13 +189,16 @@ def sweep_command(
         "group": group if _is_given(context, "group") else None,
         "tokens": tokens,
         "seeds": (seed,) if _is_given(context, "seed") else None,
+        "smooth": smooth,
+        "rotate": rotate,
+        "rows": parse_rows(rows or ()),
         "fused": False if unfused else None,
         "override": tuple(parse_override(text) for text in override or ()),
         "out": None if out is None else str(out),
         "scheduler": scheduler,
     }
     values = set_values(read_plan_values(plan) if plan else {}, assignments or ())
-    values |= {key: value for key, value in given.items() if value not in (None, ())}
+    values |= {key: value for key, value in given.items() if value not in (None, (), {})}
     values["datapath"] = values.get("datapath", {}) | datapath_overrides(
         array=listed(array) or None,
         acc_bits=whole_numbers("--acc-bits", acc_bits),

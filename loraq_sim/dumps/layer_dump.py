@@ -5,7 +5,6 @@ import hashlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from loraq_sim.dumps.stored import (
     first_line,
 )
 from loraq_sim.errors import DumpError, InputError
+from loraq_sim.layer_settings import matches
 from loraq_sim.layers import Layer, check_count, check_dtype, check_name, check_shapes
 
 __all__ = ["LayerDump", "LayerInfo"]
@@ -195,11 +195,7 @@ class LayerDump(Mapping[str, Layer]):
 
     def _matches(self, name: str, pattern: str) -> bool:
         kind = self._stored.layers[name].kind
-        return (
-            name == pattern
-            or fnmatchcase(name, pattern)
-            or (isinstance(kind, str) and fnmatchcase(kind, pattern))
-        )
+        return matches(pattern, name, kind if isinstance(kind, str) else "")
 
     def _nothing_matches(self, pattern: str) -> str:
         kinds = {layer.kind: None for layer in self._stored.layers.values() if layer.kind}

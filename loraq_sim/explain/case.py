@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import hwmodels
-from loraq_sim.evaluate import evaluate_layer, reference_output, sample_rows, solve_split
+from loraq_sim.case_settings import CaseSettings
+from loraq_sim.evaluate import evaluate_case, reference_output, sample_rows, solve_case
 from loraq_sim.explain.error_terms import output_terms, weight_terms
 from loraq_sim.explain.switchable import SwitchableLayer
 from loraq_sim.layers import Layer
@@ -64,6 +65,8 @@ def explain_case(
     group: int = 64,
     fused: bool = True,
     smooth: float | None = None,
+    rotate: str | None = None,
+    rows: int | None = None,
     datapath: Mapping[str, Any] | None = None,
     solution: Solution | None = None,
 ) -> Explanation:
@@ -79,15 +82,26 @@ def explain_case(
     hwmodels.AcceleratorError
         If the accelerator is unknown or its file is broken.
     """
-    split = parse_split(split, family=family, group=group)
+    settings = CaseSettings(
+        split=parse_split(split, family=family, group=group),
+        method=method,
+        preset=preset,
+        seed=seed,
+        smooth=smooth,
+        rotate=rotate,
+        tokens=tokens,
+        rows=rows,
+        fused=fused,
+        datapath=datapath or {},
+    )
+    split = settings.split
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
     path = datapath_for(accelerator, datapath)
     x = sample_rows(layer.activations, tokens)
     if solution is None:
-        solution = solve_split(layer, split, method=method, preset=preset, seed=seed, smooth=smooth)
-    options = {"tokens": tokens, "fused": fused, "datapath": datapath, "seed": seed}
-    row = evaluate_layer(layer, split, accelerator, solution=solution, **options)
+        solution = solve_case(layer, settings)
+    row = evaluate_case(layer, settings, accelerator, solution=solution)
     notes: tuple[str, ...] = ()
     if x is None:
         errors, summary = weight_terms(layer, solution)
@@ -100,7 +114,7 @@ def explain_case(
         switchable = SwitchableLayer(layer, solution, split, path, x)
         errors, summary = output_terms(switchable, reference_output(layer, x))
         summary |= {"measure": "output_error", "overflows": switchable.overflows}
-    work = workload_for(layer.m, layer.n, layer.k, split, solution.rank, path, fused=fused)
+    work = workload_for(row["m"], layer.n, layer.k, split, solution.rank, path, fused=fused)
     costs = _cost_parts(hwmodels.estimate_cost(work, accelerator))
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
 

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from loraq_sim.case_settings import CaseSettings, as_tuple, datapath_grid
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import settings_of
+from loraq_sim.formats import Format
+from loraq_sim.layer_settings import rows_of, settings_of, settings_with
 from loraq_sim.split import PrecisionSplit, parse_split
 from loraq_sim.sweep.case_identity import case_identity
-from loraq_sim.sweep.case_settings import as_tuple, case_labels, case_options, datapath_grid
+from loraq_sim.sweep.case_labels import case_labels
 from loraq_sim.sweep.code_digest import code_digests
 from loraq_sim.sweep.tasks import SweepCase
 from loraq_sim.sweep.work import WorkOfLayer
@@ -18,17 +20,7 @@ if TYPE_CHECKING:
     from hwmodels import Accelerator
     from loraq_sim.sweep.plan import SweepPlan
 
-__all__ = ["CaseGrid", "GridPoint"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GridPoint:
-    """What is solved: a split with a method, a preset and a seed."""
-
-    split: PrecisionSplit
-    method: str
-    preset: str
-    seed: int
+__all__ = ["CaseGrid"]
 
 
 class CaseGrid:
@@ -43,9 +35,9 @@ class CaseGrid:
 
     Attributes
     ----------
-    points : list of GridPoint
-        Distinct ones: without a branch there is nothing to solve but rounding (rtn), which has
-        neither an effort nor a seed.
+    points : list of CaseSettings
+        Distinct ones but for the data path: without a branch there is nothing to solve but
+        rounding (rtn), which has neither an effort nor a seed.
     notes : list of str
         What was reduced, for the user.
     """
@@ -62,13 +54,15 @@ class CaseGrid:
         cases: list[SweepCase] = []
         solved: set[str] = set()
         layer_work = WorkOfLayer(info)
+        rows = rows_of(name, info.kind if info else "", self._plan.rows)
         points = [self._overridden(point, name, info) for point in self.points]
         for path in self._paths:
             for ref in self._accelerators:
-                for point, changes in points:
-                    case = self._case(name, info, digest, ref, path, point, changes)
+                for point, asked in points:
+                    settings = dataclasses.replace(point, datapath=path, rows=rows)
+                    case = self._case(name, info, digest, ref, settings, asked)
                     work = layer_work.case_seconds(
-                        *(point.split, point.method, point.preset, case.tokens),
+                        *(point.split, point.method, point.preset, point.tokens),
                         seed=point.seed,
                         is_solved=case.solution_key in solved,
                     )
@@ -82,39 +76,31 @@ class CaseGrid:
         info: LayerInfo | None,
         digest: str,
         ref: str,
-        path: Mapping[str, Any],
-        point: GridPoint,
-        changes: Mapping[str, str],
+        settings: CaseSettings,
+        asked: Mapping[str, str],
     ) -> SweepCase:
         accelerator, description = self._accelerators[ref]
-        options = case_options(self._plan, path)
-        if changes:
-            options["asked"] = dict(changes)
-        solving = {
-            "split": point.split.text,
-            "family": point.split.family,
-            "group": point.split.group,
-            "method": point.method,
-            "preset": point.preset,
-            "seed": point.seed,
-        }
-        what = solving | {"tokens": self._plan.tokens, "options": options}
         code = code_digests()
+        solving = {key: _plain(value) for key, value in settings.solving().items()}
         return SweepCase(
             case_id=case_identity(
-                layer=name, content=digest, accelerator=description, code=code, **what
+                layer=name,
+                content=digest,
+                accelerator=description,
+                code=code,
+                settings=settings.facts(),
+                asked=dict(asked),
             ),
-            solution_key=case_identity(
-                content=digest, smooth=self._plan.smooth, code=code["solver"], **solving
-            ),
+            solution_key=case_identity(content=digest, code=code["solver"], solving=solving),
             accelerator=ref,
-            labels=case_labels(self._plan, name, info, point, accelerator, options),
-            **what,
+            settings=settings,
+            asked=asked,
+            labels=case_labels(self._plan.dump, name, info, settings, accelerator, asked),
         )
 
-    def _distinct_points(self) -> list[GridPoint]:
+    def _distinct_points(self) -> list[CaseSettings]:
         plan = self._plan
-        points: dict[tuple, GridPoint] = {}
+        points: dict[str, CaseSettings] = {}
         reduced = set()
         for preset in as_tuple(plan.preset):
             for seed in as_tuple(plan.seed):
@@ -124,36 +110,44 @@ class CaseGrid:
                         if method == "rtn" and split.has_branch:
                             reduced.add(split.text)
                         point = self._point(split, method, preset, seed)
-                        points.setdefault(_key(point), point)
+                        points.setdefault(case_identity(**point.facts()), point)
         if reduced:
             self.notes.append(
                 f"method rtn has no branch: {len(reduced)} splits are their main part only"
             )
         return list(points.values())
 
-    def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> GridPoint:
+    def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> CaseSettings:
         if method == "rtn" and split.has_branch:
             split = parse_split(split.main, family=split.family, group=split.group)
         if not split.has_branch:
             # The first effort and seed stand for all.
             method, preset = "rtn", as_tuple(self._plan.preset)[0]
             seed = as_tuple(self._plan.seed)[0]
-        return GridPoint(split=split, method=method, preset=preset, seed=seed)
+        return CaseSettings(
+            split=split,
+            method=method,
+            preset=preset,
+            seed=seed,
+            smooth=self._plan.smooth,
+            rotate=self._plan.rotate,
+            tokens=self._plan.tokens,
+            fused=self._plan.fused,
+        )
 
     def _overridden(
-        self, point: GridPoint, name: str, info: LayerInfo | None
-    ) -> tuple[GridPoint, dict[str, str]]:
+        self, point: CaseSettings, name: str, info: LayerInfo | None
+    ) -> tuple[CaseSettings, dict[str, str]]:
         """What this layer does for `point`, and what `point` asked for where that differs."""
-        from loraq_sim.solve_report import split_with
+        from loraq_sim.recipe import split_of
 
         settings = settings_of(name, info.kind if info else "", self._plan.overrides)
         if not settings:
             return point, {}
-        split = point.split
+        asked = point.split
+        stated = {"split": asked.text, "family": asked.family, "group": asked.group}
         try:
-            if "split" in settings:
-                split = parse_split(settings["split"], family=split.family, group=split.group)
-            split = split_with(split, settings)
+            split = split_of(settings_with(stated, settings))
         except InputError as error:
             raise InputError(f"override for layer {name!r}: {error}") from None
         method = settings.get("method", point.method)
@@ -167,5 +161,5 @@ class CaseGrid:
         return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
 
 
-def _key(point: GridPoint) -> tuple:
-    return point.split.text, point.method, point.preset, point.seed
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Format) else value

@@ -12,12 +12,9 @@ example dumps, ten PixArt layers in 12 splits, three of SANA) the sum is 0.9 to 
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 from loraq_sim.dumps import LayerInfo
-from loraq_sim.split import PrecisionSplit, parse_split
 from loraq_sim.sweep.tasks import SweepTask
-from loraq_sim.sweep.work import rank_of
 
 __all__ = ["layer_bytes", "worker_bytes"]
 
@@ -36,7 +33,7 @@ def worker_bytes(tasks: Iterable[SweepTask]) -> int:
     needs = []
     for task in tasks:
         if task.info is not None and task.cases:
-            tokens = max(case.tokens or task.info.tokens or 0 for case in task.cases)
+            tokens = max(case.settings.tokens or task.info.tokens or 0 for case in task.cases)
             needs.append(
                 layer_bytes(task.info, tokens, n_solutions=_n_solutions(task))
                 + (_TORCH_BYTES if task.dump.endswith((".pt", ".pth")) else 0)
@@ -46,18 +43,13 @@ def worker_bytes(tasks: Iterable[SweepTask]) -> int:
 
 def _n_solutions(task: SweepTask) -> int:
     """Solutions that differ; activation formats do not enter them."""
-    solved = set()
-    for case in task.cases:
-        split = _parsed(case.split, case.family, case.group)
-        if split.has_branch and case.method != "rtn":
-            formats = str(split.main_weight), str(split.branch_weight), rank_of(split)
-            solved.add((*formats, case.method, case.preset, case.seed))
-    return len(solved)
-
-
-@lru_cache(maxsize=256)
-def _parsed(text: str, family: str, group: int) -> PrecisionSplit:
-    return parse_split(text, family=family, group=group)
+    return len(
+        {
+            case.solution_key
+            for case in task.cases
+            if case.settings.split.has_branch and case.settings.method != "rtn"
+        }
+    )
 
 
 def layer_bytes(info: LayerInfo, tokens: int, *, n_solutions: int = 0) -> int:

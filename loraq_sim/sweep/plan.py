@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from loraq_sim.case_settings import as_tuple, checked_count, datapath_grid
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.errors import DumpError, InputError, unknown_name
 from loraq_sim.layer_settings import Override
 from loraq_sim.sweep.case_grid import CaseGrid
-from loraq_sim.sweep.case_settings import as_tuple, datapath_grid
 from loraq_sim.sweep.code_digest import code_digest, code_digests
 from loraq_sim.sweep.content_digests import dump_content_digest, layer_digests
 from loraq_sim.sweep.default_splits import default_splits
@@ -37,12 +37,15 @@ class SweepPlan:
         Patterns of layer names or kinds; all layers when empty.
     splits : tuple of str
         Precision splits; `default_splits` when empty.
-    methods, preset, seed, smooth
+    methods, preset, seed, smooth, rotate
         See `loraq_sim.solve`; a tuple of presets or seeds asks for each of them.
     family, group
         Element family and group of the splits.
     tokens : int, optional
         Activation rows to use; all by default.
+    rows : mapping
+        Rows M of one call by pattern of layer names or kinds, the last that matches; what the dump
+        says for the others.
     fused : bool
         Whether the cost model runs the branch inside the main kernel.
     datapath : mapping
@@ -62,6 +65,8 @@ class SweepPlan:
     tokens: int | None = None
     seed: int | tuple[int, ...] = 0
     smooth: float | None = None
+    rotate: str | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
     fused: bool = True
     datapath: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
@@ -186,14 +191,11 @@ def _check_settings(plan: SweepPlan) -> None:
     for preset in (*as_tuple(plan.preset), *presets):
         if preset not in PRESETS:
             raise InputError(unknown_name("preset", preset, PRESETS))
-    numbers = [("tokens", plan.tokens, 1), *(("seed", seed, 0) for seed in as_tuple(plan.seed))]
-    for name, value, lowest in numbers:
-        if value is None and name == "tokens":
-            continue
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if not is_whole or not lowest <= value < 2**63:
-            what = "a positive integer" if lowest else "an integer from 0"
-            raise InputError(f"{name} must be {what}, below 2**63, got {value!r}")
+    checked_count("tokens", plan.tokens)
+    for seed in as_tuple(plan.seed):
+        is_whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not is_whole or not 0 <= seed < 2**63:
+            raise InputError(f"seed must be an integer from 0, below 2**63, got {seed!r}")
 
 
 def _info(dump: LayerDump, name: str) -> LayerInfo | None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.layer_settings import OVERRIDE_KEYS, Override, parse_override
+from loraq_sim.layer_settings import OVERRIDE_KEYS, Override, parse_override, parse_rows
 from loraq_sim.machine import DATAPATH_KEYS
 from loraq_sim.sweep.plan import SweepPlan
 
@@ -45,6 +45,8 @@ PLAN_KEYS = {
     "group": "integer",
     "tokens": "integer",
     "smooth": "number",
+    "rotate": "text",
+    "rows": "rows",
     "fused": "truth",
     "datapath": "table",
     "override": "tables",
@@ -59,6 +61,7 @@ _WHAT = {
     "integers": "a list of whole numbers",
     "integer": "a whole number",
     "number": "a number",
+    "rows": "a whole number, 'PATTERN=NUMBER', or a list of them",
     "truth": "true or false",
     "table": "a table",
     "tables": "a list of tables, each under [[override]]",
@@ -211,6 +214,8 @@ def _checked(key: str, value: Any, where: Any) -> Any:
             return _settings(value)
         if kind == "tables":
             return tuple(_override(entry) for entry in _listed(value, dict))
+        if kind == "rows":
+            return parse_rows(map(str, _listed(value, (int, str))))
         if kind in ("texts", "integers"):
             return _listed(value, _TYPES[kind])
         if isinstance(value, list):

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import PrecisionSplit
 from loraq_sim.sweep.tasks import SweepTask
 
 __all__ = ["check_split_fit"]
@@ -24,25 +24,24 @@ def check_split_fit(tasks: Iterable[SweepTask]) -> list[str]:
     InputError
         If none of a split's layers can; the message has a split that fits.
     """
-    infos: dict[tuple[str, str, int], dict[str, LayerInfo]] = {}
-    n_cases: dict[tuple[str, str, int, str], int] = {}
+    infos: dict[PrecisionSplit, dict[str, LayerInfo]] = {}
+    n_cases: dict[tuple[PrecisionSplit, str], int] = {}
     for task in tasks:
         for case in task.cases:
-            split = case.split, case.family, case.group
+            split = case.settings.split
             if task.info is not None:
                 infos.setdefault(split, {})[task.layer] = task.info
-            n_cases[*split, task.layer] = n_cases.get((*split, task.layer), 0) + 1
+            n_cases[split, task.layer] = n_cases.get((split, task.layer), 0) + 1
     notes = []
-    for (text, family, group), layers in infos.items():
-        split = parse_split(text, family=family, group=group)
+    for split, layers in infos.items():
         broken = {name: info for name, info in layers.items() if _broken_rule(split, info)}
         if len(broken) == len(layers) > 0:
             raise InputError(_refusal(split, broken))
         if broken:
             name, info = next(iter(broken.items()))
-            count = sum(n_cases[text, family, group, layer] for layer in broken)
+            count = sum(n_cases[split, layer] for layer in broken)
             notes.append(
-                f"split {text} fails in {len(broken)} of {len(layers)} layers ({count} cases), "
+                f"split {split} fails in {len(broken)} of {len(layers)} layers ({count} cases), "
                 f"such as {name}: {_broken_rule(split, info)}"
             )
     return notes

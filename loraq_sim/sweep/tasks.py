@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from loraq_sim.case_settings import CaseSettings
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.rows import Row, failed_row
 from loraq_sim.sweep.solution_cache import SolutionCache
@@ -13,25 +14,20 @@ __all__ = ["CaseResult", "SweepCase", "SweepTask", "WorkerLost", "case_row", "fa
 
 @dataclass(frozen=True, kw_only=True)
 class SweepCase:
-    """One layer in one split, with one method, on one accelerator.
+    """One layer with one combination of settings on one accelerator.
 
     `accelerator` is the name or path to load, `labels` are the columns of the row known before it
     is evaluated, and `work` is the expected time in seconds (used to order and to predict).
-    Cases of equal `solution_key` have the same solution, which `cache` may hold.
+    Cases of equal `solution_key` have the same solution, which `cache` may hold. `asked` says what
+    the plan named where an override changed it: a label, not a setting.
     """
 
     case_id: str
-    split: str
-    family: str
-    group: int
-    method: str
-    preset: str
     accelerator: str
-    seed: int
-    tokens: int | None
-    solution_key: str = ""
+    settings: CaseSettings
+    solution_key: str
     cache: SolutionCache | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1.0
 

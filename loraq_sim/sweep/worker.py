@@ -17,14 +17,12 @@ from loraq_sim.errors import DumpError, InputError, LoraqError
 from loraq_sim.layers import Layer
 from loraq_sim.rows import Row
 from loraq_sim.sweep.content_digests import forget_digests
-from loraq_sim.sweep.solution_cache import SolutionCache
 from loraq_sim.sweep.tasks import CaseResult, SweepCase, SweepTask, case_row, failed_result
 
 if TYPE_CHECKING:
     import hwmodels
     from loraq_sim.solvers import Solution
     from loraq_sim.solvers.shared_stages import SharedStages
-    from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "EVALUATE",
@@ -40,65 +38,38 @@ logger = logging.getLogger(__name__)
 EVALUATE = "loraq_sim.sweep.worker:evaluate_case"
 """Reference of the evaluation a sweep uses, as ``module:function``; workers import it by name."""
 
+_KEPT_SOLUTIONS = 2
+_last_solutions: "dict[str, Solution]" = {}
+
 Evaluate = Callable[[Layer, SweepCase], Row]
 
 
 def evaluate_case(layer: Layer, case: SweepCase) -> Row:
-    """`loraq_sim.evaluate.evaluate_layer` with the settings of `case`."""
-    from loraq_sim.evaluate import evaluate_layer
-    from loraq_sim.split import parse_split
+    """`loraq_sim.evaluate.evaluate_case` with the settings of `case`."""
+    from loraq_sim.evaluate import evaluate_case
 
     started = time.perf_counter()
-    split = parse_split(case.split, family=case.family, group=case.group)
-    # What the plan asked for before an override is a label, not a setting.
-    options = {name: value for name, value in case.options.items() if name != "asked"}
-    smooth = options.get("smooth")
-    solution = _solution(
-        layer, split, case.method, case.preset, case.seed, smooth, case.solution_key, case.cache
-    )
-    row = evaluate_layer(
-        layer,
-        split,
-        _accelerator(case.accelerator),
-        seed=case.seed,
-        method=case.method,
-        preset=case.preset,
-        tokens=case.tokens,
-        solution=solution,
-        **options,
-    )
+    solution = _solution(layer, case)
+    row = evaluate_case(layer, case.settings, _accelerator(case.accelerator), solution=solution)
     return row | {"seconds": time.perf_counter() - started}
 
 
-# Cases of one layer that differ only in the machine have the same solution, and run in a row.
-@lru_cache(maxsize=2)
-def _solution(
-    layer: Layer,
-    split: "PrecisionSplit",
-    method: str,
-    preset: str,
-    seed: int,
-    smooth: float | None,
-    key: str,
-    cache: SolutionCache | None,
-) -> "Solution":
-    from loraq_sim.evaluate import solve_split
+def _solution(layer: Layer, case: SweepCase) -> "Solution":
+    """From the cases before, the cache, or the solver; its key stands for all it depends on."""
+    from loraq_sim.evaluate import solve_case
 
-    stored = cache.load(key) if cache is not None else None
-    if stored is not None:
-        return stored
-    solution = solve_split(
-        layer,
-        split,
-        method=method,
-        preset=preset,
-        seed=seed,
-        smooth=smooth,
-        shared=_shared_stages(layer),
-    )
-    if cache is not None:
-        cache.keep(key, solution)
-    return solution
+    # Cases of one layer that differ only in the machine have the same solution, and run in a row.
+    if case.solution_key in _last_solutions:
+        return _last_solutions[case.solution_key]
+    found = case.cache.load(case.solution_key) if case.cache is not None else None
+    if found is None:
+        found = solve_case(layer, case.settings, shared=_shared_stages(layer))
+        if case.cache is not None:
+            case.cache.keep(case.solution_key, found)
+    while len(_last_solutions) >= _KEPT_SOLUTIONS:
+        del _last_solutions[next(iter(_last_solutions))]
+    _last_solutions[case.solution_key] = found
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +110,7 @@ def run_task(
         yield from (failed_result(case, message, is_unreadable=True) for case in task.cases)
         return
     on_loaded()
-    _solution.cache_clear()
+    _last_solutions.clear()
     _shared_stages.cache_clear()
     for case in task.cases:
         yield _run_case(layer, case, evaluate)

@@ -124,7 +124,7 @@ def test_overrides_replace_what_the_file_says():
         ({"datapath": {"acc_bit": 20}}, r"unknown datapath setting 'acc_bit'; did you mean"),
         ({"method": "best"}, r"layer 'transformer_blocks.0.attn1.to_q', .* unknown method 'best'"),
         ({"split": "W4A4+W8A8r999"}, r"layer .*split W4A4\+W8A8r999: rank must be"),
-        ({"tokens": 0}, r"tokens must be a positive integer, got 0"),
+        ({"tokens": 0}, r"tokens must be a positive integer, below .*, got 0"),
     ],
 )
 def test_evaluate_says_what_is_wrong(layer, options, message):

@@ -10,7 +10,9 @@ from loraq_sim.errors import InputError
 
 def evaluate(layer, case):
     marker = Path(layer.group) if layer.group else None
-    second = case.split == "W4A8"
+    settings = case.settings
+    split = settings.split.text
+    second = split == "W4A8"
     if layer.kind == "steady":
         time.sleep(0.03)
     if layer.kind == "slow":
@@ -27,10 +29,10 @@ def evaluate(layer, case):
     if layer.kind == "refuses" and second:
         raise InputError("rank 99 is too large\nfor this layer")
     return {
-        **{"layer": layer.name, "kind": layer.kind, "split": case.split, "method": case.method},
+        **{"layer": layer.name, "kind": layer.kind, "split": split, "method": settings.method},
         **{"m": layer.m, "n": layer.n, "k": layer.k, "tokens": 2, "calls_per_step": 1},
-        **{"preset": case.preset, "accelerator": "aie2", "seed": case.seed, "rank": 0},
-        **{"output_error": 1 / len(case.split), "latency_s": float(len(case.split))},
+        **{"preset": settings.preset, "accelerator": "aie2", "seed": settings.seed, "rank": 0},
+        **{"output_error": 1 / len(split), "latency_s": float(len(split))},
         **{"status": "ok", "message": "", "seconds": 0.01, "pid": os.getpid()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }

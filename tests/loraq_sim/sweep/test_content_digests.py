@@ -17,7 +17,9 @@ def layers(*names, scale=1.0):
 
 
 def names_of(plan):
-    return {(case.labels["layer"], case.split): case.case_id for case in compose(plan).cases}
+    return {
+        (case.labels["layer"], case.labels["split"]): case.case_id for case in compose(plan).cases
+    }
 
 
 def test_the_digest_is_that_of_the_layer(tmp_path):

@@ -36,7 +36,7 @@ def info(name, n, k):
 def test_one_task_a_layer_with_every_split_in_order(make_dump, make_plan):
     sweep = compose(make_plan(make_dump(first="ffn_up", second="self_q")))
     assert sweep.layers == ("first", "second")
-    assert [case.split for case in sweep.tasks[0].cases] == ["W4A4", "W4A8", "W8A8"]
+    assert [case.settings.split.text for case in sweep.tasks[0].cases] == ["W4A4", "W4A8", "W8A8"]
     assert len(set(sweep.case_ids)) == 6
 
 
@@ -60,6 +60,7 @@ def test_composing_twice_gives_the_same_names(make_dump, make_plan):
         {"tokens": 1},
         {"family": "int", "group": 32},
         {"smooth": 0.5},
+        {"rotate": "hadamard"},
         {"fused": False},
         {"datapath": {"acc_bits": 20}},
         {"accelerators": ("a100",)},
@@ -81,7 +82,10 @@ def test_presets_seeds_and_machines_make_a_grid(make_dump, make_plan):
         datapath={"acc_bits": (16, 24)},
     )
     sweep = compose(plan)
-    found = [(c.split, c.preset, c.seed, c.options["datapath"]["acc_bits"]) for c in sweep.cases]
+    found = [
+        (s.split.text, s.preset, s.seed, s.datapath["acc_bits"])
+        for s in (case.settings for case in sweep.cases)
+    ]
     grid = [(preset, seed) for preset in ("fast", "best") for seed in (0, 3)]
     # Rounding to nearest has neither an effort nor a seed.
     points = [("W4A4", "fast", 0), *(("W4A4+W8A8r4", *point) for point in grid)]
@@ -98,7 +102,7 @@ def overridden(make_dump, make_plan, *texts, **changes):
     plan = make_plan(dump, splits=("W4A4", "W4A4+W8A8r4"), overrides=overrides, **changes)
     return {
         layer: [
-            (c.split, c.method, c.options.get("asked"))
+            (c.settings.split.text, c.settings.method, dict(c.asked) or None)
             for c in compose(plan).cases
             if c.labels["layer"] == layer
         ]
@@ -149,7 +153,7 @@ def test_a_split_without_a_branch_is_solved_once_whatever_the_methods(make_dump,
     plan = make_plan(
         make_dump(a="linear"), methods=("loraq", "lqer"), splits=("W4A4", "W4A4+W8A8r4")
     )
-    assert [(c.split, c.method) for c in compose(plan).cases] == [
+    assert [(c.settings.split.text, c.settings.method) for c in compose(plan).cases] == [
         ("W4A4", "rtn"),
         ("W4A4+W8A8r4", "loraq"),
         ("W4A4+W8A8r4", "lqer"),
@@ -161,7 +165,7 @@ def test_rtn_reduces_a_split_to_its_main_part_and_says_so(make_dump, make_plan):
         make_dump(a="linear"), methods=("rtn",), splits=("W4A4", "W4A4+W8A8r4", "W4A8+W8A8r4")
     )
     sweep = compose(plan)
-    assert [case.split for case in sweep.cases] == ["W4A4", "W4A8"]
+    assert [case.settings.split.text for case in sweep.cases] == ["W4A4", "W4A8"]
     assert sweep.notes == ("method rtn has no branch: 2 splits are their main part only",)
 
 

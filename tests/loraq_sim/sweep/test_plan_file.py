@@ -41,7 +41,11 @@ def test_a_plan_file_is_the_plan_it_describes(make_dump, make_plan, write):
     sweep = compose(plan)
     # Rounding once, the branch for two seeds, everything at two widths.
     assert len(sweep.cases) == 2 * 2 * 3
-    ranks = {(case.labels["layer"], case.split) for case in sweep.cases if "+" in case.split}
+    ranks = {
+        (case.labels["layer"], case.labels["split"])
+        for case in sweep.cases
+        if case.settings.split.has_branch
+    }
     assert ranks == {("up", "W4A4+W8A8r2"), ("q", "W4A4+W8A8r4")}
     assert sweep.describe()["plan"]["overrides"] == [{"pattern": "ffn_*", "settings": {"rank": 2}}]
 

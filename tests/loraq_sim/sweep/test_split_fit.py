@@ -20,7 +20,10 @@ def tasks(make_dump, make_plan):
     def make(split, n=8, k=16, **changes):
         dump = make_dump(a="ffn_up", b="linear")
         first, second = compose(make_plan(dump, splits=("W4A4",), **changes)).tasks
-        cases = [replace(case, split=split) for case in first.cases]
+        parsed = parse_split(split)
+        cases = [
+            replace(case, settings=replace(case.settings, split=parsed)) for case in first.cases
+        ]
         shaped = replace(second, info=replace(second.info, n=n, k=k), cases=tuple(cases))
         return [replace(first, cases=tuple(cases)), shaped]
 
@@ -46,7 +49,15 @@ def test_the_refusal_names_the_layer_that_comes_nearest(tasks):
 def test_the_budget_that_is_proposed_holds_a_rank(tasks, width, group):
     weight = np.random.default_rng(0).normal(size=(width, width)).astype(np.float32)
     task = tasks("W4A4+W8A8@fp16r1")[0]
-    cases = tuple(replace(case, group=group) for case in task.cases)
+    cases = tuple(
+        replace(
+            case,
+            settings=replace(
+                case.settings, split=parse_split(case.settings.split.text, group=group)
+            ),
+        )
+        for case in task.cases
+    )
     task = replace(task, cases=cases, info=replace(task.info, n=width, k=width))
     with pytest.raises(InputError, match="less than the .* bytes of a rank-1 branch") as refusal:
         check_split_fit([task])
@@ -75,4 +86,4 @@ def test_an_override_counts_for_its_layers_alone(make_dump, make_plan):
 
 def test_rounding_alone_has_no_rank_to_fit(make_dump, make_plan):
     plan = make_plan(make_dump(a="linear"), splits=("W4A4+W8A8r99",), methods=("rtn",))
-    assert [case.split for case in compose(plan).cases] == ["W4A4"]
+    assert [case.settings.split.text for case in compose(plan).cases] == ["W4A4"]
