@@ -1,11 +1,13 @@
 """CSV files of result rows, replaced as a whole or not at all."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import StoreError
+from loraq_sim.files import replaced_file
 
 __all__ = ["write_csv"]
 
@@ -20,14 +22,10 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Sequen
     StoreError
         If the file cannot be written. A file that was there stays as it was.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot write this file ({error.strerror})") from None
+    with replaced_file(path, error=StoreError) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, names, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        # Leaves `file` open, which ends up on the disk before it takes its place.
+        text.detach()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import StoreError
+from loraq_sim.files import replaced_file
 from loraq_sim.rows import COLUMNS
 
 __all__ = ["write_parquet"]
@@ -30,19 +31,13 @@ def write_parquet(
         raise StoreError(
             f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow"
         ) from None
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     types = {"TEXT": pyarrow.string(), "INTEGER": pyarrow.int64(), "REAL": pyarrow.float64()}
     known = {column.name: types[column.sql_type] for column in COLUMNS}
     known["pareto"] = pyarrow.bool_()
     columns = {name: _column(rows, name, known.get(name), pyarrow) for name in names}
-    try:
-        parquet.write_table(pyarrow.table(columns), part)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise StoreError(f"{path}: cannot write this file ({reason})") from None
+    table = pyarrow.table(columns)
+    with replaced_file(path, error=StoreError) as file:
+        parquet.write_table(table, file)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str, kind: Any, pyarrow: Any) -> Any:

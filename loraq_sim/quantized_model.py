@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from loraq_sim.dumps.atomic_file import replaced_file
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing, replaced_file
 from loraq_sim.formats import parse_format
 from loraq_sim.hadamard import hadamard_block
 from loraq_sim.quantizers import QuantizedTensor
@@ -59,8 +59,7 @@ def write_quantized_model(
     path = Path(path)
     if not solutions:
         raise InputError(f"{path}: no solved layer to write")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already; choose another name, or allow to replace it")
+    refuse_existing(path, overwrite=overwrite)
     tensors: dict[str, np.ndarray] = {}
     layers: dict[str, Any] = {}
     for name, solution in solutions.items():

@@ -37,6 +37,7 @@ from pydantic import (
 )
 
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.layer_settings import matches, settings_with
 from loraq_sim.recipe_text import recipe_text
 from loraq_sim.solvers.solve import METHODS, PRESETS
@@ -203,17 +204,12 @@ def write_recipe(path: str | Path, recipe: Recipe, *, overwrite: bool = False) -
     InputError
         If the file exists and `overwrite` is False, or a value of the provenance has no TOML form.
     """
-    from loraq_sim.dumps.atomic_file import replaced_file
-
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already; choose another name, or allow to replace it")
+    refuse_existing(path, overwrite=overwrite)
     content = recipe.model_dump(exclude_none=True)
     text = recipe_text(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(path) as file:
-        file.write(text.encode("utf-8"))
-    return path
+    make_folder(path.parent)
+    return write_file(path, text)
 
 
 def _explained(path: Path, text: str, error: ValidationError) -> str:

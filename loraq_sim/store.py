@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from loraq_sim.csv_file import write_csv
 from loraq_sim.errors import StoreError
+from loraq_sim.files import make_folder
 from loraq_sim.parquet_file import write_parquet
 from loraq_sim.rows import COLUMN_NAMES, COLUMNS, EVALUATED, IDENTITY, Row, every_name
 from loraq_sim.store_file import (
@@ -26,7 +27,6 @@ from loraq_sim.store_file import (
     connect,
     explained,
     has_checksums,
-    make_folder,
     record_of,
     row_checksum,
     row_of,
@@ -122,7 +122,7 @@ class ResultStore:
         path = Path(path)
         lock = None
         if create:
-            make_folder(path)
+            make_folder(path.parent, error=StoreError)
             lock = WriterLock(path, wait_s=wait_s, on_wait=on_wait)
         try:
             return cls(path, lock)

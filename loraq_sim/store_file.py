@@ -25,7 +25,6 @@ __all__ = [
     "connect",
     "explained",
     "has_checksums",
-    "make_folder",
     "record_of",
     "row_checksum",
     "row_of",
@@ -73,14 +72,6 @@ ROW_CHECKSUM = row_checksum(COLUMN_NAMES)
 _MIGRATIONS = {2: ("ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",), 3: ()}
 _OLDEST = min(_MIGRATIONS)
 _FIRST_WITH_CHECKSUMS = 3
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder of `path`; raise StoreError if that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path.parent}: cannot make this folder ({error.strerror})") from None
 
 
 def connect(path: Path, *, create: bool) -> tuple[sqlite3.Connection, FileState | None]:

@@ -1,12 +1,11 @@
 """The report as files: the page, and beside it pictures, tables and a summary in Markdown."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, write_file
 from loraq_sim.results.units import is_missing
 from reports import sections
 from reports.answers import Answer, answers, headline
@@ -54,35 +53,21 @@ def write_report(
         If a file cannot be written or a package of the extra ``report`` is missing.
     """
     text = html_report(data)
-    written = [_write(page, text)]
+    make_folder(page.parent)
+    written = [write_file(page, text)]
     if not with_files:
         return written
-    folder = files_folder(page)
+    folder = make_folder(files_folder(page))
     tables = list(_tables(data))
     pictures = dict(_pictures(data, validation))
     for name, table in tables:
-        written.append(_write(folder / f"{name}.csv", table.to_csv()))
+        written.append(write_file(folder / f"{name}.csv", table.to_csv()))
         if len(table.rows) <= _MOST_FOR_PEOPLE:
-            written.append(_write(folder / f"{name}.md", table.to_markdown()))
+            written.append(write_file(folder / f"{name}.md", table.to_markdown()))
     for name, figure in pictures.items():
         written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in _PICTURES]
-    written.append(_write(folder / "summary.md", _summary(data, list(pictures))))
+    written.append(write_file(folder / "summary.md", _summary(data, list(pictures))))
     return written
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file that appears complete or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_text(text, encoding="utf-8", newline="\n")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
 
 
 def _tables(data: ReportData) -> Iterator[tuple[str, ResultTable]]:

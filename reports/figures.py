@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
+from loraq_sim.files import replaced_file
 from loraq_sim.results.columns import plain_rows, settings_that_matter
 from loraq_sim.results.units import is_missing
 from reports.captions import (
@@ -146,11 +147,9 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
         ".svg": {"Creator": "loraq-sim", "Date": None},
         ".pdf": {"Creator": "loraq-sim", "CreationDate": None},
     }[suffix]
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "loraq-sim"}):
-            figure.savefig(path, dpi=200, metadata=metadata)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the figure: {error.strerror or error}") from error
+    settings = {"format": suffix[1:], "dpi": 200, "metadata": metadata}
+    with matplotlib.rc_context({"svg.hashsalt": "loraq-sim"}), replaced_file(path) as file:
+        figure.savefig(file, **settings)
     return path
 
 

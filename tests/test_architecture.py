@@ -26,6 +26,7 @@ FLOORS = {
     "kernels": 0,
     "aggregates": 1,
     "csv_file": 1,
+    "files": 1,
     "formats": 1,
     "hadamard": 1,
     "layer_settings": 1,

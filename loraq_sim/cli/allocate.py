@@ -19,6 +19,7 @@ from loraq_sim.cli.options import (
 from loraq_sim.cli.output import note, print_json, print_tables
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 
 if TYPE_CHECKING:
     from loraq_sim.allocation import Allocation
@@ -219,9 +220,7 @@ def _write(
 
     paths = _recipe_paths(folder, found)
     tables = {"allocation.csv": "layers", "frontier.csv": "frontier", "uniform.csv": "uniform"}
-    for path in (*paths, *(folder / name for name in tables)):
-        if path.exists() and not force:
-            raise InputError(f"{path} is there already; choose another folder, or --force")
+    refuse_existing(*paths, *(folder / name for name in tables), overwrite=force)
     for path, one in zip(paths, found, strict=True):
         recipe = allocation_recipe(one, _origin(one, runs))
         note(f"wrote {write_recipe(path, recipe, overwrite=force)}", quiet=quiet)

@@ -11,6 +11,7 @@ from loraq_sim.cli.options import NoProgress, OutFormat, OutputFormat, Quiet, li
 from loraq_sim.cli.output import note, print_table
 from loraq_sim.cli.progress import tracked
 from loraq_sim.errors import InputError
+from loraq_sim.files import write_file
 
 __all__ = ["app"]
 
@@ -110,7 +111,7 @@ def emulator_command(
     table = result_table(rows, list(BENCH_COLUMNS), title=title)
     print_table(table, output)
     if out is not None:
-        out.write_text(f"**{title}**\n\n{table.to_markdown()}", encoding="utf-8")
+        write_file(out, f"**{title}**\n\n{table.to_markdown()}")
     missed = sum(row["verdict"] == "missed" for row in rows)
     n_goals = sum(row["verdict"] is not None for row in rows)
     note(f"{missed} of {n_goals} goals missed", quiet=quiet)

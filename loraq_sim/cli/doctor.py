@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ __all__ = ["EXAMPLES", "doctor_command"]
 EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim doctor\n\nloraq-sim doctor --format json"
 
 _BROKEN = 1
+_LEAST_FREE_BYTES = 2**20
 # (distribution, module): torch takes seconds to import, so its metadata must do.
 _NEEDED = (("numpy", "numpy"), ("numba", "numba"), ("scipy", "scipy"), ("torch", None))
 _NEEDED += (("pandas", "pandas"), ("safetensors", "safetensors"), ("ml-dtypes", "ml_dtypes"))
@@ -147,10 +149,19 @@ def _accelerators() -> str:
 
 
 def _writable(folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b"x")
-    return str(folder)
+    """Whether files can be made in `folder`, or it can be made; asks the system, makes nothing."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is not a folder")
+    # A read-only file system says no to root too.
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written")
+    free = shutil.disk_usage(place).free
+    if free < _LEAST_FREE_BYTES:
+        raise OSError(f"{place} has {free / 2**20:.1f} MiB left")
+    return f"{folder}, {free / 2**30:.1f} GiB free"
 
 
 def _store() -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraq_sim.cli.dump_synth import DumpOut, StorageDtype
-from loraq_sim.cli.dump_written import check_is_new, layer_progress, print_written, seconds_since
+from loraq_sim.cli.dump_written import layer_progress, print_written, seconds_since
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note
 from loraq_sim.errors import DumpError
+from loraq_sim.files import refuse_existing
 
 if TYPE_CHECKING:
     from loraq_sim.dumps.capture import CaptureSource
@@ -86,7 +87,7 @@ def capture_command(
     from loraq_sim.dumps.capture import capture_layers
     from loraq_sim.dumps.convert import stream_dump
 
-    check_is_new(out, force=force)
+    refuse_existing(out, overwrite=force, error=DumpError)
     started = time.monotonic()
     if Path(source).is_dir():
         from loraq_sim.dumps.capture_diffusers import load_diffusers_folder

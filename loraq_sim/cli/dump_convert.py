@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from loraq_sim.cli.dump_synth import StorageDtype
-from loraq_sim.cli.dump_written import check_is_new, layer_progress, print_written, seconds_since
+from loraq_sim.cli.dump_written import layer_progress, print_written, seconds_since
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note
+from loraq_sim.errors import DumpError
+from loraq_sim.files import refuse_existing
 
 __all__ = ["EXAMPLES", "convert_command"]
 
@@ -36,7 +38,7 @@ def convert_command(
     from loraq_sim.dumps import read_layer_dump
     from loraq_sim.dumps.convert import convert_dump
 
-    check_is_new(target, force=force)
+    refuse_existing(target, overwrite=force, error=DumpError)
     started = time.monotonic()
     dump = read_layer_dump(source)
     patterns = listed(layers)

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli.dump_written import check_is_new, layer_progress, print_written, seconds_since
+from loraq_sim.cli.dump_written import layer_progress, print_written, seconds_since
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import note
+from loraq_sim.errors import DumpError
+from loraq_sim.files import refuse_existing
 
 __all__ = ["EXAMPLES", "DumpOut", "StorageDtype", "synth_command"]
 
@@ -86,7 +88,7 @@ def synth_command(
     from loraq_sim.dumps.convert import stream_dump
     from loraq_sim.dumps.synthesize import synthesize_layers
 
-    check_is_new(out, force=force)
+    refuse_existing(out, overwrite=force, error=DumpError)
     started = time.monotonic()
     dump = synthesize_layers(
         model,

@@ -8,9 +8,8 @@ from pathlib import Path
 from loraq_sim.cli.options import OutputFormat
 from loraq_sim.cli.output import print_json, print_table
 from loraq_sim.cli.progress import tracked
-from loraq_sim.errors import DumpError
 
-__all__ = ["OnLayer", "check_is_new", "layer_progress", "print_written", "seconds_since"]
+__all__ = ["OnLayer", "layer_progress", "print_written", "seconds_since"]
 
 OnLayer = Callable[[str], None]
 
@@ -23,12 +22,6 @@ def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator
         yield lambda name: next(steps, None)
         # The bar ends when its last item has been asked for the next one.
         next(steps, None)
-
-
-def check_is_new(path: Path, *, force: bool) -> None:
-    """Raise DumpError, before any work is done, if the file is there and is not to be replaced."""
-    if path.exists() and not force:
-        raise DumpError(f"{path}: already exists; use --force to replace it")
 
 
 def seconds_since(started: float) -> float:

@@ -28,7 +28,7 @@ from loraq_sim.cli.options import (
     listed,
 )
 from loraq_sim.cli.output import note, print_json, print_tables
-from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing, write_file
 
 if TYPE_CHECKING:
     from loraq_sim.explain import Explanation
@@ -176,21 +176,19 @@ def _flat(views: list[dict[str, Any]], *names: str) -> Any:
 
 
 def _check_folder(out: Path | None, force: bool) -> None:
-    for name in ("errors.csv", "costs.csv", "explanation.json"):
-        if out is not None and (out / name).exists() and not force:
-            raise InputError(f"{out / name} is there already; choose another folder, or --force")
+    if out is not None:
+        names = ("errors.csv", "costs.csv", "explanation.json")
+        refuse_existing(*(out / name for name in names), overwrite=force)
 
 
 def _write(folder: Path, views: list[dict[str, Any]], *, quiet: bool) -> None:
     from loraq_sim.csv_file import write_csv
-    from loraq_sim.dumps.atomic_file import replaced_file
     from reports.tables import json_text
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in ("errors", "costs"):
         rows = _flat(views, name).rows
         write_csv(folder / f"{name}.csv", rows, list(rows[0]))
         note(f"wrote {folder / name}.csv", quiet=quiet)
-    with replaced_file(folder / "explanation.json") as file:
-        file.write(json_text({"cases": views}).encode("utf-8"))
+    write_file(folder / "explanation.json", json_text({"cases": views}))
     note(f"wrote {folder / 'explanation.json'}", quiet=quiet)

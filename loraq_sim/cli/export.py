@@ -9,6 +9,7 @@ from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 
 __all__ = ["EXAMPLES", "export_command"]
 
@@ -43,11 +44,7 @@ def export_command(
     files = {name: path for name, path in (("csv", csv), ("parquet", parquet)) if path is not None}
     if not files:
         raise InputError("nothing to write: give --csv FILE, --parquet FILE or both")
-    for path in files.values():
-        if path.exists() and not force:
-            raise InputError(
-                f"{path} is there already; choose another name, or --force to replace it"
-            )
+    refuse_existing(*files.values(), overwrite=force)
     with ResultStore.open(store_file(store)) as opened:
         count = len(opened.rows())
         for name, path in files.items():

@@ -9,6 +9,7 @@ from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, OutFormat, OutputFormat, listed
 from loraq_sim.cli.output import note, print_json, print_table, print_tables
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator
@@ -79,8 +80,8 @@ def validate_command(
 
     if max_error is not None and not max_error > 0:
         raise InputError(f"--max-error must be a positive fraction such as 0.15, got {max_error}")
-    if figure is not None and figure.exists() and not force:
-        raise InputError(f"{figure} exists; give --force to replace it or name another file")
+    if figure is not None:
+        refuse_existing(figure, overwrite=force)
     path = measured or hwmodels.MEASURED_CSV
     table = hwmodels.measured_rows(path)
     machines = [hwmodels.load_accelerator(n) for n in listed(hw) or hwmodels.list_accelerators()]

@@ -30,6 +30,7 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import note, print_table
 from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing, replaced_file
 
 if TYPE_CHECKING:
     from loraq_sim.diffusion import ImageStudy, ImageVariant, Transformer, VariantImages
@@ -159,8 +160,7 @@ def images_command(
     from loraq_sim.diffusion import ImageStudy, load_decoder, load_transformer
     from loraq_sim.diffusion.sampling import batch_sizes
 
-    if (out / "samples.png").exists() and not force:
-        raise InputError(f"{out / 'samples.png'}: already exists; use --force to replace it")
+    refuse_existing(out / "samples.png", out / "images.npz", overwrite=force)
     overrides = datapath_overrides(
         acc_bits=acc_bits, overflow=overflow, products_per_add=products_per_add,
         accumulators=accumulators, p_format=p_format, rounding=rounding,
@@ -277,7 +277,7 @@ def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpo
     from reports.figures import save_figure
     from reports.sample_grid import sample_grid
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     grid, arrays = {"full precision": (study.reference, "")}, {"reference": study.reference}
     for found in drawn:
         label = f"{found.row['split']} {found.row['method']}"
@@ -290,4 +290,5 @@ def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpo
     )
     title = f"{checkpoint.name} on {study.accelerator.name}"
     save_figure(sample_grid(grid, title=title, subtitle=subtitle), out / "samples.png")
-    np.savez_compressed(out / "images.npz", **arrays)
+    with replaced_file(out / "images.npz") as file:
+        np.savez_compressed(file, **arrays)

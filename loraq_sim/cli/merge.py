@@ -9,6 +9,7 @@ from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 
 __all__ = ["EXAMPLES", "merge_command"]
 
@@ -35,10 +36,7 @@ def merge_command(
     target = out / "results.sqlite"
     sources = [store_file(store) for store in stores]
     if target.exists():
-        if not force:
-            raise InputError(
-                f"{target} is there already; choose another folder, or --force to replace it"
-            )
+        refuse_existing(target, overwrite=force)
         if target.resolve() in [source.resolve() for source in sources]:
             raise InputError(f"{target} is one of the stores to merge; choose another folder")
     # Made beside the old one, which stays until the new one is whole.

@@ -13,6 +13,7 @@ from loraq_sim.cli.options import AggregateName, OutFormat, OutputFormat, Quiet,
 from loraq_sim.cli.output import note, print_tables
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 
 __all__ = ["EXAMPLES", "pareto_command"]
 
@@ -272,8 +273,7 @@ def _marked(candidates: list[dict[str, Any]], front: list[dict[str, Any]]) -> li
 def _draw(totals: list[dict], minimize: tuple[str, ...], path: Path, *, force: bool) -> None:
     from reports.figures import pareto_figure, save_figure
 
-    if path.exists() and not force:
-        raise InputError(f"{path} is there already; choose another name, or --force to replace it")
+    refuse_existing(path, overwrite=force)
     errors = [name for name in minimize if name.endswith("error")]
     costs = [name for name in minimize if not name.endswith("error")]
     if not errors or not costs:

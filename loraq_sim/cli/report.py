@@ -10,6 +10,7 @@ from loraq_sim.cli.options import Force, Quiet
 from loraq_sim.cli.output import note
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 
 __all__ = ["EXAMPLES", "report_command"]
 
@@ -92,8 +93,4 @@ def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> N
         raise InputError(f"--out must name an HTML file such as report.html, got {str(page)!r}")
     if page.is_dir():
         raise InputError(f"{page} is a folder; name a file such as {page / 'report.html'}")
-    for place in (page, *(() if page_only else (folder,))):
-        if place.exists() and not force:
-            raise InputError(
-                f"{place} is there already; choose another --out, or --force to replace it"
-            )
+    refuse_existing(page, *(() if page_only else (folder,)), overwrite=force)

@@ -32,6 +32,7 @@ from loraq_sim.cli.solve_compare import Compare, compare_rows, print_comparison
 from loraq_sim.cli.solve_settings import SolveSettings
 from loraq_sim.cli.solve_sharing import SharedSolver, ShareInputs, Sharing
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing
 from loraq_sim.layer_settings import parse_override
 
 __all__ = ["EXAMPLES", "solve_command"]
@@ -184,8 +185,7 @@ def _check_outputs(
         return
     if settings.n_variants > 1:
         raise InputError("--save needs one split and one method (--override may change them)")
-    if save.exists() and not force:
-        raise InputError(f"{save} is there already; choose another name, or --force to replace it")
+    refuse_existing(save, overwrite=force)
 
 
 def _solved(

@@ -14,7 +14,8 @@ def main() -> None:
                 stream.reconfigure(errors="replace")
         from loraq_sim.cli.app import app
 
-        app()
+        # The same words whether a script or `python -m` started it.
+        app(prog_name="loraq-sim")
     except KeyboardInterrupt:
         # Before a command runs or after it: inside one, `one_line_failures` has seen it.
         sys.exit(130)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.cli.options import OutputFormat
 from loraq_sim.cli.output import note, print_json, print_tables
-from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing
 
 if TYPE_CHECKING:
     from loraq_sim.time_steps import StepReport
@@ -24,11 +24,8 @@ _LARGEST = 10
 
 def check_folder(out: Path | None, force: bool) -> None:
     """Raise InputError if the folder has tables of an earlier run, unless they may be replaced."""
-    for name in _TABLES:
-        if out is not None and (out / f"{name}.csv").exists() and not force:
-            raise InputError(
-                f"{out / name}.csv is there already; choose another folder, or --force"
-            )
+    if out is not None:
+        refuse_existing(*(out / f"{name}.csv" for name in _TABLES), overwrite=force)
 
 
 def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, title: str) -> None:
@@ -74,7 +71,7 @@ def write_reports(folder: Path, reports: Sequence["StepReport"], *, dump: str, q
     from reports.figures import save_figure
     from reports.step_figures import step_heat_map
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for name in _TABLES:
         rows = _flat(reports, name)

@@ -212,7 +212,7 @@ def sweep_command(
     )
     place = Place(scheduler=values.get("scheduler"), options=options, jobs=jobs)
     place.check()
-    composed = compose(plan_from_values(values))
+    composed = compose(plan_from_values(values), remember=not dry_run)
     if shard is not None:
         composed = take_shard(composed, parse_shard(shard))
     folder = Path(values.get("out") or _default_folder(composed))

@@ -11,6 +11,7 @@ from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.dumps.read import read_layer_dump
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError
+from loraq_sim.files import make_folder
 from loraq_sim.layers import Layer
 
 __all__ = ["convert_dump", "stream_dump"]
@@ -73,10 +74,7 @@ def stream_dump(
     `on_layer` is called with the name of each layer when its values have been read.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DumpError(f"{path}: its folder cannot be made: {error.strerror}") from error
+    make_folder(path.parent, error=DumpError)
     if on_layer is not None:
         dump = _Watched(dump, on_layer)
     return write_layer_dump(path, dump, dtype=dtype, overwrite=overwrite)

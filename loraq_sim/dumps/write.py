@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.dumps.atomic_file import replaced_file
 from loraq_sim.dumps.layer_dump import LayerDump, LayerInfo
 from loraq_sim.dumps.npz_file import METADATA_KEY
 from loraq_sim.dumps.stored import DUMP_FORMAT, plain_meta
 from loraq_sim.errors import DumpError, unknown_name
+from loraq_sim.files import refuse_existing, replaced_file
 from loraq_sim.layers import Layer, check_name
 
 __all__ = ["write_layer_dump"]
@@ -98,12 +98,11 @@ def write_layer_dump(
         raise DumpError(f"{path}: {unknown_name('storage dtype', str(dtype), _DTYPES)}")
     if dtype == "bfloat16" and path.suffix == ".npz":
         raise DumpError(f"{path}: .npz has no bfloat16; use .safetensors, .pt, or another dtype")
-    if path.exists() and not overwrite:
-        raise DumpError(f"{path}: already exists; choose another name, or ask to overwrite it")
+    refuse_existing(path, overwrite=overwrite, error=DumpError)
     if meta is None and isinstance(layers, LayerDump):
         meta = layers.meta
     source = _source(path, layers, plain_meta(path, meta), dtype)
-    with replaced_file(path) as file:
+    with replaced_file(path, error=DumpError) as file:
         _WRITERS[path.suffix](path, file, source)
     return path
 

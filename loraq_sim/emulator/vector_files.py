@@ -1,8 +1,8 @@
 """Write test vectors as $readmemh hex, a JSON manifest and a SystemVerilog testbench.
 
 Every hex file holds one word per line, two's complement, zero-padded to whole hex digits, in
-row-major order. The manifest says shapes, widths, order and digests, and is written last: a folder
-with a manifest is complete.
+row-major order. The manifest says shapes, widths, order and digests. No file takes its place before
+all are written, and the manifest is the last.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.vectors import GemmVectors
 from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing, write_together
 from loraq_sim.rounding import rounding_code
 
 __all__ = ["MANIFEST", "VECTOR_FILES", "write_vectors"]
@@ -47,30 +48,26 @@ def write_vectors(
     Raises
     ------
     InputError
-        If one of the files is there already and `force` is not set, or `folder` is a file.
-    OSError
-        If the disk refuses.
+        If one of the files is there already and `force` is not set, `folder` is a file, or the disk
+        refuses; then the folder keeps the files it had.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the vectors")
-    there = [name for name in VECTOR_FILES if (folder / name).exists()]
-    if there and not force:
-        raise InputError(f"{folder}: already holds {', '.join(there)}; use --force to replace them")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    files = _write_hex_files(vectors, folder)
+    refuse_existing(*(folder / name for name in VECTOR_FILES), overwrite=force)
+    contents, files = _hex_files(vectors)
     title = str(facts.get("title", "Test vectors of an integer GEMM"))
     for name, text in _verilog(vectors, title).items():
-        (folder / name).write_text(text, encoding="ascii")
-        files[name] = {"what": _WHAT[name], "sha256": _digest(text.encode("ascii"))}
+        contents[name] = text.encode("ascii")
+        files[name] = {"what": _WHAT[name], "sha256": _digest(contents[name])}
     manifest = {"format": "loraq-sim-vectors-v1", "source": dict(facts)} | _describe(vectors)
     manifest["files"] = files
     manifest["simulate"] = [
         f"iverilog -g2012 -o vectors.vvp testbench.sv {' '.join(_RTL_FILES)}",
         "vvp -n vectors.vvp",
     ]
-    text = json.dumps(manifest, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    contents[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode("utf-8")
+    make_folder(folder)
+    write_together({folder / name: content for name, content in contents.items()})
     return manifest
 
 
@@ -86,17 +83,17 @@ _WHAT = {
 }
 
 
-def _write_hex_files(vectors: GemmVectors, folder: Path) -> dict[str, dict[str, Any]]:
-    contents = {
+def _hex_files(vectors: GemmVectors) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """Content and manifest entry of each hex file by name."""
+    codes = {
         "a.hex": (vectors.a, vectors.a_bits, ("m", "k")),
         "w.hex": (vectors.w, vectors.w_bits, ("n", "k")),
         "acc.hex": (vectors.acc, vectors.mac.acc_bits, ("pass", "m", "n")),
         "out.hex": (vectors.out, vectors.srs.out_bits, ("pass", "m", "n")),
     }
-    files = {}
-    for name, (values, bits, axes) in contents.items():
-        data = _hex_lines(values, bits)
-        (folder / name).write_bytes(data)
+    contents, files = {}, {}
+    for name, (values, bits, axes) in codes.items():
+        contents[name] = data = _hex_lines(values, bits)
         files[name] = {
             "what": _WHAT[name],
             "axes": list(axes),
@@ -108,7 +105,7 @@ def _write_hex_files(vectors: GemmVectors, folder: Path) -> dict[str, dict[str, 
             "signed": True,
             "sha256": _digest(data),
         }
-    return files
+    return contents, files
 
 
 def _hex_lines(values: NDArray[np.integer], bits: int) -> bytes:

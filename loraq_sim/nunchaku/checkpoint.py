@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from loraq_sim.dumps.atomic_file import replaced_file
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
+from loraq_sim.files import refuse_existing, replaced_file
 from loraq_sim.nunchaku.fused_layers import FusedLayer, fused_layers, split_layer
 from loraq_sim.nunchaku.layer_tensors import layer_tensors, read_layer
 from loraq_sim.solvers import Solution
@@ -54,8 +54,7 @@ def write_nunchaku(
     path = Path(path)
     if not solutions:
         raise InputError(f"{path}: no solved layer to write")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already; choose another name, or allow to replace it")
+    refuse_existing(path, overwrite=overwrite)
     tensors: dict[str, np.ndarray] = {}
     notes: dict[str, Any] = {}
     for layer in fused_layers(solutions, biases or {}):

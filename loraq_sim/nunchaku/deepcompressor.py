@@ -11,15 +11,16 @@ the rows of L below each other.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loraq_sim.dumps.atomic_file import replaced_file
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.dumps.torch_file import load_object
 from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.formats import parse_format
 from loraq_sim.nunchaku.fused_layers import UNKNOWN, FusedLayer, fused_layers, split_layer
 from loraq_sim.nunchaku.layer_tensors import BRANCH_FORMAT, GROUP, MAIN_FORMAT, check_fits
@@ -50,18 +51,17 @@ def write_deepcompressor(
     import torch
 
     folder = Path(folder)
-    there = [name for name in _FILES if (folder / f"{name}.pt").exists()]
-    if there and not overwrite:
-        raise InputError(f"{folder / there[0]}.pt is there already; choose another folder")
+    refuse_existing(*(folder / f"{name}.pt" for name in _FILES), overwrite=overwrite)
     if not solutions:
         raise InputError(f"{folder}: no solved layer to write")
     content: dict[str, dict[str, Any]] = {name: {} for name in _FILES}
     for layer in fused_layers(solutions, biases or {}):
         _add(content, layer)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, tensors in content.items():
-        with replaced_file(folder / f"{name}.pt") as file:
-            torch.save(tensors, file)
+    make_folder(folder)
+    # None of the four takes its place before all are written.
+    with ExitStack() as files:
+        for name, tensors in content.items():
+            torch.save(tensors, files.enter_context(replaced_file(folder / f"{name}.pt")))
     return folder
 
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from loraq_sim.dumps import LayerDump
-from loraq_sim.errors import LoraqError
+from loraq_sim.errors import InputError, LoraqError
+from loraq_sim.files import make_folder, write_file
 from loraq_sim.layers import Layer
 from loraq_sim.sweep.cache_folder import cache_folder
 
@@ -24,8 +25,11 @@ __all__ = ["dump_content_digest", "forget_digests", "layer_digests"]
 logger = logging.getLogger(__name__)
 
 
-def layer_digests(dump: LayerDump) -> dict[str, str]:
-    """Digest of each layer of `dump` by name; empty for a layer that cannot be loaded."""
+def layer_digests(dump: LayerDump, *, remember: bool = True) -> dict[str, str]:
+    """Digest of each layer of `dump` by name; empty for a layer that cannot be loaded.
+
+    `remember` writes them down for the next call.
+    """
     record = _record_path(dump.path)
     version = _version(dump.path)
     known = _read(record, version)
@@ -37,7 +41,7 @@ def layer_digests(dump: LayerDump) -> dict[str, str]:
             known[name] = last.digest()
         except LoraqError:
             known[name] = ""
-    if missing:
+    if missing and remember:
         _write(record, version, known)
     return {name: known[name] for name in dump}
 
@@ -78,13 +82,9 @@ def _read(record: Path, version: list[int]) -> dict[str, str]:
 
 
 def _write(record: Path, version: list[int], digests: Mapping[str, str]) -> None:
-    part = record.with_name(f".{record.name}.{os.getpid()}")
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"version": version, "layers": digests}), encoding="utf-8")
-        part.replace(record)
-    except OSError as error:
+        make_folder(record.parent)
+        write_file(record, json.dumps({"version": version, "layers": digests}))
+    except InputError as error:
         # Planning is slower next time, that is all.
-        logger.info("cannot write %s: %s", record, error)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        logger.info("%s", error)

@@ -123,8 +123,10 @@ class ComposedSweep:
         }
 
 
-def compose(plan: SweepPlan) -> ComposedSweep:
+def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
     """Check `plan` against the dump, the accelerators and the known names; list its cases.
+
+    `remember` writes down the digests of the layers, so that the next plan need not read them.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def compose(plan: SweepPlan) -> ComposedSweep:
     accelerators = _accelerators(plan)
     grid = CaseGrid(plan, accelerators)
     _check_overrides(plan, infos)
-    digests = layer_digests(dump)
+    digests = layer_digests(dump, remember=remember)
     tasks: list[SweepTask] = []
     for name, info in infos.items():
         task = SweepTask(

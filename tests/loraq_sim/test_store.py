@@ -173,7 +173,7 @@ def test_csv_holds_the_rows(path, tmp_path):
 
 def test_a_csv_that_cannot_be_written_leaves_the_old_one(path, tmp_path):
     fill(path, [result()])
-    with ResultStore.open(path) as store, pytest.raises(StoreError, match="cannot write this file"):
+    with ResultStore.open(path) as store, pytest.raises(StoreError, match="cannot be written: "):
         store.export_csv(tmp_path / "missing" / "rows.csv")
 
 

@@ -84,6 +84,6 @@ def test_only_the_page_on_request(gathered, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_said_and_nothing_is_left(gathered, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot make this folder"):
         write_report(gathered(n_layers=1), tmp_path / "file" / "r.html", with_files=False)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -196,7 +196,7 @@ def test_unknown_suffix_lists_the_known_ones(rows, tmp_path):
 
 
 def test_unwritable_path_is_reported(rows, tmp_path):
-    with pytest.raises(InputError, match="cannot write the figure: No such file"):
+    with pytest.raises(InputError, match="cannot be written: No such file"):
         save_figure(pareto_figure(rows), tmp_path / "missing" / "p.png")
 
 

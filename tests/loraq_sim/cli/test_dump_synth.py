@@ -42,7 +42,7 @@ def test_a_file_is_replaced_only_when_asked(run, tmp_path):
     out.write_text("precious")
     refused = synth(run, out)
     assert refused.exit_code == 2
-    assert "already exists; use --force to replace it" in refused.stderr
+    assert "is there already; choose another name, or --force" in refused.stderr
     assert out.read_text() == "precious"
     assert synth(run, out, "--force").exit_code == 0
 

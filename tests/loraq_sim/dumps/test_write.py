@@ -191,7 +191,7 @@ def test_large_dumps_are_written_one_layer_at_a_time(tmp_path):
         ("no/such/folder/a.npz", layers(), {}, "cannot be written: No such file or directory; ch"),
         ("blocker/a.npz", layers(), {}, "cannot be written: Not a directory"),
         ("folder.npz", layers(), {"overwrite": True}, "cannot be written: Is a directory"),
-        ("folder.npz", layers(), {}, "already exists; choose another name, or ask to overwrite"),
+        ("folder.npz", layers(), {}, "is there already; choose another name, or --force"),
     ],
 )
 def test_requests_that_cannot_be_met(tmp_path, name, given, options, message):
@@ -222,7 +222,7 @@ def test_a_value_beyond_float16_is_refused_and_leaves_the_old_file(tmp_path, suf
 
 def test_an_existing_file_is_kept_unless_asked(tmp_path):
     path = write_layer_dump(tmp_path / "a.npz", layers())
-    with pytest.raises(DumpError, match="already exists"):
+    with pytest.raises(DumpError, match="is there already"):
         write_layer_dump(path, layers()[:1])
     assert len(read_layer_dump(path)) == 3
     write_layer_dump(path, layers()[:1], overwrite=True)

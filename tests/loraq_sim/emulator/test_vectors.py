@@ -144,7 +144,9 @@ def test_nothing_is_replaced_unasked(tmp_path):
     x = quantize(matrix(2, 8, 11), "int4/g8")
     vectors = make_vectors(x, x, (2, 8, 2), MACS["aie2"], SrsSetting())
     (tmp_path / "dut.sv").write_text("my design")
-    with pytest.raises(InputError, match=r"already holds dut.sv; use --force"):
+    with pytest.raises(
+        InputError, match=r"dut\.sv is there already; choose another name, or --force"
+    ):
         write_vectors(vectors, tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["dut.sv"]
     write_vectors(vectors, tmp_path, {}, force=True)
