@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hwmodels.errors import AcceleratorError
 
-__all__ = ["read_text"]
+__all__ = ["printable", "read_text", "require_regular"]
 
 
 def read_text(path: Path, what: str, max_bytes: int) -> str:
@@ -26,12 +26,7 @@ def read_text(path: Path, what: str, max_bytes: int) -> str:
     """
     shown = printable(str(path))
     try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise AcceleratorError(f"{shown} is a directory; give the path of one {what}")
-        if not stat.S_ISREG(kind):
-            # Reading a pipe could wait for ever, and a device need not end.
-            raise AcceleratorError(f"{shown} is not a regular file; give the path of one {what}")
+        require_regular(path, what)
         with path.open("rb") as file:
             raw = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
@@ -45,6 +40,18 @@ def read_text(path: Path, what: str, max_bytes: int) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AcceleratorError(f"{shown}: not UTF-8 text (byte {error.start})") from None
+
+
+def require_regular(path: Path, what: str) -> None:
+    """Raise AcceleratorError if `path` is a folder, a pipe or a device; OSError if it is missing.
+
+    Reading a pipe could wait for ever, and a device need not end.
+    """
+    kind = path.stat().st_mode
+    if stat.S_ISREG(kind):
+        return
+    found = "is a directory" if stat.S_ISDIR(kind) else "is not a regular file"
+    raise AcceleratorError(f"{printable(str(path))} {found}; give the path of one {what}")
 
 
 def printable(text: str, longest: int = 300) -> str:

@@ -10,12 +10,21 @@ The tree, from the most general down:
 
   - `StoreError`: a result store cannot be opened, read or written
   - `CaseFailed`: one (layer, split) case could not be evaluated
+  - `SchedulerLost`: a cluster's scheduler went away or fell silent before all cases were done
 """
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CaseFailed", "DumpError", "InputError", "LoraqError", "StoreError", "unknown_name"]
+__all__ = [
+    "CaseFailed",
+    "DumpError",
+    "InputError",
+    "LoraqError",
+    "SchedulerLost",
+    "StoreError",
+    "unknown_name",
+]
 
 
 class LoraqError(Exception):
@@ -36,6 +45,10 @@ class StoreError(LoraqError):
 
 class CaseFailed(LoraqError):
     """One (layer, split) case could not be evaluated; the message says why."""
+
+
+class SchedulerLost(LoraqError):
+    """A cluster's scheduler went away, fell silent or made no sense; finished cases are stored."""
 
 
 def unknown_name(what: str, value: str, valid: Iterable[str]) -> str:

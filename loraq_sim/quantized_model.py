@@ -16,7 +16,6 @@ Metadata (strings): ``format`` is ``loraq-sim-quantized-v1``; ``layers`` is a JS
 """
 
 import json
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing, replaced_file
 from loraq_sim.formats import parse_format
 from loraq_sim.hadamard import hadamard_block
+from loraq_sim.plain_file import require_regular_file
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
 
@@ -245,12 +245,8 @@ def _opened(path: Path):
     from safetensors import SafetensorError, safe_open
 
     try:
-        # A pipe or a device need not end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path}: is not a regular file; give one quantized model")
+        require_regular_file(path, "quantized model")
         return safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
     except ValueError as error:

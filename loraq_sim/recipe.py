@@ -21,7 +21,6 @@ no entry matches stays at 16 bits. The keys of an entry are the fields of `Recip
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -39,6 +38,7 @@ from pydantic import (
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.layer_settings import matches, settings_with
+from loraq_sim.plain_file import read_toml
 from loraq_sim.recipe_text import recipe_text
 from loraq_sim.solvers.solve import METHODS, PRESETS
 from loraq_sim.split import FAMILIES, PrecisionSplit, parse_split
@@ -179,15 +179,7 @@ def read_recipe(path: str | Path) -> Recipe:
         file, line, key, value and the nearest valid name.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is not TOML: {str(error)[:200]}") from None
+    text, content = read_toml(path, "recipe")
     if "recipe" not in content:
         raise InputError(f"{path}: is not a recipe: it lacks the line 'recipe = 1'")
     try:

@@ -8,6 +8,7 @@ there they are null.
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from loraq_sim.errors import InputError
 
 __all__ = [
     *("COLUMNS", "COLUMN_NAMES", "EVALUATED", "IDENTITY", "Column", "Row"),
-    *("every_name", "failed_row"),
+    *("every_name", "failed_row", "plain_value"),
 ]
 
 Row = dict[str, Any]
@@ -125,3 +126,12 @@ def every_name(rows: Sequence[Row]) -> list[str]:
     others = dict.fromkeys(name for row in rows for name in row if name not in COLUMN_NAMES)
     others.pop("case_id", None)
     return [*COLUMN_NAMES, *others, "case_id"]
+
+
+def plain_value(value: Any) -> Any:
+    """A value SQLite and JSON can hold: NumPy scalars become Python ones, NaN becomes None."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

@@ -7,7 +7,6 @@ a value. A store of an older release is read as it is, and brought up to date wh
 
 import hashlib
 import json
-import math
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import StoreError
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS, Row
+from loraq_sim.rows import COLUMN_NAMES, COLUMNS, Row, plain_value
 from loraq_sim.store_snapshot import FileState, open_snapshot
 
 __all__ = [
@@ -240,18 +239,9 @@ def _explanation(error: str, doing: str) -> str:
 
 def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
     """What is stored of `row`: case id, columns, and other keys as JSON."""
-    extra = {name: _plain(value) for name, value in row.items() if name not in COLUMN_NAMES}
-    known = [_plain(row.get(name)) for name in COLUMN_NAMES]
+    extra = {name: plain_value(value) for name, value in row.items() if name not in COLUMN_NAMES}
+    known = [plain_value(row.get(name)) for name in COLUMN_NAMES]
     return [case_id, *known, json.dumps(extra, default=str)]
-
-
-def _plain(value: Any) -> Any:
-    """A value SQLite and JSON can hold: NumPy scalars become Python ones, NaN becomes None."""
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
 
 
 def row_of(record: tuple) -> Row:

@@ -35,6 +35,7 @@ FLOORS = {
     "metrics": 1,
     "pareto": 1,
     "parquet_file": 1,
+    "plain_file": 1,
     "recipe_text": 1,
     "rounding": 1,
     "result_cards": 1,
@@ -70,6 +71,7 @@ FLOORS = {
 MAY_IMPORT_HWMODELS = (
     "cost_accuracy",
     "machine",
+    "plain_file",
     "evaluate",
     "explain",
     "time_steps",

@@ -196,8 +196,8 @@ Scheduler = Annotated[
     typer.Option(
         "--scheduler",
         metavar="ADDRESS|slurm",
-        help="Run on a cluster: tcp://host:port of a Dask scheduler, or Slurm jobs (extra "
-        "\\[cluster]; --dry-run shows the job script).",
+        help="Run on a cluster: tcp:// or tls://host:port of a Dask scheduler that you trust, or "
+        "Slurm jobs (extra \\[cluster]; --dry-run shows the job script).",
         show_default=False,
     ),
 ]
@@ -207,7 +207,7 @@ SchedulerOptions = Annotated[
         "--scheduler-option",
         metavar="KEY=VALUE",
         help="Of Slurm: cores, memory, queue, account, walltime, ... (an unknown key lists all); "
-        "repeatable.",
+        "of TLS: tls_ca, tls_cert, tls_key; repeatable.",
         show_default=False,
     ),
 ]

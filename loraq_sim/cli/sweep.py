@@ -195,7 +195,6 @@ def sweep_command(
         "fused": False if unfused else None,
         "override": tuple(parse_override(text) for text in override or ()),
         "out": None if out is None else str(out),
-        "scheduler": scheduler,
     }
     values = set_values(read_plan_values(plan) if plan else {}, assignments or ())
     values |= {key: value for key, value in given.items() if value not in (None, (), {})}
@@ -207,10 +206,8 @@ def sweep_command(
         accumulators=whole_numbers("--accumulators", accumulators),
         p_format=p_format,
     )
-    options = values.get("scheduler_options", {}) | key_values(
-        "--scheduler-option", scheduler_options
-    )
-    place = Place(scheduler=values.get("scheduler"), options=options, jobs=jobs)
+    options = key_values("--scheduler-option", scheduler_options)
+    place = Place(scheduler=scheduler, options=options, jobs=jobs)
     place.check()
     composed = compose(plan_from_values(values), remember=not dry_run)
     if shard is not None:
@@ -298,6 +295,9 @@ def _run(composed: "ComposedSweep", folder: Path, place: Place, how: _How) -> No
             # No tables and pictures: whoever pressed Ctrl-C wants the prompt back.
             note(f"interrupted: {outcome.n_left} cases left; the same command continues")
             raise typer.Exit(INTERRUPTED)
+        if outcome.stopped:
+            note(f"error: {outcome.stopped} ({outcome.n_left} cases left)")
+            raise typer.Exit(SOME_FAILED)
         report_sweep(composed, store, folder, how.output, quiet=how.quiet)
     if outcome.n_failed:
         note(f"error: {outcome.n_failed} cases failed; the first: {outcome.first_failure}")

@@ -18,6 +18,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing, replaced_file
 from loraq_sim.nunchaku.fused_layers import FusedLayer, fused_layers, split_layer
 from loraq_sim.nunchaku.layer_tensors import layer_tensors, read_layer
+from loraq_sim.plain_file import require_regular_file
 from loraq_sim.solvers import Solution
 
 __all__ = ["read_nunchaku", "write_nunchaku"]
@@ -77,6 +78,7 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    require_regular_file(path, "quantized model")
     try:
         with safe_open(path, framework="numpy") as file:
             notes = json.loads((file.metadata() or {}).get(_KEY, "{}"))
@@ -84,9 +86,7 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
             for key in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 name, _, part = key.rpartition(".")
                 by_layer.setdefault(name, {})[part] = file.get_tensor(key)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {first_line(error)}") from None
     by_layer = {name: parts for name, parts in by_layer.items() if "qweight" in parts}
     if not by_layer:

@@ -4,9 +4,11 @@ The driver hands out the tasks itself, one per worker process and pinned to it: 
 futures as workers are in flight, and nothing runs again unseen. A worker that dies keeps what it
 had reported; the rest of its task goes to another, and the case that ended two workers is marked
 failed. Workers may come and go while the sweep runs; each is inspected before it gets work.
+
+What arrives is data: JSON texts of `cluster_worker.Report` over a connection that unpickles nothing
+(`plain_comm`). A scheduler that is silent for `ClusterExecutor.answer_s` counts as lost.
 """
 
-import pickle
 import queue
 import time
 import uuid
@@ -14,15 +16,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.errors import LoraqError
+from loraq_sim.errors import LoraqError, SchedulerLost
+from loraq_sim.rows import Row
 from loraq_sim.sweep.cluster_worker import (
     Report,
-    Requirements,
-    describe_code,
+    anywhere,
     inspect_worker,
+    read_report,
+    report_text,
+    requirements,
     run_cluster_task,
 )
 from loraq_sim.sweep.lost_tasks import LossRecord
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["ClusterExecutor"]
 
 _POLL_S = 0.5
+_LEAVE_S = 2.0  # for the last words to a scheduler that may not listen any more
 
 
 @dataclass(kw_only=True)
@@ -69,11 +74,8 @@ class ClusterExecutor:
     begin_s : float
         Seconds after which a worker that has not begun its task loses it to another: it may be
         paused for lack of memory, or busy with other people's work.
-
-    Attributes
-    ----------
-    address : str
-        Of the scheduler.
+    answer_s : float
+        Seconds a scheduler may take to answer before it counts as lost.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class ClusterExecutor:
         max_workers: int | None = None,
         wait_s: float = 60.0,
         begin_s: float = 60.0,
+        answer_s: float = 30.0,
     ) -> None:
         self._client = client
+        self.answer_s = answer_s
         self._max_workers = max_workers
         self._wait_s, self._begin_s = wait_s, begin_s
-        self.address = client.scheduler.address
-        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self.address = client.scheduler.address.removeprefix("plain+")
+        self._reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._workers: dict[str, _Worker] = {}
         self._queue: deque[SweepTask] = deque()
         self._losses = LossRecord()
@@ -101,14 +105,16 @@ class ClusterExecutor:
         ------
         InputError
             If `evaluate` cannot be imported.
+        SchedulerLost
+            If the scheduler is lost or silent for `answer_s`, or sends what is no report.
         LoraqError
-            If the scheduler is lost, every worker is refused, or none is there for `wait_s`.
+            If every worker is refused, or none is there for `wait_s`.
         """
         load_evaluate(evaluate)
-        self._queue = deque(_anywhere(task) for task in tasks if task.cases)
+        self._queue = deque(anywhere(task) for task in tasks if task.cases)
         self._workers, self._losses = {}, LossRecord()
         self._topic = f"loraq-sim-{uuid.uuid4().hex}"
-        self._needed = _requirements(self._queue)
+        self._needed = requirements(self._queue)
         self._client.subscribe_topic(self._topic, self._listen)
         lonely_since = time.monotonic()
         try:
@@ -122,8 +128,8 @@ class ClusterExecutor:
         finally:
             self._stop()
 
-    def _listen(self, event: tuple[float, bytes]) -> None:
-        self._reports.put(pickle.loads(event[1]))
+    def _listen(self, event: tuple[float, str]) -> None:
+        self._reports.put(event[1])
 
     # ------------------------------------------------------------ workers
 
@@ -148,11 +154,15 @@ class ClusterExecutor:
     def _present(self) -> list[str]:
         try:
             if self._client.status == "running":
-                return list(self._client.nthreads())
+                asked = self._client.scheduler.ncores
+                return list(self._client.sync(asked, callback_timeout=self.answer_s))
         except (OSError, TimeoutError):
             pass
-        raise LoraqError(
-            f"the scheduler at {self.address} does not answer any more; what is stored is safe: "
+        raise self._lost("does not answer any more")
+
+    def _lost(self, why: str) -> SchedulerLost:
+        return SchedulerLost(
+            f"the scheduler at {self.address} {why}; what is stored is safe: "
             "run the same command again"
         )
 
@@ -188,8 +198,9 @@ class ClusterExecutor:
         def done(finished: "Future") -> None:
             if finished.status == "finished":
                 return  # it has said so itself
-            why = finished.exception() if finished.status == "error" else finished.status
-            self._reports.put(Report(kind="raised", assignment=number, process="", content=why))
+            # Its exception is a pickle, which is not looked into.
+            why = "an exception" if finished.status == "error" else str(finished.status)
+            self._reports.put(report_text(Report("raised", number, content=why)))
 
         future.add_done_callback(done)
 
@@ -198,14 +209,23 @@ class ClusterExecutor:
     def _take_reports(self, *, until_now: bool = False) -> Iterator[CaseResult | WorkerLost]:
         """Act on what workers said: wait a moment for it, or for all that was said until now."""
         if until_now:
-            mark = Report(kind="mark", assignment=0, process=uuid.uuid4().hex)
-            self._client.log_event(self._topic, pickle.dumps(mark))
+            mark = Report("mark", 0, uuid.uuid4().hex)
+            with suppress(OSError, TimeoutError):
+                self._client.sync(
+                    self._client.scheduler.log_event,
+                    topic=self._topic,
+                    msg=report_text(mark),
+                    callback_timeout=self.answer_s,
+                )
         deadline = time.monotonic() + (10 * _POLL_S if until_now else _POLL_S)
         while True:
             try:
-                report = self._reports.get(timeout=max(deadline - time.monotonic(), 0.0))
+                said = self._reports.get(timeout=max(deadline - time.monotonic(), 0.0))
+                report = read_report(said)
             except queue.Empty:
                 return
+            except ValueError as error:
+                raise self._lost(f"sends what is no report of loraq-sim ({error})") from None
             if report.kind == "mark":
                 if until_now and report.process == mark.process:
                     return
@@ -226,15 +246,22 @@ class ClusterExecutor:
             worker.has_begun = True
             worker.has_loaded = report.kind == "loaded"
         elif report.kind == "result":
-            result = report.content
-            left = tuple(c for c in worker.task.cases if c.case_id != result.case.case_id)
-            worker.task = replace(worker.task, cases=left)
-            yield result
+            yield self._finished(worker, **report.content)
         elif report.kind == "raised" and not worker.process:
-            why = f"cannot run loraq-sim ({report.content!r:.200})"
+            why = f"cannot run loraq-sim ({report.content:.200})"
             yield from self._refuse(worker, f"{why}; install the same release there and here")
         else:
             yield from self._end(worker, report)
+
+    def _finished(self, worker: _Worker, case_id: str, row: Row, is_unreadable: bool) -> CaseResult:
+        """The result of a case that `worker` was asked for."""
+        cases = () if worker.task is None else worker.task.cases
+        asked = [case for case in cases if case.case_id == case_id]
+        if not asked or row["layer"] != worker.task.layer:
+            raise self._lost(f"sends the result of a case that {worker.address} was not asked for")
+        left = tuple(case for case in cases if case.case_id != case_id)
+        worker.task = replace(worker.task, cases=left)
+        return CaseResult(case=asked[0], row=row, is_unreadable=is_unreadable)
 
     def _refuse(self, worker: _Worker, why: str) -> Iterator[WorkerLost]:
         if why:
@@ -252,7 +279,7 @@ class ClusterExecutor:
             yield from self._bury(worker, "was restarted (its process died)")
         else:
             worker.has_begun = True
-            yield from self._bury(worker, f"failed ({report.content!r:.200})")
+            yield from self._bury(worker, f"failed ({report.content:.200})")
 
     def _bury(self, worker: _Worker, reason: str) -> Iterator[CaseResult | WorkerLost]:
         """Queue what is left of a dead worker's task, or give up on what kills workers."""
@@ -295,29 +322,6 @@ class ClusterExecutor:
         futures = [worker.future for worker in self._workers.values()]
         self._workers = {}
         with suppress(Exception):  # the scheduler may be what was lost
-            self._client.cancel(futures, force=True)
+            cancel = self._client._cancel
+            self._client.sync(cancel, futures, force=True, callback_timeout=_LEAVE_S)
             self._client.unsubscribe_topic(self._topic)
-
-
-def _anywhere(task: SweepTask) -> SweepTask:
-    """`task` with absolute paths: a worker runs in a folder of its own."""
-    cases = tuple(replace(case, accelerator=_absolute(case.accelerator)) for case in task.cases)
-    return replace(task, dump=str(Path(task.dump).absolute()), cases=cases)
-
-
-def _absolute(reference: str) -> str:
-    is_path = "/" in reference or reference.endswith((".yaml", ".yml"))
-    return str(Path(reference).absolute()) if is_path else reference
-
-
-def _requirements(tasks: Sequence[SweepTask]) -> Requirements:
-    import hwmodels
-
-    code, versions = describe_code()
-    references = {case.accelerator for task in tasks for case in task.cases}
-    return Requirements(
-        code=code,
-        versions=versions,
-        dumps={dump: Path(dump).stat().st_size for dump in {task.dump for task in tasks}},
-        accelerators={name: hwmodels.load_accelerator(name).digest() for name in references},
-    )

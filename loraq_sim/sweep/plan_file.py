@@ -16,8 +16,6 @@ Every key of the tables is in `PLAN_KEYS`; ``key=value`` texts change them after
 """
 
 import re
-import stat
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,10 @@ from typing import Any
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.layer_settings import OVERRIDE_KEYS, Override, parse_override, parse_rows
 from loraq_sim.machine import DATAPATH_KEYS
+from loraq_sim.plain_file import read_toml, toml_value
 from loraq_sim.sweep.plan import SweepPlan
 
 __all__ = ["PLAN_KEYS", "plan_from_values", "read_plan_values", "set_values"]
-
-MAX_FILE_BYTES = 64 * 1024
-MAX_DOTS = 1000
 
 PLAN_KEYS = {
     "dump": "text",
@@ -50,8 +46,6 @@ PLAN_KEYS = {
     "fused": "truth",
     "datapath": "table",
     "override": "tables",
-    "scheduler": "text",
-    "scheduler_options": "settings",
 }
 """Keys of a plan file and what they hold; one value stands for a list of it."""
 
@@ -65,10 +59,14 @@ _WHAT = {
     "truth": "true or false",
     "table": "a table",
     "tables": "a list of tables, each under [[override]]",
-    "settings": "a table of strings and numbers",
 }
-# Where a sweep runs and what it writes is no part of what it computes.
-_NOT_PLANNED = ("out", "scheduler", "scheduler_options")
+# What a sweep writes is no part of what it computes.
+_NOT_PLANNED = ("out",)
+# Whoever controls a scheduler runs programs as the user; a plan may come from anyone.
+_COMMAND_LINE_ONLY = {
+    "scheduler": "--scheduler",
+    "scheduler_options": "--scheduler-option",
+}
 _TYPES = {
     "text": str,
     "texts": str,
@@ -97,13 +95,7 @@ def read_plan_values(path: str | Path) -> dict[str, Any]:
         If the file cannot be read, is no TOML, or a key or value breaks a rule.
     """
     path = Path(path)
-    text = _text_of(path)
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        # ValueError: TOMLDecodeError, and an integer of thousands of digits.
-        raise InputError(f"{path}: is not TOML: {_one_line(error)}") from None
-    _refuse_huge(path, content)
+    text, content = read_toml(path, "plan")
 
     def where(key: str) -> str:
         return f"{path}:{_line_of(text, key)}"
@@ -137,10 +129,12 @@ def set_values(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[st
             return f"--set {text!r}"
 
         key, _, inner = name.partition(".")
-        if inner and key in ("datapath", "scheduler_options"):
+        if inner and key == "datapath":
             table = dict(changed.get(key, {})) | {inner: _parsed(value)}
             changed[key] = _checked(key, table, where)
         else:
+            # A key that no plan has is named in full, but for a table that only flags can give.
+            name = key if key in _COMMAND_LINE_ONLY else name
             changed[name] = _checked(name, _parsed(value), where)
     return changed
 
@@ -165,53 +159,18 @@ def plan_from_values(values: Mapping[str, Any]) -> SweepPlan:
     return SweepPlan(**fields)
 
 
-def _text_of(path: Path) -> str:
-    """Text of the plan file, checked to be one that the TOML reader gets through."""
-    try:
-        # Reading a pipe could wait for ever, and a device need not end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path}: is not a regular file; give the path of a plan")
-        with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1).decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text") from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{str(path)!r}: cannot be read ({error})") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise InputError(f"{path}: is larger than a plan may be ({MAX_FILE_BYTES} bytes)")
-    # The TOML reader takes minutes for one key of ten thousand parts.
-    if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
-        raise InputError(f"{path}: has a line with over {MAX_DOTS} dots; write it as several lines")
-    return text
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error)[:200]
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _refuse_huge(path: Path, value: Any) -> None:
-    """Refuse integers of over 64 bits, which Python may refuse to print."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise InputError(f"{path}: holds an integer of {value.bit_length()} bits; no key needs it")
-    if isinstance(value, dict | list):
-        for entry in value.values() if isinstance(value, dict) else value:
-            _refuse_huge(path, entry)
-
-
 def _checked(key: str, value: Any, where: Any) -> Any:
+    if key in _COMMAND_LINE_ONLY:
+        raise InputError(
+            f"{where(key)}: {key} is no key of a plan: where a sweep runs is said on the command "
+            f"line alone, with {_COMMAND_LINE_ONLY[key]}"
+        )
     if key not in PLAN_KEYS:
         raise InputError(f"{where(key)}: {unknown_name('key', key, PLAN_KEYS)}")
     kind = PLAN_KEYS[key]
     try:
         if kind == "table":
             return _datapath(value, where)
-        if kind == "settings":
-            return _settings(value)
         if kind == "tables":
             return tuple(_override(entry) for entry in _listed(value, dict))
         if kind == "rows":
@@ -250,12 +209,6 @@ def _datapath(value: Any, where: Any) -> dict[str, Any]:
     }
 
 
-def _settings(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError
-    return {name: _listed(entry, (str, int, float))[0] for name, entry in value.items()}
-
-
 def _override(table: Mapping[str, Any]) -> Override:
     known = ("layers", *OVERRIDE_KEYS)
     for name in table:
@@ -270,10 +223,10 @@ def _override(table: Mapping[str, Any]) -> Override:
 def _parsed(text: str) -> Any:
     """A TOML value, or a comma-separated list of bare words and numbers."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if text[:1] in "[{\"'":
-            raise InputError(f"--set: {text!r} is not a TOML value") from None
+        return toml_value(text, "--set")
+    except InputError:
+        if text[:1] in "[{\"'" or text[:1].isdigit():
+            raise InputError(f"--set: {text!r:.80} is not a TOML value") from None
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) if re.fullmatch(r"-?\d{1,18}", part) else part for part in parts]
     return values if len(values) > 1 else values[0]

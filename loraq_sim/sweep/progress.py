@@ -40,7 +40,8 @@ class SweepOutcome:
     """How a sweep ended.
 
     `n_failed` of the cases run gave no result, `n_skipped` were in the store, `n_left` were not
-    reached. `is_unreadable`: no layer could be loaded at all. `first_failure` is a message.
+    reached. `is_unreadable`: no layer could be loaded at all. `first_failure` is a message;
+    `stopped` says why a sweep ended before its cases did, if something but Ctrl-C ended it.
     """
 
     n_ok: int
@@ -51,15 +52,16 @@ class SweepOutcome:
     is_unreadable: bool
     seconds: float
     first_failure: str = ""
+    stopped: str = ""
 
     @property
     def exit_code(self) -> int:
-        """130 if interrupted, 2 if no layer could be loaded, 1 if some case failed, else 0."""
+        """130 if interrupted, 2 if no layer could be loaded, 1 if some case failed or is left."""
         if self.interrupted:
             return 130
         if self.is_unreadable:
             return 2
-        return 1 if self.n_failed else 0
+        return 1 if self.n_failed or self.stopped else 0
 
 
 class ProgressClock:

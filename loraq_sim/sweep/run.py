@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+from loraq_sim.errors import SchedulerLost
 from loraq_sim.pareto import per_layer_front
 from loraq_sim.rows import EVALUATED
 from loraq_sim.store import ResultStore
@@ -57,7 +58,8 @@ def run_sweep(
     Returns
     -------
     SweepOutcome
-        Also after Ctrl-C (``interrupted``), which ends the workers at once. Failed cases are
+        Also after Ctrl-C (``interrupted``), which ends the workers at once, and after the loss of
+        a cluster's scheduler (``stopped``). Failed cases are
         rows with status ``failed`` and are tried again by the next run.
 
     Raises
@@ -73,7 +75,7 @@ def run_sweep(
     number = store.begin_run(facts, sweep.case_ids, positions=sweep.positions)
     # Names of files and groups are no part of a case's identity; rows follow the latest.
     store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
-    interrupted = False
+    interrupted, stopped = False, ""
     try:
         run.report("start")
         for name in damaged:
@@ -84,9 +86,12 @@ def run_sweep(
                 run.take(result)
     except KeyboardInterrupt:
         interrupted = True
+    except SchedulerLost as error:
+        stopped = str(error)
     _mark_pareto(store, sweep.case_ids)
-    outcome = run.outcome(interrupted)
+    outcome = replace(run.outcome(interrupted), stopped=stopped)
     facts = {"ended": utc_now(), "seconds": outcome.seconds, "interrupted": interrupted}
+    facts |= {"stopped": stopped} if stopped else {}
     facts |= {"n_ok": outcome.n_ok, "n_failed": outcome.n_failed, "n_skipped": outcome.n_skipped}
     store.end_run(number, facts)
     run.report("end")

@@ -1,17 +1,23 @@
 """From ``--scheduler`` to an executor: a Dask scheduler that runs, or workers from Slurm.
 
     tcp://host:8786    the workers of that scheduler, started by the user
+    tls://host:8786    the same, encrypted, with certificates that `TLS_OPTIONS` name
     slurm              jobs submitted by dask-jobqueue, which end with the sweep
 
 Slurm options are keys of `SLURM_OPTIONS`; what is not given comes from the user's Dask
-configuration (``jobqueue.slurm``), and then from here.
+configuration (``jobqueue.slurm``, ``distributed.comm.tls``), and then from here.
+
+Whoever controls a scheduler decides what its workers run, so a scheduler and its options are named
+on the command line alone, never by a file. What it sends back is data (`plain_comm`).
 """
 
 import math
 import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError, LoraqError, unknown_name
@@ -19,11 +25,13 @@ from loraq_sim.sweep.cluster import ClusterExecutor
 from loraq_sim.sweep.one_thread import ONE_THREAD
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
-__all__ = ["SLURM_OPTIONS", "check_scheduler", "connected", "slurm_job_script"]
+__all__ = ["SLURM_OPTIONS", "TLS_OPTIONS", "check_scheduler", "connected", "slurm_job_script"]
 
 _CONNECT_S = 10.0
+# To say goodbye to a scheduler that may not listen any more.
+_LEAVE_S = 4.0
 _MIN_WORKER_BYTES = 2 * 2**30
 _PLACEHOLDER = "tcp://<this machine>:<port>"
 
@@ -44,27 +52,60 @@ SLURM_OPTIONS = {
 }
 """Options of ``--scheduler slurm`` and what they mean."""
 
+TLS_OPTIONS = {
+    "tls_ca": "certificate authority that signed the certificates of scheduler and workers (PEM)",
+    "tls_cert": "certificate of this side (PEM)",
+    "tls_key": "key of that certificate (PEM)",
+}
+"""Options of ``--scheduler tls://...``, and of slurm, whose jobs then read these files too."""
+
 _LISTS = {"directives": "job_extra_directives", "prologue": "job_script_prologue"}
 
 
 def check_scheduler(scheduler: str, options: Mapping[str, Any]) -> None:
     """Raise InputError unless `scheduler` and its options can be meant."""
     if scheduler == "slurm":
+        known = SLURM_OPTIONS | TLS_OPTIONS
         for name, value in options.items():
-            if name not in SLURM_OPTIONS:
-                raise InputError(unknown_name("--scheduler-option", name, SLURM_OPTIONS))
+            if name not in known:
+                raise InputError(unknown_name("--scheduler-option", name, known))
             if not str(value).strip() or "\n" in str(value):
                 raise InputError(f"--scheduler-option {name} must be one line, got {value!r}")
         _cores(options)
+        _check_tls(options)
         return
     # Host names may hold '_' and IPv6 addresses stand in brackets.
     match = re.fullmatch(r"(?:tcp|tls)://(?:[\w.-]+|\[[\da-fA-F:.]+\]):(\d{1,5})", scheduler)
     if match is None or not 0 < int(match[1]) < 65536:
-        raise InputError(f"--scheduler must be slurm or tcp://host:port, got {scheduler!r}")
-    if options:
         raise InputError(
-            f"--scheduler-option is for --scheduler slurm; the workers of {scheduler} are there"
+            f"--scheduler must be slurm or tcp://host:port or tls://host:port, got {scheduler!r}"
         )
+    for name in options:
+        if name in SLURM_OPTIONS:
+            raise InputError(
+                f"--scheduler-option {name} is for --scheduler slurm; the workers of {scheduler} "
+                "are there"
+            )
+        if name not in TLS_OPTIONS:
+            raise InputError(unknown_name("--scheduler-option", name, TLS_OPTIONS))
+    if options and not scheduler.startswith("tls://"):
+        raise InputError(
+            f"--scheduler-option {next(iter(options))} is for an encrypted scheduler: give its "
+            f"address as tls://, not {scheduler}"
+        )
+    _check_tls(options)
+
+
+def _check_tls(options: Mapping[str, Any]) -> None:
+    given = {name: options[name] for name in TLS_OPTIONS if name in options}
+    if given and len(given) < len(TLS_OPTIONS):
+        missing = ", ".join(name for name in TLS_OPTIONS if name not in given)
+        raise InputError(
+            f"TLS needs a CA, a certificate and its key; missing: --scheduler-option {missing}"
+        )
+    for name, value in given.items():
+        if not Path(str(value)).is_file():
+            raise InputError(f"--scheduler-option {name}: no file {str(value)!r}; check the path")
 
 
 @contextmanager
@@ -103,8 +144,8 @@ def connected(
         with _slurm_client(options, jobs, worker_bytes) as (client, count):
             yield ClusterExecutor(client, max_workers=count, wait_s=math.inf), count
         return
-    with _client(scheduler) as client:
-        present = len(client.nthreads())
+    with _client(scheduler, _security(options)) as client:
+        present = len(client.sync(client.scheduler.ncores, callback_timeout=_CONNECT_S))
         count = min(present, jobs or present)
         yield ClusterExecutor(client, max_workers=jobs), max(count, 1)
 
@@ -119,33 +160,57 @@ def slurm_job_script(options: Mapping[str, Any], *, worker_bytes: int = 0) -> st
     """
     check_scheduler("slurm", options)
     _need("dask_jobqueue")
-    from dask_jobqueue.slurm import SLURMJob
+    with _ctrl_c_as_before():
+        from dask_jobqueue.slurm import SLURMJob
 
     settings = _slurm_settings(options, worker_bytes)
     settings.pop("log_directory", None)  # made as a side effect, and not part of a dry run
+    if (security := _security(options)) is not None:
+        settings |= {"security": security, "protocol": "tls://"}
     return SLURMJob(scheduler=_PLACEHOLDER, name="<worker>", **settings).job_script()
 
 
 @contextmanager
-def _client(address: Any) -> "Iterator[Client]":
+def _client(address: str, security: "Security | None") -> "Iterator[Client]":
     from distributed import Client
 
+    from loraq_sim.sweep.plain_comm import plain_address
+
+    settings = {"timeout": _CONNECT_S, "set_as_default": False, "security": security}
     try:
-        client = Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+        client = Client(plain_address(address), **settings)
+    # TypeError: an address with tls:// and no certificates here or in Dask's configuration.
+    except (OSError, TimeoutError, ValueError, TypeError) as error:
+        why = str(error).replace("plain+", "")
         raise LoraqError(
-            f"no Dask scheduler answers at {address} within {_CONNECT_S:.0f} s ({error}); "
+            f"no Dask scheduler answers at {address} within {_CONNECT_S:.0f} s ({why}); "
             "start one with: dask scheduler"
         ) from None
-    with client:
+    try:
         yield client
+    finally:
+        with suppress(TimeoutError, OSError, RuntimeError):
+            client.close(timeout=_LEAVE_S)
+
+
+def _security(options: Mapping[str, Any]) -> "Security | None":
+    """Certificates of `options` for every role; None leaves them to Dask's configuration."""
+    from distributed import Security
+
+    if "tls_ca" not in options:
+        return None
+    ca, cert, key = (str(Path(str(options[name])).absolute()) for name in TLS_OPTIONS)
+    roles = {f"tls_{role}_cert": cert for role in ("client", "scheduler", "worker")}
+    roles |= {f"tls_{role}_key": key for role in ("client", "scheduler", "worker")}
+    return Security(tls_ca_file=ca, require_encryption=True, **roles)
 
 
 @contextmanager
 def _slurm_client(
     options: Mapping[str, Any], jobs: int | None, worker_bytes: int
 ) -> "Iterator[tuple[Client, int]]":
-    from dask_jobqueue import SLURMCluster
+    with _ctrl_c_as_before():
+        from dask_jobqueue import SLURMCluster
 
     if shutil.which("sbatch") is None:
         raise InputError(
@@ -154,12 +219,27 @@ def _slurm_client(
         )
     count = jobs or _cores(options)
     settings = _slurm_settings(options, worker_bytes)
+    security = _security(options)
     with SLURMCluster(
-        **settings, silence_logs="error", scheduler_options={"dashboard_address": ":0"}
+        **settings,
+        security=security,
+        silence_logs="error",
+        scheduler_options={"dashboard_address": ":0"},
     ) as cluster:
         cluster.scale(n=count)
-        with _client(cluster) as client:
+        with _client(cluster.scheduler_address, security) as client:
             yield client, count
+
+
+@contextmanager
+def _ctrl_c_as_before() -> Iterator[None]:
+    """Importing dask_jobqueue makes Ctrl-C a silent exit with code 0; this takes that back."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
 
 
 def _slurm_settings(options: Mapping[str, Any], worker_bytes: int) -> dict[str, Any]:
@@ -175,7 +255,7 @@ def _slurm_settings(options: Mapping[str, Any], worker_bytes: int) -> dict[str, 
         if name in _LISTS:
             parts = str(value).split(";")
             settings[_LISTS[name]] = [part.strip() for part in parts if part.strip()]
-        elif name != "cores":
+        elif name in SLURM_OPTIONS and name != "cores":
             settings[name] = str(value)
     threads = [f"export {name}={value}" for name, value in ONE_THREAD.items()]
     before = settings.get("job_script_prologue") or dask.config.get(

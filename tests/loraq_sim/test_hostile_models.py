@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraq_sim as lq
 from loraq_sim.errors import InputError, StoreError
+from loraq_sim.nunchaku import read_nunchaku
 from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
 from loraq_sim.store import ResultStore
 
@@ -75,7 +76,12 @@ def test_nested_metadata_is_refused(tmp_path):
 
 def test_pipes_and_impossible_names_do_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for read, error in ((read_quantized_model, InputError), (ResultStore.open, StoreError)):
+    readers = (
+        (read_quantized_model, InputError),
+        (read_nunchaku, InputError),
+        (ResultStore.open, StoreError),
+    )
+    for read, error in readers:
         for name, message in (
             ("pipe", "not a regular file"),
             ("a\0b", "null"),

@@ -132,7 +132,7 @@ def test_the_example_plan_is_in_the_readme(request):
 def test_a_dry_run_on_slurm_shows_the_job_script(command, tmp_path):
     words = ("--scheduler", "slurm", "--scheduler-option", "cores=8", "--dry-run")
     words += ("--set", "override=[]")
-    result = command(*PLAN, *SMALL, *words, "--set", "scheduler_options.queue=cpu")
+    result = command(*PLAN, *SMALL, *words, "--scheduler-option", "queue=cpu")
     assert result.exit_code == 0, result.output
     assert "\njobs" in result.stdout
     assert "#SBATCH -p cpu\n#SBATCH -n 1\n#SBATCH --cpus-per-task=8\n" in result.stdout

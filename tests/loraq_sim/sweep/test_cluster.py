@@ -167,8 +167,8 @@ def test_at_most_so_many_workers_are_used(client, make_dump, make_plan, fake):
 def test_a_worker_that_would_compute_something_else_is_refused(
     client, make_dump, make_plan, fake, monkeypatch, changes, message
 ):
-    asked = cluster_module._requirements
-    monkeypatch.setattr(cluster_module, "_requirements", lambda t: replace(asked(t), **changes))
+    asked = cluster_module.requirements
+    monkeypatch.setattr(cluster_module, "requirements", lambda t: replace(asked(t), **changes))
     found = []
 
     def follow(results):

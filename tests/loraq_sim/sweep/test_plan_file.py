@@ -3,6 +3,7 @@ import os
 import pytest
 
 from loraq_sim.errors import InputError
+from loraq_sim.recipe import read_recipe
 from loraq_sim.sweep import compose
 from loraq_sim.sweep.plan_file import plan_from_values, read_plan_values, set_values
 
@@ -96,7 +97,7 @@ def test_errors_name_file_line_and_key(write, line, text, message):
     [
         (b"dump = ", "is not TOML: Invalid value"),
         (b"a = 1\na = 2", "is not TOML: Cannot overwrite"),
-        (b"\xff\xfe", "is not UTF-8"),
+        (b"\xff\xfe", "not UTF-8"),
         (b"x = " + b"[" * 50_000, "is not TOML"),
     ],
     ids=["cut", "twice", "binary", "deep"],
@@ -108,7 +109,7 @@ def test_files_that_are_no_toml_are_refused(tmp_path, content, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.toml: cannot be read"):
+    with pytest.raises(InputError, match=r"cannot read plan .*none\.toml: No such file"):
         read_plan_values(tmp_path / "none.toml")
 
 
@@ -141,23 +142,39 @@ def test_a_plan_without_dump_or_accelerator_says_what_to_give():
         ("tokens = " + "9" * 5000, "is not TOML"),
         ("[datapath]\nacc_bits = [0x" + "f" * 5000 + "]", "an integer of 20000 bits"),
         ("a." * 30_000 + "a = 1", "a line with over 1000 dots"),
-        ("# " + "x" * 70_000, "larger than a plan may be"),
+        ("# " + "x" * 300_000, "is too large; it may have 262144 bytes"),
+        ("\n".join("a." * 900 + f"k{i} = 1" for i in range(100)), "lines with hundreds of dots"),
+        ("x = " + "[" * 20_000, "is not TOML: nested too deeply"),
+        ("x = " + "{a=" * 20_000, "is not TOML: nested too deeply"),
+        ("x = '\x1b[31m'", "is not TOML"),
     ],
-    ids=["hex", "decimal", "nested", "dots", "long"],
+    ids=["hex", "decimal", "nested", "dots", "long", "many_dots", "deep", "deep_tables", "escape"],
 )
-def test_plans_that_would_hang_or_crash_are_refused(tmp_path, content, message):
+@pytest.mark.parametrize("read", [read_plan_values, read_recipe])
+def test_files_that_would_hang_or_crash_are_refused(tmp_path, read, content, message):
     (tmp_path / "plan.toml").write_text(content)
-    with pytest.raises(InputError, match=message):
-        read_plan_values(tmp_path / "plan.toml")
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path / "plan.toml")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
 
 
-def test_a_plan_is_a_regular_file(tmp_path):
+@pytest.mark.parametrize("read", [read_plan_values, read_recipe])
+def test_plans_and_recipes_are_regular_files(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+    for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(InputError, match="is not a regular file"):
-            read_plan_values(path)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_plan_values(tmp_path / "a\0b")
+            read(path)
+    with pytest.raises(InputError, match="is a directory"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="cannot read"):
+        read(tmp_path / "a\0b")
+
+
+def test_values_of_set_have_the_same_limits():
+    for text in ("tokens=" + "9" * 5000, "tokens=0x" + "f" * 100, "splits=" + "[" * 20_000):
+        with pytest.raises(InputError, match=r"^--set: '.{1,90}\.?'? is not a TOML value$|bits"):
+            set_values({}, [text])
 
 
 def test_a_plan_may_have_a_byte_order_mark_and_windows_newlines(tmp_path):

@@ -1,6 +1,8 @@
 """Schedulers by address and Slurm jobs, with a stand-in for ``sbatch`` that starts them here."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +10,8 @@ from loraq_sim.errors import InputError, LoraqError
 from loraq_sim.sweep import compose, scheduler
 from loraq_sim.sweep.scheduler import check_scheduler, connected, slurm_job_script
 
-pytest.importorskip("dask_jobqueue")
+if importlib.util.find_spec("dask_jobqueue") is None:
+    pytest.skip("needs dask_jobqueue", allow_module_level=True)
 
 SBATCH = """#!/bin/sh
 cp "$1" "{folder}/job.sh"  # the original is removed as soon as this returns
@@ -26,12 +29,16 @@ kill -TERM -- "-$(cat "{folder}/leader")"
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("node:8786", {}, r"--scheduler must be slurm or tcp://host:port, got 'node:8786'"),
+        (
+            "node:8786",
+            {},
+            r"--scheduler must be slurm or tcp://host:port or tls://host:port, got 'node:8786'",
+        ),
         ("tcp://node", {}, "must be slurm or tcp://host:port"),
         ("tcp://node:0", {}, "must be slurm or tcp://host:port"),
         ("tcp://node:70000", {}, "must be slurm or tcp://host:port"),
         ("pbs", {}, "must be slurm or tcp://host:port"),
-        ("tcp://node:8786", {"cores": 2}, "--scheduler-option is for --scheduler slurm"),
+        ("tcp://node:8786", {"cores": 2}, "--scheduler-option cores is for --scheduler slurm"),
         ("slurm", {"core": 2}, "unknown --scheduler-option 'core'; did you mean 'cores'"),
         ("slurm", {"cores": "many"}, "cores must be a whole number from 1, got 'many'"),
         ("slurm", {"cores": 0}, "cores must be a whole number from 1, got '0'"),
@@ -83,6 +90,15 @@ def test_the_job_script_starts_one_process_per_cpu_on_one_thread():
     (command,) = [line for line in lines if "dask_worker" in line]
     assert "--nworkers 8" in command
     assert "--nthreads 1 --memory-limit 6.00GiB" in command
+
+
+def test_ctrl_c_means_the_same_after_dask_jobqueue_was_imported():
+    code = (
+        "import signal; from loraq_sim.sweep.scheduler import slurm_job_script\n"
+        "slurm_job_script({'queue': 'cpu'})\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_memory_is_the_users_where_it_is_given():
