@@ -5,7 +5,6 @@ construct an object. Aliases are refused: a few hundred bytes of them expand to 
 control characters, which a terminal would obey, and numbers that no machine has.
 """
 
-import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.overrides import apply_variant, dotted, explain_rule
-from hwmodels.text_file import printable, read_text
+from hwmodels.text_file import UNSAFE_CHARACTER, printable, read_text
 
 __all__ = ["list_accelerators", "load_accelerator"]
 
@@ -25,8 +24,6 @@ MAX_NESTING = 20
 MAX_INTEGER = 2**63
 _SCALARS = {"null", "bool", "int", "float", "str"}
 _TAG = "tag:yaml.org,2002:"
-# Control characters but tab and newline, halves of surrogate pairs, marks that reverse the text.
-_UNSAFE_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def list_accelerators() -> list[str]:
@@ -191,7 +188,7 @@ def _to_scalar(path: Path, node: Any, kind: str, line: int) -> Any:
         if isinstance(error, AcceleratorError):
             raise
         raise AcceleratorError(f"{path}:{line}: {text!r:.60} is not a number") from None
-    if found := _UNSAFE_TEXT.search(text):
+    if found := UNSAFE_CHARACTER.search(text):
         raise AcceleratorError(f"{path}:{line}: control character {found[0]!r} in a text")
     if kind == "bool":
         return text.lower() == "true"

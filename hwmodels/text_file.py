@@ -1,11 +1,19 @@
 """Text of a small file that may come from anywhere: regular, of bounded size, UTF-8."""
 
+import re
 import stat
 from pathlib import Path
 
 from hwmodels.errors import AcceleratorError
 
-__all__ = ["printable", "read_text", "require_regular"]
+__all__ = ["UNSAFE_CHARACTER", "printable", "read_text", "require_regular"]
+
+UNSAFE_CHARACTER = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and newline, marks that reverse the text, halves of surrogate pairs:
+a terminal obeys the first, people misread the second, and no output can be encoded with the third.
+"""
 
 
 def read_text(path: Path, what: str, max_bytes: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraq_sim.files import make_folder, write_file
+from loraq_sim.plain_text import markdown_text
 from loraq_sim.results.units import is_missing
 from reports import sections
 from reports.answers import Answer, answers, headline
@@ -163,20 +164,15 @@ def _summary(data: ReportData, pictures: list[str]) -> str:
     """The answer, its tables and the pictures as Markdown."""
     found = answers(data)
     methods = compare_methods(data)
-    lines = [f"# {_text(headline(found))}", "", _text(data.title), ""]
+    lines = [f"# {markdown_text(headline(found))}", "", markdown_text(data.title), ""]
     for answer in found:
-        lines += [f"## {_text(answer.context)}", ""]
-        lines += [f"- {_text(sentence)}" for sentence in answer.sentences]
-        lines += [f"- {_text(s)}" for s in method_sentences(methods, answer.context)]
+        lines += [f"## {markdown_text(answer.context)}", ""]
+        lines += [f"- {markdown_text(sentence)}" for sentence in answer.sentences]
+        lines += [f"- {markdown_text(s)}" for s in method_sentences(methods, answer.context)]
         table = sections.choices_table(data, answer)
         lines += ["", table.to_markdown()] if table.rows else [""]
         own = _slug(answer.context, data.contexts)
         lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n.endswith(f"_{own}")]
     lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n == "cost_model"]
-    lines += [*(f"{_text(note)}\n" for note in data.notes)]
+    lines += [*(f"{markdown_text(note)}\n" for note in data.notes)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _text(words: str) -> str:
-    """Words as Markdown text: nothing in them is a tag, a link or emphasis."""
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(words.split()))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.plain_text import csv_cell, json_escaped, markdown_line, shown_line
 from loraq_sim.results.columns import (
     Column,
     cells,
@@ -100,7 +101,7 @@ class ResultTable:
         from rich.text import Text
 
         table = Table(
-            title=Text(self.title) if self.title else None,
+            title=Text(shown_line(self.title)) if self.title else None,
             title_justify="left",
             title_style="bold",
             caption=Text("\n".join(self._notes())) if self._notes() else None,
@@ -149,7 +150,8 @@ class ResultTable:
                 remark = status + str(row.get("message") or "no reason given")
                 case = " ".join(str(row[key]) for key in ("layer", "split") if row.get(key))
                 cases.setdefault(remark, []).append(case)
-        return notes + [f"{_listing(names, len(self.rows))}: {r}" for r, names in cases.items()]
+        notes += [f"{_listing(names, len(self.rows))}: {r}" for r, names in cases.items()]
+        return [shown_line(text) for text in notes]
 
     def to_text(self) -> str:
         """The rich table as plain text, as wide as names and numbers need: a pipe loses nothing."""
@@ -167,11 +169,11 @@ class ResultTable:
             headings.append(f"{column.heading} ({unit})" if unit else column.heading)
             texts.append(column_cells)
         lines = [
-            _markdown_line(headings),
-            _markdown_line(["---" if c.is_text else "---:" for c in self.columns]),
+            markdown_line(headings),
+            markdown_line(["---" if c.is_text else "---:" for c in self.columns]),
         ]
         for i in range(len(self.rows)):
-            lines.append(_markdown_line([column_cells[i] for column_cells in texts]))
+            lines.append(markdown_line([column_cells[i] for column_cells in texts]))
         return "\n".join(lines) + "\n"
 
     def to_csv(self) -> str:
@@ -179,10 +181,10 @@ class ResultTable:
         keys = _all_keys(self.rows) or [column.key for column in self.columns]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(keys)
+        writer.writerow(map(csv_cell, keys))
         for row in self.rows:
             values = [row.get(key) for key in keys]
-            writer.writerow(["" if is_missing(value) else value for value in values])
+            writer.writerow(["" if is_missing(value) else csv_cell(value) for value in values])
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -260,7 +262,8 @@ def json_text(value: Any, *, indent: int | None = 2) -> str:
     TypeError
         If a value has no JSON form.
     """
-    return json.dumps(_json_value(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(_json_value(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    return json_escaped(text) + "\n"
 
 
 def _json_value(value: Any) -> Any:
@@ -298,7 +301,3 @@ def _listing(names: Sequence[str], n_rows: int) -> str:
 
 def _all_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _markdown_line(texts: Iterable[str]) -> str:
-    return "| " + " | ".join(t.replace("|", "\\|").replace("\n", " ") for t in texts) + " |"

@@ -7,7 +7,7 @@ import typer
 
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import OutFormat, OutputFormat, Quiet
-from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.cli.output import note, print_json, print_tables, say
 from loraq_sim.cli.store_path import store_file
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _print(found: "Comparison", output: OutputFormat) -> None:
         )
         return
     if output is OutputFormat.TABLE and not rows and not only:
-        typer.echo("no differences")
+        say("no differences")
         return
     columns = [*names, "column", "before", "after", "change_percent"]
     tables = [result_table(rows, columns, title="Changed values")] if rows or not only else []

@@ -14,7 +14,7 @@ import typer
 
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import OutFormat, OutputFormat
-from loraq_sim.cli.output import print_tables
+from loraq_sim.cli.output import print_tables, say
 
 __all__ = ["EXAMPLES", "doctor_command"]
 
@@ -51,7 +51,7 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
     broken = [row for row in rows if row["state"] == "broken"]
     if broken:
         names = ", ".join(row["check"] for row in broken)
-        typer.echo(f"error: {len(broken)} of {len(rows)} checks failed: {names}", err=True)
+        say(f"error: {len(broken)} of {len(rows)} checks failed: {names}", err=True)
         raise typer.Exit(_BROKEN)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force
+from loraq_sim.cli.output import say
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
@@ -49,4 +50,4 @@ def export_command(
         count = len(opened.rows())
         for name, path in files.items():
             getattr(opened, f"export_{name}")(path)
-            typer.echo(f"{count} rows in {path}")
+            say(f"{count} rows in {path}")

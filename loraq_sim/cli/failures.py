@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from loraq_sim.cli.output import say
 from loraq_sim.errors import LoraqError
 
 __all__ = [
@@ -48,12 +49,12 @@ def end_with(rows: list[dict], show: Callable[[bool], None]) -> None:
     """
     failures = [row["message"] for row in rows if row["status"] == "failed"]
     if len(failures) == len(rows):
-        typer.echo(f"error: {failures[0]}", err=True)
+        say(f"error: {failures[0]}", err=True)
         raise typer.Exit(BAD_INPUT)
     show(any(row.get("message") for row in rows))
     if failures:
         text = f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}"
-        typer.echo(text, err=True)
+        say(text, err=True)
         raise typer.Exit(SOME_FAILED)
 
 
@@ -69,12 +70,12 @@ def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
             _silence_stdout()
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+            say("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if os.environ.get(_DEBUG_VARIABLE) or not _is_users(error):
                 raise
-            typer.echo(f"error: {_one_line(error)}", err=True)
+            say(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(BAD_INPUT) from None
 
     return guarded

@@ -7,6 +7,7 @@ import typer
 
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force
+from loraq_sim.cli.output import say
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
@@ -51,7 +52,7 @@ def merge_command(
     # As a writer, which leaves no write-ahead log beside the file.
     with ResultStore.open(target, create=True) as store:
         store.export_csv(out / "results.csv")
-    typer.echo(f"{count} rows of {len(sources)} stores in {target}")
+    say(f"{count} rows of {len(sources)} stores in {target}")
 
 
 def _remove(path: Path) -> None:

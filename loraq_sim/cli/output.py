@@ -7,9 +7,10 @@ from typing import Any, TextIO
 import typer
 
 from loraq_sim.cli.options import OutputFormat
+from loraq_sim.plain_text import markdown_text, shown
 from reports.tables import ResultTable, json_text
 
-__all__ = ["is_terminal", "note", "print_json", "print_table", "print_tables"]
+__all__ = ["is_terminal", "note", "print_json", "print_table", "print_tables", "say"]
 
 
 def print_table(table: ResultTable, output: OutputFormat) -> None:
@@ -24,16 +25,25 @@ def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
             _print_for_people(table)
     elif output is OutputFormat.MD:
         parts = [
-            f"**{t.title}**\n\n{t.to_markdown()}" if t.title else t.to_markdown() for t in tables
+            f"**{markdown_text(t.title)}**\n\n{t.to_markdown()}" if t.title else t.to_markdown()
+            for t in tables
         ]
-        typer.echo("\n".join(parts), nl=False)
+        say("\n".join(parts), nl=False)
     else:
-        typer.echo(str(tables[0].render(output.value)).rstrip("\n"))
+        say(str(tables[0].render(output.value)).rstrip("\n"))
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text, which may quote files from anywhere: a terminal obeys nothing in it.
+
+    Every line of the program goes through here or is a table.
+    """
+    typer.echo(shown(text), err=err, nl=nl)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object."""
-    typer.echo(json_text(value), nl=False)
+    say(json_text(value), nl=False)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -44,12 +54,12 @@ def is_terminal(stream: TextIO | None) -> bool:
 def note(text: str, *, quiet: bool = False) -> None:
     """Say something on stderr that is not a result."""
     if not quiet:
-        typer.echo(text, err=True)
+        say(text, err=True)
 
 
 def _print_for_people(table: ResultTable) -> None:
     if not is_terminal(sys.stdout):
-        typer.echo(table.to_text(), nl=False)
+        say(table.to_text(), nl=False)
         return
     from rich.console import Console
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-import typer
-
-from loraq_sim.cli.output import is_terminal
+from loraq_sim.cli.output import is_terminal, say
+from loraq_sim.plain_text import shown
 from loraq_sim.sweep.progress import OnEvent, SweepEvent
 
 __all__ = ["sweep_progress", "tracked"]
@@ -44,7 +43,7 @@ def _with_lines(items: Sequence[Item], label: str) -> Iterator[Item]:
         if now - last >= _SECONDS_BETWEEN_LINES or (has_spoken and not n_left):
             last, has_spoken = now, True
             left = f", ETA {_clock((now - started) / n_done * n_left)}" if n_left else ""
-            typer.echo(f"{label}: {n_done} of {len(items)}{left}", err=True)
+            say(f"{label}: {n_done} of {len(items)}{left}", err=True)
 
 
 def sweep_progress(*, counts: bool, quiet: bool) -> AbstractContextManager[OnEvent]:
@@ -81,7 +80,7 @@ def _bar() -> Iterator[OnEvent]:
                 bar, total=event.total, completed=event.done, left=left, failures=failures
             )
             if event.message and event.kind in ("case", "worker_lost", "note"):
-                progress.console.print(_problem(event), markup=False, highlight=False)
+                progress.console.print(shown(_problem(event)), markup=False, highlight=False)
 
         yield show
 
@@ -93,7 +92,7 @@ def _lines(counts: bool) -> Iterator[OnEvent]:
     def show(event: SweepEvent) -> None:
         nonlocal last
         if event.message and (event.kind != "case" or event.status == "failed"):
-            typer.echo(_problem(event), err=True)
+            say(_problem(event), err=True)
         now = time.monotonic()
         if not counts:
             return
@@ -102,7 +101,7 @@ def _lines(counts: bool) -> Iterator[OnEvent]:
             is_known = event.eta_s is not None and event.kind != "end"
             left = f", ETA {_clock(event.eta_s)}" if is_known else ""
             failed = f", {event.failed} failed" if event.failed else ""
-            typer.echo(f"{event.done} of {event.total} cases{failed}{left}", err=True)
+            say(f"{event.done} of {event.total} cases{failed}{left}", err=True)
 
     yield show
 

@@ -7,7 +7,7 @@ import typer
 
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, Quiet
-from loraq_sim.cli.output import note
+from loraq_sim.cli.output import note, say
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
@@ -71,10 +71,10 @@ def report_command(
         figure = validation_figure(list(data.validation))
     written = write_report(data, page, with_files=not page_only, validation=figure)
     found = answers(data)
-    typer.echo(headline(found))
+    say(headline(found))
     for answer in found:
         for sentence in answer.sentences:
-            typer.echo(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
+            say(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
     size = page.stat().st_size / 2**20
     beside = f", {len(written) - 1} files in {files_folder(page)}" if not page_only else ""
     note(f"wrote {page} ({size:.1f} MiB){beside}", quiet=quiet)

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import LoraqError
+from loraq_sim.plain_text import shown_line
 
 if TYPE_CHECKING:
     import hwmodels
@@ -36,6 +38,7 @@ def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None
     from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
     from reports.report_data import ReportData
 
+    rows, runs = _shown(rows), _shown(runs)
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
     rows = _named([as_asked(row) | {"run_split": row["split"]} for row in rows], dumps)
     error = _error_column(rows)
@@ -60,6 +63,20 @@ def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None
         version=__version__,
     )
     return replace(data, mixed=mixed_models(data))
+
+
+def _shown(records: Sequence[Row]) -> list[Row]:
+    """Records whose texts can be drawn and printed: fonts have no control characters."""
+    line = lru_cache(maxsize=None)(shown_line)
+
+    def clean(value: Any) -> Any:
+        if type(value) is str:
+            return line(value)
+        if isinstance(value, dict):
+            return {clean(key): clean(entry) for key, entry in value.items()}
+        return [clean(entry) for entry in value] if isinstance(value, list) else value
+
+    return [clean(record) for record in records]
 
 
 def _error_column(rows: Sequence[Row]) -> str:

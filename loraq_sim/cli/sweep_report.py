@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from loraq_sim.cli.options import OutputFormat
-from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.cli.output import note, print_json, print_tables, say
 from loraq_sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -132,13 +130,13 @@ def print_forecast(
     script = place.job_script(forecast.worker_bytes)
     if output is OutputFormat.TABLE:
         for remark in composed.notes:
-            typer.echo(remark)
+            say(remark)
         width = max(map(len, row))
         for name, value in row.items():
             shown = f"{value:.0f}" if isinstance(value, float) else value
-            typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
+            say(f"{name.replace('_', ' '):{width}}  {shown}")
         if script:
-            typer.echo(f"\nscript of each job\n\n{script}")
+            say(f"\nscript of each job\n\n{script}")
     elif output is OutputFormat.JSON:
         print_json(row | {"notes": list(composed.notes), "job_script": script})
     else:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loraq_sim.plain_text import shown_line
 from loraq_sim.results.units import (
     NO_VALUE,
     Unit,
@@ -79,11 +80,12 @@ def column_for(key: str, values: Iterable[Any] = ()) -> Column:
     """Column of a row key: the listed one, else by suffix, else by the type of its values."""
     if key in _KNOWN:
         return _KNOWN[key]
+    # Keys may come from a file, like the values.
+    heading = shown_line(key.replace("_", " "))
     for suffix, quantity in _SUFFIXES.items():
         if key.endswith(suffix):
-            heading = key if quantity == "percent" else key.removesuffix(suffix)
-            return Column(key=key, heading=heading.replace("_", " "), quantity=quantity)
-    heading = key.replace("_", " ")
+            kept = heading if quantity == "percent" else heading.removesuffix(suffix[1:]).rstrip()
+            return Column(key=key, heading=kept, quantity=quantity)
     present = [value for value in values if not is_missing(value)]
     if present and all(isinstance(value, bool) for value in present):
         return Column(key=key, heading=heading, quantity="mark")
@@ -105,12 +107,13 @@ def cells(column: Column, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[
         return "", ["*" if value == 1 else "" for value in values]
     if column.quantity == "text":
         return "", [
-            NO_VALUE if is_missing(value) or value == "" else str(value) for value in values
+            NO_VALUE if is_missing(value) or value == "" else shown_line(str(value))
+            for value in values
         ]
     numbers = [value if _is_number(value) else None for value in values]
     unit, texts = _numeric_cells(column, numbers)
     shown = [
-        text if _is_number(value) or is_missing(value) else str(value)
+        text if _is_number(value) or is_missing(value) else shown_line(str(value))
         for value, text in zip(values, texts, strict=True)
     ]
     return unit.symbol, shown

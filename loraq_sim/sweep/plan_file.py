@@ -225,7 +225,7 @@ def _parsed(text: str) -> Any:
     try:
         return toml_value(text, "--set")
     except InputError:
-        if text[:1] in "[{\"'" or text[:1].isdigit():
+        if text[:1] in "[{\"'":
             raise InputError(f"--set: {text!r:.80} is not a TOML value") from None
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) if re.fullmatch(r"-?\d{1,18}", part) else part for part in parts]

@@ -173,8 +173,11 @@ def test_plans_and_recipes_are_regular_files(tmp_path, read):
 
 def test_values_of_set_have_the_same_limits():
     for text in ("tokens=" + "9" * 5000, "tokens=0x" + "f" * 100, "splits=" + "[" * 20_000):
-        with pytest.raises(InputError, match=r"^--set: '.{1,90}\.?'? is not a TOML value$|bits"):
+        with pytest.raises(
+            InputError, match="must be a whole number|is not a TOML value"
+        ) as caught:
             set_values({}, [text])
+        assert len(str(caught.value)) < 11_000
 
 
 def test_a_plan_may_have_a_byte_order_mark_and_windows_newlines(tmp_path):
