@@ -33,6 +33,7 @@ __all__ = [
     "Dispatch",
     "Dram",
     "Energy",
+    "FloatOverflow",
     "Kernel",
     "L1",
     "L2",
@@ -98,11 +99,41 @@ class Dispatch(Block):
     launch_s: Seconds
 
 
+FloatRule = Literal["infinity", "saturate"]
+
+
+class FloatOverflow(Block):
+    """What becomes of values beyond each float format: infinity, or its largest value.
+
+    A matter of format and kernel, not of the chip alone: a case may override it. fp8_e4m3 has no
+    infinity, so the rule `infinity` gives NaN there.
+    """
+
+    fp32: FloatRule = "infinity"
+    bf16: FloatRule = "infinity"
+    fp16: FloatRule = "infinity"
+    fp8_e4m3: FloatRule = "saturate"
+    fp8_e5m2: FloatRule = "saturate"
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """The rule of each format by its name."""
+        about = set(Block.model_fields)
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in about}
+
+
+_ASSUMED_OVERFLOW = FloatOverflow(
+    source="not stated in the file: conversions as IEEE 754 and OCP have them by default",
+    confidence="estimate",
+)
+
+
 class Datapath(Block):
-    """How the machine does integer arithmetic; the emulator reads this, the cost model `combine`.
+    """How the machine does arithmetic; the emulator reads this, the cost model `combine`.
 
     The accumulator rules are those of one MAC instruction; rounding and saturation are those of
-    the requantization step; `combine` is the precision in which group partial sums are added.
+    the requantization step; `combine` is the precision in which group partial sums are added;
+    `p_format` and `out_format` are what kernels write P and the output in today.
     """
 
     acc_bits: Annotated[int, Field(ge=8, le=64)]
@@ -110,14 +141,15 @@ class Datapath(Block):
     products_per_add: Count
     accumulators: Count
     tree_bits: Annotated[int, Field(ge=8, le=64)] | None = None
-    combine: Literal["fp32", "bf16"]
+    combine: Literal["fp32", "bf16", "fp16"]
     rounding: Literal[
         "floor", "ceil", "symmetric_floor", "symmetric_ceil", "negative_inf",
         "positive_inf", "symmetric_zero", "symmetric_inf", "conv_even", "conv_odd",
     ]  # fmt: skip
     saturation: Literal["none", "saturate", "symmetric"]
-    p_format: Literal["branch", "fp16"]
+    p_format: Literal["branch", "fp16", "bf16"]
     out_format: Literal["bf16", "fp16", "fp32"]
+    float_overflow: FloatOverflow = _ASSUMED_OVERFLOW
 
     @property
     def combine_bits(self) -> int:

@@ -8,6 +8,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 
 import hwmodels
 from loraq_sim.case_settings import CaseSettings
-from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
+from loraq_sim.emulator.datapath import LayerOutput, run_layer
+from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
+from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
 from loraq_sim.errors import InputError
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, workload_for
 from loraq_sim.metrics import output_error
+from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.rows import COLUMN_NAMES
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.shared_stages import SharedStages
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 _STATISTICS = ("overflow_count", "safe_acc_bits", "guaranteed_acc_bits", "arithmetic")
+_ERRORS = ("output_error", "sqnr_db", "cosine", "max_abs_error", "output_rms")
 
 
 def evaluate_layer(
@@ -60,6 +65,8 @@ def evaluate_layer(
 
     The output error compares the emulated integer data path with the full-precision layer (float64,
     bias included) on the layer's own activations. Without activations the output columns are None.
+    Where values leave their float format, ``clipped_count`` counts them and ``message`` says which;
+    an output with infinities or NaN has an infinite error and the status ``overflow``.
 
     Parameters
     ----------
@@ -117,6 +124,7 @@ def evaluate_case(
     m = layer.m if settings.rows is None else settings.rows
     work = workload_for(m, layer.n, layer.k, split, solution.rank, path, fused=settings.fused)
     cost = hwmodels.estimate_cost(work, accelerator)
+    emulated = None if x is None else run_layer(x, solution, split, path, layer.bias)
     row = {
         **_identity(layer, m, split, accelerator, x),
         "method": solution.method,
@@ -125,7 +133,8 @@ def evaluate_case(
         "weight_bytes": solution.nbytes,
         "bits_per_weight": solution.bits_per_weight,
         "weight_error": solution.weight_error,
-        **_measure(layer, x, solution, split, path),
+        **_measured(layer, x, emulated),
+        **_clipped(layer, x, solution, emulated),
         **describe_array(path.mac),
         "latency_s": cost.latency_s,
         "cycles": cost.cycles,
@@ -133,8 +142,7 @@ def evaluate_case(
         "dram_bytes": cost.dram_bytes,
         "utilization": cost.utilization,
         "bound": cost.bound,
-        "status": "ok",
-        "message": "; ".join(_remarks(split, x, solution)),
+        "message": "; ".join(_remarks(layer, x, solution, emulated)),
         "seconds": time.perf_counter() - started,
         "seed": settings.seed,
         "pareto": False,
@@ -183,7 +191,12 @@ def sample_rows(activations: np.ndarray | None, tokens: int | None) -> np.ndarra
     n_rows = len(activations)
     if tokens >= n_rows:
         return activations
-    return activations[np.arange(tokens, dtype=np.int64) * n_rows // tokens]
+    return activations[_sampled(n_rows, tokens)]
+
+
+def _sampled(n_rows: int, tokens: int) -> np.ndarray:
+    """Indices of `tokens` rows of `n_rows`, spread evenly, (tokens,) int64."""
+    return np.arange(tokens, dtype=np.int64) * n_rows // tokens
 
 
 def _identity(
@@ -215,28 +228,61 @@ def _first_overflow(emulated: LayerOutput) -> str | None:
     return None
 
 
-def _remarks(split: PrecisionSplit, x: np.ndarray | None, solution: Solution) -> Iterator[str]:
-    for name in ("main", "left", "right"):
-        part = getattr(solution, name)
-        if part is not None and part.n_saturated_scales:
+def _remarks(
+    layer: Layer, x: np.ndarray | None, solution: Solution, emulated: LayerOutput | None
+) -> Iterator[str]:
+    if emulated is not None:
+        if not np.isfinite(emulated.y).all():
+            wild = int(emulated.y.size - np.isfinite(emulated.y).sum())
+            yield f"the output is not finite: {wild:,} of {emulated.y.size:,} values"
+        for found in emulated.clipped:
+            yield _in_dump(found, layer, x).sentence()
+    for name, part in _stored_parts(solution):
+        if part.scales is None and part.n_clipped:
+            count = f"{part.n_clipped:,} of {part.codes.size:,} values of {name}"
+            yield f"{count} are clamped to the largest {part.format}: rescale the layer"
+        elif part.n_saturated_scales:
             count = f"{part.n_saturated_scales} of {part.scales.size} scales of {name}"
             width = part.format.scale.name
             yield f"{count} are at an end of the {width} range: rescale the layer or widen them"
     if x is None:
         yield "no activations: output error not measured"
+    elif beside := [n for n, seen in emulated.gemms.items() if seen.arithmetic == ZERO_POINT_MODEL]:
+        yield (
+            f"zero points are not on the integer path: {', '.join(beside)} ran as float32 sums, so "
+            "no accumulator was emulated there and none could overflow"
+        )
 
 
-def _measure(
-    layer: Layer,
-    x: np.ndarray | None,
-    solution: Solution,
-    split: PrecisionSplit,
-    path: Datapath,
+def _stored_parts(solution: Solution) -> list[tuple[str, QuantizedTensor]]:
+    parts = [(name, getattr(solution, name)) for name in ("main", "left", "right")]
+    return [(name, part) for name, part in parts if part is not None]
+
+
+def _in_dump(found: Clipping, layer: Layer, x: np.ndarray) -> Clipping:
+    """`found` with its first row counted in the dump, of which `x` may be a sample."""
+    rows = _sampled(len(layer.activations), len(x))
+    return replace(found, first_row=int(rows[found.first_row]))
+
+
+def _clipped(
+    layer: Layer, x: np.ndarray | None, solution: Solution, emulated: LayerOutput | None
 ) -> dict[str, Any]:
-    if x is None:
-        names = ("output_error", "sqnr_db", "cosine", "max_abs_error", "output_rms")
-        return dict.fromkeys((*names, *_STATISTICS))
-    emulated: LayerOutput = run_layer(x, solution, split, path, layer.bias)
+    """Values beyond their float format: where they are stored, then along the data path."""
+    stored = [(name, part.n_clipped) for name, part in _stored_parts(solution) if part.n_clipped]
+    along = [] if emulated is None else [_in_dump(found, layer, x) for found in emulated.clipped]
+    first = None
+    if along:
+        first = f"{along[0].tensor} in {along[0].format}, row {along[0].first_row}"
+    elif stored:
+        first = f"stored {stored[0][0]}"
+    total = sum(count for _, count in stored) + sum(found.count for found in along)
+    return {"clipped_count": total, "first_clipped": first}
+
+
+def _measured(layer: Layer, x: np.ndarray | None, emulated: LayerOutput | None) -> dict[str, Any]:
+    if emulated is None:
+        return dict.fromkeys((*_ERRORS, *_STATISTICS)) | {"status": "ok"}
     error = output_error(emulated.y, _layer_reference(layer, len(x)))
     return {
         "output_error": error.relative,
@@ -246,4 +292,5 @@ def _measure(
         "output_rms": error.rms,
         **{name: getattr(emulated.statistics, name) for name in _STATISTICS},
         "first_overflow": _first_overflow(emulated),
+        "status": "ok" if np.isfinite(emulated.y).all() else "overflow",
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import hwmodels
 from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.float_overflow import FloatOverflow
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import InputError, unknown_name
@@ -27,8 +28,13 @@ _MAC_KEYS = (
     "tree_bits",
     "tree_overflow",
 )
-DATAPATH_KEYS = (*_MAC_KEYS, "combine", "p_format", "out_format", "rounding", "array")
-"""What of an accelerator's datapath a caller may override; `array` names a preset."""
+DATAPATH_KEYS = (
+    *(*_MAC_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow", "array"),
+)
+"""What of an accelerator's datapath a caller may override.
+
+`array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``.
+"""
 
 
 def datapath_for(
@@ -40,8 +46,14 @@ def datapath_for(
         if key not in DATAPATH_KEYS:
             raise InputError(unknown_name("datapath setting", key, DATAPATH_KEYS))
         values[key] = value
+    described = accelerator.datapath.float_overflow
+    changed = (overrides or {}).get("float_overflow") or {}
+    if isinstance(changed, Mapping):
+        # A kernel that converts one format in its own way leaves the others as the file has them.
+        changed = FloatOverflow.of({**described.rules, **changed})
     return Datapath(
         mac=_mac_array(values, overrides or {}),
+        float_overflow=changed,
         combine=values["combine"],
         p_format=values["p_format"],
         out_format=values["out_format"],

@@ -16,7 +16,8 @@ class OutputError:
 
     ``relative`` = ||y_hat - y||_F / ||y||_F; ``sqnr_db`` = -20 log10(relative), in dB, infinite for
     an exact result; ``cosine`` = <y_hat, y> / (||y_hat|| ||y||); ``max_abs`` = max |y_hat - y|;
-    ``rms`` = root mean square of y (to read ``max_abs`` against).
+    ``rms`` = root mean square of y (to read ``max_abs`` against). Where y_hat is not finite
+    ``relative`` and ``max_abs`` are infinite (also for NaN), ``sqnr_db`` is -inf, ``cosine`` NaN.
     """
 
     relative: float
@@ -27,8 +28,13 @@ class OutputError:
 
 
 def relative_error(approximation: np.ndarray, reference: np.ndarray) -> float:
-    """||approximation - reference||_F / ||reference||_F in float64; 0 if both are zero."""
+    """||approximation - reference||_F / ||reference||_F in float64; 0 if both are zero.
+
+    Infinite where the approximation is not finite.
+    """
     _check_shapes(approximation, reference)
+    if not np.isfinite(approximation).all():
+        return math.inf
     exact = reference.astype(np.float64)
     miss = float(np.linalg.norm(approximation.astype(np.float64) - exact))
     return _ratio(miss, float(np.linalg.norm(exact)))
@@ -38,6 +44,10 @@ def output_error(y_hat: np.ndarray, y: np.ndarray) -> OutputError:
     """All measures of `y_hat` against the reference `y`, both (M, N), computed in float64."""
     _check_shapes(y_hat, y)
     approximate, exact = y_hat.astype(np.float64), y.astype(np.float64)
+    if not np.isfinite(approximate).all():
+        size = float(np.linalg.norm(exact)) / math.sqrt(exact.size)
+        inf = math.inf
+        return OutputError(relative=inf, sqnr_db=-inf, cosine=math.nan, max_abs=inf, rms=size)
     miss = approximate - exact
     size, size_hat = float(np.linalg.norm(exact)), float(np.linalg.norm(approximate))
     relative = _ratio(float(np.linalg.norm(miss)), size)

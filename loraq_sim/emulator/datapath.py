@@ -1,40 +1,59 @@
-"""The data path of one layer on an accelerator: X -> main + branch -> output format.
+"""The data path of one layer on an accelerator: the steps from X to the output, and their one walk.
 
-    X_a = round(X)   main:    acc[g] = X_a[:, g] Q[:, g]^T     one MAC-array pass per scale group
-    X_b = round(X)   branch:  P = X_b R^T, P^ = round(P), Z = P^ L^T
-    y = round(combine(main) + combine(Z) + bias)
+    smooth, rotate           X'  = X / s, then a block Hadamard matrix, in float32
+    round_main               X_a = round(X')
+    main                     Y   = X_a Q^T       one MAC-array pass per scale group, then combined
+    round_branch             X_b = round(X')     where its format differs from that of X_a
+    down, round_p, up        P = X_b R^T, P^ = round(P), Z = P^ L^T
+    combine, bias, output    y = round(Y + Z + bias)
 
-Each GEMM is `loraq_sim.emulator.scaled_gemm.scaled_gemm`, which says what of it is bit exact.
+`datapath_steps` says which steps a layer takes; it needs no arrays, so that a cost model can charge
+each of them. `walk_steps` takes them one by one. Whoever emulates, explains or exports a part of
+the data path walks these steps and no list of its own. Each GEMM is
+`loraq_sim.emulator.scaled_gemm.scaled_gemm`, which says what of it is bit exact.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from loraq_sim.emulator.combine import COMBINES, rounded
-from loraq_sim.emulator.input_rounding import quantize_rounded
+from loraq_sim.emulator.combine import COMBINES, clamped, rounded
+from loraq_sim.emulator.float_overflow import (
+    UNBOUNDED,
+    Clipping,
+    FloatOverflow,
+    clipping,
+    rounded_tensor,
+)
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import GemmStatistics, scaled_gemm
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.hadamard import rotate_channels
-from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.rounding import parse_rounding
 from loraq_sim.split import PrecisionSplit
 
-__all__ = ["P_FORMATS", "Datapath", "LayerOutput", "StoredLayer", "p_format_of", "run_layer"]
+__all__ = [
+    *("P_FORMATS", "TRANSFORMS", "Datapath", "LayerOutput", "Step", "StepResult", "StoredLayer"),
+    *("datapath_steps", "p_format_of", "run_layer", "walk_steps"),
+]
 
 
 P_FORMATS = ("branch", "fp16", "bf16", *(f"int{bits}" for bits in range(2, 9)))
+
+TRANSFORMS = ("smooth", "rotate")
+"""Operations that change all activations before they are rounded."""
 
 
 class StoredLayer(Protocol):
     """What a data path reads of a solved layer (see `loraq_sim.solvers.Solution`).
 
-    It may also have a ``rotation``, the block size of a Hadamard matrix.
+    It may also have a ``rotation``, the block size of a Hadamard matrix. `datapath_steps` asks of
+    each part only whether it is None, so shapes without values will do there.
     """
 
     main: QuantizedTensor
@@ -50,7 +69,8 @@ class Datapath:
     ``p_format`` is ``"branch"`` (P is rounded to the branch's activation format), ``fp16``,
     ``bf16`` or an integer such as ``int8``, in the groups of the split; ``out_format`` is the
     format y is written in, such as ``"bf16"``; ``rounding`` is the mode in which activations and P
-    become integer codes.
+    become integer codes; ``float_overflow``, a `FloatOverflow` or a mapping such as
+    ``{"fp16": "saturate"}``, says what becomes of values beyond a float format.
     """
 
     mac: MacArray | TwoLevelArray = MacArray()
@@ -58,6 +78,7 @@ class Datapath:
     p_format: str = "branch"
     out_format: str = "fp16"
     rounding: str = "conv_even"
+    float_overflow: FloatOverflow = FloatOverflow()
 
     def __post_init__(self) -> None:
         if self.combine not in COMBINES:
@@ -66,29 +87,138 @@ class Datapath:
             raise InputError(unknown_name("format of P", self.p_format, P_FORMATS))
         parse_format(self.out_format)
         parse_rounding(self.rounding)
+        object.__setattr__(self, "float_overflow", FloatOverflow.of(self.float_overflow))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step: what it is called, what it does, the tensors it reads and the one it makes.
+
+    ``operation`` is ``smooth``, ``rotate``, ``round`` (to ``format``), ``gemm`` or ``add``;
+    ``weight`` names the part of the stored layer it takes, if any.
+    """
+
+    name: str
+    operation: str
+    inputs: tuple[str, ...]
+    result: str
+    weight: str | None = None
+    format: Format | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepResult:
+    """A step that was taken: its inputs and weight, its result, and what was seen.
+
+    Inputs and results are arrays, or `QuantizedTensor` behind a rounding. ``statistics`` are those
+    of a GEMM; ``clipped`` lists tensors with values that left a float format in this step.
+    """
+
+    step: Step
+    inputs: tuple[Any, ...]
+    weight: Any
+    result: Any
+    statistics: GemmStatistics | None = None
+    clipped: tuple[Clipping, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerOutput:
-    """Output (M, N) as float32 values of the output format, with what each GEMM saw.
+    """Output (M, N) as float32 values of the output format, with what each step saw.
 
-    ``gemms`` has ``main`` and, with a branch, ``down`` (X R^T) and ``up`` (P L^T).
+    ``gemms`` has ``main`` and, with a branch, ``down`` (X R^T) and ``up`` (P L^T); ``clipped``
+    lists the tensors with values beyond their float format, in the order of the data path. `y` may
+    hold infinities and NaN.
     """
 
     y: np.ndarray
     gemms: Mapping[str, GemmStatistics]
+    clipped: tuple[Clipping, ...] = ()
 
     @property
     def statistics(self) -> GemmStatistics:
         """Statistics of all GEMMs together."""
         return functools.reduce(GemmStatistics.joined, self.gemms.values())
 
+    @property
+    def clipped_count(self) -> int:
+        """Values that left a float format, over all tensors."""
+        return sum(found.count for found in self.clipped)
 
-def layer_input(activations: np.ndarray, stored: StoredLayer) -> np.ndarray:
-    """Full-precision rows (M, K) as the stored branches take them: smoothed, then rotated."""
-    x = activations if stored.smooth is None else activations / stored.smooth
-    block = getattr(stored, "rotation", None)
-    return x if block is None else rotate_channels(x, block)
+
+def datapath_steps(
+    stored: StoredLayer, split: PrecisionSplit, datapath: Datapath, *, bias: bool = False
+) -> tuple[Step, ...]:
+    """The steps of a layer in the order they run; the last one makes ``y``.
+
+    Parameters
+    ----------
+    stored : StoredLayer
+        Its ``smooth``, ``rotation`` and ``left`` count where they are not None.
+    split : PrecisionSplit
+        Names the activation formats of the two branches.
+    datapath : Datapath
+    bias : bool
+        Whether the layer has one.
+    """
+    steps, x = [], "X"
+    for name in TRANSFORMS:
+        part = {"smooth": "smooth", "rotate": "rotation"}[name]
+        if getattr(stored, part, None) is not None:
+            steps.append(
+                Step(name=name, operation=name, inputs=(x,), result=f"X {name}", weight=part)
+            )
+            x = f"X {name}"
+    y = "Y"
+    steps += [
+        _round("round_main", x, "X_a", split.main_activation),
+        Step(name="main", operation="gemm", inputs=("X_a",), result=y, weight="main"),
+    ]
+    if stored.left is not None:
+        x_branch = "X_a"
+        if split.branch_activation != split.main_activation:
+            x_branch = "X_b"
+            steps.append(_round("round_branch", x, x_branch, split.branch_activation))
+        steps += [
+            Step(
+                name="down", operation="gemm", inputs=(x_branch,), result="X_b R^T", weight="right"
+            ),
+            _round("round_p", "X_b R^T", "P", p_format_of(split, datapath)),
+            Step(name="up", operation="gemm", inputs=("P",), result="P L^T", weight="left"),
+            Step(name="combine", operation="add", inputs=(y, "P L^T"), result="Y + P L^T"),
+        ]
+        y = "Y + P L^T"
+    if bias:
+        summed = f"{y} + bias"
+        steps.append(Step(name="bias", operation="add", inputs=(y,), result=summed, weight="bias"))
+        y = summed
+    return (*steps, _round("output", y, "y", parse_format(datapath.out_format)))
+
+
+def walk_steps(
+    activations: np.ndarray,
+    stored: StoredLayer,
+    split: PrecisionSplit,
+    datapath: Datapath,
+    bias: np.ndarray | None = None,
+) -> Iterator[StepResult]:
+    """Take the steps of `datapath_steps` one by one; nothing runs beyond what is asked for.
+
+    Parameters are those of `run_layer`.
+    """
+    steps = datapath_steps(stored, split, datapath, bias=bias is not None)
+    tensors: dict[str, Any] = {"X": activations}
+    for index, step in enumerate(steps):
+        inputs = tuple(tensors[name] for name in step.inputs)
+        weight = None
+        if step.weight is not None:
+            weight = bias if step.weight == "bias" else getattr(stored, step.weight)
+        done = _OPERATIONS[step.operation](step, inputs, weight, datapath)
+        tensors[step.result] = done.result
+        # A large layer's activations are kept only while a step still reads them.
+        wanted = {name for later in steps[index + 1 :] for name in later.inputs}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        yield done
 
 
 def run_layer(
@@ -113,23 +243,13 @@ def run_layer(
     bias : ndarray of shape (N,), float32, optional
         Added in float32 after the branches are combined.
     """
-    x = layer_input(activations, stored)
-    x_main = quantize_rounded(x, split.main_activation, datapath.rounding)
-    y, main = scaled_gemm(x_main, stored.main, datapath.mac, datapath.combine)
-    gemms = {"main": main}
-    if stored.left is not None:
-        shared = split.branch_activation == split.main_activation
-        x_branch = x_main
-        if not shared:
-            x_branch = quantize_rounded(x, split.branch_activation, datapath.rounding)
-        p, down = scaled_gemm(x_branch, stored.right, datapath.mac, datapath.combine)
-        p_stored = quantize_rounded(p, p_format_of(split, datapath), datapath.rounding)
-        z, up = scaled_gemm(p_stored, stored.left, datapath.mac, datapath.combine)
-        y = rounded(y + z, datapath.combine)
-        gemms |= {"down": down, "up": up}
-    if bias is not None:
-        y = y + bias
-    return LayerOutput(y=quantize(y, datapath.out_format).dequantize(), gemms=gemms)
+    gemms: dict[str, GemmStatistics] = {}
+    clipped: list[Clipping] = []
+    for done in walk_steps(activations, stored, split, datapath, bias):
+        if done.statistics is not None:
+            gemms[done.step.name] = done.statistics
+        clipped += done.clipped
+    return LayerOutput(y=done.result.dequantize(), gemms=gemms, clipped=tuple(clipped))
 
 
 def p_format_of(split: PrecisionSplit, datapath: Datapath) -> Format:
@@ -139,3 +259,82 @@ def p_format_of(split: PrecisionSplit, datapath: Datapath) -> Format:
     if datapath.p_format.startswith("int"):
         return parse_format(f"{datapath.p_format}/g{split.group}")
     return parse_format(datapath.p_format)
+
+
+def _round(name: str, x: str, result: str, fmt: Format) -> Step:
+    return Step(name=name, operation="round", inputs=(x,), result=result, format=fmt)
+
+
+def _transform(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
+    (x,) = inputs
+    # Only factors far from 1, or values near the end of float32, overflow here.
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = x / weight if step.operation == "smooth" else rotate_channels(x, weight)
+    rule = datapath.float_overflow.fp32
+    result, records = _summed(step, result, (x,), "fp32", rule)
+    return StepResult(step=step, inputs=inputs, weight=weight, result=result, clipped=records)
+
+
+def _rounding(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
+    rules = datapath.float_overflow
+    result, records = rounded_tensor(step.result, inputs[0], step.format, datapath.rounding, rules)
+    return StepResult(step=step, inputs=inputs, weight=weight, result=result, clipped=records)
+
+
+def _gemm(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
+    (x,) = inputs
+    rule = datapath.float_overflow.rule(datapath.combine)
+    options = {"saturate": rule == "saturate"}
+    y, seen = scaled_gemm(x, weight, datapath.mac, datapath.combine, **options)
+    records: tuple[Clipping, ...] = ()
+    if seen.clipped_count:
+        facts = {"format": datapath.combine, "rule": rule, "size": y.size}
+        facts |= {"count": seen.clipped_count, "first_row": seen.first_clipped_row}
+        records = (Clipping(tensor=f"the sums {step.result}", **facts),)
+        if rule == UNBOUNDED:
+            exact = _exact(x) @ _exact(weight).T
+            y = np.where(np.isfinite(y), y.astype(np.float64), exact)
+    facts = {"statistics": seen, "clipped": records}
+    return StepResult(step=step, inputs=inputs, weight=weight, result=y, **facts)
+
+
+def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
+    terms = inputs if weight is None else (*inputs, weight)
+    # The bias is added in float32, whatever partial sums are combined in.
+    combine = datapath.combine if weight is None else "fp32"
+    rule = datapath.float_overflow.rule(combine)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = terms[0] + terms[1]
+    is_wide = total.dtype == np.float64
+    total, records = _summed(
+        step, total if is_wide else rounded(total, combine), terms, combine, rule
+    )
+    return StepResult(step=step, inputs=inputs, weight=weight, result=total, clipped=records)
+
+
+def _summed(
+    step: Step, total: np.ndarray, terms: tuple, fmt: str, rule: str
+) -> tuple[np.ndarray, tuple[Clipping, ...]]:
+    """`total` of finite terms with what left its format as the rule has it, and the record."""
+    infinite = ~np.isfinite(total)
+    if not infinite.any():
+        return total, ()
+    clipped = infinite & functools.reduce(np.logical_and, map(np.isfinite, terms))
+    if rule == "saturate":
+        total, _ = clamped(total, fmt)
+    elif rule == UNBOUNDED and len(terms) == 2:
+        total = np.where(clipped, terms[0].astype(np.float64) + terms[1], total)
+    tensor = "X" if step.operation in TRANSFORMS else f"the sums {step.result}"
+    return total, clipping(tensor, fmt, rule, clipped)
+
+
+def _exact(stored: QuantizedTensor) -> np.ndarray:
+    return stored.dequantize().astype(np.float64)
+
+
+_OPERATIONS = {
+    **dict.fromkeys(TRANSFORMS, _transform),
+    "round": _rounding,
+    "gemm": _gemm,
+    "add": _add,
+}

@@ -7,9 +7,7 @@ up     P^ L^T      P = X_b R^T as the data path stores it, and the left factor
 
 import numpy as np
 
-from loraq_sim.emulator.datapath import Datapath, StoredLayer, layer_input
-from loraq_sim.emulator.input_rounding import quantize_rounded
-from loraq_sim.emulator.scaled_gemm import scaled_gemm
+from loraq_sim.emulator.datapath import Datapath, StoredLayer, walk_steps
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.split import PrecisionSplit
@@ -45,17 +43,10 @@ def gemm_operands(
     """
     if part not in PARTS:
         raise InputError(unknown_name("part", part, PARTS))
-    x = layer_input(activations, stored)
-    if part == "main":
-        return quantize_rounded(x, split.main_activation, datapath.rounding), stored.main
-    if stored.left is None:
-        raise InputError(
-            f"split {split} has no low-rank branch, so there is no part {part!r}; use part 'main' "
-            "or a split such as W4A4+W8A8r8"
-        )
-    x_branch = quantize_rounded(x, split.branch_activation, datapath.rounding)
-    if part == "down":
-        return x_branch, stored.right
-    p, _ = scaled_gemm(x_branch, stored.right, datapath.mac, datapath.combine)
-    p_format = split.branch_activation if datapath.p_format == "branch" else datapath.p_format
-    return quantize_rounded(p, p_format, datapath.rounding), stored.left
+    for done in walk_steps(activations, stored, split, datapath):
+        if done.step.name == part:
+            return done.inputs[0], done.weight
+    raise InputError(
+        f"split {split} has no low-rank branch, so there is no part {part!r}; use part 'main' "
+        "or a split such as W4A4+W8A8r8"
+    )

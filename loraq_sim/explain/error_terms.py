@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.explain.float_branch import float_branch, leaving_rows, stored_weight
-from loraq_sim.explain.sources import SOURCES
+from loraq_sim.explain.sources import OVERFLOW, SOURCES
 from loraq_sim.explain.switchable import SwitchableLayer
 from loraq_sim.layers import Layer
 from loraq_sim.solvers import Solution
@@ -35,10 +35,15 @@ def output_terms(
     Each row has ``source``, ``share``, ``error_without`` (all sources but this), ``error_alone``
     and ``meaning``; the last row is the interaction. The summary has ``total_error``, ``root_sum_
     of_squares`` of the errors alone, and ``unexplained_error``, what is left with all switched off.
+
+    An output that is not finite has an infinite error, all of it due to values beyond a float
+    format: ``error_without`` that source is the error of the others.
     """
     size = float(np.linalg.norm(reference)) or 1.0
     every = frozenset(switchable.sources)
     whole = switchable.output(every)
+    if not np.isfinite(whole).all():
+        return _overflowed_terms(switchable, reference, size)
     error = whole - reference
     square = float(np.vdot(error, error))
     rows: Terms = []
@@ -60,6 +65,32 @@ def output_terms(
         "total_error": math.sqrt(square) / size,
         "root_sum_of_squares": _root(rows),
         "unexplained_error": float(np.linalg.norm(nothing - reference)) / size,
+    }
+
+
+def _overflowed_terms(
+    switchable: SwitchableLayer, reference: NDArray[np.float64], size: float
+) -> tuple[Terms, dict[str, Any]]:
+    every = frozenset(switchable.sources)
+
+    def error_of(on: frozenset[str]) -> float:
+        error = float(np.linalg.norm(switchable.output(on) - reference)) / size
+        return error if math.isfinite(error) else math.inf
+
+    rows = [
+        {
+            "source": source,
+            "share": 1.0 if source == OVERFLOW else 0.0,
+            "error_without": error_of(every - {source}) if source == OVERFLOW else math.inf,
+            "error_alone": error_of(frozenset({source})),
+            "meaning": SOURCES[source],
+        }
+        for source in switchable.sources
+    ]
+    return _finished(rows), {
+        "total_error": math.inf,
+        "root_sum_of_squares": math.inf,
+        "unexplained_error": error_of(frozenset()),
     }
 
 

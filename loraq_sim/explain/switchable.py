@@ -1,42 +1,50 @@
 """The data path of a layer in float64, in which every source of error has a switch.
 
-Roundings of operands are switched by taking the operand before or after its rounding. What an
-accumulator or a sum did wrong is measured in the emulated run, as the difference from the exact
-sum of the same operands, and added where its switch is on. With all switches on the output is that
+It walks the steps of `loraq_sim.emulator.datapath`. Roundings of operands are switched by taking
+the operand before or after its rounding. What an accumulator or a sum did wrong is measured in the
+emulated run, as the difference from the exact sum of the same operands, and added where its switch
+is on. Values beyond a float format have a switch of their own: a second emulated run, in formats
+whose exponents have no limits, tells them from rounding. With all switches on the output is that
 of `run_layer`, with all off that of the full-precision layer.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.combine import rounded
-from loraq_sim.emulator.datapath import Datapath, layer_input, p_format_of
-from loraq_sim.emulator.input_rounding import quantize_rounded
+from loraq_sim.emulator.datapath import TRANSFORMS, Datapath, Step, datapath_steps, walk_steps
+from loraq_sim.emulator.float_overflow import Clipping, FloatOverflow, rounded_tensor
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
 from loraq_sim.explain.float_branch import entering_rows, float_branch, stored_weight
-from loraq_sim.explain.sources import BRANCH_SOURCES, SOURCES
+from loraq_sim.explain.sources import BRANCH_SOURCES, OVERFLOW, SOURCES
 from loraq_sim.layers import Layer
-from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
 from loraq_sim.split import PrecisionSplit
 
 __all__ = ["SwitchableLayer"]
 
 _WIDE = MacArray(acc_bits=64)
+_ROUNDED_OPERANDS = {"main": "main_activation", "down": "branch_activation"}
+_STORED_OPERANDS = {"main": "main_weight", "down": "branch_weight", "up": "branch_weight"}
+_ROUNDINGS = {"round_p": "p_rounding", "output": "output_rounding"}
 
 
-class _Emulated(NamedTuple):
-    """What a GEMM gave, and its two differences from the exact sum of its operands."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Walk:
+    """What one emulated run gave: rounded operands, and differences from exact sums by step."""
 
-    output: NDArray[np.float32]
-    accumulator: NDArray[np.float64]
-    combine: NDArray[np.float64]
+    path: Datapath
+    operands: dict[str, NDArray[np.float64]]
+    accumulator: dict[str, Any]
+    sums: dict[str, Any]
     overflows: int
+    clipped: tuple[Clipping, ...]
 
 
 class SwitchableLayer:
@@ -56,7 +64,9 @@ class SwitchableLayer:
     sources : tuple of str
         Switches this layer has, of `loraq_sim.explain.sources.SOURCES`.
     overflows : int
-        Overflows of the emulated run.
+        Accumulator overflows of the emulated run.
+    clipped : tuple of Clipping
+        Tensors of the emulated run with values beyond their float format.
     """
 
     def __init__(
@@ -69,100 +79,157 @@ class SwitchableLayer:
     ) -> None:
         has_branch = solution.left is not None
         self.sources = tuple(s for s in SOURCES if has_branch or s not in BRANCH_SOURCES)
-        self._datapath = datapath
-        self._p_format = p_format_of(split, datapath) if has_branch else None
-        self._bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
+        self._steps = datapath_steps(solution, split, datapath, bias=layer.bias is not None)
+        self._bias = None if layer.bias is None else layer.bias.astype(np.float64)
         self._exact_x = entering_rows(x, solution)
-        entering = layer_input(x, solution)
-        mode = datapath.rounding
-        x_main = quantize_rounded(entering, split.main_activation, mode)
-        weight = stored_weight(layer, solution)
-        self._x = {"main": _values(x_main)}
-        self._branch = float_branch(layer, solution)
-        self._weights = {
-            ("main", True): _values(solution.main),
-            ("main", False): weight - (self._branch.product() if self._branch else 0.0),
-        }
-        self._runs = {"main": self._emulate(x_main, solution.main)}
-        y = self._runs["main"].output
-        if has_branch:
-            y = self._emulate_branch(solution, split, entering, x_main, y)
-        if layer.bias is not None:
-            y = y + layer.bias
-        parts = [
-            run.output.astype(np.float64) for name, run in self._runs.items() if name != "down"
-        ]
-        # Adding the branches and the bias rounds as well.
-        self._added = y.astype(np.float64) - (sum(parts) + self._bias)
-        self.overflows = sum(run.overflows for run in self._runs.values())
+        self._weights = _operand_weights(layer, solution)
+        emulated = _walk(x, solution, split, datapath, layer.bias)
+        self.overflows, self.clipped = emulated.overflows, emulated.clipped
+        # By whether values may leave their formats; without any the two runs are one.
+        self._walks = {True: emulated, False: emulated}
+        if emulated.clipped:
+            free = replace(datapath, float_overflow=FloatOverflow.unbounded())
+            self._walks[False] = _walk(x, solution, split, free, layer.bias)
         self._gemm = lru_cache(maxsize=8)(self._exact_gemm)
 
     def output(self, on: Collection[str]) -> NDArray[np.float64]:
-        """Output (M, N) with the errors of `on` and no others."""
-        y = self._gemm("main", "main_activation" in on, "main_weight" in on)
-        y = y + self._sum_errors("main", on)
-        if self._branch is not None:
-            has_stored = "branch_weight" in on
-            p = self._gemm("down", "branch_activation" in on, has_stored)
-            p = p + self._sum_errors("down", on)
-            if "p_rounding" in on:
-                p = _values(
-                    quantize_rounded(p.astype(np.float32), self._p_format, self._datapath.rounding)
-                )
-            y = y + p @ self._weights["up", has_stored].T + self._sum_errors("up", on)
-        y = y + self._bias
-        if "combine" in on:
-            y = y + self._added
-        if "output_rounding" in on:
-            y = _values(quantize(y.astype(np.float32), self._datapath.out_format))
-        return y
+        """Output (M, N) with the errors of `on` and no others; may hold infinities and NaN."""
+        tensors: dict[str, Any] = {"X": self._exact_x}
+        with np.errstate(over="ignore", invalid="ignore"):
+            for step in self._steps:
+                tensors[step.result] = self._taken(step, tensors, on)
+        return tensors["y"]
 
-    def _emulate_branch(
-        self,
-        solution: Solution,
-        split: PrecisionSplit,
-        entering: NDArray[np.float32],
-        x_main: QuantizedTensor,
-        y: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        mode = self._datapath.rounding
-        x_branch = x_main
-        if split.branch_activation != split.main_activation:
-            x_branch = quantize_rounded(entering, split.branch_activation, mode)
-        self._x["down"] = _values(x_branch)
-        self._weights |= {
-            ("down", True): _values(solution.right),
-            ("down", False): self._branch.right,
-            ("up", True): _values(solution.left),
-            ("up", False): self._branch.left,
-        }
-        self._runs["down"] = self._emulate(x_branch, solution.right)
-        p = quantize_rounded(self._runs["down"].output, self._p_format, mode)
-        self._runs["up"] = self._emulate(p, solution.left)
-        return rounded(y + self._runs["up"].output, self._datapath.combine)
+    def _taken(self, step: Step, tensors: dict[str, Any], on: Collection[str]) -> Any:
+        if step.operation in TRANSFORMS:
+            # Both at once, in float64; their rounding belongs to that of the activations.
+            return self._exact_x
+        if step.operation == "round":
+            if step.name in _ROUNDINGS:
+                is_on = _ROUNDINGS[step.name] in on
+                return self._rounded(step, tensors[step.inputs[0]], is_on, OVERFLOW in on)
+            # Activations: which of its operand's values a GEMM reads is that GEMM's switch.
+            return step.result
+        if step.operation == "gemm":
+            return self._multiplied(step, tensors[step.inputs[0]], on) + self._errors(step, on)
+        total = sum(tensors[name] for name in step.inputs)
+        if step.weight == "bias":
+            total = total + self._bias
+        return total + self._errors(step, on)
 
-    def _emulate(self, x: QuantizedTensor, w: QuantizedTensor) -> _Emulated:
-        path = self._datapath
-        output, seen = scaled_gemm(x, w, path.mac, path.combine)
-        # Without an overflow the accumulators hold the exact sums.
-        safe = scaled_gemm(x, w, _WIDE, path.combine)[0] if seen.overflow_count else output
-        exact = _values(x) @ _values(w).T
-        return _Emulated(
-            output=output,
-            accumulator=output.astype(np.float64) - safe,
-            combine=safe - exact,
-            overflows=seen.overflow_count,
-        )
+    def _multiplied(self, step: Step, operand: Any, on: Collection[str]) -> NDArray[np.float64]:
+        is_stored = _STORED_OPERANDS[step.name] in on
+        if not isinstance(operand, str):
+            return operand @ self._weights[step.name, is_stored].T
+        is_rounded = _ROUNDED_OPERANDS[step.name] in on
+        return self._gemm(step.name, operand, is_rounded, is_stored, OVERFLOW in on)
 
-    def _exact_gemm(self, name: str, is_rounded: bool, is_stored: bool) -> NDArray[np.float64]:
-        x = self._x[name] if is_rounded else self._exact_x
+    def _exact_gemm(
+        self, name: str, operand: str, is_rounded: bool, is_stored: bool, overflows: bool
+    ) -> NDArray[np.float64]:
+        walk = self._walks[overflows]
+        x = walk.operands[operand] if is_rounded else self._exact_x
+        if overflows and not is_rounded:
+            x = _clipped_as(x, walk.operands[operand], self._walks[False].operands[operand])
         return x @ self._weights[name, is_stored].T
 
-    def _sum_errors(self, name: str, on: Collection[str]) -> NDArray[np.float64] | float:
-        run = self._runs[name]
-        error = run.accumulator if "accumulator" in on else 0.0
-        return error + run.combine if "combine" in on else error
+    def _errors(self, step: Step, on: Collection[str]) -> NDArray[np.float64] | float:
+        """What accumulators and sums of this step did wrong, as far as it is switched on."""
+        walk, free = self._walks[OVERFLOW in on], self._walks[False]
+        error = walk.accumulator.get(step.name, 0.0) if "accumulator" in on else 0.0
+        if "combine" in on:
+            error = error + free.sums[step.name]
+        if walk is not free:
+            error = error + (walk.sums[step.name] - free.sums[step.name])
+        return error
+
+    def _rounded(
+        self, step: Step, values: NDArray[np.float64], is_on: bool, overflows: bool
+    ) -> NDArray[np.float64]:
+        if not is_on and not (overflows and self.clipped):
+            return values
+        narrow = _float32_where_it_fits(values)
+        rounded = _rounded_values(step, narrow, self._walks[overflows].path)
+        if is_on:
+            return rounded
+        return _clipped_as(values, rounded, _rounded_values(step, narrow, self._walks[False].path))
+
+
+def _walk(
+    x: NDArray[np.float32],
+    solution: Solution,
+    split: PrecisionSplit,
+    path: Datapath,
+    bias: NDArray[np.float32] | None,
+) -> _Walk:
+    """Walk the emulated data path and compare every sum with the exact one of its operands."""
+    operands: dict[str, NDArray[np.float64]] = {}
+    accumulator: dict[str, Any] = {}
+    sums: dict[str, Any] = {}
+    overflows, clipped = 0, []
+    for done in walk_steps(x, solution, split, path, bias):
+        name, clipped = done.step.name, [*clipped, *done.clipped]
+        if done.step.operation == "round" and name not in _ROUNDINGS:
+            operands[done.step.result] = _values(done.result)
+        elif done.step.operation == "gemm":
+            overflows += done.statistics.overflow_count
+            safe = done.result
+            if done.statistics.overflow_count:
+                # Without an overflow the accumulators hold the exact sums.
+                is_clamped = path.float_overflow.rule(path.combine) == "saturate"
+                options = {"saturate": is_clamped}
+                safe, _ = scaled_gemm(done.inputs[0], done.weight, _WIDE, path.combine, **options)
+                accumulator[name] = _difference(done.result, safe.astype(np.float64))
+            with np.errstate(over="ignore", invalid="ignore"):
+                exact = _values(done.inputs[0]) @ _values(done.weight).T
+            sums[name] = _difference(safe, exact)
+        elif done.step.operation == "add":
+            terms = done.inputs if done.weight is None else (*done.inputs, done.weight)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = terms[0].astype(np.float64) + terms[1]
+            sums[name] = _difference(done.result, total)
+    facts = {"accumulator": accumulator, "sums": sums, "clipped": tuple(clipped)}
+    return _Walk(path=path, operands=operands, overflows=overflows, **facts)
+
+
+def _operand_weights(layer: Layer, solution: Solution) -> dict[tuple[str, bool], NDArray]:
+    """What each GEMM multiplies with, by its name and whether the weight is taken as stored."""
+    weight, branch = stored_weight(layer, solution), float_branch(layer, solution)
+    weights = {
+        ("main", True): _values(solution.main),
+        ("main", False): weight - (branch.product() if branch else 0.0),
+    }
+    if branch is not None:
+        weights |= {("down", True): _values(solution.right), ("down", False): branch.right}
+        weights |= {("up", True): _values(solution.left), ("up", False): branch.left}
+    return weights
+
+
+def _difference(result: NDArray, exact: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`result` less `exact`; 0 where `exact` is not finite, as its operands tell already."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(exact), result.astype(np.float64) - exact, 0.0)
+
+
+def _clipped_as(
+    values: NDArray[np.float64], clipped: NDArray[np.float64], free: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`values` with what leaving a format changed elsewhere: clamped, infinite or NaN values."""
+    with np.errstate(invalid="ignore"):
+        return np.where(clipped == free, values, values + (clipped - free))
+
+
+def _float32_where_it_fits(values: NDArray[np.float64]) -> NDArray[np.floating]:
+    narrow = values.astype(np.float32)
+    beyond = np.isinf(narrow) & np.isfinite(values)
+    return np.where(beyond, values, narrow.astype(np.float64)) if beyond.any() else narrow
+
+
+def _rounded_values(step: Step, x: NDArray[np.floating], path: Datapath) -> NDArray[np.float64]:
+    stored, _ = rounded_tensor(step.result, x, step.format, path.rounding, path.float_overflow)
+    return _values(stored)
 
 
 def _values(stored: QuantizedTensor) -> NDArray[np.float64]:
-    return stored.dequantize().astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return stored.dequantize().astype(np.float64)

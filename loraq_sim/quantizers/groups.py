@@ -27,7 +27,13 @@ def padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
 
 def group_extremes(rows: np.ndarray, group: int) -> np.ndarray:
     """The signed element of largest magnitude of each group, (rows, groups) float32."""
+    low, high = group_ends(rows, group)
+    return np.where(high >= -low, high, low)
+
+
+def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest element of each group, zero included, (rows, groups) each."""
     starts = np.arange(0, rows.shape[1], group)
     high = np.maximum.reduceat(rows, starts, axis=1)
     low = np.minimum.reduceat(rows, starts, axis=1)
-    return np.where(high >= -low, high, low)
+    return np.minimum(low, 0), np.maximum(high, 0)

@@ -113,8 +113,9 @@ def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantize
     zeros = np.zeros(low.shape, dtype=np.uint8)
     ratios = _ratios(fmt.element.bits) if rule == "mse" else np.ones(1, dtype=np.float32)
     hi = fmt.element.hi
-    for ratio in ratios:
-        scale = round_scales((high - low) * (ratio / hi), fmt.scale)
+    for ratio in ratios.astype(np.float64):
+        # One division in float64: `ratio / hi` rounded first would move most scales by an ulp.
+        scale = round_scales((high - low) * ratio / hi, fmt.scale)
         step = np.where(scale == 0, np.float32(1), scale).astype(np.float64)
         zero = np.clip(np.rint(-low * ratio / step), 0, hi)
         code = np.clip(np.rint(grouped / step) + zero, 0, hi)

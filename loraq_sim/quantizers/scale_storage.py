@@ -6,7 +6,9 @@ from loraq_sim.formats import ScaleFormat
 
 __all__ = ["round_scales", "scales_from_bytes", "scales_to_bytes"]
 
+# OCP Microscaling Formats v1.0, section 5.4.1: byte b is 2**(b - 127), and 255 is NaN.
 _E8M0_BIAS = 127
+_E8M0_NAN = 255
 
 
 def round_scales(scales: np.ndarray, stored: ScaleFormat) -> np.ndarray:
@@ -30,8 +32,9 @@ def scales_to_bytes(scales: np.ndarray, stored: ScaleFormat) -> bytes:
     """Little-endian bytes of `scales`, which must be values that `stored` can hold."""
     if stored.name == "e8m0":
         _, exponent = np.frexp(scales)
-        # Code 0 is 2**-127, which no scale reaches: it marks an all-zero group.
+        # Byte 255 is NaN; there is no zero, and an all-zero group has byte 0, which is 2**-127.
         codes = np.where(scales == 0, 0, exponent - 1 + _E8M0_BIAS)
+        codes = np.where(np.isnan(scales), _E8M0_NAN, codes)
         return codes.astype(np.uint8).tobytes()
     return scales.astype(_dtype(stored)).tobytes()
 
@@ -40,8 +43,8 @@ def scales_from_bytes(data: bytes, stored: ScaleFormat, shape: tuple[int, ...]) 
     """Scales of `shape` as float32 from what `scales_to_bytes` wrote."""
     if stored.name == "e8m0":
         codes = np.frombuffer(data, dtype=np.uint8).astype(np.int32)
-        values = np.ldexp(np.float32(1), codes - _E8M0_BIAS)
-        return np.where(codes == 0, np.float32(0), values).astype(np.float32).reshape(shape)
+        values = np.ldexp(np.float32(1), np.minimum(codes, _E8M0_NAN - 1) - _E8M0_BIAS)
+        return np.where(codes == _E8M0_NAN, np.float32(np.nan), values).reshape(shape)
     return np.frombuffer(data, dtype=_dtype(stored)).astype(np.float32).reshape(shape)
 
 

@@ -23,7 +23,9 @@ class QuantizedTensor:
 
     Scales are exactly the stored values, with two exceptions: those of fixed-point block elements
     are the stored power of two times 2**-fraction_bits, and those of ``nvfp4`` the float32 product
-    of the stored e4m3 scale and ``tensor_scale``.
+    of the stored e4m3 scale and ``tensor_scale``. A group of zeros has the scale 0, or 2**-127
+    where scales are e8m0, which has no
+    zero.
     """
 
     codes: np.ndarray
@@ -31,6 +33,13 @@ class QuantizedTensor:
     format: Format
     zero_points: np.ndarray | None = None
     tensor_scale: np.float32 | None = None
+
+    def __post_init__(self) -> None:
+        if self.scales is None or self.format.scale.name != "e8m0" or self.scales.all():
+            return
+        smallest = np.float32(2.0**-127) * self._scale_unit()
+        filled = np.where(self.scales == 0, smallest, self.scales).astype(np.float32)
+        object.__setattr__(self, "scales", filled)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,6 +60,22 @@ class QuantizedTensor:
         scale = self.format.scale
         return int(((stored >= scale.largest) | (stored == scale.smallest)).sum())
 
+    @property
+    def n_clipped(self) -> int:
+        """Scales, or 16-bit float values, at the largest of their format: they were clamped."""
+        if self.scales is None:
+            if self.format.element.bits > 16:
+                return 0
+            import ml_dtypes
+
+            largest = ml_dtypes.finfo(self.codes.dtype).max
+            return int((np.abs(self.codes) >= largest).sum())
+        if self.format.element.has_tensor_scale:
+            # The largest block has the largest scale by construction.
+            return 0
+        stored = np.abs(self.scales / self._scale_unit())
+        return int((stored >= self.format.scale.largest).sum())
+
     def dequantize(self) -> np.ndarray:
         """Values as float32; each is the float32 product of (code - zero point) and scale."""
         if self.scales is None:
@@ -58,7 +83,9 @@ class QuantizedTensor:
         levels = self.codes.astype(np.float32)
         if self.zero_points is not None:
             levels -= self._along_last_axis(self.zero_points).astype(np.float32)
-        levels *= self._along_last_axis(self.scales)
+        # A scale that overflowed is infinite: 0 times infinity is NaN.
+        with np.errstate(over="ignore", invalid="ignore"):
+            levels *= self._along_last_axis(self.scales)
         return levels
 
     def pack(self) -> bytes:

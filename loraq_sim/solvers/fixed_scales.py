@@ -19,7 +19,9 @@ def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
     if like.scales is None:
         return quantize(values, fmt)
     steps = _along_last_axis(like.scales, like)
-    scaled = values / np.where(steps == 0, np.float32(1), steps)
+    # Zero, and the smallest power that a format without zero has, mark a group of zeros.
+    is_empty = np.abs(steps) < np.finfo(np.float32).tiny
+    scaled = values / np.where(is_empty, np.float32(1), steps)
     if fmt.element.is_integer:
         codes = np.rint(scaled)
         if like.zero_points is not None:

@@ -71,4 +71,15 @@ def test_datapath_says_what_the_emulator_needs():
     datapath = load_accelerator("aie2").datapath
     assert (datapath.acc_bits, datapath.overflow, datapath.products_per_add) == (32, "wrap", 8)
     assert (datapath.rounding, datapath.saturation) == ("conv_even", "saturate")
-    assert load_accelerator("a100").datapath.out_format == "fp16"
+    # Turing has no bfloat16; the kernels of later GPUs write it.
+    assert load_accelerator("t4").datapath.out_format == "fp16"
+    assert load_accelerator("a100").datapath.out_format == "bf16"
+    assert load_accelerator("a100").datapath.p_format == "bf16"
+
+
+@pytest.mark.parametrize("name", list_accelerators())
+def test_every_file_says_with_a_source_what_floats_do_beyond_their_range(name):
+    overflow = load_accelerator(name).datapath.float_overflow
+    assert "not stated" not in overflow.source
+    assert overflow.rules["fp16"] == "infinity"
+    assert overflow.rules["fp8_e4m3"] == "saturate"
