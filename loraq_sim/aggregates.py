@@ -2,7 +2,8 @@
 
 Every aggregate is sqrt( sum_l w_l e_l^2 / sum_l w_l ) over layers l with relative errors e_l, and
 differs in the weights w_l only. Weights depend on the layer, never on its split, so squared errors
-add up and a choice of splits can be optimized exactly.
+add up and a choice of splits can be optimized exactly. One infinite error makes the aggregate
+infinite: a model with a layer whose output is not finite has none.
 
 The default weighs a layer by the numbers it writes. Of the weights that need no images it ranks
 mixed recipes of a trained transformer best: Spearman's correlation with the error of the images is

@@ -282,7 +282,7 @@ def _clipped(
 
 def _measured(layer: Layer, x: np.ndarray | None, emulated: LayerOutput | None) -> dict[str, Any]:
     if emulated is None:
-        return dict.fromkeys((*_ERRORS, *_STATISTICS)) | {"status": "ok"}
+        return dict.fromkeys((*_ERRORS, *_STATISTICS, "first_overflow")) | {"status": "ok"}
     error = output_error(emulated.y, _layer_reference(layer, len(x)))
     return {
         "output_error": error.relative,

@@ -3,7 +3,8 @@
 A row dominates another when it is no worse in every objective and better in at least one. The
 front holds every row that no other dominates; rows that are equal in all objectives do not
 dominate each other, so ties are all kept. A row whose status is not ``ok``, or that lacks an
-objective (None or NaN), is never on the front and dominates nothing. Infinities are numbers.
+objective (None or NaN), is never on the front and dominates nothing. Infinities are numbers, but
+for an infinite error, that of an output that is not finite: such a row is on no front either.
 
 Rows are a DataFrame or a list of dicts; what comes back has the same type and order.
 """
@@ -162,7 +163,8 @@ def eligible_points(
     points : ndarray of shape (rows, objectives), float64
         Columns to minimize, then columns to maximize with their sign turned; NaN where missing.
     eligible : ndarray of shape (rows,), bool
-        Rows with every objective and a status that is ``ok``, where there is one.
+        Rows with every objective, no infinite error, and a status that is ``ok``, where there is
+        one.
     """
     minimize, maximize = _names(minimize), _names(maximize)
     if not minimize and not maximize:
@@ -173,6 +175,9 @@ def eligible_points(
     columns += [-_numbers(frame, name) for name in maximize]
     points = np.stack(columns, axis=1)
     eligible = ~np.isnan(points).any(axis=1)
+    for name, values in zip((*minimize, *maximize), columns, strict=True):
+        if name.endswith("_error"):
+            eligible &= np.isfinite(values)
     if "status" in _columns(frame):
         eligible &= np.array([status == "ok" for status in _values(frame, "status")])
     return points, eligible

@@ -3,10 +3,14 @@
 ``W4A4``                no branch
 ``W4A4+W8A8r64``        branch of rank 64 with 8-bit factors and 8-bit activations
 ``W4A4+W8A8@fp16r32``   branch W8A8 of the largest rank that fits the bytes of a 16-bit rank-32 one
+
+The text of a split says what runs. A format that was replaced in Python is written out where it is
+not the one its width stands for: ``W4A4u`` for zero points in the split's own groups, else the
+format in brackets, as in ``W4A4[uint4/row/fp16]``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
@@ -31,20 +35,55 @@ class PrecisionSplit:
     """Formats of one split.
 
     ``rank`` is set for ``rN``; ``budget`` (such as ``"fp16@32"``) for ``@fp16rN``; both are None
-    without a branch. ``main`` and ``branch`` are short names such as ``"W4A8"``.
+    without a branch. ``main`` and ``branch`` are short names such as ``"W4A8"``. They and ``text``
+    follow from the formats, also where `dataclasses.replace` changed one.
     """
 
-    text: str
+    text: str = field(init=False)
     family: str
     group: int
-    main: str
+    main: str = field(init=False)
     main_weight: Format
     main_activation: Format
-    branch: str | None = None
+    branch: str | None = field(init=False)
     branch_weight: Format | None = None
     branch_activation: Format | None = None
     rank: int | None = None
     budget: str | None = None
+
+    def __post_init__(self) -> None:
+        main, branch = self._part("main"), None
+        text = self._label("main")
+        if self.branch_weight is not None:
+            branch = self._part("branch")
+            text += f"+{self._label('branch')}"
+            if self.budget is not None:
+                text += "@{}r{}".format(*self.budget.split("@"))
+            elif self.rank is not None:
+                text += f"r{self.rank}"
+        for name, value in (("main", main), ("branch", branch), ("text", text)):
+            object.__setattr__(self, name, value)
+
+    def _part(self, name: str) -> str:
+        weight, activation = getattr(self, f"{name}_weight"), getattr(self, f"{name}_activation")
+        return f"W{weight.element.bits}A{activation.element.bits}"
+
+    def _label(self, name: str) -> str:
+        weight, activation = getattr(self, f"{name}_weight"), getattr(self, f"{name}_activation")
+        return f"W{self._written(weight)}A{self._written(activation)}"
+
+    def _written(self, fmt: Format) -> str:
+        """Bits of a format that the family gives that width; else the format as well."""
+        bits = fmt.element.bits
+        try:
+            usual = _format(str(bits), self.family, self.group, "")
+        except InputError:
+            usual = None
+        if fmt == usual:
+            return str(bits)
+        if fmt == _with_zero_points(bits, self.group):
+            return f"{bits}u"
+        return f"{bits}[{fmt}]"
 
     @property
     def has_branch(self) -> bool:
@@ -91,27 +130,28 @@ def parse_split(
     fields = {
         "family": family,
         "group": group,
-        "main": f"W{int(main_w)}A{int(main_a)}",
         "main_weight": _format(main_w, family, group, text),
         "main_activation": _format(main_a, family, group, text),
     }
     if branch_w is None:
-        return PrecisionSplit(text=fields["main"], **fields)
+        return PrecisionSplit(**fields)
     size = int(rank if rank is not None else budget_rank)
     if size == 0:
+        plain = f"W{int(main_w)}A{int(main_a)}"
         raise InputError(
-            f"split {str(text)!r:.100}: rank must be at least 1; write {fields['main']} instead"
+            f"split {str(text)!r:.100}: rank must be at least 1; write {plain} instead"
         )
     fields |= {
-        "branch": f"W{int(branch_w)}A{int(branch_a)}",
         "branch_weight": _format(branch_w, family, group, text),
         "branch_activation": _format(branch_a, family, group, text),
     }
     if rank is not None:
-        canonical = f"{fields['main']}+{fields['branch']}r{size}"
-        return PrecisionSplit(text=canonical, rank=size, **fields)
-    canonical = f"{fields['main']}+{fields['branch']}@{budget_format}r{size}"
-    return PrecisionSplit(text=canonical, budget=f"{budget_format}@{size}", **fields)
+        return PrecisionSplit(rank=size, **fields)
+    return PrecisionSplit(budget=f"{budget_format}@{size}", **fields)
+
+
+def _with_zero_points(bits: int, group: int) -> Format | None:
+    return parse_format(f"uint{bits}/g{group}") if 2 <= bits <= 8 else None
 
 
 def _format(bits: str, family: str, group: int, text: str) -> Format:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraq_sim.aggregates import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.errors import InputError
-from loraq_sim.rows import IDENTITY, Row
+from loraq_sim.rows import EVALUATED, IDENTITY, Row
 
 if TYPE_CHECKING:
     import pandas
@@ -21,11 +21,13 @@ __all__ = ["ERROR_FORMULA", "MODEL_COLUMNS", "WEIGHT_ERROR_FORMULA", "as_asked",
 ERROR_FORMULA = aggregate_of("output_error").formula
 WEIGHT_ERROR_FORMULA = aggregate_of("weight_error").formula
 
+_MOST_NAMED = 3
 _KEYS = tuple(name for name in IDENTITY if name != "layer")
 _COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
 _NUMBERS = (
     *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
-    *("overflow_count", "safe_acc_bits", *_COSTS, "utilization", "bound"),
+    *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
+    *(*_COSTS, "utilization", "bound"),
 )
 MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
 """Columns of the totals, in order."""
@@ -58,15 +60,19 @@ def model_totals(
             sum over layers of calls per step times the cost of one call;
         ``weight_bytes``, ``overflow_count``, ``safe_acc_bits``
             each layer's weight counted once; sum; maximum;
+        ``clipped_count``, ``first_clipped``
+            sum; the first layer with one, and what its row says;
         ``bits_per_weight``
             8 * sum of weight_bytes / sum of n * k;
         ``output_error``, ``weight_error``, ``sqnr_db``
-            `ERROR_FORMULA`; `WEIGHT_ERROR_FORMULA`; -20 log10(output_error), None when exact;
+            `ERROR_FORMULA`; `WEIGHT_ERROR_FORMULA`; -20 log10(output_error), None when exact; the
+            output error is infinite where a layer's output is not finite;
         ``utilization``, ``bound``
             mean weighted by time; the bound that holds for most of the time;
         ``status``
-            ``ok``, or ``incomplete`` when a layer is missing that another combination has. The
-            numbers are then None, because a sum over fewer layers cannot be compared.
+            ``ok``; ``overflow`` when the output of a layer is not finite, which `message` names;
+            ``incomplete`` when a layer is missing that another combination has. The numbers are
+            then None, because a sum over fewer layers cannot be compared.
 
     Notes
     -----
@@ -87,7 +93,7 @@ def model_totals(
         key = tuple(row.get(name) for name in _KEYS)
         _insert(combinations.setdefault(key, {}), row)
         members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
-        if row.get("status") == "ok":
+        if row.get("status") in EVALUATED:
             usable.setdefault(row.get("dump"), set()).add(row["layer"])
     totals = [
         dict(zip(_KEYS, key, strict=True))
@@ -129,7 +135,7 @@ def _insert(by_layer: dict[str, Row], row: Row) -> None:
 def _combination(
     by_layer: dict[str, Row], members: set[str], usable: set[str], aggregate: str
 ) -> Row:
-    done = [row for row in by_layer.values() if row.get("status") == "ok"]
+    done = [row for row in by_layer.values() if row.get("status") in EVALUATED]
     n_missing = len(members) - len(done)
     comparable = bool(done) and len(done) == len(usable)
     facts: Row = {
@@ -140,10 +146,18 @@ def _combination(
         "message": f"{n_missing} of {len(members)} layers missing" if n_missing else "",
     }
     numbers = _sums(done, aggregate) if comparable else dict.fromkeys(_NUMBERS)
-    n_silent = sum(row.get("output_error") is None for row in done)
+    n_silent = sum(_error_of(row, "output_error") is None for row in done)
+    told = [facts["message"]]
     if comparable and n_silent:
-        silent = f"output error not known: {n_silent} of {len(done)} layers have no activations"
-        facts["message"] = "; ".join(filter(None, (facts["message"], silent)))
+        told.append(f"output error not known: {n_silent} of {len(done)} layers have no activations")
+    wild = [row["layer"] for row in done if row["status"] == "overflow"]
+    if comparable and wild:
+        facts["status"] = "overflow"
+        told.append(f"the output of {len(wild)} of {len(done)} layers is not finite: {_few(wild)}")
+    clamped = [row["layer"] for row in done if row.get("clipped_count") and row["status"] == "ok"]
+    if comparable and clamped:
+        told.append(f"values beyond a float format are clamped in {_few(clamped)}")
+    facts["message"] = "; ".join(filter(None, told))
     return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
 
 
@@ -159,6 +173,11 @@ def _sums(rows: Sequence[Row], aggregate: str) -> Row:
         "sqnr_db": _sqnr_db(error),
         "overflow_count": _over(sum, rows, lambda row: row["overflow_count"]),
         "safe_acc_bits": _over(max, rows, lambda row: row["safe_acc_bits"]),
+        "clipped_count": _over(sum, rows, lambda row: row["clipped_count"]),
+        "first_clipped": next(
+            (f"{row['layer']}: {row['first_clipped']}" for row in rows if row.get("first_clipped")),
+            None,
+        ),
     }
     for name in _COSTS:
         totals[name] = _over(sum, rows, lambda row, name=name: row[name] * _calls(row))
@@ -185,9 +204,21 @@ def _over(
 
 def _root_mean_square(rows: Sequence[Row], column: str, aggregate: str) -> float | None:
     weight = aggregate_of(column, aggregate).weight
-    square = _over(sum, rows, lambda row: weight(row) * row[column] ** 2)
+    square = _over(sum, rows, lambda row: weight(row) * _error_of(row, column) ** 2)
     mean = _ratio(1, square, _over(sum, rows, weight))
     return None if mean is None else math.sqrt(mean)
+
+
+def _error_of(row: Row, column: str) -> float | None:
+    """Relative error of a row: of an output that is not finite infinite, which JSON makes null."""
+    error = row.get(column)
+    is_wild = column == "output_error" and row.get("status") == "overflow"
+    return math.inf if error is None and is_wild else error
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _ratio(factor: float, over: float | None, under: float | None) -> float | None:

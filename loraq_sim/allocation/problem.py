@@ -147,7 +147,10 @@ def _why_none(rows: Sequence[Row], needed: Sequence[str]) -> str:
             hint = "the dump has no activations; " if column == "output_error" else ""
             other = "weight_error" if column == "output_error" else "another column"
             return f"no row knows {column}: {hint}use {other}"
-    return f"none of the {len(rows)} rows can be used: {len(rows) - len(done)} of them failed"
+    wild = sum(row.get("status") == "overflow" for row in rows)
+    failed = len(rows) - len(done) - wild
+    beyond = f", the output of {wild} is not finite (values beyond a float format)" if wild else ""
+    return f"none of the {len(rows)} rows can be used: {failed} of them failed{beyond}"
 
 
 def _notes(rows: Sequence[Row], by_layer: dict[str, list[Row]]) -> list[str]:
@@ -157,6 +160,12 @@ def _notes(rows: Sequence[Row], by_layer: dict[str, list[Row]]) -> list[str]:
         notes.append(
             f"{len(missing)} of {len(by_layer)} layers have no usable row and are left out of all "
             f"sums, such as {missing[0]}"
+        )
+    wild = [row for row in rows if row.get("status") == "overflow"]
+    if wild:
+        notes.append(
+            f"{len(wild)} rows are not chosen from, because their output is not finite, such as "
+            f"{wild[0]['split']} of {wild[0]['layer']}"
         )
     most = max(map(len, by_layer.values()))
     fewer = [name for name, options in by_layer.items() if 0 < len(options) < most]

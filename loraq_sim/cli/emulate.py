@@ -124,6 +124,8 @@ def emulate_command(
 
     def show(has_messages: bool) -> None:
         columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+        if any(row.get("clipped_count") for row in rows):
+            columns[-1:-1] = ["clipped_count", "status"]
         print_table(result_table(rows, columns, title=title), output)
 
     end_with(rows, show)

@@ -25,6 +25,7 @@ def report_sweep(
 ) -> None:
     """CSV and picture beside the store; the front, or everything as JSON, on stdout."""
     from loraq_sim.pareto import mark_front
+    from loraq_sim.results.clipped import clipped_note
     from loraq_sim.totals import ERROR_FORMULA, model_totals
     from reports.figures import pareto_figure, save_figure
     from reports.tables import front_table, result_table, totals_table
@@ -33,6 +34,7 @@ def report_sweep(
     store.export_csv(folder / "results.csv", composed.case_ids)
     totals = mark_front(model_totals(rows, layers=composed.layers), by=("dump", "accelerator"))
     front = [row for row in totals if row["pareto"]]
+    beyond = clipped_note(rows)
     made = ["results.sqlite", "results.csv"]
     if front:
         figure = pareto_figure(
@@ -54,6 +56,7 @@ def report_sweep(
                 "front": front,
                 "model": totals,
                 "error_formula": ERROR_FORMULA,
+                "notes": [beyond] if beyond else [],
                 "provenance": provenance[-1] if provenance else {},
             }
         )
@@ -69,6 +72,9 @@ def report_sweep(
             tables.append(totals_table(rest, title="Not on the front"))
         print_tables(tables, output)
         note(ERROR_FORMULA, quiet=quiet)
+    if beyond:
+        # Said under --quiet, too: without it a total would look like any other.
+        note(beyond)
     for name in made:
         note(f"wrote {folder / name}", quiet=quiet)
 

@@ -1,5 +1,7 @@
 """One row: error and cost of a layer in a split on an accelerator."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -142,3 +144,87 @@ def test_scales_at_the_end_of_their_format_are_remarked_on(layer):
 def test_an_unknown_accelerator_is_named_with_its_neighbors(layer):
     with pytest.raises(hwmodels.AcceleratorError, match=r"aie3.*aie2"):
         evaluate(layer, accelerator="aie3")
+
+
+@pytest.fixture(scope="module")
+def loud():
+    """64 x 128 with outputs up to 1e5 and P up to 1.4e5, as diffusion models have them."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((64, 128)) * 0.5).astype(np.float32)
+    activations = (rng.standard_normal((32, 128)) * 5000).astype(np.float32)
+    return lq.Layer(name="loud", weight=weight, activations=activations)
+
+
+def test_an_output_beyond_fp16_is_counted_named_and_has_an_infinite_error(loud):
+    row = lq.evaluate_layer(loud, "W8A8", "t4", preset="fast")
+    exact = loud.activations.astype(np.float64) @ loud.weight.T.astype(np.float64)
+    with np.errstate(over="ignore"):
+        wild = np.isinf(exact.astype(np.float16))
+    # The exact outputs next to the limit lie further from it than what 8 bits change.
+    assert row["clipped_count"] == wild.sum() == 32
+    first = np.flatnonzero(wild.any(axis=1))[0]
+    assert row["first_clipped"] == f"y in fp16, row {first}"
+    assert (row["status"], row["output_error"], row["sqnr_db"]) == ("overflow", np.inf, -np.inf)
+    assert np.isnan(row["cosine"])
+    assert (
+        f"32 of 2,048 values of y overflow fp16 to infinity (first: row {first})" in row["message"]
+    )
+    kept = lq.evaluate_layer(loud, "W8A8", "h100", preset="fast")
+    assert (kept["status"], kept["clipped_count"], kept["first_clipped"]) == ("ok", 0, None)
+    assert kept["output_error"] < 0.02
+
+
+def test_the_first_row_is_that_of_the_dump_also_in_a_sample(loud):
+    row = lq.evaluate_layer(loud, "W8A8", "t4", preset="fast", tokens=5)
+    exact = loud.activations.astype(np.float64) @ loud.weight.T.astype(np.float64)
+    rows = np.arange(5) * 32 // 5
+    first = next(int(index) for index in rows if (np.abs(exact[index]) > 65520).any())
+    assert row["first_clipped"] == f"y in fp16, row {first}"
+
+
+def test_a_kernel_may_clamp_what_the_file_lets_overflow(loud):
+    path = {"float_overflow": {"fp16": "saturate"}}
+    row = lq.evaluate_layer(loud, "W8A8", "t4", preset="fast", datapath=path)
+    assert (row["status"], row["clipped_count"]) == ("ok", 32)
+    assert "32 of 2,048 values of y are clamped to the largest fp16" in row["message"]
+    assert 0.01 < row["output_error"] < 0.1
+    rules = datapath_for(hwmodels.load_accelerator("t4"), path).float_overflow
+    assert (rules.fp16, rules.bf16, rules.fp8_e4m3) == ("saturate", "infinity", "saturate")
+
+
+def test_p_and_scales_beyond_fp16_are_named(loud):
+    path = {"p_format": "fp16", "out_format": "bf16"}
+    row = lq.evaluate_layer(loud, "W8A8+W8A8r8", "h100", preset="fast", datapath=path)
+    assert row["status"] == "overflow"
+    assert row["first_clipped"].startswith("P in fp16, row ")
+    assert "values of P overflow fp16 to infinity" in row["message"]
+    huge = lq.Layer(name="huge", weight=loud.weight, activations=loud.activations * 100)
+    row = lq.evaluate_layer(huge, "W4A4", "aie2", preset="fast")
+    assert row["first_clipped"].startswith("scales of X_a in fp16, row ")
+    assert row["status"] == "overflow"
+
+
+def test_stored_scales_and_factors_at_their_end_are_counted():
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((16, 32)) * 1e7).astype(np.float32)
+    row = lq.evaluate_layer(lq.Layer(name="w", weight=weight), "W2A8", "aie2", preset="fast")
+    # Scales are the largest magnitude over 1, beyond fp16 in every group.
+    assert row["clipped_count"] == 16
+    assert row["first_clipped"] == "stored main"
+    assert "16 of 16 scales of main are at an end of the fp16 range" in row["message"]
+    wide = lq.Layer(name="w", weight=weight, activations=np.ones((2, 32), np.float32))
+    row = lq.evaluate_layer(wide, "W16A16", "aie2", preset="fast")
+    assert row["clipped_count"] == (np.abs(weight) >= 65520).sum()
+    assert "values of main are clamped to the largest fp16" in row["message"]
+
+
+def test_zero_points_are_labelled_and_said_to_be_beside_the_integer_path(layer):
+    split = dataclasses.replace(
+        parse_split("W4A4+W8A8r8"), main_activation=lq.parse_format("uint4/g64")
+    )
+    row = evaluate(layer, split)
+    assert row["split"] == "W4A4u+W8A8r8"
+    assert row["arithmetic"] == "model: float32 sums of codes with zero points"
+    assert "zero points are not on the integer path: main ran as float32 sums" in row["message"]
+    plain = evaluate(layer)
+    assert (plain["arithmetic"], plain["message"]) == ("bit exact", "")

@@ -140,3 +140,14 @@ def test_objectives_must_be_numbers_and_at_least_one():
         pareto_front([{"bound": "dram"}], ["bound"])
     with pytest.raises(InputError, match="at least one column"):
         pareto_front([{"e": 1.0}], [])
+
+
+def test_an_infinite_error_is_on_no_front_whatever_it_costs():
+    rows = [
+        {"output_error": math.inf, "latency_s": 1.0, "status": "ok"},
+        {"output_error": 0.5, "latency_s": 2.0, "status": "ok"},
+        {"output_error": math.inf, "latency_s": 0.5, "status": "overflow"},
+    ]
+    assert pareto_front(rows) == rows[1:2]
+    assert pareto_front(rows[:1]) == []
+    assert pareto_front(rows, minimize=["latency_s"]) == rows[:1]

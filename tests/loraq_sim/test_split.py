@@ -1,8 +1,11 @@
 """Precision splits as text."""
 
+import dataclasses
+
 import pytest
 
 from loraq_sim.errors import InputError
+from loraq_sim.formats import parse_format
 from loraq_sim.split import parse_split
 
 
@@ -85,3 +88,31 @@ def test_unknown_family_and_bad_group_are_refused():
         parse_split("W4A4", family="inte")
     with pytest.raises(InputError, match=r"group must be an integer from 1 .* got 0"):
         parse_split("W4A4", group=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "main"),
+    [
+        ({"main_activation": "uint4/g64"}, "W4A4u+W8A8r8", "W4A4"),
+        ({"main_activation": "uint4/row"}, "W4A4[uint4/row/fp16]+W8A8r8", "W4A4"),
+        ({"main_activation": "int8/g64"}, "W4A8+W8A8r8", "W4A8"),
+        ({"main_activation": "bf16"}, "W4A16[bf16]+W8A8r8", "W4A16"),
+        ({"main_weight": "uint4/g64", "rank": 16}, "W4uA4+W8A8r16", "W4A4"),
+        ({"branch_weight": "fp16", "branch_activation": "mxint8"}, None, "W4A4"),
+    ],
+)
+def test_a_format_replaced_in_python_is_in_the_label(changes, text, main):
+    split = parse_split("W4A4+W8A8r8")
+    formats = {name: parse_format(v) if isinstance(v, str) else v for name, v in changes.items()}
+    changed = dataclasses.replace(split, **formats)
+    assert changed.text == (text or "W4A4+W16A8[mxint8]r8")
+    assert changed.main == main
+    assert str(dataclasses.replace(changed, group=split.group)) == changed.text
+
+
+@pytest.mark.parametrize("family", ["int", "mxint", "mxfp", "nvfp"])
+@pytest.mark.parametrize("text", ["W4A4", "W8A16", "W16A4", "W4A8+W6A8r64", "W4A4+W8A8@fp16r32"])
+def test_a_label_parses_to_the_split_it_labels(text, family):
+    split = parse_split(text, family=family, group=32)
+    assert split.text == text
+    assert parse_split(split.text, family=family, group=32) == split

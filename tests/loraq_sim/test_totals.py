@@ -1,4 +1,5 @@
 import json
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -143,6 +144,29 @@ def test_an_exact_result_has_no_sqnr():
 def test_two_rows_of_one_layer_are_refused():
     with pytest.raises(InputError, match="layer 'a' has two rows for split W4A4"):
         model_totals([result("a"), result("a")])
+
+
+@pytest.mark.parametrize("error", [math.inf, None])
+def test_a_layer_whose_output_is_not_finite_makes_the_model_infinite_and_is_named(error):
+    wild = {"status": "overflow", "output_error": error, "clipped_count": 32}
+    rows = [
+        result("a", clipped_count=0),
+        result("b", **wild, first_clipped="y in fp16, row 3"),
+        result("a", "W4A8", clipped_count=0, latency_s=9.0),
+        result("b", "W4A8", clipped_count=2, first_clipped="P in bf16, row 1"),
+    ]
+    broken, whole = mark_front(model_totals(rows), by=("dump", "accelerator"))
+    assert (broken["status"], broken["output_error"], broken["sqnr_db"]) == (
+        *("overflow", math.inf, -math.inf),
+    )
+    assert broken["message"] == "the output of 1 of 2 layers is not finite: b"
+    assert (broken["clipped_count"], broken["first_clipped"]) == (32, "b: y in fp16, row 3")
+    assert broken["latency_s"] == 2.0
+    assert not broken["pareto"]
+    assert (whole["status"], whole["pareto"], whole["clipped_count"]) == ("ok", True, 2)
+    assert whole["message"] == "values beyond a float format are clamped in b"
+    (from_frame,) = model_totals(pd.DataFrame(rows[:2])).to_dict("records")
+    assert from_frame["output_error"] == math.inf
 
 
 def test_no_rows_give_no_totals():

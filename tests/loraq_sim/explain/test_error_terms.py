@@ -1,6 +1,7 @@
 """Errors switched off in turn: the ends are the emulated and the exact layer, the shares add up."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -30,12 +31,14 @@ def layer():
     )
 
 
-def switchable(layer, text, path, *, family="int", method="lqer", **options):
+def switchable(layer, text, path, *, family="int", method="lqer", scale=1, **options):
+    layer = louder(layer, scale)
     split = lq.parse_split(text, family=family, group=32)
     solution = solve_split(layer, split, method=method, preset="fast", seed=0, **options)
     return SwitchableLayer(layer, solution, split, path, layer.activations), solution, split
 
 
+LOUD = {"fp16": "saturate"}
 CASES = {
     "no branch": ("W4A4", Datapath(), {}),
     "branch": ("W4A4+W8A8r8", Datapath(), {}),
@@ -51,15 +54,32 @@ CASES = {
     "small floats": ("W4A4+W8A8r8", Datapath(combine="fp22"), {"family": "mxfp"}),
     "rotated": ("W4A4+W8A8r8", Datapath(), {"smooth": 0.5, "rotate": "hadamard:32"}),
     "smoothed": ("W4A4+W8A8r8", Datapath(), {"smooth": 0.5}),
+    "clamped output": (
+        "W4A4+W8A8r8",
+        Datapath(out_format="fp16", float_overflow=LOUD),
+        {"scale": 2e3},
+    ),
+    "infinite output": ("W4A4+W8A8r8", Datapath(out_format="fp16"), {"scale": 2e3}),
+    "infinite P": (
+        "W4A4+W8A8r8",
+        Datapath(p_format="fp16", out_format="fp32"),
+        {"scale": 3e4},
+    ),
+    "infinite scales": ("W4A4+W8A8r8", Datapath(out_format="fp32"), {"scale": 5e4}),
     "int8 output": ("W4A4+W8A8r8", Datapath(out_format="int8/row"), {}),
 }
+
+
+def louder(layer, scale):
+    return dataclasses.replace(layer, activations=layer.activations * np.float32(scale))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_with_all_switches_on_the_output_is_that_of_the_emulated_data_path(layer, name):
     text, path, options = CASES[name]
     parts, solution, split = switchable(layer, text, path, **options)
-    emulated = run_layer(layer.activations, solution, split, path, layer.bias)
+    loud = louder(layer, options.get("scale", 1))
+    emulated = run_layer(loud.activations, solution, split, path, layer.bias)
     np.testing.assert_array_equal(parts.output(parts.sources), emulated.y)
     assert parts.overflows == emulated.statistics.overflow_count
     if name == "narrow accumulator":
@@ -70,7 +90,8 @@ def test_with_all_switches_on_the_output_is_that_of_the_emulated_data_path(layer
 def test_with_all_switches_off_it_is_that_of_the_full_precision_layer(layer, name):
     text, path, options = CASES[name]
     parts, _, _ = switchable(layer, text, path, **options)
-    reference = reference_output(layer, layer.activations)
+    loud = louder(layer, options.get("scale", 1))
+    reference = reference_output(layer, loud.activations)
     # Float64 sums of 128 + 8 products of normal numbers.
     np.testing.assert_allclose(
         parts.output(()), reference, rtol=0, atol=1e-11 * abs(reference).max()
@@ -81,13 +102,16 @@ def test_with_all_switches_off_it_is_that_of_the_full_precision_layer(layer, nam
 def test_shares_add_up_and_errors_are_those_of_the_outputs(layer, name):
     text, path, options = CASES[name]
     parts, _, split = switchable(layer, text, path, **options)
-    reference = reference_output(layer, layer.activations)
+    reference = reference_output(layer, louder(layer, options.get("scale", 1)).activations)
     rows, summary = output_terms(parts, reference)
     assert [row["source"] for row in rows] == [
         *(s for s in SOURCES if split.has_branch or s not in BRANCH_SOURCES),
         INTERACTION,
     ]
     assert sum(row["share"] for row in rows) == pytest.approx(1.0, abs=1e-12)
+    if name.startswith("infinite"):
+        assert summary["total_error"] == math.inf
+        return
     whole = np.linalg.norm(parts.output(parts.sources) - reference) / np.linalg.norm(reference)
     assert summary["total_error"] == pytest.approx(whole, rel=1e-12)
     assert summary["unexplained_error"] < 1e-12
@@ -97,7 +121,8 @@ def test_shares_add_up_and_errors_are_those_of_the_outputs(layer, name):
 
 def shares(layer, text, path, **options):
     parts, _, _ = switchable(layer, text, path, **options)
-    rows, _ = output_terms(parts, reference_output(layer, layer.activations))
+    x = louder(layer, options.get("scale", 1)).activations
+    rows, _ = output_terms(parts, reference_output(layer, x))
     return {row["source"]: row for row in rows}
 
 
@@ -118,6 +143,38 @@ def test_the_source_that_was_made_worse_has_the_larger_share(layer):
     assert output["output_rounding"]["share"] > 10 * base["output_rounding"]["share"]
     sums = shares(layer, "W4A8+W8A8r8", Datapath(combine="bf16"))
     assert sums["combine"]["error_alone"] > 100 * base["combine"]["error_alone"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [("infinite output", "y"), ("infinite P", "P"), ("infinite scales", "scales of X_a")],
+)
+def test_an_infinite_error_is_due_to_what_left_its_format(layer, name, tensor):
+    text, path, options = CASES[name]
+    parts, _, _ = switchable(layer, text, path, **options)
+    assert tensor in [found.tensor for found in parts.clipped]
+    rows, _ = output_terms(
+        parts, reference_output(layer, louder(layer, options["scale"]).activations)
+    )
+    told = {row["source"]: row for row in rows}
+    assert told["float_overflow"]["share"] == 1.0
+    assert told["p_rounding"]["share"] == 0.0
+    # Without it the error is that of a layer of usual size: floats know no scale but the limits.
+    usual, _, _ = switchable(layer, text, path)
+    _, summary = output_terms(usual, reference_output(layer, layer.activations))
+    assert told["float_overflow"]["error_without"] == pytest.approx(summary["total_error"], rel=0.2)
+    assert told["float_overflow"]["error_alone"] == math.inf
+    assert told["main_activation"]["error_alone"] < 1
+
+
+def test_clamped_values_are_a_source_of_their_own_and_not_rounding(layer):
+    text, path, options = CASES["clamped output"]
+    clamped = shares(layer, text, path, **options)
+    usual = shares(layer, text, Datapath(out_format="fp16"))
+    assert usual["float_overflow"]["share"] == 0.0
+    assert usual["float_overflow"]["error_alone"] < 1e-12
+    assert clamped["float_overflow"]["share"] > 0.5
+    assert clamped["output_rounding"]["error_alone"] < 1e-3
 
 
 def test_weight_terms_are_orthogonal_parts_of_the_weight_error(layer):
