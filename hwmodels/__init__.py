@@ -18,6 +18,7 @@ _EXPORTS = {
     "describe": "datasheet",
     "describe_modes": "modes",
     "estimate_cost": "cost",
+    "idle_keys": "datasheet",
     "list_accelerators": "loader",
     "list_models": "inventory",
     "load_accelerator": "loader",
@@ -28,6 +29,7 @@ _EXPORTS = {
     "sensitivity": "sensitivity",
     "summarize": "validation",
     "tensor_bytes": "workload",
+    "unreachable_modes": "modes",
     "validate": "validation",
     "with_overrides": "overrides",
 }

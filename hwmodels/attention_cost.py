@@ -28,6 +28,7 @@ class ProductCost:
     dram_bytes: int
     weight_bytes: int
     bound: str
+    peak_activation_bytes: int
 
 
 def product_cost(entry: InventoryEntry, hw: Accelerator) -> ProductCost:
@@ -63,4 +64,5 @@ def product_cost(entry: InventoryEntry, hw: Accelerator) -> ProductCost:
         dram_bytes=moved,
         weight_bytes=weight_bytes,
         bound="dispatch" if hw.dispatch.launch_s > busy[bound] else bound,
+        peak_activation_bytes=moved - weight_bytes,
     )

@@ -1,8 +1,10 @@
 """Latency, energy and bytes of one layer on one accelerator.
 
-latency = dispatch + fill + max(compute, vector, L1 streams, L2, DRAM), per kernel, with the tile
-that makes it least. Transfers overlap compute (double buffering), so the busiest resource sets the
-pace and is named as the bound; `stall` is what it adds to the compute time.
+latency = dispatch + fill + transforms + max(compute, vector, L1 streams, L2, DRAM), per kernel,
+with the tile that makes it least. Transfers overlap compute (double buffering), so the busiest
+resource sets the pace and is named as the bound; `stall` is what it adds to the compute time.
+Smoothing and rotating X come before the first MAC and hide behind nothing. Of a kernel that several
+layers share, each is charged an even part.
 """
 
 import math
@@ -14,7 +16,7 @@ import numpy as np
 from hwmodels.branch import GemmKernel, split_into_kernels
 from hwmodels.description import Accelerator
 from hwmodels.energy import kernel_energy
-from hwmodels.kernel_cycles import BusyCycles, busy_cycles
+from hwmodels.kernel_cycles import BusyCycles, busy_cycles, transform_cycles
 from hwmodels.systolic import systolic_busy_cycles
 from hwmodels.tiling import Tiles, legal_tiles, requested_tile
 from hwmodels.traffic import DramTraffic, dram_traffic, l1_fill_cycles, l2_read_bytes
@@ -69,6 +71,10 @@ class Cost:
         MAC mode name of main, branch_down and branch_up.
     tile_mkn : (m, k, n)
         Core tile of the main kernel.
+    peak_activation_bytes, working_set_bytes : int
+        X, P and y at once (`GemmWorkload.peak_activation_bytes`); these and the stored weights.
+    fits_in : str
+        Where the working set fits as a whole: l1 (of all units together), l2 or dram.
     kernels : tuple of KernelCost
         One entry per dispatch.
     """
@@ -85,6 +91,9 @@ class Cost:
     busy_s: dict[str, float]
     modes: dict[str, str]
     tile_mkn: tuple[int, int, int]
+    peak_activation_bytes: int
+    working_set_bytes: int
+    fits_in: str
     kernels: tuple[KernelCost, ...]
 
     def _repr_html_(self) -> str:
@@ -121,6 +130,7 @@ def estimate_cost(
     energy_parts["static"] = static_j
     dram_parts = _sum_parts(_dram_parts(kernel) for kernel in kernels)
     weights = work.weight_bytes()
+    working_set = work.peak_activation_bytes + sum(weights.values())
     peak_s, roofline_s = _roofline(split, hw)
     return Cost(
         latency_s=latency,
@@ -140,6 +150,9 @@ def estimate_cost(
         busy_s=_sum_parts(kernel.busy_s for kernel in kernels),
         modes={part: mode for kernel in kernels for part, mode in kernel.modes.items()},
         tile_mkn=kernels[0].tile_mkn,
+        peak_activation_bytes=work.peak_activation_bytes,
+        working_set_bytes=working_set,
+        fits_in=_level_that_holds(hw, working_set),
         kernels=tuple(kernels),
     )
 
@@ -162,31 +175,42 @@ def _kernel_cost(
         "dram": moved / hw.memories.dram.sustained_bytes_per_s,
     }
     if kernel.branch is not None and kernel.branch.down_place == "side":
-        macs = kernel.m * kernel.branch.rank * kernel.k
+        macs = kernel.down_share * kernel.m * kernel.branch.rank * kernel.k
         limits["side"] = np.full_like(pipeline_s, macs / hw.side_unit.macs_per_cycle / clock)
     pace = np.maximum.reduce(list(limits.values()))
     fill = _fill_s(hw, kernel, tiles)
-    total = hw.dispatch.launch_s + fill + pace
+    transforms = transform_cycles(hw, kernel)
+    before_s = sum(transforms.values()) / clock
+    total = hw.dispatch.launch_s + fill + before_s + pace
     best = int(np.argmin(total))
     busy_s = {name: float(value[best]) for name, value in limits.items()}
     parts = _latency_parts(busy, best, clock)
     parts["stall"] = float(pace[best] - pipeline_s[best])
     parts["fill"] = float(fill[best])
     parts["dispatch"] = hw.dispatch.launch_s
+    parts |= {name: cycles / clock for name, cycles in transforms.items()}
     slowest = max(busy_s, key=busy_s.__getitem__)
     if slowest == "compute" and _scaling_leads(busy, best):
         slowest = "vector"
+    if before_s > float(pace[best]):
+        slowest = "vector"
+    longest = max(before_s, float(pace[best]))
+    share = kernel.share
     return KernelCost(
         role=kernel.role,
-        latency_s=float(total[best]),
-        latency_parts_s=parts,
-        busy_s=busy_s,
-        bound="dispatch" if parts["dispatch"] > float(pace[best]) else slowest,
-        energy_parts_j=kernel_energy(hw, kernel, tiles, dram),
-        dram=dram,
+        latency_s=float(total[best]) * share,
+        latency_parts_s=_scaled(parts, share),
+        busy_s=_scaled(busy_s, share),
+        bound="dispatch" if hw.dispatch.launch_s > longest else slowest,
+        energy_parts_j=_scaled(kernel_energy(hw, kernel, tiles, dram), share),
+        dram=dram if share == 1 else dram.shared(kernel.work.shared_by),
         tile_mkn=tiles.at(best),
         modes=_mode_names(kernel),
     )
+
+
+def _scaled(parts: dict[str, float], share: float) -> dict[str, float]:
+    return {name: value * share for name, value in parts.items()}
 
 
 def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> np.ndarray:
@@ -229,10 +253,11 @@ def _mode_names(kernel: GemmKernel) -> dict[str, str]:
 def _dram_parts(kernel: KernelCost) -> dict[str, int]:
     dram = kernel.dram
     if kernel.role == "main":
-        parts = {"activations": dram.activations, "weights": dram.weights}
+        parts = {"activations": dram.activations, "weights": dram.weights, "smooth": dram.smooth}
         return parts | {"factors": dram.factors, "output": dram.output, "p": dram.p}
     if kernel.role == "branch_down":
-        return {"activations": dram.activations, "factors": dram.weights, "p": dram.output}
+        parts = {"activations": dram.activations, "smooth": dram.smooth}
+        return parts | {"factors": dram.weights, "p": dram.output}
     moved = dram.output + dram.partial_input
     return {"p": dram.activations, "factors": dram.weights, "output": moved}
 
@@ -241,9 +266,18 @@ def _roofline(kernels: list[GemmKernel], hw: Accelerator) -> tuple[float, float]
     """Seconds of the useful MACs at peak, and the roofline of any way to run the layer."""
     peak_cycles = math.fsum(kernel.peak_cycles for kernel in kernels)
     peak_s = peak_cycles / (hw.units.count * hw.units.clock_hz)
-    stored = sum(kernel.w_bytes + kernel.factor_bytes for kernel in kernels)
+    stored = sum(kernel.share * kernel.w_bytes + kernel.factor_bytes for kernel in kernels)
+    stored += kernels[0].smooth_bytes
     compulsory = kernels[0].first_x_bytes + stored + kernels[0].out_bytes
     return peak_s, max(peak_s, compulsory / hw.memories.dram.sustained_bytes_per_s)
+
+
+def _level_that_holds(hw: Accelerator, nbytes: int) -> str:
+    """The innermost memory in which all of `nbytes` fit; the L1s of all units count together."""
+    l1 = hw.memories.l1
+    if nbytes <= (l1.capacity_bytes - l1.reserved_bytes) * hw.units.vector_units:
+        return "l1"
+    return "l2" if nbytes <= hw.memories.l2.capacity_bytes else "dram"
 
 
 def _overall_bound(kernels: list[KernelCost]) -> str:

@@ -152,6 +152,11 @@ class Datapath(Block):
     float_overflow: FloatOverflow = _ASSUMED_OVERFLOW
 
     @property
+    def p_bits(self) -> int | None:
+        """Width of P between the two factors; None: the branch's activation width."""
+        return None if self.p_format == "branch" else 16
+
+    @property
     def combine_bits(self) -> int:
         """Width of a partial sum outside the accumulator."""
         return 32 if self.combine == "fp32" else 16

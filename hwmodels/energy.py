@@ -35,15 +35,17 @@ def kernel_energy(
         operand_bytes += _operand_bytes(hw, up, branch.up)
         combined += kernel.m * kernel.n * branch.up_combines
         if branch.down_place == "side":
-            parts["mac_branch"] += down * hw.side_unit.energy_pj_per_mac
+            parts["mac_branch"] += kernel.down_share * down * hw.side_unit.energy_pj_per_mac
         elif kernel.forms_p:
             # Of the tiles that form P again, the widest does it least often.
-            times = 1
+            times = kernel.down_share
             if branch.down_place == "per_tile":
                 times = float(ceil_div(kernel.n, tiles.n).min())
             parts["mac_branch"] += times * _mac_pj(down, branch.down)
             operand_bytes += times * _operand_bytes(hw, down, branch.down)
             combined += times * kernel.m * branch.rank * branch.down_combines
+    for name, ops in kernel.transform_ops.items():
+        parts[name] = ops * energy.combine_pj_per_element
     parts["vector"] = (
         combined * energy.combine_pj_per_element
         + float(quantized_elements(kernel, tiles).min()) * energy.quantize_pj_per_element

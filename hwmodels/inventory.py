@@ -7,7 +7,8 @@ with weights to split; they run in 16 bits and are costed by `attention_cost.py`
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +37,25 @@ class InventoryEntry:
     calls: int
     precision: str
     batch: int = 1
+
+    def scaled(self, factor: Fraction) -> "InventoryEntry":
+        """The same calls with `factor` times the images and guidance passes in each.
+
+        Rows of a layer scale; queries and keys are of one image, so that the heads do.
+
+        Raises
+        ------
+        AcceleratorError
+            If the rows of one call do not divide so.
+        """
+        name = "m" if self.op in ("gemm", "depthwise") else "batch"
+        count = getattr(self, name) * factor
+        if count.denominator != 1:
+            raise AcceleratorError(
+                f"{self.kind}: {getattr(self, name)} rows do not divide by {1 / factor}; "
+                "give a --guidance that the rows of one call allow"
+            )
+        return replace(self, **{name: int(count)})
 
     @property
     def macs(self) -> int:

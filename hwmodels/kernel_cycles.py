@@ -25,6 +25,7 @@ __all__ = [
     "make_phase",
     "quantized_elements",
     "single_core_cycles",
+    "transform_cycles",
     "unpacked_elements",
 ]
 
@@ -118,7 +119,7 @@ def _p_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
     if kernel.branch.down_place == "per_tile":
         return runs * tiles.m * columns
     rows = ceil_div(kernel.m, mode.instruction_m) * mode.instruction_m
-    return np.full_like(runs, rows * columns / hw.units.count)
+    return np.full_like(runs, kernel.down_share * rows * columns / hw.units.count)
 
 
 def _block_cycles(
@@ -146,7 +147,7 @@ def _tile_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[n
 def _conversion_cycles(
     hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
 ) -> NDArray[np.float64]:
-    """Unpacking of narrow operands per tile, and quantizing X's second format and P."""
+    """Unpacking of narrow operands per tile, and quantizing X and P."""
     rounded = quantized_elements(kernel, tiles) / hw.units.vector_units
     return unpacked_elements(hw, kernel, tiles, runs) / hw.vector_rate(
         "unpack"
@@ -158,7 +159,17 @@ def quantized_elements(kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
     times = np.ones_like(tiles.n)
     if kernel.branch is not None and kernel.branch.down_place == "per_tile":
         times = ceil_div(kernel.n, tiles.n)
-    return kernel.quantized * times
+    return kernel.quantized * times + kernel.rounded_x
+
+
+def transform_cycles(hw: Accelerator, kernel: GemmKernel) -> dict[str, float]:
+    """Cycles in which all vector units smooth and rotate X, before the first MAC.
+
+    An operation per element is one of the combining pipeline, in its format (`datapath.combine`).
+    Rounding is elementwise and hides beside the MACs; a block of channels has to be mixed first.
+    """
+    lanes = hw.vector_rate("combine") * hw.units.vector_units
+    return {part: ops / lanes for part, ops in kernel.transform_ops.items()}
 
 
 def unpacked_elements(
@@ -174,7 +185,7 @@ def unpacked_elements(
     if branch is None:
         return unpacked
     if kernel.forms_p and branch.down.unpack_activations:
-        shared = kernel.m * kernel.k / hw.units.vector_units
+        shared = kernel.down_share * kernel.m * kernel.k / hw.units.vector_units
         per_tile = branch.down_place == "per_tile"
         unpacked = unpacked + (runs * tiles.m * kernel.k if per_tile else shared)
     if kernel.forms_p and branch.down.unpack_weights:

@@ -5,6 +5,7 @@ construct an object. Aliases are refused: a few hundred bytes of them expand to 
 control characters, which a terminal would obey, and numbers that no machine has.
 """
 
+import logging
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
+from hwmodels.modes import unreachable_modes
 from hwmodels.overrides import apply_variant, dotted, explain_rule
 from hwmodels.text_file import UNSAFE_CHARACTER, printable, read_text
 
 __all__ = ["list_accelerators", "load_accelerator"]
+
+logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "accelerators"
 MAX_FILE_BYTES = 64 * 1024
@@ -97,6 +101,11 @@ def _read(path: Path) -> Accelerator:
         except AcceleratorError as error:
             line = lines[("variants", index)]
             raise AcceleratorError(f"{path}:{line}: variant {variant.name!r}: {error}") from None
+    for name, why in unreachable_modes(hw).items():
+        index = [mode.name for mode in hw.modes].index(name)
+        logger.warning(
+            "%s:%d: mode %s is reached by no split: %s", path, lines[("modes", index)], name, why
+        )
     return hw
 
 

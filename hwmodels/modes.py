@@ -3,18 +3,32 @@
 Rules: a mode must take the element family and be wide enough for both operands. An operand of 16
 bits makes the product a float one; integers stay in integer modes and use a float mode only where
 no integer mode is wide enough; float elements never run in integer modes. Among those left the
-fastest (at its sustained rate) wins, then the one with the least energy. Operands narrower than
-their mode are widened on chip: free where the mode mixes widths or the load port widens, else a
-pass of the vector unit.
+fastest wins, at its sustained rate and with the scaling of group sums that the mode does not do
+itself; then the faster MAC, then the one with the least energy. Operands narrower than their mode
+are widened on chip: free where the mode mixes widths or the load port widens, else a pass of the
+vector unit.
+
+`mode_of` alone decides: costs, `hw show` and the list of unreachable modes all ask it.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import AcceleratorError
-from hwmodels.workload import parse_precision
+from hwmodels.workload import FAMILIES, GemmWorkload, grouping_of
 
-__all__ = ["ModeChoice", "choose_mode", "describe_modes"]
+__all__ = [
+    "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "mode_of", "unreachable_modes",
+]  # fmt: skip
+
+Part = Literal["main", "branch_down", "branch_up"]
+PARTS: dict[Part, str] = {
+    "main": "main",
+    "branch_down": "branch down (X R^T)",
+    "branch_up": "branch up (P L^T)",
+}
+_INT_GROUP = 64  # Of the choice alone: what integers in groups usually have.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,31 @@ class ModeChoice:
     unpack_weights: bool
     reason: str
     scales_itself: bool
+
+
+def mode_of(hw: Accelerator, work: GemmWorkload, part: Part) -> ModeChoice:
+    """Mode in which a part of `work` runs on `hw`; P L^T takes P at its own width.
+
+    Raises
+    ------
+    AcceleratorError
+        If no mode of the accelerator is wide enough; where P is wider than the branch, the message
+        says what makes it so.
+    """
+    if part == "main":
+        return choose_mode(hw, *work.main_bits, work.family)
+    w_bits, a_bits = work.branch_bits
+    if part == "branch_down":
+        return choose_mode(hw, w_bits, a_bits, work.family)
+    try:
+        return choose_mode(hw, w_bits, work.intermediate_bits, work.family)
+    except AcceleratorError as error:
+        if work.intermediate_bits == a_bits:
+            raise
+        raise AcceleratorError(
+            f"P L^T multiplies P of {work.intermediate_bits} bits, as datapath.p_format "
+            f"says, where the branch has {a_bits}: {error}; p_format branch keeps it at {a_bits}"
+        ) from None
 
 
 def choose_mode(hw: Accelerator, w_bits: int, a_bits: int, family: str = "int") -> ModeChoice:
@@ -50,33 +89,56 @@ def describe_modes(
     """Rows saying which mode each part of a split uses and why, for `hw show`.
 
     Each row: part, precision, mode, macs_per_cycle_per_unit, unpacked (operand names), reason.
-    The up-projection's activations are P, in the branch's activation format.
+    P has the width that the file's `datapath.p_format` gives it. A part that no mode takes has
+    mode ``refused``, no rate, and the error of `estimate_cost` as its reason.
     """
-    parts = [("main", main)]
+    fields = {"m": 1, "n": 1, "k": 1, "main": main, "family": family}
     if branch is not None:
-        parts += [("branch down (X R^T)", branch), ("branch up (P L^T)", branch)]
-    rows = []
-    for part, precision in parts:
-        choice = choose_mode(hw, *parse_precision(precision), family)
-        unpacked = [
-            name
-            for name, pays in (
-                ("activations", choice.unpack_activations),
-                ("weights", choice.unpack_weights),
-            )
-            if pays
-        ]
-        rows.append(
-            {
-                "part": part,
-                "precision": precision,
-                "mode": choice.mode.name,
-                "macs_per_cycle_per_unit": choice.mode.macs_per_cycle,
-                "unpacked": ", ".join(unpacked) or "none",
-                "reason": choice.reason,
-            }
+        fields |= {"branch": branch, "rank": 1, "p_bits": hw.datapath.p_bits}
+    work = GemmWorkload(**fields)
+    parts: list[Part] = ["main"] if branch is None else list(PARTS)
+    return [_described(hw, work, part) for part in parts]
+
+
+def _described(hw: Accelerator, work: GemmWorkload, part: Part) -> dict:
+    w_bits, a_bits = work.main_bits if part == "main" else work.branch_bits
+    if part == "branch_up":
+        a_bits = work.intermediate_bits
+    row = {"part": PARTS[part], "precision": f"W{w_bits}A{a_bits}"}
+    try:
+        choice = mode_of(hw, work, part)
+    except AcceleratorError as error:
+        row |= {"mode": "refused", "macs_per_cycle_per_unit": None}
+        return row | {"unpacked": "", "reason": str(error)}
+    pays = {"activations": choice.unpack_activations, "weights": choice.unpack_weights}
+    unpacked = ", ".join(name for name, is_unpacked in pays.items() if is_unpacked) or "none"
+    row |= {"mode": choice.mode.name, "macs_per_cycle_per_unit": choice.mode.macs_per_cycle}
+    return row | {"unpacked": unpacked, "reason": choice.reason}
+
+
+def unreachable_modes(hw: Accelerator) -> dict[str, str]:
+    """Modes of `hw` that no precision of any family runs in, and why."""
+    used = set()
+    for family in FAMILIES:
+        widths = (*range(2, 9), 16) if family == "int" else (4, 6, 8, 16)
+        for w_bits in widths:
+            for a_bits in widths:
+                try:
+                    used.add(choose_mode(hw, w_bits, a_bits, family).mode.name)
+                except AcceleratorError:
+                    continue
+    return {mode.name: _why_unreachable(mode) for mode in hw.modes if mode.name not in used}
+
+
+def _why_unreachable(mode: Mode) -> str:
+    if mode.kind == "int" and max(mode.activation_bits, mode.weight_bits) > 8:
+        return (
+            "an operand of 16 bits is fp16 or bf16 in every split: integers of 16 bits cannot be "
+            "asked for, and a mode for 8 bits is faster or cheaper for what is narrower"
         )
-    return rows
+    if mode.families is not None and not mode.families:
+        return "families is empty: it multiplies nothing"
+    return "another mode that takes the same operands is faster, or as fast for less energy"
 
 
 def _choose(hw: Accelerator, w_bits: int, a_bits: int, family: str) -> ModeChoice:
@@ -96,12 +158,15 @@ def _choose(hw: Accelerator, w_bits: int, a_bits: int, family: str) -> ModeChoic
             f"its modes: {listed}"
         )
     integers = [mode for mode in wide_enough if mode.kind == "int"]
-    mode = min(
-        (integers if family == "int" else []) or wide_enough,
-        key=lambda m: (-m.sustained_macs_per_cycle, m.energy_pj_per_mac),
-    )
     # 6 and 8 bits of the family nvfp are MX elements with MX scales.
     scales = "mxfp" if family == "nvfp" and 4 not in (w_bits, a_bits) else family
+    block = min(grouping_of(family, bits, _INT_GROUP)[0] for bits in (w_bits, a_bits))
+
+    def rank(mode: Mode) -> tuple[float, float, float]:
+        cycles = _cycles_per_mac(hw, mode, None if scales in mode.scaled_families else block)
+        return cycles, -mode.sustained_macs_per_cycle, mode.energy_pj_per_mac
+
+    mode = min((integers if family == "int" else []) or wide_enough, key=rank)
     return ModeChoice(
         w_bits=w_bits,
         a_bits=a_bits,
@@ -111,6 +176,18 @@ def _choose(hw: Accelerator, w_bits: int, a_bits: int, family: str) -> ModeChoic
         reason=_reason(hw, w_bits, a_bits, mode),
         scales_itself=mode.is_wide_float or scales in mode.scaled_families,
     )
+
+
+def _cycles_per_mac(hw: Accelerator, mode: Mode, block: int | None) -> float:
+    """Cycles of the whole machine per MAC, with one scaled addition per `block` MACs or none.
+
+    A 16-bit float mode counts as scaling too: its operands are scaled on the way in.
+    """
+    mac = 1 / (mode.sustained_macs_per_cycle * hw.units.count)
+    if block is None:
+        return mac
+    combine = 1 / (block * hw.vector_rate("combine") * hw.units.vector_units)
+    return max(mac, combine) if hw.vector.combine_overlaps_mac else mac + combine
 
 
 def _pays(hw: Accelerator, bits: int, mode_bits: int, mode: Mode) -> bool:

@@ -42,19 +42,24 @@ def systolic_cycles(
 def systolic_busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles:
     """Busy cycles of the array: main product, then both factors where the branch is fused."""
 
-    def phase(mode: Mode, m: int, n: int, k: int, combines: int):
+    def phase(mode: Mode, m: int, n: int, k: int, combines: int, share: float = 1.0):
         size = {"rows": hw.units.rows, "columns": hw.units.columns}
         counted = systolic_cycles(m, n, k, **size, dataflow=hw.units.dataflow)
         # SCALE-Sim numbers its cycles from 0: one element alone would beat its own peak by one.
         cycles = max(counted, m * n * k / hw.units.count)
         rate = mode.sustained_macs_per_cycle
-        return make_phase(hw, np.array([cycles / rate]), float(m * n * combines))
+        return make_phase(hw, np.array([share * cycles / rate]), share * m * n * combines)
 
     branch = kernel.branch
     phases = {kernel.role: phase(kernel.choice.mode, kernel.m, kernel.n, kernel.k, kernel.combines)}
     if kernel.forms_p:
         phases["branch_down"] = phase(
-            branch.down.mode, kernel.m, branch.rank, kernel.k, branch.down_combines
+            branch.down.mode,
+            kernel.m,
+            branch.rank,
+            kernel.k,
+            branch.down_combines,
+            kernel.down_share,
         )
     if branch is not None:
         phases["branch_up"] = phase(

@@ -15,7 +15,7 @@ main's on chip; later passes read whichever moves fewer bytes, counting the writ
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,18 @@ class DramTraffic:
     output: int
     partial_input: int
     p: int = 0
+    smooth: int = 0
 
     @property
     def total(self) -> int:
         """All bytes read and written."""
         moved = self.activations + self.weights + self.factors + self.output
-        return moved + self.partial_input + self.p
+        return moved + self.partial_input + self.p + self.smooth
+
+    def shared(self, by: int) -> "DramTraffic":
+        """An even part of the bytes, rounded up, for one of `by` layers."""
+        names = ("activations", "weights", "factors", "output", "partial_input", "p", "smooth")
+        return replace(self, **{name: -(-getattr(self, name) // by) for name in names})
 
 
 def dram_traffic(
@@ -83,8 +89,9 @@ def dram_traffic(
         output=kernel.out_bytes,
         partial_input=_reread_bytes(hw, kernel),
         p=x_times * (0 if kernel.branch is None else kernel.branch.p_bytes),
+        smooth=kernel.smooth_bytes,
     )
-    return traffic, moved + traffic.output + traffic.partial_input
+    return traffic, moved + traffic.output + traffic.partial_input + traffic.smooth
 
 
 def _reread_bytes(hw: Accelerator, kernel: GemmKernel) -> int:
@@ -168,17 +175,17 @@ def l1_fill_bytes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Activation and weight bytes that enter the L1 of one unit, per candidate tile.
 
-    Where a fused branch reads X in another format, the first pass brings the wider one.
+    Where a fused branch reads X in another format or X is rotated, the first pass brings the wider.
     """
     runs = passes(hw, kernel, tiles)
     a_line, w_line = _lines(kernel)
     a_bytes, w_bytes = runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
-    if kernel.branch is None:
+    if kernel.branch is None and not kernel.reads_wide_x:
         return a_bytes, w_bytes
     is_array = hw.units.organization == "array"
     x_share = hw.units.rows if is_array else hw.units.vector_units
     wider_rows = kernel.m / x_share
-    if kernel.branch.down_place == "per_tile":
+    if kernel.branch is not None and kernel.branch.down_place == "per_tile":
         wider_rows = runs * tiles.m
     a_bytes = a_bytes + wider_rows * _wider_x_bits(kernel) / 8
     if kernel.forms_p:
@@ -188,7 +195,7 @@ def l1_fill_bytes(
 
 def right_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
     """Elements of R that enter one unit: once for every row of tiles it works on, or every tile."""
-    elements = kernel.branch.rank * kernel.k
+    elements = kernel.down_share * kernel.branch.rank * kernel.k
     if kernel.branch.down_place == "per_tile":
         return passes(hw, kernel, tiles) * elements
     if hw.units.organization == "array":
@@ -205,12 +212,13 @@ def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[
     a_line, w_line = _lines(kernel)
     total = x_times * kernel.m * a_line + w_times * kernel.n * w_line + 8 * kernel.reread_bytes
     branch = kernel.branch
+    is_per_tile = branch is not None and branch.down_place == "per_tile"
+    wider = kernel.m * _wider_x_bits(kernel)
+    total = total + (x_times * wider if is_per_tile else wider)
     if branch is not None and branch.down_place != "elsewhere":
-        is_per_tile = branch.down_place == "per_tile"
-        wider = kernel.m * _wider_x_bits(kernel)
-        total = total + (x_times * wider if is_per_tile else wider)
         r_times = w_times * x_times if is_per_tile else w_times
-        total = total + r_times * branch.rank * kernel.k * _right_bits(kernel)
+        r_elements = kernel.down_share * branch.rank * kernel.k
+        total = total + r_times * r_elements * _right_bits(kernel)
     return total / 8
 
 
@@ -226,14 +234,21 @@ def _lines(kernel: GemmKernel) -> tuple[float, float]:
 
 
 def _wider_x_bits(kernel: GemmKernel) -> float:
-    """Bits a row of X has more in the branch's format than in main's; 0 when it has fewer.
+    """Bits a row of X has more on its first pass than in main's format; 0 when it has not.
 
-    The side unit reads X by itself, in its own format.
+    The first pass reads the wider of main's format and the branch's, or 16 bits to be rotated. The
+    side unit reads X by itself, in its own format.
     """
-    if kernel.branch.down_place == "side":
-        return kernel.line_bits(kernel.branch.x_bits, kernel.k)
-    wide = max(kernel.branch.x_bits, kernel.a_bits)
-    return kernel.line_bits(wide, kernel.k) - kernel.line_bits(kernel.a_bits, kernel.k)
+    branch = kernel.branch
+    widths = [kernel.a_bits]
+    if branch is not None and branch.down_place not in ("elsewhere", "side"):
+        widths.append(branch.x_bits)
+    if kernel.reads_wide_x:
+        widths.append(16)
+    more = kernel.line_bits(max(widths), kernel.k) - kernel.line_bits(kernel.a_bits, kernel.k)
+    if branch is not None and branch.down_place == "side":
+        more += kernel.line_bits(branch.x_bits, kernel.k)
+    return more
 
 
 def _right_bits(kernel: GemmKernel) -> float:

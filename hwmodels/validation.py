@@ -1,7 +1,8 @@
 """Predicted against measured: the shipped table of public GEMM timings, or a user's own CSV.
 
-Measured integer kernels have no group scales: integers go out through a shift (SRS), and partial
-sums between K tiles are kept in the output format. The words of the `kernel` column say what ran:
+Measured kernels take codes, so rounding X is no part of them. Integer kernels have no group scales:
+integers go out through a shift (SRS), and partial sums between K tiles are kept in the output
+format. The words of the `kernel` column say what ran:
 
     single core ...                  one unit, operands resident: kernel cycles alone
     ... rank R FORMAT branch ...     with a low-rank branch; `unfused`: three kernels; `recompute`
@@ -160,6 +161,7 @@ def workload_of(row: dict[str, str]) -> GemmWorkload:
     fields |= {"main": f"W{w_bits}A{a_bits}", "out_bits": out_bits, "partial_bits": out_bits}
     fields |= {"group": None, "scale_bits": 0 if is_unscaled else 8}
     fields["family"] = "mxfp" if family == "fp8" else family
+    fields["rounds_x"] = False  # The kernels are timed on codes.
     return GemmWorkload(**fields, **_branch_of(row))
 
 

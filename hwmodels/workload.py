@@ -18,6 +18,7 @@ __all__ = [
     "FAMILIES",
     "GemmWorkload",
     "activation_bytes",
+    "grouping_of",
     "parse_precision",
     "tensor_bytes",
 ]
@@ -26,6 +27,7 @@ FAMILIES = ("int", "mxint", "mxfp", "nvfp")
 BRANCH_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
 _PRECISION = re.compile(r"[Ww](\d+)[Aa](\d+)")
+_TRANSFORM = re.compile(r"smooth|hadamard([0-9]{1,10})")
 _QUANTIZED_BITS = range(2, 9)
 _BLOCK_SCALES = {4: (16, 8)}  # NVFP4: 16 elements per e4m3 scale; other widths are MX formats.
 _MX_SCALE = (32, 8)
@@ -83,6 +85,15 @@ class GemmWorkload:
         Width of the intermediate P (M, rank); None means the branch's activation bits.
     partial_bits : int or None
         Width of partial sums between K tiles; None means what the accelerator's datapath says.
+    transforms : tuple of str
+        What is done to X before it is rounded, in order: ``smooth`` (each channel times a stored
+        16-bit factor) and ``hadamard64`` (rotated in blocks of 64 channels).
+    shared_by : int
+        How many layers read the same X and share one R: each is charged its even share of R, of
+        X R^T, of the transforms and of rounding, so that the layers together pay once.
+    rounds_x : bool
+        Whether rounding X to the activation formats belongs to this call. False for a kernel that
+        is timed on codes, as measured GEMMs are.
 
     Raises
     ------
@@ -104,6 +115,9 @@ class GemmWorkload:
     partial_bits: int | None = None
     family: str = "int"
     branch_schedule: str | None = None
+    transforms: tuple[str, ...] = ()
+    shared_by: int = 1
+    rounds_x: bool = True
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):
@@ -117,6 +131,9 @@ class GemmWorkload:
         self._require_member("partial_bits", (None, 8, 16, 32, 64))
         self._require_member("family", FAMILIES)
         self._require_member("branch_schedule", (None, *BRANCH_SCHEDULES))
+        self._require_member("rounds_x", (True, False), booleans=True)
+        self._set_integer("shared_by", minimum=1)
+        self._set_transforms()
         parse_precision(self.main)
         self._require_widths_of_the_family()
         if self.branch is not None:
@@ -154,12 +171,47 @@ class GemmWorkload:
             )
         object.__setattr__(self, name, whole)
 
-    def _require_member(self, name: str, valid: tuple) -> None:
+    def _require_member(self, name: str, valid: tuple, *, booleans: bool = False) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or value not in valid:
+        if isinstance(value, bool) is not booleans or value not in valid:
             raise AcceleratorError(
                 f"{name}={value!r} must be one of {', '.join(str(v) for v in valid)}"
             )
+
+    def _set_transforms(self) -> None:
+        given = self.transforms
+        names = tuple(given) if isinstance(given, tuple | list) else (given,)
+        for name in names:
+            known = _TRANSFORM.fullmatch(name) if isinstance(name, str) else None
+            if known is None:
+                raise AcceleratorError(
+                    f"transforms={given!r:.80}: {name!r:.40} must be 'smooth' or 'hadamardB' with "
+                    "a block of B channels, such as 'hadamard64'"
+                )
+            block = int(known[1] or 0)
+            if known[1] and (block < 2 or block & (block - 1) or self.k % block):
+                raise AcceleratorError(
+                    f"transforms={given!r:.80}: a Hadamard block must be a power of two from 2 "
+                    f"that divides k={self.k}, got {block}; the largest is {self.k & -self.k}"
+                )
+        kinds = [name.rstrip("0123456789") for name in names]
+        if len(set(kinds)) < len(kinds):
+            raise AcceleratorError(f"transforms={given!r:.80}: each kind may appear once")
+        object.__setattr__(self, "transforms", names)
+
+    @property
+    def vector_ops_per_x(self) -> dict[str, int]:
+        """Vector operations per element of X, by part: one to smooth, log2(block) to rotate."""
+        ops = {}
+        for name in self.transforms:
+            size = name.removeprefix("hadamard")
+            ops |= {"smooth": 1} if name == "smooth" else {"rotate": int(size).bit_length() - 1}
+        return ops
+
+    @property
+    def reads_wide_x(self) -> bool:
+        """Whether X arrives as 16-bit floats: a rotation needs all of a block before it rounds."""
+        return "rotate" in self.vector_ops_per_x
 
     @property
     def has_branch(self) -> bool:
@@ -200,7 +252,7 @@ class GemmWorkload:
         """Elements per scale (None: one per row) and bits per scale of operands of `bits`."""
         if self.family == "int" or self.scale_bits == 0:
             return self.group, self.scale_bits
-        return _BLOCK_SCALES.get(bits, _MX_SCALE) if self.family == "nvfp" else _MX_SCALE
+        return grouping_of(self.family, bits, self.group)
 
     def bytes_of(self, rows: int, columns: int, bits: int) -> int:
         """Stored bytes of a (rows, columns) operand of `bits` in this workload's family."""
@@ -208,15 +260,48 @@ class GemmWorkload:
         per_tensor = 4 if self.family == "nvfp" and bits == 4 and scale_bits else 0
         return per_tensor + tensor_bytes(rows, columns, bits, group=group, scale_bits=scale_bits)
 
+    @property
+    def peak_activation_bytes(self) -> int:
+        """Bytes of X, P and y together: what must be held somewhere while the layer runs.
+
+        X in the widest of the formats it is read in (the others are made from it), P in its own.
+        Rows of all images of a batch and of both guidance passes are in `m`.
+        """
+        widths = [self.main_bits[1]]
+        p_bytes = 0
+        if self.has_branch:
+            widths.append(self.branch_bits[1])
+            p_bytes = self.bytes_of(self.m, self.rank, self.intermediate_bits)
+        if self.reads_wide_x:
+            widths.append(16)
+        x_bytes = max(self.bytes_of(self.m, self.k, bits) for bits in widths)
+        return x_bytes + p_bytes + self.m * self.n * self.out_bits // 8
+
     def weight_bytes(self) -> dict[str, int]:
-        """Stored bytes of the main weight and of both factors, as the packer writes them."""
+        """Stored bytes of the main weight, both factors and the smoothing, as packed.
+
+        Of what several layers share, this one's part, rounded up.
+        """
         w_bits, _ = self.main_bits
         parts = {"main": self.bytes_of(self.n, self.k, w_bits)}
         if self.has_branch:
             bits, _ = self.branch_bits
-            parts["right"] = self.bytes_of(self.rank, self.k, bits)
+            parts["right"] = self.share_of(self.bytes_of(self.rank, self.k, bits))
             parts["left"] = self.bytes_of(self.n, self.rank, bits)
+        if "smooth" in self.transforms:
+            parts["smooth"] = self.share_of(2 * self.k)
         return parts
+
+    def share_of(self, nbytes: int) -> int:
+        """This layer's part of bytes that `shared_by` layers hold in common."""
+        return -(-nbytes // self.shared_by)
+
+
+def grouping_of(family: str, bits: int, group: int | None) -> tuple[int | None, int]:
+    """Elements per scale and bits per scale; integers have `group` and 16 bits."""
+    if family == "int":
+        return group, 16
+    return _BLOCK_SCALES.get(bits, _MX_SCALE) if family == "nvfp" else _MX_SCALE
 
 
 def tensor_bytes(

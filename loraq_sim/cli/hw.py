@@ -72,13 +72,15 @@ def show_command(
         for mode in _modes_of(accelerator, split):
             modes.append({"split": split.text} | mode)
     facts = hwmodels.describe(accelerator)
+    idle = [{"key": key, "why": why} for key, why in hwmodels.idle_keys(accelerator).items()]
     if output is OutputFormat.JSON:
-        print_json({"name": accelerator.name, "facts": facts, "modes": modes})
+        print_json({"name": accelerator.name, "facts": facts, "modes": modes, "idle": idle})
         return
     title = f"{accelerator.name}: {accelerator.title}"
-    print_tables(
-        [result_table(facts, title=title), result_table(modes, title="MAC modes of splits")], output
-    )
+    tables = [result_table(facts, title=title), result_table(modes, title="MAC modes of splits")]
+    if idle:
+        tables.append(result_table(idle, title="Values that change no result"))
+    print_tables(tables, output)
 
 
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:

@@ -39,6 +39,8 @@ def workloads(draw, *, with_branch=None):
         "group": draw(st.sampled_from([None, 32, 64, 128])),
         "out_bits": draw(st.sampled_from([8, 16, 32])),
         "branch_schedule": draw(schedules),
+        "transforms": draw(st.sampled_from([(), ("smooth",)])),
+        "shared_by": draw(st.sampled_from([1, 1, 3])),
     }  # fmt: skip
     if draw(st.booleans()) if with_branch is None else with_branch:
         fields["branch"] = f"W{draw(bits)}A{draw(bits)}"
@@ -73,6 +75,23 @@ def _assert_not_cheaper(more, less, metrics=METRICS):
 def test_cost_never_falls_when_the_layer_grows(hw, fields, key, more):
     larger = _cost(hw, fields, **{key: fields[key] + more})
     _assert_not_cheaper(larger, _cost(hw, fields))
+
+
+@SETTINGS
+@given(
+    hw=machines, fields=workloads(), key=st.sampled_from("mnk"), more=st.integers(1, 9),
+    block=st.sampled_from([2, 16, 64, 512]),
+)  # fmt: skip
+def test_cost_never_falls_when_a_rotated_layer_or_its_block_grows(hw, fields, key, more, block):
+    k = block * 2 * -(-fields["k"] // (2 * block))
+    fields |= {"k": k, "transforms": (*fields["transforms"], f"hadamard{block}")}
+    rotated = _cost(hw, fields)
+    _assert_not_cheaper(rotated, _cost(hw, fields, transforms=fields["transforms"][:-1]))
+    larger = fields[key] + (2 * block * more if key == "k" else more)
+    _assert_not_cheaper(_cost(hw, fields, **{key: larger}), rotated)
+    wider = (*fields["transforms"][:-1], f"hadamard{2 * block}")
+    _assert_not_cheaper(_cost(hw, fields, transforms=wider), rotated)
+    assert rotated.latency_s >= rotated.roofline_latency_s
 
 
 @SETTINGS
