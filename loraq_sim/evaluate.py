@@ -22,7 +22,7 @@ from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
 from loraq_sim.errors import InputError
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for, workload_for
+from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.rows import COLUMN_NAMES
@@ -122,7 +122,7 @@ def evaluate_case(
     if solution is None:
         solution = solve_case(layer, settings)
     m = layer.m if settings.rows is None else settings.rows
-    work = workload_for(m, layer.n, layer.k, split, solution.rank, path, fused=settings.fused)
+    work = solved_workload(m, solution, split, path, fused=settings.fused)
     cost = hwmodels.estimate_cost(work, accelerator)
     emulated = None if x is None else run_layer(x, solution, split, path, layer.bias)
     row = {
@@ -142,6 +142,9 @@ def evaluate_case(
         "dram_bytes": cost.dram_bytes,
         "utilization": cost.utilization,
         "bound": cost.bound,
+        "peak_activation_bytes": cost.peak_activation_bytes,
+        "working_set_bytes": cost.working_set_bytes,
+        "fits_in": cost.fits_in,
         "message": "; ".join(_remarks(layer, x, solution, emulated)),
         "seconds": time.perf_counter() - started,
         "seed": settings.seed,

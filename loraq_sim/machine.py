@@ -6,7 +6,7 @@ The data path it states (and a user overrides) becomes a `Datapath`; a split and
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hwmodels
 from loraq_sim.emulator.datapath import Datapath
@@ -15,10 +15,17 @@ from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
+from loraq_sim.hadamard import hadamard_block
 from loraq_sim.solvers.budget import rank_for_budget
 from loraq_sim.split import PrecisionSplit
 
-__all__ = ["DATAPATH_KEYS", "cost_split", "datapath_for", "workload_for"]
+if TYPE_CHECKING:
+    from loraq_sim.solvers import Solution
+
+__all__ = [
+    "DATAPATH_KEYS", "cost_split", "datapath_for", "solved_workload", "transforms_asked",
+    "workload_for",
+]  # fmt: skip
 
 _MAC_KEYS = (
     "acc_bits",
@@ -84,20 +91,59 @@ def cost_split(
     accelerator: "hwmodels.Accelerator",
     *,
     fused: bool = True,
+    transforms: tuple[str, ...] = (),
+    shared_by: int = 1,
 ) -> "tuple[int, hwmodels.Cost]":
     """Rank and cost of one call of a layer of this shape: no weight, nothing solved."""
     rank = split.rank or 0
     if split.budget is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
     path = datapath_for(accelerator)
-    work = workload_for(m, n, k, split, rank, path, fused=fused)
+    extras = {"transforms": transforms, "shared_by": shared_by}
+    work = workload_for(m, n, k, split, rank, path, fused=fused, **extras)
     return rank, hwmodels.estimate_cost(work, accelerator)
 
 
-def workload_for(
-    m: int, n: int, k: int, split: PrecisionSplit, rank: int, path: Datapath, *, fused: bool
+def solved_workload(
+    m: int, solution: "Solution", split: PrecisionSplit, path: Datapath, *, fused: bool
 ) -> "hwmodels.GemmWorkload":
-    """What the cost model needs to know of a case: shapes and bits."""
+    """What the cost model needs to know of a solved layer called with `m` rows.
+
+    Smoothing, rotation and what it shares with other layers are the solution's: what the data path
+    does to X before it rounds is what is charged.
+    """
+    names = [] if solution.smooth is None else ["smooth"]
+    names += [] if solution.rotation is None else [f"hadamard{solution.rotation}"]
+    n, k = solution.main.shape
+    return workload_for(
+        m, n, k, split, solution.rank, path, fused=fused,
+        transforms=tuple(names), shared_by=solution.shared_by,
+    )  # fmt: skip
+
+
+def transforms_asked(k: int, *, smooth: float | None, rotate: str | None) -> tuple[str, ...]:
+    """Names, for the cost model, of what options named as in `solve` do to X of `k` channels."""
+    block = hadamard_block(rotate, k)
+    names = [] if smooth is None else ["smooth"]
+    return tuple(names if block is None else [*names, f"hadamard{block}"])
+
+
+def workload_for(
+    m: int,
+    n: int,
+    k: int,
+    split: PrecisionSplit,
+    rank: int,
+    path: Datapath,
+    *,
+    fused: bool,
+    transforms: tuple[str, ...] = (),
+    shared_by: int = 1,
+) -> "hwmodels.GemmWorkload":
+    """What the cost model needs to know of a case: shapes and bits.
+
+    `transforms` and `shared_by` as in `hwmodels.GemmWorkload`.
+    """
     has_branch = split.has_branch and rank > 0
     p_element = ELEMENTS.get(path.p_format)
     return hwmodels.GemmWorkload(
@@ -113,6 +159,8 @@ def workload_for(
         group=split.main_weight.group_size,
         scale_bits=_scale_bits(split),
         p_bits=p_element.bits if has_branch and p_element else None,
+        transforms=transforms,
+        shared_by=shared_by,
     )
 
 

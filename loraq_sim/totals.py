@@ -27,7 +27,7 @@ _COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
 _NUMBERS = (
     *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
     *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
-    *(*_COSTS, "utilization", "bound"),
+    *(*_COSTS, "utilization", "bound", "peak_activation_bytes"),
 )
 MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
 """Columns of the totals, in order."""
@@ -62,6 +62,9 @@ def model_totals(
             each layer's weight counted once; sum; maximum;
         ``clipped_count``, ``first_clipped``
             sum; the first layer with one, and what its row says;
+        ``peak_activation_bytes``
+            maximum: layers run one after the other. What other parts of the model hold meanwhile
+            (a residual stream, keys of attention) is not in it;
         ``bits_per_weight``
             8 * sum of weight_bytes / sum of n * k;
         ``output_error``, ``weight_error``, ``sqnr_db``
@@ -76,6 +79,9 @@ def model_totals(
 
     Notes
     -----
+    Layers that share a branch each carry an even share of it (`loraq_sim.solve_group`), in bytes,
+    time and energy, so that sums charge it once.
+
     A layer that failed in every combination (an unreadable one) is left out of all of them, so
     the totals stay comparable; `n_missing` and `message` say so.
 
@@ -184,6 +190,7 @@ def _sums(rows: Sequence[Row], aggregate: str) -> Row:
     busy = _over(sum, rows, lambda row: row["utilization"] * row["latency_s"] * _calls(row))
     totals["utilization"] = _ratio(1, busy, totals["latency_s"])
     totals["bound"] = _longest_bound(rows)
+    totals["peak_activation_bytes"] = _over(max, rows, lambda row: row["peak_activation_bytes"])
     return totals
 
 

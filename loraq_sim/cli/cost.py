@@ -1,5 +1,6 @@
 """``loraq-sim cost``: memory, latency and energy of shapes, dumps or models, without arrays."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.hw_choice import Sets, Variants, Varies, chosen_machines
-from loraq_sim.cli.hw_models import MODEL_COLUMNS, model_rows
+from loraq_sim.cli.hw_models import MODEL_COLUMNS, CostOf, model_rows
 from loraq_sim.cli.options import (
     Accelerators,
     Family,
@@ -15,6 +16,9 @@ from loraq_sim.cli.options import (
     Layers,
     OutFormat,
     OutputFormat,
+    Rotate,
+    SharedBy,
+    Smooth,
     Splits,
     Unfused,
     listed,
@@ -35,16 +39,22 @@ EXAMPLES = (
     "loraq-sim cost --model pixart-sigma --hw aie2,h100 --split W4A4+W8A8r64 --resolution 512\n\n"
     "loraq-sim cost --hw mi355x --family mxfp --schedule recompute --shape 4096x3072x12288\n\n"
     "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A8 "
-    "--vary clock_hz=1e9,1.5e9 --set memories.dram.bandwidth_bytes_per_s=30e9"
+    "--vary clock_hz=1e9,1.5e9 --set memories.dram.bandwidth_bytes_per_s=30e9\n\n"
+    "loraq-sim cost --hw aie2 --shape 4096x1152x1152 --split W4A4+W8A8r32 --rotate hadamard:64 "
+    "--smooth 0.5 --shared-by 3 --batch 4"
 )
 _COLUMNS = (
     *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
-    *("utilization", "bound", "tile_mkn", "modes", "parts"),
+    *("utilization", "bound", "peak_activation_bytes", "working_set_bytes", "fits_in"),
+    *("tile_mkn", "modes", "parts"),
 )
 _SHOWN = (
     *("layer", "m", "k", "n", "split", "rank", "accelerator", "weight_bytes", "latency_s"),
     *("roofline_latency_s", "energy_j", "dram_bytes", "utilization", "bound"),
+    *("peak_activation_bytes", "fits_in"),
 )
+# Shown where one of them was asked for.
+_EXTRAS = ("batch", "guidance", "transforms", "shared_by")
 _SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
 
@@ -81,6 +91,26 @@ def cost_command(
     splits: Splits = None,
     family: Family = "int",
     group: Group = 64,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", metavar="N", min=1, help="Images of one call; multiplies the rows."
+        ),
+    ] = 1,
+    guidance: Annotated[
+        int | None,
+        typer.Option(
+            "--guidance",
+            metavar="N",
+            min=1,
+            help="Guidance passes in one call (2: with and without the prompt); multiplies the "
+            "rows. Default: those of --model, else 1 (rows as they are given).",
+            show_default=False,
+        ),
+    ] = None,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
+    shared_by: SharedBy = 1,
     unfused: Unfused = False,
     schedule: Annotated[
         str | None,
@@ -108,24 +138,33 @@ def cost_command(
     texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     varied = list(dict.fromkeys(key for point, _ in machines for key in point))
+    extra = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
+    asked = [key for key, value in extra.items() if value not in (None, 1)]
+    cost_of = functools.partial(_cost_of, **extra)
     if model:
         rows = [
             {**row, **point}
             for name in listed(model)
             for split in chosen
             for point, machine in machines
-            for row in model_rows(name, resolution, split, machine, way, _cost_of)
+            for row in model_rows(name, resolution, split, machine, way, cost_of, batch, guidance)
         ]
-        columns, title = MODEL_COLUMNS, f"Cost of one denoising step at {resolution} px"
+        columns, title = [*MODEL_COLUMNS], f"Cost of one denoising step at {resolution} px"
     else:
+        scale = batch * (guidance or 1)
         rows = [
-            _row(name, size, split, machine, way) | point
-            for name, size in sizes.items()
+            {"batch": batch, "guidance": guidance or 1}
+            | _row(name, (scale * m, k, n), split, machine, way, cost_of)
+            | point
+            for name, (m, k, n) in sizes.items()
             for split in chosen
             for point, machine in machines
         ]
         columns = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
         title = "Cost of one call"
+        if batch > 1 or guidance:
+            title += f" of {batch} images and {guidance or 1} guidance passes"
+    columns += [key for key in _EXTRAS if key in asked or (key == "transforms" and asked)]
 
     def show(has_messages: bool) -> None:
         shown = [*columns, *varied, *(["message"] if has_messages else [])]
@@ -151,15 +190,17 @@ def _row(
     split: "PrecisionSplit",
     accelerator: "Accelerator",
     schedule: str,
+    cost_of: CostOf,
 ) -> dict[str, Any]:
     m, k, n = size
     row = {"layer": name, "m": m, "k": k, "n": n, "split": split.text, "family": split.family}
     row |= {"accelerator": accelerator.name, "schedule": schedule, "status": "ok", "message": ""}
     try:
-        rank, cost = _cost_of((m, k, n), split, accelerator, schedule)
+        work, cost = cost_of((m, k, n), split, accelerator, schedule)
     except Exception as error:
         return row | {"status": "failed", "message": f"{name}: {case_failure(error)}"}
-    return row | {"rank": rank} | {column: getattr(cost, column) for column in _COLUMNS}
+    row |= {"transforms": ", ".join(work.transforms), "shared_by": work.shared_by}
+    return row | {"rank": work.rank} | {column: getattr(cost, column) for column in _COLUMNS}
 
 
 def _cost_of(
@@ -167,12 +208,13 @@ def _cost_of(
     split: "PrecisionSplit",
     accelerator: "Accelerator",
     schedule: str,
-) -> "tuple[int, Cost]":
-    """Rank and cost of one call of a layer of this (m, k, n)."""
+    **extra: Any,
+) -> "tuple[GemmWorkload, Cost]":
+    """Workload and cost of one call of a layer of this (m, k, n)."""
     import hwmodels
 
-    work = workload_of_split(size, split, accelerator, schedule)
-    return work.rank, hwmodels.estimate_cost(work, accelerator)
+    work = workload_of_split(size, split, accelerator, schedule, **extra)
+    return work, hwmodels.estimate_cost(work, accelerator)
 
 
 def workload_of_split(
@@ -180,18 +222,24 @@ def workload_of_split(
     split: "PrecisionSplit",
     accelerator: "Accelerator",
     schedule: str,
+    *,
+    smooth: float | None = None,
+    rotate: str | None = None,
+    shared_by: int = 1,
 ) -> "GemmWorkload":
     """What the cost model needs to know of one call of a layer of this (m, k, n)."""
     import dataclasses
 
-    from loraq_sim.machine import datapath_for, workload_for
+    from loraq_sim.machine import datapath_for, transforms_asked, workload_for
     from loraq_sim.solvers.budget import rank_for_budget
 
     m, k, n = size
     rank = split.rank or 0
     if split.budget is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
-    work = workload_for(m, n, k, split, rank, datapath_for(accelerator), fused=True)
+    extra = {"transforms": transforms_asked(k, smooth=smooth, rotate=rotate)}
+    extra |= {"shared_by": shared_by}
+    work = workload_for(m, n, k, split, rank, datapath_for(accelerator), fused=True, **extra)
     return dataclasses.replace(work, family=split.family, branch_schedule=schedule)
 
 

@@ -6,7 +6,7 @@ import typer
 
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.hw_choice import Sets, Variants, chosen_machines
-from loraq_sim.cli.options import Family, Group, OutFormat, OutputFormat
+from loraq_sim.cli.options import Family, Group, OutFormat, OutputFormat, Rotate, SharedBy, Smooth
 from loraq_sim.cli.output import print_json, print_tables
 from loraq_sim.errors import InputError
 
@@ -44,6 +44,9 @@ def explain_command(
     ] = "fused",
     family: Family = "int",
     group: Group = 64,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
+    shared_by: SharedBy = 1,
     variants: Variants = None,
     sets: Sets = None,
     output: OutFormat = OutputFormat.TABLE,
@@ -60,8 +63,9 @@ def explain_command(
     machine = machines[0][1]
     chosen = parse_split(split, family=family, group=group)
     work = workload_of_split(
-        parse_shape(shape), chosen, machine, checked_schedule(schedule, unfused=False)
-    )
+        parse_shape(shape), chosen, machine, checked_schedule(schedule, unfused=False),
+        smooth=smooth, rotate=rotate, shared_by=shared_by,
+    )  # fmt: skip
     cost = hwmodels.estimate_cost(work, machine)
     parts = _parts(cost)
     effects = hwmodels.sensitivity(work, machine)
@@ -73,13 +77,17 @@ def explain_command(
         "latency_s": cost.latency_s, "roofline_latency_s": cost.roofline_latency_s,
         "utilization": cost.utilization, "bound": cost.bound, "energy_j": cost.energy_j,
         "dram_bytes": cost.dram_bytes, "weight_bytes": cost.weight_bytes,
+        "peak_activation_bytes": cost.peak_activation_bytes, "fits_in": cost.fits_in,
+        "transforms": list(work.transforms), "shared_by": work.shared_by,
     }  # fmt: skip
     if output is OutputFormat.JSON:
         details = {"modes": cost.modes, "tile_mkn": cost.tile_mkn, "parts": parts}
         print_json(summary | details | {"sensitivity": effects})
         return
+    what = " ".join([chosen.text, *work.transforms])
+    what += f" shared by {shared_by}" if shared_by > 1 else ""
     tables = [
-        result_table(parts, title=f"{shape} {chosen.text} on {machine.name}: {cost.bound}-bound"),
+        result_table(parts, title=f"{shape} {what} on {machine.name}: {cost.bound}-bound"),
         result_table(effects, title="Change of the cost per change of a number (1: in proportion)"),
     ]
     print_tables(tables, output)

@@ -2,23 +2,27 @@
 
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.cli.failures import case_failure
 from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
-    from hwmodels import Accelerator, Cost
+    from hwmodels import Accelerator, Cost, GemmWorkload
     from hwmodels.inventory import InventoryEntry
 
-__all__ = ["MODEL_COLUMNS", "model_rows"]
+__all__ = ["MODEL_COLUMNS", "CostOf", "model_rows"]
 
 MODEL_COLUMNS = (
     *("model", "accelerator", "split", "kind", "precision", "calls", "macs", "weight_bytes"),
-    *("latency_s", "share", "energy_j", "dram_bytes", "bound"),
+    *("latency_s", "share", "energy_j", "dram_bytes", "bound", "peak_activation_bytes"),
+    *("batch", "guidance"),
 )
 _SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
-CostOf = Callable[[tuple[int, int, int], PrecisionSplit, "Accelerator", str], "tuple[int, Cost]"]
+CostOf = Callable[
+    [tuple[int, int, int], PrecisionSplit, "Accelerator", str], "tuple[GemmWorkload, Cost]"
+]
 
 
 def model_rows(
@@ -28,19 +32,26 @@ def model_rows(
     accelerator: "Accelerator",
     schedule: str,
     cost_of: CostOf,
+    batch: int = 1,
+    guidance: int | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of every kind of layer of one step, in order of the model, and their total.
 
-    All calls of a step count, both guidance branches in one call. `cost_of` costs one GEMM in a
-    split. `share` is the part of the step's latency.
+    All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
+    one call. `cost_of` costs one GEMM in a split. `share` is the part of the step's latency, and
+    the peak of activations is the largest of one call.
     """
     import hwmodels
 
     inventory = hwmodels.load_model(model, resolution)
-    where = {"model": model, "resolution": resolution, "split": split.text}
+    passes = guidance or inventory.guidance_batch
+    scale = Fraction(batch * passes, inventory.guidance_batch)
+    entries = [entry.scaled(scale) for entry in inventory.entries]
+    where = {"batch": batch, "guidance": passes}
+    where |= {"model": model, "resolution": resolution, "split": split.text}
     where |= {"accelerator": accelerator.name, "schedule": schedule}
     by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in inventory.entries:
+    for entry in entries:
         try:
             costed = _entry_row(entry, split, accelerator, schedule, cost_of)
         except Exception as error:
@@ -74,7 +85,8 @@ def _entry_row(
     else:
         cost = hwmodels.product_cost(entry, accelerator)
     each = {name: getattr(cost, name) for name in _SUMS[2:]}
-    row = {name: value * entry.calls for name, value in each.items()}
+    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
+    row = peak | {name: value * entry.calls for name, value in each.items()}
     row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
     return row | {"bound": cost.bound}
 
@@ -83,6 +95,7 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The sum of rows; the bound is what paces most of their time."""
     row = {name: parts[0][name] for name in ("kind", "precision")}
     row |= {name: sum(part[name] for part in parts) for name in _SUMS}
+    row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
     paced: Counter[str] = Counter()
     for part in parts:
         paced[part["bound"]] += part["latency_s"]

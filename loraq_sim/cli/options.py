@@ -42,6 +42,7 @@ __all__ = [
     "Rotate",
     "Rows",
     "Seed",
+    "SharedBy",
     "Smooth",
     "Splits",
     "Tokens",
@@ -139,6 +140,15 @@ AggregateName = Annotated[
         "--aggregate",
         metavar="NAME",
         help=f"How output errors of layers become one: {', '.join(AGGREGATES)}.",
+    ),
+]
+SharedBy = Annotated[
+    int,
+    typer.Option(
+        "--shared-by",
+        metavar="N",
+        min=1,
+        help="Layers that read one input and share R and X R^T; each is charged an even part.",
     ),
 ]
 Smooth = Annotated[

@@ -187,7 +187,7 @@ def _parts(
 
 def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
     import hwmodels
-    from loraq_sim.machine import datapath_for, workload_for
+    from loraq_sim.machine import datapath_for, transforms_asked, workload_for
     from loraq_sim.split import parse_split
     from reports.report_data import COSTS
 
@@ -197,7 +197,9 @@ def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
         path = datapath_for(machine, options.get("datapath"))
         sizes = (row["m"], row["n"], row["k"])
         fused = options.get("fused", True)
-        work = workload_for(*sizes, split, row["rank"], path, fused=fused)
+        asked = {name: row.get(name) or options.get(name) for name in ("smooth", "rotate")}
+        transforms = transforms_asked(row["k"], **asked)
+        work = workload_for(*sizes, split, row["rank"], path, fused=fused, transforms=transforms)
         cost = hwmodels.estimate_cost(work, machine)
     except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
         return None

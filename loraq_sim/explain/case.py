@@ -10,7 +10,7 @@ from loraq_sim.evaluate import evaluate_case, reference_output, sample_rows, sol
 from loraq_sim.explain.error_terms import output_terms, weight_terms
 from loraq_sim.explain.switchable import SwitchableLayer
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for, workload_for
+from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.solvers import Solution
 from loraq_sim.split import PrecisionSplit, parse_split
 
@@ -114,7 +114,7 @@ def explain_case(
         switchable = SwitchableLayer(layer, solution, split, path, x)
         errors, summary = output_terms(switchable, reference_output(layer, x))
         summary |= {"measure": "output_error", "overflows": switchable.overflows}
-    work = workload_for(row["m"], layer.n, layer.k, split, solution.rank, path, fused=fused)
+    work = solved_workload(row["m"], solution, split, path, fused=fused)
     costs = _cost_parts(hwmodels.estimate_cost(work, accelerator))
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
 

@@ -54,6 +54,8 @@ _KNOWN = {
         Column(key="energy_j", heading="energy", quantity="energy"),
         Column(key="dram_bytes", heading="DRAM traffic", quantity="bytes"),
         Column(key="weight_bytes", heading="weight memory", quantity="bytes"),
+        Column(key="peak_activation_bytes", heading="peak activations", quantity="bytes"),
+        Column(key="working_set_bytes", heading="working set", quantity="bytes"),
         Column(key="utilization", heading="utilization", quantity="percent"),
         Column(key="pareto", heading="front", quantity="mark"),
     )

@@ -47,6 +47,14 @@ class Solution:
         return 0 if self.left is None else self.left.shape[1]
 
     @property
+    def shared_by(self) -> int:
+        """How many layers hold the right factor in common, and so X R^T; 1 for a layer alone."""
+        if self.right is None or not self.charged.get("right"):
+            return 1
+        # Even shares, so that the quotient is within a part in a thousand of the count.
+        return max(1, round(self.right.nbytes / self.charged["right"]))
+
+    @property
     def bytes_by_part(self) -> dict[str, int]:
         """Stored bytes of each part, scales and padding included; a share of common parts."""
         parts = {"main": self.main, "left": self.left, "right": self.right}

@@ -40,6 +40,47 @@ def test_weight_columns_are_those_of_the_solution(layer):
     assert row["weight_error"] == solution.weight_error
 
 
+def test_what_is_done_to_x_is_in_the_cost_of_the_row(layer):
+    plain = evaluate(layer, "W4A4")
+    rotated = evaluate(layer, "W4A4", rotate="hadamard:64")
+    smoothed = evaluate(layer, "W4A4", smooth=0.5)
+    aie2, split = hwmodels.load_accelerator("aie2"), parse_split("W4A4")
+    for row, transforms in ((rotated, ("hadamard64",)), (smoothed, ("smooth",))):
+        _, cost = cost_split(512, 128, 128, split, aie2, transforms=transforms)
+        for name in ("latency_s", "energy_j", "dram_bytes", "weight_bytes"):
+            assert row[name] == getattr(cost, name), name
+            assert row[name] > plain[name] or (name, row) == ("weight_bytes", rotated)
+
+
+def test_the_working_set_of_a_row_is_that_of_its_call(layer):
+    row = evaluate(layer, rows=64)
+    # 64 rows of 128 codes of 8 bits with two scales, P of 8 codes and one scale, y in bf16.
+    assert row["peak_activation_bytes"] == 64 * (128 + 4) + 64 * (8 + 2) + 64 * 128 * 2
+    assert row["working_set_bytes"] == row["peak_activation_bytes"] + row["weight_bytes"]
+    assert row["fits_in"] == "l1"
+
+
+def test_layers_that_share_a_branch_pay_for_it_once(layer):
+    split = parse_split("W4A4+W8A8r8")
+    weights = {name: layer.weight for name in "qkv"}
+    shared = lq.solve_group(
+        weights, main="int4/g64", branch="int8/g64", rank=8, preset="fast", share="common"
+    )
+    rows = [
+        lq.evaluate_layer(
+            lq.Layer(name=name, weight=layer.weight, activations=layer.activations),
+            split, "aie2", tokens=8, solution=solution,
+        )
+        for name, solution in shared.items()
+    ]  # fmt: skip
+    aie2 = hwmodels.load_accelerator("aie2")
+    _, cost = cost_split(rows[0]["m"], 128, 128, split, aie2, shared_by=3)
+    assert {row["latency_s"] for row in rows} == {cost.latency_s}
+    stored = sum(row["weight_bytes"] for row in rows)
+    one = shared["q"]
+    assert stored == 3 * (one.main.nbytes + one.left.nbytes) + one.right.nbytes
+
+
 @pytest.mark.parametrize("text", ["W4A4", "W4A4+W8A8r8", "W4A8+W6A6@fp16r4", "W8A8+W16A16r4"])
 def test_cost_columns_are_those_of_the_cost_model(layer, text):
     row = evaluate(layer, text)

@@ -33,6 +33,7 @@ def result(layer, split="W4A4", **values):
         "cycles": 100,
         "energy_j": 2.0,
         "dram_bytes": 10,
+        "peak_activation_bytes": 7,
         "utilization": 0.5,
         "bound": "compute",
         "status": "ok",
@@ -62,6 +63,12 @@ def test_costs_are_sums_of_calls_and_weights_count_once():
     assert total["weight_bytes"] == 464
     assert total["overflow_count"] == 6
     assert total["safe_acc_bits"] == 17
+    assert total["peak_activation_bytes"] == 7
+
+
+def test_the_peak_of_activations_is_the_largest_layers():
+    rows = [result("a"), result("b", peak_activation_bytes=900, calls_per_step=5)]
+    assert model_totals(rows)[0]["peak_activation_bytes"] == 900
 
 
 def test_errors_follow_the_stated_formulas():

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from hwmodels.loader import SHIPPED
+
 
 @pytest.fixture
 def run(request, monkeypatch):
@@ -140,6 +142,73 @@ def test_every_schedule_of_the_branch_costs_more_than_none(run, schedule):
     for plain, branched in zip(rows[:2], rows[2:], strict=True):
         assert branched["latency_s"] > plain["latency_s"]
         assert branched["schedule"] == schedule
+
+
+def test_transforms_and_sharing_are_charged_and_shown(run):
+    split = ("--hw", "aie2", "--split", "W4A4+W8A8r32")
+    asked = ("--rotate", "hadamard:64", "--smooth", "0.5", "--shared-by", "3")
+    (plain,), (more,) = (rows_of(cost(run, *split, *words)) for words in ((), asked))
+    assert (more["transforms"], more["shared_by"]) == ("smooth, hadamard64", 3)
+    assert (plain["transforms"], plain["shared_by"]) == ("", 1)
+    assert more["parts"]["latency_s"]["rotate"] == pytest.approx(4096 * 1152 * 6 / 256e9 / 3)
+    assert more["parts"]["dram_bytes"]["smooth"] == 2 * 1152 / 3
+    assert plain["parts"]["weight_bytes"]["right"] == 3 * more["parts"]["weight_bytes"]["right"]
+    result = run("hw", "explain", "aie2", "--split", "W4A4+W8A8r32", *asked, "--format", "json")
+    explained = {(row["quantity"], row["part"]) for row in rows_of(result)["parts"]}
+    assert {("latency_s", "rotate"), ("energy_j", "smooth"), ("weight_bytes", "smooth")} <= (
+        explained
+    )
+    assert "smooth hadamard64 shared by 3" in " ".join(
+        run("hw", "explain", "aie2", "--split", "W4A4+W8A8r32", *asked).stdout.split()
+    )
+    assert "hadamard64" in cost(run, *split, *asked[:2], "--format", "table").stdout
+
+
+def test_batch_and_guidance_multiply_the_rows_and_are_stated(run):
+    split = ("--hw", "aie2", "--split", "W4A8")
+    (one,), (eight,) = (
+        rows_of(cost(run, *split, *w)) for w in ((), ("--batch", "4", "--guidance", "2"))
+    )
+    assert (one["m"], one["batch"], one["guidance"]) == (4096, 1, 1)
+    assert (eight["m"], eight["batch"], eight["guidance"]) == (8 * 4096, 4, 2)
+    assert eight["peak_activation_bytes"] == 8 * one["peak_activation_bytes"]
+    assert (eight["weight_bytes"], eight["fits_in"]) == (one["weight_bytes"], "dram")
+    words = ("cost", "--model", "pixart-sigma", "--hw", "aie2", "--split", "W4A8")
+    totals = [
+        rows_of(run(*words, "--resolution", "512", "--format", "json", *more))[-1]
+        for more in ((), ("--batch", "2"), ("--guidance", "1"))
+    ]
+    assert [(row["batch"], row["guidance"]) for row in totals] == [(1, 2), (2, 2), (1, 1)]
+    macs = [row["macs"] for row in totals]
+    assert macs[1] == 2 * macs[0] == 4 * macs[2]
+    assert totals[1]["peak_activation_bytes"] == 2 * totals[0]["peak_activation_bytes"]
+    assert totals[1]["weight_bytes"] == totals[0]["weight_bytes"]
+
+
+def test_show_refuses_what_cost_refuses(run, tmp_path):
+    text = (SHIPPED / "aie2.yaml").read_text(encoding="utf-8")
+    start, end = text.index("  - name: bf16"), text.index("kernel:\n")
+    text = (text[:start] + text[end:]).replace("p_format: branch", "p_format: fp16")
+    path = tmp_path / "int8.yaml"
+    path.write_text(text, encoding="utf-8")
+    words = ("--split", "W4A8+W8A8r32", "--format", "json")
+    modes = rows_of(run("hw", "show", path, *words))["modes"]
+    assert [row["mode"] for row in modes] == ["int8xint4", "int8", "refused"]
+    assert modes[2]["precision"] == "W8A16"
+    result = run("cost", "--hw", path, "--shape", "64x64x64", *words)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "datapath.p_format" in said
+    assert modes[2]["reason"] in said
+    native = run("cost", "--hw", path, "--shape", "64x64x64", *words, "--set", "p_format=branch")
+    assert native.exit_code == 0
+
+
+def test_show_lists_the_numbers_that_change_nothing(run):
+    report = rows_of(run("hw", "show", "aie2", "--format", "json"))
+    assert "energy.node_nm" in {row["key"] for row in report["idle"]}
+    shown = " ".join(run("hw", "show", "aie2").stdout.split())
+    assert "Values that change no result" in shown
 
 
 def test_a_model_is_costed_per_kind_and_in_total(run):
