@@ -67,6 +67,7 @@ def _checks() -> Iterator[dict[str, str]]:
         yield _extra(extra, distributions)
     yield _checked("processor", _processor)
     yield _checked("kernels", _kernels)
+    yield _kernel_cache()
     yield _checked("accelerators", _accelerators)
     yield _checked("cache folder", lambda: _writable(cache_folder()))
     yield _checked("solution cache", lambda: _writable(default_solution_folder()))
@@ -107,9 +108,16 @@ def _package(distribution: str, module: str | None) -> str:
 
 
 def _processor() -> str:
-    from loraq_sim.kernels.processor import PATH_VARIABLE, choose_path, found_features
+    from loraq_sim.kernels.processor import (
+        PATH_VARIABLE,
+        choose_path,
+        found_features,
+        is_jit_off,
+    )
 
     forced = f" (forced by {PATH_VARIABLE})" if os.environ.get(PATH_VARIABLE) else ""
+    if is_jit_off():
+        forced = " (plain Python, very slow: NUMBA_DISABLE_JIT is set)"
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     features = " ".join(found_features()) or "no vector features known"
     return f"{platform.machine()}, {cpus} CPUs, {features}: {choose_path()} kernels{forced}"
@@ -122,6 +130,7 @@ def _kernels() -> str:
     from loraq_sim.emulator.gemm import emulate_gemm
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.reference import reference_gemm
+    from loraq_sim.kernels.processor import choose_path, refused_paths
 
     rng = np.random.default_rng(0)
     a = rng.integers(-8, 8, (3, 40), dtype=np.int8)
@@ -136,7 +145,19 @@ def _kernels() -> str:
         expected = np.asarray(reference_gemm(a, w, array))
         if found.tolist() != expected.tolist():
             raise RuntimeError(f"{array} differs from plain integers")
-    return f"{len(arrays)} small GEMMs equal plain Python integers"
+    done = f"{len(arrays)} small GEMMs equal plain Python integers"
+    refused = [f"{path} kernels do not compile ({why})" for path, why in refused_paths().items()]
+    return "; ".join([done, *refused, *([f"{choose_path()} run instead"] if refused else [])])
+
+
+def _kernel_cache() -> dict[str, str]:
+    """Where compiled code is kept. After `_kernels`, which compiles some."""
+    from loraq_sim.kernels.jit import kept_in, why_not_kept
+
+    if (why := why_not_kept()) is not None:
+        detail = f"optional; compiled code is not kept ({why}): every start compiles again"
+        return _row("kernel cache", "missing", f"{detail}; set NUMBA_CACHE_DIR")
+    return _row("kernel cache", "ok", str(kept_in() or "nothing is compiled"))
 
 
 def _accelerators() -> str:

@@ -23,7 +23,7 @@ from loraq_sim.emulator.bounds import guaranteed_bits, signed_width
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight, checked_codes
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.emulator.tile_job import TileJob
+from loraq_sim.emulator.tile_job import TileJob, on_a_path_that_compiles
 from loraq_sim.emulator.tile_output import srs_output
 from loraq_sim.emulator.tile_plan import ACCUMULATORS, Output
 from loraq_sim.emulator.tile_ready import run_ready
@@ -79,6 +79,7 @@ class GemmReport:
         return gemm_card(self)
 
 
+@on_a_path_that_compiles
 def emulate_gemm(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
@@ -123,6 +124,7 @@ def emulate_gemm(
     return acc.astype(_result_dtype(mac), copy=False)
 
 
+@on_a_path_that_compiles
 def emulate_gemm_srs(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
@@ -178,6 +180,7 @@ def emulate_gemm_srs(
     return srs(acc, shift, **options)
 
 
+@on_a_path_that_compiles
 def emulate_gemm_report(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,

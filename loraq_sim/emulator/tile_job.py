@@ -1,8 +1,9 @@
 """The operands of one GEMM as the tile routes pass them on, with what is derived from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,11 @@ from loraq_sim.emulator.bounds import Bounds, Norms, Sample
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.tile_plan import ACCUMULATORS, Output
+from loraq_sim.kernels.processor import LOOPS, KernelUnavailable, refuse_path
 
-__all__ = ["TileJob", "kernels_of"]
+__all__ = ["TileJob", "kernels_of", "on_a_path_that_compiles"]
+
+Run = TypeVar("Run", bound=Callable)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +71,8 @@ class TileJob:
     @cached_property
     def sample(self) -> Sample:
         """Norms of some rows, at least one in each panel of a plain kernel."""
-        return Sample.of(self.a, kernels_of(self)["exact"].shape.rows)
+        has_tiles = self.path != LOOPS
+        return Sample.of(self.a, kernels_of(self)["exact"].shape.rows if has_tiles else 16)
 
     @property
     def unsigned(self) -> bool:
@@ -85,6 +90,20 @@ class TileJob:
         two_level = isinstance(self.mac, TwoLevelArray)
         products = self.mac.column_k if two_level else self.mac.products_per_add
         return min(products, max(self.a.shape[1], 1))
+
+
+def on_a_path_that_compiles(run: Run) -> Run:
+    """Run again on the next path where the tiles of one do not compile."""
+
+    @wraps(run)
+    def call(*args, **options):
+        while True:
+            try:
+                return run(*args, **options)
+            except KernelUnavailable as error:
+                refuse_path(error)
+
+    return call
 
 
 def kernels_of(job: TileJob) -> Mapping:

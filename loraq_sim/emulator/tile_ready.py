@@ -17,6 +17,7 @@ from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Plan
 from loraq_sim.emulator.tile_route import choose_ruled
 from loraq_sim.emulator.tile_run import block_panels, plain_arguments, scratch
 from loraq_sim.emulator.tile_threads import WORTH_THREADS, run_together
+from loraq_sim.kernels.processor import LOOPS
 
 __all__ = ["run_ready"]
 
@@ -56,7 +57,7 @@ class Ready(NamedTuple):
 
 def run_ready(job: TileJob) -> tuple[NDArray[np.integer], str] | None:
     """Return the job's output and the route, or None where the choice depends on this call."""
-    if job.a.size == 0 or job.weight.codes.size == 0:
+    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
         return None
     known = job.weight.ready
     # Initial values take room from the sums: whether enough is left depends on them.

@@ -21,6 +21,7 @@ from loraq_sim.emulator.packed_weight import Order
 from loraq_sim.emulator.tile_job import TileJob, kernels_of
 from loraq_sim.emulator.tile_plan import Choice
 from loraq_sim.emulator.tile_run import Totals, run_kernel
+from loraq_sim.kernels.processor import LOOPS
 
 __all__ = [
     *("choose_ruled", "count_overflows", "measure", "run_nested", "run_plain"),
@@ -34,7 +35,7 @@ _ENOUGH_PROVED = 0.25
 def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
     """Whether every value of this GEMM fits the lanes of the tiles."""
     mac = job.mac
-    if job.a.size == 0 or job.weight.codes.size == 0:
+    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
         return False
     if mac.tree_bits is not None and not job.bounds.tree_fits(mac):
         return False
@@ -58,7 +59,7 @@ def nested_fits(job: TileJob, bounds: Bounds, *, statistics: bool) -> bool:
     of 31 bits and 4096 products are at most 2**30 + 2**27.
     """
     mac = job.mac
-    if job.a.size == 0 or job.weight.codes.size == 0:
+    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
         return False
     if isinstance(mac, TwoLevelArray):
         # Columns that wrap give the same sums however many accumulators they have.

@@ -17,7 +17,7 @@ from loraq_sim.emulator.bounds import Bounds, signed_width
 from loraq_sim.emulator.gemm import activation_range, checked_job, emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight
-from loraq_sim.emulator.tile_job import TileJob
+from loraq_sim.emulator.tile_job import TileJob, on_a_path_that_compiles
 from loraq_sim.emulator.tile_route import nested_fits, run_nested
 from loraq_sim.emulator.two_level_tiles import TileByTile
 from loraq_sim.errors import InputError
@@ -64,6 +64,7 @@ class TwoLevelReport:
     guaranteed_column_bits: int
 
 
+@on_a_path_that_compiles
 def emulate_two_level(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,
@@ -103,6 +104,7 @@ def emulate_two_level(
     return _tile_by_tile(job, reports=False).value.astype(_result_dtype(array))
 
 
+@on_a_path_that_compiles
 def emulate_two_level_report(
     a: ArrayLike,
     w: ArrayLike | PackedWeight,

@@ -13,8 +13,8 @@ inside int32 (then the rule is EXACT).
 """
 
 import numpy as np
-from numba import njit
 
+from loraq_sim.kernels.jit import njit
 from loraq_sim.kernels.tile_arguments import NEVER
 
 __all__ = ["BLOCK", "CLAMP", "EXACT", "WRAP"]

@@ -6,9 +6,9 @@ No step overflows int64: an add first asks whether the room left is enough.
 """
 
 import numpy as np
-from numba import njit
 
 from loraq_sim.kernels.accumulate import CLAMP, EXACT
+from loraq_sim.kernels.jit import njit
 
 __all__ = []
 

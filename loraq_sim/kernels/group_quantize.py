@@ -12,7 +12,8 @@ differ by more than a share of the sum where values lie on the grid.
 """
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__ = ["group_error", "group_extremes", "quantize_groups"]
 

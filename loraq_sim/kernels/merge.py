@@ -1,7 +1,8 @@
 """Merge partial accumulators under the overflow rule, with the statistics of the rule."""
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__ = ["add_limited", "merge_exact", "merge_limited"]
 

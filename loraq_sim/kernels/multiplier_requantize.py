@@ -1,7 +1,8 @@
 """Requantize accumulators by fixed-point multipliers or float32 scales, one per column."""
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__: list[str] = []
 

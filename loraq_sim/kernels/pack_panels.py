@@ -6,9 +6,10 @@ the matrix are packed as zeros. K must be a multiple of what a dword holds.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
+
+from loraq_sim.kernels.jit import njit
 
 __all__ = [
     *("BYTES", "DOUBLED", "WORDS", "WORDS_SINGLE"),

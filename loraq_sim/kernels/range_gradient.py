@@ -7,7 +7,8 @@ treated as constant. -dF/dv = -amax |u|^(p-2) u (sum |u|^p)^(2/p - 1) with u = (
 """
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__ = ["range_direction"]
 

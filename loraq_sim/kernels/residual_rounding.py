@@ -8,9 +8,9 @@ moves little between calls. Sums are kept in lanes as in `loraq_sim.kernels.grou
 import math
 
 import numpy as np
-from numba import njit
 
 from loraq_sim.kernels.group_quantize import group_error
+from loraq_sim.kernels.jit import njit
 
 __all__ = ["round_residual", "round_residual_e2m1"]
 

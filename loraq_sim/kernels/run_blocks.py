@@ -7,10 +7,10 @@ unit; when no block is left, it takes units of the blocks that others are still 
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
+from loraq_sim.kernels.jit import njit
 from loraq_sim.kernels.merge import add_limited
 from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
 from loraq_sim.kernels.tile_arguments import TileArguments

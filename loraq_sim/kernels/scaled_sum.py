@@ -1,7 +1,8 @@
 """Add scaled integer partial sums to a float32 matrix, in one pass."""
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__ = ["add_scaled"]
 

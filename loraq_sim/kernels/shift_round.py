@@ -6,7 +6,8 @@ cost the same. Adding the constants to the remainder instead of to x cannot over
 """
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__ = ["rounding_constants"]
 

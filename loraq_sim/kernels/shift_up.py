@@ -1,7 +1,8 @@
 """Shift integers left into an accumulator, wrapping or clamping."""
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__: list[str] = []
 

@@ -10,6 +10,8 @@ from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from loraq_sim.kernels.jit import keep_compiled
+from loraq_sim.kernels.processor import KernelUnavailable
 from loraq_sim.kernels.tile import TileCode, TileShape
 from loraq_sim.kernels.tile_arguments import TileArguments
 from loraq_sim.kernels.tile_nested import NestedCode
@@ -17,7 +19,7 @@ from loraq_sim.kernels.tile_nested import NestedCode
 __all__ = ["TileKernel", "make_tile"]
 
 _SOURCES = (
-    *("tile.py", "tile_arguments.py", "tile_kernel.py"),
+    *("jit.py", "processor.py", "tile.py", "tile_arguments.py", "tile_kernel.py"),
     *("tile_nested.py", "tile_output.py", "vector_ir.py"),
 )
 
@@ -50,13 +52,20 @@ class TileKernel:
 
     @cached_property
     def compiled(self) -> CFunc:
-        """The compiled function; its ``cache_hits`` tell whether the disk cache had it."""
+        """The compiled function; its ``cache_hits`` tell whether the disk cache had it.
+
+        Raises `KernelUnavailable` if it does not compile here.
+        """
         kernel = CFunc(self._function, ((types.int64,), types.void), {}, {"nopython": True})
-        kernel.enable_caching()
+        keep_compiled(kernel, self._function)
         files = getattr(kernel._cache, "_cache_file", None)
         if files is not None:
             files._source_stamp = (files._source_stamp, _fingerprint())
-        kernel.compile()
+        try:
+            kernel.compile()
+        # An LLVM that does not know an instruction, or whose declaration of it is another.
+        except Exception as error:
+            raise KernelUnavailable(self.shape.instructions.path, error) from error
         return kernel
 
     @cached_property

@@ -9,9 +9,10 @@ registers. One dword holds four bytes (dot ``bytes``: unsigned A x signed W), tw
 (dot ``words``) or one 16-bit number twice (dot ``halves``: 16-bit lanes, no sum).
 """
 
+from functools import cache
 from typing import NamedTuple
 
-from llvmlite import ir
+from llvmlite import binding, ir
 
 __all__ = [
     *("I8", "I32", "I64", "Instructions", "Loop"),
@@ -71,6 +72,16 @@ def extreme(builder: ir.IRBuilder, which: str, x: ir.Value, y: ir.Value) -> ir.V
     return call(builder, name, x.type, x, y)
 
 
+@cache
+def _takes_codes(name: str) -> bool:
+    """Whether this LLVM declares a dot product over vectors of codes; LLVM 15 to 20 do over dwords.
+
+    A newer one turns the old declaration into its own while it reads it.
+    """
+    old = "(<16 x i32>, <16 x i32>, <16 x i32>)"
+    return old not in str(binding.parse_assembly(f"declare <16 x i32> @{name}{old}"))
+
+
 class Instructions(NamedTuple):
     """The vector instructions of one processor path.
 
@@ -125,6 +136,8 @@ class Instructions(NamedTuple):
                 "words": "llvm.x86.avx512.vpdpwssd.512",
                 "words_saturating": "llvm.x86.avx512.vpdpwssds.512",
             }[self.dot]
+            if not _takes_codes(name):
+                a, w = (builder.bitcast(operand, self.accumulator) for operand in (a, w))
             return call(builder, name, self.accumulator, acc, a, w)
         if self.path == "avx2":
             pairs = call(builder, "llvm.x86.avx2.pmadd.wd", self.accumulator, a, w)

@@ -1,7 +1,8 @@
 """Add partial sums to wide accumulators under an overflow rule, and see what happens."""
 
 import numpy as np
-from numba import njit
+
+from loraq_sim.kernels.jit import njit
 
 __all__: list[str] = []
 

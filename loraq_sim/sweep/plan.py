@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.case_settings import as_tuple, checked_count, datapath_grid
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.kernels.processor import forced_path
 from loraq_sim.layer_settings import Override
 from loraq_sim.sweep.case_grid import CaseGrid
 from loraq_sim.sweep.code_digest import code_digest, code_digests
@@ -138,6 +139,7 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
         If an accelerator is unknown or its file is broken.
     """
     _check_settings(plan)
+    forced_path()
     dump = read_layer_dump(plan.dump)
     if plan.layers:
         dump = dump.select(plan.layers)

@@ -147,3 +147,36 @@ def test_doctor_tells_of_features_kernels_extras_and_its_time(command, monkeypat
     assert {f"extra {name}" for name in ("cluster", "diffusion", "parquet", "docs")} <= set(found)
     assert found["processor"]["detail"].endswith(f": {choose_path()} kernels")
     assert re.fullmatch(r"\d+\.\d s", found["time"]["detail"])
+
+
+def test_doctor_says_where_compiled_code_is_kept_or_why_not(monkeypatch):
+    from loraq_sim.cli.doctor import _kernel_cache
+    from loraq_sim.kernels import accumulate, jit
+
+    assert accumulate.BLOCK
+    assert _kernel_cache()["state"] == "ok"
+    monkeypatch.setitem(jit._state, "problem", "No space left on device")
+    row = _kernel_cache()
+    assert row["state"] == "missing"
+    assert "not kept (No space left on device): every start compiles again" in row["detail"]
+
+
+def test_doctor_says_which_kernels_do_not_compile(command, monkeypatch):
+    from loraq_sim.kernels import processor
+
+    monkeypatch.setattr(processor, "_refused", {"avx512": "unknown instruction"})
+    result = command("doctor", "--format", "json")
+    assert result.exit_code == 0
+    (row,) = [row for row in json.loads(result.stdout) if row["check"] == "kernels"]
+    assert "avx512 kernels do not compile (unknown instruction)" in row["detail"]
+
+
+@pytest.mark.parametrize("verb", ["sweep", "emulate"])
+def test_kernels_that_do_not_exist_are_one_line(command, sweep, monkeypatch, tmp_path, verb):
+    monkeypatch.setenv("LORAQ_SIM_KERNELS", "foo")
+    words = ("emulate", "--layer-dump", "examples/tiny_pixart.pt", "--hw", "aie2")
+    words += ("--layers", "transformer_blocks.0.attn1.to_q", "--split", "W4A4", "--preset", "fast")
+    result = sweep(tmp_path / "s") if verb == "sweep" else command(*words)
+    assert result.exit_code == 2
+    expected = "LORAQ_SIM_KERNELS must be one of avx512, avx2, portable, loops, got 'foo'"
+    assert [line for line in result.stderr.splitlines() if line] == [f"error: {expected}"]

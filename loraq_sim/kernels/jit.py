@@ -1,0 +1,90 @@
+"""Numba's njit, with compiled code kept on disk where that is possible and done without elsewhere.
+
+Numba itself refuses to define a function whose code it cannot keep (an installation and a home
+folder that cannot be written), and lets a full disk end the first call.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.registry import CPUDispatcher
+
+__all__ = ["keep_compiled", "kept_in", "njit", "why_not_kept"]
+
+logger = logging.getLogger(__name__)
+
+# One folder, or the first reason, for all functions of the process.
+_state: dict[str, str] = {}
+
+
+def njit(function: Callable | None = None, *, cache: bool = False, **options: Any) -> Callable:
+    """As `numba.njit`; with `cache`, compiled code is kept on disk if the disk lets us.
+
+    Under ``NUMBA_DISABLE_JIT`` the function comes back as it is.
+    """
+    if function is None:
+        return lambda function: njit(function, cache=cache, **options)
+    compiled = numba.njit(**options)(function)
+    if cache and isinstance(compiled, CPUDispatcher):
+        keep_compiled(compiled, function)
+    return compiled
+
+
+def keep_compiled(compiled: Any, function: Callable) -> None:
+    """Let a dispatcher or callback of Numba keep the code of `function` on disk, if possible."""
+    try:
+        compiled._cache = _ForgivingCache(function)
+    # No folder of Numba's choice can be written, or the source cannot be read.
+    except (RuntimeError, OSError) as error:
+        _tell(error)
+    else:
+        _state.setdefault("folder", compiled._cache.cache_path)
+
+
+def kept_in() -> Path | None:
+    """Folder of the code that was compiled so far; None if none is kept."""
+    return Path(_state["folder"]) if "folder" in _state and "problem" not in _state else None
+
+
+def why_not_kept() -> str | None:
+    """Why compiled code could not be kept, or None."""
+    return _state.get("problem")
+
+
+class _ForgivingCache(FunctionCache):
+    """A cache whose files may be unreadable, and whose disk may be full: then it is not used."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        # Whatever is wrong with a kept file, compiling gives the right code.
+        except Exception as error:
+            _tell(error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    """Say once that code is not kept; workers are silent, their parent has said it."""
+    if "problem" in _state:
+        return
+    # Numba names the function; what holds for one holds for all.
+    reason = getattr(error, "strerror", None) or "no folder for it can be written"
+    _state["problem"] = reason
+    level = logging.WARNING if multiprocessing.parent_process() is None else logging.DEBUG
+    logger.log(
+        level,
+        "compiled code cannot be kept (%s): every start compiles again, which takes some seconds; "
+        "set NUMBA_CACHE_DIR to a folder with room that can be written",
+        reason,
+    )
