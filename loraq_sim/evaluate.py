@@ -16,11 +16,12 @@ import numpy as np
 
 import hwmodels
 from loraq_sim.case_settings import CaseSettings
-from loraq_sim.emulator.datapath import LayerOutput, run_layer
+from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
 from loraq_sim.errors import InputError
+from loraq_sim.hadamard import hadamard_block
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.metrics import output_error
@@ -31,6 +32,7 @@ from loraq_sim.solvers.shared_stages import SharedStages
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
+    "UNKNOWN_ROWS",
     "evaluate_case",
     "evaluate_layer",
     "reference_output",
@@ -38,6 +40,9 @@ __all__ = [
     "solve_case",
     "solve_split",
 ]
+
+UNKNOWN_ROWS = "rows per call not known: no latency, energy or traffic (give rows)"
+"""What the message of a row says where M is not known."""
 
 _STATISTICS = ("overflow_count", "safe_acc_bits", "guaranteed_acc_bits", "arithmetic")
 _ERRORS = ("output_error", "sqnr_db", "cosine", "max_abs_error", "output_rms")
@@ -122,11 +127,10 @@ def evaluate_case(
     if solution is None:
         solution = solve_case(layer, settings)
     m = layer.m if settings.rows is None else settings.rows
-    work = solved_workload(m, solution, split, path, fused=settings.fused)
-    cost = hwmodels.estimate_cost(work, accelerator)
     emulated = None if x is None else run_layer(x, solution, split, path, layer.bias)
     row = {
-        **_identity(layer, m, split, accelerator, x),
+        **_identity(layer, m, settings, accelerator, x),
+        **_transforms(settings, solution),
         "method": solution.method,
         "preset": solution.preset,
         "rank": solution.rank,
@@ -136,21 +140,36 @@ def evaluate_case(
         **_measured(layer, x, emulated),
         **_clipped(layer, x, solution, emulated),
         **describe_array(path.mac),
-        "latency_s": cost.latency_s,
-        "cycles": cost.cycles,
-        "energy_j": cost.energy_j,
-        "dram_bytes": cost.dram_bytes,
-        "utilization": cost.utilization,
-        "bound": cost.bound,
-        "peak_activation_bytes": cost.peak_activation_bytes,
-        "working_set_bytes": cost.working_set_bytes,
-        "fits_in": cost.fits_in,
-        "message": "; ".join(_remarks(layer, x, solution, emulated)),
+        **_cost(m, settings, solution, path, accelerator),
+        "message": "; ".join(
+            (*_remarks(layer, x, solution, emulated), *_setting_remarks(settings, m, solution))
+        ),
         "seconds": time.perf_counter() - started,
         "seed": settings.seed,
         "pareto": False,
     }
     return {name: row[name] for name in COLUMN_NAMES if name in row}
+
+
+_COSTS = (
+    *("latency_s", "cycles", "energy_j", "dram_bytes", "utilization", "bound"),
+    *("peak_activation_bytes", "working_set_bytes", "fits_in"),
+)
+
+
+def _cost(
+    m: int | None,
+    settings: CaseSettings,
+    solution: Solution,
+    path: Datapath,
+    accelerator: "hwmodels.Accelerator",
+) -> dict[str, Any]:
+    """Cost of one call; nothing is known of a call whose rows are not."""
+    if m is None:
+        return dict.fromkeys(_COSTS)
+    work = solved_workload(m, solution, settings.split, path, fused=settings.fused)
+    cost = hwmodels.estimate_cost(work, accelerator)
+    return {name: getattr(cost, name) for name in _COSTS}
 
 
 def solve_case(
@@ -204,8 +223,8 @@ def _sampled(n_rows: int, tokens: int) -> np.ndarray:
 
 def _identity(
     layer: Layer,
-    m: int,
-    split: PrecisionSplit,
+    m: int | None,
+    settings: CaseSettings,
     accelerator: "hwmodels.Accelerator",
     x: np.ndarray | None,
 ) -> dict[str, Any]:
@@ -214,12 +233,24 @@ def _identity(
         "kind": layer.kind,
         "group": layer.group,
         "m": m,
+        "m_source": layer.m_source if settings.rows is None else "given",
         "n": layer.n,
         "k": layer.k,
         "tokens": 0 if x is None else len(x),
         "calls_per_step": layer.calls_per_step,
-        "split": split.text,
+        "split": settings.split.text,
         "accelerator": accelerator.name,
+    }
+
+
+def _transforms(settings: CaseSettings, solution: Solution) -> dict[str, Any]:
+    """How the inputs are transformed, in the words of the settings where they are the solution's"""
+    rotation = None if solution.rotation is None else f"hadamard:{solution.rotation}"
+    if hadamard_block(settings.rotate, solution.main.shape[1]) == solution.rotation:
+        rotation = settings.rotate
+    return {
+        "rotation": rotation,
+        "smooth": None if solution.smooth is None else settings.smooth,
     }
 
 
@@ -255,6 +286,13 @@ def _remarks(
             f"zero points are not on the integer path: {', '.join(beside)} ran as float32 sums, so "
             "no accumulator was emulated there and none could overflow"
         )
+
+
+def _setting_remarks(settings: CaseSettings, m: int | None, solution: Solution) -> Iterator[str]:
+    if solution.smooth is not None and settings.smooth is None:
+        yield "activations are smoothed by factors of the solution"
+    if m is None:
+        yield UNKNOWN_ROWS
 
 
 def _stored_parts(solution: Solution) -> list[tuple[str, QuantizedTensor]]:

@@ -34,7 +34,7 @@ __all__ = [
 # weights, in FLUX): embeddings, modulation, text keys and values, depthwise convolutions, the ends.
 SIXTEEN_BIT_KINDS = (
     *("patch_embed", "time_embed", "text_embed", "adaln_shared", "adaln_block", "cross_k"),
-    *("cross_v", "ffn_dwconv3x3", "norm_out", "proj_out"),
+    *("cross_v", "cross_kv", "ffn_dwconv3x3", "norm_out", "proj_out"),
 )
 
 OVERRIDE_KEYS = {"rank": int, "budget": str, "split": str, "method": str, "preset": str}

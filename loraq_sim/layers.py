@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError
 
-__all__ = ["STORAGE_DTYPES", "Layer", "check_count", "check_dtype", "check_name", "check_shapes"]
+__all__ = [
+    "SAMPLED_ROWS",
+    "STORAGE_DTYPES",
+    "Layer",
+    "check_count",
+    "check_dtype",
+    "check_name",
+    "check_shapes",
+]
 
 STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Names of the dtypes a layer's tensors may arrive in; all become float32."""
+
+SAMPLED_ROWS = "activation rows of the dump"
+"""`Layer.m_source` where a dump has activations but does not say how many rows a call has."""
 
 MAX_COUNT = 2**40
 MAX_NAME = 500
@@ -41,9 +52,12 @@ class Layer:
     group : str
         Layers of one group read the same input (q, k and v of one attention).
     rows_per_call : int, optional
-        Rows M of one model call, for the cost model. Default: T, or 1 without activations.
+        Rows M of one model call (samples x tokens, guidance included), for the cost model.
+        Default: T; without activations they are not known, and nor is the cost.
     calls_per_step : int
         How often the layer runs per denoising step.
+    rows_source : str
+        What `rows_per_call` was taken from where the dump itself does not say it.
 
     Raises
     ------
@@ -60,6 +74,7 @@ class Layer:
     group: str = ""
     rows_per_call: int | None = None
     calls_per_step: int = 1
+    rows_source: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -73,7 +88,7 @@ class Layer:
         for tensor, array in tensors.items():
             if array is not None:
                 object.__setattr__(self, tensor, _as_float32(self.name, tensor, array))
-        for field in ("kind", "group"):
+        for field in ("kind", "group", "rows_source"):
             if not isinstance(getattr(self, field), str):
                 raise InputError(
                     f"layer {self.name!r}: {field} must be a string, "
@@ -99,11 +114,18 @@ class Layer:
         return self.weight.shape[1]
 
     @property
-    def m(self) -> int:
-        """Rows M of one model call: `rows_per_call`, else the sampled rows, else 1."""
+    def m(self) -> int | None:
+        """Rows M of one model call: `rows_per_call`, else the sampled rows; None if not known."""
         if self.rows_per_call is not None:
             return self.rows_per_call
-        return 1 if self.activations is None else len(self.activations)
+        return None if self.activations is None else len(self.activations)
+
+    @property
+    def m_source(self) -> str:
+        """Where `m` comes from, in words; empty if it is not known."""
+        if self.rows_per_call is not None:
+            return self.rows_source or "dump"
+        return "" if self.activations is None else SAMPLED_ROWS
 
     def digest(self) -> str:
         """SHA-256 (hex) of everything a result depends on: tensors, kind, rows and calls.

@@ -38,12 +38,15 @@ _TABLE = (
     ("layer", "TEXT", "", "name of the layer in its dump"),
     ("kind", "TEXT", "", "role of the layer in the model, such as self_q or ffn_up"),
     ("group", "TEXT", "", "layers of one group read the same input"),
-    ("m", "INTEGER", "rows", "rows of one model call (cost model)"),
+    ("m", "INTEGER", "rows", "rows of one model call, all samples (cost model)"),
+    ("m_source", "TEXT", "", "where m comes from: dump, activation rows, config, model, given"),
     ("n", "INTEGER", "", "output features"),
     ("k", "INTEGER", "", "input features"),
     ("tokens", "INTEGER", "rows", "activation rows the output error was measured on"),
     ("calls_per_step", "INTEGER", "", "calls of the layer per denoising step"),
     ("split", "TEXT", "", "precision split, such as W4A4+W8A8r64"),
+    ("rotation", "TEXT", "", "rotation of the input channels, such as hadamard; missing: none"),
+    ("smooth", "REAL", "", "strength of smoothing; missing: none, or the method's own"),
     ("method", "TEXT", "", "solver"),
     ("preset", "TEXT", "", "effort of the solver"),
     ("accelerator", "TEXT", "", "name of the accelerator description"),
@@ -100,7 +103,7 @@ EVALUATED = ("ok", "overflow")
 """Statuses of rows that were evaluated; an output that is not finite has status ``overflow``."""
 
 IDENTITY = (
-    *("dump", "layer", "split", "family", "group_size", "method", "preset"),
+    *("dump", "layer", "split", "family", "group_size", "rotation", "smooth", "method", "preset"),
     *("accelerator", "seed", "token_limit", "acc_bits", "overflow", "products_per_add"),
     *("accumulators", "options"),
 )

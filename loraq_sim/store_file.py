@@ -30,7 +30,7 @@ __all__ = [
     "stored_columns",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
@@ -68,7 +68,11 @@ ROW_CHECKSUM = row_checksum(COLUMN_NAMES)
 """The checksum of a row of this release."""
 
 # What brings a store of that version to the next one, besides columns that are new.
-_MIGRATIONS = {2: ("ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",), 3: ()}
+_MIGRATIONS = {
+    2: ("ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",),
+    3: (),
+    4: (),
+}
 _OLDEST = min(_MIGRATIONS)
 _FIRST_WITH_CHECKSUMS = 3
 
@@ -244,6 +248,15 @@ def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
     return [case_id, *known, json.dumps(extra, default=str)]
 
 
+def _with_smooth(options: str) -> Row:
+    """The column that releases before schema 5 wrote among the other settings."""
+    settings = json.loads(options)
+    if not isinstance(settings, dict) or "smooth" not in settings:
+        return {}
+    smooth = settings.pop("smooth")
+    return {"smooth": smooth, "options": json.dumps(settings, sort_keys=True) if settings else ""}
+
+
 def row_of(record: tuple) -> Row:
     """The row behind a record of case id, extra, columns, and two facts that are no part of it."""
     case_id, extra, *values, _is_whole, _newest = record
@@ -251,4 +264,6 @@ def row_of(record: tuple) -> Row:
         raise TypeError("a column holds bytes")
     row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
     row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
+    if row["options"] and '"smooth"' in row["options"]:
+        row |= _with_smooth(row["options"])
     return row | json.loads(extra) | {"case_id": case_id}

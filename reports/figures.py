@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
 from loraq_sim.files import replaced_file
+from loraq_sim.results.case_labels import split_label
 from loraq_sim.results.columns import plain_rows, settings_that_matter
 from loraq_sim.results.units import is_missing
 from reports.captions import (
@@ -176,10 +177,14 @@ def _can_draw(row: Mapping[str, Any], xs: Sequence[str], y: str) -> bool:
 
 
 def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a ``label``: their own, or split and settings in which rows of a split differ."""
-    keys = ("split", *settings_that_matter(rows, _SETTINGS))
+    """Rows with a ``label``: their own, or that of the split and settings in which rows differ."""
+    keys = settings_that_matter(rows, _SETTINGS)
     return [
-        {**row, "label": row.get("label") or " ".join(str(row.get(key)) for key in keys)}
+        {
+            **row,
+            "label": row.get("label")
+            or " ".join((split_label(row), *(str(row.get(key)) for key in keys))),
+        }
         for row in rows
     ]
 

@@ -41,6 +41,8 @@ TABLE_FORMATS = ("table", "json", "csv", "md")
 
 _TRADE_OFF_KEYS = (
     "split",
+    "rotation",
+    "smooth",
     "rank",
     "bits_per_weight",
     "output_error",
@@ -237,11 +239,22 @@ def _trade_off_table(rows: Any, title: str, first_keys: tuple[str, ...]) -> Resu
     failures = ("message",) if any(r.get("message") for r in plain) else ()
     known = set(_all_keys(plain))
     marks = first_keys if any(row.get("pareto") == 1 for row in plain) else ()
-    keys = [*marks, *context, *_TRADE_OFF_KEYS, *failures]
+    keys = [*marks, *context, *_stand_ins(plain), *failures]
     # A column without a single value (the bound of a mixed model, say) would only show dashes.
     shown = [key for key in keys if key in known and not all(is_missing(r.get(key)) for r in plain)]
     columns = tuple(column_for(key, [row.get(key) for row in plain]) for key in shown or keys)
     return ResultTable(rows=plain, columns=columns, title=title)
+
+
+def _stand_ins(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of a trade-off; what is known of weights alone where nothing else is."""
+    stand_ins = {"output_error": "weight_error", "latency_s": "weight_bytes"}
+    return [
+        stand_ins[key]
+        if key in stand_ins and all(is_missing(row.get(key)) for row in rows)
+        else key
+        for key in _TRADE_OFF_KEYS
+    ]
 
 
 def _reading_order(row: Mapping[str, Any]) -> tuple:

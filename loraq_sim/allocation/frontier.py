@@ -15,7 +15,7 @@ from loraq_sim.totals import as_asked
 
 __all__ = ["axes_of", "compare_with_uniform", "frontier_rows", "spread"]
 
-_UNIFORM = ("split", "family", "group_size", "method", "preset", "seed")
+_UNIFORM = (*("split", "family", "group_size", "rotation", "smooth", "method", "preset", "seed"),)
 
 
 def axes_of(allocation: Allocation) -> tuple[str, str]:

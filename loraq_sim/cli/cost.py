@@ -16,15 +16,19 @@ from loraq_sim.cli.options import (
     Layers,
     OutFormat,
     OutputFormat,
+    Resolution,
     Rotate,
+    Rows,
     SharedBy,
     Smooth,
     Splits,
     Unfused,
     listed,
 )
-from loraq_sim.cli.output import print_table
+from loraq_sim.cli.output import note, print_table
+from loraq_sim.dumps.roles import rows_notes
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.layer_settings import parse_rows, rows_of
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator, Cost, GemmWorkload
@@ -84,9 +88,8 @@ def cost_command(
             show_default=False,
         ),
     ] = None,
-    resolution: Annotated[
-        int, typer.Option("--resolution", metavar="PX", help="Image side of --model: 512 or 1024.")
-    ] = 1024,
+    resolution: Resolution = 1024,
+    rows: Rows = None,
     layers: Layers = None,
     splits: Splits = None,
     family: Family = "int",
@@ -133,7 +136,10 @@ def cost_command(
     way = checked_schedule(schedule, unfused=unfused)
     if sum(map(bool, (shape, layer_dump, model))) != 1:
         raise InputError("give one of --shape MxKxN, --layer-dump FILE and --model NAME")
-    sizes = {} if model else _sizes(listed(shape), layer_dump, listed(layers))
+    counts = parse_rows(rows or ())
+    if model and counts:
+        raise InputError("--rows is for --layer-dump: --model says the rows itself")
+    sizes = {} if model else _sizes(listed(shape), layer_dump, listed(layers), counts)
     machines = chosen_machines(listed(hw), variants, sets, varies)
     texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})
     chosen = [parse_split(text, family=family, group=group) for text in texts]
@@ -251,10 +257,15 @@ def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
 
 
 def _sizes(
-    shapes: tuple[str, ...], layer_dump: Path | None, layers: tuple[str, ...]
+    shapes: tuple[str, ...],
+    layer_dump: Path | None,
+    layers: tuple[str, ...],
+    rows: dict[str, int],
 ) -> dict[str, tuple[int, int, int]]:
     """(m, k, n) by name."""
     if shapes:
+        if rows:
+            raise InputError("--rows is for --layer-dump: --shape MxKxN says the rows itself")
         return {text: parse_shape(text) for text in shapes}
     from loraq_sim.dumps import read_layer_dump
 
@@ -262,7 +273,16 @@ def _sizes(
     if layers:
         dump = dump.select(layers)
     infos = [dump.info(name) for name in dump]
-    return {i.name: (i.rows_per_call or i.tokens or 1, i.k, i.n) for i in infos}
+    known = {i.name: (i.m, i.m_source) for i in infos}
+    for info in infos:
+        count = rows_of(info.name, info.kind, rows)
+        known[info.name] = known[info.name] if count is None else (count, "given")
+    notes = rows_notes(known)
+    if all(m is None for m, _ in known.values()):
+        raise InputError(f"{layer_dump}: {notes[0]}")
+    for text in notes:
+        note(text)
+    return {i.name: (m, i.k, i.n) for i in infos if (m := known[i.name][0]) is not None}
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """``loraq-sim emulate``: what the accumulators of an accelerator do to a dump's layers."""
 
+from typing import TYPE_CHECKING
+
 from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     AccBitsGrid,
@@ -19,7 +21,10 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAddGrid,
     Quiet,
+    Rotate,
+    Rows,
     Seed,
+    Smooth,
     Splits,
     Tokens,
     datapath_overrides,
@@ -28,6 +33,11 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import print_table
 from loraq_sim.cli.progress import tracked
+from loraq_sim.errors import InputError
+from loraq_sim.layer_settings import parse_rows, rows_of
+
+if TYPE_CHECKING:
+    from loraq_sim.dumps import LayerDump
 
 __all__ = ["EXAMPLES", "emulate_command"]
 
@@ -56,6 +66,9 @@ def emulate_command(
     group: Group = 64,
     tokens: Tokens = None,
     seed: Seed = 0,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
+    rows: Rows = None,
     array: ArrayGrid = None,
     acc_bits: AccBitsGrid = None,
     overflow: OverflowGrid = None,
@@ -94,6 +107,11 @@ def emulate_command(
     dump = read_layer_dump(layer_dump)
     if layers:
         dump = dump.select(listed(layers))
+    if all(_tokens(dump, name) is None for name in dump):
+        raise InputError(
+            f"{layer_dump}: holds no activations, so there is nothing to emulate; `dump capture` "
+            "records them, and `solve` measures the weights alone"
+        )
     cases = [
         (name, split, accelerator, name_of_method, path)
         for name in dump
@@ -102,30 +120,43 @@ def emulate_command(
         for accelerator in accelerators
         for path in paths
     ]
-    rows = []
+    counts = parse_rows(rows or ())
+    found = []
     silent = quiet or no_progress
     for name, split, accelerator, name_of_method, path in tracked(cases, "emulating", quiet=silent):
         try:
+            layer = dump[name]
             row = evaluate_layer(
-                dump[name],
+                layer,
                 split,
                 accelerator,
                 seed=seed,
                 method=name_of_method,
                 preset=preset,
                 tokens=tokens,
+                smooth=smooth,
+                rotate=rotate,
+                rows=rows_of(layer.name, layer.kind, counts),
                 datapath=path,
             )
         except Exception as error:
             row = {"layer": name, "split": split.text, "accelerator": accelerator.name}
             row |= {"method": name_of_method, "status": "failed", "message": case_failure(error)}
-        rows.append(row)
+        found.append(row)
     title = f"{layer_dump}: emulated output"
 
     def show(has_messages: bool) -> None:
         columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
-        if any(row.get("clipped_count") for row in rows):
+        if any(row.get("clipped_count") for row in found):
             columns[-1:-1] = ["clipped_count", "status"]
-        print_table(result_table(rows, columns, title=title), output)
+        print_table(result_table(found, columns, title=title), output)
 
-    end_with(rows, show)
+    end_with(found, show)
+
+
+def _tokens(dump: "LayerDump", name: str) -> int | None:
+    try:
+        return dump.info(name).tokens
+    except InputError:
+        # Such a layer gets a failed row of its own.
+        return 0

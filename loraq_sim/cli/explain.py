@@ -21,7 +21,10 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAdd,
     Quiet,
+    Rotate,
+    Rows,
     Seed,
+    Smooth,
     Splits,
     Unfused,
     datapath_overrides,
@@ -29,6 +32,7 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import note, print_json, print_tables
 from loraq_sim.files import make_folder, refuse_existing, write_file
+from loraq_sim.layer_settings import parse_rows, rows_of
 
 if TYPE_CHECKING:
     from loraq_sim.explain import Explanation
@@ -64,6 +68,9 @@ def explain_command(
         int | None,
         typer.Option("--tokens", metavar="T", help="Activation rows used, at most."),
     ] = 256,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
+    rows: Rows = None,
     unfused: Unfused = False,
     acc_bits: AccBits = None,
     overflow: Overflow = None,
@@ -101,7 +108,8 @@ def explain_command(
         p_format=p_format,
     )
     options = {"method": method, "preset": preset, "tokens": tokens, "seed": seed}
-    options |= {"fused": not unfused, "datapath": datapath}
+    options |= {"fused": not unfused, "datapath": datapath, "smooth": smooth, "rotate": rotate}
+    options |= {"rows": rows_of(found.name, found.kind, parse_rows(rows or ()))}
     cases = [
         explain_case(found, split, machine, **options) for machine in listed(hw) for split in chosen
     ]

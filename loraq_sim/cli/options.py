@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from loraq_sim.aggregates import AGGREGATES
+from loraq_sim.dumps.inventory import list_models
 from loraq_sim.errors import InputError
 from loraq_sim.solvers import METHODS
 
@@ -40,7 +41,9 @@ __all__ = [
     "Scheduler",
     "SchedulerOptions",
     "Rotate",
+    "Resolution",
     "Rows",
+    "RowsOfModel",
     "Seed",
     "SharedBy",
     "Smooth",
@@ -180,6 +183,19 @@ Rows = Annotated[
         "wins. Default: what the dump says.",
         show_default=False,
     ),
+]
+RowsOfModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Published model the layers are of, for the rows of one call where --rows does not "
+        f"say them: {', '.join(list_models())}.",
+        show_default=False,
+    ),
+]
+Resolution = Annotated[
+    int, typer.Option("--resolution", metavar="PX", help="Image side of --model: 512 or 1024.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the solver.")]
 OutFormat = Annotated[

@@ -12,7 +12,7 @@ __all__ = ["mixed_models"]
 
 _COSTS = ("latency_s", "weight_bytes")
 _MOST_POINTS = 200
-_UNIFORM = ("split", "family", "group_size", "method", "preset", "seed")
+_UNIFORM = (*("split", "family", "group_size", "rotation", "smooth", "method", "preset", "seed"),)
 
 Row = dict[str, Any]
 

@@ -24,19 +24,21 @@ def report_sweep(
     quiet: bool,
 ) -> None:
     """CSV and picture beside the store; the front, or everything as JSON, on stdout."""
-    from loraq_sim.pareto import mark_front
+    from loraq_sim.pareto import mark_front, objectives_of
     from loraq_sim.results.clipped import clipped_note
-    from loraq_sim.totals import ERROR_FORMULA, model_totals
+    from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, model_totals
     from reports.figures import pareto_figure, save_figure
     from reports.tables import front_table, result_table, totals_table
 
     rows = store.rows(composed.case_ids)
     store.export_csv(folder / "results.csv", composed.case_ids)
-    totals = mark_front(model_totals(rows, layers=composed.layers), by=("dump", "accelerator"))
+    totals = model_totals(rows, layers=composed.layers)
+    error, cost = objectives_of(totals)
+    totals = mark_front(totals, (error, cost), by=("dump", "accelerator"))
     front = [row for row in totals if row["pareto"]]
     beyond = clipped_note(rows)
     made = ["results.sqlite", "results.csv"]
-    if front:
+    if front and (error, cost) == ("output_error", "latency_s"):
         figure = pareto_figure(
             totals,
             x=("latency_s", "weight_bytes")
@@ -66,17 +68,25 @@ def report_sweep(
         per_step = f"{len(composed.layers)} layers, per denoising step"
         rest = [row for row in totals if not row["pareto"]]
         tables = [
-            front_table(front, title=f"Pareto front of output error and latency ({per_step})")
+            front_table(
+                front, title=f"Pareto front of {_named(error)} and {_named(cost)} ({per_step})"
+            )
         ]
         if rest:
             tables.append(totals_table(rest, title="Not on the front"))
         print_tables(tables, output)
-        note(ERROR_FORMULA, quiet=quiet)
+        note(ERROR_FORMULA if error == "output_error" else WEIGHT_ERROR_FORMULA, quiet=quiet)
     if beyond:
         # Said under --quiet, too: without it a total would look like any other.
         note(beyond)
     for name in made:
         note(f"wrote {folder / name}", quiet=quiet)
+
+
+def _named(objective: str) -> str:
+    from loraq_sim.results.columns import column_for
+
+    return column_for(objective).heading
 
 
 def _footer(composed: "ComposedSweep") -> dict[str, Any]:

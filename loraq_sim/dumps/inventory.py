@@ -63,11 +63,13 @@ class InventoryLayer:
 class ModelInventory:
     """All linear layers and convolutions of a model, in the order of its definition.
 
-    `width` is the features of the residual stream, `cfg_batch` the samples of a model call under
-    guidance, `text_tokens` those of a sample, `source` says where the shapes come from.
+    `model_class` is its class in diffusers, `width` the features of the residual stream,
+    `cfg_batch` the samples of a model call under guidance, `text_tokens` those of a sample, and
+    `source` says where the shapes come from.
     """
 
     model: str
+    model_class: str
     source: str
     width: int
     cfg_batch: int
@@ -109,6 +111,7 @@ def load_inventory(model: str, *, resolution: int = 1024) -> ModelInventory:
     record = json.loads((_folder() / f"{model}.json").read_text(encoding="utf-8"))
     return ModelInventory(
         model=model,
+        model_class=record["class"],
         source=record["source"],
         width=record["width"],
         cfg_batch=record["cfg_batch"],

@@ -19,7 +19,7 @@ from loraq_sim.dumps.stored import (
 )
 from loraq_sim.errors import DumpError, InputError
 from loraq_sim.layer_settings import matches
-from loraq_sim.layers import Layer, check_count, check_dtype, check_name, check_shapes
+from loraq_sim.layers import SAMPLED_ROWS, Layer, check_count, check_dtype, check_name, check_shapes
 
 __all__ = ["LayerDump", "LayerInfo"]
 
@@ -47,6 +47,19 @@ class LayerInfo:
     activation_dtype: str | None
     nbytes: int
     activation_key: str | None
+    rows_source: str = ""
+
+    @property
+    def m(self) -> int | None:
+        """Rows M of one model call, as `Layer.m`."""
+        return self.tokens if self.rows_per_call is None else self.rows_per_call
+
+    @property
+    def m_source(self) -> str:
+        """Where `m` comes from, as `Layer.m_source`."""
+        if self.rows_per_call is not None:
+            return self.rows_source or "dump"
+        return "" if self.tokens is None else SAMPLED_ROWS
 
 
 class LayerDump(Mapping[str, Layer]):
@@ -91,6 +104,7 @@ class LayerDump(Mapping[str, Layer]):
                 group=info.group,
                 rows_per_call=info.rows_per_call,
                 calls_per_step=info.calls_per_step,
+                rows_source=info.rows_source,
             )
         except DumpError:
             raise
@@ -259,8 +273,8 @@ def _describe(stored: StoredLayer) -> LayerInfo:
     for key, tensor in tensors.items():
         if tensor is not None:
             check_dtype(name, key, tensor.dtype)
-    for field in ("kind", "group"):
-        value = getattr(stored, field)
+    kind = "linear" if stored.kind is None else stored.kind
+    for field, value in (("kind", kind), ("group", stored.group)):
         if not isinstance(value, str) or not (value == "" or value.isprintable()):
             raise InputError(f"layer {name!r}: {field} must be a printable string")
     n, k = shapes["weight"]
@@ -271,7 +285,7 @@ def _describe(stored: StoredLayer) -> LayerInfo:
         n=n,
         k=k,
         tokens=None if activations is None else activations.shape[0],
-        kind=stored.kind,
+        kind=kind,
         group=stored.group,
         has_bias=stored.bias is not None,
         rows_per_call=None if rows is None else check_count(name, "rows_per_call", rows),
@@ -281,6 +295,7 @@ def _describe(stored: StoredLayer) -> LayerInfo:
         activation_dtype=None if activations is None else activations.dtype,
         nbytes=stored.weight.nbytes + (0 if stored.bias is None else stored.bias.nbytes),
         activation_key=None if activations is None else activations.key,
+        rows_source=stored.rows_source,
     )
 
 

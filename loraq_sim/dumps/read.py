@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loraq_sim.dumps.file_kind import file_kind
 from loraq_sim.dumps.layer_dump import LayerDump, LayerInfo
+from loraq_sim.dumps.roles import with_roles
 from loraq_sim.dumps.stored import StoredDump, first_line
 from loraq_sim.errors import DumpError
 
@@ -26,7 +27,8 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
     Returns
     -------
     dump : LayerDump
-        Mapping of layer name to `Layer`, in file order.
+        Mapping of layer name to `Layer`, in file order. Kinds that the file does not say are read
+        off the names, rows per call off a ``config.json`` beside it.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
             f"{path}: holds no layers{left_out}; expected tensors named <layer>.weight, "
             "or a 'layers' mapping"
         )
-    return LayerDump(path, stored)
+    return LayerDump(path, with_roles(path, stored))
 
 
 def _open(path: Path, kind: str) -> StoredDump:

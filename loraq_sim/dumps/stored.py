@@ -60,15 +60,20 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayer:
-    """One layer in a file; every field but `name` is as found, unchecked."""
+    """One layer in a file; every field but `name` is as found, unchecked.
+
+    Where the file says no `kind` or `rows_per_call`, `loraq_sim.dumps.roles` finds what it can;
+    `rows_source` then says where the rows come from.
+    """
 
     name: str
     weight: StoredTensor | None = None
     bias: StoredTensor | None = None
     activations: StoredTensor | None = None
-    kind: object = "linear"
+    kind: object = None
     group: object = ""
     rows_per_call: object = None
+    rows_source: str = ""
     calls_per_step: object = 1
     problem: str = ""
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import hwmodels
 from loraq_sim.case_settings import CaseSettings
-from loraq_sim.evaluate import evaluate_case, reference_output, sample_rows, solve_case
+from loraq_sim.evaluate import (
+    UNKNOWN_ROWS,
+    evaluate_case,
+    reference_output,
+    sample_rows,
+    solve_case,
+)
 from loraq_sim.explain.error_terms import output_terms, weight_terms
 from loraq_sim.explain.switchable import SwitchableLayer
 from loraq_sim.layers import Layer
@@ -114,8 +120,12 @@ def explain_case(
         switchable = SwitchableLayer(layer, solution, split, path, x)
         errors, summary = output_terms(switchable, reference_output(layer, x))
         summary |= {"measure": "output_error", "overflows": switchable.overflows}
-    work = solved_workload(row["m"], solution, split, path, fused=fused)
-    costs = _cost_parts(hwmodels.estimate_cost(work, accelerator))
+    costs = []
+    if row["m"] is None:
+        notes = (*notes, f"layer {layer.name!r}: {UNKNOWN_ROWS}")
+    else:
+        work = solved_workload(row["m"], solution, split, path, fused=fused)
+        costs = _cost_parts(hwmodels.estimate_cost(work, accelerator))
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
 
 

@@ -1,10 +1,14 @@
-"""Short names of cases: the split, and only those settings in which cases of that split differ."""
+"""Short names of cases: the split, what is done to its inputs, and what tells cases apart.
+
+Rotation and smoothing are named always, for a label says what runs; other settings are named where
+cases of one split differ in them.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["context_of", "labelled"]
+__all__ = ["context_of", "labelled", "split_label", "transform_words"]
 
 # Word before a value that does not say by itself what it is.
 _SETTINGS = {
@@ -41,6 +45,24 @@ def labelled(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{**row, "label": _label(row, named[str(row.get("split"))])} for row in rows]
 
 
+def split_label(row: Row) -> str:
+    """The split with what is done to its inputs, such as ``W4A4+W8A8r8 (rotated, smooth 0.3)``."""
+    words = ", ".join(transform_words(row))
+    return f"{row.get('split')} ({words})" if words else str(row.get("split"))
+
+
+def transform_words(row: Row) -> list[str]:
+    """What is done to the inputs of a case before they are rounded; empty for nothing."""
+    words = []
+    rotation, smooth = row.get("rotation"), row.get("smooth")
+    if isinstance(rotation, str) and rotation:
+        _, _, block = rotation.partition(":")
+        words.append(f"rotated {block}".strip())
+    if isinstance(smooth, int | float) and not isinstance(smooth, bool) and smooth == smooth:
+        words.append(f"smooth {smooth:g}")
+    return words
+
+
 def context_of(row: Row, *, several_dumps: bool) -> str:
     """Where a row's numbers compare with others: its accelerator, of its dump if there are more."""
     name = str(row.get("accelerator") or "")
@@ -63,7 +85,7 @@ def _label(row: Row, keys: Iterable[str]) -> str:
             words.append(f"all {word}" if key == "token_limit" else "")
         else:
             words.append(f"{word} {value}".strip())
-    told = ", ".join(word for word in words if word)
+    told = ", ".join(word for word in (*transform_words(row), *words) if word)
     return f"{row.get('split')} ({told})" if told else str(row.get("split"))
 
 

@@ -8,7 +8,7 @@ from loraq_sim.case_settings import CaseSettings, as_tuple, datapath_grid
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
-from loraq_sim.layer_settings import rows_of, settings_of, settings_with
+from loraq_sim.layer_settings import settings_of, settings_with
 from loraq_sim.split import PrecisionSplit, parse_split
 from loraq_sim.sweep.case_identity import case_identity
 from loraq_sim.sweep.case_labels import case_labels
@@ -32,6 +32,9 @@ class CaseGrid:
         With its splits filled in.
     accelerators : mapping of str to Accelerator
         By the reference they were loaded from.
+    rows : mapping
+        Rows per call by layer name, and in words where they come from, of the layers for which
+        the plan says more than the dump.
 
     Attributes
     ----------
@@ -42,8 +45,14 @@ class CaseGrid:
         What was reduced, for the user.
     """
 
-    def __init__(self, plan: "SweepPlan", accelerators: "Mapping[str, Accelerator]") -> None:
+    def __init__(
+        self,
+        plan: "SweepPlan",
+        accelerators: "Mapping[str, Accelerator]",
+        rows: Mapping[str, tuple[int, str]],
+    ) -> None:
         self._plan = plan
+        self._rows = rows
         self._accelerators = {ref: (a, a.digest()) for ref, a in accelerators.items()}
         self._paths = datapath_grid(plan.datapath)
         self.notes: list[str] = []
@@ -54,7 +63,7 @@ class CaseGrid:
         cases: list[SweepCase] = []
         solved: set[str] = set()
         layer_work = WorkOfLayer(info)
-        rows = rows_of(name, info.kind if info else "", self._plan.rows)
+        rows, _ = self._rows.get(name, (None, ""))
         points = [self._overridden(point, name, info) for point in self.points]
         for path in self._paths:
             for ref in self._accelerators:
@@ -81,6 +90,7 @@ class CaseGrid:
     ) -> SweepCase:
         accelerator, description = self._accelerators[ref]
         code = code_digests()
+        _, rows_source = self._rows.get(name, (None, ""))
         solving = {key: _plain(value) for key, value in settings.solving().items()}
         return SweepCase(
             case_id=case_identity(
@@ -95,7 +105,9 @@ class CaseGrid:
             accelerator=ref,
             settings=settings,
             asked=asked,
-            labels=case_labels(self._plan.dump, name, info, settings, accelerator, asked),
+            labels=case_labels(
+                self._plan.dump, name, info, settings, accelerator, asked, rows_source
+            ),
         )
 
     def _distinct_points(self) -> list[CaseSettings]:

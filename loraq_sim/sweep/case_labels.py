@@ -22,8 +22,12 @@ def case_labels(
     settings: CaseSettings,
     accelerator: "Accelerator",
     asked: Mapping[str, str],
+    rows_source: str,
 ) -> dict[str, Any]:
-    """Columns known beforehand; a row that fails has these and nothing else."""
+    """Columns known beforehand; a row that fails has these and nothing else.
+
+    `rows_source` says where the rows of the settings come from, if they have any.
+    """
     from loraq_sim.emulator.mac_array import describe_array
     from loraq_sim.machine import datapath_for
 
@@ -31,6 +35,8 @@ def case_labels(
     labels = {
         "layer": name,
         "split": settings.split.text,
+        "rotation": settings.rotate,
+        "smooth": settings.smooth,
         "method": settings.method,
         "preset": settings.preset,
         "accelerator": accelerator.name,
@@ -44,7 +50,8 @@ def case_labels(
     }
     if info is not None:
         labels |= {"kind": info.kind, "group": info.group, "n": info.n, "k": info.k}
-        labels |= {"m": settings.rows or info.rows_per_call or info.tokens or 1}
+        known = (info.m, info.m_source) if settings.rows is None else (settings.rows, rows_source)
+        labels |= dict(zip(("m", "m_source"), known, strict=True))
         labels |= {"calls_per_step": info.calls_per_step}
     return labels
 
@@ -52,8 +59,6 @@ def case_labels(
 def _other_options(settings: CaseSettings, asked: Mapping[str, str]) -> str:
     """JSON of the settings that have no column of their own; empty without any."""
     others: dict[str, Any] = {}
-    if settings.smooth is not None:
-        others["smooth"] = settings.smooth
     if not settings.fused:
         others["fused"] = False
     if asked:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from loraq_sim.dumps import LayerDump
+from loraq_sim.dumps.roles import config_path
 from loraq_sim.errors import InputError, LoraqError
 from loraq_sim.files import make_folder, write_file
 from loraq_sim.layers import Layer
@@ -23,6 +24,9 @@ from loraq_sim.sweep.cache_folder import cache_folder
 __all__ = ["dump_content_digest", "forget_digests", "layer_digests"]
 
 logger = logging.getLogger(__name__)
+
+# Counts changes of what a digest is made of, such as kinds that are read off names.
+_LAYOUT = 2
 
 
 def layer_digests(dump: LayerDump, *, remember: bool = True) -> dict[str, str]:
@@ -64,11 +68,18 @@ def _record_path(path: Path) -> Path:
 
 
 def _version(path: Path) -> list[int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return []
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    """Of the file and of what a reader takes from beside it; empty if the file is not there."""
+    version = [_LAYOUT]
+    for source in (path, config_path(path)):
+        try:
+            status = source.stat()
+        except OSError:
+            if source == path:
+                return []
+            continue
+        version += [status.st_dev, status.st_ino, status.st_size]
+        version += [status.st_mtime_ns, status.st_ctime_ns]
+    return version
 
 
 def _read(record: Path, version: list[int]) -> dict[str, str]:

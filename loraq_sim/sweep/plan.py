@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.case_settings import as_tuple, checked_count, datapath_grid
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
+from loraq_sim.dumps.roles import rows_notes, rows_of_model
 from loraq_sim.errors import DumpError, InputError, unknown_name
 from loraq_sim.kernels.processor import forced_path
-from loraq_sim.layer_settings import Override
+from loraq_sim.layer_settings import Override, matches, rows_of
 from loraq_sim.sweep.case_grid import CaseGrid
 from loraq_sim.sweep.code_digest import code_digest, code_digests
 from loraq_sim.sweep.content_digests import dump_content_digest, layer_digests
@@ -45,8 +46,10 @@ class SweepPlan:
     tokens : int, optional
         Activation rows to use; all by default.
     rows : mapping
-        Rows M of one call by pattern of layer names or kinds, the last that matches; what the dump
-        says for the others.
+        Rows M of one call by pattern of layer names or kinds, the last that matches.
+    model, resolution : str and int, optional
+        A published model (`loraq_sim.dumps.inventory`) and an image side in pixels, which give the
+        rows of the other layers. Without it the dump, or the config beside it, says them.
     fused : bool
         Whether the cost model runs the branch inside the main kernel.
     datapath : mapping
@@ -68,6 +71,8 @@ class SweepPlan:
     smooth: float | None = None
     rotate: str | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
+    model: str | None = None
+    resolution: int = 1024
     fused: bool = True
     datapath: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
@@ -154,8 +159,9 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
         notes.append(note)
     plan = replace(plan, splits=tuple(splits))
     accelerators = _accelerators(plan)
-    grid = CaseGrid(plan, accelerators)
     _check_overrides(plan, infos)
+    rows = _planned_rows(plan, infos)
+    grid = CaseGrid(plan, accelerators, rows)
     digests = layer_digests(dump, remember=remember)
     tasks: list[SweepTask] = []
     for name, info in infos.items():
@@ -171,7 +177,7 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
     return ComposedSweep(
         plan=plan,
         tasks=tuple(tasks),
-        notes=(*notes, *grid.notes, *check_split_fit(tasks)),
+        notes=(*notes, *grid.notes, *check_split_fit(tasks), *_notes_on_rows(infos, rows)),
         dump_digest=dump_content_digest(digests),
         accelerator_digests={a.name: a.digest() for a in accelerators.values()},
     )
@@ -216,6 +222,34 @@ def _why(dump: LayerDump) -> str:
     except DumpError as error:
         return str(error)
     return ""
+
+
+def _planned_rows(
+    plan: SweepPlan, infos: Mapping[str, LayerInfo | None]
+) -> dict[str, tuple[int, str]]:
+    """Rows per call that the plan says, and whence, by layer name."""
+    kinds = {name: "" if info is None else info.kind for name, info in infos.items()}
+    for pattern in plan.rows:
+        checked_count("rows", plan.rows[pattern])
+        if not any(matches(pattern, name, kind) for name, kind in kinds.items()):
+            near = ", ".join(_nearest(pattern, infos))
+            raise InputError(f"rows: {pattern!r} matches none of the layers; nearest: {near}")
+    found: dict[str, tuple[int, str]] = {}
+    if plan.model is not None:
+        counts, source = rows_of_model(kinds, plan.model, plan.resolution)
+        found = {name: (count, source) for name, count in counts.items()}
+    for name, kind in kinds.items():
+        count = rows_of(name, kind, plan.rows)
+        if count is not None:
+            found[name] = (count, "given")
+    return found
+
+
+def _notes_on_rows(
+    infos: Mapping[str, LayerInfo | None], planned: Mapping[str, tuple[int, str]]
+) -> list[str]:
+    known = {name: (info.m, info.m_source) for name, info in infos.items() if info is not None}
+    return rows_notes(known | dict(planned))
 
 
 def _check_overrides(plan: SweepPlan, infos: Mapping[str, LayerInfo | None]) -> None:

@@ -43,6 +43,8 @@ PLAN_KEYS = {
     "smooth": "number",
     "rotate": "text",
     "rows": "rows",
+    "model": "text",
+    "resolution": "integer",
     "fused": "truth",
     "datapath": "table",
     "override": "tables",

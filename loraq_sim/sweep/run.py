@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from loraq_sim.errors import SchedulerLost
-from loraq_sim.pareto import per_layer_front
-from loraq_sim.rows import EVALUATED
+from loraq_sim.pareto import objectives_of, per_layer_front
+from loraq_sim.rows import EVALUATED, Row
 from loraq_sim.store import ResultStore
 from loraq_sim.sweep.executors import Executor, available_cpus, executor_for
 from loraq_sim.sweep.plan import ComposedSweep, SweepPlan, compose
@@ -204,6 +204,12 @@ def _spread(tasks: Sequence[SweepTask], jobs: int) -> list[SweepTask]:
 
 
 def _mark_pareto(store: ResultStore, case_ids: Sequence[str]) -> None:
-    """Mark the rows of this sweep that are on their layer's front of error and latency."""
-    rows = store.rows(case_ids)
-    store.set_pareto([row["case_id"] for row in per_layer_front(rows)], among=case_ids)
+    """Mark the rows of this sweep that are on their layer's front of what is known of it."""
+    by_layer: dict[str, list[Row]] = {}
+    for row in store.rows(case_ids):
+        by_layer.setdefault(row["layer"], []).append(row)
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for rows in by_layer.values():
+        alike.setdefault(objectives_of(rows), []).extend(rows)
+    front = [row for names, rows in alike.items() for row in per_layer_front(rows, names)]
+    store.set_pareto([row["case_id"] for row in front], among=case_ids)

@@ -72,7 +72,9 @@ class WorkerLost:
 
 def case_row(case: SweepCase, row: Mapping[str, Any]) -> Row:
     """The row to store: what the evaluation returned, completed by the labels of the case."""
-    return dict(row) | {name: v for name, v in case.labels.items() if row.get(name) is None}
+    completed = {name: v for name, v in case.labels.items() if row.get(name) is None}
+    # To the evaluation all rows of the plan are given; the plan knows by whom.
+    return dict(row) | completed | {"m_source": case.labels.get("m_source", row.get("m_source"))}
 
 
 def failed_result(case: SweepCase, message: str, *, is_unreadable: bool = False) -> CaseResult:

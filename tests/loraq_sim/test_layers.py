@@ -25,8 +25,9 @@ def test_sizes_come_from_the_arrays():
     assert repr(layer) == "Layer('fc', kind='linear', n=3, k=5, tokens=7)"
 
 
-def test_rows_of_a_call_default_to_the_sampled_rows_then_to_one():
-    assert Layer(name="fc", weight=ramp(3, 5)).m == 1
+def test_rows_of_a_call_default_to_the_sampled_rows_and_are_never_guessed():
+    silent = Layer(name="fc", weight=ramp(3, 5))
+    assert (silent.m, silent.m_source) == (None, "")
     assert Layer(name="fc", weight=ramp(3, 5), activations=ramp(7, 5)).m == 7
     layer = Layer(name="fc", weight=ramp(3, 5), activations=ramp(7, 5), rows_per_call=np.int64(96))
     assert layer.m == 96

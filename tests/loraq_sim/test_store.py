@@ -181,7 +181,7 @@ def test_a_change_of_columns_needs_a_new_schema_version():
     # Old stores would be misread otherwise. Raise SCHEMA_VERSION, then update both numbers here.
     columns = "".join(f"{column.name}:{column.sql_type};" for column in COLUMNS)
     digest = hashlib.sha256(columns.encode()).hexdigest()[:12]
-    assert (SCHEMA_VERSION, digest) == (4, "ebfab7e491e5")
+    assert (SCHEMA_VERSION, digest) == (5, "cae8d15e9230")
 
 
 def test_a_missing_store_is_named(path):
@@ -490,7 +490,11 @@ def test_an_older_store_is_brought_up_to_date_when_written(path):
         store.rows()
 
 
-V3_COLUMNS = [c for c in COLUMNS if c.name not in ("clipped_count", "first_clipped")]
+SINCE_V3 = (
+    *("clipped_count", "first_clipped", "m_source", "rotation", "smooth"),
+    *("peak_activation_bytes", "working_set_bytes", "fits_in"),
+)
+V3_COLUMNS = [c for c in COLUMNS if c.name not in SINCE_V3]
 
 
 def fill_version_3(path, rows):
@@ -499,7 +503,7 @@ def fill_version_3(path, rows):
         "extra TEXT NOT NULL DEFAULT '{}'",
         "extra TEXT NOT NULL DEFAULT '{}', checksum TEXT NOT NULL DEFAULT ''",
     )
-    for name in ("clipped_count", "first_clipped"):
+    for name in SINCE_V3:
         column = next(f'"{c.name}" {c.sql_type}, ' for c in COLUMNS if c.name == name)
         schema = schema.replace(column, "")
     connection = sqlite3.connect(path)
@@ -521,6 +525,15 @@ def fill_version_3(path, rows):
         )
     connection.commit()
     connection.close()
+
+
+def test_smoothing_of_an_older_store_is_in_its_column(path):
+    options = '{"fused": false, "smooth": 0.3}'
+    fill_version_3(path, [result(options=options)])
+    for create in (False, True):
+        with ResultStore.open(path, create=create) as store:
+            (row,) = store.rows()
+        assert (row["smooth"], row["options"]) == (0.3, '{"fused": false}')
 
 
 def test_a_store_without_the_newest_columns_is_read_and_brought_up_to_date(path):

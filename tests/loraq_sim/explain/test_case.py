@@ -56,7 +56,11 @@ def test_without_activations_only_the_weight_is_explained(layer):
     assert case.summary["measure"] == "weight_error"
     assert case.summary["total_error"] == pytest.approx(case.row["weight_error"], rel=1e-4)
     assert "no activations" in case.notes[0]
-    assert case.costs
+    assert case.costs == []
+    assert "rows per call not known" in case.notes[1]
+    told = lq.explain_case(silent, "W4A4+W8A8r8", "aie2", method="lqer", preset="fast", rows=40)
+    assert told.row["m"] == 40
+    assert told.costs
 
 
 def test_tokens_data_path_and_a_given_solution_are_used(layer, explained):

@@ -31,6 +31,7 @@ def make_dump(tmp_path):
                 activations=rng.normal(size=(2, 16)).astype(np.float32),
                 kind=kind,
                 group=str(marker),
+                rows_per_call=2,
             )
             for name, kind in kinds.items()
         ]

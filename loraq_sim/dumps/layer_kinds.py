@@ -1,4 +1,8 @@
-"""The role of a layer, read off its name in a diffusers model."""
+"""The role of a layer, read off its name in a diffusion transformer or U-Net.
+
+Names are those of diffusers first, then those of the original releases of DiT, PixArt, SD3 and
+FLUX. A wrapper before all of them, such as ``module.`` or ``transformer.``, is left out.
+"""
 
 import re
 from collections.abc import Iterable
@@ -25,6 +29,23 @@ _PATTERNS = (
     (r"^(?:x_embedder$|patch_embed\.|pos_embed\.)", "patch_embed"),
     (r"^norm_out\.linear$", "norm_out"),
     (r"^proj_out$", "proj_out"),
+    # U-Nets of diffusers
+    (r"^(?:time|add|class)_embedding\.|\btime_emb_proj$", "time_embed"),
+    (r"^encoder_hid_proj\b", "text_embed"),
+    # Original names: DiT and PixArt, SD3, FLUX
+    (r"^(?:t_embedder|t_conditioner|time_in|vector_in|guidance_in)\.", "time_embed"),
+    (r"^(?:y_embedder|y_proj|txt_in)\b", "text_embed"),
+    (r"^img_in$", "patch_embed"),
+    (r"^final_layer\.adaLN_modulation\.1$", "norm_out"),
+    (r"^final_layer\.linear$", "proj_out"),
+    (r"\badaLN_modulation\.1$|\b(?:img|txt)_mod\.lin$|\bmodulation\.lin$", "adaln_block"),
+    (r"^t_block\.1$", "adaln_shared"),
+    (r"\bcross_attn\.q_linear$", "cross_q"),
+    (r"\bcross_attn\.kv_linear$", "cross_kv"),
+    (r"\bcross_attn\.proj$", "cross_out"),
+)
+_WRAPPERS = re.compile(
+    r"(?:(?:module|_orig_mod|model|transformer|unet|diffusion_model|net|ema)\.)+"
 )
 
 
@@ -35,10 +56,21 @@ def kinds_of(names: Iterable[str]) -> dict[str, str]:
     second attention ``attn2`` is self-attention then.
     """
     names = list(names)
+    bare = dict(zip(names, _without_wrapper(names), strict=True))
     is_joint = any(name.endswith("attn.add_k_proj") for name in names)
     return {
-        name: _kind(re.sub(r"\battn2\.", "attn1.", name) if is_joint else name) for name in names
+        name: _kind(re.sub(r"\battn2\.", "attn1.", text) if is_joint else text)
+        for name, text in bare.items()
     }
+
+
+def _without_wrapper(names: list[str]) -> list[str]:
+    """Names without the wrapper that all of them begin with."""
+    found = _WRAPPERS.match(names[0]) if names else None
+    prefix = found.group() if found else ""
+    if not all(name.startswith(prefix) for name in names):
+        return names
+    return [name.removeprefix(prefix) for name in names]
 
 
 def _kind(name: str) -> str:

@@ -1,0 +1,169 @@
+"""Kinds and rows per call of plain checkpoints: from names and configs, never guessed."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loraq_sim as lq
+from loraq_sim.dumps.inventory import list_models, load_inventory
+from loraq_sim.dumps.roles import rows_notes, rows_of_model
+from loraq_sim.errors import InputError
+from loraq_sim.layer_settings import SIXTEEN_BIT_KINDS, skipped
+
+PIXART = {
+    "pos_embed.proj": "patch_embed",
+    "adaln_single.emb.timestep_embedder.linear_1": "time_embed",
+    "adaln_single.linear": "adaln_shared",
+    "caption_projection.linear_1": "text_embed",
+    "transformer_blocks.0.attn1.to_q": "self_q",
+    "transformer_blocks.0.attn2.to_k": "cross_k",
+    "transformer_blocks.0.ff.net.2": "ffn_down",
+    "proj_out": "proj_out",
+}
+KEPT = {"transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"}
+
+
+def save_as(suffix, path, names):
+    weights = {f"{name}.weight": np.ones((4, 8), np.float32) for name in names}
+    if suffix == "safetensors":
+        save_file(weights, path)
+    elif suffix == "npz":
+        np.savez(path, **weights)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.diffusion_model.", "transformer."])
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt"])
+def test_a_plain_checkpoint_has_the_kinds_of_its_names(tmp_path, suffix, prefix):
+    path = save_as(suffix, tmp_path / f"plain.{suffix}", [prefix + name for name in PIXART])
+    dump = lq.read_layer_dump(path)
+    assert {name: dump.info(name).kind for name in dump} == {
+        prefix + name: kind for name, kind in PIXART.items()
+    }
+    assert dump[f"{prefix}proj_out"].kind == "proj_out"
+    left = {n for n in dump if not skipped(n, dump.info(n).kind, SIXTEEN_BIT_KINDS)}
+    assert left == {prefix + name for name in KEPT}
+    assert set(dump.select("self_*")) == {f"{prefix}transformer_blocks.0.attn1.to_q"}
+
+
+def test_a_kind_that_the_file_says_stays(tmp_path):
+    layer = lq.Layer(name="proj_out", weight=np.ones((4, 8), np.float32), kind="linear")
+    lq.write_layer_dump(tmp_path / "dump.npz", [layer])
+    assert lq.read_layer_dump(tmp_path / "dump.npz").info("proj_out").kind == "linear"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("blocks.3.cross_attn.kv_linear", "cross_kv"),
+        ("final_layer.linear", "proj_out"),
+        ("blocks.3.adaLN_modulation.1", "adaln_block"),
+        ("double_blocks.0.img_mod.lin", "adaln_block"),
+        ("t_embedder.mlp.0", "time_embed"),
+        ("time_embedding.linear_1", "time_embed"),
+        ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v", "cross_v"),
+    ],
+)
+def test_original_names_and_unets_keep_their_sixteen_bit_layers(tmp_path, name, kind):
+    path = save_as("npz", tmp_path / "plain.npz", [name])
+    assert lq.read_layer_dump(path).info(name).kind == kind
+    assert kind in SIXTEEN_BIT_KINDS
+
+
+def test_without_a_source_the_rows_are_not_known(tmp_path):
+    dump = lq.read_layer_dump(save_as("npz", tmp_path / "plain.npz", PIXART))
+    assert {dump.info(name).m for name in dump} == {None}
+    assert {layer.m for layer in dump.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "patch", "size"),
+    [
+        ("pixart-sigma", "PixArtTransformer2DModel", 2, 128),
+        ("sana-1.6b", "SanaTransformer2DModel", 1, 32),
+        ("sd3.5-medium", "SD3Transformer2DModel", 2, 128),
+    ],
+)
+@pytest.mark.parametrize("resolution", [1024, 512])
+def test_a_config_gives_the_rows_of_the_inventory(tmp_path, name, config, patch, size, resolution):
+    layers = [layer for layer in load_inventory(name, resolution=resolution).layers][:40]
+    facts = {"_class_name": config, "patch_size": patch, "sample_size": size * resolution // 1024}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    dump = lq.read_layer_dump(save_as("npz", tmp_path / "plain.npz", [x.name for x in layers]))
+    assert {n: dump.info(n).m for n in dump} == {x.name: x.rows_per_call for x in layers}
+    assert "2 samples per call (guidance included)" in dump.info(layers[0].name).m_source
+
+
+def test_a_config_of_a_smaller_model_of_the_class_gives_its_own_rows(tmp_path):
+    facts = {"_class_name": "PixArtTransformer2DModel", "patch_size": 2, "sample_size": [32, 64]}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    dump = lq.read_layer_dump(save_as("npz", tmp_path / "plain.npz", PIXART))
+    rows = {name: dump.info(name).m for name in PIXART}
+    assert rows["transformer_blocks.0.ff.net.2"] == 2 * 16 * 32
+    assert rows["transformer_blocks.0.attn2.to_k"] == 600
+    assert rows["adaln_single.linear"] == 2
+
+
+def test_of_an_unknown_class_only_the_rows_of_the_image_are_known(tmp_path):
+    facts = {"_class_name": "MyTransformer", "patch_size": 2, "sample_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    dump = lq.read_layer_dump(save_as("npz", tmp_path / "plain.npz", PIXART))
+    rows = {name: dump.info(name).m for name in PIXART}
+    assert rows["transformer_blocks.0.ff.net.2"] == 256
+    assert rows["transformer_blocks.0.attn2.to_k"] is None
+    assert "1 sample per call" in dump.info("transformer_blocks.0.ff.net.2").m_source
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 5000,
+        '{"sample_size": 128}',
+        '{"patch_size": 2, "sample_size": "big"}',
+        '{"patch_size": true, "sample_size": 128}',
+        '{"patch_size": 0, "sample_size": 128}',
+        '{"patch_size": 2, "sample_size": 1e9}',
+        '{"_class_name": ["x"], "patch_size": 2, "sample_size": 32}',
+    ],
+)
+def test_a_config_that_says_nothing_is_no_error(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    dump = lq.read_layer_dump(save_as("npz", tmp_path / "plain.npz", ["fc"]))
+    assert dump.info("fc").m is None
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_a_named_model_gives_the_rows_of_its_inventory(model):
+    layers = load_inventory(model, resolution=512).layers
+    rows, source = rows_of_model({x.name: x.kind for x in layers}, model, 512)
+    assert rows == {x.name: x.rows_per_call for x in layers}
+    assert source.startswith(f"{model} at 512 px, ")
+
+
+def test_a_model_without_any_of_the_layers_is_refused():
+    with pytest.raises(InputError, match=r"--model sana-0.6b: none of the 1 layers, such as 'fc'"):
+        rows_of_model({"fc": "linear"}, "sana-0.6b", 1024)
+
+
+def test_notes_say_what_is_not_known_what_is_sampled_and_whence_the_rest():
+    notes = rows_notes(
+        {
+            "a": (None, ""),
+            "b": (64, "activation rows of the dump"),
+            "c": (8192, "pixart-sigma at 1024 px, 2 samples per call (guidance included)"),
+            "d": (5, "given"),
+            "e": (7, "dump"),
+        }
+    )
+    assert len(notes) == 3
+    assert notes[0].startswith("rows per call (M) are not known for 1 of 5 layers, such as a")
+    assert "give --rows M" in notes[0]
+    assert "1 of 5 layers, such as b (M = 64)" in notes[1]
+    assert "from pixart-sigma at 1024 px, 2 samples per call" in notes[2]
