@@ -102,7 +102,7 @@ def test_work_is_done_once_and_a_thread_that_never_starts_is_not_waited_for():
 
 
 def test_an_error_in_a_standing_thread_reaches_the_caller():
-    met = threading.Barrier(2, timeout=10)
+    met = threading.Barrier(2, timeout=300)
 
     def run() -> None:
         met.wait()
@@ -119,7 +119,7 @@ def test_a_forked_process_starts_threads_of_its_own():
     run_together(2, lambda: None)
     child = os.fork()
     if child == 0:
-        met = threading.Barrier(2, timeout=10)
+        met = threading.Barrier(2, timeout=300)
         try:
             run_together(2, met.wait)
         except BaseException:  # noqa: BLE001 (the exit status is all a forked test may say)

@@ -183,6 +183,9 @@ def test_tasks_are_split_until_every_worker_has_one(make_dump, make_plan, jobs, 
     assert [task.work for task in spread] == sorted((t.work for t in spread), reverse=True)
 
 
+# No test waits that long: it only keeps a hang from lasting for ever. The slow layer sleeps longer.
+PATIENCE_S = 600
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[3])
@@ -219,7 +222,7 @@ def start(dump, path, jobs):
 
 def assert_group_ends(group):
     """Wait until no process of the group is alive; zombies, which only wait for init, are not."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while alive := list(map(living_group, Path("/proc").glob("[0-9]*"))).count(group):
         assert time.monotonic() < deadline, f"{alive} processes of the sweep are still alive"
         time.sleep(0.02)
@@ -242,9 +245,9 @@ NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 def test_ctrl_c_stops_workers_and_keeps_rows(make_dump, tmp_path, jobs):
     dump = make_dump(a="linear", b="slow")
     process = start(dump, tmp_path / "r.sqlite", jobs)
-    # To the whole group, as a terminal does; the slow layer sleeps for ten minutes.
+    # To the whole group, as a terminal does; the slow layer sleeps for an hour.
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, err, process.returncode) == ("True 3 3\n", "", 130)
     assert_group_ends(process.pid)
     with ResultStore.open(tmp_path / "r.sqlite") as store:
@@ -257,7 +260,7 @@ def test_a_killed_driver_leaves_its_rows_and_no_workers(make_dump, make_plan, fa
     dump = make_dump(a="linear", b="slow")
     process = start(dump, tmp_path / "r.sqlite", 1)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
     # Workers notice that their parent is gone; nothing else would end the slow one in time.
     assert_group_ends(process.pid)
     with ResultStore.open(tmp_path / "r.sqlite", create=True) as store:
