@@ -6,10 +6,11 @@ The data path it states (and a user overrides) becomes a `Datapath`; a split and
 
 import dataclasses
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import hwmodels
-from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.datapath import Datapath, datapath_steps
 from loraq_sim.emulator.float_overflow import FloatOverflow
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATAPATH_KEYS", "cost_split", "datapath_for", "solved_workload", "transforms_asked",
-    "workload_for",
+    "transforms_of", "workload_for",
 ]  # fmt: skip
 
 _MAC_KEYS = (
@@ -35,6 +36,12 @@ _MAC_KEYS = (
     "tree_bits",
     "tree_overflow",
 )
+# Steps that every workload charges: as MACs, as vector work, or in passing where a tile of y is
+# scaled, summed and drained.
+_CHARGED = {
+    *("main", "down", "up", "round_main", "round_branch", "round_p"),
+    *("combine", "bias", "output"),
+}
 DATAPATH_KEYS = (
     *(*_MAC_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow", "array"),
 )
@@ -109,23 +116,44 @@ def solved_workload(
 ) -> "hwmodels.GemmWorkload":
     """What the cost model needs to know of a solved layer called with `m` rows.
 
-    Smoothing, rotation and what it shares with other layers are the solution's: what the data path
-    does to X before it rounds is what is charged.
+    What the data path does to X before it rounds is charged, and what the layer shares with others
+    in its part.
     """
-    names = [] if solution.smooth is None else ["smooth"]
-    names += [] if solution.rotation is None else [f"hadamard{solution.rotation}"]
     n, k = solution.main.shape
     return workload_for(
         m, n, k, split, solution.rank, path, fused=fused,
-        transforms=tuple(names), shared_by=solution.shared_by,
+        transforms=transforms_of(solution, split, path), shared_by=solution.shared_by,
     )  # fmt: skip
 
 
-def transforms_asked(k: int, *, smooth: float | None, rotate: str | None) -> tuple[str, ...]:
-    """Names, for the cost model, of what options named as in `solve` do to X of `k` channels."""
-    block = hadamard_block(rotate, k)
-    names = [] if smooth is None else ["smooth"]
-    return tuple(names if block is None else [*names, f"hadamard{block}"])
+def transforms_of(stored: Any, split: PrecisionSplit, path: Datapath) -> tuple[str, ...]:
+    """Names, for the cost model, of what the data path's steps do to X before it is rounded.
+
+    Raises
+    ------
+    InputError
+        If the data path has a step that the cost model does not charge.
+    """
+    names = []
+    for step in datapath_steps(stored, split, path):
+        if step.operation == "smooth":
+            names.append("smooth")
+        elif step.operation == "rotate":
+            names.append(f"hadamard{stored.rotation}")
+        elif step.name not in _CHARGED:
+            raise InputError(f"the cost model does not charge step {step.name!r} of the data path")
+    return tuple(names)
+
+
+def transforms_asked(
+    k: int, split: PrecisionSplit, path: Datapath, *, smooth: float | None, rotate: str | None
+) -> tuple[str, ...]:
+    """`transforms_of` a layer of `k` channels that options named as in `solve` would give."""
+    parts = dict.fromkeys(("main", "left", "right"), None)
+    if split.has_branch:
+        parts = dict.fromkeys(parts, split)
+    stored = SimpleNamespace(**parts, smooth=smooth, rotation=hadamard_block(rotate, k))
+    return transforms_of(stored, split, path)
 
 
 def workload_for(

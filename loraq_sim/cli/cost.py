@@ -243,9 +243,10 @@ def workload_of_split(
     rank = split.rank or 0
     if split.budget is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
-    extra = {"transforms": transforms_asked(k, smooth=smooth, rotate=rotate)}
+    path = datapath_for(accelerator)
+    extra = {"transforms": transforms_asked(k, split, path, smooth=smooth, rotate=rotate)}
     extra |= {"shared_by": shared_by}
-    work = workload_for(m, n, k, split, rank, datapath_for(accelerator), fused=True, **extra)
+    work = workload_for(m, n, k, split, rank, path, fused=True, **extra)
     return dataclasses.replace(work, family=split.family, branch_schedule=schedule)
 
 

@@ -198,7 +198,7 @@ def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
         sizes = (row["m"], row["n"], row["k"])
         fused = options.get("fused", True)
         asked = {name: row.get(name) or options.get(name) for name in ("smooth", "rotate")}
-        transforms = transforms_asked(row["k"], **asked)
+        transforms = transforms_asked(row["k"], split, path, **asked)
         work = workload_for(*sizes, split, row["rank"], path, fused=fused, transforms=transforms)
         cost = hwmodels.estimate_cost(work, machine)
     except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
