@@ -65,10 +65,6 @@ def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except BrokenPipeError:
-            # The reader of a pipe (head, less) has left; what it wanted is there.
-            _silence_stdout()
-            raise typer.Exit(0) from None
         except KeyboardInterrupt:
             say("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -94,8 +90,3 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     return " ".join(str(error).split())
-
-
-def _silence_stdout() -> None:
-    # The interpreter flushes stdout at exit; point it somewhere that accepts the rest.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

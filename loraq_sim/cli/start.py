@@ -1,17 +1,56 @@
 """Where the ``loraq-sim`` script begins: nothing is imported before Ctrl-C is looked after."""
 
+import io
+import os
 import sys
+from typing import TextIO
 
-__all__ = ["main"]
+__all__ = ["LastingStream", "main"]
+
+
+class LastingStream(io.TextIOWrapper):
+    """stdout or stderr that outlives its reader.
+
+    When the other end of a pipe is gone (``| head -1``), what is written goes nowhere from then on
+    and the work goes on: exit codes say whether all of it was done, not whether all of it was read.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        # A name that the terminal's encoding lacks is no reason to lose a table.
+        super().__init__(
+            stream.buffer, stream.encoding, "replace", line_buffering=stream.line_buffering
+        )
+        self._original = stream  # closes the buffer when it goes
+
+    def write(self, text: str) -> int:
+        """Write `text`, to nowhere once the reader is gone."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what is buffered, to nowhere once the reader is gone."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
 
 
 def main() -> None:
     """Run the program."""
     try:
-        # A name that the terminal's encoding lacks is no reason to lose a table.
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.reconfigure(errors="replace")
+        # One of them may have been closed before the start.
+        if sys.stdout is not None:
+            sys.stdout = LastingStream(sys.stdout)
+        if sys.stderr is not None:
+            sys.stderr = LastingStream(sys.stderr)
         from loraq_sim.cli.app import app
 
         # The same words whether a script or `python -m` started it.
