@@ -10,7 +10,7 @@ from loraq_sim.cli.options import Force
 from loraq_sim.cli.output import say
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
-from loraq_sim.files import refuse_existing
+from loraq_sim.files import make_folder, refuse_existing
 
 __all__ = ["EXAMPLES", "merge_command"]
 
@@ -33,6 +33,7 @@ def merge_command(
     """
     from loraq_sim.store import ResultStore
     from loraq_sim.sweep.merge import merge_stores
+    from loraq_sim.writer_lock import WriterLock
 
     target = out / "results.sqlite"
     sources = [store_file(store) for store in stores]
@@ -42,16 +43,21 @@ def merge_command(
             raise InputError(f"{target} is one of the stores to merge; choose another folder")
     # Made beside the old one, which stays until the new one is whole.
     part = out / "results.sqlite.merging"
-    _remove(part)
+    make_folder(out)
+    # A sweep that is writing the old store would go on writing a file that has no name any more.
+    lock = WriterLock(target)
     try:
+        # A sweep may have made it meanwhile.
+        refuse_existing(target, overwrite=force)
+        _remove(part)
         count = merge_stores(part, sources)
         _remove(target)
         part.replace(target)
+        with ResultStore.open(target) as store:
+            store.export_csv(out / "results.csv")
     finally:
         _remove(part)
-    # As a writer, which leaves no write-ahead log beside the file.
-    with ResultStore.open(target, create=True) as store:
-        store.export_csv(out / "results.csv")
+        lock.release()
     say(f"{count} rows of {len(sources)} stores in {target}")
 
 

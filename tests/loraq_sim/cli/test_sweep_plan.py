@@ -60,6 +60,21 @@ def test_parts_of_a_sweep_merge_to_the_whole(sweep, command, tmp_path):
     assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in whole]
 
 
+def test_a_store_that_is_being_written_is_not_replaced(sweep, command, tmp_path):
+    sweep(tmp_path / "a")
+    sweep(tmp_path / "m", "--seed", 1)
+    # A sweep in its midst: one row more comes after the merge was asked for.
+    with ResultStore.open(tmp_path / "m" / "results.sqlite", create=True) as store:
+        before = store.rows()
+        refused = command("merge", tmp_path / "m", tmp_path / "a", "--force")
+        assert (refused.exit_code, "is being written by" in refused.stderr) == (2, True)
+        late = {k: v for k, v in before[0].items() if k != "case_id"} | {"layer": "late"}
+        store.add("late", late)
+    with ResultStore.open(tmp_path / "m" / "results.sqlite") as store:
+        assert len(store.rows()) == len(before) + 1
+    assert command("merge", tmp_path / "m", tmp_path / "a", "--force").exit_code == 0
+
+
 def test_merge_replaces_nothing_unasked_and_never_its_own_source(sweep, command, tmp_path):
     sweep(tmp_path / "a")
     assert command("merge", tmp_path / "m", tmp_path / "a").exit_code == 0
