@@ -87,7 +87,7 @@ def step_heat_map(
     scale = place(left + wide + _GAP + _LAYERS + 0.25, _BELOW, _BAR, tall)
     axes.set_facecolor("#F0F0F0")
     axes.patch.set(hatch="////", edgecolor="#B0B0B0")
-    top = float(np.nanmax(z)) if np.isfinite(z).any() else 0.0
+    top = float(z[np.isfinite(z)].max()) if np.isfinite(z).any() else 0.0
     look = {"aspect": "auto", "cmap": "Blues", "interpolation": "nearest"}
     image = axes.imshow(np.ma.masked_invalid(z), vmin=0.0, vmax=top or 1.0, **look)
     filled = np.nan_to_num(z)

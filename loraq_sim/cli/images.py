@@ -281,7 +281,10 @@ def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpo
     grid, arrays = {"full precision": (study.reference, "")}, {"reference": study.reference}
     for found in drawn:
         label = f"{found.row['split']} {found.row['method']}"
-        grid[label] = found.images, f"{found.row['psnr_db']:.1f} dB ± {found.row['psnr_std']:.1f}"
+        said = f"{found.row['psnr_db']:.1f} dB ± {found.row['psnr_std']:.1f}"
+        if found.row["status"] == "overflow":
+            said = "values are not finite"
+        grid[label] = np.nan_to_num(found.images, nan=0.0, posinf=0.0, neginf=0.0), said
         arrays[label] = found.images
     sampling = study.sampling
     subtitle = (

@@ -216,6 +216,10 @@ def _measured(
                 errors = evaluate_steps(dump, name, split, machine, **case, **options)
                 solution = errors.solution
                 found[i * len(machines) + j].append(errors)
+                row["status"] = errors.case["status"]
+                if errors.case["clipped_count"]:
+                    text = f"{errors.case['clipped_count']:,} values beyond their float format"
+                    row["message"] = f"{text}, first {errors.case['first_clipped']}"
             except Exception as error:
                 row |= {"status": "failed", "message": case_failure(error)}
             rows.append(row)

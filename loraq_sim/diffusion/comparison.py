@@ -100,7 +100,7 @@ class ImageStudy:
         with emulated:
             images = self._draw(on_call)
         data_range = _PIXEL_RANGE if self.decoder.space == "pixels" else None
-        error = compare_images(images, self.reference, data_range=data_range)
+        error = compare_images(images, self.reference, data_range=data_range, allow_non_finite=True)
         row = self._row(variant, emulated, error) | {"seconds": time.perf_counter() - started}
         return VariantImages(images=images, error=error, emulated=emulated, row=row)
 
@@ -138,6 +138,7 @@ class ImageStudy:
             "steps": self.sampling["steps"],
             "guidance": self.sampling.get("guidance"),
             "seed": self.sampling.get("seed", 0),
-            "status": "ok",
-            "message": "",
+            "clipped_count": emulated.clipped_count,
+            "status": "ok" if np.isfinite(error.psnr_db).all() else "overflow",
+            "message": emulated.clipped_note(),
         }

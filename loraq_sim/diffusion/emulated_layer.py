@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loraq_sim.emulator.datapath import Datapath, StoredLayer, run_layer
+from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.scaled_gemm import GemmStatistics
 from loraq_sim.errors import InputError
 from loraq_sim.split import PrecisionSplit
@@ -29,6 +30,12 @@ class EmulatedLayer:
         As `loraq_sim.emulator.datapath.run_layer` takes them.
     gemms : dict of str to GemmStatistics
         What the accumulators of ``main``, ``down`` and ``up`` saw in all calls so far.
+    clipped_count : int
+        Values that left their float format, in all calls so far.
+    first_clipped : Clipping or None
+        The first tensor with one.
+    n_wild_calls : int
+        Calls whose input held infinities or NaN, which run on as such.
     n_calls, n_rows : int
     """
 
@@ -45,7 +52,8 @@ class EmulatedLayer:
         self.split = split
         self.datapath = datapath
         self.gemms: dict[str, GemmStatistics] = {}
-        self.n_calls = self.n_rows = 0
+        self.n_calls = self.n_rows = self.clipped_count = self.n_wild_calls = 0
+        self.first_clipped: Clipping | None = None
         self._bias = module_bias(module)
         # Axes of an image behind the channels of a convolution.
         self._image_axes = len(getattr(module, "kernel_size", ()))
@@ -68,6 +76,10 @@ class EmulatedLayer:
         for part, seen in out.gemms.items():
             known = self.gemms.get(part)
             self.gemms[part] = seen if known is None else known.joined(seen)
+        self.clipped_count += out.clipped_count
+        self.n_wild_calls += not np.isfinite(rows).all()
+        if out.clipped and self.first_clipped is None:
+            self.first_clipped = out.clipped[0]
         self.n_calls += 1
         self.n_rows += len(rows)
         return out.y

@@ -146,6 +146,28 @@ class EmulatedModel:
         return functools.reduce(GemmStatistics.joined, seen) if seen else GemmStatistics()
 
     @property
+    def clipped_count(self) -> int:
+        """Values of all layers, in all calls, that left their float format."""
+        return sum(layer.clipped_count for layer in self.layers.values())
+
+    def clipped_note(self) -> str:
+        """Which layers have such values, in one sentence; empty without any.
+
+        Inputs that were not finite from the start are named where no layer made them so.
+        """
+        named = {
+            name: found for name, layer in self.layers.items() if (found := layer.first_clipped)
+        }
+        if not named:
+            wild = [name for name, layer in self.layers.items() if layer.n_wild_calls]
+            return f"the input of {wild[0]} holds NaN or infinities from elsewhere" if wild else ""
+        name, first = next(iter(named.items()))
+        return (
+            f"{self.clipped_count:,} values beyond their float format in {len(named)} of "
+            f"{len(self.layers)} layers, such as {first.tensor} of {name} in {first.format}"
+        )
+
+    @property
     def weight_bytes(self) -> int:
         """Stored bytes of all emulated layers."""
         return sum(plan.solution.nbytes for plan in self.plans)

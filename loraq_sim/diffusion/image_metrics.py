@@ -35,8 +35,8 @@ class ImageError:
 
     @property
     def psnr_std(self) -> float:
-        """Standard deviation over images, in dB."""
-        return float(self.psnr_db.std())
+        """Standard deviation over images, in dB; NaN where an image is not finite."""
+        return float(self.psnr_db.std()) if np.isfinite(self.psnr_db).all() else float("nan")
 
     @property
     def mean_ssim(self) -> float | None:
@@ -45,7 +45,11 @@ class ImageError:
 
 
 def compare_images(
-    images: np.ndarray, reference: np.ndarray, *, data_range: float | None = None
+    images: np.ndarray,
+    reference: np.ndarray,
+    *,
+    data_range: float | None = None,
+    allow_non_finite: bool = False,
 ) -> ImageError:
     """PSNR and SSIM of each image against its reference.
 
@@ -55,14 +59,18 @@ def compare_images(
     data_range : float, optional
         Largest possible difference of two values: 2 for pixels within -1..1. Default: the range of
         the reference, for latents.
+    allow_non_finite : bool
+        Take images with infinities or NaN, which have a PSNR of -inf and an SSIM of 0.
 
     Raises
     ------
     InputError
         If shapes differ or are not of this form, a value is not finite, or the range is 0.
     """
-    _check(images, reference)
-    x, y = images.astype(np.float64), reference.astype(np.float64)
+    _check(images, reference, allow_non_finite)
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    kept = np.where(finite[:, None, None, None], images, 0.0)
+    x, y = kept.astype(np.float64), reference.astype(np.float64)
     if data_range is None:
         data_range = float(y.max() - y.min())
     if not data_range > 0:
@@ -70,17 +78,20 @@ def compare_images(
     square = ((x - y) ** 2).mean(axis=(1, 2, 3))
     floor = data_range**2 * 10 ** (-HIGHEST_PSNR_DB / 10)
     psnr = 10 * np.log10(data_range**2 / np.maximum(square, floor))
-    fits = min(x.shape[2:]) > 2 * _RADIUS
-    return ImageError(psnr_db=psnr, ssim=_ssim(x, y, data_range) if fits else None)
+    psnr = np.where(finite, psnr, -np.inf)
+    if min(x.shape[2:]) <= 2 * _RADIUS:
+        return ImageError(psnr_db=psnr, ssim=None)
+    return ImageError(psnr_db=psnr, ssim=np.where(finite, _ssim(x, y, data_range), 0.0))
 
 
-def _check(images: np.ndarray, reference: np.ndarray) -> None:
+def _check(images: np.ndarray, reference: np.ndarray, allow_non_finite: bool) -> None:
     if images.shape != reference.shape or images.ndim != 4 or images.size == 0:
         raise InputError(
             "images and reference must both be (images, channels, height, width), got "
             f"{images.shape} and {reference.shape}"
         )
-    for name, values in (("images", images), ("reference", reference)):
+    checked = {"reference": reference} if allow_non_finite else {"images": images}
+    for name, values in (checked | {"reference": reference}).items():
         if not np.isfinite(values).all():
             raise InputError(f"{name} hold NaN or Inf: the model has left its range")
 

@@ -233,7 +233,8 @@ def run_layer(
     Parameters
     ----------
     activations : ndarray of shape (M, K), float32
-        Full-precision input rows; rounded here, per token and group, with absmax scales.
+        Full-precision input rows; rounded here, per token and group, with absmax scales. Values
+        that are not finite run on as infinities and NaN.
     stored : StoredLayer
         A solution; its ``smooth`` factors divide the activations first, its ``rotation`` then mixes
         their channels (in float32).

@@ -120,6 +120,9 @@ def explain_case(
         switchable = SwitchableLayer(layer, solution, split, path, x)
         errors, summary = output_terms(switchable, reference_output(layer, x))
         summary |= {"measure": "output_error", "overflows": switchable.overflows}
+        summary["clipped_count"] = sum(found.count for found in switchable.clipped)
+        # What is not known of the costs is said below.
+        notes = tuple(text for text in row["message"].split("; ") if text and text != UNKNOWN_ROWS)
     costs = []
     if row["m"] is None:
         notes = (*notes, f"layer {layer.name!r}: {UNKNOWN_ROWS}")

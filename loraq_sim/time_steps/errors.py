@@ -40,14 +40,16 @@ class StepErrors:
     ----------
     case : dict
         ``layer kind m n k tokens calls_per_step split method preset accelerator calibration
-        calibration_rows rank weight_error output_error output_rms overflow_count seed``, as a
-        result row has them; `calibration` names the steps that the solver saw.
+        calibration_rows rank weight_error output_error output_rms overflow_count clipped_count
+        first_clipped status seed``, as a result row has them; `calibration` names the steps that
+        the solver saw.
     steps : ndarray of shape (S,), float64
         Values of the time steps in the order they were run.
     rows : ndarray of shape (S,), int64
         Activation rows measured at each step; 0 where the dump has none.
     squared_error, squared_output : ndarray of shape (S,), float64
-        Sums over the step's rows and all output features.
+        Sums over the step's rows and all output features; infinite where the output is not
+        finite.
     solution : Solution
         The solved layer, for another accelerator or another number of rows.
     """
@@ -129,7 +131,10 @@ def evaluate_steps(
     step_of_row = np.repeat(np.arange(len(counts)), counts)[index]
     emulated = run_layer(x, solution, split, path, layer.bias)
     y = reference_output(layer, x)
-    squared_error = _by_step(emulated.y.astype(np.float64) - y, step_of_row, len(values))
+    difference = emulated.y.astype(np.float64) - y
+    # NaN, such as 0 times an infinite P, is as wrong as an infinity.
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    squared_error = _by_step(difference, step_of_row, len(values))
     squared_output = _by_step(y, step_of_row, len(values))
     miss, size = math.fsum(squared_error), math.fsum(squared_output)
     if size == 0.0 and miss:
@@ -143,7 +148,13 @@ def evaluate_steps(
         "output_error": math.sqrt(miss / size) if size else 0.0,
         "output_rms": math.sqrt(size / y.size),
         "overflow_count": emulated.statistics.overflow_count,
+        "clipped_count": emulated.clipped_count,
+        "first_clipped": None,
+        "status": "ok" if np.isfinite(emulated.y).all() else "overflow",
     }
+    if emulated.clipped:
+        first = emulated.clipped[0]
+        case["first_clipped"] = f"{first.tensor} in {first.format}, row {index[first.first_row]}"
     return StepErrors(
         case=case,
         steps=values,

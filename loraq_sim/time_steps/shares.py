@@ -118,6 +118,10 @@ def _parts(
 
 def _shares(parts: NDArray[np.float64]) -> NDArray[np.float64]:
     whole = math.fsum(parts.ravel())
+    if math.isinf(whole):
+        # Beside an infinite error every other one is nothing.
+        infinite = np.isinf(parts)
+        return infinite / np.count_nonzero(infinite)
     return parts / whole if whole else np.zeros_like(parts)
 
 
@@ -156,7 +160,7 @@ def _step_rows(
     labels: tuple[list[str], list[float]],
 ) -> list[dict[str, Any]]:
     relative = np.stack([one.output_error for one in errors])
-    measured = np.isfinite(relative)
+    measured = ~np.isnan(relative)
     squares = (weights[:, None] * np.where(measured, relative, 0.0) ** 2).sum(axis=0)
     whole = (weights[:, None] * measured).sum(axis=0)
     share, run_share = shares
@@ -193,7 +197,7 @@ def _cells(
                     "rows": int(one.rows[s]),
                     "squared_error": float(one.squared_error[s]),
                     "squared_output": float(one.squared_output[s]),
-                    "output_error": float(relative[s]) if np.isfinite(relative[s]) else None,
+                    "output_error": None if np.isnan(relative[s]) else float(relative[s]),
                     "share": float(share[i, s]) if has_rows else None,
                     "run_share": float(run_share[i, s]) if has_rows else None,
                 }

@@ -250,10 +250,11 @@ def test_solutions_must_fit_the_layer_and_the_split(block):
             emulate_model(block, {"up": solution}, "aie2", splits=split)
 
 
-def test_values_that_cannot_be_rounded_name_the_layer(block, x):
-    emulated = emulate_model(block, "W4A4", "aie2")
-    with pytest.raises(InputError, match="layer 'up', call 1: .*non-finite"), emulated:
-        block(x * float("inf"))
+def test_inputs_that_are_not_finite_run_on_and_are_named(block, x):
+    with emulate_model(block, "W4A4", "aie2") as emulated:
+        y = block(x * float("inf"))
+    assert not torch.isfinite(y).any()
+    assert emulated.clipped_note() == "the input of up holds NaN or infinities from elsewhere"
     assert "forward" not in block.up.__dict__
 
 
@@ -286,3 +287,16 @@ def test_the_bundled_transformer_runs_one_step_like_its_layers(tmp_path):
         bias = plan.module.bias.detach().numpy()
         expected = run_layer(rows, plan.solution, plan.split, emulated.datapath, bias).y
         np.testing.assert_array_equal(y, expected)
+
+
+def test_values_beyond_a_format_run_on_as_infinities_and_are_named(block, x):
+    with emulate_model(block, "W8A8", "t4", preset="fast") as emulated:
+        y = block(x * 1e6)
+    assert not torch.isfinite(y).all()
+    assert emulated.clipped_count > 0
+    note = emulated.clipped_note()
+    assert note.startswith(f"{emulated.clipped_count:,} values beyond their float format in ")
+    assert "such as y of up in fp16" in note or "such as scales of X_a of up in fp16" in note
+    with emulate_model(block, "W8A8", "t4", preset="fast") as emulated:
+        block(x)
+    assert (emulated.clipped_count, emulated.clipped_note()) == (0, "")

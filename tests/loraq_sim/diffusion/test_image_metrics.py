@@ -59,3 +59,19 @@ def test_images_that_cannot_be_compared_are_refused():
         compare_images(images * np.nan, reference)
     with pytest.raises(InputError, match="data_range"):
         compare_images(np.ones((1, 1, 12, 12)), np.zeros((1, 1, 12, 12)))
+
+
+def test_an_image_that_is_not_finite_has_no_psnr_and_leaves_the_others_alone():
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((2, 3, 16, 16)).astype(np.float32)
+    images = reference + np.float32(0.1)
+    images[1, 0, 2, 2] = np.nan
+    found = compare_images(images, reference, data_range=2, allow_non_finite=True)
+    alone = compare_images(images[:1], reference[:1], data_range=2)
+    assert found.psnr_db.tolist() == [alone.psnr_db[0], -np.inf]
+    assert found.ssim.tolist() == [alone.ssim[0], 0.0]
+    assert found.mean_psnr_db == -np.inf
+    assert np.isnan(found.psnr_std)
+    reference[0, 0, 0, 0] = np.inf
+    with pytest.raises(InputError, match="reference hold NaN or Inf"):
+        compare_images(images, reference, data_range=2, allow_non_finite=True)

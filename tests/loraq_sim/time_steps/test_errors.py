@@ -112,3 +112,22 @@ def test_inputs_without_steps_activations_or_layer_are_refused(dump, tmp_path, r
         lq.evaluate_steps(silent, "fc", "W4A4", "aie2")
     with pytest.raises(DumpError, match="no layer 'fc'"):
         lq.evaluate_steps(dump, "fc", "W4A4", "aie2")
+
+
+def test_a_step_whose_output_is_not_finite_has_an_infinite_error_and_the_whole_share(tmp_path):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((9, 32)).astype(np.float32)
+    x[4] *= 1e5
+    dump = made_dump(tmp_path, counts=[3, 3, 3], activations=x)
+    found = lq.evaluate_steps(dump, "fc", "W8A8", "t4", preset="fast")
+    assert found.output_error[1] == math.inf
+    assert np.isfinite(found.output_error[[0, 2]]).all()
+    assert (found.case["output_error"], found.case["status"]) == (math.inf, "overflow")
+    assert found.case["clipped_count"] > 0
+    assert found.case["first_clipped"] == "y in fp16, row 4"
+    report = lq.step_report([found])
+    assert report.case["output_error"] == math.inf
+    assert [step["output_error"] == math.inf for step in report.steps] == [False, True, False]
+    assert [step["share"] for step in report.steps] == [0, 1, 0]
+    kept = lq.evaluate_steps(dump, "fc", "W8A8", "aie2", preset="fast")
+    assert (kept.case["status"], kept.case["clipped_count"]) == ("ok", 0)
