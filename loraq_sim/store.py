@@ -27,11 +27,10 @@ from loraq_sim.store_file import (
     connect,
     explained,
     has_checksums,
-    record_of,
     row_checksum,
-    row_of,
     stored_columns,
 )
+from loraq_sim.store_records import record_of, row_of, run_facts
 from loraq_sim.store_snapshot import is_outdated
 from loraq_sim.writer_lock import WriterLock
 
@@ -265,6 +264,8 @@ class ResultStore:
         """(run, position) by case id: which sweep asked last for it, and where in its order."""
         with explained(self.path, "read"):
             found = self._read("SELECT case_id, run, position FROM planned")
+            if not all(type(number) is int for _, *numbers in found for number in numbers):
+                raise TypeError("planned holds what is no number")
             return {case_id: (run, position) for case_id, run, position in found}
 
     def relabel(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
@@ -288,7 +289,7 @@ class ResultStore:
         """Provenance of every sweep into this store, oldest first, with its ``run`` number."""
         with explained(self.path, "read"):
             found = self._read("SELECT run, provenance FROM runs ORDER BY run")
-            return [{"run": run} | json.loads(text) for run, text in found]
+            return [run_facts(run, text) for run, text in found]
 
     def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> None:
         """Write `rows` to a CSV file: missing values empty, booleans ``True`` and ``False``.

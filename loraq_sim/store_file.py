@@ -6,17 +6,16 @@ a value. A store of an older release is read as it is, and brought up to date wh
 """
 
 import hashlib
-import json
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from loraq_sim.errors import StoreError
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS, Row, plain_value
-from loraq_sim.store_snapshot import FileState, open_snapshot
+from loraq_sim.rows import COLUMN_NAMES, COLUMNS
+from loraq_sim.store_guard import MAX_CELL_BYTES, check_schema, check_size, restrict
+from loraq_sim.store_snapshot import FileState, open_for_writing, open_snapshot
 
 __all__ = [
     "ROW_CHECKSUM",
@@ -24,9 +23,7 @@ __all__ = [
     "connect",
     "explained",
     "has_checksums",
-    "record_of",
     "row_checksum",
-    "row_of",
     "stored_columns",
 ]
 
@@ -34,18 +31,25 @@ SCHEMA_VERSION = 5
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
-_SCHEMA = f"""
-CREATE TABLE rows (
-    case_id TEXT PRIMARY KEY,
-    {", ".join(f'"{column.name}" {column.sql_type}' for column in COLUMNS)},
-    extra TEXT NOT NULL DEFAULT '{{}}',
-    checksum TEXT NOT NULL DEFAULT ''
-);
-CREATE TABLE runs (run INTEGER PRIMARY KEY AUTOINCREMENT, provenance TEXT NOT NULL);
-CREATE TABLE planned (case_id TEXT PRIMARY KEY, run INTEGER NOT NULL, position INTEGER NOT NULL);
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
+_CHECKSUM = "checksum TEXT NOT NULL DEFAULT ''"
+_TABLES = {
+    "rows": (
+        "case_id TEXT PRIMARY KEY",
+        *(f'"{column.name}" {column.sql_type}' for column in COLUMNS),
+        "extra TEXT NOT NULL DEFAULT '{}'",
+        _CHECKSUM,
+    ),
+    "runs": ("run INTEGER PRIMARY KEY AUTOINCREMENT", "provenance TEXT NOT NULL"),
+    "planned": (
+        "case_id TEXT PRIMARY KEY",
+        "run INTEGER NOT NULL",
+        "position INTEGER NOT NULL",
+    ),
+}
+_KNOWN = {name: frozenset(columns) for name, columns in _TABLES.items()}
+_SCHEMA = "".join(
+    f"CREATE TABLE {name} ({', '.join(columns)});" for name, columns in _TABLES.items()
+) + (f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};")
 
 
 def row_checksum(names: Sequence[str]) -> str:
@@ -69,7 +73,7 @@ ROW_CHECKSUM = row_checksum(COLUMN_NAMES)
 
 # What brings a store of that version to the next one, besides columns that are new.
 _MIGRATIONS = {
-    2: ("ALTER TABLE rows ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",),
+    2: (f"ALTER TABLE rows ADD COLUMN {_CHECKSUM}",),
     3: (),
     4: (),
 }
@@ -91,6 +95,7 @@ def connect(path: Path, *, create: bool) -> tuple[sqlite3.Connection, FileState 
     """
     connection, state = _open_file(path, create)
     try:
+        restrict(connection)
         connection.create_function("row_checksum", -1, _row_checksum, deterministic=True)
         _check(connection, path, create)
         with explained(path, "open"):
@@ -125,8 +130,7 @@ def _open_file(path: Path, create: bool) -> tuple[sqlite3.Connection, FileState 
     with explained(path, "open"):
         if not create:
             return open_snapshot(path, **options)
-        uri = f"{path.resolve().as_uri()}?mode=rwc"
-        return sqlite3.connect(uri, uri=True, **options), None
+        return open_for_writing(path, **options), None
 
 
 def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
@@ -135,7 +139,6 @@ def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if create and application == 0 and tables == 0:
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             application, version = _APPLICATION_ID, SCHEMA_VERSION
         if application != _APPLICATION_ID:
@@ -146,13 +149,17 @@ def _check(connection: sqlite3.Connection, path: Path, create: bool) -> None:
                 f"{path}: was written by a {age} release (schema version {version}, this one reads "
                 f"{_OLDEST} to {SCHEMA_VERSION}); use that release, or sweep into a new --out"
             )
+        # Before anything that would run what the file's schema says.
+        if problem := check_schema(connection, _KNOWN) or check_size(connection):
+            raise StoreError(f"{path}: is not a store that loraq-sim wrote: {problem}")
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         # SQLite fills up a last page that is cut short with zeros. While there is a log, its copy
         # of that page counts.
         if path.stat().st_size % page and not _has_log(path):
             raise sqlite3.DatabaseError("malformed: the last page is cut short")
         # In a write-ahead log NORMAL survives any kill of the process, and is far faster than FULL.
-        connection.execute("PRAGMA synchronous = NORMAL")
+        (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if journal == 'wal' else 'FULL'}")
         (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"malformed: {verdict}")
@@ -203,6 +210,9 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        if "interrupted" in str(error):
+            # Nothing but Ctrl-C interrupts a statement (`store_guard.restrict`).
+            raise KeyboardInterrupt from None
         # SQLite's words may hold a piece of the file and several lines.
         text = " ".join(str(error).split())
         text = text if text.isprintable() else repr(text)[1:-1]
@@ -232,6 +242,11 @@ def _explanation(error: str, doing: str) -> str:
         )
     if "locked" in error:
         return f"another process keeps it locked, cannot {doing}; try again when it has finished"
+    if "too big" in error:
+        return (
+            f"cannot {doing}: a value is larger than the {MAX_CELL_BYTES // 2**20} MiB a store "
+            "may hold"
+        )
     if "not a database" in error:
         return "is not a loraq-sim result store"
     if "malformed" in error:
@@ -239,31 +254,3 @@ def _explanation(error: str, doing: str) -> str:
     if "readonly" in error or "unable to open" in error:
         return f"cannot {doing}: no permission, or not a plain file ({error})"
     return f"cannot {doing} ({error})"
-
-
-def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
-    """What is stored of `row`: case id, columns, and other keys as JSON."""
-    extra = {name: plain_value(value) for name, value in row.items() if name not in COLUMN_NAMES}
-    known = [plain_value(row.get(name)) for name in COLUMN_NAMES]
-    return [case_id, *known, json.dumps(extra, default=str)]
-
-
-def _with_smooth(options: str) -> Row:
-    """The column that releases before schema 5 wrote among the other settings."""
-    settings = json.loads(options)
-    if not isinstance(settings, dict) or "smooth" not in settings:
-        return {}
-    smooth = settings.pop("smooth")
-    return {"smooth": smooth, "options": json.dumps(settings, sort_keys=True) if settings else ""}
-
-
-def row_of(record: tuple) -> Row:
-    """The row behind a record of case id, extra, columns, and two facts that are no part of it."""
-    case_id, extra, *values, _is_whole, _newest = record
-    if any(isinstance(value, bytes) for value in record):
-        raise TypeError("a column holds bytes")
-    row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
-    row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
-    if row["options"] and '"smooth"' in row["options"]:
-        row |= _with_smooth(row["options"])
-    return row | json.loads(extra) | {"case_id": case_id}

@@ -1,9 +1,12 @@
-"""Open a result store for reading without leaving anything beside it.
+"""Open the file of a result store: for writing, or for reading and leaving nothing beside it.
 
 SQLite makes a log and an index beside a write-ahead-log file for whoever opens it, and a reader
 without the right to write cannot remove them again. So a file that nobody writes is opened as
 immutable; what tells that a writer has come is compared before and after each read. What a killed
 writer left in its log is read from a copy.
+
+A write-ahead log needs memory that processes share through the file system. Where that cannot be
+had (some network and cluster file systems), a writer uses SQLite's rollback journal.
 """
 
 import shutil
@@ -12,11 +15,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["file_state", "is_outdated", "open_snapshot"]
+__all__ = ["file_state", "is_outdated", "open_for_writing", "open_snapshot"]
 
 _LOGS = ("-wal", "-journal")
 _INDEX = "-shm"
 _COPY_ATTEMPTS = 5
+_NO_SHARED_MEMORY = (
+    sqlite3.SQLITE_IOERR_SHMMAP,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+)
 
 FileState = tuple[tuple[int, int, int] | None, ...]
 
@@ -30,6 +39,46 @@ def is_outdated(path: Path, seen: FileState | None) -> bool:
     """Whether a snapshot of state `seen` may be older than the file; None means it never is."""
     # A file that was removed stays readable for who has it open.
     return seen is not None and (now := file_state(path))[0] is not None and now != seen
+
+
+def open_for_writing(path: Path, **options: Any) -> sqlite3.Connection:
+    """A connection that may write the file at `path`, which is made if it is missing.
+
+    Raises
+    ------
+    sqlite3.Error
+        If the file cannot be opened for writing as a database.
+    """
+    uri = f"{path.resolve().as_uri()}?mode=rwc"
+    connection = sqlite3.connect(uri, uri=True, **options)
+    try:
+        # Reading the schema opens the log of a file that has one.
+        (entries,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if not entries:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        return connection
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if error.sqlite_errorcode not in _NO_SHARED_MEMORY:
+            raise
+    except BaseException:
+        connection.close()
+        raise
+    connection = sqlite3.connect(uri, uri=True, **options)
+    try:
+        # Alone, SQLite needs no shared memory to read a log, and can leave that mode.
+        for pragma in (
+            "locking_mode = EXCLUSIVE",
+            "journal_mode = DELETE",
+            "locking_mode = NORMAL",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchone()
+        connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def open_snapshot(path: Path, **options: Any) -> tuple[sqlite3.Connection, FileState | None]:

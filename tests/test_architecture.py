@@ -43,6 +43,8 @@ FLOORS = {
     "rows": 1,
     "store": 1,
     "store_file": 1,
+    "store_guard": 1,
+    "store_records": 1,
     "store_snapshot": 1,
     "totals": 1,
     "writer_lock": 1,

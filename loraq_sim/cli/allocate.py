@@ -17,7 +17,7 @@ from loraq_sim.cli.options import (
     listed,
 )
 from loraq_sim.cli.output import note, print_json, print_tables
-from loraq_sim.cli.store_path import store_file
+from loraq_sim.cli.store_path import possible_rows, store_file
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
 
@@ -100,7 +100,7 @@ def allocate_command(
 
     limits = parse_limits(budget, QUANTITIES)
     with ResultStore.open(store_file(store)) as opened:
-        rows, runs = opened.rows(), opened.provenance()
+        rows, runs = possible_rows(opened), opened.provenance()
     found = allocate_each(
         _selected(rows, listed(layers)),
         limits,

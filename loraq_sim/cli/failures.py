@@ -25,6 +25,8 @@ SOME_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+# Names from a file may be of any length.
+_LONGEST = 1000
 _DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
 
 
@@ -89,4 +91,5 @@ def _is_users(error: Exception) -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -8,7 +8,7 @@ import typer
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, Quiet
 from loraq_sim.cli.output import note, say
-from loraq_sim.cli.store_path import store_file
+from loraq_sim.cli.store_path import possible_rows, store_file
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
 
@@ -85,7 +85,7 @@ def _data(path: Path, title: str | None):
     from loraq_sim.store import ResultStore
 
     with ResultStore.open(path) as opened:
-        return gather(opened.rows(), opened.provenance(), title=title)
+        return gather(possible_rows(opened), opened.provenance(), title=title)
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:
