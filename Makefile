@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow boundscheck lint format bench docs clean
+.PHONY: demo test test-slow test-floors boundscheck lint format bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
@@ -14,6 +14,10 @@ test: $(STAMP) lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# The lowest versions that pyproject.toml declares, in an environment of their own (runs/floors).
+test-floors: $(STAMP)
+	$(PYTHON) tests/floors/lowest_versions.py
 
 # Compiled loops check every index; caches apart, since the check is not in Numba's key.
 boundscheck: $(STAMP)

@@ -6,6 +6,7 @@ small bad example: a scan that cannot fail proves nothing.
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -535,3 +536,14 @@ def test_every_exported_name_can_be_loaded(package):
     module = importlib.import_module(package)
     for name in getattr(module, "__all__", ()):
         getattr(module, name)
+
+
+def test_every_floor_of_the_package_can_be_tested():
+    path = ROOT / "tests" / "floors" / "lowest_versions.py"
+    spec = importlib.util.spec_from_file_location("lowest_versions", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    floors = script.declared_floors(ROOT / "pyproject.toml")
+    assert {"numba", "typer", "torch", "pyarrow", "dask", "pytest"} <= floors.keys()
+    with pytest.raises(SystemExit, match="no plain lower bound"):
+        script._floor("numpy~=2.1")
