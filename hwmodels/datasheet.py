@@ -97,8 +97,12 @@ def _add(rows: list[dict], path: str, value: object) -> None:
         return
     if isinstance(value, Block):
         for field in type(value).model_fields:
-            if field not in _ABOUT and getattr(value, field) not in (None, ()):
-                rows.append(_row(f"{path}.{field}", getattr(value, field), value))
+            item = getattr(value, field)
+            if isinstance(item, Block):
+                # A block inside a block has a source of its own.
+                _add(rows, f"{path}.{field}", item)
+            elif field not in _ABOUT and item not in (None, ()):
+                rows.append(_row(f"{path}.{field}", item, value))
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             _add(rows, f"{path}[{index}]", item)

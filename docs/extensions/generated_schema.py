@@ -37,6 +37,8 @@ def _keys(block: dict[str, Any], blocks: dict[str, Any]) -> str:
 
 def _default(value: dict[str, Any]) -> str:
     default = value.get("default")
+    if isinstance(default, dict):
+        return "its block's defaults"
     return f"`{default}`" if default or default == 0 else "-"
 
 

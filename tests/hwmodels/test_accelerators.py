@@ -83,3 +83,10 @@ def test_every_file_says_with_a_source_what_floats_do_beyond_their_range(name):
     assert "not stated" not in overflow.source
     assert overflow.rules["fp16"] == "infinity"
     assert overflow.rules["fp8_e4m3"] == "saturate"
+
+
+def test_a_block_inside_a_block_is_described_key_by_key():
+    rows = {row["key"]: row for row in describe(load_accelerator("h100"))}
+    assert rows["datapath.float_overflow.fp16"]["value"] == "infinity"
+    assert "satfinite" in rows["datapath.float_overflow.fp8_e4m3"]["source"]
+    assert "datapath.float_overflow" not in rows

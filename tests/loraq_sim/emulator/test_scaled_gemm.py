@@ -113,3 +113,12 @@ def test_plain_floats_are_a_float32_model_whatever_the_rule(combine):
     y, statistics = scaled_gemm(x, w, MacArray(), combine)
     np.testing.assert_array_equal(y, x.dequantize() @ w.dequantize().T)
     assert statistics.arithmetic == FLOAT_MODEL
+
+
+def test_a_group_of_zeros_does_not_count_in_the_alignment_of_shifts():
+    x = np.zeros((1, 64), np.float32)
+    x[0, 32:] = 1
+    w = np.ones((1, 64), np.float32)
+    # The scale of the zeros is 2**-127; aligned with the ones it would take 127 bits.
+    y, _ = scaled_gemm(quantize(x, "mxint8"), quantize(w, "mxint8"), MacArray(), "shift")
+    assert y[0, 0] == 32

@@ -75,6 +75,16 @@ def test_the_chosen_shift_is_the_smallest_that_clamps_nothing():
     assert str(int(np.abs(vectors.acc.astype(np.int64)).max())) in vectors.shift_reason
 
 
+def test_an_integer_p_has_the_groups_that_run_layer_gives_it():
+    split = parse_split("W4A4+W8A6r6", group=16)
+    layer, x = stored(split), matrix(5, 40, 8)
+    datapath = Datapath(mac=MACS["aie2"], p_format="int8")
+    p, left = gemm_operands("up", x, layer, split, datapath)
+    assert (str(p.format), left) == ("int8/g16/fp16", layer.left)
+    down, _ = scaled_gemm(*gemm_operands("down", x, layer, split, datapath), datapath.mac)
+    np.testing.assert_array_equal(p.codes, quantize(down, "int8/g16").codes)
+
+
 def test_small_accumulators_are_not_shifted():
     x = quantize(np.zeros((2, 8), np.float32), "int4/g8")
     vectors = make_vectors(x, x, (2, 8, 2), MACS["aie2"], SrsSetting())

@@ -1,5 +1,6 @@
 """Quantization against a scalar oracle in exact arithmetic, and its stored bytes."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -204,3 +205,51 @@ def test_quantize_says_what_is_wrong(x, fmt, rule, message):
 def test_unpack_refuses_the_wrong_number_of_bytes():
     with pytest.raises(InputError, match=r"takes 6 bytes, got 5"):
         QuantizedTensor.unpack(b"12345", "int4/g8", (1, 8))
+
+
+def test_e8m0_bytes_are_those_of_ocp():
+    # OCP Microscaling Formats v1.0, section 5.4.1: 2**(byte - 127), 255 is NaN, no zero.
+    codes = b"\x22" * 16
+    for byte in range(255):
+        stored = QuantizedTensor.unpack(codes + bytes([byte]), "mxfp4", (1, 32))
+        assert stored.scales[0, 0] == np.float32(math.ldexp(1.0, byte - 127))
+        assert stored.pack() == codes + bytes([byte])
+    nan = QuantizedTensor.unpack(codes + b"\xff", "mxfp4", (1, 32))
+    assert np.isnan(nan.dequantize()).all()
+    assert nan.pack() == codes + b"\xff"
+
+
+@pytest.mark.parametrize("fmt", ["mxfp4", "mxint4", "int4/g32/e8m0", "bfp16ebs8"])
+def test_a_group_of_zeros_has_the_smallest_e8m0_scale_and_survives_packing(fmt):
+    x = np.ones((1, 64), np.float32)
+    x[0, :32] = 0
+    stored = quantize(x, fmt)
+    assert (stored.scales > 0).all()
+    assert not stored.dequantize()[0, :32].any()
+    back = QuantizedTensor.unpack(stored.pack(), fmt, (1, 64))
+    np.testing.assert_array_equal(back.scales, stored.scales)
+    np.testing.assert_array_equal(back.codes, stored.codes)
+    assert stored.n_saturated_scales == stored.n_clipped == 0
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_asymmetric_scales_are_the_correctly_rounded_quotient(bits):
+    rng = np.random.default_rng(7)
+    for _ in range(200):
+        x = rng.standard_normal((4, 50)).astype(np.float32)
+        span = Fraction(float(x.max())) - Fraction(float(x.min()))
+        exact = span / (2**bits - 1)
+        # Rounding the float64 quotient once more moves it only at a tie of float32.
+        found = quantize(x, f"uint{bits}/tensor/fp32").scales.item()
+        near = [np.nextafter(np.float32(found), np.float32(way)).item() for way in (0, 1e30)]
+        assert all(abs(Fraction(found) - exact) <= abs(Fraction(n) - exact) for n in near)
+
+
+def test_values_and_scales_that_were_clamped_are_counted():
+    x = np.array([[65520, -65520, 65504, 1]], np.float32)
+    assert quantize(x, "fp16").n_clipped == 3
+    assert quantize(x / 2, "fp16").n_clipped == 0
+    assert quantize(x, "fp32").n_clipped == 0
+    assert quantize(x * 100, "int4/g2").n_clipped == 2
+    assert quantize(x, "int4/g2").n_clipped == 0
+    assert quantize(x, "nvfp4").n_clipped == 0
