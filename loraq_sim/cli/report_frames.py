@@ -197,13 +197,22 @@ def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
         path = datapath_for(machine, options.get("datapath"))
         sizes = (row["m"], row["n"], row["k"])
         fused = options.get("fused", True)
-        asked = {name: row.get(name) or options.get(name) for name in ("smooth", "rotate")}
-        transforms = transforms_asked(row["k"], split, path, **asked)
-        work = workload_for(*sizes, split, row["rank"], path, fused=fused, transforms=transforms)
-        cost = hwmodels.estimate_cost(work, machine)
+        # A method may choose a smoothing of its own, whose strength no row states.
+        chosen = [row["smooth"]] if row.get("smooth") is not None else [None, 1.0]
+        costs = []
+        for smooth in chosen:
+            transforms = transforms_asked(
+                row["k"], split, path, smooth=smooth, rotate=row.get("rotation")
+            )
+            work = workload_for(
+                *sizes, split, row["rank"], path, fused=fused, transforms=transforms
+            )
+            costs.append(hwmodels.estimate_cost(work, machine))
     except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
         return None
-    if not row["latency_s"] or abs(cost.latency_s / row["latency_s"] - 1) > _SAME:
+    seconds = row["latency_s"] or 0.0
+    cost = min(costs, key=lambda cost: abs(cost.latency_s - seconds))
+    if not seconds or abs(cost.latency_s / seconds - 1) > _SAME:
         return None
     names = ("context", "accelerator", "label", "kind", "m", "n", "k", "rank", "bound")
     return {
