@@ -48,6 +48,9 @@ def totals_of_context_table(data: ReportData, context: str) -> ResultTable:
         for row in sorted(data.totals_of(context), key=lambda r: _number(r.get("latency_s")))
     ]
     keys = ["pareto", "case", "rank", *_errors(data), "weight_error", *_SHOWN, "bound"]
+    if any(row.get("peak_activation_bytes") for row in rows):
+        # Beside the weights: both have to be held.
+        keys.insert(keys.index("weight_bytes") + 1, "peak_activation_bytes")
     return _table(rows, list(dict.fromkeys(keys)), f"Whole model on {context}, fastest first")
 
 

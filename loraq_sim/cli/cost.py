@@ -139,6 +139,8 @@ def cost_command(
     counts = parse_rows(rows or ())
     if model and counts:
         raise InputError("--rows is for --layer-dump: --model says the rows itself")
+    if not shape and shared_by > 1:
+        raise InputError("--shared-by is for --shape: not all layers of a model read one input")
     sizes = {} if model else _sizes(listed(shape), layer_dump, listed(layers), counts)
     machines = chosen_machines(listed(hw), variants, sets, varies)
     texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})

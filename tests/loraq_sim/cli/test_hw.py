@@ -185,6 +185,13 @@ def test_batch_and_guidance_multiply_the_rows_and_are_stated(run):
     assert totals[1]["weight_bytes"] == totals[0]["weight_bytes"]
 
 
+def test_sharing_is_asked_for_one_shape_at_a_time(run):
+    words = ("--model", "pixart-sigma", "--hw", "aie2", "--split", "W4A8", "--shared-by", "3")
+    result = run("cost", *words)
+    assert result.exit_code == 2
+    assert "--shared-by is for --shape" in result.stderr
+
+
 def test_show_refuses_what_cost_refuses(run, tmp_path):
     text = (SHIPPED / "aie2.yaml").read_text(encoding="utf-8")
     start, end = text.index("  - name: bf16"), text.index("kernel:\n")
