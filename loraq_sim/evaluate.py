@@ -6,6 +6,7 @@
 4. all of it -> one result row
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -328,7 +329,7 @@ def _measured(layer: Layer, x: np.ndarray | None, emulated: LayerOutput | None) 
     return {
         "output_error": error.relative,
         "sqnr_db": error.sqnr_db,
-        "cosine": error.cosine,
+        "cosine": None if math.isnan(error.cosine) else error.cosine,
         "max_abs_error": error.max_abs,
         "output_rms": error.rms,
         **{name: getattr(emulated.statistics, name) for name in _STATISTICS},

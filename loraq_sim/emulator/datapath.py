@@ -29,7 +29,12 @@ from loraq_sim.emulator.float_overflow import (
     rounded_tensor,
 )
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
-from loraq_sim.emulator.scaled_gemm import GemmStatistics, scaled_gemm
+from loraq_sim.emulator.scaled_gemm import (
+    FLOAT_MODEL,
+    ZERO_POINT_MODEL,
+    GemmStatistics,
+    scaled_gemm,
+)
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.hadamard import rotate_channels
@@ -289,7 +294,10 @@ def _gemm(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepRes
     y, seen = scaled_gemm(x, weight, datapath.mac, datapath.combine, **options)
     records: tuple[Clipping, ...] = ()
     if seen.clipped_count:
-        facts = {"format": datapath.combine, "rule": rule, "size": y.size}
+        # Shifts are exact until their sum becomes a float32, as sums of 16-bit floats are.
+        is_fp32 = datapath.combine == "shift" or seen.arithmetic in (FLOAT_MODEL, ZERO_POINT_MODEL)
+        fmt = "fp32" if is_fp32 else datapath.combine
+        facts = {"format": fmt, "rule": rule, "size": y.size}
         facts |= {"count": seen.clipped_count, "first_row": seen.first_clipped_row}
         records = (Clipping(tensor=f"the sums {step.result}", **facts),)
         if rule == UNBOUNDED:

@@ -66,6 +66,7 @@ for _key in (
         "rank",
         "cycles",
         "overflow_count",
+        "clipped_count",
         "safe_acc_bits",
         "guaranteed_acc_bits",
         "calls_per_step",

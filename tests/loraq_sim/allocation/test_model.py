@@ -180,3 +180,18 @@ def test_rows_without_activations_can_be_allocated_by_weight_error(make_rows):
         allocate([], {"latency_s": 1.0})
     with pytest.raises(lq.InputError, match="needs a layer"):
         allocate([{"split": "W4A4"}], {"latency_s": 1.0})
+
+
+def test_rows_whose_output_is_not_finite_are_never_chosen_and_said_to_be_left_out(make_rows):
+    rows = make_rows(0)
+    best = allocate(rows, {"latency_s": math.inf}, "output_error")
+    first = next(i for i, row in enumerate(rows) if row == best.rows[0])
+    rows[first] = rows[first] | {"status": "overflow", "output_error": math.inf}
+    found = allocate(rows, {"latency_s": math.inf}, "output_error")
+    assert best.value < found.value < math.inf
+    assert all(row["status"] == "ok" for row in found.rows)
+    said = "1 rows are not chosen from, because their output is not finite"
+    assert any(said in note for note in found.problem.notes)
+    rows = [row | {"status": "overflow", "output_error": math.inf} for row in rows]
+    with pytest.raises(lq.InputError, match="0 of them failed, the output of .* is not finite"):
+        allocate(rows, {"latency_s": math.inf}, "output_error")
