@@ -8,7 +8,8 @@ A format string is ``element/granularity[/scale]``, for example ``int4/g64/fp16`
 - granularity: ``tensor``, ``row`` (per output channel for weights, per token for activations) or
   ``gN`` (N consecutive elements along the last axis; the last group may be short);
 - scale: ``fp32``, ``fp16``, ``bf16``, ``e4m3`` or ``e8m0``; by default fp32 for ``tensor``, else
-  fp16.
+  fp16. ``e4m3`` has four bits of range only, so that a tensor with such scales stores one fp32
+  scale on top, as ``nvfp4`` does.
 
 Block elements bring their granularity and scale along, so their name is a whole format string:
 
@@ -49,7 +50,6 @@ class Element:
     block: tuple[int, str] | None = None
     emax: int = 0
     fraction_bits: int = 0
-    has_tensor_scale: bool = False
 
     @property
     def is_plain_float(self) -> bool:
@@ -114,7 +114,6 @@ ELEMENTS = {
             minifloat="float4_e2m1fn",
             block=(16, "e4m3"),
             emax=2,
-            has_tensor_scale=True,
         ),
         Element(name="fp16", bits=16),
         Element(name="bf16", bits=16),
@@ -159,6 +158,16 @@ class Format:
         where = f"g{self.group_size}" if self.granularity == "group" else self.granularity
         return f"{self.element.name}/{where}/{self.scale.name}"
 
+    @property
+    def has_tensor_scale(self) -> bool:
+        """Whether a tensor stores one fp32 scale on top of its e4m3 scales."""
+        return self.scale is not None and self.scale.name == "e4m3"
+
+    @property
+    def spans_rows(self) -> bool:
+        """Whether one scale serves several rows, so that they cannot be quantized apart."""
+        return self.granularity == "tensor" or self.has_tensor_scale
+
     def n_groups(self, k: int) -> int:
         """Scales along the last axis of length `k` (the last group may be short)."""
         return -(-k // self.group_size) if self.granularity == "group" else 1
@@ -173,7 +182,7 @@ class Format:
         """Bytes a tensor of `shape` takes when packed.
 
         Codes are packed tightly along the last axis and every row starts on a byte; scales follow
-        at their own width; then zero points, packed like codes, or the scale of the tensor.
+        at their own width; then the scale of the tensor; then zero points, packed like codes.
         """
         n_rows = _product(shape[:-1])
         code_bytes = n_rows * _packed_row_bytes(shape[-1], self.element.bits)
@@ -181,7 +190,7 @@ class Format:
             return code_bytes
         scale_shape = self.scale_shape(shape)
         total = code_bytes + _product(scale_shape) * self.scale.nbytes
-        if self.element.has_tensor_scale:
+        if self.has_tensor_scale:
             total += _TENSOR_SCALE_BYTES
         if self.element.has_zero_point:
             zero_row_bytes = _packed_row_bytes(scale_shape[-1], self.element.bits)

@@ -9,7 +9,7 @@ import operator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.errors import InputError
 
@@ -17,10 +17,12 @@ __all__ = [
     "SAMPLED_ROWS",
     "STORAGE_DTYPES",
     "Layer",
+    "as_array",
     "check_count",
     "check_dtype",
     "check_name",
     "check_shapes",
+    "is_floating",
 ]
 
 STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -42,8 +44,9 @@ class Layer:
     name : str
         Non-empty and printable, unique within a dump.
     weight : ndarray of shape (N, K)
-        float16, bfloat16, float32 or float64; kept as C-contiguous float32. An array that already
-        is C-contiguous float32 is kept without a copy: do not write to it afterwards.
+        float16, bfloat16, float32 or float64, NumPy's or torch's; kept as C-contiguous float32. An
+        array that already is C-contiguous float32 is kept without a copy: do not write to it
+        afterwards.
     bias : ndarray of shape (N,), or None
     activations : ndarray of shape (T, K), or None
         Sampled input rows, used to measure the output error.
@@ -142,6 +145,27 @@ class Layer:
         return state.hexdigest()
 
 
+def as_array(values: ArrayLike) -> NDArray:
+    """`values` as a NumPy array of their own dtype; torch tensors and parameters from any device.
+
+    A bfloat16 tensor, which NumPy has no dtype for, becomes float32, which holds every value of it.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As NumPy or torch does where there are no plain numbers to be had.
+    """
+    if hasattr(values, "detach"):
+        tensor = values.detach().cpu()
+        values = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+    return np.asarray(values)
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether `dtype` holds floats; those of ml_dtypes, such as bfloat16, are of kind V."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
 def check_name(name: str) -> None:
     """Raise InputError unless `name` is a printable string of 1 to 500 characters.
 
@@ -216,10 +240,11 @@ def check_count(name: str, field: str, value: int) -> int:
 def _as_array(name: str, tensor: str, layer: Layer) -> NDArray:
     value = getattr(layer, tensor)
     try:
-        array = np.asarray(value)
+        array = as_array(value)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
-            f"layer {name!r}: {tensor} must be a NumPy array, got {type(value).__name__}"
+            f"layer {name!r}: {tensor} must be a NumPy array or a torch tensor, "
+            f"got {type(value).__name__}"
         ) from None
     check_dtype(name, tensor, array.dtype.name)
     return array

@@ -59,7 +59,7 @@ def _block(element) -> str:
     if element.block is None:
         return "-"
     group, scale = element.block
-    per_tensor = " and one fp32 per tensor" if element.has_tensor_scale else ""
+    per_tensor = " and one fp32 per tensor" if scale == "e4m3" else ""
     return f"groups of {group}, {scale}{per_tensor}"
 
 
@@ -67,9 +67,16 @@ def _scales() -> str:
     from loraq_sim.formats import SCALES
 
     rows = [
-        (f"`{s.name}`", s.nbytes, f"{s.smallest:.3g}", f"{s.largest:.3g}") for s in SCALES.values()
+        (
+            f"`{s.name}`",
+            s.nbytes,
+            "4 (fp32)" if s.name == "e4m3" else "-",
+            f"{s.smallest:.3g}",
+            f"{s.largest:.3g}",
+        )
+        for s in SCALES.values()
     ]
-    return table(("scale", "bytes", "smallest", "largest"), rows)
+    return table(("scale", "bytes", "bytes per tensor", "smallest", "largest"), rows)
 
 
 def _scale_rules() -> str:

@@ -10,12 +10,15 @@ activations reach it.
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+
+if TYPE_CHECKING:
+    from loraq_sim.emulator.packed_weight import PackedWeight
 
 __all__ = ["Bounds", "Norms", "Sample", "guaranteed_bits", "proved_tiles", "signed_width"]
 
@@ -244,18 +247,21 @@ def proved_tiles(
 
 
 def guaranteed_bits(
-    w: Norms, a_range: tuple[int, int], init: NDArray[np.int64] | None, mac: MacArray
+    weight: "PackedWeight", a_range: tuple[int, int], init: NDArray[np.int64] | None, mac: MacArray
 ) -> int:
     """Return the accumulator width that no activations within `a_range` can overflow.
 
     The extreme sum over any subset of K is reached by giving each product its own extreme:
     sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. Initial values count as
-    they are. A narrow tree is taken as exact, which bounds it.
+    they are. Of a narrow tree each chunk counts with the extremes of what the tree may deliver.
     """
-    if init is None or init.size == 0:
-        return w.guaranteed_bits(a_range)
-    low, high = w.sums_within(a_range)
-    first, last = init.min(axis=0), init.max(axis=0)
+    has_init = init is not None and init.size > 0
+    if mac.tree_bits is None and not has_init:
+        return weight.norms.guaranteed_bits(a_range)
+    low, high = _sums_delivered(weight, a_range, mac)
+    first = last = np.zeros(1, np.int64)
+    if has_init:
+        first, last = init.min(axis=0), init.max(axis=0)
     if mac.accumulators > 1:
         # The other accumulators start at zero, whatever the first one holds.
         first, last = np.minimum(first, 0), np.maximum(last, 0)
@@ -263,6 +269,27 @@ def guaranteed_bits(
     lows = [int(x) + int(y) for x, y in np.broadcast(first, low)]
     highs = [int(x) + int(y) for x, y in np.broadcast(last, high)]
     return signed_width(min(lows, default=0), max(highs, default=0))
+
+
+def _sums_delivered(
+    weight: "PackedWeight", a_range: tuple[int, int], mac: MacArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Extreme sums over subsets of the chunks of each row as the tree delivers them, (N,) each.
+
+    A tree that clamps keeps a chunk between its clamped extremes. One that wraps may turn its sign:
+    a chunk that can leave the tree can be anything there.
+    """
+    if mac.tree_bits is None:
+        return weight.norms.sums_within(a_range)
+    positive, negative = weight.stretch_sums(mac.products_per_add)
+    low = positive * a_range[0] + negative * a_range[1]
+    high = positive * a_range[1] + negative * a_range[0]
+    least, most = overflow_limits(mac.tree_bits, mac.tree_rule)
+    leaves = (low < least) | (high > most)
+    wraps = leaves & (mac.tree_rule == "wrap")
+    low = np.where(wraps, least, np.maximum(low, least))
+    high = np.where(wraps, most, np.minimum(high, most))
+    return low.sum(axis=1), high.sum(axis=1)
 
 
 def signed_width(low: int, high: int) -> int:

@@ -240,7 +240,7 @@ def _with_wild_groups(
     else:
         kept, wild = np.where(finite, x, np.float32(0)), ~finite
     stored, records = rounded_tensor(tensor, kept, fmt, rounding, overflow)
-    if fmt.element.has_tensor_scale:
+    if fmt.has_tensor_scale:
         # One scale of the tensor: a value that is not finite reaches every block.
         groups = np.full(stored.scales.shape, wild.any())
     else:

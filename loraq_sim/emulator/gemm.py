@@ -61,7 +61,8 @@ class GemmReport:
     route : str
         ``exact``, ``tiles``, ``exact+tiles``, ``lanes`` or ``wide``.
 
-    The counts are None only with ``statistics=False``, where not known without measuring.
+    The counts are None only with ``statistics=False``, where not known without measuring: None says
+    unknown, 0 that there is provably none.
     """
 
     acc: NDArray[np.int32] | NDArray[np.int64]
@@ -219,16 +220,18 @@ def emulate_gemm_report(
     result = _run(job, statistics)
     # Without statistics a kernel counts nothing, but a proof says that there is nothing to count.
     proved = not statistics and job.bounds.accumulator_fits(mac)
+    overflows = 0 if proved else result.overflow_count
+    affected = result.outputs_affected
+    if affected is None and overflows == 0 and result.tree_overflow_count == 0:
+        affected = 0
     return GemmReport(
         acc=result.acc.astype(_result_dtype(mac), copy=False),
-        overflow_count=0 if proved else result.overflow_count,
+        overflow_count=overflows,
         tree_overflow_count=result.tree_overflow_count,
-        outputs_affected=0
-        if proved and not result.tree_overflow_count
-        else result.outputs_affected,
+        outputs_affected=affected,
         first_overflow_k=result.first_overflow_k,
         safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
-        guaranteed_acc_bits=guaranteed_bits(job.weight.norms, a_range, job.init, mac),
+        guaranteed_acc_bits=guaranteed_bits(job.weight, a_range, job.init, mac),
         route=result.route,
     )
 

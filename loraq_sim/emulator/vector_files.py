@@ -65,6 +65,11 @@ def write_vectors(
         f"iverilog -g2012 -o vectors.vvp testbench.sv {' '.join(_RTL_FILES)}",
         "vvp -n vectors.vvp",
     ]
+    manifest["simulate_verilator"] = [
+        "verilator --binary --timing -Wno-lint --top-module testbench -o vectors testbench.sv "
+        + " ".join(_RTL_FILES),
+        "obj_dir/vectors",
+    ]
     contents[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode("utf-8")
     make_folder(folder)
     write_together({folder / name: content for name, content in contents.items()})

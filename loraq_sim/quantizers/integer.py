@@ -8,7 +8,8 @@ Scale rules of the symmetric integers (``amax`` is the largest magnitude of the 
   code lo = -hi - 1 and all 2**b codes serve.
 
 Asymmetric integers cover [min(x, 0), max(x, 0)] of the group (``absmax``) or the best shrunken
-range (``mse``). Scales are rounded to their stored format before the codes are computed.
+range (``mse``). Scales are rounded to their stored format before the codes are computed; those in
+e4m3 in units of the scale of the tensor, with which its largest group gets the largest e4m3 value.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers.groups import as_rows, padded_groups
-from loraq_sim.quantizers.scale_storage import round_scales
+from loraq_sim.quantizers.scale_storage import round_scales, scale_of_tensor
 from loraq_sim.quantizers.tensor import QuantizedTensor
 
 __all__ = ["INTEGER_RULES", "quantize_integer", "quantize_near"]
@@ -71,19 +72,20 @@ def _quantize_symmetric(
     extreme = np.empty((len(rows), -(-rows.shape[1] // group)), dtype=np.float32)
     group_extremes(rows, group, extreme)
     steps = np.abs(extreme) / np.float32(element.hi)
+    unit = _tensor_scale(float(np.abs(extreme).max()), fmt)
     if rule == "absmax":
-        candidates = round_scales(steps, fmt.scale)[:, :, None]
+        candidates = _stored(steps, fmt, unit)[:, :, None]
     else:
         ratios = _ratios(element.bits)
-        candidates = round_scales(steps[:, :, None] * ratios, fmt.scale)
+        candidates = _stored(steps[:, :, None] * ratios, fmt, unit)
         if rule == "signed_mse":
             flipped = np.abs(extreme) / np.float32(-element.lo)
-            mirrored = round_scales(flipped[:, :, None] * ratios, fmt.scale)
+            mirrored = _stored(flipped[:, :, None] * ratios, fmt, unit)
             mirrored *= -np.sign(extreme)[:, :, None]
             candidates = np.concatenate([candidates, mirrored], axis=2)
     if near is not None:
         near = near.reshape(steps.shape)[:, :, None]
-        around = round_scales(np.abs(near) * _NEAR, fmt.scale) * np.sign(near)
+        around = _stored(np.abs(near) * _NEAR, fmt, unit) * np.sign(near)
         # Where there is none the first cold candidate stands in: zero would end the search.
         around = np.where(around == 0, candidates[:, :, :1], around)
         candidates = np.concatenate([candidates, around], axis=2)
@@ -96,6 +98,7 @@ def _quantize_symmetric(
         codes=codes.reshape(values.shape),
         scales=scales.reshape(fmt.scale_shape(values.shape)),
         format=fmt,
+        tensor_scale=unit,
     )
 
 
@@ -113,9 +116,10 @@ def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantize
     zeros = np.zeros(low.shape, dtype=np.uint8)
     ratios = _ratios(fmt.element.bits) if rule == "mse" else np.ones(1, dtype=np.float32)
     hi = fmt.element.hi
+    unit = _tensor_scale(float((high - low).max()), fmt)
     for ratio in ratios.astype(np.float64):
         # One division in float64: `ratio / hi` rounded first would move most scales by an ulp.
-        scale = round_scales((high - low) * ratio / hi, fmt.scale)
+        scale = _stored((high - low) * ratio / hi, fmt, unit)
         step = np.where(scale == 0, np.float32(1), scale).astype(np.float64)
         zero = np.clip(np.rint(-low * ratio / step), 0, hi)
         code = np.clip(np.rint(grouped / step) + zero, 0, hi)
@@ -132,7 +136,20 @@ def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantize
         scales=scales.reshape(shape),
         format=fmt,
         zero_points=zeros.reshape(shape),
+        tensor_scale=unit,
     )
+
+
+def _tensor_scale(reach: float, fmt: Format) -> np.float32 | None:
+    """What an e4m3 scale of 1 is worth, where `reach` is the largest range of the codes 0 to hi."""
+    return scale_of_tensor(reach, fmt.element.hi, fmt.scale) if fmt.has_tensor_scale else None
+
+
+def _stored(scales: np.ndarray, fmt: Format, unit: np.float32 | None) -> np.ndarray:
+    """Positive `scales` as the format holds them, float32."""
+    if unit is None:
+        return round_scales(scales, fmt.scale)
+    return round_scales(scales / unit, fmt.scale) * unit
 
 
 def _ratios(bits: int) -> np.ndarray:

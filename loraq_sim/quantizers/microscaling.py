@@ -19,7 +19,7 @@ import numpy as np
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers.groups import as_rows, group_extremes, padded_groups
-from loraq_sim.quantizers.scale_storage import round_scales
+from loraq_sim.quantizers.scale_storage import round_scales, scale_of_tensor
 from loraq_sim.quantizers.tensor import QuantizedTensor, float_dtype, scale_unit
 
 __all__ = ["BLOCK_RULES", "default_block_rule", "quantize_block"]
@@ -32,7 +32,7 @@ _AMD_LIMIT = np.float32(1.75)
 
 def default_block_rule(fmt: Format) -> str:
     """``ocp`` for power-of-two scales, ``absmax`` for NVFP4."""
-    return "absmax" if fmt.element.has_tensor_scale else "ocp"
+    return "absmax" if fmt.has_tensor_scale else "ocp"
 
 
 def quantize_block(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
@@ -40,10 +40,10 @@ def quantize_block(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTenso
     rows, group = as_rows(values, fmt)
     amax = np.abs(group_extremes(rows, group))
     tensor_scale = None
-    if fmt.element.has_tensor_scale:
+    if fmt.has_tensor_scale:
         if rule not in ("absmax", "mse"):
             raise InputError(f"{fmt}: the rule {rule!r} is for power-of-two scales; use 'absmax'")
-        tensor_scale = _tensor_scale(amax, fmt)
+        tensor_scale = scale_of_tensor(float(amax.max()), float(_largest(fmt)), fmt.scale)
         candidates = _e4m3_candidates(amax, fmt, rule, tensor_scale)
     else:
         candidates = _power_candidates(amax, fmt, rule)
@@ -80,15 +80,6 @@ def _power_candidates(amax: np.ndarray, fmt: Format, rule: str) -> np.ndarray:
     # From 2**(128 - emax) on, the largest elements would not be finite in float32.
     powers = np.ldexp(1.0, np.minimum(e[..., None] + steps, 127 - fmt.element.emax))
     return round_scales(np.where(amax[..., None] == 0, 0.0, powers), fmt.scale)
-
-
-def _tensor_scale(amax: np.ndarray, fmt: Format) -> np.float32:
-    reach = fmt.scale.largest * float(_largest(fmt))
-    scale = np.float32(float(amax.max()) / reach)
-    if float(scale) * reach > float(np.finfo(np.float32).max):
-        scale = np.nextafter(scale, np.float32(0))
-    # A subnormal float32 scale would lose precision, a zero one everything.
-    return np.maximum(scale, np.float32(2.0**-126)) if scale else np.float32(1)
 
 
 def _e4m3_candidates(

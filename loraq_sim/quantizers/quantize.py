@@ -4,6 +4,7 @@ import numpy as np
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
+from loraq_sim.layers import as_array, is_floating
 from loraq_sim.quantizers.integer import INTEGER_RULES, quantize_integer
 from loraq_sim.quantizers.microscaling import BLOCK_RULES, default_block_rule, quantize_block
 from loraq_sim.quantizers.tensor import QuantizedTensor, float_dtype
@@ -18,7 +19,7 @@ def quantize(x: np.ndarray, fmt: "str | Format", rule: str | None = None) -> Qua
 
     Parameters
     ----------
-    x : ndarray of shape (..., K), floating
+    x : ndarray or torch tensor of shape (..., K), floating
         Finite values. Not modified; computed in float32.
     fmt : str or Format
         For example ``"int4/g64"`` or ``"mxfp4"``; see `loraq_sim.formats`.
@@ -48,9 +49,13 @@ def quantize(x: np.ndarray, fmt: "str | Format", rule: str | None = None) -> Qua
 
 
 def _checked(x: np.ndarray) -> np.ndarray:
-    values = np.asarray(x)
-    # Kind V holds the small float types of ml_dtypes.
-    if values.ndim == 0 or values.size == 0 or values.dtype.kind not in "fV":
+    try:
+        values = as_array(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"quantize needs an array of floats, got {type(x).__name__}: {error}"
+        ) from None
+    if values.ndim == 0 or values.size == 0 or not is_floating(values.dtype):
         raise InputError(
             "quantize needs a non-empty floating array of at least one axis, got "
             f"{values.dtype} of shape {values.shape}"

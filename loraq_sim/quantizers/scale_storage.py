@@ -4,7 +4,7 @@ import numpy as np
 
 from loraq_sim.formats import ScaleFormat
 
-__all__ = ["round_scales", "scales_from_bytes", "scales_to_bytes"]
+__all__ = ["round_scales", "scale_of_tensor", "scales_from_bytes", "scales_to_bytes"]
 
 # OCP Microscaling Formats v1.0, section 5.4.1: byte b is 2**(b - 127), and 255 is NaN.
 _E8M0_BIAS = 127
@@ -26,6 +26,19 @@ def round_scales(scales: np.ndarray, stored: ScaleFormat) -> np.ndarray:
         rounded = bounded.astype(_dtype(stored)).astype(np.float32)
     rounded = np.maximum(rounded, np.float32(stored.smallest))
     return np.where(scales == 0, np.float32(0), rounded).astype(np.float32, copy=False)
+
+
+def scale_of_tensor(amax: float, largest: float, stored: ScaleFormat) -> np.float32:
+    """The fp32 scale of a whole tensor under which its largest group has the largest stored scale.
+
+    `amax` is the largest magnitude of the tensor, `largest` that of an element with scale 1.
+    """
+    reach = stored.largest * largest
+    scale = np.float32(amax / reach)
+    if float(scale) * reach > float(np.finfo(np.float32).max):
+        scale = np.nextafter(scale, np.float32(0))
+    # A subnormal float32 scale would lose precision, a zero one everything.
+    return np.maximum(scale, np.float32(2.0**-126)) if scale else np.float32(1)
 
 
 def scales_to_bytes(scales: np.ndarray, stored: ScaleFormat) -> bytes:

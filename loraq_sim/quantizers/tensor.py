@@ -22,10 +22,9 @@ class QuantizedTensor:
     uint8 of the same shape for ``uintN``, else None. Value = (code - zero point) * scale.
 
     Scales are exactly the stored values, with two exceptions: those of fixed-point block elements
-    are the stored power of two times 2**-fraction_bits, and those of ``nvfp4`` the float32 product
-    of the stored e4m3 scale and ``tensor_scale``. A group of zeros has the scale 0, or 2**-127
-    where scales are e8m0, which has no
-    zero.
+    are the stored power of two times 2**-fraction_bits, and e4m3 ones (``nvfp4``, integers with
+    such scales) the float32 product of the stored scale and ``tensor_scale``. A group of zeros has
+    the scale 0, or 2**-127 where scales are e8m0, which has no zero.
     """
 
     codes: np.ndarray
@@ -53,12 +52,16 @@ class QuantizedTensor:
 
     @property
     def n_saturated_scales(self) -> int:
-        """Scales at an end of their format: what they scale is clipped, or lost in rounding."""
+        """Scales at an end of their format: what they scale is clipped, or lost in rounding.
+
+        Under the scale of a tensor, its largest group has the largest stored scale by construction.
+        """
         if self.scales is None:
             return 0
         stored = np.abs(self.scales / self._scale_unit())
         scale = self.format.scale
-        return int(((stored >= scale.largest) | (stored == scale.smallest)).sum())
+        clipped = (stored >= scale.largest) & (self.tensor_scale is None)
+        return int((clipped | (stored == scale.smallest)).sum())
 
     @property
     def n_clipped(self) -> int:
@@ -70,7 +73,7 @@ class QuantizedTensor:
 
             largest = ml_dtypes.finfo(self.codes.dtype).max
             return int((np.abs(self.codes) >= largest).sum())
-        if self.format.element.has_tensor_scale:
+        if self.format.has_tensor_scale:
             # The largest block has the largest scale by construction.
             return 0
         stored = np.abs(self.scales / self._scale_unit())
@@ -89,7 +92,7 @@ class QuantizedTensor:
         return levels
 
     def pack(self) -> bytes:
-        """Stored bytes: packed codes row by row, scales, zero points or the tensor's scale."""
+        """Stored bytes: packed codes row by row, scales, the tensor's scale, zero points."""
         if self.scales is None:
             return np.ascontiguousarray(self.codes).tobytes()
         bits = self.format.element.bits
@@ -127,10 +130,11 @@ class QuantizedTensor:
         end = used + int(np.prod(scale_shape)) * fmt.scale.nbytes
         stored = scales_from_bytes(data[used:end], fmt.scale, scale_shape)
         zero_points = tensor_scale = None
+        if fmt.has_tensor_scale:
+            tensor_scale = np.frombuffer(data, dtype="<f4", count=1, offset=end)[0]
+            end += tensor_scale.nbytes
         if element.has_zero_point:
             zero_points, _ = unpack_rows(data, end, scale_shape, element.bits, False)
-        if element.has_tensor_scale:
-            tensor_scale = np.frombuffer(data, dtype="<f4", offset=end)[0]
         unit = scale_unit(fmt, tensor_scale)
         return cls(
             codes=codes,

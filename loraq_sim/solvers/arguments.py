@@ -4,6 +4,7 @@ import numpy as np
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format
+from loraq_sim.layers import as_array, is_floating
 from loraq_sim.solvers.budget import rank_for_budget
 
 __all__ = ["BRANCH_ROTATIONS", "check_names", "checked_matrix", "resolve_rank"]
@@ -16,13 +17,18 @@ _LARGEST = 2.0**48
 
 def checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
     """`values` as a finite C-contiguous float32 matrix; an error names what is wrong with it."""
-    array = np.asarray(values)
-    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
+    try:
+        array = as_array(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
+    if array.ndim != 2 or 0 in array.shape or not is_floating(array.dtype):
         raise InputError(
             f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
             f"{array.shape}"
         )
-    array = np.ascontiguousarray(array, dtype=np.float32)
+    # What lies beyond float32 becomes inf here and is reported below.
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
     n_bad = array.size - int(np.isfinite(array).sum())
     if n_bad:
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])

@@ -40,6 +40,11 @@ class FrozenBranch:
         self._left: QuantizedTensor | None = None
         self._rows: list[QuantizedTensor] = []
 
+    @property
+    def can_freeze_parts(self) -> bool:
+        """Whether parts of R can be rounded apart from each other: no scale spans its rows."""
+        return not self.format.spans_rows
+
     def freeze(
         self, left: np.ndarray, right: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -12,12 +12,17 @@ the stages are ours). From L R = SVD_r(W):
    branch loses much against the error itself (few bits, or a branch that carries most of W), it is
    rounded largest components first, each time followed by refining the rest; where it loses most,
    before refining at all: the noise then only shapes what the main branch rounds;
-4. round the main branch once more, against the branch as stored.
+4. round the main branch once more, against the branch as stored;
+5. keep the end only where it is better than the start, than no branch and than a branch that no one
+   optimized (`candidates`): a solution is never worse than round to nearest, or than LQER.
 
 Float main grids skip stage 1, whose premise they lack. Stages 1 and 2 run on the device of the
 problem where it knows the main grid, 3 and 4 on the CPU.
 """
 
+import copy
+import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -27,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from loraq_sim.quantizers import quantize
+from loraq_sim.solvers.candidates import best_candidate
 from loraq_sim.solvers.descent import descend
 from loraq_sim.solvers.device import CPU, Device
 from loraq_sim.solvers.directions import Directions
@@ -46,6 +52,11 @@ _FLATTEN_RATE = 0.2
 _FLATTEN_DOUBLINGS = (3, 4, 5)
 _REFINE_RATE = 0.035
 _REFINE_RATE_FLOAT = 0.05
+# Below this share of the weight, what a branch leaves is rounding noise of float32.
+_NOTHING = 1e-6
+# Steps move the product by a few times what it leaves; beyond this they feed on components that
+# have vanished.
+_RUNAWAY = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +99,14 @@ _PLANS_ROUGH = (
 
 
 def solve_loraq(problem: Problem) -> Branches:
-    """Flatten, refine and freeze; return the better of the result and of the start as stored."""
+    """Flatten, refine and freeze; return the best of the result and of what needs no descent."""
     effort = problem.effort
     run = _Run(problem)
     is_smooth = main_scale_rule(problem.main) == "signed_mse"
     plans = _PLANS if is_smooth else _PLANS_ROUGH
     plan = next(plan for bound, plan in plans if run.noise_at_start <= bound)
+    if not run.branch.can_freeze_parts:
+        plan = _PLANS[0][1]
     steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
     if run.grid.is_uniform:
         steps, rate = effort.refine_steps, _REFINE_RATE
@@ -110,7 +123,7 @@ def solve_loraq(problem: Problem) -> Branches:
         run.freeze(share)
         run.refine(effort.settle_steps, plan.settle_rate, "settle")
     run.freeze(1.0)
-    return run.better_of_start_and_end()
+    return run.best_of_all()
 
 
 class _Run:
@@ -119,6 +132,7 @@ class _Run:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.trace: Trace = []
+        self.untouched_rng = copy.deepcopy(problem.rng)
         self.unit = _power_of_two_near(problem.weight)
         # What is still to be met by the main branch and the free components.
         self.rest = problem.weight / np.float32(self.unit)
@@ -168,6 +182,8 @@ class _Run:
             directions = device.directions(self.rest, self.grid)
             self._descend(device, directions, directions.leave, steps, rate)
             norms = directions.finish()
+        if not np.isfinite(self.grid.scales).all():
+            self.grid.scales = np.zeros_like(self.grid.scales)
         self.trace += [
             TraceEntry(
                 stage=stage,
@@ -176,7 +192,7 @@ class _Run:
                 is_stored=False,
                 device=device.name,
             )
-            for step, norm in enumerate(norms)
+            for step, norm in enumerate(itertools.takewhile(math.isfinite, norms))
         ]
 
     def pin(self) -> None:
@@ -195,26 +211,23 @@ class _Run:
         is_pinned = self.branch.pinned is not None
         self.left, self.right = (left, right) if is_pinned else balanced_factors(left, right)
 
-    def better_of_start_and_end(self) -> Branches:
-        """Stage 4, and the choice."""
+    def best_of_all(self) -> Branches:
+        """Stages 4 and 5."""
         self.rest = None
         left, right = self.branch.stored()
         target = product(left, right)
         np.subtract(self.problem.weight, target, out=target)
-        end = Branches(main=self.grid.finish(target, self.unit), left=left, right=right)
+        main = self.grid.finish(target, self.unit)
         del target
+        noise = self.branch.noise / self.size
+        end = Branches(main=main, left=left, right=right, branch_noise=noise)
         error = self.problem.relative_error(end.reconstruct())
         self.trace.append(TraceEntry(stage="end", iteration=0, weight_error=error))
-        start_error = self.trace[0].weight_error
-        best = end if error <= start_error else self.start
-        noise = self.branch.noise / self.size if best is end else None
-        return Branches(
-            main=best.main,
-            left=best.left,
-            right=best.right,
-            trace=self.trace,
-            branch_noise=noise,
-        )
+        own = {"end": dataclasses.replace(end, trace=self.trace[-1:]), "start": self.start}
+        untouched = dataclasses.replace(self.problem, rng=self.untouched_rng)
+        name, best = best_candidate(untouched, own)
+        added = [] if name in own else best.trace
+        return dataclasses.replace(best, trace=[*self.trace, *added])
 
     def _key(self, stage: str) -> tuple:
         return (stage, self.problem.rank, *self.problem.shared_key)
@@ -227,12 +240,29 @@ class _Run:
         steps: int,
         rate: float,
     ) -> None:
-        """Steps of `rate` times what L R leaves: codes and ranges change by steps of that size."""
-        left, right = device.put(self.left), device.put(self.right)
-        stride = rate * directions.distance(left, right) / math.sqrt(self.left.shape[1])
+        """Steps of `rate` times what L R leaves: codes and ranges change by steps of that size.
+
+        Factors stay as they are where L R leaves nothing, or where the steps run away, as they may
+        for weights of lower rank than the branch.
+        """
+        left, right = device.put(self.left.copy()), device.put(self.right.copy())
+        distance = directions.distance(left, right)
+        if distance <= _NOTHING * self.size:
+            return
+        stride = rate * distance / math.sqrt(self.left.shape[1])
         moving = tuple(i for i in (0, 1) if i != self.branch.pinned)
-        descend(left, right, direction, steps=steps, stride=stride, moving=moving)
-        self.left, self.right = device.get(left), device.get(right)
+        allowed = _RUNAWAY * (_reach(self.left, self.right) + self.size * self.left.shape[1])
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                descend(left, right, direction, steps=steps, stride=stride, moving=moving)
+                left, right = device.get(left), device.get(right)
+                stays = _reach(left, right) <= allowed
+        except (np.linalg.LinAlgError, FloatingPointError):
+            stays = False
+        if stays:
+            self.left, self.right = left, right
+        else:
+            logger.info("the steps ran away; the factors stay as they were")
 
     def _start(self, columns: np.ndarray, rows: np.ndarray) -> Branches:
         branch = self._new_branch()
@@ -244,12 +274,17 @@ class _Run:
         error = self.problem.relative_error(start.reconstruct())
         self.noise_at_start = branch.noise / self.size / error if error else 0.0
         self.trace.append(TraceEntry(stage="start", iteration=0, weight_error=error))
-        return start
+        return dataclasses.replace(start, trace=self.trace[-1:])
 
     def _new_branch(self) -> FrozenBranch:
         problem = self.problem
         sizes = len(problem.weight), problem.rank
         return FrozenBranch(*sizes, problem.branch, self.unit, problem.branch_rotation)
+
+
+def _reach(left: np.ndarray, right: np.ndarray) -> float:
+    """A bound on ||L R||_F; NaN or infinite where a factor is."""
+    return float(np.linalg.norm(left)) * float(np.linalg.norm(right))
 
 
 def _power_of_two_near(weight: np.ndarray) -> float:

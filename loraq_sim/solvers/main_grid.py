@@ -121,6 +121,8 @@ class MainGrid:
 
     def _leave_by_quantizer(self, weight: np.ndarray, product: np.ndarray) -> float:
         np.subtract(weight, product, out=product)
+        if not np.isfinite(product).all():
+            raise FloatingPointError("the product of the factors left float32")
         product -= quantize(product, self.format).dequantize()
         return float(np.linalg.norm(product))
 

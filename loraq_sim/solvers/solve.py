@@ -61,8 +61,8 @@ def solve(
 
     Parameters
     ----------
-    weight : ndarray of shape (N, K), floating
-        Finite. Not modified.
+    weight : ndarray or torch tensor of shape (N, K), floating
+        Finite; bfloat16 of ml_dtypes and of torch as well. Not modified.
     method : str
         One of `METHODS`; ``l2qer`` and ``qera`` need `activations`.
     main, branch : str or Format

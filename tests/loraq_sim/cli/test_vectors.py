@@ -27,20 +27,29 @@ def run(request, monkeypatch):
     return invoke
 
 
-@pytest.fixture
-def simulate():
-    """Build and run the testbench of a folder as its manifest says; the finished process."""
-    if shutil.which("iverilog") is None:
-        pytest.skip("Icarus Verilog is not installed (Debian: apt-get install iverilog)")
+def simulator(program, key):
+    """A function that builds and runs the testbench of a folder as its manifest says."""
+    for needed in (program, "g++") if program == "verilator" else (program,):
+        if shutil.which(needed) is None:
+            pytest.skip(f"{needed} is not installed (Debian: apt-get install {needed})")
 
     def build_and_run(folder):
-        build, start = json.loads((folder / "manifest.json").read_text())["simulate"]
-        subprocess.run(build.split(), cwd=folder, check=True)
-        return subprocess.run(
-            start.split(), cwd=folder, capture_output=True, text=True, timeout=120, check=False
-        )
+        build, start = json.loads((folder / "manifest.json").read_text())[key]
+        subprocess.run(build.split(), cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        return start_built(folder, start)
 
     return build_and_run
+
+
+def start_built(folder, start):
+    return subprocess.run(
+        start.split(), cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def simulate():
+    return simulator("iverilog", "simulate")
 
 
 CASES = {
@@ -95,6 +104,29 @@ def test_a_device_that_never_finishes_and_a_cut_file_fail(run, simulate, tmp_pat
     (tmp_path / "dut.sv").write_text(device.replace("done <= (P == 1);", "done <= 0;"))
     result = simulate(tmp_path)
     assert "no done within 1000 cycles" in result.stdout
+    # Whatever the ports show, what was never done is wrong.
+    assert "FAIL: 4 of 4 accumulators and 4 of 4 outputs differ" in result.stdout
+    assert result.returncode != 0
+
+
+@pytest.mark.parametrize("case", ["main", "up", "symmetric_floor"])
+def test_what_was_written_agrees_in_verilator_and_a_wrong_word_fails(run, tmp_path, case):
+    simulate = simulator("verilator", "simulate_verilator")
+    assert run(*BRANCH, "--tile", "3x64x2", *CASES[case], "--out", tmp_path).exit_code == 0
+    result = simulate(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    words = manifest["counts"]["accumulators"]
+    assert f"PASS: {words} accumulators and {words} outputs agree" in result.stdout
+    assert "FAIL" not in result.stdout + result.stderr
+    assert result.returncode == 0
+    # The words are read when the simulation starts: a build serves all of them.
+    lines = (tmp_path / "out.hex").read_text().splitlines()
+    lines[1] = f"{int(lines[1], 16) ^ 1:0{len(lines[1])}x}"
+    (tmp_path / "out.hex").write_text("\n".join(lines) + "\n")
+    result = start_built(tmp_path, manifest["simulate_verilator"][1])
+    assert f"FAIL: 0 of {words} accumulators and 1 of {words} outputs differ" in result.stdout
+    assert "pass 0 row 0 column 1" in result.stdout
+    assert "PASS" not in result.stdout
     assert result.returncode != 0
 
 
