@@ -1,4 +1,4 @@
-"""The simulator drivers beside this file as fixtures; without Icarus Verilog their tests skip."""
+"""The simulator drivers beside this file as fixtures; tests skip where theirs is missing."""
 
 import importlib.util
 import shutil
@@ -36,6 +36,15 @@ def icarus_module():
 def icarus(simulator, icarus_module):
     """The driver module, only where the simulator is installed."""
     return icarus_module
+
+
+@pytest.fixture
+def in_verilator(icarus_module, monkeypatch):
+    """Lets every driver build with Verilator; skips where it or its compiler is missing."""
+    for program in ("verilator", "g++"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed (Debian: apt-get install {program})")
+    monkeypatch.setattr(icarus_module, "SIMULATOR", "verilator")
 
 
 @pytest.fixture(scope="session")

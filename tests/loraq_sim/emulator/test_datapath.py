@@ -1,5 +1,6 @@
 """The layer data path against a scalar oracle: Python integers in a group, float32 steps after."""
 
+import dataclasses
 import itertools
 
 import ml_dtypes
@@ -10,7 +11,8 @@ from loraq_sim.emulator.datapath import Datapath, run_layer
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
 from loraq_sim.errors import InputError
-from loraq_sim.quantizers import quantize
+from loraq_sim.formats import parse_format
+from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers import solve
 from loraq_sim.split import parse_split
 
@@ -155,3 +157,64 @@ def test_sixteen_bit_operands_have_no_integer_statistics():
 def test_datapath_says_what_is_wrong(options, message):
     with pytest.raises(InputError, match=message):
         Datapath(**options)
+
+
+def with_group_scales(values, group):
+    """Stored codes as given, (rows, K) int8, one scale of 1 a group."""
+    fmt = parse_format(f"int8/g{group}/fp32")
+    codes = np.array(values, np.int8)
+    scales = np.ones(fmt.scale_shape(codes.shape), np.float32)
+    return QuantizedTensor(codes=codes, scales=scales, format=fmt)
+
+
+@pytest.mark.parametrize("group", [2, 3, 4])
+def test_the_first_overflow_is_counted_along_all_of_k(group):
+    # Ones up to the ninth product; from there on every add leaves 8 bits.
+    values = [1] * 8 + [127] * 4
+    x, w = with_group_scales([values], group), with_group_scales([values], group)
+    _, seen = scaled_gemm(x, w, MacArray(acc_bits=8, overflow="saturate"))
+    assert seen.first_overflow_k == 8
+    assert seen.overflow_count == 4
+    two = with_group_scales([[1] * 8 + [11] * 4], group)
+    _, merged = scaled_gemm(two, two, MacArray(acc_bits=8, overflow="wrap", products_per_add=2))
+    # 11 * 11 = 121 fits 8 bits alone; with one more product, or 4 ones before it, it does not.
+    expected = first_overflow([1] * 8 + [11] * 4, group, chunk=2)
+    assert merged.first_overflow_k == expected
+
+
+def first_overflow(values, group, chunk):
+    for start in range(0, len(values), group):
+        held, stop = 0, min(start + group, len(values))
+        for k in range(start, stop, chunk):
+            total = held + sum(v * v for v in values[k : min(k + chunk, stop)])
+            held = wrap(total, 8)
+            if held != total:
+                return k
+    return None
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil", "symmetric_inf", "conv_even"])
+def test_p_becomes_codes_in_the_rounding_mode_of_the_data_path(rounding):
+    split = parse_split("W4A8+W8A8r2", group=4)
+    rng = np.random.default_rng(6)
+    # Codes of X and R are exact (every group reaches 127), so that P is known to the last bit.
+    x = rng.integers(-126, 127, (6, 8)).astype(np.float32)
+    x[:, ::4] = 127
+    weight = matrix(7, (5, 8))
+    solution = solve(weight, "svdquant", split.main_weight, split.branch_weight, 2)
+    still = dataclasses.replace(solution.main, codes=np.zeros_like(solution.main.codes))
+    solution = dataclasses.replace(solution, main=still)
+    path = Datapath(rounding=rounding, out_format="fp32")
+    y = run_layer(x, solution, split, path).y
+    p = (x @ solution.right.dequantize().T.astype(np.float64)).astype(np.float32)
+    scales = np.float16(np.abs(p).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float32)
+    how = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "symmetric_inf": lambda v: np.copysign(np.floor(np.abs(v) + 0.5), v),
+        "conv_even": np.rint,
+    }[rounding]
+    codes = np.clip(how((p / scales).astype(np.float64)), -128, 127)
+    expected = codes * scales @ solution.left.dequantize().T
+    # Another mode moves codes by a whole step; float32 sums of two products by 1e-6 of the output.
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -165,3 +165,26 @@ def test_any_finite_values_quantize_to_finite_ones_and_survive_packing(name, rul
     assert float(np.abs(q.dequantize()).max()) <= 1.25 * largest + 2.0**-126
     back = QuantizedTensor.unpack(q.pack(), name, x.shape)
     np.testing.assert_array_equal(back.dequantize(), q.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("name", "extreme", "rest", "step"),
+    [
+        # 31 small values pay for one clipped extreme: half the scale of `ocp`.
+        ("mxfp4", 4.0, 0.25, 0.5),
+        ("mxint4", 1.0, 0.125, 0.5),
+        # The extreme alone: nothing may be clipped, 7 rounds down to 6 under the scale of `ocp`.
+        ("mxfp4", 7.0, 0.0, 1.0),
+        # Everything near the end saturates under the scale of `ocp`: twice that scale.
+        ("mxfp4", 7.9, 7.9, 2.0),
+    ],
+)
+def test_mse_tries_the_exponents_around_the_published_one(name, extreme, rest, step):
+    x = np.full((1, 32), rest, np.float32)
+    x[0, 0] = extreme
+    stored = quantize(x, name, "mse")
+    published = quantize(x, name, "ocp")
+    assert (stored.scales / published.scales).item() == step
+    miss = [np.square(q.dequantize().astype(np.float64) - x).sum() for q in (stored, published)]
+    assert miss[0] <= miss[1]
+    assert (miss[0] < miss[1]) == (step != 1.0)
