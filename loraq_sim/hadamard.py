@@ -13,7 +13,7 @@ import numpy as np
 
 from loraq_sim.errors import InputError
 
-__all__ = ["hadamard_block", "rotate_channels"]
+__all__ = ["check_rotation", "hadamard_block", "rotate_channels"]
 
 
 def hadamard_block(rotate: str | None, k: int) -> int | None:
@@ -48,6 +48,12 @@ def hadamard_block(rotate: str | None, k: int) -> int | None:
             f"({allowed}), got {block}"
         )
     return block
+
+
+def check_rotation(rotate: str | None) -> str | None:
+    """`rotate` if `hadamard_block` takes it for some number of channels; else its InputError."""
+    hadamard_block(rotate, 1 << 40)
+    return rotate
 
 
 def rotate_channels(values: np.ndarray, block: int) -> np.ndarray:

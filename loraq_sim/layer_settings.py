@@ -18,9 +18,11 @@ from typing import Any
 from loraq_sim.errors import InputError, unknown_name
 
 __all__ = [
+    "NONE",
     "OVERRIDE_KEYS",
     "SIXTEEN_BIT_KINDS",
     "Override",
+    "checked_override",
     "matches",
     "parse_override",
     "parse_rows",
@@ -37,7 +39,17 @@ SIXTEEN_BIT_KINDS = (
     *("cross_v", "cross_kv", "ffn_dwconv3x3", "norm_out", "proj_out"),
 )
 
-OVERRIDE_KEYS = {"rank": int, "budget": str, "split": str, "method": str, "preset": str}
+OVERRIDE_KEYS = {
+    **{"rank": int, "budget": str, "split": str, "method": str, "preset": str},
+    **{"family": str, "group": int, "smooth": float, "rotate": str},
+}
+"""Settings of an override; ``none`` ends an earlier smooth or rotate."""
+
+NONE = "none"
+_CAN_END = ("smooth", "rotate")
+_WHAT = {int: "a whole number", float: "a number", str: "a text"}
+# The last colon that an assignment follows: names and values may hold colons, too.
+_OVERRIDE = re.compile(r"(?P<pattern>.+):(?P<settings>\s*\w+\s*=.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,34 +73,53 @@ def matches(pattern: str, name: str, kind: str = "") -> bool:
 
 
 def parse_override(text: str) -> Override:
-    """Parse ``PATTERN:key=value[,key=value]`` with the keys rank, budget, split, method, preset.
+    """Parse ``PATTERN:key=value[,key=value]`` with the keys of `OVERRIDE_KEYS`.
 
     Raises
     ------
     InputError
         If the text is not of this form, or a key or value breaks a rule.
     """
-    pattern, colon, assignments = text.rpartition(":")
-    if not colon or not pattern or not assignments:
+    found = _OVERRIDE.fullmatch(text)
+    pattern, _, assignments = text.rpartition(":")
+    if found is not None:
+        pattern, assignments = found["pattern"], found["settings"]
+    if not pattern or not assignments:
         raise InputError(f"override {text!r} must look like '*.ff.*:rank=96'")
     settings: dict[str, Any] = {}
     for assignment in assignments.split(","):
         key, equals, value = (part.strip() for part in assignment.partition("="))
-        if key not in OVERRIDE_KEYS:
-            raise InputError(
-                unknown_name("setting", key, OVERRIDE_KEYS) + f" (in override {text!r})"
-            )
-        if not equals or not value:
+        if key in OVERRIDE_KEYS and (not equals or not value):
             raise InputError(f"override {text!r}: {key} needs a value")
+        settings[key] = value
+    return checked_override(pattern, settings, f"override {text!r}")
+
+
+def checked_override(pattern: str, settings: Mapping[str, Any], where: str) -> Override:
+    """The override of `pattern`; values may be texts. Errors begin with `where`.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown, a value is of the wrong type, or rank and budget are both given.
+    """
+    checked: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in OVERRIDE_KEYS:
+            raise InputError(unknown_name("setting", key, OVERRIDE_KEYS) + f" (in {where})")
+        kind = OVERRIDE_KEYS[key]
+        if key in _CAN_END and value == NONE:
+            checked[key] = None
+            continue
         try:
-            settings[key] = OVERRIDE_KEYS[key](value)
+            if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+                raise ValueError
+            checked[key] = kind(value)
         except ValueError:
-            raise InputError(
-                f"override {text!r}: {key} must be a whole number, got {value!r}"
-            ) from None
-    if "rank" in settings and "budget" in settings:
-        raise InputError(f"override {text!r}: give either rank or budget")
-    return Override(pattern=pattern, settings=settings)
+            raise InputError(f"{where}: {key} must be {_WHAT[kind]}, got {value!r}") from None
+    if "rank" in checked and "budget" in checked:
+        raise InputError(f"{where}: give either rank or budget")
+    return Override(pattern=pattern, settings=checked)
 
 
 def settings_of(name: str, kind: str, overrides: Sequence[Override]) -> dict[str, Any]:

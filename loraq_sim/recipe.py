@@ -23,7 +23,7 @@ no entry matches stays at 16 bits. The keys of an entry are the fields of `Recip
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -37,7 +37,8 @@ from pydantic import (
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, write_file
-from loraq_sim.layer_settings import matches, settings_with
+from loraq_sim.hadamard import check_rotation
+from loraq_sim.layer_settings import NONE, matches, settings_with
 from loraq_sim.plain_file import read_toml
 from loraq_sim.recipe_text import recipe_text
 from loraq_sim.solvers.solve import METHODS, PRESETS
@@ -52,7 +53,8 @@ class RecipeEntry(BaseModel):
     """Settings of the layers one pattern matches; None leaves a setting open.
 
     ``rank`` and ``budget`` (such as ``"fp16@32"``) replace the size of the split's branch; ``skip``
-    leaves the layers at 16 bits. The others are arguments of `loraq_sim.parse_split` and
+    leaves the layers at 16 bits; ``"none"`` ends a ``smooth`` or ``rotate`` of an earlier entry or
+    of the defaults. The others are arguments of `loraq_sim.parse_split` and
     `loraq_sim.solve`. A text alone is a split.
     """
 
@@ -66,6 +68,8 @@ class RecipeEntry(BaseModel):
     family: str | None = None
     group: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0)
+    smooth: Annotated[float, Field(ge=0, le=1)] | Literal["none"] | None = None
+    rotate: str | None = None
     skip: bool | None = None
 
     @model_validator(mode="before")
@@ -80,6 +84,11 @@ class RecipeEntry(BaseModel):
         if value is not None and value not in names:
             raise InputError(unknown_name(info.field_name, value, names))
         return value
+
+    @field_validator("rotate")
+    @classmethod
+    def _is_a_rotation(cls, value: str | None) -> str | None:
+        return value if value == NONE else check_rotation(value)
 
     @model_validator(mode="after")
     def _has_one_size(self) -> Self:
@@ -140,6 +149,9 @@ class Recipe(BaseModel):
             settings = settings_with(settings, entry.given())
         if settings.pop("skip", False):
             return None
+        for key in ("smooth", "rotate"):
+            if settings.get(key) == NONE:
+                settings[key] = None
         if "split" not in settings:
             raise InputError(f"recipe: no split for layer {name!r}; add one to its entry")
         return settings

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraq_sim.allocation.model import Allocation
+from loraq_sim.layer_settings import NONE
 from loraq_sim.recipe import Recipe
 from loraq_sim.rows import Row
 from loraq_sim.split import parse_split
@@ -18,6 +19,8 @@ _SETTINGS = {
     "family": "family",
     "group": "group_size",
     "seed": "seed",
+    "smooth": "smooth",
+    "rotate": "rotation",
 }
 _OF_BRANCHES = ("method", "preset", "seed")
 
@@ -40,7 +43,7 @@ def allocation_recipe(
         # Brackets and stars of a name are not to be read as a pattern.
         glob.escape(layer): {
             key: value
-            for key, value in own.items()
+            for key, value in (own | _ended(own, defaults)).items()
             if value is not None and defaults.get(key) != value
         }
         for layer, own in settings.items()
@@ -48,6 +51,11 @@ def allocation_recipe(
     return Recipe(
         provenance=_facts(allocation) | dict(provenance or {}), defaults=defaults, layers=layers
     )
+
+
+def _ended(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What most layers do to their inputs and this one does not."""
+    return {key: NONE for key in ("smooth", "rotate") if key in defaults and own[key] is None}
 
 
 def _settings(row: Row) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def solve_command(
     device = find_device(device).name
     given = {
         "family": family, "group": group, "preset": preset, "seed": seed,
-        "splits": listed(splits), "methods": listed(method),
+        "smooth": smooth, "rotate": rotate, "splits": listed(splits), "methods": listed(method),
     }  # fmt: skip
     settings = SolveSettings.checked(
         given,
@@ -139,15 +139,14 @@ def solve_command(
     if layers:
         dump = dump.select(listed(layers))
     cases, notes = settings.cases(dump, str(layer_dump))
-    common = {"device": device, "smooth": smooth, "rotate": rotate}
-    cases = [case | common for case in cases]
+    cases = [case | {"device": device} for case in cases]
     for text in notes:
         note(text, quiet=quiet)
     silent = quiet or no_progress
     if compare:
         if share_inputs is not Sharing.OWN:
             raise InputError("--compare solves layer by layer: leave out --share-inputs")
-        if smooth is not None or rotate is not None:
+        if any(case["smooth"] is not None or case["rotate"] is not None for case in cases):
             raise InputError("--compare runs methods as published: leave out --smooth and --rotate")
         rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=silent)
         end_with(rows, lambda _: print_comparison(rows, output, title=str(layer_dump)))
@@ -158,6 +157,8 @@ def solve_command(
         from loraq_sim.quantized_model import write_quantized_model
 
         meta = {"dump": layer_dump.name, "splits": {r["layer"]: r["split"] for r in rows}}
+        for key in ("rotation", "smooth"):
+            meta[key] = {r["layer"]: r[key] for r in rows if r.get(key) is not None}
         write_quantized_model(save, solutions, meta=meta, overwrite=force)
         note(f"wrote {save}", quiet=quiet)
     end_with(rows, lambda has_messages: _show(rows, has_messages, str(layer_dump), output))
@@ -200,7 +201,7 @@ def _solved(
 
     rows, solutions = [], {}
     for case in tracked(cases, "solving", quiet=silent):
-        row = dict(case)
+        row = {"rotation" if key == "rotate" else key: value for key, value in case.items()}
         name, seed = case["layer"], case["seed"]
         try:
             split = split_of(case)
@@ -222,6 +223,8 @@ def _show(
     from reports.tables import result_table
 
     columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+    used = [key for key in ("rotation", "smooth") if any(row.get(key) is not None for row in rows)]
+    columns[columns.index("method") : columns.index("method")] = used
     tables = [result_table(rows, columns, title=f"{source}: stored weights")]
     n_layers = len({row["layer"] for row in rows})
     if len({(row["split"], row["method"]) for row in rows}) > 1 and n_layers > 1:

@@ -25,7 +25,7 @@ __all__ = ["SolveSettings"]
 
 _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
 _DEFAULT_METHOD = "loraq"
-_SCALARS = ("family", "group", "preset", "seed")
+_SCALARS = ("family", "group", "preset", "seed", "smooth", "rotate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ __all__ = ["LayerPlan", "LayerSource", "plan_layers"]
 LayerSource = str | PrecisionSplit | Recipe | QuantizedModel | Mapping[str, Any]
 """What names the split or the solution of every layer; see `plan_layers`."""
 
-_SOLVER_SETTINGS = ("method", "preset", "seed")
+_SOLVER_SETTINGS = ("method", "preset", "seed", "smooth", "rotate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ def plan_layers(
     family: str = "int",
     group: int = 64,
     smooth: float | None = None,
+    rotate: str | None = None,
     seed: int = 0,
     on_layer: Callable[[str], None] | None = None,
 ) -> list[LayerPlan]:
@@ -70,7 +71,7 @@ def plan_layers(
     skip : iterable of str, optional
         Names, kinds or patterns left at 16 bits. Default: the kinds SVDQuant leaves where `source`
         is one split, else nothing.
-    method, preset, family, group, smooth, seed
+    method, preset, family, group, smooth, rotate, seed
         As for `loraq_sim.evaluate_layer`, where `source` leaves them open.
     on_layer : callable, optional
         Called with each layer's name once it is solved.
@@ -83,6 +84,7 @@ def plan_layers(
     modules = find_linear_layers(model)
     kinds = kinds_of(modules)
     options = {"method": method, "preset": preset, "family": family, "group": group, "seed": seed}
+    options |= {"smooth": smooth, "rotate": rotate}
     if skip is None:
         skip = SIXTEEN_BIT_KINDS if isinstance(source, str | PrecisionSplit) else ()
     skip = tuple(skip)
@@ -94,7 +96,7 @@ def plan_layers(
         solution = found
         if not isinstance(solution, Solution):
             layer = _layer(name, kinds[name], modules[name], calibration)
-            solution = solve_split(layer, split, smooth=smooth, **found)
+            solution = solve_split(layer, split, **found)
         _check_fit(name, solution, split, module_weight(modules[name]).shape)
         plan = LayerPlan(
             name=name, kind=kinds[name], module=modules[name], split=split, solution=solution

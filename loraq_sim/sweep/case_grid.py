@@ -167,9 +167,16 @@ class CaseGrid:
             method = next((m for m in self._plan.methods if m != "rtn"), "rtn")
         done = self._point(split, method, settings.get("preset", point.preset), point.seed)
         # The seed and effort the grid asked for stay on the row, so that totals find it.
-        done = dataclasses.replace(done, seed=point.seed)
-        changes = {"split": (point.split.text, done.split.text)}
+        done = dataclasses.replace(
+            done,
+            seed=point.seed,
+            smooth=settings.get("smooth", point.smooth),
+            rotate=settings.get("rotate", point.rotate),
+        )
+        changes = {"split": (asked.text, done.split.text), "family": (asked.family, split.family)}
+        changes |= {"group_size": (asked.group, split.group)}
         changes |= {n: (getattr(point, n), getattr(done, n)) for n in ("method", "preset")}
+        changes |= {"smooth": (point.smooth, done.smooth), "rotation": (point.rotate, done.rotate)}
         return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
 
 

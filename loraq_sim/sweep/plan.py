@@ -10,13 +10,14 @@ from loraq_sim.case_settings import as_tuple, checked_count, datapath_grid
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.roles import rows_notes, rows_of_model
 from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.hadamard import check_rotation
 from loraq_sim.kernels.processor import forced_path
 from loraq_sim.layer_settings import Override, matches, rows_of
 from loraq_sim.sweep.case_grid import CaseGrid
 from loraq_sim.sweep.code_digest import code_digest, code_digests
 from loraq_sim.sweep.content_digests import dump_content_digest, layer_digests
 from loraq_sim.sweep.default_splits import default_splits
-from loraq_sim.sweep.split_fit import check_split_fit
+from loraq_sim.sweep.split_fit import check_split_fit, check_transform_fit
 from loraq_sim.sweep.tasks import SweepCase, SweepTask
 
 if TYPE_CHECKING:
@@ -177,7 +178,13 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
     return ComposedSweep(
         plan=plan,
         tasks=tuple(tasks),
-        notes=(*notes, *grid.notes, *check_split_fit(tasks), *_notes_on_rows(infos, rows)),
+        notes=(
+            *notes,
+            *grid.notes,
+            *check_split_fit(tasks),
+            *check_transform_fit(tasks),
+            *_notes_on_rows(infos, rows),
+        ),
         dump_digest=dump_content_digest(digests),
         accelerator_digests={a.name: a.digest() for a in accelerators.values()},
     )
@@ -201,6 +208,13 @@ def _check_settings(plan: SweepPlan) -> None:
     for preset in (*as_tuple(plan.preset), *presets):
         if preset not in PRESETS:
             raise InputError(unknown_name("preset", preset, PRESETS))
+    for smooth, rotate in [
+        (plan.smooth, plan.rotate),
+        *((settings.get("smooth"), settings.get("rotate")) for settings in overrides),
+    ]:
+        check_rotation(rotate)
+        if smooth is not None and not 0 <= smooth <= 1:
+            raise InputError(f"smooth must be a strength from 0 to 1, got {smooth!r}")
     checked_count("tokens", plan.tokens)
     for seed in as_tuple(plan.seed):
         is_whole = isinstance(seed, int) and not isinstance(seed, bool)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.layer_settings import OVERRIDE_KEYS, Override, parse_override, parse_rows
+from loraq_sim.layer_settings import OVERRIDE_KEYS, Override, checked_override, parse_rows
 from loraq_sim.machine import DATAPATH_KEYS
 from loraq_sim.plain_file import read_toml, toml_value
 from loraq_sim.sweep.plan import SweepPlan
@@ -218,8 +218,8 @@ def _override(table: Mapping[str, Any]) -> Override:
             raise InputError(unknown_name("key", name, known) + " (in [[override]])")
     if not isinstance(table.get("layers"), str) or len(table) < 2:
         raise InputError("an [[override]] needs layers = 'PATTERN' and at least one setting")
-    settings = ",".join(f"{name}={value}" for name, value in table.items() if name != "layers")
-    return parse_override(f"{table['layers']}:{settings}")
+    settings = {name: value for name, value in table.items() if name != "layers"}
+    return checked_override(table["layers"], settings, f"override {table['layers']!r}")
 
 
 def _parsed(text: str) -> Any:

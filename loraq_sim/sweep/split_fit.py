@@ -10,10 +10,11 @@ from functools import lru_cache
 
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError
+from loraq_sim.hadamard import hadamard_block
 from loraq_sim.split import PrecisionSplit
 from loraq_sim.sweep.tasks import SweepTask
 
-__all__ = ["check_split_fit"]
+__all__ = ["check_split_fit", "check_transform_fit"]
 
 
 def check_split_fit(tasks: Iterable[SweepTask]) -> list[str]:
@@ -45,6 +46,46 @@ def check_split_fit(tasks: Iterable[SweepTask]) -> list[str]:
                 f"such as {name}: {_broken_rule(split, info)}"
             )
     return notes
+
+
+def check_transform_fit(tasks: Iterable[SweepTask]) -> list[str]:
+    """One sentence on each rotation or smoothing that some of its layers cannot take.
+
+    Raises
+    ------
+    InputError
+        If none of its layers can.
+    """
+    layers: dict[tuple[str, object], dict[str, LayerInfo]] = {}
+    for task in tasks:
+        for case in task.cases:
+            if task.info is None:
+                continue
+            for key in ("rotate", "smooth"):
+                value = getattr(case.settings, key)
+                if value is not None:
+                    layers.setdefault((key, value), {})[task.layer] = task.info
+    notes = []
+    for (key, value), infos in layers.items():
+        broken = {name: rule for name, i in infos.items() if (rule := _unfit(key, value, i))}
+        if not broken:
+            continue
+        name, rule = next(iter(broken.items()))
+        if len(broken) == len(infos):
+            raise InputError(f"{key} {value} fits none of its {len(infos)} layers; {name}: {rule}")
+        where = f"{len(broken)} of {len(infos)} layers, such as {name}"
+        notes.append(f"{key} {value} fails in {where}: {rule}")
+    return notes
+
+
+def _unfit(key: str, value: object, info: LayerInfo) -> str:
+    if key == "smooth":
+        return "" if info.tokens else "smoothing by strength needs activations"
+    try:
+        hadamard_block(value, info.k)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _broken_rule(split: PrecisionSplit, info: LayerInfo) -> str:
