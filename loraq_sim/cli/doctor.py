@@ -69,8 +69,8 @@ def _checks() -> Iterator[dict[str, str]]:
     yield _checked("kernels", _kernels)
     yield _kernel_cache()
     yield _checked("accelerators", _accelerators)
-    yield _checked("cache folder", lambda: _writable(cache_folder()))
-    yield _checked("solution cache", lambda: _writable(default_solution_folder()))
+    yield _cache("cache folder", cache_folder())
+    yield _cache("solution cache", default_solution_folder())
     yield _checked("working folder", lambda: _writable(Path.cwd()))
     yield _checked("temporary folder", lambda: _writable(Path(tempfile.gettempdir())))
     yield _checked("result store", _store)
@@ -167,6 +167,18 @@ def _accelerators() -> str:
     for name in names:
         hwmodels.load_accelerator(name)
     return f"{len(names)} descriptions load"
+
+
+def _cache(name: str, folder: Path) -> dict[str, str]:
+    """A folder that is done without where it cannot be written, unless somebody asked for it."""
+    from loraq_sim.sweep.cache_folder import CACHE_VARIABLE
+
+    row = _checked(name, lambda: _writable(folder))
+    if row["state"] == "broken" and not os.environ.get(CACHE_VARIABLE):
+        reason = row["detail"].partition(": ")[2]
+        detail = f"optional; {reason}: solutions are not kept, sweeps solve again"
+        return _row(name, "missing", f"{detail}; set {CACHE_VARIABLE}")
+    return row
 
 
 def _writable(folder: Path) -> str:

@@ -180,3 +180,15 @@ def test_kernels_that_do_not_exist_are_one_line(command, sweep, monkeypatch, tmp
     assert result.exit_code == 2
     expected = "LORAQ_SIM_KERNELS must be one of avx512, avx2, portable, loops, got 'foo'"
     assert [line for line in result.stderr.splitlines() if line] == [f"error: {expected}"]
+
+
+def test_a_home_that_cannot_be_written_is_slower_and_not_broken(command, monkeypatch):
+    for variable in ("LORAQ_SIM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    result = command("doctor", "--format", "json")
+    assert result.exit_code == 0, result.output
+    found = {row["check"]: row for row in json.loads(result.stdout)}
+    for name in ("cache folder", "solution cache"):
+        assert found[name]["state"] == "missing"
+        assert "sweeps solve again; set LORAQ_SIM_CACHE" in found[name]["detail"]
