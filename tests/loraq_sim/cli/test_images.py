@@ -129,3 +129,20 @@ def test_a_missing_diffusers_says_what_to_install(run, tmp_path, monkeypatch):
     result = run(*TINY, "--split", "W4A4", "--out", tmp_path)
     assert result.exit_code == 2
     assert "loraq-sim[diffusion]" in result.stderr
+
+
+def test_images_that_leave_the_range_are_a_row_that_names_the_layer(run, tmp_path, monkeypatch):
+    import loraq_sim.diffusion.emulated_layer as emulated_layer
+
+    plain = emulated_layer.run_layer
+    monkeypatch.setattr(
+        emulated_layer, "run_layer", lambda x, *rest: plain(x * np.float32(1e8), *rest)
+    )
+    words = ("--hw", "t4", "--split", "W8A8", "--format", "json", "--out", tmp_path)
+    result = run(*TINY, *words)
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["status"], row["psnr_db"], row["psnr_std"]) == ("overflow", None, None)
+    assert row["clipped_count"] > 0
+    assert "values beyond their float format in" in row["message"]
+    assert (tmp_path / "samples.png").exists()
