@@ -9,6 +9,8 @@ Every public name is loaded when first used, so that importing the package costs
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -27,6 +29,7 @@ _HOMES = {
     "Recipe": "loraq_sim.recipe",
     "ResultStore": "loraq_sim.store",
     "Solution": "loraq_sim.solvers",
+    "Study": "loraq_sim.study",
     "StoreError": "loraq_sim.errors",
     "TwoLevelArray": "loraq_sim.emulator.mac_array",
     "best_under": "loraq_sim.frontier",
@@ -55,6 +58,7 @@ _HOMES = {
     "model_totals": "loraq_sim.totals",
     "output_error": "loraq_sim.metrics",
     "pareto_front": "loraq_sim.pareto",
+    "open_study": "loraq_sim.study",
     "parse_format": "loraq_sim.formats",
     "parse_split": "loraq_sim.split",
     "quantize": "loraq_sim.quantizers",
@@ -69,7 +73,9 @@ _HOMES = {
     "step_report": "loraq_sim.time_steps",
     "step_statistics": "loraq_sim.dumps.step_statistics",
     "steps_of_layer": "loraq_sim.dumps.capture_steps",
+    "sweep": "loraq_sim.study",
     "srs": "loraq_sim.emulator.requantize",
+    "verdict_of": "loraq_sim.results.verdict",
     "write_layer_dump": "loraq_sim.dumps",
 }
 
@@ -86,3 +92,24 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _CallablePackage(ModuleType):
+    """`loraq_sim.sweep` is a package and, as `lq.sweep`, the function of `loraq_sim.study`."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        from loraq_sim.study import sweep
+
+        return sweep(*args, **settings)
+
+
+class _Root(ModuleType):
+    """This package: importing its subpackage ``sweep`` must not hide the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "sweep" and isinstance(value, ModuleType):
+            value.__class__ = _CallablePackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Root

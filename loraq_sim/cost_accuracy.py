@@ -52,8 +52,8 @@ def with_latency_bounds(
 ) -> list[dict[str, Any]]:
     """Copies of `rows` with ``latency_lo_s``, ``latency_hi_s`` and ``within_uncertainty``.
 
-    The last counts the other rows with the same values in `by` whose interval overlaps this one's:
-    the model cannot tell their latencies apart. None where the latency is not known.
+    The last counts the other rows with the same values in `by` whose latency differs by no more
+    than the model's error: the verdict takes them as equal. None where the latency is not known.
     """
     bounded = [dict(row) | _bounds(row) for row in rows]
     groups: dict[tuple, list[dict[str, Any]]] = {}
@@ -62,12 +62,13 @@ def with_latency_bounds(
             groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
     for members in groups.values():
         for row in members:
-            overlapping = [
-                other["latency_lo_s"] <= row["latency_hi_s"]
-                and row["latency_lo_s"] <= other["latency_hi_s"]
+            far = 1 + latency_accuracy(row["accelerator"])[0]
+            latency = row["latency_s"]
+            alike = [
+                max(latency, other["latency_s"]) <= far * min(latency, other["latency_s"])
                 for other in members
             ]
-            row["within_uncertainty"] = sum(overlapping) - 1
+            row["within_uncertainty"] = sum(alike) - 1
     return bounded
 
 

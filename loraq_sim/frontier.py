@@ -1,12 +1,14 @@
 """What a front says: its knee, the volume it dominates, and the best row within limits.
 
 **Knee.** Each objective is scaled to 0 at its best and 1 at its worst value on the front; the knee
-is the member of the smallest sum. With two objectives it is the member farthest below the line that
-joins the two ends, and a front that has none below that line has no knee; with D objectives the sum
-must be less than D - 1, that of the corners best in one objective and worst in the others. Of
-equals the first is taken; members with an infinite objective are left out; a lone member is the
-knee. On the fronts of a survey relative errors count by their logarithm, as in decibels: they span
-decades, and from 8 to 4 % is as far as from 2 to 1 %.
+is the member of the smallest sum (V. Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS
+Workshops 2011, for two objectives: the member farthest below the line that joins the two ends).
+With D objectives the sum must be less than D - 1, that of the corners best in one objective and
+worst in the others. Where no member lies below, every trade is worse than going all the way, and
+the knee is the member best in the first objective, which is the error wherever there is one. Of
+equals the first is taken; members with an infinite objective are left out. Relative errors count by
+their logarithm, as in decibels (`knee_of`): they span decades, and from 8 to 4 % is as far as from
+2 to 1 %. All that recommends or marks a knee uses this rule.
 
 **Hypervolume.** The share of the box between the best value of each objective on the front and a
 reference point that is dominated by the front: 1 is a front of one point that is best in all, 0 a
@@ -22,12 +24,19 @@ from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError
 from loraq_sim.limits import Limits, checked_limits
-from loraq_sim.pareto import ERROR_OBJECTIVE, eligible_points, group_members, non_dominated
+from loraq_sim.pareto import (
+    ERROR_OBJECTIVE,
+    eligible_points,
+    front_indices,
+    group_members,
+    non_dominated,
+)
 
 __all__ = [
     "best_under",
     "dominated_volume",
     "hypervolume",
+    "knee_of",
     "knee_point",
     "least_possible",
     "survey_front",
@@ -38,10 +47,11 @@ _TOLERANCE = 1e-9
 _DEFAULT = (ERROR_OBJECTIVE, "latency_s")
 
 
-def knee_point(points: NDArray[np.float64]) -> int | None:
-    """Index of the knee among mutually non-dominated `points` (P, D), None if there is none.
+def knee_point(points: NDArray[np.float64], among: Sequence[int] | None = None) -> int | None:
+    """Index of the knee among mutually non-dominated `points` (P, D), None if none is finite.
 
-    Smaller is better in every column; see the module for the definition.
+    Smaller is better in every column; see the module for the definition. With `among` only these
+    indices can be the knee; all points count for the scale.
     """
     finite = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(finite) == 0:
@@ -50,9 +60,29 @@ def knee_point(points: NDArray[np.float64]) -> int | None:
     best = front.min(axis=0)
     extent = front.max(axis=0) - best
     sums = ((front - best) / np.where(extent > 0, extent, 1.0)).sum(axis=1)
+    if among is not None:
+        allowed = np.isin(finite, among)
+        finite, front, sums = finite[allowed], front[allowed], sums[allowed]
+        if len(finite) == 0:
+            return None
     least = int(sums.argmin())
-    is_below = sums[least] < max(np.count_nonzero(extent > 0) - 1, _TOLERANCE) - _TOLERANCE
-    return int(finite[least]) if is_below or len(front) == 1 or not extent.any() else None
+    if sums[least] < max(np.count_nonzero(extent > 0) - 1, _TOLERANCE) - _TOLERANCE:
+        return int(finite[least])
+    return int(finite[np.lexsort(front.T[::-1])[0]])
+
+
+def knee_of(
+    points: NDArray[np.float64], names: Sequence[str], among: Sequence[int] | None = None
+) -> int | None:
+    """`knee_point` of objectives by name: those called ``*_error`` count by their logarithm.
+
+    A column with an error of zero stays as it is.
+    """
+    scaled = points.copy()
+    for column, name in enumerate(names):
+        if name.endswith("_error") and (points[:, column] > 0).all():
+            scaled[:, column] = np.log(points[:, column])
+    return knee_point(scaled, among)
 
 
 def dominated_volume(points: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
@@ -137,36 +167,26 @@ def survey_front(
     by: Sequence[str] = (),
     reference: Limits | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows on the front of their group, in their order, with what the front says.
+    """Rows on the front of their group, sorted as by `per_layer_front`, with what the front says.
 
     Adds ``pareto`` (True), ``is_knee`` and ``hypervolume``, that of the row's group.
     """
     given = _given(reference, minimize, maximize)
     points, eligible = eligible_points(rows, minimize, maximize)
-    found: dict[int, dict[str, Any]] = {}
-    for members in group_members(rows, by):
-        members = members[eligible[members]]
-        if not len(members):
-            continue
-        volume = _share(points[members], given)
-        front = members[non_dominated(points[members])]
-        knee = knee_point(_errors_as_logarithms(points[front], minimize))
+    names = (minimize,) if isinstance(minimize, str) else tuple(minimize)
+    group_of = {int(i): n for n, group in enumerate(group_members(rows, by)) for i in group}
+    fronts: dict[int, list[int]] = {}
+    for index in front_indices(rows, minimize, maximize, by=by):
+        fronts.setdefault(group_of[int(index)], []).append(int(index))
+    found = []
+    for number, members in enumerate(group_members(rows, by)):
+        front = fronts.get(number, [])
+        volume = _share(points[members[eligible[members]]], given) if front else None
+        knee = knee_of(points[front], names) if front else None
         for place, index in enumerate(front):
             facts = {"pareto": True, "is_knee": place == knee, "hypervolume": volume}
-            found[int(index)] = rows[index] | facts
-    return [found[index] for index in sorted(found)]
-
-
-def _errors_as_logarithms(
-    points: NDArray[np.float64], minimize: Sequence[str]
-) -> NDArray[np.float64]:
-    """`points` with the logarithm of every relative error; errors of zero stay as they are."""
-    names = (minimize,) if isinstance(minimize, str) else tuple(minimize)
-    scaled = points.copy()
-    for column, name in enumerate(names):
-        if name.endswith("_error") and (points[:, column] > 0).all():
-            scaled[:, column] = np.log(points[:, column])
-    return scaled
+            found.append(rows[index] | facts)
+    return found
 
 
 def _given(

@@ -24,6 +24,7 @@ __all__ = [
     "COST_OBJECTIVE",
     "ERROR_OBJECTIVE",
     "eligible_points",
+    "front_indices",
     "group_members",
     "mark_front",
     "non_dominated",
@@ -44,7 +45,7 @@ Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
 def pareto_front(
     frame: Frame, minimize: Sequence[str] = _DEFAULT, maximize: Sequence[str] = ()
 ) -> Frame:
-    """Rows of `frame` that no other row dominates, in their order.
+    """Rows of `frame` that no other row dominates, sorted by the second objective, best first.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def pareto_front(
     InputError
         If there is no objective, or one is not a column or not numeric.
     """
-    return _select(frame, _on_front(frame, minimize, maximize, ()))
+    return _take(frame, front_indices(frame, minimize, maximize, by=()))
 
 
 def objectives_of(frame: "Sequence[dict]") -> tuple[str, str]:
@@ -81,12 +82,12 @@ def per_layer_front(
     *,
     by: Sequence[str] = _LAYER_KEYS,
 ) -> Frame:
-    """Rows that are on the front of their own layer on their own accelerator, in their order.
+    """Rows that are on the front of their own layer on their own accelerator, front by front.
 
     Rows that agree in all columns of `by` compete with each other and with no others; columns of
     the default that `frame` does not have are left out. Otherwise as `pareto_front`.
     """
-    return _select(frame, _on_front(frame, minimize, maximize, by))
+    return _take(frame, front_indices(frame, minimize, maximize, by=by))
 
 
 def mark_front(
@@ -100,7 +101,8 @@ def mark_front(
 
     With ``by=()`` all rows compete with each other.
     """
-    marks = _on_front(frame, minimize, maximize, by)
+    marks = np.zeros(len(frame), dtype=bool)
+    marks[front_indices(frame, minimize, maximize, by=by)] = True
     if isinstance(frame, list):
         return [row | {"pareto": bool(mark)} for row, mark in zip(frame, marks, strict=True)]
     return frame.assign(pareto=marks)
@@ -198,15 +200,26 @@ def eligible_points(
     return points, eligible
 
 
-def _on_front(
-    frame: Frame, minimize: Sequence[str], maximize: Sequence[str], by: Sequence[str]
-) -> NDArray[np.bool_]:
+def front_indices(
+    frame: Frame,
+    minimize: Sequence[str] = _DEFAULT,
+    maximize: Sequence[str] = (),
+    *,
+    by: Sequence[str] = _LAYER_KEYS,
+) -> NDArray[np.intp]:
+    """Places in `frame` of the rows on the fronts, front by front, each sorted as `pareto_front`.
+
+    The fronts stand in the order in which their groups appear in `frame`.
+    """
     points, eligible = eligible_points(frame, minimize, maximize)
-    on_front = np.zeros(len(frame), dtype=bool)
+    found = [np.zeros(0, dtype=np.intp)]
     for members in group_members(frame, by):
         members = members[eligible[members]]
-        on_front[members] = non_dominated(points[members])
-    return on_front
+        front = members[non_dominated(points[members])]
+        keys = points[front][:, :2]
+        # The last key of lexsort counts most; it is stable, so that equal rows keep their order.
+        found.append(front[np.lexsort(keys.T)])
+    return np.concatenate(found)
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
@@ -254,7 +267,7 @@ def _is_missing(value: object) -> bool:
     return value is None or type(value).__name__ == "NAType"
 
 
-def _select(frame: Frame, mask: NDArray[np.bool_]) -> Frame:
+def _take(frame: Frame, indices: NDArray[np.intp]) -> Frame:
     if isinstance(frame, list):
-        return [row for row, chosen in zip(frame, mask, strict=True) if chosen]
-    return frame[mask]
+        return [frame[index] for index in indices]
+    return frame.iloc[indices]

@@ -37,7 +37,7 @@ from loraq_sim.writer_lock import WriterLock
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["SCHEMA_VERSION", "ResultStore"]
+__all__ = ["SCHEMA_VERSION", "ResultStore", "frame_of"]
 
 _QUOTED = ", ".join(f'"{name}"' for name in COLUMN_NAMES)
 
@@ -236,17 +236,9 @@ class ResultStore:
 
     def frame(self, case_ids: Sequence[str] | None = None) -> "pandas.DataFrame":
         """`rows` as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
-        import pandas
-
         rows = self.rows(case_ids)
-        frame = pandas.DataFrame(rows, columns=every_name(rows), dtype=object)
-        for column in COLUMNS:
-            if column.name == "pareto":
-                frame["pareto"] = frame["pareto"].eq(True).astype(bool)
-            elif column.sql_type != "TEXT":
-                with explained(self.path, "read"):
-                    frame[column.name] = pandas.to_numeric(frame[column.name])
-        return frame
+        with explained(self.path, "read"):
+            return frame_of(rows)
 
     def set_pareto(self, case_ids: Iterable[str], *, among: Iterable[str] | None = None) -> None:
         """Mark `case_ids` as being on their layer's Pareto front, and the others `among` as not."""
@@ -347,6 +339,19 @@ class ResultStore:
         with explained(self.path, doing), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
+
+
+def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
+    """Rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
+    import pandas
+
+    frame = pandas.DataFrame(rows, columns=every_name(rows), dtype=object)
+    for column in COLUMNS:
+        if column.name == "pareto":
+            frame["pareto"] = frame["pareto"].eq(True).astype(bool)
+        elif column.sql_type != "TEXT":
+            frame[column.name] = pandas.to_numeric(frame[column.name])
+    return frame
 
 
 def _name(layer: Any, split: Any) -> str:

@@ -119,8 +119,8 @@ plain = totals.set_index("split").loc["W4A4"]
 limit = 1.2 * plain["weight_bytes"]
 (best,) = lq.best_under(totals, {"weight_bytes": limit}).to_dict("records")
 points = np.column_stack([np.log(front["output_error"]), front["weight_bytes"]])
-bend = front.iloc[lq.knee_point(points)] if lq.knee_point(points) is not None else None
-bend_text = "no bend" if bend is None else f"its bend at **{bend['split']}**"
+bend = front.iloc[lq.knee_point(points)]
+bend_text = f"its bend at **{bend['split']}**"
 hardest = cells.loc[best["split"]].idxmax()
 display(rows[(rows["split"] == best["split"])][["layer", "kind", "rank", "output_error", "bound"]]
         .sort_values("output_error", ascending=False).head(5).style.format(

@@ -1,9 +1,7 @@
-"""The answer of a report: which split to build in each context, what it costs and what it loses.
+"""The answer of a report: the verdict in each context, and what else to know about it.
 
-Every sentence is put together from the rows. The answer is the knee of the front (see
-`reports.findings`) of error and the first cost that tells the splits apart: latency, else weight
-memory, else energy, else DRAM traffic. A cost does not tell splits apart where all of them lie
-closer together than the cost model was off on measured hardware, or than `_CLOSE`.
+Which split to build is the verdict's (`loraq_sim.results.verdict`); here it gets the numbers around
+it: how sure the costs are, what overflows, what a mix would save, what is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,30 +9,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraq_sim.results.columns import column_for
-from loraq_sim.results.units import choose_unit, format_numbers, is_missing
-from reports.findings import comparison, headline_rows, knee
+from loraq_sim.results.units import is_missing
+from loraq_sim.results.verdict import Verdict
+from loraq_sim.results.wording import listing, percent_text
+from loraq_sim.rows import EVALUATED
 from reports.report_data import COSTS, ReportData
 
-__all__ = ["Answer", "answers", "headline", "listing", "pretty_unit", "value_text"]
+__all__ = ["Answer", "answers"]
 
 Row = Mapping[str, Any]
 
-# Where no measurement says how far the model is off, latencies within 5 % count as equal.
-_CLOSE = 0.05
 # Savings below half a percent would read as 0 %.
 _WORTH_SAYING = 0.005
-_MODELLED = ("latency_s", "energy_j")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """Answer of one context.
 
-    `best` is the total to build, None where nothing was evaluated; `cost` the cost whose front it
-    is read from; `choices` are (role, total) pairs to choose from instead; `sentences` say it all.
+    `best` is the total of the verdict's split, None where there is none; `cost` the cost it was
+    read from; `choices` are (role, total) pairs to choose from instead; `sentences` say it all, the
+    verdict's first.
     """
 
     context: str
+    verdict: Verdict
     best: Row | None
     cost: str
     choices: Sequence[tuple[str, Row]]
@@ -46,68 +45,32 @@ def answers(data: ReportData) -> list[Answer]:
     return [_answer(data, context) for context in data.contexts]
 
 
-def headline(found: Sequence[Answer]) -> str:
-    """The answers in one line."""
-    picks: dict[str, list[str]] = {}
-    for answer in found:
-        if answer.best is not None:
-            picks.setdefault(answer.best["label"], []).append(answer.context)
-    if not picks:
-        return "No split could be evaluated"
-    return "Build " + listing([f"{name} on {listing(places)}" for name, places in picks.items()])
-
-
-def listing(names: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
-
-
-def value_text(key: str, value: Any) -> str:
-    """One value with its unit: ``4.17 %``, ``2.97 ms``; ``not known`` if it is missing."""
-    if is_missing(value):
-        return "not known"
-    column = column_for(key)
-    unit = choose_unit([value], column.quantity)
-    (text,) = format_numbers([value / unit.size], column.digits)
-    return f"{text} {pretty_unit(unit.symbol)}".strip()
-
-
-def pretty_unit(symbol: str) -> str:
-    """A unit as print writes it: tables of the terminal keep to ASCII."""
-    return f"\u00b5{symbol[1:]}" if symbol in ("us", "uJ") else symbol
-
-
 def _answer(data: ReportData, context: str) -> Answer:
-    rows = [row for row in data.totals_of(context) if _has(row, data.error)]
-    cost = _telling_cost(data, context, rows)
-    costed = [row for row in rows if _has(row, cost)]
-    front = headline_rows(
-        [{**row, "pareto": cost in row["fronts"]} for row in costed], cost, data.error
-    )
-    if not front:
+    verdict = data.verdict.on[context]
+    best = verdict.row
+    if best is None:
         return Answer(
             context=context,
+            verdict=verdict,
             best=None,
-            cost=cost,
+            cost=verdict.cost,
             choices=(),
-            sentences=(f"No split could be evaluated on {context}.", *_gaps(data, context)),
+            sentences=(f"{verdict.headline}.", *verdict.sentences, *_gaps(data, context)),
         )
-    best = knee(front, cost, data.error)
-    sentences = [
-        _what_it_is(best, data.error),
-        *_against_cheapest(front, best, cost, data.error),
-        *_against_least_error(rows, best, data.error),
-        *_how_sure(data, context, cost, rows),
-        *_overflows(data, best),
-        *_mixed(data, context, best, cost),
-        *_gaps(data, context),
-    ]
+    rows = [row for row in data.totals_of(context) if _has(row, verdict.error)]
     return Answer(
         context=context,
+        verdict=verdict,
         best=best,
-        cost=cost,
-        choices=_choices(rows, best, data.error),
-        sentences=tuple(sentences),
+        cost=verdict.cost,
+        choices=_choices(rows, best, verdict.error),
+        sentences=(
+            *verdict.sentences,
+            *_how_sure(data, context, rows),
+            *_overflows(data, best),
+            *_mixed(data, context, best, verdict.cost),
+            *_gaps(data, context),
+        ),
     )
 
 
@@ -115,69 +78,8 @@ def _has(row: Row, key: str) -> bool:
     return not is_missing(row.get(key))
 
 
-def _margin(data: ReportData, context: str, cost: str) -> float:
-    """Fraction within which two costs of a context are the same."""
-    if cost not in _MODELLED:
-        return 0.0
-    known = data.uncertainty.get(data.accelerator_of(context), {})
-    return max(_CLOSE, known.get("worst_error", 0.0))
-
-
-def _spread(rows: Sequence[Row], cost: str) -> float | None:
-    values = [row[cost] for row in rows if _has(row, cost)]
-    return max(values) / min(values) - 1 if values and min(values) > 0 else None
-
-
-def _telling_cost(data: ReportData, context: str, rows: Sequence[Row]) -> str:
-    for cost in COSTS:
-        spread = _spread(rows, cost)
-        if spread is not None and spread > _margin(data, context, cost):
-            return cost
-    return COSTS[0]
-
-
-def _what_it_is(best: Row, error: str) -> str:
-    facts = f"{value_text(error, best[error])} {column_for(error).heading}"
-    if error == "output_error" and _has(best, "sqnr_db"):
-        facts += f" ({value_text('sqnr_db', best['sqnr_db'])} SQNR)"
-    text = f"{best['label']} has {facts}"
-    if _has(best, "weight_bytes"):
-        text += f" with {value_text('weight_bytes', best['weight_bytes'])} of weights"
-        text += f" ({value_text('bits_per_weight', best['bits_per_weight'])} bits per weight)"
-    costs = [
-        f"{value_text(key, best[key])} {word}".strip()
-        for key, word in (("latency_s", ""), ("energy_j", ""), ("dram_bytes", "of DRAM traffic"))
-        if _has(best, key)
-    ]
-    return f"{text}; a denoising step takes {listing(costs)}." if costs else f"{text}."
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def _against_cheapest(front: Sequence[Row], best: Row, cost: str, error: str) -> list[str]:
-    base = front[0]
-    if base["label"] == best["label"]:
-        return []
-    costs = list(dict.fromkeys((cost, "latency_s", "weight_bytes")))
-    told = column_for(cost).heading
-    return [
-        f"{base['label']} has the least {told}; the choice {comparison(best, base, costs, error)}."
-    ]
-
-
-def _against_least_error(rows: Sequence[Row], best: Row, error: str) -> list[str]:
-    least = min(rows, key=lambda row: (row[error], row.get("weight_bytes") or 0))
-    if least["label"] == best["label"] or least[error] >= best[error] or not least[error]:
-        return []
-    told = comparison(least, best, ("latency_s", "weight_bytes"), error)
-    return [f"Least error of all: {least['label']} {told}."]
-
-
-def _how_sure(data: ReportData, context: str, cost: str, rows: Sequence[Row]) -> list[str]:
-    spread = _spread(rows, "latency_s")
-    if spread is None:
+def _how_sure(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
+    if not any(_has(row, "latency_s") for row in rows):
         return []
     found = []
     name = data.accelerator_of(context)
@@ -185,19 +87,14 @@ def _how_sure(data: ReportData, context: str, cost: str, rows: Sequence[Row]) ->
     if "worst_error" in known:
         n = known["rows"]
         found.append(
-            f"The latency model was off by {_percent(known['mean_error'])} on average and "
-            f"{_percent(known['worst_error'])} at worst on {n} measured GEMM{'s' * (n != 1)} of "
-            f"{name}."
+            f"The latency model was off by {percent_text(known['mean_error'])} on average and "
+            f"{percent_text(known['worst_error'])} at worst on {n} measured "
+            f"GEMM{'s' * (n != 1)} of {name}."
         )
     else:
-        elsewhere = f": taken as {_percent(known['bound'])}, {known['seen']}" if known else ""
+        elsewhere = f": taken as {percent_text(known['bound'])}, {known['seen']}" if known else ""
         found.append(
             f"Too little was measured on {name} to say how far its latencies are off{elsewhere}."
-        )
-    if cost != "latency_s" and len(rows) > 1:
-        found.append(
-            f"The latencies of all {len(rows)} cases lie within {_percent(spread)}, too close to "
-            f"choose by; the choice is read from {column_for(cost).heading}."
         )
     return found
 
@@ -233,7 +130,7 @@ def _mixed(data: ReportData, context: str, best: Row, cost: str) -> list[str]:
 
 def _gaps(data: ReportData, context: str) -> list[str]:
     own = [row for row in data.rows if row["context"] == context]
-    failed = sum(row.get("status") != "ok" for row in own)
+    failed = sum(row.get("status") not in EVALUATED for row in own)
     found = []
     if failed:
         n = len(own)
@@ -247,7 +144,7 @@ def _gaps(data: ReportData, context: str) -> list[str]:
 
 
 def _choices(rows: Sequence[Row], best: Row, error: str) -> list[tuple[str, Row]]:
-    roles: dict[str, tuple[list[str], Row]] = {best["label"]: (["best trade"], best)}
+    roles: dict[str, tuple[list[str], Row]] = {best["label"]: (["verdict"], best)}
     for key in (error, *COSTS):
         usable = [row for row in rows if _has(row, key)]
         if not usable:

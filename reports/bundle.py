@@ -9,7 +9,7 @@ from loraq_sim.files import make_folder, write_file
 from loraq_sim.plain_text import markdown_text
 from loraq_sim.results.units import is_missing
 from reports import sections
-from reports.answers import Answer, answers, headline
+from reports.answers import Answer, answers
 from reports.figures import pareto_figure, save_figure
 from reports.html import html_report
 from reports.layer_figures import accumulators_figure, heat_map_figure, latency_figure
@@ -142,10 +142,11 @@ def _pareto(data: ReportData, answer: Answer) -> "Figure":
     return pareto_figure(
         marked,
         x=known[:2],
-        y=data.error,
+        y=answer.verdict.error,
         model=data.title,
         layers=len({row["layer"] for row in data.rows if row["context"] == answer.context}),
         provenance={"loraq-sim": data.version},
+        verdict=answer.verdict,
     )
 
 
@@ -164,7 +165,8 @@ def _summary(data: ReportData, pictures: list[str]) -> str:
     """The answer, its tables and the pictures as Markdown."""
     found = answers(data)
     methods = compare_methods(data)
-    lines = [f"# {markdown_text(headline(found))}", "", markdown_text(data.title), ""]
+    lines = [f"# {markdown_text(data.verdict.headline)}", "", markdown_text(data.title), ""]
+    lines += [markdown_text(data.verdict.joint), ""] if data.verdict.joint else []
     for answer in found:
         lines += [f"## {markdown_text(answer.context)}", ""]
         lines += [f"- {markdown_text(sentence)}" for sentence in answer.sentences]

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError
 from loraq_sim.files import replaced_file
-from loraq_sim.results.case_labels import split_label
-from loraq_sim.results.columns import plain_rows, settings_that_matter
+from loraq_sim.results.case_labels import labelled
+from loraq_sim.results.columns import plain_rows
 from loraq_sim.results.units import is_missing
+from loraq_sim.results.verdict import Verdict, verdict_of
+from loraq_sim.results.wording import name_of
+from loraq_sim.rows import IDENTITY
 from reports.captions import (
     draw_footer,
     draw_heading,
@@ -22,7 +25,6 @@ from reports.captions import (
     subtitle,
     without_math,
 )
-from reports.findings import best_trade, pareto_finding, pareto_title
 from reports.palette import branch_markers, main_colors
 from reports.panels import PanelStyle, draw_panel
 
@@ -34,10 +36,6 @@ __all__ = ["FIGURE_SUFFIXES", "pareto_figure", "save_figure"]
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 _MAX_PER_ROW = 3
-_SETTINGS = (
-    *("method", "preset", "family", "group_size"),
-    *("acc_bits", "overflow", "products_per_add", "accumulators"),
-)
 # Inches.
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.9, 3.75
 _SINGLE_WIDTH = 7.4
@@ -56,6 +54,7 @@ def pareto_figure(
     model: str | None = None,
     layers: int | None = None,
     provenance: Mapping[str, Any] | None = None,
+    verdict: Verdict | None = None,
 ) -> "Figure":
     """Error-versus-cost picture of model totals (or of one layer's rows).
 
@@ -74,13 +73,16 @@ def pareto_figure(
     y : str
         Error column, drawn on a log axis.
     title : str, optional
-        By default the finding, computed from the rows on the front.
+        By default the headline of the verdict.
     accelerator : str, optional
         Draw only the rows of this accelerator; also names it where rows do not.
     model, layers : str, int, optional
         Named in the subtitle.
     provenance : mapping, optional
         Printed as ``key value`` pairs below the picture; hex digests are cut to 12 digits.
+    verdict : Verdict, optional
+        What to build, which is emphasized wherever it lies; by default that on these rows, read
+        from `y` and the first of `x`.
 
     Returns
     -------
@@ -98,6 +100,7 @@ def pareto_figure(
     xs = (x,) if isinstance(x, str) else tuple(x)
     rows = _rows_of(plain_rows(totals), accelerator)
     _check_columns(rows, (*xs, y))
+    verdict = verdict or verdict_of(rows, error=y, cost=xs[0])
     drawn = _labelled([row for row in rows if _can_draw(row, xs, y)])
     groups = _by_accelerator(drawn, accelerator)
     n_panels = max(1, len(groups) * len(xs))
@@ -110,15 +113,14 @@ def pareto_figure(
     for (name, key), place in zip(panels, places, strict=False):
         axes = figure.add_axes(place)
         members = groups[name]
-        best = best_trade(members, xs[0], y) if len(members) > 1 else None
+        own = verdict.on.get(name, verdict)
+        best = _best_of(members, own) if len(members) > 1 else None
         draw_panel(axes, members, x=key, y=y, style=style, use_marks=key == xs[0], best=best)
         if len(groups) > 1:
-            finding = pareto_finding(members, xs, y) if key == xs[0] else ""
-            panel_title(axes, name, finding)
+            panel_title(axes, name, own.headline if key == xs[0] else "")
     if drawn:
         draw_legend(figure, style, left=size[0] - _RIGHT + 0.2)
-    heading = title or (pareto_title(groups, xs, y) if drawn else "No split could be evaluated")
-    draw_heading(figure, heading, subtitle(drawn or rows, model, layers, groups))
+    draw_heading(figure, title or verdict.headline, subtitle(drawn or rows, model, layers, groups))
     draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
     return figure
 
@@ -177,16 +179,21 @@ def _can_draw(row: Mapping[str, Any], xs: Sequence[str], y: str) -> bool:
 
 
 def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a ``label``: their own, or that of the split and settings in which rows differ."""
-    keys = settings_that_matter(rows, _SETTINGS)
+    """Rows with a ``label``: their own, or split and settings in which rows of a split differ."""
     return [
-        {
-            **row,
-            "label": row.get("label")
-            or " ".join((split_label(row), *(str(row.get(key)) for key in keys))),
-        }
-        for row in rows
+        {**row, "label": row.get("label") or named["label"]}
+        for row, named in zip(rows, labelled(rows), strict=True)
     ]
+
+
+def _best_of(rows: Sequence[Mapping[str, Any]], verdict: Verdict) -> str | None:
+    """What the row of the verdict is called among `rows`."""
+    chosen = verdict.row
+    if chosen is None:
+        return None
+    keys = [name for name in (*IDENTITY, verdict.error, verdict.cost) if name in chosen]
+    found = (row for row in rows if all(row.get(key) == chosen[key] for key in keys))
+    return next(map(name_of, found), None)
 
 
 def _by_accelerator(

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.errors import InputError
 from loraq_sim.results.columns import cells, column_for
 from loraq_sim.results.units import is_missing
+from loraq_sim.results.wording import pretty_unit, value_text
 from reports import sections
-from reports.answers import Answer, answers, headline, pretty_unit, value_text
+from reports.answers import Answer, answers
 from reports.methods import compare_methods, method_sentences
 from reports.plot_data import plot_data
 from reports.provenance_view import provenance_view
@@ -75,7 +76,8 @@ def html_report(data: ReportData) -> str:
     template = _environment().get_template("report.html")
     return template.render(
         data=data,
-        headline=headline(found),
+        headline=data.verdict.headline,
+        joint=data.verdict.joint,
         views=[_view(data, answer, methods) for answer in found],
         style=_asset("report.css"),
         script=main,

@@ -42,7 +42,8 @@ def compare_methods(data: ReportData) -> list[MethodClass]:
         rows = [
             row
             for row in data.totals_of(context)
-            if not is_missing(row.get(data.error)) and row.get("weight_bytes")
+            if row.get("weight_bytes")
+            and not any(is_missing(row.get(key)) for key in (data.error, "bits_per_weight"))
         ]
         by_main: dict[str, list[Row]] = {}
         for row in sorted(rows, key=lambda r: r["weight_bytes"]):

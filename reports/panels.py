@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.results.columns import Column, column_for
 from loraq_sim.results.units import choose_unit
-from reports.findings import name_of
+from loraq_sim.results.wording import name_of
 from reports.labels import Box, place_labels
 from reports.split_names import main_and_branch
 from reports.ticks import set_linear_axis, set_log_axis

@@ -8,7 +8,8 @@ from typing import Any
 
 from loraq_sim.results.columns import column_for
 from loraq_sim.results.units import choose_unit, is_missing
-from reports.answers import Answer, pretty_unit
+from loraq_sim.results.wording import pretty_unit
+from reports.answers import Answer
 from reports.layer_cells import layer_cells, rounded
 from reports.methods import MethodClass
 from reports.palette import (

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-__all__ = ["COSTS", "MixedModel", "ReportData"]
+from loraq_sim.results.choice import COSTS
+from loraq_sim.results.verdict import Verdict, verdict_of
 
-COSTS = ("latency_s", "weight_bytes", "energy_j", "dram_bytes")
-"""Costs a report looks at, the one the answer is read from first."""
+__all__ = ["COSTS", "MixedModel", "ReportData"]
 
 Row = Mapping[str, Any]
 
@@ -96,6 +97,11 @@ class ReportData:
     def contexts(self) -> list[str]:
         """Where numbers compare: accelerators, or dumps on accelerators, in order."""
         return list(dict.fromkeys(row["context"] for row in self.totals))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What to build, in each context and in all of them."""
+        return verdict_of(self.totals)
 
     def accelerator_of(self, context: str) -> str:
         """Name of the accelerator of a context."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from loraq_sim.results.columns import column_for
 from loraq_sim.results.units import is_missing
+from loraq_sim.rows import EVALUATED
 from reports.answers import Answer
 from reports.methods import MethodClass
 from reports.part_names import BOUND_NAMES, PART_NAMES
@@ -204,7 +205,7 @@ def failures_table(data: ReportData) -> ResultTable:
     """Cases without a result, and why; equal reasons once."""
     reasons: dict[tuple[str, str], list[Row]] = {}
     for row in data.rows:
-        if row.get("status") != "ok":
+        if row.get("status") not in EVALUATED:
             where = (str(row["layer"]), str(row.get("message") or "no reason given"))
             reasons.setdefault(where, []).append(row)
     rows = [

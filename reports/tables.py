@@ -239,7 +239,8 @@ def _trade_off_table(rows: Any, title: str, first_keys: tuple[str, ...]) -> Resu
     failures = ("message",) if any(r.get("message") for r in plain) else ()
     known = set(_all_keys(plain))
     marks = first_keys if any(row.get("pareto") == 1 for row in plain) else ()
-    keys = [*marks, *context, *_stand_ins(plain), *failures]
+    points = ("point",) if any(row.get("point") for row in plain) else ()
+    keys = [*marks, *context, *_stand_ins(plain), *points, *failures]
     # A column without a single value (the bound of a mixed model, say) would only show dashes.
     shown = [key for key in keys if key in known and not all(is_missing(r.get(key)) for r in plain)]
     columns = tuple(column_for(key, [row.get(key) for row in plain]) for key in shown or keys)

@@ -70,7 +70,9 @@ FLOORS = {
     "solve_report": 6,
     "method_comparison": 7,
     "sweep": 7,
-    "cli": 8,
+    "reporting": 6,
+    "study": 8,
+    "cli": 9,
 }
 MAY_IMPORT_HWMODELS = (
     "cost_accuracy",
@@ -82,6 +84,7 @@ MAY_IMPORT_HWMODELS = (
     "time_steps",
     "diffusion",
     "sweep",
+    "reporting",
     "cli",
 )
 
@@ -229,8 +232,13 @@ def test_only_the_meeting_rooms_import_hwmodels():
     assert not findings_in(paths, lambda source: names_imported(source, "hwmodels"))
 
 
-def test_reports_is_imported_by_the_command_line_only():
-    paths = [p for p in package_files("loraq_sim") if "cli" not in p.parts]
+def test_reports_is_imported_by_the_upper_floors_only():
+    rooms = ("cli", "reporting", "study")
+    paths = [
+        path
+        for path in package_files("loraq_sim")
+        if module_name(path).split(".")[1:2] not in [[room] for room in rooms]
+    ]
     assert not findings_in(paths, lambda source: names_imported(source, "reports"))
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -10,7 +10,13 @@ from loraq_sim.cli.options import OutputFormat
 from loraq_sim.plain_text import markdown_text, shown
 from reports.tables import ResultTable, json_text
 
-__all__ = ["is_terminal", "note", "print_json", "print_table", "print_tables", "say"]
+if TYPE_CHECKING:
+    from loraq_sim.results.verdict import Verdict
+
+__all__ = [
+    *("is_terminal", "note", "print_json", "print_table", "print_tables", "print_verdict"),
+    "say",
+]
 
 
 def print_table(table: ResultTable, output: OutputFormat) -> None:
@@ -39,6 +45,17 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     Every line of the program goes through here or is a table.
     """
     typer.echo(shown(text), err=err, nl=nl)
+
+
+def print_verdict(verdict: "Verdict", output: OutputFormat, *, within: str = "") -> None:
+    """Print a verdict for people, a line a sentence, behind the tables it is read from.
+
+    `within` are the limits that rows had to meet to be looked at.
+    """
+    lines = [*([f"Within {within}:"] if within else []), *verdict.text.split("\n")]
+    if output is OutputFormat.MD:
+        lines = [f"{markdown_text(line)}\n" for line in lines]
+    say("\n" + "\n".join(lines).rstrip())
 
 
 def print_json(value: Mapping[str, Any]) -> None:

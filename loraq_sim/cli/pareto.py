@@ -3,17 +3,20 @@
 import dataclasses
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loraq_sim.aggregates import DEFAULT_AGGREGATE
 from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import AggregateName, OutFormat, OutputFormat, Quiet, listed
-from loraq_sim.cli.output import note, print_tables
+from loraq_sim.cli.output import note, print_json, print_tables, print_verdict
 from loraq_sim.cli.store_path import store_file
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
+
+if TYPE_CHECKING:
+    from loraq_sim.results.verdict import Verdict
 
 __all__ = ["EXAMPLES", "pareto_command"]
 
@@ -101,7 +104,8 @@ def pareto_command(
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
 ) -> None:
-    """Print the rows that no other row beats in every objective, and the best within limits.
+    """Print the rows that no other row beats in every objective, the best within limits, and the
+    verdict: which split to build.
 
     Latencies carry the accuracy of the cost model on their accelerator (see `hw validate`).
     """
@@ -113,14 +117,14 @@ def pareto_command(
     grouping = Grouping.LAYER if per_layer else by
     with ResultStore.open(store_file(store)) as opened:
         rows = opened.rows()
-    goals = (
-        listed(minimize) or (() if maximize else ("output_error", "latency_s")),
-        listed(maximize),
-    )
     if figure is not None and grouping is not Grouping.MODEL:
         raise InputError(f"--figure draws the whole model; leave out --by {grouping}")
     keys = _KEYS[grouping]
     candidates = _candidates(rows, grouping, aggregate)
+    goals = (
+        listed(minimize) or (() if maximize else _default_goals(candidates)),
+        listed(maximize),
+    )
     columns = dict.fromkeys(name for row in candidates for name in row)
     limits = parse_limits(under or (), columns)
     point = parse_limits(reference or (), (*goals[0], *goals[1]))
@@ -133,12 +137,52 @@ def pareto_command(
         if objective in goals[0]:
             best = best_under(candidates, limits, objective, by=keys)
     front = survey_front(candidates, *goals, by=keys, reference=point)
+    verdict = _verdict(candidates, goals[0]) if grouping is Grouping.MODEL else None
+    if verdict is not None:
+        front = _with_verdict(front, candidates, verdict)
     front = with_latency_bounds(front, by=keys)
     if figure is not None:
-        _draw(_marked(candidates, front), goals[0], figure, force=force)
+        _draw(_marked(candidates, front), goals[0], verdict, figure, force=force)
     if best:
         best = with_latency_bounds(best, by=keys)
-    _print(front, best, limits, grouping, goals, output)
+    _print(front, best, limits, grouping, goals, verdict, output)
+
+
+def _default_goals(candidates: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Error and latency, or what a store without them has instead."""
+    from loraq_sim.results.verdict import verdict_of
+
+    verdict = verdict_of(candidates)
+    return (verdict.error, verdict.cost or "latency_s")
+
+
+def _verdict(candidates: list[dict[str, Any]], minimize: tuple[str, ...]) -> "Verdict":
+    """The verdict by the error and the cost that are asked for, where both are."""
+    from loraq_sim.results.choice import COSTS
+    from loraq_sim.results.verdict import verdict_of
+
+    errors = [name for name in minimize if name in ("output_error", "weight_error")]
+    costs = [name for name in minimize if name in COSTS]
+    if errors and costs:
+        return verdict_of(candidates, error=errors[0], cost=costs[0])
+    return verdict_of(candidates)
+
+
+def _with_verdict(
+    front: list[dict[str, Any]], candidates: list[dict[str, Any]], verdict: "Verdict"
+) -> list[dict[str, Any]]:
+    """The front with ``is_verdict``, and the verdict's row where only bytes put it ahead."""
+    chosen = {_identity(v.row) for v in verdict.on.values() if v.row is not None}
+    members = {_identity(row) for row in front}
+    volumes = {(row["dump"], row["accelerator"]): row["hypervolume"] for row in front}
+    more = [
+        row | {"pareto": False, "hypervolume": volumes.get((row["dump"], row["accelerator"]))}
+        for row in candidates
+        if _identity(row) in chosen - members
+    ]
+    marks = [(row, _identity(row) in chosen) for row in (*front, *more)]
+    # The knee of the front beyond ties: there is one recommendation.
+    return [row | {"is_verdict": mark, "is_knee": mark} for row, mark in marks]
 
 
 def _candidates(
@@ -190,28 +234,36 @@ def _print(
     limits: dict[str, float],
     grouping: Grouping,
     goals: tuple[tuple[str, ...], tuple[str, ...]],
+    verdict: "Verdict | None",
     output: OutputFormat,
 ) -> None:
     from reports.tables import result_table
 
     what = {"model": "the model", "kind": "each kind of layer", "layer": "each layer"}[grouping]
+    if output in (OutputFormat.JSON, OutputFormat.CSV):
+        rows = front
+        if best:
+            chosen = {_identity(row) for row in best}
+            rows = [row | {"best_under": _identity(row) in chosen} for row in front]
+            # Who asks for the best within limits reads the first row.
+            rows.sort(key=lambda row: not row["best_under"])
+        if output is OutputFormat.CSV:
+            print_tables([result_table(rows)], output)
+        else:
+            print_json({"rows": rows} | ({"verdict": verdict.as_dict()} if verdict else {}))
+        return
     tables = []
+    asked = " and ".join(f"{column} <= {limit:.6g}" for column, limit in limits.items())
     if best:
-        asked = " and ".join(f"{column} <= {limit:.6g}" for column, limit in limits.items())
         objective = (*goals[0], *goals[1])[0]
         title = f"Least {objective} of {what} with {asked}"
         tables.append(_with_bounds(best, title, goals, grouping))
-    if output in (OutputFormat.JSON, OutputFormat.CSV) and best:
-        chosen = {_identity(row) for row in best}
-        rows = [row | {"best_under": _identity(row) in chosen} for row in front]
-        # Who asks for the best within limits reads the first row.
-        rows.sort(key=lambda row: not row["best_under"])
-        print_tables([result_table(rows)], output)
-        return
     tables.append(_with_bounds(front, f"Pareto front of {what}", goals, grouping))
     if output is OutputFormat.TABLE and front:
         tables.append(result_table(_fronts(front, grouping), title="What the fronts say"))
     print_tables(tables, output)
+    if verdict is not None:
+        print_verdict(verdict, output, within=asked)
 
 
 def _identity(row: dict[str, Any]) -> tuple:
@@ -230,14 +282,13 @@ def _with_bounds(
     from loraq_sim.results.columns import column_for
     from reports.tables import front_table
 
-    rows = [row | {"point": "knee" if row.get("is_knee") else ""} for row in rows]
+    word = "verdict" if grouping is Grouping.MODEL else "knee"
+    rows = [row | {"point": word if row.get("is_knee") else ""} for row in rows]
     table = front_table(rows, title=title)
     shown = {column.key: column for column in table.columns}
     wanted = [name for name in (*goals[0], *goals[1]) if name not in shown]
     if "latency_s" in shown and any(row.get("latency_lo_s") is not None for row in rows):
         wanted += ["latency_lo_s", "latency_hi_s"]
-    if any(row["point"] for row in rows):
-        wanted.append("point")
     columns = list(table.columns)
     if grouping is Grouping.KIND and "kind" not in shown:
         columns.insert(0, column_for("kind"))
@@ -254,8 +305,10 @@ def _fronts(front: list[dict[str, Any]], grouping: Grouping) -> list[dict[str, A
     rows = []
     for key, members in groups.items():
         knee = next((row["split"] for row in members if row["is_knee"]), "none")
-        facts = dict(zip(_KEYS[grouping], key, strict=True)) | {"members": len(members)}
-        facts |= {"knee": knee, "hypervolume": members[0]["hypervolume"]}
+        word = "verdict" if grouping is Grouping.MODEL else "knee"
+        n_members = sum(row["pareto"] for row in members)
+        facts = dict(zip(_KEYS[grouping], key, strict=True)) | {"members": n_members}
+        facts |= {word: knee, "hypervolume": members[0]["hypervolume"]}
         if members[0].get("latency_lo_s") is not None:
             worst, seen = latency_accuracy(facts["accelerator"])
             alike = sum(row["within_uncertainty"] > 0 for row in members)
@@ -266,11 +319,18 @@ def _fronts(front: list[dict[str, Any]], grouping: Grouping) -> list[dict[str, A
 
 
 def _marked(candidates: list[dict[str, Any]], front: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    members = {_identity(row) for row in front}
+    members = {_identity(row) for row in front if row["pareto"]}
     return [row | {"pareto": _identity(row) in members} for row in candidates]
 
 
-def _draw(totals: list[dict], minimize: tuple[str, ...], path: Path, *, force: bool) -> None:
+def _draw(
+    totals: list[dict],
+    minimize: tuple[str, ...],
+    verdict: "Verdict | None",
+    path: Path,
+    *,
+    force: bool,
+) -> None:
     from reports.figures import pareto_figure, save_figure
 
     refuse_existing(path, overwrite=force)
@@ -281,4 +341,4 @@ def _draw(totals: list[dict], minimize: tuple[str, ...], path: Path, *, force: b
             "--figure needs an error and a cost among --minimize, "
             f"got {', '.join(minimize) or 'none'}"
         )
-    save_figure(pareto_figure(totals, x=costs[0], y=errors[0]), path)
+    save_figure(pareto_figure(totals, x=costs[0], y=errors[0], verdict=verdict), path)

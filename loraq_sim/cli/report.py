@@ -53,7 +53,7 @@ def report_command(
 
     The page needs no connection. It prints the answer on stdout.
     """
-    from reports.answers import answers, headline
+    from reports.answers import answers
     from reports.bundle import files_folder, write_report
     from reports.html import check_report_extra
 
@@ -71,7 +71,9 @@ def report_command(
         figure = validation_figure(list(data.validation))
     written = write_report(data, page, with_files=not page_only, validation=figure)
     found = answers(data)
-    say(headline(found))
+    say(data.verdict.headline)
+    if data.verdict.joint:
+        say(data.verdict.joint)
     for answer in found:
         for sentence in answer.sentences:
             say(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
@@ -81,7 +83,7 @@ def report_command(
 
 
 def _data(path: Path, title: str | None):
-    from loraq_sim.cli.report_frames import gather
+    from loraq_sim.reporting.gather import gather
     from loraq_sim.store import ResultStore
 
     with ResultStore.open(path) as opened:

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.cli.options import OutputFormat
-from loraq_sim.cli.output import note, print_json, print_tables, say
+from loraq_sim.cli.output import note, print_json, print_tables, print_verdict, say
 from loraq_sim.errors import InputError
 
 if TYPE_CHECKING:
     from loraq_sim.cli.place import Place
+    from loraq_sim.results.verdict import Verdict
     from loraq_sim.store import ResultStore
     from loraq_sim.sweep.plan import ComposedSweep
+    from reports.tables import ResultTable
 
 __all__ = ["check_folder", "print_forecast", "report_sweep"]
 
@@ -23,32 +25,21 @@ def report_sweep(
     *,
     quiet: bool,
 ) -> None:
-    """CSV and picture beside the store; the front, or everything as JSON, on stdout."""
-    from loraq_sim.pareto import mark_front, objectives_of
+    """CSV and picture beside the store; front and verdict, or everything as JSON, on stdout."""
     from loraq_sim.results.clipped import clipped_note
-    from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, model_totals
-    from reports.figures import pareto_figure, save_figure
-    from reports.tables import front_table, result_table, totals_table
+    from loraq_sim.study import Study
+    from reports.figures import save_figure
+    from reports.tables import result_table
 
-    rows = store.rows(composed.case_ids)
-    store.export_csv(folder / "results.csv", composed.case_ids)
-    totals = model_totals(rows, layers=composed.layers)
-    error, cost = objectives_of(totals)
-    totals = mark_front(totals, (error, cost), by=("dump", "accelerator"))
+    study = Study.of_sweep(composed, store)
+    verdict = study.verdict()
+    rows, totals = study.rows, study.totals
     front = [row for row in totals if row["pareto"]]
+    store.export_csv(folder / "results.csv", composed.case_ids)
     beyond = clipped_note(rows)
     made = ["results.sqlite", "results.csv"]
-    if front and (error, cost) == ("output_error", "latency_s"):
-        figure = pareto_figure(
-            totals,
-            x=("latency_s", "weight_bytes")
-            if len(composed.accelerator_digests) == 1
-            else "latency_s",
-            model=Path(composed.plan.dump).name,
-            layers=len(composed.layers),
-            provenance=_footer(composed),
-        )
-        save_figure(figure, folder / "pareto.png")
+    if front and verdict.cost:
+        save_figure(study.plot_front(), folder / "pareto.png")
         made.append("pareto.png")
     if output is OutputFormat.JSON:
         provenance = store.provenance()
@@ -57,7 +48,8 @@ def report_sweep(
                 "rows": rows,
                 "front": front,
                 "model": totals,
-                "error_formula": ERROR_FORMULA,
+                "verdict": verdict.as_dict(),
+                "error_formula": _formula(verdict),
                 "notes": [beyond] if beyond else [],
                 "provenance": provenance[-1] if provenance else {},
             }
@@ -65,17 +57,9 @@ def report_sweep(
     elif output is OutputFormat.CSV:
         print_tables([result_table(rows)], output)
     else:
-        per_step = f"{len(composed.layers)} layers, per denoising step"
-        rest = [row for row in totals if not row["pareto"]]
-        tables = [
-            front_table(
-                front, title=f"Pareto front of {_named(error)} and {_named(cost)} ({per_step})"
-            )
-        ]
-        if rest:
-            tables.append(totals_table(rest, title="Not on the front"))
-        print_tables(tables, output)
-        note(ERROR_FORMULA if error == "output_error" else WEIGHT_ERROR_FORMULA, quiet=quiet)
+        print_tables(_tables(composed, totals, verdict), output)
+        print_verdict(verdict, output)
+        note(_formula(verdict), quiet=quiet)
     if beyond:
         # Said under --quiet, too: without it a total would look like any other.
         note(beyond)
@@ -83,21 +67,31 @@ def report_sweep(
         note(f"wrote {folder / name}", quiet=quiet)
 
 
-def _named(objective: str) -> str:
+def _tables(
+    composed: "ComposedSweep", totals: list[dict[str, Any]], verdict: "Verdict"
+) -> "list[ResultTable]":
     from loraq_sim.results.columns import column_for
+    from reports.tables import front_table, totals_table
 
-    return column_for(objective).heading
+    told = " and ".join(column_for(name).heading for name in (verdict.error, verdict.cost) if name)
+    per_step = f"{len(composed.layers)} layers, per denoising step"
+    chosen = [own.row for own in verdict.on.values()]
+    named = [row | {"point": "verdict" if _is_total(row, chosen) else ""} for row in totals]
+    # The verdict may lie beside the front, where only bytes put it ahead of a tie.
+    front = [row for row in named if row["pareto"] or row["point"]]
+    rest = [row for row in named if not row["pareto"] and not row["point"]]
+    tables = [front_table(front, title=f"Pareto front of {told} ({per_step})")]
+    return tables + ([totals_table(rest, title="Not on the front")] if rest else [])
 
 
-def _footer(composed: "ComposedSweep") -> dict[str, Any]:
-    from loraq_sim import __version__
+def _is_total(row: dict[str, Any], chosen: list[dict[str, Any] | None]) -> bool:
+    return any({name: row.get(name) for name in total} == total for total in chosen if total)
 
-    return {
-        "loraq-sim": __version__,
-        "seed": composed.plan.seed,
-        "dump": composed.dump_digest[:12],
-        **{name: digest[:12] for name, digest in composed.accelerator_digests.items()},
-    }
+
+def _formula(verdict: "Verdict") -> str:
+    from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA
+
+    return WEIGHT_ERROR_FORMULA if verdict.error == "weight_error" else ERROR_FORMULA
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

@@ -26,7 +26,7 @@ from loraq_sim.machine import DATAPATH_KEYS
 from loraq_sim.plain_file import read_toml, toml_value
 from loraq_sim.sweep.plan import SweepPlan
 
-__all__ = ["PLAN_KEYS", "plan_from_values", "read_plan_values", "set_values"]
+__all__ = ["PLAN_KEYS", "checked_values", "plan_from_values", "read_plan_values", "set_values"]
 
 PLAN_KEYS = {
     "dump": "text",
@@ -111,6 +111,17 @@ def read_plan_values(path: str | Path) -> dict[str, Any]:
             for ref in values["hw"]
         )
     return values
+
+
+def checked_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values given in Python, by the keys of `PLAN_KEYS`, checked as those of a file are.
+
+    Raises
+    ------
+    InputError
+        If a key or value breaks a rule.
+    """
+    return {key: _checked(key, value, lambda name: name) for key, value in values.items()}
 
 
 def set_values(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

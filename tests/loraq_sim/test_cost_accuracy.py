@@ -30,8 +30,8 @@ def test_every_measured_time_lies_within_the_bounds():
         assert bounded["latency_hi_s"] >= row["measured_ms"] * (1 - 1e-12)
 
 
-def test_rows_whose_intervals_overlap_are_counted_per_group():
-    rows = [{"accelerator": "aie2", "latency_s": t} for t in (1.0, 1.1, 2.0, None)]
+def test_rows_closer_than_the_models_error_are_counted_per_group():
+    rows = [{"accelerator": "aie2", "latency_s": t} for t in (1.0, 1.07, 2.0, None)]
     rows.append({"accelerator": "a100", "latency_s": 1.0})
     bounded = with_latency_bounds(rows)
     assert [row["within_uncertainty"] for row in bounded] == [1, 1, 0, None, 0]

@@ -64,9 +64,10 @@ def test_relative_errors_count_by_their_logarithm():
     assert [row["is_knee"] for row in front] == [False, False, True, False]
 
 
-def test_a_front_that_bulges_has_no_knee_and_a_lone_member_is_one():
-    assert knee_point(np.array([[0.0, 1.0], [0.6, 0.6], [1.0, 0.0]])) is None
-    assert knee_point(np.array([[0.0, 1.0], [1.0, 0.0]])) is None
+def test_where_no_member_lies_below_the_knee_is_the_best_in_the_first_objective():
+    assert knee_point(np.array([[1.0, 0.0], [0.6, 0.6], [0.0, 1.0]])) == 2
+    assert knee_point(np.array([[0.0, 1.0], [1.0, 0.0]])) == 0
+    assert knee_point(np.array([[0.0, 1.0], [0.0, 0.5]])) == 1
     assert knee_point(np.array([[5.0, 7.0]])) == 0
     assert knee_point(np.array([[5.0, 7.0], [5.0, 7.0]])) == 0
     assert knee_point(np.zeros((0, 2))) is None
@@ -108,8 +109,8 @@ def test_the_survey_marks_knee_and_volume_of_each_group():
     rows = [{"g": g, "e": e, "t": t} for g in "ab" for e, t in ((0, 4), (1, 1), (4, 0), (4, 4))]
     front = survey_front(rows, ["e", "t"], by="g")
     assert [(row["g"], row["e"], row["is_knee"]) for row in front] == [
-        *(("a", 0, False), ("a", 1, True), ("a", 4, False)),
-        *(("b", 0, False), ("b", 1, True), ("b", 4, False)),
+        *(("a", 4, False), ("a", 1, True), ("a", 0, False)),
+        *(("b", 4, False), ("b", 1, True), ("b", 0, False)),
     ]
     assert all(row["hypervolume"] == pytest.approx(9 / 16) for row in front)
     assert survey_front([], ["e"]) == []

@@ -64,7 +64,11 @@ def test_two_objectives_by_hand():
         {"id": 4, "e": 5.0, "t": 1.0},
         {"id": 5, "e": 6.0, "t": 1.0},
     ]
-    assert [row["id"] for row in pareto_front(rows, ["e", "t"])] == [0, 1, 2, 4]
+    # By the second objective; equal rows keep their order.
+    assert [row["id"] for row in pareto_front(rows, ["e", "t"])] == [4, 1, 2, 0]
+    assert [row["id"] for row in pareto_front(rows[::-1], ["e", "t"])] == [4, 2, 1, 0]
+    frame = pareto_front(pd.DataFrame(rows), ["e", "t"])
+    assert frame["id"].tolist() == frame.index.tolist() == [4, 1, 2, 0]
 
 
 def test_maximize_turns_an_objective_around():

@@ -74,7 +74,7 @@ def invented_rows():
 @pytest.fixture(scope="session")
 def gathered(invented_rows):
     """`ReportData` of invented rows, or of the rows given."""
-    from loraq_sim.cli.report_frames import gather
+    from loraq_sim.reporting.gather import gather
 
     def make(rows=None, runs=(), **options):
         title = options.pop("title", None)

@@ -69,7 +69,7 @@ def test_labels_of_twelve_splits_do_not_overlap(rows):
         assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
-def test_title_is_the_finding_and_subtitle_and_footer_say_where_from(rows):
+def test_title_is_the_verdict_and_subtitle_and_footer_say_where_from(rows):
     figure = pareto_figure(
         rows,
         model="tiny_pixart",
@@ -77,7 +77,7 @@ def test_title_is_the_finding_and_subtitle_and_footer_say_where_from(rows):
         provenance={"version": "0.1.0", "seed": 7, "dump_digest": "9f86d081884c7d659a2f"},
     )
     heading, subtitle, footer = texts_of(figure)[:3]
-    assert " of W4A4 " in heading
+    assert heading == "Build W8A8 on aie2"
     assert subtitle.startswith(
         "tiny_pixart  ·  on aie2  ·  20 layers  ·  12 splits  ·  method loraq"
     )
@@ -114,7 +114,7 @@ def test_accelerators_become_small_multiples(rows):
 def test_two_methods_are_told_apart_in_labels(rows):
     better = [row | {"method": "svdquant", "output_error": row["output_error"] / 2} for row in rows]
     labels = [text.get_text() for text in pareto_figure(mark_by_hand(rows + better)).axes[0].texts]
-    assert "W4A4 svdquant" in labels
+    assert "W4A4 (svdquant)" in labels
 
 
 def test_method_of_branchless_splits_is_not_repeated_in_labels(rows):

@@ -34,7 +34,7 @@ def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None
         By default the names of the dumps.
     """
     from loraq_sim import __version__
-    from loraq_sim.cli.report_mixed import mixed_models
+    from loraq_sim.reporting.mixed import mixed_models
     from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
     from reports.report_data import ReportData
 

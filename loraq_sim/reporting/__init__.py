@@ -1,0 +1,1 @@
+"""What a report shows, gathered from rows by the packages that own the computations."""

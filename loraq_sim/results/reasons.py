@@ -1,0 +1,369 @@
+"""Why a split is chosen, what ties with it and what would change it: facts and their sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraq_sim.results.choice import (
+    COSTS,
+    WORST_ERROR,
+    Candidate,
+    Margins,
+    choose,
+    front_beyond_ties,
+    margins_of,
+)
+from loraq_sim.results.columns import column_for
+from loraq_sim.results.diagnosis import diagnoses
+from loraq_sim.results.units import is_missing
+from loraq_sim.results.wording import (
+    comparison,
+    limit_text,
+    listing,
+    percent_text,
+    some_of,
+    value_text,
+)
+
+__all__ = ["Case", "Change", "Said", "changes_of", "headline_of", "sentences_of", "ties_of"]
+
+_MOST_CHANGES = 3
+# Limits looked at for each column; an answer that holds further down is given down to the last.
+_MOST_LEVELS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What there is to choose from in one context.
+
+    `rows` are the totals of `candidates`; `margin` is the relative error of the cost model and
+    `seen` what that was seen on; `cost` is empty where none is known; `n_without_cost` candidates
+    lack it and do not compete; `chosen` is the index of the answer.
+    """
+
+    context: str
+    accelerator: str = ""
+    candidates: tuple[Candidate, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
+    error: str = "output_error"
+    cost: str = ""
+    margin: float = 0.0
+    seen: str = ""
+    n_without_cost: int = 0
+    chosen: int | None = None
+
+    @property
+    def best(self) -> Candidate | None:
+        """The answer."""
+        return None if self.chosen is None else self.candidates[self.chosen]
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether the answer's error is one to build with."""
+        return self.best is not None and self.best.error <= WORST_ERROR
+
+    @property
+    def margins(self) -> Margins:
+        """What counts as no difference."""
+        return margins_of(self.candidates, self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A limit that changes the answer: with `column` at most L for any down_to <= L < below.
+
+    `value` is the error of the split that is then the answer; `text` says it.
+    """
+
+    context: str
+    column: str
+    below: float
+    down_to: float
+    split: str
+    label: str
+    value: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        names = ("context", "column", "below", "down_to", "split", "label", "text")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """Sentences: `lines` are all of them in order, `why` and `notes` parts of them."""
+
+    why: str
+    notes: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def headline_of(case: Case | None) -> str:
+    """The answer in one line."""
+    place = f" on {case.context}" if case and case.context else ""
+    if case is None or not case.candidates:
+        return f"No split could be evaluated{place}"
+    best = case.best
+    if best is None:
+        return f"No split is fit to build{place}: every output is infinite or NaN"
+    if not case.is_fit:
+        told = f"{value_text(case.error, best.error)} {_heading(case.error)}"
+        return f"No split is fit to build{place}: the best trade, {best.label}, has {told}"
+    return f"Build {best.label}{place}"
+
+
+def ties_of(case: Case) -> list[Candidate]:
+    """Candidates that the cost which decides cannot tell from the answer, least error first."""
+    best = case.best
+    if best is None:
+        return []
+    tied = [
+        candidate
+        for candidate in case.candidates
+        if candidate is not best
+        and candidate.error < float("inf")
+        and (
+            case.margins.ties(case.cost, candidate.value(case.cost), best.value(case.cost))
+            if case.cost
+            else case.margins.ties("error", candidate.error, best.error)
+        )
+    ]
+    return sorted(tied, key=lambda candidate: candidate.error)
+
+
+def changes_of(case: Case) -> list[Change]:
+    """The answers under limits below what the answer has, column by column, mildest limit first."""
+    best = case.best
+    if best is None:
+        return []
+    names = [name for name in COSTS if name in best.costs]
+    if case.margins.error == 0:
+        # With several seeds a limit on the error is met by some seeds of a split and not by others.
+        names.append("error")
+    return [change for name in names for change in _changes_by(case, best, name)]
+
+
+def _changes_by(case: Case, best: Candidate, name: str) -> list[Change]:
+    levels = sorted(
+        {value for c in case.candidates if (value := c.value(name)) < best.value(name)},
+        reverse=True,
+    )
+    column = case.error if name == "error" else name
+    found: list[Change] = []
+    above = best.value(name)
+    for level in levels[:_MOST_LEVELS]:
+        allowed = [c for c in case.candidates if c.value(name) <= level]
+        index = choose(allowed, case.cost or None, case.margin)
+        if index is None:
+            break
+        then = allowed[index]
+        if found and found[-1].label == then.label:
+            found[-1] = _change(case, column, found[-1].below, level, then)
+        elif len(found) == _MOST_CHANGES:
+            break
+        else:
+            found.append(_change(case, column, above, level, then))
+        above = level
+    return found
+
+
+def _change(case: Case, column: str, below: float, down_to: float, then: Candidate) -> Change:
+    change = Change(
+        context=case.context,
+        column=column,
+        below=below,
+        down_to=down_to,
+        split=then.split,
+        label=then.label,
+        value=then.error,
+        text="",
+    )
+    return replace(change, text=f"{_limit_of(change)}: then {_then(case, change)}")
+
+
+def _limit_of(change: Change) -> str:
+    limit = limit_text(change.column, change.below, change.down_to)
+    return f"{_heading(change.column)} must stay below {limit}"
+
+
+def _then(case: Case, change: Change) -> str:
+    unfit = ", more than 25 %" if change.value > WORST_ERROR else ""
+    told = f"{value_text(case.error, change.value)} {_heading(case.error)}{unfit}"
+    return f"{change.label} with {told}"
+
+
+def sentences_of(case: Case, ties: Sequence[Candidate], changes: Sequence[Change]) -> Said:
+    """All that is said of one context, after its headline."""
+    notes = _notes(case)
+    if case.best is None:
+        return Said(why="", notes=notes, lines=notes)
+    why = " ".join([_what_it_is(case), *_what_decides(case), *_against_least_error(case)])
+    lines = (why, *_ties_line(case, ties), *_changes_line(case, changes), *notes)
+    return Said(why=why, notes=notes, lines=lines)
+
+
+def _heading(column: str) -> str:
+    return column_for(column).heading
+
+
+def _row(case: Case) -> dict[str, Any]:
+    """The total of the answer, under its label."""
+    return {**case.rows[case.chosen], "label": case.best.label}
+
+
+def _what_it_is(case: Case) -> str:
+    row = _row(case)
+    facts = f"{value_text(case.error, case.best.error)} {_heading(case.error)}"
+    if case.error == "output_error" and not is_missing(row.get("sqnr_db")):
+        facts += f" ({value_text('sqnr_db', row['sqnr_db'])} SQNR)"
+    text = f"{case.best.label} has {facts}"
+    if not is_missing(row.get("weight_bytes")):
+        text += f" with {value_text('weight_bytes', row['weight_bytes'])} of weights"
+        if not is_missing(row.get("bits_per_weight")):
+            text += f" ({value_text('bits_per_weight', row['bits_per_weight'])} bits per weight)"
+    costs = [
+        f"{value_text(key, row[key])} {word}".strip()
+        for key, word in (("latency_s", ""), ("energy_j", ""), ("dram_bytes", "of DRAM traffic"))
+        if not is_missing(row.get(key))
+    ]
+    return f"{text}; a denoising step takes {listing(costs)}." if costs else f"{text}."
+
+
+def _competing(case: Case) -> list[int]:
+    """Candidates the choice was among: fit ones where there are some."""
+    finite = [i for i, c in enumerate(case.candidates) if c.error < float("inf")]
+    return [i for i in finite if case.candidates[i].error <= WORST_ERROR] or finite
+
+
+def _what_decides(case: Case) -> list[str]:
+    """Why this one: the only one, the most accurate of equals, or the knee."""
+    among = _competing(case)
+    if len(among) == 1:
+        return [f"It is the only split {_of_what(case)}."]
+    if not case.cost:
+        return ["It has the least error; no cost is known."]
+    members = [case.candidates[i] for i in among]
+    front = [members[i] for i in front_beyond_ties(members, case.cost, case.margins)]
+    cheapest = min(members, key=lambda c: (c.value(case.cost), c.error))
+    dearest = max(members, key=lambda c: c.value(case.cost))
+    cost = _heading(case.cost)
+    if case.margins.ties(case.cost, cheapest.value(case.cost), dearest.value(case.cost)):
+        how_far = f"lie within {percent_text(case.margins.of(case.cost))}, which is as far as the"
+        alike = f"{how_far} model may be off" if case.margins.of(case.cost) else "are equal"
+        return [f"The {_plural(case.cost)} of all {len(members)} splits {alike}, so error decides."]
+    if case.best.label == cheapest.label:
+        least = min(c.error for c in members)
+        both = " and the least error" if case.best.error == least else ""
+        return [f"It has the least {cost}{both} of {len(members)} splits."]
+    base = {**case.rows[case.candidates.index(cheapest)], "label": cheapest.label}
+    told = list(dict.fromkeys((case.cost, "latency_s", "weight_bytes")))
+    if not base[case.error] or case.best.error >= base[case.error]:
+        return []
+    gains = f"{cheapest.label} has the least {cost}; the choice "
+    gains += f"{comparison(_row(case), base, told, case.error)}."
+    if len(front) == 1 and case.margins.of(case.cost):
+        step = percent_text(case.margins.of(case.cost))
+        return [
+            gains,
+            f"From one to the other no step in {cost} is beyond the {step} that the model may be "
+            "off, so error decides.",
+        ]
+    return [gains]
+
+
+def _of_what(case: Case) -> str:
+    return "evaluated" if len(case.candidates) == 1 else "with at most 25 % error"
+
+
+def _plural(cost: str) -> str:
+    return {"latency_s": "latencies", "energy_j": "energies"}.get(cost, f"{_heading(cost)} values")
+
+
+def _against_least_error(case: Case) -> list[str]:
+    index = min(
+        range(len(case.candidates)),
+        key=lambda i: (case.candidates[i].error, case.candidates[i].value("weight_bytes")),
+    )
+    least = case.candidates[index]
+    if least.label == case.best.label or least.error >= case.best.error or not least.error:
+        return []
+    row = {**case.rows[index], "label": least.label}
+    told = comparison(row, _row(case), ("latency_s", "weight_bytes"), case.error)
+    return [f"Least error of all: {least.label} {told}."]
+
+
+def _ties_line(case: Case, ties: Sequence[Candidate]) -> list[str]:
+    if not ties or not case.cost:
+        return []
+    best, margins = case.best, case.margins
+    equal = [c for c in ties if margins.ties("error", c.error, best.error)]
+    worse = [c for c in ties if c not in equal and c.error > best.error]
+    margin = margins.of(case.cost)
+    sure = f" (the model may be off by {percent_text(margin)}: {case.seen})" if margin else ""
+    parts = []
+    if worse:
+        parts.append(f"{some_of([c.label for c in worse])}, which {_have(worse)} more error")
+    if equal:
+        within = f"no more than the {percent_text(margins.error)} between seeds"
+        told = (
+            f"differ{'s' * (len(equal) == 1)} in error by {within}"
+            if margins.error
+            else (f"{_have(equal)} the same error")
+        )
+        parts.append(f"{some_of([c.label for c in equal])}, which {told}; fewer bytes decided")
+    return [f"Its {_heading(case.cost)} ties with that of {'; and of '.join(parts)}{sure}."]
+
+
+def _have(candidates: Sequence[Candidate]) -> str:
+    return "has" if len(candidates) == 1 else "have"
+
+
+def _changes_line(case: Case, changes: Sequence[Change]) -> list[str]:
+    """The mildest limit of each column that changes the answer, by what is then the answer."""
+    first: dict[str, Change] = {}
+    for change in changes:
+        first.setdefault(change.column, change)
+    thens: dict[str, list[Change]] = {}
+    for change in first.values():
+        thens.setdefault(change.label, []).append(change)
+    told = []
+    for members in thens.values():
+        head, *rest = (_limit_of(change) for change in members)
+        limits = [head, *(limit.replace(" must stay below", " below") for limit in rest)]
+        either = " or ".join(filter(None, [", ".join(limits[:-1]), limits[-1]]))
+        told.append(f"{either} (then {_then(case, members[0])})")
+    return [f"{case.best.label} wins unless {'; or '.join(told)}."] if told else []
+
+
+def _notes(case: Case) -> tuple[str, ...]:
+    labels = [c.label for c in case.candidates if c.error == float("inf")]
+    notes = list(diagnoses(case.candidates, case.rows, case.error, case.chosen))
+    if case.error == "weight_error" and case.candidates:
+        notes.append(
+            "Ranked by the error of the weights: output errors are not known without activations."
+        )
+    if case.candidates and not any("latency_s" in c.costs for c in case.candidates):
+        decides = f"; {_heading(case.cost)} is weighed against the error" if case.cost else ""
+        notes.append(f"Latencies are not known{decides}.")
+    if case.n_without_cost:
+        n = case.n_without_cost
+        splits = f"{n} split{'s' * (n != 1)}"
+        notes.append(f"{splits} without a known {_heading(case.cost)} did not compete.")
+    if labels:
+        what = "outputs that are infinite or NaN (a float format overflows)"
+        notes.append(f"{some_of(labels)}: {what}; not fit to build.")
+    if case.best is not None:
+        clipped = case.rows[case.chosen].get("clipped_count")
+        if not is_missing(clipped) and clipped:
+            label = case.best.label
+            notes.append(f"{clipped:,} float values of {label} are beyond their format.")
+        if not case.is_fit:
+            notes.append(
+                f"An error of {value_text(case.error, case.best.error)} is above the 25 % up to "
+                "which a split counts as fit; look for the reason before building anything."
+            )
+    return tuple(notes)

@@ -1,0 +1,114 @@
+"""How results are put into words: values with units, lists, and what one row gains over another."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loraq_sim.results.columns import column_for
+from loraq_sim.results.units import choose_unit, format_numbers, is_missing
+
+__all__ = [
+    *("comparison", "limit_text", "listing", "name_of", "percent_text", "pretty_unit"),
+    *("some_of", "value_text"),
+]
+
+Row = Mapping[str, Any]
+
+_MOST_NAMES = 3
+_MOST_DIGITS = 17
+
+
+def name_of(row: Row) -> str:
+    """What a row is called: its ``label`` where it has one, else its split."""
+    return str(row.get("label") or row["split"])
+
+
+def listing(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    if len(names) <= _MOST_NAMES + 1:
+        return listing(names)
+    return listing([*names[:_MOST_NAMES], f"{len(names) - _MOST_NAMES} more"])
+
+
+def value_text(key: str, value: Any) -> str:
+    """One value with its unit: ``4.17 %``, ``2.97 ms``; ``not known`` if it is missing."""
+    if is_missing(value):
+        return "not known"
+    if math.isinf(value):
+        return "infinite"
+    column = column_for(key)
+    unit = choose_unit([value], column.quantity)
+    (text,) = format_numbers([value / unit.size], column.digits)
+    return f"{text} {pretty_unit(unit.symbol)}".strip()
+
+
+def limit_text(key: str, below: float, down_to: float) -> str:
+    """A round value of `key` in (down_to, below]: as few digits as that takes, three at least.
+
+    >>> limit_text("weight_bytes", 2 * 2**20, 2**20), limit_text("latency_s", 2.9996e-3, 2.9991e-3)
+    ('2.00 MiB', '2.9995 ms')
+    """
+    unit = choose_unit([below], column_for(key).quantity)
+    scaled = below / unit.size
+    whole = math.floor(math.log10(scaled)) + 1 if scaled > 0 else 1
+    for digits in range(3, _MOST_DIGITS):
+        decimals = max(0, digits - whole)
+        step = 10.0 ** (max(0, whole - digits) - decimals)
+        rounded = math.floor(scaled / step * (1 + 1e-12)) * step
+        if down_to < rounded * unit.size <= below * (1 + 1e-12):
+            return f"{rounded:,.{decimals}f} {pretty_unit(unit.symbol)}".strip()
+    return f"{scaled!r} {pretty_unit(unit.symbol)}".strip()
+
+
+def pretty_unit(symbol: str) -> str:
+    """A unit as print writes it: tables of the terminal keep to ASCII."""
+    return f"\u00b5{symbol[1:]}" if symbol in ("us", "uJ") else symbol
+
+
+def percent_text(fraction: float) -> str:
+    """A fraction in percent: ``7.3 %``."""
+    return f"{100 * fraction:.1f} %"
+
+
+def comparison(row: Row, base: Row, costs: Sequence[str], y: str) -> str:
+    """What `row`, which has less error, gains and costs against `base`: a sentence without subject.
+
+    Costs that one of the two does not hold, or that are zero in `base`, are not spoken of.
+
+    >>> row, base = {"split": "W8A8", "e": 0.1, "t_s": 3.0}, {"split": "W4A4", "e": 0.2, "t_s": 2.0}
+    >>> comparison(row, base, ["t_s"], "e")
+    'halves the e of W4A4 for +50 % t'
+    """
+    gain = _gain(row[y] / base[y], column_for(y).heading, name_of(base))
+    prices = [
+        _price(row[key] / base[key], column_for(key).heading)
+        for key in costs
+        if base.get(key) and row.get(key) is not None
+    ]
+    return f"{gain} {' and '.join(prices)}".replace(" and for ", " and ").rstrip()
+
+
+def _gain(ratio: float, error: str, base: str) -> str:
+    short = error.removeprefix("output ")
+    if 0.475 <= ratio <= 0.525:
+        return f"halves the {short} of {base}"
+    if ratio == 0:
+        return f"has none of the {short} of {base}"
+    if ratio < 0.4:
+        return f"has {1 / ratio:.1f}× less {short} than {base}"
+    return f"cuts the {short} of {base} by {100 * (1 - ratio):.0f} %"
+
+
+def _price(ratio: float, cost: str) -> str:
+    if 0.995 < ratio < 1.005:
+        return f"at the same {cost}"
+    if ratio < 1:
+        return f"with {100 * (1 - ratio):.0f} % less {cost}"
+    if ratio < 2:
+        return f"for +{100 * (ratio - 1):.0f} % {cost}"
+    return f"for {ratio:.1f}× the {cost}"

@@ -1,0 +1,251 @@
+"""The verdict on hand-made and on random totals: what it says is true of the rows."""
+
+import math
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from loraq_sim.cost_accuracy import latency_accuracy
+from loraq_sim.results.verdict import verdict_of
+
+AIE2 = latency_accuracy("aie2")[0]
+
+
+def total(split, error, latency, weights, accelerator="aie2", **more):
+    known = None if latency is None else latency
+    return {
+        **{"dump": "m.pt", "split": split, "accelerator": accelerator, "method": "loraq"},
+        **{"output_error": error, "weight_error": 0.1, "latency_s": known},
+        **{"weight_bytes": weights, "bits_per_weight": 4.5, "seed": 0, "status": "ok"},
+        **{"energy_j": None if latency is None else 2 * latency, "dram_bytes": 3 * weights},
+    } | more
+
+
+MIB = 2**20
+TIED = [
+    total("W4A4", 0.15, 1.00e-3, 1.0 * MIB),
+    total("W4A4+W8A8r16", 0.07, 1.02e-3, 1.2 * MIB),
+    total("W8A8", 0.01, 1.05e-3, 2.0 * MIB),
+]
+APART = [
+    total("W4A4", 0.20, 1.0e-3, 1.0e6),
+    total("W4A4+W8A8r16", 0.05, 1.2e-3, 1.1e6),
+    total("W4A4+W8A8r64", 0.04, 2.0e-3, 1.5e6),
+    total("W8A8", 0.03, 4.0e-3, 2.0e6),
+]
+
+
+def test_tied_latencies_leave_it_to_the_error_and_the_bytes_would_change_it():
+    verdict = verdict_of(TIED)
+    assert (verdict.split, verdict.headline) == ("W8A8", "Build W8A8 on aie2")
+    assert verdict.ties == ("W4A4+W8A8r16", "W4A4")
+    assert "The latencies of all 3 splits lie within 7.3 %" in verdict.why
+    assert (
+        "W8A8 wins unless latency must stay below 1.05 ms, weight memory below 2.00 MiB, energy "
+        "below 2.10 mJ or DRAM traffic below 6.00 MiB (then W4A4+W8A8r16 with 7.00 % output error)."
+    ) in verdict.text.split("\n")
+    bytes_limit = [c for c in verdict.would_change if c.column == "weight_bytes"]
+    assert [(c.below, c.down_to, c.split) for c in bytes_limit] == [
+        (2.0 * MIB, 1.2 * MIB, "W4A4+W8A8r16"),
+        (1.2 * MIB, 1.0 * MIB, "W4A4"),
+    ]
+
+
+def test_latencies_apart_are_weighed_against_the_error():
+    verdict = verdict_of(APART)
+    assert verdict.label == "W4A4+W8A8r16"
+    assert verdict.is_fit
+    assert "W4A4 has the least latency; the choice has 4.0× less error than W4A4" in verdict.why
+    assert "for +20 % latency and +10 % weight memory" in verdict.why
+    assert "Least error of all: W8A8 cuts the error of W4A4+W8A8r16 by 40 %" in verdict.why
+    assert verdict.ties == ()
+    assert verdict.on["aie2"] is not None
+    assert str(verdict) == verdict.text
+
+
+def test_a_frame_gives_the_same_verdict():
+    assert verdict_of(pd.DataFrame(APART)).text == verdict_of(APART).text
+
+
+@pytest.mark.parametrize(
+    ("rows", "headline"),
+    [
+        ([], "No split could be evaluated"),
+        ([total("W4A4", None, 1.0, 1, status="failed")], "No split could be evaluated on aie2"),
+        ([total("W4A4", 0.1, 1.0, 1)], "Build W4A4 on aie2"),
+        (
+            [total("W4A4", 0.31, 1.0, 1)],
+            "No split is fit to build on aie2: the best trade, W4A4, has 31.0 % output error",
+        ),
+        (
+            [total("W4A4", math.inf, 1.0, 1, status="overflow")],
+            "No split is fit to build on aie2: every output is infinite or NaN",
+        ),
+        (
+            [total("W4A4", None, 1.0, 1, status="overflow"), total("W8A8", 0.1, 2.0, 2)],
+            "Build W8A8 on aie2",
+        ),
+    ],
+)
+def test_headlines(rows, headline):
+    verdict = verdict_of(rows)
+    assert verdict.headline == headline
+    assert verdict.text.split("\n")[0] == headline
+    assert verdict.is_fit == headline.startswith("Build")
+
+
+def test_errors_above_a_quarter_and_infinite_ones_are_said():
+    bad = verdict_of([total("W4A4", 0.31, 1.0, 1), total("W4A8", 0.28, 1.0, 1)])
+    assert bad.split == "W4A8"
+    assert not bad.is_fit
+    assert "28.0 % is above the 25 %" in bad.text
+    rows = [total("W4A4", None, 1.0, 1, status="overflow"), total("W8A8", 0.1, 2.0, 2)]
+    assert "W4A4: outputs that are infinite or NaN" in verdict_of(rows).text
+    clipped = verdict_of([total("W8A8", 0.1, 2.0, 2, clipped_count=1234)])
+    assert "1,234 float values of W8A8 are beyond their format" in clipped.text
+    limited = verdict_of([*APART, total("W2A4", 0.4, 0.5e-3, 0.5e6)])
+    assert "W2A4 with 40.0 % output error, more than 25 %" in str(
+        [str(change) for change in limited.would_change]
+    )
+
+
+def test_weights_only_rows_are_ranked_by_the_weight_error_and_bytes():
+    rows = [
+        total("W4A4", None, None, 1.0e6, weight_error=0.12),
+        total("W4A4+W8A8r16", None, None, 1.2e6, weight_error=0.05),
+        total("W8A8", None, None, 4.0e6, weight_error=0.045),
+    ]
+    verdict = verdict_of(rows)
+    assert (verdict.error, verdict.cost) == ("weight_error", "weight_bytes")
+    assert verdict.split == "W4A4+W8A8r16"
+    assert "Ranked by the error of the weights" in verdict.text
+    assert "Latencies are not known; weight memory is weighed against the error." in verdict.text
+    assert "5.00 % weight error" in verdict.why
+
+
+def test_costs_that_only_some_have_leave_the_others_out_and_say_so():
+    verdict = verdict_of([*APART, total("W6A6", 0.001, None, 10.0)])
+    assert verdict.split == "W4A4+W8A8r16"
+    assert "1 split without a known latency did not compete." in verdict.text
+
+
+def test_seeds_are_one_candidate_and_their_spread_a_tie():
+    rows = [
+        *(
+            total("W4A4+W8A8r16", e, 1e-3, 2.0e6, seed=s)
+            for s, e in enumerate((0.10, 0.103, 0.099))
+        ),
+        total("W4A4+W4A4r32", 0.102, 1e-3, 1.0e6),
+        total("W4A4", 0.2, 1e-3, 0.5e6),
+    ]
+    verdict = verdict_of(rows)
+    assert verdict.label == "W4A4+W4A4r32"
+    assert "W4A4+W8A8r16, which differs in error by no more than the 4.0 % between seeds" in (
+        verdict.text
+    )
+    alone = verdict_of([row for row in rows if row["seed"] == 0])
+    assert alone.label == "W4A4+W8A8r16"
+    assert verdict_of(rows[:3]).row["output_error"] == 0.10
+
+
+def test_settings_are_named_where_they_tell_cases_apart():
+    rows = [total("W4A4", e, 1e-3, 1e6, acc_bits=b) for e, b in ((0.2, 16), (0.1, 24))]
+    verdict = verdict_of(rows)
+    assert (verdict.split, verdict.label) == ("W4A4", "W4A4 (acc 24)")
+
+
+def test_accelerators_that_agree_share_the_headline_and_others_get_one_split_for_all():
+    same = [row | {"accelerator": name} for name in ("aie2", "h100") for row in APART]
+    verdict = verdict_of(same)
+    assert verdict.headline == "Build W4A4+W8A8r16 on aie2 and h100"
+    assert (verdict.split, verdict.joint) == ("W4A4+W8A8r16", "")
+    assert set(verdict.on) == {"aie2", "h100"}
+    gpu = [
+        total("W4A4", 0.20, 1.0e-4, 1.0e6, "h100"),
+        total("W4A4+W8A8r16", 0.05, 5.0e-4, 1.1e6, "h100"),
+        total("W4A4+W8A8r64", 0.04, 6.0e-4, 1.5e6, "h100"),
+        total("W8A8", 0.005, 1.5e-4, 2.0e6, "h100"),
+    ]
+    verdict = verdict_of(APART + gpu)
+    assert verdict.headline == "Build W4A4+W8A8r16 on aie2 and W8A8 on h100"
+    assert verdict.joint.startswith(f"One split for all of aie2 and h100: {verdict.split}, with")
+    assert verdict.split in {row["split"] for row in APART}
+    assert verdict.text.split("\n")[1] == verdict.joint
+    none = verdict_of([APART[0], *[row for row in gpu if row["split"] == "W8A8"]])
+    assert none.split is None
+    assert "No split has a result on all of aie2 and h100." in none.text
+
+
+def random_totals(rng):
+    count = rng.randint(1, 14)
+    base = rng.choice([1e-5, 1e-3, 0.4])
+    return [
+        total(
+            f"W4A4+W8A8r{i}",
+            rng.choice([0.3, 0.5, math.inf, round(rng.uniform(0.002, 0.25), 4)]),
+            base * rng.choice([1.0, 1.04, 1.2, round(rng.uniform(1, 4), 3)]),
+            rng.choice([1e6, 2e6, rng.randint(10**5, 10**7)]),
+            energy_j=rng.choice([None, rng.uniform(1, 3)]),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_would_change_it_does(seed):
+    rows = random_totals(random.Random(seed))
+    verdict = verdict_of(rows)
+    for change in verdict.would_change:
+        middle = np.nextafter(change.below, 0)
+        for limit in (change.down_to, middle, (change.down_to + middle) / 2):
+            within = [r for r in rows if r[change.column] is not None and r[change.column] <= limit]
+            assert verdict_of(within).split == change.split, (change, limit)
+        # The limit in words is one, too.
+        words = str(change).split(" must stay below ")[1].split(":")[0]
+        number, unit = words.split()
+        size = {"%": 1e-2, "s": 1, "ms": 1e-3, "µs": 1e-6, "J": 1, "mJ": 1e-3}
+        size |= {"B": 1, "KiB": 2**10, "MiB": 2**20}
+        value = float(number.replace(",", "")) * size[unit]
+        assert change.down_to < value <= change.below * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_split_is_better_beyond_ties(seed):
+    rows = random_totals(random.Random(1000 + seed))
+    verdict = verdict_of(rows)
+    finite = [r for r in rows if math.isfinite(r["output_error"])]
+    assert (verdict.row is None) == (not finite)
+    if verdict.row is None:
+        return
+    best = verdict.row
+    assert verdict.is_fit == any(r["output_error"] <= 0.25 for r in finite)
+    for row in finite:
+        tied = row["latency_s"] <= best["latency_s"] * (1 + AIE2)
+        assert not (tied and row["output_error"] < best["output_error"])
+        faster = row["latency_s"] * (1 + AIE2) < best["latency_s"]
+        assert not (faster and row["output_error"] <= best["output_error"])
+
+
+def test_the_plain_form_has_everything_json_needs():
+    import json
+
+    plain = json.loads(json.dumps(verdict_of(APART).as_dict()))
+    assert plain["split"] == "W4A4+W8A8r16"
+    assert plain["text"] == verdict_of(APART).text
+    assert plain["would_change"][0]["text"] in map(str, verdict_of(APART).would_change)
+    both = [row | {"accelerator": name} for name in ("aie2", "h100") for row in APART]
+    assert set(verdict_of(both).as_dict()["on"]) == {"aie2", "h100"}
+
+
+@pytest.mark.parametrize("column", ["output_error", "latency_s", "weight_bytes", "energy_j"])
+@pytest.mark.parametrize("value", [None, math.inf, -math.inf, math.nan, -1.0, 0.0])
+def test_values_no_release_wrote_are_left_out(column, value):
+    odd = TIED[0] | {column: value}
+    for rows in ([odd], [odd, TIED[1]], [odd, APART[0] | {"accelerator": "h100"}]):
+        verdict = verdict_of(rows)
+        assert verdict.headline
+        verdict.as_dict()
+    if column == "output_error" and value == -1.0:
+        assert verdict_of([odd, TIED[1]]).split == TIED[1]["split"]

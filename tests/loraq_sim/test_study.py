@@ -1,0 +1,179 @@
+"""`lq.sweep`: the same rows and verdict as the command line, in a script, interrupted, in words."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import loraq_sim as lq
+from loraq_sim.cli.app import app
+
+SPLITS = ["W4A4", "W4A8", "W4A4+W8A8r8"]
+SETTINGS = {"layers": ["*.0.attn1.to_q", "*.0.attn1.to_k"], "tokens": 16, "presets": "fast"}
+# What depends on when and how fast a row was made.
+NOT_COMPARED = ("seconds", "case_id")
+
+
+@pytest.fixture(autouse=True)
+def in_root(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture(scope="module")
+def study(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        return lq.sweep("examples/tiny_pixart.pt", "aie2", splits=SPLITS, jobs=0, **SETTINGS)
+
+
+def test_rows_and_verdict_are_those_of_the_command_line(study, tmp_path):
+    words = ["sweep", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt", "--tokens", "16"]
+    words += ["--layers", ",".join(SETTINGS["layers"]), "--split", ",".join(SPLITS)]
+    words += ["--preset", "fast", "--jobs", "0", "--quiet", "--no-solution-cache"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "demo"), "--format", "json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+
+    def compared(rows):
+        return [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in rows]
+
+    assert compared(study.rows) == compared(told["rows"])
+    assert json.loads(json.dumps(study.verdict().as_dict())) == told["verdict"]
+    again = lq.open_study(tmp_path / "demo")
+    assert again.verdict().text == study.verdict().text
+    assert compared(again.rows) == compared(study.rows)
+
+
+def test_the_frame_and_the_fronts(study):
+    assert isinstance(study.df, pd.DataFrame)
+    assert list(study.df["split"]) == [row["split"] for row in study.rows]
+    assert study.df["pareto"].dtype == bool
+    front = study.front()
+    assert set(front["split"]) <= set(SPLITS)
+    assert front["latency_s"].is_monotonic_increasing
+    assert front["output_error"].is_monotonic_decreasing
+    layers = study.front(by="layer")
+    assert sorted(layers["case_id"]) == sorted(study.df[study.df["pareto"]]["case_id"])
+    with pytest.raises(lq.InputError, match="unknown front 'layers'; did you mean 'layer'"):
+        study.front("layers")
+
+
+def test_the_picture_and_the_page_say_the_verdict(study, tmp_path):
+    words = [text.get_text() for text in study.plot_front().texts]
+    assert study.verdict().headline in words
+    page = study.report(tmp_path / "r.html")
+    assert f"<h1>{study.verdict().headline}</h1>" in page.read_text(encoding="utf-8")
+    assert not (tmp_path / "r_files").exists()
+    study.report(tmp_path / "r.html", files=True)
+    assert (tmp_path / "r_files" / "summary.md").exists()
+
+
+def test_a_study_shows_itself_in_a_few_lines(study):
+    shown = repr(study)
+    assert len(shown.splitlines()) < 12
+    assert shown.startswith(f"Study of {len(study)} cases: 2 layers, 3 splits")
+    assert study.verdict().headline in shown
+
+
+def test_an_out_folder_is_continued(study, tmp_path):
+    arguments = {"splits": SPLITS[:2], "jobs": 0, "out": tmp_path / "demo", **SETTINGS}
+    first = lq.sweep("examples/tiny_pixart.pt", hw=["aie2"], **arguments)
+    assert (first.outcome.n_ok, first.path) == (4, tmp_path / "demo" / "results.sqlite")
+    arguments["splits"] = SPLITS
+    second = lq.sweep("examples/tiny_pixart.pt", hw=["aie2"], **arguments)
+    assert (second.outcome.n_ok, second.outcome.n_skipped) == (2, 4)
+    assert second.verdict().text == study.verdict().text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"splitz": ["W4A4"]}, "unknown key 'splitz'; did you mean 'splits'"),
+        ({"tokens": "many"}, "tokens must be a whole number, got 'many'"),
+        ({"splits": ["W4B4"]}, "W4B4"),
+    ],
+)
+def test_wrong_settings_are_named(settings, told):
+    with pytest.raises(lq.InputError, match=told):
+        lq.sweep("examples/tiny_pixart.pt", "aie2", **settings)
+
+
+def test_options_are_keywords_only():
+    with pytest.raises(TypeError):
+        lq.sweep("examples/tiny_pixart.pt", "aie2", ["W4A4"])
+
+
+def test_the_function_and_the_package_of_the_name_live_together():
+    import loraq_sim.sweep.plan
+
+    assert callable(lq.sweep)
+    assert loraq_sim.sweep.plan.compose is not None
+    from loraq_sim.sweep import compose
+
+    assert compose is loraq_sim.sweep.plan.compose
+
+
+SCRIPT = """
+import sys
+import loraq_sim as lq
+print("once", flush=True)
+study = lq.sweep(
+    "examples/tiny_pixart.pt", hw="aie2", splits=["W4A4", "W4A8"], layers="*.0.*", tokens=16,
+    presets="{preset}", jobs={jobs},
+    on_event=lambda event: print(event.kind, flush=True) if event.kind != "note" else None,
+)
+print(len(study), study.outcome.interrupted, flush=True)
+print(repr(study), flush=True)
+print(study.verdict().headline, flush=True)
+"""
+
+
+@pytest.mark.parametrize("from_stdin", [False, True], ids=["file", "stdin"])
+def test_a_script_without_a_guard_runs_once(request, tmp_path, from_stdin):
+    text = SCRIPT.format(preset="fast", jobs=1)
+    script = tmp_path / "script.py"
+    script.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-" if from_stdin else str(script)],
+        input=text if from_stdin else None,
+        capture_output=True,
+        text=True,
+        cwd=request.config.rootpath,
+        check=True,
+    )
+    assert done.stdout.split("\n").count("once") == 1
+    assert "22 False" in done.stdout
+    assert "Build W4A8 on aie2" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_leaves_a_study_of_what_was_done(request, tmp_path):
+    script = tmp_path / "script.py"
+    text = SCRIPT.format(preset="best", jobs=1).replace('"W4A8"', '"W4A8+W8A8r8", "W4A4+W6A6r8"')
+    script.write_text(text, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=request.config.rootpath,
+    )
+    try:
+        for line in process.stdout:
+            if line.strip() == "case":
+                break
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert " True" in said
+    assert "interrupted: " in said
+    assert "Traceback" not in errors
+    assert said.strip().split("\n")[-1].startswith(("Build", "No split"))
