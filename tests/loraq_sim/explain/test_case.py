@@ -49,6 +49,20 @@ def test_every_cycle_byte_and_picojoule_is_in_some_part(explained):
     assert all(share == pytest.approx(1.0, rel=1e-12) for share in by_quantity.values())
 
 
+def test_rotation_and_smoothing_are_parts_of_the_cost(layer):
+    explained = lq.explain_case(
+        layer, "W4A4", "aie2", preset="fast", rotate="hadamard:64", smooth=0.5
+    )
+    parts = {(part["quantity"], part["part"]): part["value"] for part in explained.costs}
+    # 40 x 128 elements: a multiplication and log2(64) additions each, 256 a cycle, 1.7 pJ.
+    assert parts["cycles", "smooth"] == pytest.approx(40 * 128 / 256)
+    assert parts["cycles", "rotate"] == pytest.approx(40 * 128 * 6 / 256)
+    assert parts["energy_pj", "rotate"] == pytest.approx(40 * 128 * 6 * 1.7)
+    assert parts["weight_bytes", "smooth"] == parts["dram_bytes", "smooth"] == 2 * 128
+    stored = sum(value for (quantity, _), value in parts.items() if quantity == "weight_bytes")
+    assert stored == explained.row["weight_bytes"]
+
+
 def test_without_activations_only_the_weight_is_explained(layer):
     silent = dataclasses.replace(layer, activations=None)
     case = lq.explain_case(silent, "W4A4+W8A8r8", "aie2", method="lqer", preset="fast")
