@@ -318,8 +318,10 @@ def test_ctrl_c_keeps_finished_rows_and_exits_with_130(request, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Shells let what runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     n_rows = 0
     while n_rows == 0 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)

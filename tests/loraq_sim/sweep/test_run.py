@@ -215,6 +215,8 @@ def start(dump, path, jobs):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Shells let what runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert [process.stdout.readline() for _ in range(3)] == ["1\n", "2\n", "3\n"]
     return process

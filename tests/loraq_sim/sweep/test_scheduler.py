@@ -95,6 +95,7 @@ def test_the_job_script_starts_one_process_per_cpu_on_one_thread():
 def test_ctrl_c_means_the_same_after_dask_jobqueue_was_imported():
     code = (
         "import signal; from loraq_sim.sweep.scheduler import slurm_job_script\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "slurm_job_script({'queue': 'cpu'})\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     )
