@@ -14,7 +14,7 @@ from loraq_sim.sweep.case_identity import case_identity
 from loraq_sim.sweep.case_labels import case_labels
 from loraq_sim.sweep.code_digest import code_digests
 from loraq_sim.sweep.tasks import SweepCase
-from loraq_sim.sweep.work import WorkOfLayer
+from loraq_sim.sweep.work import case_work, effort_of
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator
@@ -62,7 +62,6 @@ class CaseGrid:
         """Cases of the layer called `name` whose content is `digest`."""
         cases: list[SweepCase] = []
         solved: set[str] = set()
-        layer_work = WorkOfLayer(info)
         rows, _ = self._rows.get(name, (None, ""))
         points = [self._overridden(point, name, info) for point in self.points]
         for path in self._paths:
@@ -70,13 +69,14 @@ class CaseGrid:
                 for point, asked in points:
                     settings = dataclasses.replace(point, datapath=path, rows=rows)
                     case = self._case(name, info, digest, ref, settings, asked)
-                    work = layer_work.case_seconds(
-                        *(point.split, point.method, point.preset, point.tokens),
-                        seed=point.seed,
-                        is_solved=case.solution_key in solved,
+                    is_solved = case.solution_key in solved
+                    case = dataclasses.replace(
+                        case,
+                        work=case_work(settings, info, is_solved=is_solved),
+                        effort=effort_of(settings, is_solved=is_solved),
                     )
                     solved.add(case.solution_key)
-                    cases.append(dataclasses.replace(case, work=work))
+                    cases.append(case)
         return tuple(cases)
 
     def _case(

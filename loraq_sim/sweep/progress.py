@@ -1,9 +1,11 @@
 """What a sweep tells its caller while it runs and when it has ended."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from loraq_sim.sweep.work import seconds_of, units_by_effort
 
 __all__ = ["OnEvent", "ProgressClock", "SweepEvent", "SweepOutcome"]
 
@@ -31,6 +33,8 @@ class SweepEvent:
     status: str = ""
     message: str = ""
 
+
+_CRUMB = 1e-6
 
 OnEvent = Callable[[SweepEvent], None]
 
@@ -65,25 +69,32 @@ class SweepOutcome:
 
 
 class ProgressClock:
-    """Elapsed time, and time left in proportion to the expected work of the cases.
+    """Elapsed time, and time left by what finished cases of each effort took.
 
-    The pace is measured from the first finished case on: starting the workers and compiling
-    kernels takes seconds that say nothing about the rest.
+    Parameters
+    ----------
+    work : iterable of (str, float)
+        Effort and units of work of every case there is to do.
+    jobs : int
+        Cases that run at a time.
     """
 
-    def __init__(self, work: float) -> None:
+    def __init__(self, work: Iterable[tuple[str, float]], *, jobs: int = 1) -> None:
         self._started = time.monotonic()
-        self._left = work
-        self._paced = 0.0
-        self._pace_started: float | None = None
+        self._left = units_by_effort(work)
+        self._jobs = max(jobs, 1)
+        self._done: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
 
-    def advance(self, work: float) -> None:
-        """Count a finished case of this expected work."""
-        self._left -= work
-        if self._pace_started is None:
-            self._pace_started = time.monotonic()
-        else:
-            self._paced += work
+    def advance(self, effort: str, units: float, seconds: float | None) -> None:
+        """Count a finished case; one that failed says nothing of the others."""
+        self._left[effort] = max(self._left.get(effort, 0.0) - units, 0.0)
+        # Sums of floats leave crumbs.
+        if self._left[effort] < units * _CRUMB:
+            self._left[effort] = 0.0
+        if seconds is not None and units > 0:
+            self._done[effort] = self._done.get(effort, 0.0) + units
+            self._seconds[effort] = self._seconds.get(effort, 0.0) + seconds
 
     @property
     def elapsed_s(self) -> float:
@@ -92,7 +103,7 @@ class ProgressClock:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left, None before the second case is done."""
-        if not self._paced:
-            return None
-        return max((time.monotonic() - self._pace_started) * self._left / self._paced, 0.0)
+        """Seconds left, None until a case of every effort that is left has finished."""
+        rates = {effort: self._seconds[effort] / units for effort, units in self._done.items()}
+        left = seconds_of(self._left, rates)
+        return None if left is None or not rates else left / self._jobs

@@ -70,7 +70,7 @@ def run_sweep(
     sweep = compose(sweep) if isinstance(sweep, SweepPlan) else sweep
     jobs = available_cpus() if jobs is None else jobs
     damaged = store.drop_damaged()
-    run = _Run(sweep, store, on_event, force, cache)
+    run = _Run(sweep, store, on_event, force, cache, jobs)
     facts = collect_provenance(sweep, jobs=jobs, scheduler=getattr(executor, "address", ""))
     number = store.begin_run(facts, sweep.case_ids, positions=sweep.positions)
     # Names of files and groups are no part of a case's identity; rows follow the latest.
@@ -108,13 +108,16 @@ class _Run:
         on_event: OnEvent | None,
         force: bool,
         cache: SolutionCache | None,
+        jobs: int,
     ) -> None:
         done = set() if force else store.done(sweep.case_ids)
         self.tasks = [_prepared(task, done, cache) for task in sweep.tasks]
         self.tasks = [task for task in self.tasks if task.cases]
         self._store = store
         self._on_event = on_event
-        self._clock = ProgressClock(sum(task.work for task in self.tasks))
+        self._clock = ProgressClock(
+            ((case.effort, case.work) for task in self.tasks for case in task.cases), jobs=jobs
+        )
         self._total = sum(len(task.cases) for task in self.tasks)
         self._n_skipped = len(done)
         self._n_ok = self._n_failed = self._n_unreadable = 0
@@ -127,7 +130,7 @@ class _Run:
             return
         row = result.row
         self._store.add(result.case.case_id, row)
-        self._clock.advance(result.case.work)
+        self._clock.advance(result.case.effort, result.case.work, row.get("seconds"))
         if row["status"] in EVALUATED:
             self._n_ok += 1
         else:

@@ -17,7 +17,7 @@ class SweepCase:
     """One layer with one combination of settings on one accelerator.
 
     `accelerator` is the name or path to load, `labels` are the columns of the row known before it
-    is evaluated, and `work` is the expected time in seconds (used to order and to predict).
+    is evaluated, and `work` is in units of its `effort` (`loraq_sim.sweep.work`).
     Cases of equal `solution_key` have the same solution, which `cache` may hold. `asked` says what
     the plan named where an override changed it: a label, not a setting.
     """
@@ -30,6 +30,7 @@ class SweepCase:
     asked: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1.0
+    effort: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class SweepTask:
 
     @property
     def work(self) -> float:
-        """Expected time in seconds."""
+        """Units of work of all its cases, to order tasks by."""
         return sum(case.work for case in self.cases)
 
 

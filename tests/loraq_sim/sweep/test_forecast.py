@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 
+from loraq_sim.case_settings import CaseSettings
 from loraq_sim.rows import failed_row
 from loraq_sim.split import parse_split
 from loraq_sim.sweep import compose, estimate, probe
-from loraq_sim.sweep.work import WorkOfLayer, rank_of
+from loraq_sim.sweep.work import SOLVED, case_work, effort_of, rank_of, seconds_of
 
 
 @pytest.fixture
@@ -14,45 +15,56 @@ def info(make_dump, make_plan):
     return replace(small, n=512, k=512, tokens=256)
 
 
-def seconds(info, split="W4A4+W8A8r16", method="loraq", preset="balanced", tokens=None):
-    return WorkOfLayer(info).case_seconds(parse_split(split), method, preset, tokens)
+@pytest.fixture(autouse=True)
+def quick_probe(monkeypatch):
+    """A probe that takes no time and finds a second per thousand units; `probes` has the calls."""
+    probes = []
+
+    def measure(efforts):
+        probes.append(efforts)
+        rates = dict.fromkeys(efforts, 1e-3)
+        return probe.ProbeResult(rates=rates, start_s=2.0, basis="a short probe of this machine")
+
+    monkeypatch.setattr("loraq_sim.sweep.forecast.probe_machine", measure)
+    return probes
 
 
-def test_more_work_takes_longer(info):
-    base = seconds(info)
-    assert base < seconds(replace(info, n=1024))
-    assert base < seconds(replace(info, tokens=512))
-    assert base < seconds(info, split="W4A4+W8A8r64")
-    assert base < seconds(info, preset="best")
-    assert base > seconds(info, tokens=16)
-    assert base > seconds(info, method="lqer")
-    assert base > seconds(info, split="W4A4", method="rtn") > 0
+def units(info, split="W4A4+W8A8r16", tokens=None, is_solved=False):
+    settings = CaseSettings(split=parse_split(split), tokens=tokens)
+    return case_work(settings, info, is_solved=is_solved)
+
+
+def test_larger_layers_are_more_work(info):
+    base = units(info)
+    assert base < units(replace(info, n=1024))
+    assert base < units(replace(info, tokens=512))
+    assert base < units(info, split="W4A4+W8A8r64")
+    assert base > units(info, tokens=16)
+    assert base > units(info, is_solved=True) > 0
+    assert units(info, split="W4A4+W8A8r9999") == units(info, split="W4A4+W8A8r512")
 
 
 def test_a_layer_without_activations_costs_no_emulation(info):
-    assert seconds(replace(info, tokens=None)) == seconds(replace(info, tokens=None), tokens=64)
-    assert seconds(replace(info, tokens=None)) < seconds(info)
+    silent = replace(info, tokens=None)
+    assert units(silent) == units(silent, tokens=64) < units(info)
 
 
-def test_a_layer_nobody_could_describe_still_has_a_time():
-    assert seconds(None, split="W4A4", method="rtn", preset="fast") > 0
+def test_a_layer_nobody_could_describe_still_is_work():
+    assert units(None) > 0
 
 
-def test_splits_of_a_layer_share_what_the_solver_shares(info):
-    layer = WorkOfLayer(info)
+def test_efforts_are_what_takes_the_same_time_per_unit():
+    branch, plain = (CaseSettings(split=parse_split(s)) for s in ("W4A4+W8A8r4", "W4A4"))
+    assert effort_of(branch, is_solved=False) == "loraq balanced"
+    assert effort_of(replace(branch, method="lqer"), is_solved=False) == "lqer balanced"
+    assert effort_of(plain, is_solved=False) == "rtn"
+    assert effort_of(branch, is_solved=True) == effort_of(plain, is_solved=True) == SOLVED
 
-    def next_case(split, **options):
-        return layer.case_seconds(parse_split(split), "loraq", "fast", None, **options)
 
-    alone = next_case("W4A4+W8A8r64")
-    equal = next_case("W4A8+W8A8r64")  # another activation format: the same solution
-    same_stages = next_case("W4A4+W16A16r64")
-    other_rank = next_case("W4A4+W8A8r63")
-    assert equal < 0.3 * alone
-    assert equal < same_stages < 0.8 * alone
-    assert other_rank > same_stages
-    # A stored solution of an earlier accelerator leaves the emulation.
-    assert next_case("W4A4+W8A8r62", is_solved=True) < equal
+def test_cases_of_one_solution_are_solved_once(make_dump, make_plan):
+    plan = make_plan(make_dump(a="linear"), splits=("W4A4+W8A8r4", "W4A8+W8A8r4", "W4A4"))
+    found = [case.effort for case in compose(plan).cases]
+    assert found == ["loraq balanced", SOLVED, "rtn"]
 
 
 @pytest.mark.parametrize(
@@ -60,15 +72,21 @@ def test_splits_of_a_layer_share_what_the_solver_shares(info):
     [("W4A4", 0), ("W4A4+W8A8r64", 64), ("W4A4+W8A8@fp16r32", 64), ("W4A4+W6A6@fp16r32", 85)],
 )
 def test_the_rank_of_a_budget_is_the_one_its_codes_allow(split, rank):
-    assert rank_of(parse_split(split)) == rank
+    assert rank_of(CaseSettings(split=parse_split(split))) == rank
 
 
-def test_cases_already_stored_are_counted_and_not_timed(make_dump, make_plan, store):
+def test_seconds_need_a_rate_of_every_effort():
+    assert seconds_of({"a": 2.0, "b": 0.0}, {"a": 3.0}) == 6.0
+    assert seconds_of({"a": 2.0, "b": 1.0}, {"a": 3.0}) is None
+
+
+def test_cases_already_stored_are_counted_and_not_timed(make_dump, make_plan, store, quick_probe):
     sweep = compose(make_plan(make_dump(a="linear", b="linear")))
     before = estimate(sweep, store)
     assert (before.n_layers, before.n_cases, before.n_done, before.n_to_run) == (2, 6, 0, 6)
-    assert before.seconds > 0
+    assert before.seconds == pytest.approx(2.0 + 1e-3 * sum(case.work for case in sweep.cases))
     assert before.basis == "a short probe of this machine"
+    assert quick_probe == [("rtn", "solved")]
     for case in sweep.cases:
         store.add(case.case_id, {"layer": "a", "status": "ok", "seconds": 2 * case.work})
     after = estimate(sweep, store)
@@ -76,22 +94,32 @@ def test_cases_already_stored_are_counted_and_not_timed(make_dump, make_plan, st
     assert estimate(sweep, store, force=True).n_to_run == 6
 
 
-def test_stored_cases_calibrate_the_rest(make_dump, make_plan, store):
-    sweep = compose(make_plan(make_dump(a="linear")))
-    first, second, last = (case.work for case in sweep.cases)
-    for case, slowdown in zip(sweep.cases, (10, 100), strict=False):
-        row = {"layer": "a", "status": "ok", "seconds": slowdown * case.work}
-        store.add(case.case_id, row)
+def test_stored_cases_teach_their_effort_and_the_probe_the_others(
+    make_dump, make_plan, store, quick_probe
+):
+    splits = ("W4A4", "W4A4+W8A8r4", "W4A4+W8A8r2")
+    sweep = compose(make_plan(make_dump(a="linear"), splits=splits))
+    plain, first, second = sweep.cases
+    store.add(first.case_id, {"layer": "a", "status": "ok", "seconds": 7 * first.work})
     found = estimate(sweep, store)
-    assert found.basis == "2 cases of this sweep already stored"
-    left = last * (10 * first + 100 * second) / (first + second)
-    assert found.seconds == pytest.approx(probe.probe_machine().start_s + left)
+    expected = 2.0 + 7 * second.work + 1e-3 * plain.work
+    assert found.seconds == pytest.approx(expected)
+    assert found.basis == "1 cases of this sweep already stored, and a short probe of this machine"
+    assert quick_probe == [("rtn",)]
 
 
-def test_a_probe_that_fails_leaves_the_formula(monkeypatch):
+def test_the_probe_measures_every_effort_on_this_machine():
+    rates, seconds = probe.run_probe(["rtn", SOLVED, "lqer fast", "loraq fast"])
+    assert 0 < sum(rates.values()) < seconds
+    assert rates.keys() == {"rtn", SOLVED, "lqer fast", "loraq fast"}
+    assert rates["loraq fast"] > rates["rtn"] > 0
+
+
+def test_a_probe_that_fails_leaves_a_guess_and_says_so(monkeypatch):
     monkeypatch.setattr(probe.sys, "executable", "no-such-python")
-    found = probe.probe_machine.__wrapped__()
-    assert (found.factor, found.basis) == (1.0, "a machine like that of the authors")
+    found = probe.probe_machine.__wrapped__(("rtn",))
+    assert found.basis == "a machine like that of the authors"
+    assert found.rates["rtn"] > 0
 
 
 def test_failed_cases_are_to_be_run_again(make_dump, make_plan, store):
@@ -102,7 +130,7 @@ def test_failed_cases_are_to_be_run_again(make_dump, make_plan, store):
 
 def test_two_workers_take_less_but_no_less_than_the_longest_layer(make_dump, make_plan):
     sweep = compose(make_plan(make_dump(a="linear", b="linear")))
-    heavy = [replace(case, work=100.0) for case in sweep.tasks[0].cases]
+    heavy = [replace(case, work=1e6) for case in sweep.tasks[0].cases]
     sweep = replace(sweep, tasks=(replace(sweep.tasks[0], cases=tuple(heavy)), sweep.tasks[1]))
     one, many = estimate(sweep, jobs=1).seconds, estimate(sweep, jobs=64).seconds
-    assert 0.5 * one < many <= 1.5 * one
+    assert 0.5 * one < many <= one

@@ -12,23 +12,30 @@ def clock(monkeypatch):
     return now
 
 
-def test_time_left_follows_the_pace_after_the_first_case(clock):
-    progress_clock = ProgressClock(work=10.0)
+def test_time_left_is_learned_by_effort(clock):
+    work = [("quick", 1.0), ("quick", 3.0), ("slow", 2.0), ("slow", 2.0)]
+    progress_clock = ProgressClock(work, jobs=2)
     assert progress_clock.eta_s is None
-    clock[0] += 60.0  # Workers start and compile: this says nothing about the pace.
-    progress_clock.advance(1.0)
+    clock[0] += 60.0  # Workers start and compile: this says nothing about the rest.
+    progress_clock.advance("quick", 1.0, 0.5)
+    assert progress_clock.eta_s is None  # nobody knows yet how slow the slow ones are
+    progress_clock.advance("slow", 2.0, 200.0)
+    assert progress_clock.eta_s == (3.0 * 0.5 + 200.0) / 2
+    assert progress_clock.elapsed_s == 60.0
+
+
+def test_a_failed_case_teaches_nothing(clock):
+    progress_clock = ProgressClock([("a", 1.0)] * 3)
+    progress_clock.advance("a", 1.0, None)
     assert progress_clock.eta_s is None
-    clock[0] += 6.0
-    progress_clock.advance(3.0)
-    assert progress_clock.eta_s == 12.0
-    assert progress_clock.elapsed_s == 66.0
+    progress_clock.advance("a", 1.0, 4.0)
+    assert progress_clock.eta_s == 4.0
 
 
 def test_no_time_is_left_at_the_end(clock):
-    progress_clock = ProgressClock(work=2.0)
-    progress_clock.advance(1.0)
-    clock[0] += 1.0
-    progress_clock.advance(1.0)
+    progress_clock = ProgressClock([("a", 0.1)] * 10)
+    for _ in range(10):
+        progress_clock.advance("a", 0.1, 1.0)
     assert progress_clock.eta_s == 0.0
 
 
