@@ -21,6 +21,7 @@ from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
+from loraq_sim.error_shares import RoundingWatch
 from loraq_sim.errors import InputError
 from loraq_sim.hadamard import hadamard_block
 from loraq_sim.layers import Layer
@@ -128,7 +129,10 @@ def evaluate_case(
     if solution is None:
         solution = solve_case(layer, settings)
     m = layer.m if settings.rows is None else settings.rows
-    emulated = None if x is None else run_layer(x, solution, split, path, layer.bias)
+    emulated, watch = None, None
+    if x is not None:
+        watch = RoundingWatch(len(x))
+        emulated = run_layer(x, solution, split, path, layer.bias, on_step=watch)
     row = {
         **_identity(layer, m, settings, accelerator, x),
         **_transforms(settings, solution),
@@ -138,7 +142,7 @@ def evaluate_case(
         "weight_bytes": solution.nbytes,
         "bits_per_weight": solution.bits_per_weight,
         "weight_error": solution.weight_error,
-        **_measured(layer, x, emulated),
+        **_measured(layer, x, emulated, watch),
         **_clipped(layer, x, solution, emulated),
         **describe_array(path.mac),
         **_cost(m, settings, solution, path, accelerator),
@@ -322,10 +326,16 @@ def _clipped(
     return {"clipped_count": total, "first_clipped": first}
 
 
-def _measured(layer: Layer, x: np.ndarray | None, emulated: LayerOutput | None) -> dict[str, Any]:
+def _measured(
+    layer: Layer,
+    x: np.ndarray | None,
+    emulated: LayerOutput | None,
+    watch: RoundingWatch | None,
+) -> dict[str, Any]:
     if emulated is None:
         return dict.fromkeys((*_ERRORS, *_STATISTICS, "first_overflow")) | {"status": "ok"}
-    error = output_error(emulated.y, _layer_reference(layer, len(x)))
+    reference = _layer_reference(layer, len(x))
+    error = output_error(emulated.y, reference)
     return {
         "output_error": error.relative,
         "sqnr_db": error.sqnr_db,
@@ -334,5 +344,6 @@ def _measured(layer: Layer, x: np.ndarray | None, emulated: LayerOutput | None) 
         "output_rms": error.rms,
         **{name: getattr(emulated.statistics, name) for name in _STATISTICS},
         "first_overflow": _first_overflow(emulated),
+        **watch.shares(emulated.y, reference, error.relative),
         "status": "ok" if np.isfinite(emulated.y).all() else "overflow",
     }

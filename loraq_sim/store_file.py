@@ -27,7 +27,7 @@ __all__ = [
     "stored_columns",
 ]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
@@ -76,6 +76,7 @@ _MIGRATIONS = {
     2: (f"ALTER TABLE rows ADD COLUMN {_CHECKSUM}",),
     3: (),
     4: (),
+    5: (),
 }
 _OLDEST = min(_MIGRATIONS)
 _FIRST_WITH_CHECKSUMS = 3

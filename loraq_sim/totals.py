@@ -27,6 +27,7 @@ _COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
 _NUMBERS = (
     *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
     *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
+    *("activation_error_share", "p_error_share", "wide_p_error", "p_format"),
     *(*_COSTS, "utilization", "bound", "peak_activation_bytes"),
 )
 MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
@@ -65,6 +66,8 @@ def model_totals(
         ``peak_activation_bytes``
             maximum: layers run one after the other. What other parts of the model hold meanwhile
             (a residual stream, keys of attention) is not in it;
+        ``activation_error_share``, ``p_error_share``, ``wide_p_error``, ``p_format``
+            shares of the model's squared error; its error with a P of 16 bits; the one format of P;
         ``bits_per_weight``
             8 * sum of weight_bytes / sum of n * k;
         ``output_error``, ``weight_error``, ``sqnr_db``
@@ -184,6 +187,7 @@ def _sums(rows: Sequence[Row], aggregate: str) -> Row:
             (f"{row['layer']}: {row['first_clipped']}" for row in rows if row.get("first_clipped")),
             None,
         ),
+        **_rounding(rows, aggregate),
     }
     for name in _COSTS:
         totals[name] = _over(sum, rows, lambda row, name=name: row[name] * _calls(row))
@@ -192,6 +196,29 @@ def _sums(rows: Sequence[Row], aggregate: str) -> Row:
     totals["bound"] = _longest_bound(rows)
     totals["peak_activation_bytes"] = _over(max, rows, lambda row: row["peak_activation_bytes"])
     return totals
+
+
+def _rounding(rows: Sequence[Row], aggregate: str) -> Row:
+    """What rounding activations and P adds to the error of the model; a layer without P adds 0."""
+    weight = aggregate_of("output_error", aggregate).weight
+    found: Row = {}
+    square = _over(sum, rows, lambda row: weight(row) * row["output_error"] ** 2)
+    for name in ("activation_error_share", "p_error_share"):
+        known = any(row.get(name) is not None for row in rows)
+        of_all = _over(
+            *(sum, rows),
+            lambda row, name=name: weight(row) * row["output_error"] ** 2 * (row.get(name) or 0.0),
+        )
+        found[name] = _ratio(1, of_all, square) if known and math.isfinite(square or 0) else None
+    known = any(row.get("wide_p_error") is not None for row in rows)
+    wide = [
+        row | {"output_error": row["wide_p_error"]} if row.get("wide_p_error") is not None else row
+        for row in rows
+    ]
+    found["wide_p_error"] = _root_mean_square(wide, "output_error", aggregate) if known else None
+    formats = {row.get("p_format") for row in rows} - {None}
+    found["p_format"] = next(iter(formats)) if len(formats) == 1 else None
+    return found
 
 
 def _calls(row: Row) -> int:

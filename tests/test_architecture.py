@@ -58,6 +58,7 @@ FLOORS = {
     "emulator": 3,
     "solvers": 3,
     "case_settings": 4,
+    "error_shares": 4,
     "machine": 4,
     "nunchaku": 4,
     "quantized_model": 4,

@@ -14,7 +14,7 @@ the data path walks these steps and no list of its own. Each GEMM is
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -232,6 +232,8 @@ def run_layer(
     split: PrecisionSplit,
     datapath: Datapath,
     bias: np.ndarray | None = None,
+    *,
+    on_step: Callable[[StepResult], None] | None = None,
 ) -> LayerOutput:
     """Run one solved layer on an accelerator's data path.
 
@@ -248,6 +250,8 @@ def run_layer(
     datapath : Datapath
     bias : ndarray of shape (N,), float32, optional
         Added in float32 after the branches are combined.
+    on_step : callable, optional
+        Sees every step that was taken.
     """
     gemms: dict[str, GemmStatistics] = {}
     clipped: list[Clipping] = []
@@ -255,6 +259,8 @@ def run_layer(
         if done.statistics is not None:
             gemms[done.step.name] = done.statistics
         clipped += done.clipped
+        if on_step is not None:
+            on_step(done)
     return LayerOutput(y=done.result.dequantize(), gemms=gemms, clipped=tuple(clipped))
 
 

@@ -192,3 +192,24 @@ def test_a_layer_that_does_something_else_counts_where_it_was_asked_for():
     (total,) = model_totals(rows)
     assert (total["split"], total["method"], total["options"]) == ("W4A4+W8A8r8", "loraq", "")
     assert (total["n_layers"], total["latency_s"]) == (2, 2.0)
+
+
+def test_shares_of_the_squared_error_add_up_over_layers():
+    rows = [
+        result("a", output_error=0.1, p_error_share=0.8, wide_p_error=0.05, p_format="int4/g64"),
+        result("b", output_error=0.2, p_error_share=0.2, wide_p_error=0.19, p_format="int4/g64"),
+        # A layer that an override left without a branch.
+        result("c", output_error=0.3),
+    ]
+    (total,) = model_totals(rows)
+    squares = [0.1**2, 0.2**2, 0.3**2]
+    share = (0.8 * squares[0] + 0.2 * squares[1]) / sum(squares)
+    assert total["p_error_share"] == pytest.approx(share, rel=1e-12)
+    wide = math.sqrt((0.05**2 + 0.19**2 + 0.3**2) / 3)
+    assert total["wide_p_error"] == pytest.approx(wide, rel=1e-12)
+    assert total["p_format"] == "int4/g64"
+    assert total["activation_error_share"] is None
+    (plain,) = model_totals([result("a")])
+    assert plain["p_error_share"] is plain["wide_p_error"] is plain["p_format"] is None
+    mixed = [rows[0], rows[1] | {"p_format": "fp16"}]
+    assert model_totals(mixed)[0]["p_format"] is None

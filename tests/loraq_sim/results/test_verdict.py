@@ -249,3 +249,29 @@ def test_values_no_release_wrote_are_left_out(column, value):
         verdict.as_dict()
     if column == "output_error" and value == -1.0:
         assert verdict_of([odd, TIED[1]]).split == TIED[1]["split"]
+
+
+def test_a_split_that_loses_for_the_rounding_of_p_says_so_with_the_cure():
+    rows = [
+        total("W4A4", 0.10, 1.0e-3, 1e6, activation_error_share=0.8),
+        total(
+            *("W4A4+W4A4r16", 0.153, 1.0e-3, 1.1e6),
+            **{"p_error_share": 0.87, "wide_p_error": 0.055, "p_format": "int4/g64/fp16"},
+        ),
+        total(
+            *("W4A4+W8A8r16", 0.08, 1.0e-3, 1.3e6),
+            **{"p_error_share": 0.02, "wide_p_error": 0.079, "p_format": "int8/g64/fp16"},
+            activation_error_share=0.9,
+        ),
+    ]
+    verdict = verdict_of(rows)
+    assert verdict.split == "W4A4+W8A8r16"
+    assert verdict.notes == (
+        "W4A4+W4A4r16 loses because P rounded to 4 bits causes 87 % of its squared error; a 16-bit "
+        "P gives 5.50 %, and W4A4 without a branch 10.0 %.",
+        "90 % of the squared error of W4A4+W8A8r16 is rounding the activations of its main branch.",
+    )
+    assert all(note in verdict.text for note in verdict.notes)
+    # Where a wide P would not help, it is no reason.
+    rows[1]["wide_p_error"] = 0.15
+    assert "loses because" not in verdict_of(rows).text
