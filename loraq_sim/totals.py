@@ -28,7 +28,8 @@ _NUMBERS = (
     *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
     *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
     *("activation_error_share", "p_error_share", "wide_p_error", "p_format"),
-    *(*_COSTS, "utilization", "bound", "peak_activation_bytes"),
+    *(*_COSTS, "utilization", "bound", "peak_activation_bytes", "fits_in"),
+    "m_source",
 )
 MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
 """Columns of the totals, in order."""
@@ -66,6 +67,10 @@ def model_totals(
         ``peak_activation_bytes``
             maximum: layers run one after the other. What other parts of the model hold meanwhile
             (a residual stream, keys of attention) is not in it;
+        ``fits_in``
+            the outermost of the memories that the layers' working sets need;
+        ``m_source``
+            where the rows per call come from, batch and guidance included; of several, each once;
         ``activation_error_share``, ``p_error_share``, ``wide_p_error``, ``p_format``
             shares of the model's squared error; its error with a P of 16 bits; the one format of P;
         ``bits_per_weight``
@@ -195,6 +200,9 @@ def _sums(rows: Sequence[Row], aggregate: str) -> Row:
     totals["utilization"] = _ratio(1, busy, totals["latency_s"])
     totals["bound"] = _longest_bound(rows)
     totals["peak_activation_bytes"] = _over(max, rows, lambda row: row["peak_activation_bytes"])
+    totals["fits_in"] = _outermost([row.get("fits_in") for row in rows])
+    sources = dict.fromkeys(str(row["m_source"]) for row in rows if row.get("m_source"))
+    totals["m_source"] = "; ".join(sources) or None
     return totals
 
 
@@ -261,6 +269,14 @@ def _ratio(factor: float, over: float | None, under: float | None) -> float | No
 
 def _sqnr_db(error: float | None) -> float | None:
     return -20 * math.log10(error) if error else None
+
+
+def _outermost(memories: Sequence[Any]) -> str | None:
+    """The memory farthest from the arithmetic; None if one is not known."""
+    order = ("l1", "l2", "dram")
+    if not all(memory in order for memory in memories):
+        return None
+    return max(memories, key=order.index, default=None)
 
 
 def _longest_bound(rows: Sequence[Row]) -> str | None:

@@ -225,12 +225,18 @@ def _what_it_is(case: Case) -> str:
         text += f" with {value_text('weight_bytes', row['weight_bytes'])} of weights"
         if not is_missing(row.get("bits_per_weight")):
             text += f" ({value_text('bits_per_weight', row['bits_per_weight'])} bits per weight)"
+    if not is_missing(row.get("peak_activation_bytes")):
+        text += f" and at most {value_text('activation_bytes', row['peak_activation_bytes'])} of "
+        text += "activations at once"
+        if row.get("fits_in"):
+            text += f" (the largest working set of a layer fits in {row['fits_in'].upper()})"
     costs = [
         f"{value_text(key, row[key])} {word}".strip()
         for key, word in (("latency_s", ""), ("energy_j", ""), ("dram_bytes", "of DRAM traffic"))
         if not is_missing(row.get(key))
     ]
-    return f"{text}; a denoising step takes {listing(costs)}." if costs else f"{text}."
+    rows = f"; rows per call: {row['m_source']}" if row.get("m_source") else ""
+    return f"{text}; a denoising step takes {listing(costs)}{rows}." if costs else f"{text}."
 
 
 def _competing(case: Case) -> list[int]:

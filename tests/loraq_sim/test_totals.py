@@ -213,3 +213,16 @@ def test_shares_of_the_squared_error_add_up_over_layers():
     assert plain["p_error_share"] is plain["wide_p_error"] is plain["p_format"] is None
     mixed = [rows[0], rows[1] | {"p_format": "fp16"}]
     assert model_totals(mixed)[0]["p_format"] is None
+
+
+def test_where_rows_come_from_and_where_working_sets_fit():
+    rows = [
+        result("a", m_source="dump, 2 samples per call", fits_in="l1"),
+        result("b", m_source="dump, 2 samples per call", fits_in="l2"),
+    ]
+    (total,) = model_totals(rows)
+    assert (total["m_source"], total["fits_in"]) == ("dump, 2 samples per call", "l2")
+    (total,) = model_totals([rows[0], rows[1] | {"m_source": "given", "fits_in": "dram"}])
+    assert (total["m_source"], total["fits_in"]) == ("dump, 2 samples per call; given", "dram")
+    (total,) = model_totals([rows[0], result("b")])
+    assert total["fits_in"] is None

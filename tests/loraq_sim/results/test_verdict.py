@@ -275,3 +275,13 @@ def test_a_split_that_loses_for_the_rounding_of_p_says_so_with_the_cure():
     # Where a wide P would not help, it is no reason.
     rows[1]["wide_p_error"] = 0.15
     assert "loses because" not in verdict_of(rows).text
+
+
+def test_batch_guidance_and_memory_are_stated():
+    facts = {"m_source": "model at 1024 px, 2 samples per call (guidance included)"}
+    facts |= {"peak_activation_bytes": 3 * MIB, "fits_in": "dram"}
+    why = verdict_of([total("W4A4", 0.1, 1e-3, 1.5 * MIB, **facts)]).why
+    assert "1.50 MiB of weights" in why
+    assert "at most 3.00 MiB of activations at once" in why
+    assert "(the largest working set of a layer fits in DRAM)" in why
+    assert "; rows per call: model at 1024 px, 2 samples per call (guidance included)." in why
