@@ -20,7 +20,7 @@ _NUMBER = (int, float)
 _TYPES = tuple(str if column.sql_type == "TEXT" else _NUMBER for column in COLUMNS)
 # Sizes and calls of a layer that is one.
 _POSITIVE = ("m", "n", "k", "calls_per_step", "group_size")
-_SIGNED = ("sqnr_db", "cosine", "seed", "pareto")
+_SIGNED = ("sqnr_db", "cosine", "seed", "pareto", "activation_error_share", "p_error_share")
 # An error may be infinite, where the arithmetic overflowed; a time or a size may not.
 _MAY_BE_INFINITE = (
     *("weight_error", "output_error", "sqnr_db", "max_abs_error", "output_rms", "cosine"),
