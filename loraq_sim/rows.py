@@ -133,7 +133,10 @@ def failed_row(message: str, known: Mapping[str, Any]) -> Row:
 
 def every_name(rows: Sequence[Row]) -> list[str]:
     """Columns, then the other keys in order of appearance, then ``case_id``."""
-    others = dict.fromkeys(name for row in rows for name in row if name not in COLUMN_NAMES)
+    # Rows of a store have their keys in few patterns.
+    patterns = dict.fromkeys(tuple(row) for row in rows)
+    known = frozenset(COLUMN_NAMES)
+    others = dict.fromkeys(name for keys in patterns for name in keys if name not in known)
     others.pop("case_id", None)
     return [*COLUMN_NAMES, *others, "case_id"]
 

@@ -51,14 +51,17 @@ _UNSEALED_OR_WHOLE = f"(checksum = '' OR checksum IS {ROW_CHECKSUM})"
 _MOST_NAMED = 3
 _MOST_REOPENED = 5
 
+# Only where all rows are asked for: it sorts them by every column of their identity.
+_NEWEST = """ROW_NUMBER() OVER (
+        PARTITION BY {identity}
+        ORDER BY COALESCE(planned.run, 0) DESC, rows.rowid DESC
+    ) AS newest"""
+
 # Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
 # last among rows a reader could not tell apart (a changed dump, accelerator file or release).
 _SELECT = """
 SELECT case_id, extra, {columns}, {is_whole} AS is_whole,
-    ROW_NUMBER() OVER (
-        PARTITION BY {identity}
-        ORDER BY COALESCE(planned.run, 0) DESC, rows.rowid DESC
-    ) AS newest
+    {newest}
 FROM rows LEFT JOIN planned USING (case_id)
 ORDER BY COALESCE(planned.run, 0), planned.position, rows.rowid
 """
@@ -227,7 +230,8 @@ class ResultStore:
             If the store cannot be read or one of these rows is damaged.
         """
         with explained(self.path, "read"):
-            found = self._read(_SELECT)
+            newest = _NEWEST if case_ids is None else "1 AS newest"
+            found = self._read(_SELECT.replace("{newest}", newest))
             if case_ids is not None:
                 by_id = {record[0]: record for record in found}
                 found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
@@ -283,8 +287,10 @@ class ResultStore:
             found = self._read("SELECT run, provenance FROM runs ORDER BY run")
             return [run_facts(run, text) for run, text in found]
 
-    def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> None:
+    def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> int:
         """Write `rows` to a CSV file: missing values empty, booleans ``True`` and ``False``.
+
+        Returns their number.
 
         Raises
         ------
@@ -293,9 +299,12 @@ class ResultStore:
         """
         rows = self.rows(case_ids)
         write_csv(path, rows, every_name(rows))
+        return len(rows)
 
-    def export_parquet(self, path: str | Path, case_ids: Sequence[str] | None = None) -> None:
+    def export_parquet(self, path: str | Path, case_ids: Sequence[str] | None = None) -> int:
         """Write `rows` to a Parquet file: missing values null.
+
+        Returns their number.
 
         Raises
         ------
@@ -304,6 +313,7 @@ class ResultStore:
         """
         rows = self.rows(case_ids)
         write_parquet(path, rows, every_name(rows))
+        return len(rows)
 
     def _read(self, query: str) -> list[tuple]:
         """All records of a query; a store that another process has changed is opened again."""
@@ -312,7 +322,7 @@ class ResultStore:
                 self._connection.close()
                 self._connect()
             try:
-                found = self._connection.execute(query.format(**self._parts)).fetchall()
+                found = self._fetched(query.format(**self._parts))
             except sqlite3.DatabaseError:
                 # Half of an old and half of a new file may be no database at all.
                 if attempt == _MOST_REOPENED or not is_outdated(self.path, self._state):
@@ -321,6 +331,19 @@ class ResultStore:
                 if not is_outdated(self.path, self._state):
                     return found
         raise sqlite3.OperationalError("database is locked: it changes during every read")
+
+    def _fetched(self, query: str) -> list[tuple]:
+        """Records whose texts SQLite decodes itself, five times as fast; if it cannot, as usual."""
+        usual = self._connection.text_factory
+        self._connection.text_factory = str
+        try:
+            return self._connection.execute(query).fetchall()
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        finally:
+            self._connection.text_factory = usual
+        return self._connection.execute(query).fetchall()
 
     def _check_whole(self, records: Sequence[tuple]) -> None:
         damaged = [record for record in records if not record[-2]]

@@ -17,6 +17,12 @@ from loraq_sim.rows import COLUMN_NAMES, COLUMNS, Row, plain_value
 __all__ = ["impossible", "record_of", "row_of", "run_facts"]
 
 _NUMBER = (int, float)
+_NONE = type(None)
+_KNOWN_NAMES = frozenset(COLUMN_NAMES)
+_AS_IT_IS = frozenset((str, int, _NONE))
+# Rows of a store have their types in few patterns; each is looked at once.
+_seen: set[tuple[type, ...]] = set()
+_MOST_SEEN = 1000
 _TYPES = tuple(str if column.sql_type == "TEXT" else _NUMBER for column in COLUMNS)
 # Sizes and calls of a layer that is one.
 _POSITIVE = ("m", "n", "k", "calls_per_step", "group_size")
@@ -50,8 +56,14 @@ _FACTS: dict[str, Any] = {
 
 def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
     """What is stored of `row`: case id, columns, and other keys as JSON."""
-    extra = {name: plain_value(value) for name, value in row.items() if name not in COLUMN_NAMES}
-    known = [plain_value(row.get(name)) for name in COLUMN_NAMES]
+    known = [
+        value if type(value) in _AS_IT_IS else plain_value(value)
+        for value in map(row.get, COLUMN_NAMES)
+    ]
+    others = [name for name in row if name not in _KNOWN_NAMES]
+    if not others:
+        return [case_id, *known, "{}"]
+    extra = {name: plain_value(row[name]) for name in others}
     return [case_id, *known, json.dumps(extra, default=str)]
 
 
@@ -64,9 +76,13 @@ def row_of(record: tuple) -> Row:
         If no release wrote such a record.
     """
     case_id, extra, *values, _is_whole, _newest = record
-    for value, wanted, name in zip(values, _TYPES, COLUMN_NAMES, strict=True):
-        if value is not None and not isinstance(value, wanted):
-            raise TypeError(f"{name} is of type {type(value).__name__}")
+    kinds = tuple(map(type, values))
+    if kinds not in _seen:
+        for kind, wanted, name in zip(kinds, _TYPES, COLUMN_NAMES, strict=True):
+            if kind is not _NONE and not issubclass(kind, wanted):
+                raise TypeError(f"{name} is of type {kind.__name__}")
+        if len(_seen) < _MOST_SEEN:
+            _seen.add(kinds)
     for place, name in _NEEDED:
         if values[place] is None:
             raise ValueError(f"it has no {name}")

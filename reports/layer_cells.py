@@ -1,4 +1,8 @@
-"""One number for every layer in every case: the matrices behind the heat map."""
+"""One number for every layer in every case: the matrices behind the heat map.
+
+They are most of a large page. So a line of equal values is one value, what the page can divide
+itself is not stored twice, and a page of many cells has three digits instead of five.
+"""
 
 import math
 import os
@@ -24,6 +28,8 @@ _LAYER_VALUES = {
 }
 # Digits that survive in the page; the CSV files beside it hold all of them.
 _DIGITS = 5
+_MANY_CELLS = 20_000
+_FEW_DIGITS = 3
 
 
 def common_prefix(names: Sequence[str]) -> str:
@@ -32,21 +38,28 @@ def common_prefix(names: Sequence[str]) -> str:
     return prefix[: prefix.rfind(".") + 1]
 
 
-def rounded(value: Any) -> Any:
+def rounded(value: Any, digits: int = _DIGITS) -> Any:
     """Numbers cut to the digits a reader sees; what JSON cannot hold as null."""
     if is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
-    """Layers, cases and the known quantities of one context, ``z[case][layer]`` each."""
+    """Layers, cases and the known quantities of one context, ``z[case][layer]`` each.
+
+    A line ``z[case]`` of equal values is that value. A quantity without ``z`` is the one it is
+    ``of``, each line divided by its number in ``by``.
+    """
     rows = [row for row in data.rows if row["context"] == context]
     names = list(dict.fromkeys(str(row["layer"]) for row in rows))
     kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
     labels = _by_error(data, context, rows)
     cells = {(row["label"], str(row["layer"])): row for row in rows}
     prefix = common_prefix(names)
+    place = {label: i for i, label in enumerate(labels)}
+    column = {name: j for j, name in enumerate(names)}
+    digits = _FEW_DIGITS if len(data.rows) > _MANY_CELLS else _DIGITS
     found: dict[str, Any] = {
         "names": [name.removeprefix(prefix) for name in names],
         "prefix": prefix,
@@ -54,17 +67,27 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
         "labels": labels,
         "bounds": _codes([[(cells.get((c, n)) or {}).get("bound") for n in names] for c in labels]),
         "failed": [
-            [labels.index(row["label"]), names.index(str(row["layer"]))]
+            [place[row["label"]], column[str(row["layer"])]]
             for row in rows
             if row.get("status") != "ok"
         ],
         "quantities": [],
     }
     totals = {row["label"]: row for row in data.totals_of(context)}
+    known: set[str] = set()
     for key, heading in _LAYER_VALUES.items():
-        matrix = _matrix(key, labels, names, cells, totals)
+        way, _, of = key.rpartition(":")
+        if way == "relative":
+            by = [totals.get(label, {}).get(of) or None for label in labels]
+            if of in known and any(by):
+                divided = {"of": of, "by": [rounded(whole) for whole in by]}
+                found["quantities"].append({"key": key, "heading": heading} | divided)
+            continue
+        matrix = _matrix(key, labels, names, cells, digits)
         if any(value is not None for line in matrix for value in line):
-            found["quantities"].append({"key": key, "heading": heading, "z": matrix})
+            known.add(key)
+            lines = [_line(line) for line in matrix]
+            found["quantities"].append({"key": key, "heading": heading, "z": lines})
     return found
 
 
@@ -79,7 +102,11 @@ def _codes(words: list[list[Any]]) -> dict[str, Any]:
     """Repeated words as a list of them and indices, -1 for none."""
     names = list(dict.fromkeys(word for line in words for word in line if word))
     index = {name: i for i, name in enumerate(names)}
-    return {"names": names, "at": [[index.get(word, -1) for word in line] for line in words]}
+    return {"names": names, "at": [_line([index.get(w, -1) for w in line]) for line in words]}
+
+
+def _line(values: list[Any]) -> Any:
+    return values[0] if len(values) > 1 and len(set(values)) == 1 else values
 
 
 def _matrix(
@@ -87,15 +114,13 @@ def _matrix(
     labels: Sequence[str],
     names: Sequence[str],
     cells: Mapping[tuple, Row],
-    totals: Mapping[str, Row],
+    digits: int,
 ) -> list[list[Any]]:
     way, _, column = key.rpartition(":")
     matrix = []
     for label in labels:
         own = [cells.get((label, name)) or {} for name in names]
         values = [row.get(column) if row.get("status") == "ok" else None for row in own]
-        if way == "relative":
-            values = _over(values, totals.get(label, {}).get(column))
         if way == "share":
             # One call's cost times the calls, over the sum of all layers.
             times = [
@@ -103,7 +128,7 @@ def _matrix(
                 for value, row in zip(values, own, strict=True)
             ]
             values = _over(times, sum(value for value in times if value is not None))
-        matrix.append([rounded(value) for value in values])
+        matrix.append([rounded(value, digits) for value in values])
     return matrix
 
 

@@ -45,7 +45,9 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
 
     layers = drawn["layers"][context]
     (chosen,) = [item for item in layers["quantities"] if item["key"] == quantity]
-    z = np.array(chosen["z"], dtype=np.float64)
+    width = len(layers["names"])
+    lines = [line if isinstance(line, list) else [line] * width for line in chosen["z"]]
+    z = np.array(lines, dtype=np.float64)
     z = np.ma.masked_where(~(z > 0), z) * 100.0
     figure, axes = _figure(layers["labels"], below=1.6, right=0.6)
     low, high = (z.min(), z.max()) if z.count() else (1.0, 10.0)

@@ -47,7 +47,6 @@ def export_command(
         raise InputError("nothing to write: give --csv FILE, --parquet FILE or both")
     refuse_existing(*files.values(), overwrite=force)
     with ResultStore.open(store_file(store)) as opened:
-        count = len(opened.rows())
         for name, path in files.items():
-            getattr(opened, f"export_{name}")(path)
+            count = getattr(opened, f"export_{name}")(path)
             say(f"{count} rows in {path}")

@@ -15,9 +15,10 @@ function drawHeat() {
     if (isBits) return value;
     return isCount ? Math.log10(1 + value) : value > 0 ? Math.log10(value) : null;
   };
-  const z = quantity.z.map((line) => line.map(scaled));
+  const values = valuesOf(layers, quantity);
+  const z = values.map((line) => line.map(scaled));
   const wide = widthOf("layers-plot") > 640;
-  const told = quantity.z.map((line, i) => line.map((value, j) => tellCell(layers, quantity, value, i, j)));
+  const told = values.map((line, i) => line.map((value, j) => tellCell(layers, quantity, value, i, j)));
   const labels = layers.labels.map((label) => {
     const text = plain(shorten(label, wide ? 40 : 22));
     return D.answers[context()] === label ? `<b>${text}</b>` : text;
@@ -49,11 +50,20 @@ function drawHeat() {
   byId("layers-caption").textContent = `${quantity.heading[0].toUpperCase()}${quantity.heading.slice(1)} on ${context()}, ${layers.names.length} layers, ${layers.labels.length} cases. Bold: what to build.${failed}${note}`;
 }
 
+// Lines of equal values are stored as one; a quantity may be another one divided (layer_cells.py).
+function valuesOf(layers, quantity) {
+  const source = quantity.z ? quantity : layers.quantities.find((item) => item.key === quantity.of);
+  const lines = source.z.map((line) => (Array.isArray(line) ? line : layers.names.map(() => line)));
+  if (quantity.z) return lines;
+  return lines.map((line, i) => line.map((value) => (value === null || !quantity.by[i] ? null : value / quantity.by[i])));
+}
+
 function tellCell(layers, quantity, value, i, j) {
   const kind = layers.kinds[j] ? ` (${plain(layers.kinds[j])})` : "";
   const isWhole = quantity.key === "safe_acc_bits" || quantity.key === "overflow_count";
   const shown = value === null ? "no value" : isWhole ? value.toLocaleString("en-US") : percent(value);
-  const bound = layers.bounds.names[layers.bounds.at[i][j]];
+  const at = layers.bounds.at[i];
+  const bound = layers.bounds.names[Array.isArray(at) ? at[j] : at];
   const limit = quantity.key.startsWith("share:latency") && bound ? `<br>limited by ${plain(bound)}` : "";
   return `<b>${plain(layers.prefix + layers.names[j])}</b>${kind}<br>${plain(layers.labels[i])}<br>${quantity.heading}: ${shown}${limit}`;
 }
