@@ -85,10 +85,11 @@ def _hull_steps(
     order = np.lexsort((error, cost, layer))
     found = []
     for number, members in enumerate(np.split(order, np.flatnonzero(np.diff(layer[order])) + 1)):
-        hull = [int(members[0])]
-        for index in map(int, members[1:]):
-            if not error[index] < error[hull[-1]]:
-                continue
+        # An option that errs no less than a cheaper one is on no hull.
+        least = np.minimum.accumulate(error[members])
+        is_better = np.append(True, error[members[1:]] < least[:-1])
+        hull: list[int] = []
+        for index in members[is_better].tolist():
             while len(hull) > 1 and _slope(cost, error, hull[-2], hull[-1]) <= _slope(
                 cost, error, hull[-1], index
             ):
