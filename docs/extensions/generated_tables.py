@@ -169,7 +169,7 @@ def _efforts() -> str:
 
     fields = [field.name for field in dataclasses.fields(next(iter(EFFORTS.values())))]
     rows = [
-        (f"`{name}`", *(getattr(effort, field) for field in fields))
+        (f"`{name}`", *(getattr(effort, field) or "-" for field in fields))
         for name, effort in EFFORTS.items()
     ]
     return table(("preset", *(field.replace("_", " ") for field in fields)), rows)

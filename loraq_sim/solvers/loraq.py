@@ -36,10 +36,12 @@ from loraq_sim.solvers.candidates import best_candidate
 from loraq_sim.solvers.descent import descend
 from loraq_sim.solvers.device import CPU, Device
 from loraq_sim.solvers.directions import Directions
+from loraq_sim.solvers.effort import EFFORTS
 from loraq_sim.solvers.frozen_branch import FrozenBranch
 from loraq_sim.solvers.low_rank import balanced_factors
 from loraq_sim.solvers.main_grid import MainGrid, main_scale_rule
 from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, product
+from loraq_sim.solvers.shared_stages import SharedStages
 
 __all__ = ["solve_loraq"]
 
@@ -99,6 +101,19 @@ _PLANS_ROUGH = (
 
 
 def solve_loraq(problem: Problem) -> Branches:
+    """The best of a descent, of what needs none, and of what less effort gives."""
+    below = problem.effort.below
+    if below is None:
+        return _solve_once(problem)
+    rng = copy.deepcopy(problem.rng)
+    results = [_solve_once(problem)]
+    # Stages of another effort must not be taken for these.
+    shorter = dataclasses.replace(problem, effort=EFFORTS[below], rng=rng, shared=SharedStages())
+    results.append(solve_loraq(shorter))
+    return min(results, key=lambda found: min(e.weight_error for e in found.trace if e.is_stored))
+
+
+def _solve_once(problem: Problem) -> Branches:
     """Flatten, refine and freeze; return the best of the result and of what needs no descent."""
     effort = problem.effort
     run = _Run(problem)

@@ -177,3 +177,21 @@ def test_weights_that_are_not_finite_are_refused(bad):
     weight[2, 3] = bad
     with pytest.raises(InputError, match=r"weight holds 1 NaN or Inf values; .* at \(2, 3\)"):
         solve(weight, rank=1)
+
+
+def test_best_is_balanced_where_its_own_search_got_lost(monkeypatch):
+    weight = normal(48, 64).astype(np.float32)
+    balanced = solve(weight, rank=6, branch="int6/g32", preset="balanced")
+    real = loraq.descend
+
+    def lost(left, right, direction, *, steps, **options):
+        # Only the stages of `best` are this long.
+        if steps > 60:
+            left *= -1
+        else:
+            real(left, right, direction, steps=steps, **options)
+
+    monkeypatch.setattr(loraq, "descend", lost)
+    best = solve(weight, rank=6, branch="int6/g32", preset="best")
+    assert best.main.pack() == balanced.main.pack()
+    assert best.weight_error == balanced.weight_error
