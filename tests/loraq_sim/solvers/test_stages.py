@@ -111,12 +111,12 @@ def distance(left, right, target):
     return float(np.linalg.norm(target - left.dequantize() @ right.dequantize()))
 
 
-def once_rounded(left, right, fmt):
+def once_rounded(left, right, fmt, rule="mse"):
     """R rounded, L the least squares fit to it, rounded: no refit of R."""
-    rows = quantize(right, fmt, "mse")
+    rows = quantize(right, fmt, rule)
     r_hat = rows.dequantize().astype(np.float64)
     columns = (left.astype(np.float64) @ right) @ np.linalg.pinv(r_hat)
-    return quantize(columns.astype(np.float32), fmt, "mse"), rows
+    return quantize(columns.astype(np.float32), fmt, rule), rows
 
 
 @pytest.mark.parametrize("fmt", ["int3/g32", "int4/g32", "mxfp4"])
@@ -134,7 +134,7 @@ def test_freezing_refits_too():
     branch.freeze(left, right, 6)
     missed = distance(*branch.stored(), target)
     assert branch.noise == pytest.approx(missed, rel=1e-3)
-    once = distance(*once_rounded(*principal_factors(left, right), fmt), target)
+    once = distance(*once_rounded(*principal_factors(left, right), fmt, "signed_mse"), target)
     assert missed < 0.97 * once
 
 
