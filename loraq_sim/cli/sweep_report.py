@@ -50,7 +50,7 @@ def report_sweep(
                 "model": totals,
                 "verdict": verdict.as_dict(),
                 "error_formula": _formula(verdict),
-                "notes": [beyond] if beyond else [],
+                "notes": [*composed.notes, *([beyond] if beyond else [])],
                 "provenance": provenance[-1] if provenance else {},
             }
         )
