@@ -137,7 +137,7 @@ def _machine(row: Row) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not math.isnan(value)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _why_none(rows: Sequence[Row], needed: Sequence[str]) -> str:
