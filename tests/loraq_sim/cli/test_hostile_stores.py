@@ -277,7 +277,7 @@ def test_random_cells_under_right_checksums(base, tmp_path, seed):
         "ok",
         "failed",
     ]
-    numbers = [0, -1, 1, 2**62, -(2**62), 1e308, -1e308, 5e-324, float("inf"), 0.5, 3]
+    numbers = [0, -1, 1, 2**62, -(2**62), 1e100, -1e100, 5e-324, float("inf"), 0.5, 3]
     for _ in range(3):
         cells = []
         for column in rng.sample(COLUMNS, 6):
