@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.diffusion.emulated_layer import module_bias, module_weight
 from loraq_sim.dumps.capture_hooks import find_linear_layers
-from loraq_sim.dumps.layer_kinds import kinds_of
+from loraq_sim.dumps.capture_kinds import kinds_of
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.evaluate import solve_split
 from loraq_sim.layer_settings import SIXTEEN_BIT_KINDS, skipped

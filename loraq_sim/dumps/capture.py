@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from loraq_sim import __version__
 from loraq_sim.dumps.capture_hooks import InputRecorder, find_linear_layers
+from loraq_sim.dumps.capture_kinds import kinds_of
 from loraq_sim.dumps.capture_steps import step_record
 from loraq_sim.dumps.layer_dump import LayerDump
-from loraq_sim.dumps.layer_kinds import kinds_of
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, first_line
 from loraq_sim.errors import DumpError, InputError, LoraqError
 from loraq_sim.layers import STORAGE_DTYPES

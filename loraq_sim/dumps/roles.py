@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from loraq_sim.dumps.capture_kinds import kinds_of
 from loraq_sim.dumps.inventory import RESOLUTIONS, ModelInventory, list_models, load_inventory
-from loraq_sim.dumps.layer_kinds import kinds_of
 from loraq_sim.dumps.stored import StoredDump
 from loraq_sim.errors import InputError
 from loraq_sim.layers import SAMPLED_ROWS

@@ -1,7 +1,7 @@
 import pytest
 
+from loraq_sim.dumps.capture_kinds import kinds_of
 from loraq_sim.dumps.inventory import list_models, load_inventory
-from loraq_sim.dumps.layer_kinds import kinds_of
 
 
 @pytest.mark.parametrize("model", list_models())
