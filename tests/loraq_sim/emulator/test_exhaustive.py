@@ -152,3 +152,16 @@ def test_bounds_prove_what_fits_and_nothing_beyond(total, overflow):
         # One more at either end would leave the range exactly where the proof stops.
         values = [low - total, high + total]
         assert fits == all(held(v, 8, overflow) == v for v in values)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("column", [[1, 1], [1, -1], [-2, 3]])
+def test_the_guaranteed_width_counts_what_a_narrow_tree_makes_of_unsigned_codes(rule, column):
+    mac = MacArray(acc_bits=16, tree_bits=8, tree_overflow=rule)
+    rows = list(itertools.product(range(0, 256, 5), (0, 100, 200, 255)))
+    for init in (-128, 0, 127):
+        report = emulate_gemm_report(
+            np.array(rows, np.uint8), np.array([column]), mac, init=np.array(init)
+        )
+        widest = max(one_output(row, column, mac, init)[2] for row in rows)
+        assert report.safe_acc_bits == widest <= report.guaranteed_acc_bits
