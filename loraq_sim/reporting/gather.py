@@ -175,6 +175,9 @@ def _parts(
         name = row["accelerator"]
         if row.get("status") != "ok" or name not in machines or name in changed:
             continue
+        if row.get("m") is None:
+            # Rows per call are not known, so there never was a cost.
+            continue
         sizes = tuple(row.get(key) for key in ("kind", "m", "n", "k"))
         key = (row["context"], row["label"], *sizes, row["run_split"], row["rank"])
         if key in shapes:

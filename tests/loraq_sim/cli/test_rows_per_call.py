@@ -157,3 +157,13 @@ def test_emulate_needs_activations_and_says_so(command, weights):
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "holds no activations, so there is nothing to emulate" in result.stderr
+
+
+def test_a_report_of_weights_alone_blames_no_description(swept, command, tmp_path):
+    swept(split="W4A4,W8A8")
+    page = tmp_path / "report.html"
+    result = command("report", tmp_path / "out", "--out", page)
+    assert result.exit_code == 0, result.output
+    files = [page] if page.is_file() else list(page.rglob("*.html"))
+    assert files
+    assert not any("has changed since the sweep" in file.read_text() for file in files)
