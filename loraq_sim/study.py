@@ -99,16 +99,19 @@ class Study:
     @cached_property
     def totals(self) -> list[dict[str, Any]]:
         """Totals of the model per split and accelerator, with ``pareto``; see `model_totals`."""
-        totals = model_totals(self.rows, layers=self._layers)
-        return mark_front(totals, _objectives(verdict_of(totals)), by=_PLACES["model"])
+        return mark_front(self._sums, _objectives(self._verdict), by=_PLACES["model"])
 
     def verdict(self) -> Verdict:
         """Which split to build, why, what ties with it and what would change it."""
         return self._verdict
 
     @cached_property
+    def _sums(self) -> list[dict[str, Any]]:
+        return model_totals(self.rows, layers=self._layers)
+
+    @cached_property
     def _verdict(self) -> Verdict:
-        return verdict_of([{k: v for k, v in row.items() if k != "pareto"} for row in self.totals])
+        return verdict_of(self._sums)
 
     def front(self, by: str = "model") -> "pandas.DataFrame":
         """Rows that no other beats in error and cost, cheapest first, per accelerator.
