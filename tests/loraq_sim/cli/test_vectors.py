@@ -200,3 +200,21 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, words, message)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("part", ["main", "down", "up"])
+@pytest.mark.parametrize("p_format", ["branch", "int8", "int4"])
+@pytest.mark.parametrize("family", ["int", "mxint"])
+def test_every_part_is_written_for_every_integer_format_of_p(run, tmp_path, part, p_format, family):
+    words = (*BRANCH, "--family", family, "--part", part, "--p-format", p_format)
+    done = run(*words, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    codes = (tmp_path / "out" / "a.hex").read_text().split()
+    digits = {"main": 1, "down": 2, "up": 1 if p_format == "int4" else 2}[part]
+    limit = 16**digits // 2
+    values = [int(code, 16) for code in codes]
+    signed = [
+        v - 16 ** len(c) if v >= 16 ** len(c) // 2 else v
+        for c, v in zip(codes, values, strict=True)
+    ]
+    assert -limit <= min(signed) < 0 < max(signed) < limit

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import hwmodels
 import loraq_sim as lq
 from loraq_sim.case_settings import CaseSettings
 from loraq_sim.cli.app import app
@@ -167,3 +168,19 @@ def test_a_solution_kept_for_other_settings_is_not_used(plan, layer, tmp_path):
             run_sweep(changed_plan(plan, **changes), store, jobs=0, cache=cache)
         expected = lq.evaluate_layer(layer, SPLIT, "aie2", **(SETTINGS | changes))
         assert_same(only_row(path), expected)
+
+
+@pytest.mark.parametrize("change", [{"group": 64}, {"p_bits": None}, {"transforms": ()}])
+def test_the_cost_of_a_row_is_that_of_a_workload_written_by_hand(layer, change):
+    """What plan and `evaluate_layer` share cannot be told apart by comparing them."""
+    row = lq.evaluate_layer(layer, SPLIT, "aie2", **SETTINGS)
+    aie2 = hwmodels.load_accelerator("aie2")
+    work = hwmodels.GemmWorkload(
+        m=77, n=80, k=96, main="W4A4", branch="W8A8", rank=6, fused=False, out_bits=16,
+        family="int", group=32, scale_bits=16, p_bits=16, transforms=("smooth", "hadamard32"),
+    )  # fmt: skip
+    names = ("latency_s", "cycles", "energy_j", "dram_bytes", "utilization")
+    by_hand = hwmodels.estimate_cost(work, aie2)
+    assert {name: row[name] for name in names} == {name: getattr(by_hand, name) for name in names}
+    other = hwmodels.estimate_cost(replace(work, **change), aie2)
+    assert any(getattr(other, name) != row[name] for name in names)
