@@ -117,7 +117,7 @@ def test_a_dry_run_tells_memory_and_part(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--plan", "none.toml"), "none.toml: cannot be read"),
+        (("--plan", "none.toml"), "cannot read plan none.toml: No such file"),
         (("--set", "tokns=3"), "did you mean 'tokens'"),
         (("--shard", "3/2"), "i/n with i from 1 to n"),
         (("--shard", "1/9"), "only 2 layers"),
