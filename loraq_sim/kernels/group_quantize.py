@@ -112,12 +112,18 @@ def _best_candidate(values, tried, guess, lo, hi, lanes):
     """Index of the scale of least error, the first on ties; `guess` is tried before the others."""
     # Two sums of n terms in different orders differ by less than 2 n 2**-24 of either.
     slack = np.float32(1 + values.size * 2.0**-22)
-    best = guess
-    least = group_error(values, values.size, tried[guess], lo, hi, lanes)
+    # The smallest factors of a tiny scale are zero in its stored format: nothing to divide by.
+    best = guess if tried[guess] != np.float32(0) else 0
+    guess = best
+    least = group_error(values, values.size, tried[best], lo, hi, lanes)
     if not least < np.inf:
         best, least = 0, np.float32(np.inf)
     for c in range(tried.size):
-        if c == guess or _quick_error(values, tried[c], lo, hi) > least * slack:
+        if (
+            c == guess
+            or tried[c] == np.float32(0)
+            or _quick_error(values, tried[c], lo, hi) > least * slack
+        ):
             continue
         error = group_error(values, values.size, tried[c], lo, hi, lanes)
         if error < least or (error == least and c < best):

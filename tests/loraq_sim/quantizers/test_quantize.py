@@ -106,6 +106,18 @@ def test_any_finite_values_quantize_to_codes_in_range_and_survive_packing(
     np.testing.assert_array_equal(back.scales, q.scales)
 
 
+@pytest.mark.parametrize("value", [1.4e-45, -2.8e-45, 1e-44, 6e-8, 1e-40])
+@pytest.mark.parametrize("scale", ["fp32", "fp16", "bf16", "e8m0", "e4m3"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_scale_search_among_the_smallest_numbers_there_are(value, scale, bits):
+    # Factors below one make some candidates zero in the stored format; they are never tried.
+    x = np.array([[1.0, 0.5, value, value / 2]], dtype=np.float32)
+    for part in (x, x[:, 2:]):
+        q = quantize(part, parse_format(f"int{bits}/g2/{scale}"), "mse")
+        assert np.isfinite(q.dequantize()).all()
+        assert np.abs(q.codes).max() <= 2 ** (bits - 1)
+
+
 @pytest.mark.parametrize("element", [name for name in INTEGERS if name[-1] in "2348"])
 def test_searched_scales_never_lose_to_absmax(element):
     fmt = parse_format(f"{element}/g64")
