@@ -39,7 +39,7 @@ def _outputs(row: dict[str, Any]) -> float:
 
 
 def _output_energy(row: dict[str, Any]) -> float:
-    return _outputs(row) * row["output_rms"] ** 2
+    return _outputs(row) * row["output_rms"] * row["output_rms"]
 
 
 def _macs(row: dict[str, Any]) -> float:

@@ -210,12 +210,14 @@ def _rounding(rows: Sequence[Row], aggregate: str) -> Row:
     """What rounding activations and P adds to the error of the model; a layer without P adds 0."""
     weight = aggregate_of("output_error", aggregate).weight
     found: Row = {}
-    square = _over(sum, rows, lambda row: weight(row) * row["output_error"] ** 2)
+    square = _over(sum, rows, lambda row: weight(row) * _square(row, "output_error"))
     for name in ("activation_error_share", "p_error_share"):
         known = any(row.get(name) is not None for row in rows)
         of_all = _over(
             *(sum, rows),
-            lambda row, name=name: weight(row) * row["output_error"] ** 2 * (row.get(name) or 0.0),
+            lambda row, name=name: (
+                weight(row) * _square(row, "output_error") * (row.get(name) or 0.0)
+            ),
         )
         found[name] = _ratio(1, of_all, square) if known and math.isfinite(square or 0) else None
     known = any(row.get("wide_p_error") is not None for row in rows)
@@ -246,7 +248,7 @@ def _over(
 
 def _root_mean_square(rows: Sequence[Row], column: str, aggregate: str) -> float | None:
     weight = aggregate_of(column, aggregate).weight
-    square = _over(sum, rows, lambda row: weight(row) * _error_of(row, column) ** 2)
+    square = _over(sum, rows, lambda row: weight(row) * _square(row, column))
     mean = _ratio(1, square, _over(sum, rows, weight))
     return None if mean is None else math.sqrt(mean)
 
@@ -256,6 +258,12 @@ def _error_of(row: Row, column: str) -> float | None:
     error = row.get(column)
     is_wild = column == "output_error" and row.get("status") == "overflow"
     return math.inf if error is None and is_wild else error
+
+
+def _square(row: Row, column: str) -> float:
+    # A product: a power of floats raises OverflowError where a product is infinite.
+    error = _error_of(row, column)
+    return error * error
 
 
 def _few(names: Sequence[str]) -> str:

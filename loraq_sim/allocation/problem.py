@@ -39,6 +39,8 @@ QUANTITIES = (*COSTS, *ERRORS)
 """Columns that add up over layers: what can be limited or minimized."""
 
 _PER_MODEL = ("weight_bytes",)
+# Its square, times calls per step, over all layers, is a float64.
+_LARGEST = 1e140
 MACHINE = (
     *("dump", "accelerator", "token_limit", "acc_bits", "overflow", "products_per_add"),
     *("accumulators", "options"),
@@ -137,7 +139,8 @@ def _machine(row: Row) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether it is known and small enough to be squared and added up in float64."""
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def _why_none(rows: Sequence[Row], needed: Sequence[str]) -> str:
@@ -187,10 +190,10 @@ def _contributions(
         try:
             # The weight is the layer's, whichever row it is read from.
             weights = [float(weigh(rows[0])) for rows in options]
-        except (TypeError, KeyError):
+            whole = math.fsum(weights)
+        except (TypeError, KeyError, OverflowError):
             return None
-        whole = math.fsum(weights)
-        if not whole > 0:
+        if not 0 < whole < math.inf:
             return None
         shares = [weight / whole for weight in weights]
         return tuple(

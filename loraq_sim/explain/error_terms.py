@@ -125,7 +125,7 @@ def weight_terms(layer: Layer, solution: Solution) -> tuple[Terms, dict[str, Any
 
 
 def _root(rows: Terms) -> float:
-    return math.sqrt(math.fsum(row["error_alone"] ** 2 for row in rows))
+    return math.hypot(*(row["error_alone"] for row in rows))
 
 
 def _finished(rows: Terms) -> Terms:

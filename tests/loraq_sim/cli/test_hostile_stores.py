@@ -112,6 +112,10 @@ CELLS = {
     "no latency": ("latency_s", None),
     "infinite latency": ("latency_s", float("inf")),
     "infinite error": ("output_error", float("inf")),
+    "vast error": ("output_error", 1e308),
+    "vast weight error": ("weight_error", 1e308),
+    "vast latency": ("latency_s", 1e308),
+    "vast output": ("output_rms", 1e308),
     "negative error": ("output_error", -1.0),
     "zero latency": ("latency_s", 0.0),
     "negative latency": ("latency_s", -1e300),
@@ -237,6 +241,18 @@ def test_a_cell_no_release_wrote_is_a_line_or_is_left_out(base, tmp_path, name):
     run_all(sealed(base, tmp_path, [CELLS[name]]), base, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "columns", [("output_error", "weight_error"), ("latency_s", "energy_j"), ("output_rms",)]
+)
+def test_sums_of_vast_numbers_are_a_line_or_are_left_out(base, tmp_path, columns):
+    """Every row has the number: squares, sums and ratios of them are beyond float64."""
+    changes = [(f'UPDATE rows SET "{column}" = 1e308', []) for column in columns]
+    store = changed(
+        base, tmp_path, "", *changes, (f"UPDATE rows SET checksum = {ROW_CHECKSUM}", [])
+    )
+    run_all(store, base, tmp_path)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_odd_provenance_is_a_line_or_is_shown(base, tmp_path, name):
     store = changed(base, tmp_path, "", ("UPDATE runs SET provenance = ?", [RUNS[name]]))
@@ -277,7 +293,7 @@ def test_random_cells_under_right_checksums(base, tmp_path, seed):
         "ok",
         "failed",
     ]
-    numbers = [0, -1, 1, 2**62, -(2**62), 1e100, -1e100, 5e-324, float("inf"), 0.5, 3]
+    numbers = [0, -1, 1, 2**62, -(2**62), 1e308, -1e308, 1e100, 5e-324, float("inf"), 0.5, 3]
     for _ in range(3):
         cells = []
         for column in rng.sample(COLUMNS, 6):
