@@ -1,14 +1,14 @@
 """All allocations worth having, and what they save against one split for the whole model."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from loraq_sim.allocation.choice import Choice
 from loraq_sim.allocation.lagrangian import hull_path
-from loraq_sim.allocation.model import Allocation, choice_problem, choose
+from loraq_sim.allocation.model import Allocation, choose
 from loraq_sim.allocation.problem import COSTS, ERRORS, AllocationProblem
 from loraq_sim.rows import Row
 from loraq_sim.totals import as_asked
@@ -26,15 +26,27 @@ def axes_of(allocation: Allocation) -> tuple[str, str]:
     return cost, error
 
 
-def frontier_rows(problem: AllocationProblem, cost: str, error: str) -> list[dict[str, Any]]:
+def frontier_rows(
+    problem: AllocationProblem, cost: str, error: str, *, most: int | None = None
+) -> list[dict[str, Any]]:
     """Totals of the allocations from all-cheapest to all-best.
 
     Each has the least error any allocation reaches at its cost; between two neighbors there may be
     others, above the line that joins them (in squared error). Cost rises and error falls strictly.
-    ``mix`` says how many layers run in which split.
+    ``mix`` says how many layers run in which split. Of more than `most` allocations those that
+    `spread` takes.
     """
+    problem = problem.between(cost, error)
+    path = hull_path(problem.contributions[cost], problem.contributions[error])
+    ends = [
+        {cost: one, error: other, "steps": steps}
+        for steps, (one, other) in enumerate(
+            zip(path.cost, np.sqrt(np.maximum(path.error, 0.0)), strict=True)
+        )
+    ]
     rows: list[dict[str, Any]] = []
-    for picks in hull_path(problem.contributions[cost], problem.contributions[error]):
+    for end in ends if most is None else spread(ends, cost, error, most):
+        picks = path.picks(end["steps"])
         totals = problem.totals(picks)
         if rows and not totals[error] < rows[-1][error]:
             continue
@@ -54,7 +66,7 @@ def spread(rows: Sequence[dict[str, Any]], cost: str, error: str, count: int) ->
 
 
 def compare_with_uniform(
-    allocation: Allocation, *, time_limit_s: float = 10.0
+    allocation: Allocation, *, time_limit_s: float = 10.0, on_front: bool = False
 ) -> list[dict[str, Any]]:
     """What choosing per layer saves against each split that could run in every layer.
 
@@ -62,16 +74,26 @@ def compare_with_uniform(
     ``mixed_error`` is the least error at no more than its cost and ``error_ratio`` that over its
     own; ``mixed_cost`` is the least cost at no more than its error and ``cost_ratio`` that over its
     own. Neither ratio is above 1. ``in_budget`` says whether the split alone meets the budgets.
+
+    With `on_front` the mixes are allocations of `frontier_rows`, all of them from one pass. With
+    hundreds of layers some lies just below every budget; a search for each would gain little.
     """
     problem = allocation.problem
     cost, error = axes_of(allocation)
     if not {cost, error} <= problem.contributions.keys():
         return []
     rows = []
+    useful = replace(allocation, problem=problem.between(cost, error))
+    front = _Front(useful.problem, cost, error) if on_front else None
+
+    def least(limit: str, minimize: str, own: Mapping[str, float]) -> float:
+        if front is not None:
+            return min(front.least(limit, minimize, own[limit]), own[minimize])
+        return _best(useful, {limit: own[limit]}, minimize, own[minimize], time_limit_s)
+
     for settings, picks in _uniform_picks(problem):
         own = problem.totals(picks)
-        best = _best(allocation, {cost: own[cost]}, error, picks, time_limit_s)
-        cheapest = _best(allocation, {error: own[error]}, cost, picks, time_limit_s)
+        best, cheapest = least(cost, error, own), least(error, cost, own)
         rows.append(
             {
                 **_place(problem),
@@ -87,24 +109,37 @@ def compare_with_uniform(
     return sorted(rows, key=lambda row: (row[cost], row[error]))
 
 
+class _Front:
+    """Allocations of `frontier_rows`, by what they spend."""
+
+    def __init__(self, problem: AllocationProblem, cost: str, error: str) -> None:
+        self._problem = problem
+        self._path = hull_path(problem.contributions[cost], problem.contributions[error])
+        self._cost = cost
+
+    def least(self, limit: str, minimize: str, most: float) -> float:
+        """The total of `minimize` of the last allocation within the limit."""
+        if limit == self._cost:
+            steps = np.searchsorted(self._path.cost, most, side="right") - 1
+        else:
+            steps = np.searchsorted(-self._path.error, -most * most, side="left")
+        steps = int(np.clip(steps, 0, len(self._path.layer)))
+        return self._problem.total(minimize, self._path.picks(steps))
+
+
 def _best(
     allocation: Allocation,
     limits: dict[str, float],
     minimize: str,
-    uniform: tuple[int, ...],
+    uniform: float,
     time_limit_s: float,
 ) -> float:
+    """The least total within `limits`; that of the uniform split, which meets them, at most."""
     problem = allocation.problem
-    numbers = choice_problem(problem, limits, minimize)
-    # The uniform split itself is a choice, so nothing worse can come out.
-    value = numbers.value(uniform)
-    start = Choice(picks=uniform, value=value, bound=-np.inf, is_proven=False)
     found = choose(problem, limits, minimize, "lagrangian", time_limit_s)
-    if found.value < value:
-        start = found
     if allocation.method == "exact":
-        start = choose(problem, limits, minimize, "exact", time_limit_s, start=start)
-    return problem.total(minimize, start.picks)
+        found = choose(problem, limits, minimize, "exact", time_limit_s, start=found)
+    return min(problem.total(minimize, found.picks), uniform)
 
 
 def _uniform_picks(

@@ -14,7 +14,8 @@ convex hull, and taking hull steps of all layers in order of their slope is the 
 what it spends.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from loraq_sim.allocation.choice import Choice, ChoiceProblem, Infeasible, Parts
 from loraq_sim.allocation.flat import FlatProblem, flatten
 
-__all__ = ["choose_by_prices", "hull_path"]
+__all__ = ["HullPath", "choose_by_prices", "hull_path"]
 
 _ROOMS = (1.0 + 1e-12, 1.0 - 1e-9, 1.0 - 1e-6)
 
@@ -56,19 +57,59 @@ def choose_by_prices(problem: ChoiceProblem) -> Choice:
     return Choice(picks=picks, value=value, bound=min(bound, value), is_proven=False)
 
 
-def hull_path(cost: Parts, error: Parts) -> Iterator[tuple[int, ...]]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HullPath:
     """Choices from all-cheapest to all-best, each of least error for its cost.
+
+    Attributes
+    ----------
+    start : ndarray of shape (layers,)
+        The cheapest choice.
+    layer, option : ndarray of shape (steps,)
+        What each step takes where.
+    cost, error : ndarray of shape (steps + 1,)
+        Sums of the choices, to the last few digits of their range.
+    """
+
+    start: NDArray[np.intp]
+    layer: NDArray[np.intp]
+    option: NDArray[np.intp]
+    cost: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+    def picks(self, steps: int) -> tuple[int, ...]:
+        """The choice after so many steps."""
+        picks = self.start.copy()
+        # Of several steps of a layer the last one stays.
+        picks[self.layer[:steps]] = self.option[:steps]
+        return tuple(picks.tolist())
+
+
+def hull_path(cost: Parts, error: Parts) -> HullPath:
+    """The choices that some price on `cost` makes best.
 
     Ties of cost go to the option of less error and the other way round; equal options to the first.
     """
-    flat = flatten(ChoiceProblem(objective=error, budgets=(cost,), limits=(np.inf,)))
-    above = np.concatenate([part - part.min() for part in cost])
-    steps = _hull_steps(flat.layer, above, flat.objective)
-    current = _cheapest(flat.layer, above, flat.objective)
-    yield tuple(int(pick) for pick in flat.option[current])
-    for layer, index in steps:
-        current[layer] = index
-        yield tuple(int(pick) for pick in flat.option[current])
+    layer = np.repeat(np.arange(len(cost)), [len(part) for part in cost])
+    option = np.concatenate([np.arange(len(part)) for part in cost])
+    spent, left = np.concatenate(cost), np.concatenate(error)
+    first = _cheapest(layer, spent, left)
+    steps = _hull_steps(layer, spent, left)
+    return HullPath(
+        start=option[first],
+        layer=layer[steps.after],
+        option=option[steps.after],
+        cost=_running(spent, first, steps),
+        error=_running(left, first, steps),
+    )
+
+
+def _running(
+    values: NDArray[np.float64], first: NDArray[np.intp], steps: "_Steps"
+) -> NDArray[np.float64]:
+    """Sum of `values` at the start and after each step."""
+    changes = values[steps.after] - values[steps.before]
+    return np.cumsum(np.append(values[first].sum(), changes))
 
 
 def _cheapest(
@@ -78,47 +119,67 @@ def _cheapest(
     return order[np.flatnonzero(np.diff(layer[order], prepend=-1))]
 
 
+class _Steps(NamedTuple):
+    """Options left and taken, as indices into the flat arrays, and error saved per cost added."""
+
+    before: NDArray[np.intp]
+    after: NDArray[np.intp]
+    slope: NDArray[np.float64]
+
+
 def _hull_steps(
     layer: NDArray[np.intp], cost: NDArray[np.float64], error: NDArray[np.float64]
-) -> list[tuple[int, int]]:
-    """(layer, index of the option stepped to), steepest first; in one layer in order of cost."""
+) -> _Steps:
+    """Steepest first; in one layer in order of cost."""
     order = np.lexsort((error, cost, layer))
-    found = []
-    for number, members in enumerate(np.split(order, np.flatnonzero(np.diff(layer[order])) + 1)):
-        # An option that errs no less than a cheaper one is on no hull.
-        least = np.minimum.accumulate(error[members])
-        is_better = np.append(True, error[members[1:]] < least[:-1])
-        hull: list[int] = []
-        for index in members[is_better].tolist():
-            while len(hull) > 1 and _slope(cost, error, hull[-2], hull[-1]) <= _slope(
-                cost, error, hull[-1], index
-            ):
-                hull.pop()
-            hull.append(index)
-        for before, after in zip(hull[:-1], hull[1:], strict=True):
-            found.append((_slope(cost, error, before, after), number, after))
+    hull = order[_improving(layer[order], error[order])]
+    while True:
+        slope = _slopes(layer, cost, error, hull)
+        # A point no steeper left than right lies above the line through its neighbors. Dropping
+        # all such points at once is safe, as each of them is above a line through options.
+        is_above = np.zeros(len(hull), dtype=bool)
+        is_above[1:-1] = (slope[:-1] <= slope[1:]) & (slope[:-1] > -np.inf)
+        if not is_above.any():
+            break
+        hull = hull[~is_above]
+    inside = np.flatnonzero(slope > -np.inf)
     # Stable: steps of one layer have falling slopes and stay in order where they are equal.
-    found.sort(key=lambda step: -step[0])
-    return [(number, after) for _, number, after in found]
+    inside = inside[np.argsort(-slope[inside], kind="stable")]
+    return _Steps(before=hull[inside], after=hull[inside + 1], slope=slope[inside])
 
 
-def _slope(cost: NDArray[np.float64], error: NDArray[np.float64], before: int, after: int) -> float:
-    """Error saved per cost added; `after` costs more and errs less."""
-    rise = float(cost[after] - cost[before])
-    return float(error[before] - error[after]) / rise if rise > 0 else np.inf
+def _improving(layer: NDArray[np.intp], error: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether an option errs less than all cheaper ones of its layer; others are on no hull."""
+    kept = np.empty(len(layer), dtype=bool)
+    starts = np.flatnonzero(np.diff(layer, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(layer)], strict=True):
+        own = error[start:end]
+        kept[start] = True
+        kept[start + 1 : end] = own[1:] < np.minimum.accumulate(own)[:-1]
+    return kept
+
+
+def _slopes(
+    layer: NDArray[np.intp],
+    cost: NDArray[np.float64],
+    error: NDArray[np.float64],
+    hull: NDArray[np.intp],
+) -> NDArray[np.float64]:
+    """From each point to the next; minus infinity where the next one is of another layer."""
+    before, after = hull[:-1], hull[1:]
+    rise, saved = cost[after] - cost[before], error[before] - error[after]
+    with np.errstate(over="ignore"):
+        slope = np.divide(saved, rise, out=np.full(len(rise), np.inf), where=rise > 0)
+    return np.where(layer[before] == layer[after], slope, -np.inf)
 
 
 def _one_price(flat: FlatProblem) -> NDArray[np.float64]:
     """The slope of the hull step that no longer fits as a whole; 0 if all fit."""
     share = flat.shares[0]
-    current = _cheapest(flat.layer, share, flat.objective)
-    spent = float(share[current].sum())
-    for layer, index in _hull_steps(flat.layer, share, flat.objective):
-        spent += float(share[index] - share[current[layer]])
-        if spent > 1.0:
-            return np.array([_slope(share, flat.objective, int(current[layer]), index)])
-        current[layer] = index
-    return np.zeros(1)
+    steps = _hull_steps(flat.layer, share, flat.objective)
+    spent = _running(share, _cheapest(flat.layer, share, flat.objective), steps)[1:]
+    beyond = np.flatnonzero(spent > 1.0)
+    return steps.slope[beyond[:1]] if len(beyond) else np.zeros(1)
 
 
 def _several_prices(flat: FlatProblem) -> NDArray[np.float64]:

@@ -5,7 +5,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from loraq_sim.allocation.model import Allocation
+from loraq_sim.errors import InputError
 from loraq_sim.layer_settings import NONE
 from loraq_sim.recipe import Recipe
 from loraq_sim.rows import Row
@@ -48,9 +51,16 @@ def allocation_recipe(
         }
         for layer, own in settings.items()
     }
-    return Recipe(
-        provenance=_facts(allocation) | dict(provenance or {}), defaults=defaults, layers=layers
-    )
+    facts = _facts(allocation) | dict(provenance or {})
+    try:
+        return Recipe(provenance=facts, defaults=defaults, layers=layers)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"the allocation has no recipe: {key}: {first['msg']}, got {first['input']!r:.80}; "
+            "the rows of that setting are no sweep's, leave them out"
+        ) from None
 
 
 def _ended(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

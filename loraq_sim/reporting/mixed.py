@@ -12,6 +12,7 @@ __all__ = ["mixed_models"]
 
 _COSTS = ("latency_s", "weight_bytes")
 _MOST_POINTS = 200
+_MANY_LAYERS = 100
 _UNIFORM = (*("split", "family", "group_size", "rotation", "smooth", "method", "preset", "seed"),)
 
 Row = dict[str, Any]
@@ -50,13 +51,15 @@ def _rows_beside(data: "ReportData", best: Row) -> list[Row]:
 
 def _mixed(data: "ReportData", context: str, rows: Sequence[Row], cost: str) -> "MixedModel | None":
     from loraq_sim.allocation import allocate
-    from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows, spread
+    from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
     from reports.report_data import MixedModel
 
     try:
         allocation = allocate(rows, {cost: _ample(rows, cost)}, data.error, "lagrangian")
-        frontier = frontier_rows(allocation.problem, cost, data.error)
-        uniform = compare_with_uniform(allocation)
+        frontier = frontier_rows(allocation.problem, cost, data.error, most=_MOST_POINTS)
+        uniform = compare_with_uniform(
+            allocation, on_front=len(allocation.problem.layers) > _MANY_LAYERS
+        )
     except InputError:
         # No layer knows both columns: there is nothing to trade.
         return None
@@ -72,7 +75,7 @@ def _mixed(data: "ReportData", context: str, rows: Sequence[Row], cost: str) -> 
         context=context,
         cost=cost,
         error=data.error,
-        frontier=spread(frontier, cost, data.error, _MOST_POINTS),
+        frontier=frontier,
         gains=gains,
     )
 

@@ -47,6 +47,20 @@ def test_no_uniform_split_beats_the_mixed_allocation(make_rows, method):
     assert min(row["error_ratio"] for row in compared) < 0.9
 
 
+def test_the_front_of_many_layers_comes_close_to_a_search_for_each_split(make_rows):
+    rows = make_rows(4, n_layers=150)
+    found = allocate(rows, {"latency_s": 1.0}, method="lagrangian")
+    searched = {row["split"]: row for row in compare_with_uniform(found)}
+    for row in compare_with_uniform(found, on_front=True):
+        own = searched[row["split"]]
+        for ratio, limit in (("error_ratio", "latency_s"), ("cost_ratio", "output_error")):
+            assert own[ratio] * (1 - 1e-9) <= row[ratio] <= min(1.0, own[ratio] * 1.02), limit
+    front = frontier_rows(found.problem, "latency_s", "output_error")
+    some = frontier_rows(found.problem, "latency_s", "output_error", most=20)
+    assert 10 < len(some) <= 20
+    assert [row for row in front if row in some] == some
+
+
 def test_a_split_that_one_layer_lacks_is_no_uniform_split(make_rows):
     rows = [r for r in make_rows() if (r["layer"], r["split"]) != ("layer2", "W8A8")]
     compared = compare_with_uniform(allocate(rows, {"latency_s": 1.0}))

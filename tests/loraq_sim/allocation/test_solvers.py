@@ -100,7 +100,8 @@ def test_an_option_without_alternative_is_taken():
 def test_every_choice_on_the_hull_path_is_best_for_what_it_spends(seed):
     problem = random_problem(seed)
     cost, error = problem.budgets[0], problem.objective
-    path = list(hull_path(cost, error))
+    found = hull_path(cost, error)
+    path = [found.picks(steps) for steps in range(len(found.cost))]
     spent = [sum(part[p] for part, p in zip(cost, picks, strict=True)) for picks in path]
     erred = [problem.value(picks) for picks in path]
     # A step may be less than an ulp of the sum.
