@@ -9,6 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["Box", "place_labels"]
 
 _PASSES = 6
@@ -81,11 +84,17 @@ def place_labels(
     places = [
         _candidates(anchor, size, distances) for anchor, size in zip(anchors, sizes, strict=True)
     ]
+    boxes = np.array([(b.x0, b.y0, b.x1, b.y1) for b in obstacles]).reshape(-1, 4)
+    samples = np.array(line, dtype=np.float64).reshape(-1, 2)
     own = [
-        [_own_cost(box, gap, anchor, bounds, obstacles, line) for box, gap in options]
+        _own_costs(options, anchor, bounds, boxes, samples)
         for anchor, options in zip(anchors, places, strict=True)
     ]
-    puzzle = _Puzzle(anchors=list(anchors), places=places, own_costs=own)
+    reaches = [
+        [_reach(box.grown(1.5), anchor) for box, _ in options]
+        for anchor, options in zip(anchors, places, strict=True)
+    ]
+    puzzle = _Puzzle(anchors=list(anchors), places=places, reaches=reaches, own_costs=own)
     # Three starts, since moving one label at a time can get stuck in a crowded corner.
     order = list(range(len(anchors)))
     starts = [
@@ -101,6 +110,7 @@ class _Puzzle:
 
     anchors: list[tuple[float, float]]
     places: list[list[tuple[Box, float]]]
+    reaches: list[list[Box]]
     own_costs: list[list[float]]
 
     def settle(self, sequence: Sequence[int]) -> dict[int, int]:
@@ -129,10 +139,16 @@ class _Puzzle:
         return best
 
     def _cost(self, i: int, c: int, rivals: list) -> float:
-        return self.own_costs[i][c] + _rival_cost(self.places[i][c][0], self.anchors[i], rivals)
+        reach = self.reaches[i][c]
+        near = [rival[:2] for rival in rivals if reach.overlaps(rival[2])]
+        return self.own_costs[i][c] + _rival_cost(self.places[i][c][0], self.anchors[i], near)
 
     def _rivals(self, i: int, chosen: dict[int, int]) -> list:
-        return [(self.places[j][c][0], self.anchors[j]) for j, c in chosen.items() if j != i]
+        return [
+            (self.places[j][c][0], self.anchors[j], self.reaches[j][c])
+            for j, c in chosen.items()
+            if j != i
+        ]
 
 
 def _candidates(
@@ -152,30 +168,36 @@ def _candidates(
     return found
 
 
-def _own_cost(
-    box: Box,
-    gap: float,
+def _own_costs(
+    options: Sequence[tuple[Box, float]],
     anchor: tuple[float, float],
     bounds: Box,
-    obstacles: Sequence[Box],
-    line: Sequence[tuple[float, float]],
-) -> float:
-    outside = max(bounds.x0 - box.x0, box.x1 - bounds.x1, bounds.y0 - box.y0, box.y1 - bounds.y1)
-    center = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
-    angle = math.atan2(center[1] - anchor[1], center[0] - anchor[0])
-    cost = _COST_DISTANCE * gap + _COST_DIRECTION * (1 - math.cos(angle - _PREFERRED_ANGLE))
+    obstacles: NDArray[np.float64],
+    line: NDArray[np.float64],
+) -> list[float]:
+    """What each place costs with no other label there; obstacles (n, 4) and samples (n, 2)."""
+    x0, y0, x1, y1 = np.array([(b.x0, b.y0, b.x1, b.y1) for b, _ in options]).T
+    gaps = np.array([gap for _, gap in options])
+    outside = np.max([bounds.x0 - x0, x1 - bounds.x1, bounds.y0 - y0, y1 - bounds.y1], axis=0)
+    angle = np.arctan2((y0 + y1) / 2 - anchor[1], (x0 + x1) / 2 - anchor[0])
+    cost = _COST_DISTANCE * gaps + _COST_DIRECTION * (1 - np.cos(angle - _PREFERRED_ANGLE))
     cost += _COST_OUTSIDE * (outside > 0)
-    near = box.grown(2)
-    cost += _COST_POINT * sum(near.overlaps(obstacle) for obstacle in obstacles)
-    cost += _COST_LINE * sum(near.x0 < x < near.x1 and near.y0 < y < near.y1 for x, y in line)
-    leader = (anchor, box.nearest(anchor))
-    middles = [((o.x0 + o.x1) / 2, (o.y0 + o.y1) / 2, (o.x1 - o.x0) / 2) for o in obstacles]
-    passed = sum(
-        _distance_to_segment((x, y), leader) < radius
-        for x, y, radius in middles
-        if math.hypot(x - anchor[0], y - anchor[1]) > 1
-    )
-    return cost + _COST_PASSED * passed
+    left, low, right, high = (side[:, None] for side in (x0 - 2, y0 - 2, x1 + 2, y1 + 2))
+    ox0, oy0, ox1, oy1 = obstacles.T
+    covered = (left < ox1) & (ox0 < right) & (low < oy1) & (oy0 < high)
+    cost += _COST_POINT * covered.sum(axis=1)
+    x, y = line.T
+    cost += _COST_LINE * ((left < x) & (x < right) & (low < y) & (y < high)).sum(axis=1)
+    # Points the leader passes, from the anchor to the nearest point of the label.
+    dx = (np.clip(anchor[0], x0, x1) - anchor[0])[:, None]
+    dy = (np.clip(anchor[1], y0, y1) - anchor[1])[:, None]
+    px, py = (ox0 + ox1) / 2 - anchor[0], (oy0 + oy1) / 2 - anchor[1]
+    length2 = dx * dx + dy * dy
+    along = np.divide(px * dx + py * dy, length2, out=np.zeros(covered.shape), where=length2 > 0)
+    along = np.clip(along, 0.0, 1.0)
+    is_near = np.hypot(px - along * dx, py - along * dy) < (ox1 - ox0) / 2
+    is_near &= np.hypot(px, py) > 1
+    return (cost + _COST_PASSED * is_near.sum(axis=1)).tolist()
 
 
 def _rival_cost(
@@ -196,6 +218,12 @@ def _rival_cost(
     return cost
 
 
+def _reach(box: Box, anchor: tuple[float, float]) -> Box:
+    """What a label and its leader lie in."""
+    x, y = anchor
+    return Box(x0=min(box.x0, x), y0=min(box.y0, y), x1=max(box.x1, x), y1=max(box.y1, y))
+
+
 def _segments_cross(a: tuple, b: tuple) -> bool:
     def side(p: tuple, q: tuple, r: tuple) -> float:
         return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
@@ -207,13 +235,3 @@ def _segments_cross(a: tuple, b: tuple) -> bool:
 def _segment_enters(segment: tuple, box: Box) -> bool:
     corners = [(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)]
     return any(_segments_cross(segment, (corners[i], corners[i - 1])) for i in range(4))
-
-
-def _distance_to_segment(point: tuple[float, float], segment: tuple) -> float:
-    (x0, y0), (x1, y1) = segment
-    length2 = (x1 - x0) ** 2 + (y1 - y0) ** 2
-    t = 0.0
-    if length2 > 0:
-        t = ((point[0] - x0) * (x1 - x0) + (point[1] - y0) * (y1 - y0)) / length2
-    t = min(1.0, max(0.0, t))
-    return math.hypot(point[0] - x0 - t * (x1 - x0), point[1] - y0 - t * (y1 - y0))

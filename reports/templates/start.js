@@ -1,12 +1,15 @@
 "use strict";
 // Unpack the plotting library, build the controls, draw, and follow theme, width and printer.
 
-async function unpackLibrary() {
-  const packed = Uint8Array.from(atob(byId("library").textContent.trim()), (letter) => letter.charCodeAt(0));
+async function unpacked(id) {
+  const packed = Uint8Array.from(atob(byId(id).textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = element("script", { textContent: await new Response(stream).text() });
-  document.head.append(script);
-  byId("library").remove();
+  byId(id).remove();
+  return new Response(stream).text();
+}
+
+async function unpackLibrary() {
+  document.head.append(element("script", { textContent: await unpacked("library") }));
 }
 
 function showContext() {
@@ -62,6 +65,7 @@ async function start() {
   buildTheme();
   if (!("DecompressionStream" in window)) return;
   await unpackLibrary();
+  if (byId("packed-layers")) D.layers = JSON.parse(await unpacked("packed-layers"));
   buildFront();
   buildLayers();
   buildCosts();

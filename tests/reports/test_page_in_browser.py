@@ -267,6 +267,18 @@ def test_a_whole_model_is_drawn(gathered, open_page):
     assert page.trouble == []
 
 
+def test_packed_matrices_are_drawn_like_plain_ones(gathered, open_page, page_text, monkeypatch):
+    plain = open_page(page_text)
+    monkeypatch.setattr("reports.html._MOST_PLAIN", 100)
+    text = html_report(gathered(methods=("loraq", "svdquant")))
+    assert 'id="packed-layers"' in text
+    assert 'id="packed-layers"' not in page_text
+    page = open_page(text)
+    of = "JSON.stringify(document.querySelector('#layers-plot').data[0].z)"
+    assert page.evaluate(of) == plain.evaluate(of)
+    assert page.trouble == []
+
+
 def test_the_data_in_the_page_are_strict_json(page_text):
     (found,) = re.findall(r'id="drawn">(.*?)</script>', page_text)
     assert json.loads(found)["contexts"] == ["aie2", "h100"]
