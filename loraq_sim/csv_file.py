@@ -14,7 +14,13 @@ from loraq_sim.plain_text import csv_cell
 __all__ = ["write_csv"]
 
 
-def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
+def write_csv(
+    path: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    line_end: str = "\r\n",
+) -> None:
     """Write columns `names` of `rows` to `path`: UTF-8, a header line, missing values empty.
 
     Text that a spreadsheet would run as a formula gets a ``'`` in front (`csv_cell`). Floats are
@@ -27,7 +33,7 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Sequen
     """
     with replaced_file(path, error=StoreError) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text)
+        writer = csv.writer(text, lineterminator=line_end)
         writer.writerow(map(csv_cell, names))
         # Texts repeat: a name of a layer stands in hundreds of rows.
         cell = lru_cache(csv_cell)

@@ -236,7 +236,12 @@ class ResultStore:
                 by_id = {record[0]: record for record in found}
                 found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
             self._check_whole(found)
-            return [row_of(record) for record in found if case_ids is not None or record[-1] == 1]
+            if case_ids is None:
+                found = [record for record in found if record[-1] == 1]
+            # In its own place: a large store is not in memory twice.
+            for place, record in enumerate(found):
+                found[place] = row_of(record)
+            return found
 
     def frame(self, case_ids: Sequence[str] | None = None) -> "pandas.DataFrame":
         """`rows` as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""

@@ -24,6 +24,7 @@ _AS_IT_IS = frozenset((str, int, _NONE))
 _seen: set[tuple[type, ...]] = set()
 _MOST_SEEN = 1000
 _TYPES = tuple(str if column.sql_type == "TEXT" else _NUMBER for column in COLUMNS)
+_TEXT_PLACES = tuple(place for place, kind in enumerate(_TYPES) if kind is str)
 # Sizes and calls of a layer that is one.
 _POSITIVE = ("m", "n", "k", "calls_per_step", "group_size")
 _SIGNED = ("sqnr_db", "cosine", "seed", "pareto", "activation_error_share", "p_error_share")
@@ -88,6 +89,10 @@ def row_of(record: tuple) -> Row:
             raise ValueError(f"it has no {name}")
     if not isinstance(case_id, str):
         raise TypeError("its case_id is no text")
+    for place in _TEXT_PLACES:
+        if values[place] is not None:
+            # Texts repeat in thousands of rows; each is kept once.
+            values[place] = sys.intern(values[place])
     row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
     if row["options"]:
         row |= _checked_options(row["options"])

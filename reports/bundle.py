@@ -1,10 +1,11 @@
 """The report as files: the page, and beside it pictures, tables and a summary in Markdown."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loraq_sim.csv_file import write_csv
 from loraq_sim.files import make_folder, write_file
 from loraq_sim.plain_text import markdown_text
 from loraq_sim.results.units import is_missing
@@ -15,7 +16,7 @@ from reports.html import html_report
 from reports.layer_figures import accumulators_figure, heat_map_figure, latency_figure
 from reports.methods import compare_methods, method_sentences
 from reports.plot_data import plot_data
-from reports.report_data import ReportData
+from reports.report_data import ReportData, Row
 from reports.tables import ResultTable, result_table
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ __all__ = ["files_folder", "write_report"]
 _PICTURES = (".png", ".svg")
 # Longer tables are for programs.
 _MOST_FOR_PEOPLE = 200
+# What the page computes for itself.
+_HIDDEN = frozenset(("fronts", "run_split", "parts"))
 
 
 def files_folder(page: Path) -> Path:
@@ -53,21 +56,29 @@ def write_report(
     InputError
         If a file cannot be written or a package of the extra ``report`` is missing.
     """
-    text = html_report(data)
+    drawn = plot_data(data, answers(data), compare_methods(data))
+    text = html_report(data, drawn)
     make_folder(page.parent)
     written = [write_file(page, text)]
     if not with_files:
         return written
     folder = make_folder(files_folder(page))
     tables = list(_tables(data))
-    pictures = dict(_pictures(data, validation))
+    if len(data.rows) > _MOST_FOR_PEOPLE:
+        names = [name for name in _names(data.rows) if name not in _HIDDEN]
+        path = folder / "layers.csv"
+        write_csv(path, data.rows, names, line_end="\n")
+        written.append(path)
     for name, table in tables:
         written.append(write_file(folder / f"{name}.csv", table.to_csv()))
         if len(table.rows) <= _MOST_FOR_PEOPLE:
             written.append(write_file(folder / f"{name}.md", table.to_markdown()))
-    for name, figure in pictures.items():
+    pictures = []
+    # One after the other: each takes tens of MB to draw.
+    for name, figure in _pictures(data, drawn, validation):
+        pictures.append(name)
         written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in _PICTURES]
-    written.append(write_file(folder / "summary.md", _summary(data, list(pictures))))
+    written.append(write_file(folder / "summary.md", _summary(data, pictures)))
     return written
 
 
@@ -75,13 +86,13 @@ def _tables(data: ReportData) -> Iterator[tuple[str, ResultTable]]:
     """Name and table of each file that has a row; columns the page computes for itself left out."""
     methods = compare_methods(data)
     found = answers(data)
-    hidden = {"fronts", "run_split", "parts"}
 
     def cut(rows):
-        return [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+        return [{k: v for k, v in row.items() if k not in _HIDDEN} for row in rows]
 
     yield "cases", result_table(cut(data.totals))
-    yield "layers", result_table(cut(data.rows))
+    if len(data.rows) <= _MOST_FOR_PEOPLE:
+        yield "layers", result_table(cut(data.rows))
     yield "kinds", result_table(cut(data.kinds))
     if data.parts:
         yield "cost_parts", result_table(_flat_parts(data))
@@ -99,6 +110,11 @@ def _tables(data: ReportData) -> Iterator[tuple[str, ResultTable]]:
         yield "cost_model", result_table(list(data.validation))
 
 
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Keys in order of appearance; rows have few patterns of them."""
+    return list(dict.fromkeys(name for keys in dict.fromkeys(map(tuple, rows)) for name in keys))
+
+
 def _flat_parts(data: ReportData) -> list[dict]:
     """One row a shape, case and part: a table other programs can pivot."""
     keys = ("context", "label", "kind", "m", "k", "n", "rank", "n_layers", "calls", "bound")
@@ -111,10 +127,10 @@ def _flat_parts(data: ReportData) -> list[dict]:
     ]
 
 
-def _pictures(data: ReportData, validation: "Figure | None") -> "Iterator[tuple[str, Figure]]":
-    found = answers(data)
-    drawn = plot_data(data, found, compare_methods(data))
-    for answer in found:
+def _pictures(
+    data: ReportData, drawn: dict[str, Any], validation: "Figure | None"
+) -> "Iterator[tuple[str, Figure]]":
+    for answer in answers(data):
         name = _slug(answer.context, data.contexts)
         if answer.best is not None:
             yield f"pareto_{name}", _pareto(data, answer)

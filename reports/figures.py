@@ -150,7 +150,10 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
         ".svg": {"Creator": "loraq-sim", "Date": None},
         ".pdf": {"Creator": "loraq-sim", "CreationDate": None},
     }[suffix]
-    settings = {"format": suffix[1:], "dpi": 200, "metadata": metadata}
+    settings: dict[str, Any] = {"format": suffix[1:], "dpi": 200, "metadata": metadata}
+    if suffix == ".png":
+        # Half the time of the usual level; lines and flat areas grow little.
+        settings["pil_kwargs"] = {"compress_level": 3}
     with matplotlib.rc_context({"svg.hashsalt": "loraq-sim"}), replaced_file(path) as file:
         figure.savefig(file, **settings)
     return path

@@ -28,7 +28,7 @@ from reports.methods import compare_methods, method_sentences
 from reports.plot_data import plot_data
 from reports.provenance_view import provenance_view
 from reports.report_data import COSTS, ReportData
-from reports.tables import ResultTable, json_text
+from reports.tables import ResultTable, json_value
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,8 +62,8 @@ def check_report_extra() -> None:
             ) from None
 
 
-def html_report(data: ReportData) -> str:
-    """The page as text.
+def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
+    """The page as text; `drawn` is what `plot_data` made of `data`, if that was done already.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def html_report(data: ReportData) -> str:
     check_report_extra()
     found = answers(data)
     methods = compare_methods(data)
-    drawn = plot_data(data, found, methods)
+    drawn = drawn or plot_data(data, found, methods)
     main = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
     library, packed = _plotly()
     layers = _script_safe(drawn["layers"])
@@ -179,7 +179,7 @@ def _asset(name: str) -> str:
 
 def _script_safe(value: Any) -> str:
     """Strict JSON that can stand in a script element: no tag or comment can begin in it."""
-    text = json.dumps(json.loads(json_text(value)), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(json_value(value), separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -24,6 +24,8 @@ __all__ = ["accumulators_figure", "heat_map_figure", "latency_figure"]
 Row = Mapping[str, Any]
 
 _MOST_TICKS = 60
+# Cases in one picture; more are neither read nor drawn in reasonable time.
+_MOST_LINES = 48
 _WIDTH = 11.0
 # Inches: a line of labels, what stands above and below the axes.
 _LINE, _TOP, _BOTTOM, _RIGHT = 0.21, 1.0, 0.75, 0.4
@@ -46,10 +48,14 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     layers = drawn["layers"][context]
     (chosen,) = [item for item in layers["quantities"] if item["key"] == quantity]
     width = len(layers["names"])
-    lines = [line if isinstance(line, list) else [line] * width for line in chosen["z"]]
+    best = drawn["answers"].get(context, "")
+    shown = _some(layers["labels"], best)
+    labels = [layers["labels"][i] for i in shown]
+    matrix = [chosen["z"][i] for i in shown]
+    lines = [line if isinstance(line, list) else [line] * width for line in matrix]
     z = np.array(lines, dtype=np.float64)
     z = np.ma.masked_where(~(z > 0), z) * 100.0
-    figure, axes = _figure(layers["labels"], below=1.6, right=0.6)
+    figure, axes = _figure(labels, below=1.6, right=0.6)
     low, high = (z.min(), z.max()) if z.count() else (1.0, 10.0)
     norm = LogNorm(vmin=low, vmax=high if high > low else low * 1.1)
     image = axes.imshow(z, aspect="auto", cmap="cividis_r", norm=norm, interpolation="nearest")
@@ -59,7 +65,7 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor", fontsize=7)
     for label in axes.get_yticklabels():
-        is_best = label.get_text() == _short(drawn["answers"].get(context, ""), 44)
+        is_best = label.get_text() == _short(best, 44)
         label.set_fontweight("bold" if is_best else "normal")
     axes.tick_params(length=0)
     ticks = nice_log_ticks(*_ends(norm))
@@ -70,7 +76,11 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
     heading = f"{chosen['heading'][:1].upper()}{chosen['heading'][1:]} of each layer on {context}"
-    draw_heading(figure, heading, f"{len(layers['names'])} layers in {len(layers['labels'])} cases")
+    told = f"{width} layers in {_of(len(labels), len(layers['labels']))} cases"
+    left_out = (
+        ", from most to least error; layers.csv has all" if len(labels) < len(chosen["z"]) else ""
+    )
+    draw_heading(figure, heading, told + left_out)
     return figure
 
 
@@ -128,6 +138,8 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
     if not rows:
         return None
     rows.sort(key=lambda row: (-row["high"], -row["low"]))
+    n_all, n_over = len(rows), sum(row["overflows"] > 0 for row in rows)
+    rows = [rows[i] for i in _some([r["label"] for r in rows], drawn["answers"].get(context, ""))]
     figure, axes = _figure([row["label"] for row in rows], above=0.3)
     at = range(len(rows))
     axes.barh(
@@ -154,8 +166,9 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
     axes.grid(True, axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8)
-    n_over = sum(row["overflows"] > 0 for row in rows)
-    told = f"{n_over} of {len(rows)} cases overflow" if n_over else "no case overflows"
+    told = f"{n_over} of {n_all} cases overflow" if n_over else "no case overflows"
+    if len(rows) < n_all:
+        told += f"; {_of(len(rows), n_all)} cases drawn, from most to least demanding"
     most = max(row["high"] for row in rows)
     draw_heading(
         figure,
@@ -163,6 +176,22 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
         f"bar: least to most demanding layer; {told}",
     )
     return figure
+
+
+def _some(labels: Sequence[str], best: str) -> list[int]:
+    """Places of at most `_MOST_LINES` labels, evenly, with both ends and the best one."""
+    last, lines = len(labels) - 1, min(len(labels), _MOST_LINES)
+    found = {round(i * last / max(1, lines - 1)) for i in range(lines)}
+    if best in labels and labels.index(best) not in found:
+        # In place of its neighbor.
+        place = labels.index(best)
+        found.discard(min(found - {0, last}, key=lambda other: abs(other - place)))
+        found.add(place)
+    return sorted(found)
+
+
+def _of(some: int, whole: int) -> str:
+    return f"{some} of {whole}" if some < whole else str(whole)
 
 
 def _ends(norm: Any) -> tuple[float, float]:

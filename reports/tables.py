@@ -33,6 +33,7 @@ __all__ = [
     "ResultTable",
     "front_table",
     "json_text",
+    "json_value",
     "result_table",
     "totals_table",
 ]
@@ -276,28 +277,29 @@ def json_text(value: Any, *, indent: int | None = 2) -> str:
     TypeError
         If a value has no JSON form.
     """
-    text = json.dumps(_json_value(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(json_value(value), indent=indent, allow_nan=False, ensure_ascii=False)
     return json_escaped(text) + "\n"
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """What `json_text` writes, as dicts, lists and scalars."""
     value = plain_value(value)
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, ResultTable):
-        return _json_value(value.rows)
+        return json_value(value.rows)
     if hasattr(value, "to_dict"):
-        return _json_value(plain_rows(value))
+        return json_value(plain_rows(value))
     if hasattr(value, "tolist"):
-        return _json_value(value.tolist())
+        return json_value(value.tolist())
     if hasattr(value, "__fspath__"):
         return str(value)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     raise TypeError(f"{type(value).__name__} value {value!r} has no JSON form")
 
 

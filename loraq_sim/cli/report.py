@@ -87,7 +87,7 @@ def _data(path: Path, title: str | None):
     from loraq_sim.store import ResultStore
 
     with ResultStore.open(path) as opened:
-        return gather(possible_rows(opened), opened.provenance(), title=title)
+        return gather(possible_rows(opened), opened.provenance(), title=title, in_place=True)
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:

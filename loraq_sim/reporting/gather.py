@@ -21,7 +21,9 @@ _SAME = 1e-9
 Row = dict[str, Any]
 
 
-def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None) -> "ReportData":
+def gather(
+    rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None, in_place: bool = False
+) -> "ReportData":
     """What a report of these rows shows.
 
     Parameters
@@ -32,6 +34,8 @@ def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None
         Its provenance.
     title : str, optional
         By default the names of the dumps.
+    in_place : bool
+        Whether `rows` may be changed, as nobody else needs them: a copy of 100,000 takes 300 MB.
     """
     from loraq_sim import __version__
     from loraq_sim.reporting.mixed import mixed_models
@@ -40,7 +44,12 @@ def gather(rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None
 
     rows, runs = _shown(rows), _shown(runs)
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
-    rows = _named([as_asked(row) | {"run_split": row["split"]} for row in rows], dumps)
+    if not in_place:
+        rows = [dict(row) for row in rows]
+    for row in rows:
+        row["run_split"] = row["split"]
+        row.update(as_asked(row))
+    _name(rows, dumps)
     error = _error_column(rows)
     accelerators = list(dict.fromkeys(str(row["accelerator"]) for row in rows))
     machines, notes = _machines(accelerators, runs)
@@ -69,9 +78,10 @@ def _shown(records: Sequence[Row]) -> list[Row]:
     """Records whose texts can be drawn and printed: fonts have no control characters."""
     texts = {value for record in records for value in record.values() if type(value) is str}
     texts.update(*{tuple(record) for record in records})
-    is_flat = not any(
-        isinstance(value, dict | list) for record in records for value in record.values()
-    )
+    kinds: set[type] = set()
+    for record in records:
+        kinds.update(map(type, record.values()))
+    is_flat = not any(issubclass(kind, dict | list) for kind in kinds)
     # Nearly always; copying 100,000 rows takes seconds.
     if is_flat and all(shown_line(text) == text for text in texts):
         return list(records)
@@ -94,11 +104,14 @@ def _error_column(rows: Sequence[Row]) -> str:
     return ERROR_OBJECTIVE if known else "weight_error"
 
 
-def _named(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
-    from loraq_sim.results.case_labels import context_of, labelled
+def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:
+    """Give each row its ``label`` and ``context``."""
+    from loraq_sim.results.case_labels import context_of, labels_of
 
     several = len(dumps) > 1
-    return [r | {"context": context_of(r, several_dumps=several)} for r in labelled(rows)]
+    for row, label in zip(rows, labels_of(rows), strict=True):
+        row["label"] = label
+        row["context"] = context_of(row, several_dumps=several)
 
 
 def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
@@ -106,7 +119,9 @@ def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
     from loraq_sim.totals import model_totals
     from reports.report_data import COSTS
 
-    totals = _with_labels(_named(model_totals(list(rows)), dumps), rows)
+    totals = model_totals(list(rows))
+    _name(totals, dumps)
+    totals = _with_labels(totals, rows)
     marks = {
         cost: [row["pareto"] for row in mark_front(totals, (error, cost), by=("context",))]
         for cost in COSTS
@@ -132,7 +147,9 @@ def _kinds(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
     found = []
     for kind in dict.fromkeys(row.get("kind") for row in rows):
         own = [row for row in rows if row.get("kind") == kind]
-        totals = _with_labels(_named(model_totals(own), dumps), own)
+        totals = model_totals(own)
+        _name(totals, dumps)
+        totals = _with_labels(totals, own)
         found += [row | {"kind": kind or "other"} for row in totals if row["status"] == "ok"]
     return found
 

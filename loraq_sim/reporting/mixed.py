@@ -42,7 +42,7 @@ def _rows_beside(data: "ReportData", best: Row) -> list[Row]:
 
     keys = [name for name in MACHINE if name != "options"]
     return [
-        dict(row)
+        row
         for row in data.rows
         if all(row.get(key) == best.get(key) for key in keys)
         and (row.get("options") or "") == (best.get("options") or "")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["context_of", "labelled", "split_label", "transform_words"]
+__all__ = ["context_of", "labelled", "labels_of", "split_label", "transform_words"]
 
 # Word before a value that does not say by itself what it is.
 _SETTINGS = {
@@ -33,16 +33,21 @@ def labelled(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     A setting is named where two rows of the same split, layer, dump and accelerator differ in it.
     """
-    different: dict[tuple, dict[str, set[Any]]] = {}
-    for row in rows:
-        seen = different.setdefault(_case(row), {key: set() for key in _SETTINGS})
-        for key, values in seen.items():
-            values.add(row.get(key))
+    return [{**row, "label": label} for row, label in zip(rows, labels_of(rows), strict=True)]
+
+
+def labels_of(rows: Sequence[Row]) -> list[str]:
+    """The labels of `labelled`."""
+    first: dict[tuple, tuple] = {}
     named: dict[str, set[str]] = {}
-    for case, seen in different.items():
-        keys = {key for key, values in seen.items() if len(values) > 1}
-        named.setdefault(case[-1], set()).update(keys)
-    return [{**row, "label": _label(row, named[str(row.get("split"))])} for row in rows]
+    for row in rows:
+        own = tuple(map(row.get, _SETTINGS))
+        known = first.setdefault(_case(row), own)
+        differing = named.setdefault(str(row.get("split")), set())
+        if own != known:
+            both = zip(_SETTINGS, own, known, strict=True)
+            differing.update(key for key, one, other in both if one != other)
+    return [_label(row, named[str(row.get("split"))]) for row in rows]
 
 
 def split_label(row: Row) -> str:
