@@ -23,7 +23,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMB
 import numpy as np
 
 import loraq_sim as lq
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = 28

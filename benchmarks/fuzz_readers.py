@@ -56,7 +56,7 @@ class Reader:
 def read_dump(path: Path) -> None:
     """Describe the dump and load its layers."""
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.dumps.summary import summarize
+    from loraq_sim.dumps.steps import summarize
     from loraq_sim.errors import LoraqError
 
     dump = read_layer_dump(path)
@@ -92,8 +92,8 @@ def read_accelerator(path: Path) -> None:
 
 def read_plan(path: Path) -> None:
     """Compose the sweep of a plan file; its dump is one of ours, whatever it asks for."""
-    from loraq_sim.sweep.plan import compose
-    from loraq_sim.sweep.plan_file import plan_from_values, read_plan_values, set_values
+    from loraq_sim.sweeps.plan import compose
+    from loraq_sim.sweeps.plan_file import plan_from_values, read_plan_values, set_values
 
     values = read_plan_values(path)
     values = set_values(values, ["tokens=4", f"dump={path.parent / 'layers.npz'}"])
@@ -113,7 +113,7 @@ def read_measured(path: Path) -> None:
 
 def read_store(path: Path) -> None:
     """Read all of a result store, and now and then write to it."""
-    from loraq_sim.store import ResultStore
+    from loraq_sim.results.store import ResultStore
 
     with ResultStore.open(path) as store:
         rows = store.rows()
@@ -156,12 +156,12 @@ READERS = {
         Reader(name="accelerator", file="chip.yaml", read=read_accelerator, share=0.04,
                traced=("hwmodels", "ruamel.yaml")),
         Reader(name="plan", file="plan.toml", read=read_plan, share=0.10,
-               traced=("loraq_sim.sweep", "loraq_sim.layer_settings", "loraq_sim.split",
+               traced=("loraq_sim.sweeps", "loraq_sim.settings", "loraq_sim.split",
                        "loraq_sim.machine", "tomllib")),
         Reader(name="measured", file="measured.csv", read=read_measured, share=0.12,
                traced=("hwmodels", "csv")),
         Reader(name="store", file="store.sqlite", read=read_store, share=0.10,
-               traced=("loraq_sim.store", "loraq_sim.store_file"), max_bytes=65536),
+               traced=("loraq_sim.results.store", "loraq_sim.results.store_file"), max_bytes=65536),
         Reader(name="quantized", file="model.safetensors", read=read_quantized, share=0.08,
                traced=("loraq_sim.quantized_model", "safetensors",
                        "json")),

@@ -150,7 +150,7 @@ def _measured_seeds(scratch: Path) -> list[bytes]:
 
 
 def _store_seeds(scratch: Path) -> list[bytes]:
-    from loraq_sim.store import ResultStore
+    from loraq_sim.results.store import ResultStore
 
     path = scratch / "seed.sqlite"
     path.unlink(missing_ok=True)

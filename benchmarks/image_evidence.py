@@ -32,8 +32,8 @@ from loraq_sim.diffusion import (
     sample_images,
 )
 from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.formats import Rounding
 from loraq_sim.recipe import Recipe
-from loraq_sim.rounding import Rounding
 
 ROOT = Path(__file__).parent.parent
 STEPS, GUIDANCE = 25, 3.0

@@ -6,7 +6,7 @@ import numpy as np
 from image_aggregates import aggregate_all
 from scipy.stats import bootstrap, spearmanr
 
-from reports.figures import save_figure
+from loraq_sim.reporting.figures import save_figure
 
 __all__ = ["write_report"]
 

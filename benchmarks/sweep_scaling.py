@@ -75,7 +75,7 @@ def make_dump() -> Path:
 def plan_for(dump: Path, n_layers: int, splits: tuple[str, ...]):
     """The plan of a sweep over the first `n_layers`: whole blocks of ten, and a part of one."""
     import loraq_sim as lq
-    from loraq_sim.sweep import SweepPlan
+    from loraq_sim.sweeps import SweepPlan
 
     names = list(lq.read_layer_dump(dump))[:n_layers]
     return SweepPlan(
@@ -100,8 +100,8 @@ def sweep(dump: Path, n_layers: int, splits: tuple[str, ...], *, jobs: int) -> d
 
 def run_one(folder: str, dump: str, n_layers: str, jobs: str, *splits: str) -> None:
     """One sweep, in a process of its own."""
-    from loraq_sim.store import ResultStore
-    from loraq_sim.sweep import compose, run_sweep
+    from loraq_sim.results.store import ResultStore
+    from loraq_sim.sweeps import compose, run_sweep
 
     composed = compose(plan_for(Path(dump), int(n_layers), splits))
     with ResultStore.open(Path(folder) / "results.sqlite", create=True) as store:
@@ -179,8 +179,8 @@ def profile(dump: Path, n_layers: int, splits: tuple[str, ...]) -> None:
     import cProfile
     import pstats
 
-    from loraq_sim.store import ResultStore
-    from loraq_sim.sweep import compose, run_sweep
+    from loraq_sim.results.store import ResultStore
+    from loraq_sim.sweeps import compose, run_sweep
 
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         os.environ["LORAQ_SIM_CACHE"] = f"{folder}/cache"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hwmodels
 from loraq_sim import evaluate as stages
-from loraq_sim.sweep.worker import evaluate_case
+from loraq_sim.sweeps.worker import evaluate_case
 
 __all__ = ["evaluate"]
 

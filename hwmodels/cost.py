@@ -15,11 +15,22 @@ import numpy as np
 
 from hwmodels.branch import GemmKernel, split_into_kernels
 from hwmodels.description import Accelerator
-from hwmodels.energy import kernel_energy
-from hwmodels.kernel_cycles import BusyCycles, busy_cycles, transform_cycles
-from hwmodels.systolic import systolic_busy_cycles
-from hwmodels.tiling import Tiles, legal_tiles, requested_tile
-from hwmodels.traffic import DramTraffic, dram_traffic, l1_fill_cycles, l2_read_bytes
+from hwmodels.kernel_cycles import (
+    BusyCycles,
+    busy_cycles,
+    kernel_energy,
+    systolic_busy_cycles,
+    transform_cycles,
+)
+from hwmodels.traffic import (
+    DramTraffic,
+    Tiles,
+    dram_traffic,
+    l1_fill_cycles,
+    l2_read_bytes,
+    legal_tiles,
+    requested_tile,
+)
 from hwmodels.workload import GemmWorkload
 
 __all__ = ["Cost", "KernelCost", "estimate_cost"]

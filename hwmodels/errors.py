@@ -1,9 +1,22 @@
-"""The one error this package raises on purpose, and how an unknown name is reported."""
+"""The one error this package raises on purpose, and how an unknown name is reported.
+
+Text of a small file that may come from anywhere: regular, of bounded size, UTF-8.
+"""
 
 import difflib
+import re
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["AcceleratorError", "nearest"]
+__all__ = [
+    "AcceleratorError",
+    "UNSAFE_CHARACTER",
+    "nearest",
+    "printable",
+    "read_text",
+    "require_regular",
+]
 
 
 class AcceleratorError(ValueError):
@@ -20,3 +33,63 @@ def nearest(value: object, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value)[:100].lower(), names, n=1, cutoff=0.55)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+UNSAFE_CHARACTER = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and newline, marks that reverse the text, halves of surrogate pairs:
+a terminal obeys the first, people misread the second, and no output can be encoded with the third.
+"""
+
+
+def read_text(path: Path, what: str, max_bytes: int) -> str:
+    """Text of the file at `path`, without a byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        What the file is to be, for messages: ``"accelerator file"``.
+    max_bytes : int
+        Longer files are refused after that many bytes.
+
+    Raises
+    ------
+    AcceleratorError
+        If `path` is no regular file that can be read, is too long, or holds no UTF-8 text.
+    """
+    shown = printable(str(path))
+    try:
+        require_regular(path, what)
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, AcceleratorError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise AcceleratorError(f"cannot read {what} {shown}: {reason}") from None
+    if len(raw) > max_bytes:
+        raise AcceleratorError(f"{shown}: the {what} is too large; it may have {max_bytes} bytes")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AcceleratorError(f"{shown}: not UTF-8 text (byte {error.start})") from None
+
+
+def require_regular(path: Path, what: str) -> None:
+    """Raise AcceleratorError if `path` is a folder, a pipe or a device; OSError if it is missing.
+
+    Reading a pipe could wait for ever, and a device need not end.
+    """
+    kind = path.stat().st_mode
+    if stat.S_ISREG(kind):
+        return
+    found = "is a directory" if stat.S_ISDIR(kind) else "is not a regular file"
+    raise AcceleratorError(f"{printable(str(path))} {found}; give the path of one {what}")
+
+
+def printable(text: str, longest: int = 300) -> str:
+    """`text` on one line with nothing a terminal would obey, cut after `longest` characters."""
+    shown = text if len(text) <= longest else f"{text[:longest]}..."
+    return shown if shown.isprintable() else repr(shown)[1:-1]

@@ -6,6 +6,30 @@ A tile of m x n outputs is made of register blocks. Per block, over the depth K 
            + ceil(K / tile_k) * (a + b * block bytes of partial sums / 64)
 
 with K' rounded up to the instruction's depth. The form and a, b: `kernel` block of the file.
+
+Cycles of one systolic array, in closed form.
+
+An operand stays in the rows x columns elements while another streams through in T steps:
+
+    cycles = ceil(D1 / rows) * ceil(D2 / columns) * (T + load + rows + columns - 2) - 1
+
+    weight stationary   D1, D2, T = K, N, M    load = rows
+    input stationary    D1, D2, T = K, M, N    load = rows
+    output stationary   D1, D2, T = M, N, K    load = 0
+
+as SCALE-Sim 3.0.0 counts, with which all three agree exactly: each fold loads its operand (rows),
+skews in and drains (rows + columns - 2); loads do not overlap the fold before. Outputs that stay
+have nothing to load. The paper (Samajdar et al., ISPASS 2020) counts 2 rows there too, as if the
+sums were shifted out row by row before the next fold; version 3.0.0 does not. Partial sums of folds
+along K stay in the accumulators beside the array and never go to DRAM. The branch runs as folds of
+its own after the main product.
+
+Energy of one kernel from counts: MACs by mode, bytes by level, elementwise work, idle power.
+
+Movement between L2 and L1 is charged for the legal tile that needs the least of it, which is not
+always the fastest tile; the two differ by a few percent of the total. Charging the fastest tile
+instead would let energy fall when a layer grows, whenever the search moves to another tile.
+Padding lanes multiply zeros and are not charged.
 """
 
 from dataclasses import dataclass
@@ -15,16 +39,27 @@ from numpy.typing import NDArray
 
 from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator, Mode
-from hwmodels.tiling import Tiles, ceil_div, passes
-from hwmodels.traffic import right_elements
+from hwmodels.modes import ModeChoice
+from hwmodels.traffic import (
+    DramTraffic,
+    Tiles,
+    ceil_div,
+    l1_fill_bytes,
+    l2_read_bytes,
+    passes,
+    right_elements,
+)
 
 __all__ = [
     "BusyCycles",
     "Phase",
     "busy_cycles",
+    "kernel_energy",
     "make_phase",
     "quantized_elements",
     "single_core_cycles",
+    "systolic_busy_cycles",
+    "systolic_cycles",
     "transform_cycles",
     "unpacked_elements",
 ]
@@ -195,3 +230,125 @@ def unpacked_elements(
     if branch.up.unpack_weights:
         unpacked = unpacked + runs * tiles.n * branch.rank
     return unpacked
+
+
+def systolic_cycles(
+    m: int, n: int, k: int, *, rows: int, columns: int, dataflow: str = "weight_stationary"
+) -> int:
+    """Cycles of x (m, k) times w (n, k) transposed on a rows x columns array."""
+    folded = {
+        "weight_stationary": (k, n, m, rows),
+        "output_stationary": (m, n, k, 0),
+        "input_stationary": (k, m, n, rows),
+    }
+    down, across, steps, load = folded[dataflow]
+    return -(-down // rows) * -(-across // columns) * (steps + load + rows + columns - 2) - 1
+
+
+def systolic_busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles:
+    """Busy cycles of the array: main product, then both factors where the branch is fused."""
+
+    def phase(mode: Mode, m: int, n: int, k: int, combines: int, share: float = 1.0):
+        size = {"rows": hw.units.rows, "columns": hw.units.columns}
+        counted = systolic_cycles(m, n, k, **size, dataflow=hw.units.dataflow)
+        # SCALE-Sim numbers its cycles from 0: one element alone would beat its own peak by one.
+        cycles = max(counted, m * n * k / hw.units.count)
+        rate = mode.sustained_macs_per_cycle
+        return make_phase(hw, np.array([share * cycles / rate]), share * m * n * combines)
+
+    branch = kernel.branch
+    phases = {kernel.role: phase(kernel.choice.mode, kernel.m, kernel.n, kernel.k, kernel.combines)}
+    if kernel.forms_p:
+        phases["branch_down"] = phase(
+            branch.down.mode,
+            kernel.m,
+            branch.rank,
+            kernel.k,
+            branch.down_combines,
+            kernel.down_share,
+        )
+    if branch is not None:
+        phases["branch_up"] = phase(
+            branch.up.mode, kernel.m, kernel.n, branch.rank, branch.up_combines
+        )
+    added = 0.0
+    if kernel.reread_bytes and hw.vector.add_elements_per_cycle is not None:
+        added = kernel.m * kernel.n / hw.vector.add_elements_per_cycle
+    runs = np.ones(1)
+    conversion = unpacked_elements(hw, kernel, tiles, runs) / hw.vector_rate("unpack")
+    rounded = quantized_elements(kernel, tiles)
+    conversion = conversion + rounded / hw.vector_rate("quantize")
+    return BusyCycles(phases=phases, tile=np.array([added]), conversion=conversion)
+
+
+_PJ = 1e-12
+
+
+def kernel_energy(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, dram: DramTraffic
+) -> dict[str, float]:
+    """Joules by component, idle power excluded (it needs the whole latency)."""
+    energy = hw.energy
+    parts = {"mac_main": _mac_pj(kernel.m * kernel.n * kernel.k, kernel.choice)}
+    operand_bytes = _operand_bytes(hw, kernel.m * kernel.n * kernel.k, kernel.choice)
+    combined = kernel.m * kernel.n * kernel.combines
+    if kernel.branch is not None:
+        branch = kernel.branch
+        down, up = kernel.m * branch.rank * kernel.k, kernel.m * branch.rank * kernel.n
+        parts["mac_branch"] = _mac_pj(up, branch.up)
+        operand_bytes += _operand_bytes(hw, up, branch.up)
+        combined += kernel.m * kernel.n * branch.up_combines
+        if branch.down_place == "side":
+            parts["mac_branch"] += kernel.down_share * down * hw.side_unit.energy_pj_per_mac
+        elif kernel.forms_p:
+            # Of the tiles that form P again, the widest does it least often.
+            times = kernel.down_share
+            if branch.down_place == "per_tile":
+                times = float(ceil_div(kernel.n, tiles.n).min())
+            parts["mac_branch"] += times * _mac_pj(down, branch.down)
+            operand_bytes += times * _operand_bytes(hw, down, branch.down)
+            combined += times * kernel.m * branch.rank * branch.down_combines
+    for name, ops in kernel.transform_ops.items():
+        parts[name] = ops * energy.combine_pj_per_element
+    parts["vector"] = (
+        combined * energy.combine_pj_per_element
+        + float(quantized_elements(kernel, tiles).min()) * energy.quantize_pj_per_element
+    )
+    l1, l2, unpack = _movement_pj(hw, kernel, tiles)
+    parts["l1"] = l1 + operand_bytes * energy.l1_pj_per_byte
+    # What DRAM reads is written to L2 once, and outputs pass through it once.
+    parts["l2"] = l2 + dram.total * energy.l2_pj_per_byte
+    parts["unpack"] = unpack
+    parts["dram"] = dram.total * energy.dram_pj_per_byte
+    return {name: value * _PJ for name, value in parts.items()}
+
+
+def _mac_pj(macs: int, choice: ModeChoice) -> float:
+    return macs * choice.mode.energy_pj_per_mac
+
+
+def _operand_bytes(hw: Accelerator, macs: int, choice: ModeChoice) -> float:
+    """L1 bytes the register blocks read, at the width of the mode."""
+    per_mac = choice.mode.activation_bits / hw.kernel.register_block_n
+    per_mac += choice.mode.weight_bits / hw.kernel.register_block_m
+    return macs * per_mac / 8
+
+
+def _movement_pj(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[float, float, float]:
+    """Picojoules in L1 (fills and partial sums), L2 (reads) and unpacking of the least tile."""
+    energy = hw.energy
+    a_bytes, w_bytes = l1_fill_bytes(hw, kernel, tiles)
+    l1 = (a_bytes + w_bytes) * hw.units.vector_units * energy.l1_pj_per_byte
+    if hw.kernel.partials == "l1":
+        slices = ceil_div(kernel.k, tiles.k)
+        if kernel.branch is not None:
+            slices = slices + ceil_div(kernel.branch.rank, tiles.k)
+        traffic = 2 * kernel.m * kernel.n * kernel.partial_bits / 8 * slices
+        l1 = l1 + traffic * energy.l1_pj_per_byte
+    l2 = l2_read_bytes(hw, kernel, tiles) * energy.l2_pj_per_byte
+    unpacked = (
+        unpacked_elements(hw, kernel, tiles, passes(hw, kernel, tiles)) * hw.units.vector_units
+    )
+    unpack = unpacked * energy.unpack_pj_per_element
+    best = int(np.argmin(l1 + l2 + unpack))
+    return float(l1[best]), float(l2[best]), float(unpack[best])

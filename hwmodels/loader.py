@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hwmodels.description import Accelerator
-from hwmodels.errors import AcceleratorError, nearest
+from hwmodels.errors import UNSAFE_CHARACTER, AcceleratorError, nearest, printable, read_text
 from hwmodels.modes import unreachable_modes
 from hwmodels.overrides import apply_variant, dotted, explain_rule
-from hwmodels.text_file import UNSAFE_CHARACTER, printable, read_text
 
 __all__ = ["list_accelerators", "load_accelerator"]
 

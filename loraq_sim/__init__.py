@@ -9,11 +9,9 @@ Every public name is loaded when first used, so that importing the package costs
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
-__version__ = "0.1.0"
+from loraq_sim.version import __version__
 
 _HOMES = {
     "Allocation": "loraq_sim.allocation",
@@ -27,12 +25,12 @@ _HOMES = {
     "PrecisionSplit": "loraq_sim.split",
     "QuantizedTensor": "loraq_sim.quantizers",
     "Recipe": "loraq_sim.recipe",
-    "ResultStore": "loraq_sim.store",
+    "ResultStore": "loraq_sim.results.store",
     "Solution": "loraq_sim.solvers",
     "Study": "loraq_sim.study",
     "StoreError": "loraq_sim.errors",
     "TwoLevelArray": "loraq_sim.emulator.mac_array",
-    "best_under": "loraq_sim.frontier",
+    "best_under": "loraq_sim.results.front",
     "emulate_two_level": "loraq_sim.emulator.two_level",
     "emulate_two_level_report": "loraq_sim.emulator.two_level",
     "allocate": "loraq_sim.allocation",
@@ -41,8 +39,8 @@ _HOMES = {
     "float_requantize": "loraq_sim.emulator.requantize",
     "gemmlowp_requantize": "loraq_sim.emulator.requantize",
     "explain_case": "loraq_sim.explain",
-    "hypervolume": "loraq_sim.frontier",
-    "knee_point": "loraq_sim.frontier",
+    "hypervolume": "loraq_sim.results.front",
+    "knee_point": "loraq_sim.results.front",
     "list_array_presets": "loraq_sim.emulator.presets",
     "pack_weight": "loraq_sim.emulator.packed_weight",
     "quantize_multiplier": "loraq_sim.emulator.requantize",
@@ -55,9 +53,9 @@ _HOMES = {
     "emulate_gemm_report": "loraq_sim.emulator.gemm",
     "evaluate_layer": "loraq_sim.evaluate",
     "evaluate_steps": "loraq_sim.time_steps",
-    "model_totals": "loraq_sim.totals",
+    "model_totals": "loraq_sim.results.totals",
     "output_error": "loraq_sim.metrics",
-    "pareto_front": "loraq_sim.pareto",
+    "pareto_front": "loraq_sim.results.front",
     "open_study": "loraq_sim.study",
     "parse_format": "loraq_sim.formats",
     "parse_split": "loraq_sim.split",
@@ -71,8 +69,8 @@ _HOMES = {
     "solve": "loraq_sim.solvers",
     "solve_group": "loraq_sim.solvers",
     "step_report": "loraq_sim.time_steps",
-    "step_statistics": "loraq_sim.dumps.step_statistics",
-    "steps_of_layer": "loraq_sim.dumps.capture_steps",
+    "step_statistics": "loraq_sim.dumps.steps",
+    "steps_of_layer": "loraq_sim.dumps.steps",
     "sweep": "loraq_sim.study",
     "srs": "loraq_sim.emulator.requantize",
     "verdict_of": "loraq_sim.results.verdict",
@@ -92,24 +90,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _CallablePackage(ModuleType):
-    """`loraq_sim.sweep` is a package and, as `lq.sweep`, the function of `loraq_sim.study`."""
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        from loraq_sim.study import sweep
-
-        return sweep(*args, **settings)
-
-
-class _Root(ModuleType):
-    """This package: importing its subpackage ``sweep`` must not hide the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "sweep" and isinstance(value, ModuleType):
-            value.__class__ = _CallablePackage
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Root

@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 
 import hwmodels
-from loraq_sim.case_settings import CaseSettings
+from loraq_sim.conditioning import hadamard_block
 from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
 from loraq_sim.error_shares import RoundingWatch
 from loraq_sim.errors import InputError
-from loraq_sim.hadamard import hadamard_block
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.rows import COLUMN_NAMES
+from loraq_sim.results.rows import COLUMN_NAMES
+from loraq_sim.settings import CaseSettings
 from loraq_sim.solvers import Solution, solve
-from loraq_sim.solvers.shared_stages import SharedStages
+from loraq_sim.solvers.problem import SharedStages
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
@@ -85,7 +85,7 @@ def evaluate_layer(
     family, group
         Element family and group of a split given as text.
     seed, method, preset, tokens, fused, smooth, rotate, rows, datapath
-        See `loraq_sim.case_settings.CaseSettings`. A split without a branch is rounded to nearest
+        See `loraq_sim.settings.CaseSettings`. A split without a branch is rounded to nearest
         (``rtn``).
     solution : Solution, optional
         An earlier solution of this layer and split; solved here by default.

@@ -10,15 +10,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import hwmodels
+from loraq_sim.conditioning import hadamard_block
 from loraq_sim.emulator.datapath import Datapath, datapath_steps
 from loraq_sim.emulator.float_overflow import FloatOverflow
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
-from loraq_sim.hadamard import hadamard_block
-from loraq_sim.solvers.budget import rank_for_budget
-from loraq_sim.split import PrecisionSplit
+from loraq_sim.split import PrecisionSplit, rank_for_budget
 
 if TYPE_CHECKING:
     from loraq_sim.solvers import Solution

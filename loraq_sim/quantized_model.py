@@ -6,7 +6,7 @@ Layout, for each layer ``NAME``:
   scales, zero points or tensor scale); no factors without a branch;
 - ``NAME.smooth``: float16 of shape (K,), only with smoothing; the branches then approximate
   W diag(smooth) and activations are divided by it. With ``rotation`` B in the metadata, the
-  channels are mixed by the Hadamard matrix of order B after that (`loraq_sim.hadamard`).
+  channels are mixed by the Hadamard matrix of order B after that (`loraq_sim.conditioning`).
 
 Metadata (strings): ``format`` is ``loraq-sim-quantized-v1``; ``layers`` is a JSON object
 ``{NAME: {method, preset, seed, weight_error, seconds, parts: {main: {format, shape}, ...}}}``;
@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from loraq_sim.conditioning import hadamard_block
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
-from loraq_sim.files import refuse_existing, replaced_file
+from loraq_sim.files import refuse_existing, replaced_file, require_regular_file
 from loraq_sim.formats import parse_format
-from loraq_sim.hadamard import hadamard_block
-from loraq_sim.plain_file import require_regular_file
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
 
@@ -131,7 +130,7 @@ class QuantizedModel(Mapping[str, Solution]):
         return len(self._layers)
 
     def _repr_html_(self) -> str:
-        from loraq_sim.result_cards import model_card
+        from loraq_sim.results.cards import model_card
 
         return model_card(self.path, self._layers)
 

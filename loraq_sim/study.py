@@ -14,18 +14,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import DumpError, InputError, unknown_name
-from loraq_sim.pareto import mark_front, per_layer_front
+from loraq_sim.results.front import mark_front, per_layer_front
+from loraq_sim.results.rows import Row
+from loraq_sim.results.store import ResultStore
+from loraq_sim.results.totals import model_totals
 from loraq_sim.results.verdict import Verdict, verdict_of
-from loraq_sim.rows import Row
-from loraq_sim.store import ResultStore
-from loraq_sim.totals import model_totals
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from loraq_sim.sweep.plan import ComposedSweep
-    from loraq_sim.sweep.progress import OnEvent, SweepOutcome
+    from loraq_sim.sweeps.plan import ComposedSweep
+    from loraq_sim.sweeps.run import OnEvent, SweepOutcome
 
 __all__ = ["Study", "open_study", "sweep"]
 
@@ -39,7 +39,7 @@ class Study:
     Attributes
     ----------
     rows : list of dict
-        One per layer, split and accelerator, with the columns of `loraq_sim.rows`.
+        One per layer, split and accelerator, with the columns of `loraq_sim.results.rows`.
     path : Path or None
         The store; None where it was kept only while the sweep ran.
     notes : tuple of str
@@ -75,7 +75,7 @@ class Study:
         outcome: "SweepOutcome | None" = None,
     ) -> "Study":
         """The study of a plan's cases in `store`."""
-        from loraq_sim import __version__
+        from loraq_sim.version import __version__
 
         digests = {"dump": composed.dump_digest, **composed.accelerator_digests}
         return cls(
@@ -92,7 +92,7 @@ class Study:
     @cached_property
     def df(self) -> "pandas.DataFrame":
         """The rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
-        from loraq_sim.store import frame_of
+        from loraq_sim.results.store import frame_of
 
         return frame_of(self.rows)
 
@@ -143,7 +143,7 @@ class Study:
         InputError
             If no cost of the model is known.
         """
-        from reports.figures import pareto_figure
+        from loraq_sim.reporting.figures import pareto_figure
 
         verdict = self._verdict
         if not verdict.cost:
@@ -177,8 +177,8 @@ class Study:
         InputError
             If there is no row, the file cannot be written or an extra is not installed.
         """
+        from loraq_sim.reporting.bundle import write_report
         from loraq_sim.reporting.gather import gather
-        from reports.bundle import write_report
 
         if not self.rows:
             raise InputError("the study holds no row to report")
@@ -255,8 +255,8 @@ def sweep(
     StoreError
         If the store cannot be written.
     """
-    from loraq_sim.sweep.plan import compose
-    from loraq_sim.sweep.plan_file import checked_values, plan_from_values
+    from loraq_sim.sweeps.plan import compose
+    from loraq_sim.sweeps.plan_file import checked_values, plan_from_values
 
     asked = {"dump": str(dump), "hw": _texts(hw), "splits": _texts(splits), "tokens": tokens}
     asked |= {name: _plain(value) for name, value in settings.items()}
@@ -292,7 +292,7 @@ def _run(
     on_event: "OnEvent | None",
     is_kept: bool,
 ) -> Study:
-    from loraq_sim.sweep.run import run_sweep
+    from loraq_sim.sweeps.run import run_sweep
 
     with ResultStore.open(folder / _STORE, create=True) as store:
         outcome = run_sweep(composed, store, jobs=jobs, force=force, on_event=on_event)

@@ -25,7 +25,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import hwmodels
-from reports.palette import SERIES_COLORS
+from loraq_sim.reporting.labels import SERIES_COLORS
 
 plt.rcParams.update(
     {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9}

@@ -29,7 +29,7 @@ from IPython.display import Markdown, display
 from ruamel.yaml import YAML
 
 import hwmodels
-from reports.palette import part_colors
+from loraq_sim.reporting.labels import part_colors
 
 SCRATCH = tempfile.TemporaryDirectory()
 FOLDER = Path(SCRATCH.name)

@@ -33,8 +33,8 @@ import numpy as np
 from IPython.display import Markdown, display
 
 import loraq_sim as lq
-from reports.figures import pareto_figure
-from reports.palette import main_colors
+from loraq_sim.reporting.figures import pareto_figure
+from loraq_sim.reporting.labels import main_colors
 
 # %matplotlib inline
 SCRATCH = tempfile.TemporaryDirectory()

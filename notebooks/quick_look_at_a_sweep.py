@@ -31,8 +31,8 @@ from IPython.display import Markdown, display
 from matplotlib.colors import LogNorm
 
 import loraq_sim as lq
-from reports.figures import pareto_figure
-from reports.tables import front_table
+from loraq_sim.reporting.figures import pareto_figure
+from loraq_sim.reporting.tables import front_table
 
 # %matplotlib inline
 HERE = Path.cwd()

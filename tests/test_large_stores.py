@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
 from loraq_sim.reporting.gather import gather
-from loraq_sim.store import ResultStore
-from reports.layer_cells import layer_cells
+from loraq_sim.reporting.plot_data import layer_cells
+from loraq_sim.results.store import ResultStore
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +73,7 @@ def test_the_bytes_of_a_cell_are_few(big_store, store, monkeypatch):
         data = gather(opened.rows(), [])
     sizes = {}
     for many in (10**9, 100):
-        monkeypatch.setattr("reports.layer_cells._MANY_CELLS", many)
+        monkeypatch.setattr("loraq_sim.reporting.plot_data._MANY_CELLS", many)
         cells = [layer_cells(data, context)["quantities"] for context in data.contexts]
         sizes[many] = len(json.dumps(cells, separators=(",", ":"))) / len(data.rows)
     # Four matrices of three digits, and lines that are one number.

@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 import loraq_sim as lq
-import reports.figures
+import loraq_sim.reporting.figures
 from loraq_sim.cli.app import app
-from loraq_sim.plain_text import markdown_text
+from loraq_sim.files import markdown_text
+from loraq_sim.results.store import ResultStore
+from loraq_sim.results.totals import model_totals
 from loraq_sim.results.verdict import verdict_of
-from loraq_sim.store import ResultStore
-from loraq_sim.totals import model_totals
 
 SPLITS = ("W4A4", "W4A8", "W4A4+W8A8r8", "W4A4+W4A4r8")
 COMMON = (
@@ -104,9 +104,9 @@ def test_every_door_gives_the_same_verdict(swept, name, tmp_path, monkeypatch):
     expected = verdict_of(model_totals(rows))
     plain = json.loads(json.dumps(expected.as_dict()))
     headings = []
-    draw = reports.figures.draw_heading
+    draw = loraq_sim.reporting.figures.draw_heading
     monkeypatch.setattr(
-        *(reports.figures, "draw_heading"),
+        *(loraq_sim.reporting.figures, "draw_heading"),
         lambda figure, heading, told: (headings.append(heading), draw(figure, heading, told)),
     )
 

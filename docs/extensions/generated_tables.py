@@ -90,7 +90,7 @@ def _rounding_ties() -> str:
     import numpy as np
 
     from loraq_sim import srs
-    from loraq_sim.rounding import Rounding, rounding_code
+    from loraq_sim.formats import Rounding, rounding_code
 
     halves = np.array([5, 7, -5, -7, 3, -3], dtype=np.int32)
     quarters = np.array([9, -9], dtype=np.int32)  # 2.25 and -2.25
@@ -118,8 +118,8 @@ def _code(rounding_code: Callable, mode: str, generation: str) -> str:
 
 def _rounding_constants() -> str:
     """The constants of each mode, named by their values at one shift that tells them apart."""
+    from loraq_sim.formats import Rounding
     from loraq_sim.kernels.shift_round import rounding_constants
-    from loraq_sim.rounding import Rounding
 
     shift = 8
     full, half = 2**shift - 1, 2 ** (shift - 1)
@@ -165,7 +165,7 @@ def _methods() -> str:
 def _efforts() -> str:
     import dataclasses
 
-    from loraq_sim.solvers.effort import EFFORTS
+    from loraq_sim.solvers.problem import EFFORTS
 
     fields = [field.name for field in dataclasses.fields(next(iter(EFFORTS.values())))]
     rows = [
@@ -198,16 +198,16 @@ def _accelerators() -> str:
 
 
 def _row_columns() -> str:
-    from loraq_sim.rows import COLUMNS
+    from loraq_sim.results.rows import COLUMNS
 
     rows = [(f"`{c.name}`", c.sql_type, c.unit or "-", c.meaning) for c in COLUMNS]
     return table(("column", "type", "unit", "meaning"), rows)
 
 
 def _plan_keys() -> str:
-    from loraq_sim.layer_settings import OVERRIDE_KEYS
     from loraq_sim.machine import DATAPATH_KEYS
-    from loraq_sim.sweep.plan_file import PLAN_KEYS
+    from loraq_sim.settings import OVERRIDE_KEYS
+    from loraq_sim.sweeps.plan_file import PLAN_KEYS
 
     inner = {
         "datapath": ", ".join(f"`{key}`" for key in DATAPATH_KEYS),

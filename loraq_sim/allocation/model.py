@@ -4,20 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loraq_sim.aggregates import DEFAULT_AGGREGATE
-from loraq_sim.allocation.choice import Choice, ChoiceProblem, Infeasible, Parts
-from loraq_sim.allocation.exact import choose_exactly
-from loraq_sim.allocation.lagrangian import choose_by_prices
 from loraq_sim.allocation.problem import (
     QUANTITIES,
     AllocationProblem,
+    Choice,
+    ChoiceProblem,
+    Infeasible,
+    Parts,
     build_problem,
     is_error,
     machines_of,
 )
+from loraq_sim.allocation.solve import choose_by_prices, choose_exactly
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.limits import Limits, checked_limits
-from loraq_sim.rows import Row
+from loraq_sim.metrics import DEFAULT_AGGREGATE
+from loraq_sim.results.columns import Limits, checked_limits
+from loraq_sim.results.rows import Row
 
 if TYPE_CHECKING:
     import pandas
@@ -89,7 +91,7 @@ class Allocation:
         return {row["layer"]: row["split"] for row in self.rows}
 
     def _repr_html_(self) -> str:
-        from loraq_sim.result_cards import allocation_card
+        from loraq_sim.results.cards import allocation_card
 
         return allocation_card(self)
 
@@ -122,7 +124,7 @@ def allocate(
     accelerator : str, optional
         Needed where the rows are of several.
     aggregate : str
-        How output errors become one; see `loraq_sim.aggregates`.
+        How output errors become one; see `loraq_sim.metrics`.
     time_limit_s : float
         Of the integer program. With the time over, the best choice found is returned, with its gap.
 

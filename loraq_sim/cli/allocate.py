@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.aggregates import DEFAULT_AGGREGATE
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import (
     AggregateName,
     Force,
@@ -16,10 +14,17 @@ from loraq_sim.cli.options import (
     Quiet,
     listed,
 )
-from loraq_sim.cli.output import note, print_json, print_tables
-from loraq_sim.cli.store_path import possible_rows, store_file
+from loraq_sim.cli.output import (
+    note,
+    one_line_failures,
+    possible_rows,
+    print_json,
+    print_tables,
+    store_file,
+)
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
+from loraq_sim.metrics import DEFAULT_AGGREGATE
 
 if TYPE_CHECKING:
     from loraq_sim.allocation import Allocation
@@ -95,8 +100,8 @@ def allocate_command(
     """Choose a split per layer: least error within budgets, or least cost within an error."""
     from loraq_sim.allocation import allocate_each
     from loraq_sim.allocation.problem import QUANTITIES
-    from loraq_sim.limits import parse_limits
-    from loraq_sim.store import ResultStore
+    from loraq_sim.results.columns import parse_limits
+    from loraq_sim.results.store import ResultStore
 
     limits = parse_limits(budget, QUANTITIES)
     with ResultStore.open(store_file(store)) as opened:
@@ -120,7 +125,7 @@ def allocate_command(
         print_json({"allocations": views})
         return
     if output is OutputFormat.CSV:
-        from reports.tables import result_table
+        from loraq_sim.reporting.tables import result_table
 
         print_tables([result_table([row for view in views for row in view["layers"]])], output)
         return
@@ -129,7 +134,7 @@ def allocate_command(
 
 
 def _selected(rows: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[dict[str, Any]]:
-    from loraq_sim.layer_settings import skipped
+    from loraq_sim.settings import skipped
 
     if not patterns:
         return rows
@@ -165,7 +170,7 @@ def _view(one: "Allocation") -> dict[str, Any]:
 
 def _tables(one: "Allocation", view: dict[str, Any]) -> list[Any]:
     from loraq_sim.allocation.frontier import spread
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     cost, error = view["axes"]
     columns = [name for name in _CHOSEN if any(row.get(name) is not None for row in one.rows)]
@@ -214,9 +219,9 @@ def _write(
     force: bool,
     quiet: bool,
 ) -> None:
-    from loraq_sim.allocation.to_recipe import allocation_recipe
-    from loraq_sim.csv_file import write_csv
+    from loraq_sim.allocation.frontier import allocation_recipe
     from loraq_sim.recipe import write_recipe
+    from loraq_sim.results.store_records import write_csv
 
     paths = _recipe_paths(folder, found)
     tables = {"allocation.csv": "layers", "frontier.csv": "frontier", "uniform.csv": "uniform"}
@@ -242,7 +247,7 @@ def _recipe_paths(folder: Path, found: "list[Allocation]") -> list[Path]:
 
 def _origin(one: "Allocation", runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Digests of what the sweeps of the store read, of the latest that used this accelerator."""
-    from loraq_sim import __version__
+    from loraq_sim.version import __version__
 
     origin: dict[str, Any] = {"loraq_sim": __version__}
     for run in reversed(runs):

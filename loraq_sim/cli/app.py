@@ -7,25 +7,22 @@ import typer
 from loraq_sim.cli import (
     allocate,
     bench,
-    compare,
     cost,
     doctor,
     dump,
     emulate,
     explain,
-    export,
     hw,
     images,
-    merge,
     model,
     pareto,
-    report,
     solve,
     steps,
+    stores,
     sweep,
     vectors,
 )
-from loraq_sim.cli.failures import set_debug
+from loraq_sim.cli.output import set_debug
 
 __all__ = ["app"]
 
@@ -48,13 +45,13 @@ app.command("emulate", epilog=emulate.EXAMPLES)(emulate.emulate_command)
 app.command("images", epilog=images.EXAMPLES)(images.images_command)
 app.command("cost", epilog=cost.EXAMPLES)(cost.cost_command)
 app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
-app.command("report", epilog=report.EXAMPLES)(report.report_command)
+app.command("report", epilog=stores.REPORT_EXAMPLES)(stores.report_command)
 app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate_command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain_command)
 app.command("steps", epilog=steps.EXAMPLES)(steps.steps_command)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
-app.command("merge", epilog=merge.EXAMPLES)(merge.merge_command)
-app.command("export", epilog=export.EXAMPLES)(export.export_command)
+app.command("compare", epilog=stores.COMPARE_EXAMPLES)(stores.compare_command)
+app.command("merge", epilog=stores.MERGE_EXAMPLES)(stores.merge_command)
+app.command("export", epilog=stores.EXPORT_EXAMPLES)(stores.export_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
@@ -65,7 +62,7 @@ app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from loraq_sim import __version__
+        from loraq_sim.version import __version__
 
         typer.echo(f"loraq-sim {__version__}")
         raise typer.Exit

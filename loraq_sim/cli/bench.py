@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import NoProgress, OutFormat, OutputFormat, Quiet, listed
-from loraq_sim.cli.output import note, print_table
-from loraq_sim.cli.progress import tracked
+from loraq_sim.cli.output import note, one_line_failures, print_table, tracked
 from loraq_sim.errors import InputError
 from loraq_sim.files import write_file
 
@@ -72,18 +70,12 @@ def emulator_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Time the emulated GEMM, with SRS to int8, as a ratio to the exact torch._int_mm."""
-    from loraq_sim.cli.bench_emulator import (
-        BENCH_COLUMNS,
-        Operands,
-        goals,
-        measure_goal,
-        peer_row,
-    )
+    from loraq_sim.cli.bench_emulator import BENCH_COLUMNS, Operands, goals, measure_goal, peer_row
     from loraq_sim.cli.bench_peers import peers as installed_peers
     from loraq_sim.cli.bench_srs import srs_rows
     from loraq_sim.cli.bench_threads import thread_rows
     from loraq_sim.cli.cost import parse_shape
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist")

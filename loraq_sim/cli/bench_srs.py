@@ -6,7 +6,7 @@ import numpy as np
 
 from loraq_sim.cli.bench_emulator import BENCH_COLUMNS, timed_medians
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.rounding import Rounding
+from loraq_sim.formats import Rounding
 
 __all__ = ["srs_rows"]
 

@@ -1,14 +1,20 @@
-"""``loraq-sim cost``: memory, latency and energy of shapes, dumps or models, without arrays."""
+"""A whole model's denoising step as rows: one per kind of layer, then the total.
+
+Which machines a command costs: names, variants, ``--set`` and the grid of ``--vary``.
+
+``loraq-sim cost``: memory, latency and energy of shapes, dumps or models, without arrays.
+"""
 
 import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
-from loraq_sim.cli.hw_choice import Sets, Variants, Varies, chosen_machines
-from loraq_sim.cli.hw_models import MODEL_COLUMNS, CostOf, model_rows
 from loraq_sim.cli.options import (
     Accelerators,
     Family,
@@ -25,16 +31,196 @@ from loraq_sim.cli.options import (
     Unfused,
     listed,
 )
-from loraq_sim.cli.output import note, print_table
-from loraq_sim.dumps.roles import rows_notes
+from loraq_sim.cli.output import case_failure, end_with, note, one_line_failures, print_table
+from loraq_sim.dumps.kinds import rows_notes
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.layer_settings import parse_rows, rows_of
+from loraq_sim.settings import parse_rows, rows_of
+from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator, Cost, GemmWorkload
-    from loraq_sim.split import PrecisionSplit
+    from hwmodels.inventory import InventoryEntry
 
-__all__ = ["EXAMPLES", "checked_schedule", "cost_command", "parse_shape", "workload_of_split"]
+__all__ = [
+    "CostOf",
+    "EXAMPLES",
+    "MODEL_COLUMNS",
+    "Sets",
+    "Variants",
+    "Varies",
+    "checked_schedule",
+    "chosen_machines",
+    "cost_command",
+    "model_rows",
+    "parse_shape",
+    "workload_of_split",
+]
+
+
+MODEL_COLUMNS = (
+    *("model", "accelerator", "split", "kind", "precision", "calls", "macs", "weight_bytes"),
+    *("latency_s", "share", "energy_j", "dram_bytes", "bound", "peak_activation_bytes"),
+    *("batch", "guidance"),
+)
+_SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
+CostOf = Callable[
+    [tuple[int, int, int], PrecisionSplit, "Accelerator", str], "tuple[GemmWorkload, Cost]"
+]
+
+
+def model_rows(
+    model: str,
+    resolution: int,
+    split: PrecisionSplit,
+    accelerator: "Accelerator",
+    schedule: str,
+    cost_of: CostOf,
+    batch: int = 1,
+    guidance: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of every kind of layer of one step, in order of the model, and their total.
+
+    All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
+    one call. `cost_of` costs one GEMM in a split. `share` is the part of the step's latency, and
+    the peak of activations is the largest of one call.
+    """
+    import hwmodels
+
+    inventory = hwmodels.load_model(model, resolution)
+    passes = guidance or inventory.guidance_batch
+    scale = Fraction(batch * passes, inventory.guidance_batch)
+    entries = [entry.scaled(scale) for entry in inventory.entries]
+    where = {"batch": batch, "guidance": passes}
+    where |= {"model": model, "resolution": resolution, "split": split.text}
+    where |= {"accelerator": accelerator.name, "schedule": schedule}
+    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        try:
+            costed = _entry_row(entry, split, accelerator, schedule, cost_of)
+        except Exception as error:
+            message = f"{model}, {entry.kind}: {case_failure(error)}"
+            return [where | {"kind": entry.kind, "status": "failed", "message": message}]
+        by_kind.setdefault((entry.kind, costed["precision"]), []).append(costed)
+    rows = [_summed(parts) for parts in by_kind.values()]
+    total = _summed(rows) | {"kind": "total", "precision": "all"}
+    rows.append(total)
+    for row in rows:
+        row["share"] = row["latency_s"] / total["latency_s"]
+    return [where | row | {"status": "ok", "message": ""} for row in rows]
+
+
+def _entry_row(
+    entry: "InventoryEntry",
+    split: PrecisionSplit,
+    accelerator: "Accelerator",
+    schedule: str,
+    cost_of: CostOf,
+) -> dict[str, Any]:
+    import hwmodels
+
+    precision = entry.precision
+    if entry.op == "gemm":
+        used = split
+        if precision != "split":
+            used = parse_split(precision, family="int", group=split.group)
+        precision = used.text
+        _, cost = cost_of((entry.m, entry.k, entry.n), used, accelerator, schedule)
+    else:
+        cost = hwmodels.product_cost(entry, accelerator)
+    each = {name: getattr(cost, name) for name in _SUMS[2:]}
+    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
+    row = peak | {name: value * entry.calls for name, value in each.items()}
+    row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
+    return row | {"bound": cost.bound}
+
+
+def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of rows; the bound is what paces most of their time."""
+    row = {name: parts[0][name] for name in ("kind", "precision")}
+    row |= {name: sum(part[name] for part in parts) for name in _SUMS}
+    row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
+    paced: Counter[str] = Counter()
+    for part in parts:
+        paced[part["bound"]] += part["latency_s"]
+    return row | {"bound": paced.most_common(1)[0][0]}
+
+
+_MOST_MACHINES = 10_000
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value of the accelerator file, by the key that hw show prints "
+        "(memories.l2.capacity_bytes=1048576); repeatable.",
+        show_default=False,
+    ),
+]
+Varies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="KEY=V1,V2",
+        help="Cost every one of these values of a key (clock_hz=1e9,1.5e9); repeatable, all "
+        "combinations are costed.",
+        show_default=False,
+    ),
+]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Variant of the accelerator where sources conflict (hw show lists them); repeatable.",
+        show_default=False,
+    ),
+]
+
+
+def chosen_machines(
+    names: Iterable[str],
+    variants: Iterable[str] | None,
+    sets: Iterable[str] | None,
+    varies: Iterable[str] | None,
+) -> "list[tuple[dict[str, Any], Accelerator]]":
+    """(varied keys and values, machine) of every combination, in the order given."""
+    import hwmodels
+
+    fixed = dict(_assignment(text, "--set") for text in sets or ())
+    grid = [
+        [(key, value) for value in listed([values])]
+        for key, values in (_split(text, "--vary") for text in varies or ())
+    ]
+    n_points = 1
+    for axis in grid:
+        n_points *= len(axis)
+    if n_points > _MOST_MACHINES:
+        raise InputError(f"--vary asks for {n_points} machines; {_MOST_MACHINES} are the most")
+    machines = []
+    for name, variant in itertools.product(names, listed(variants) or (None,)):
+        base = hwmodels.load_accelerator(name, variant)
+        for point in itertools.product(*grid):
+            varied = {key: hwmodels.parse_value(value) for key, value in point}
+            changes = fixed | varied
+            machine = hwmodels.with_overrides(base, changes) if changes else base
+            machines.append((varied, machine))
+    return machines
+
+
+def _assignment(text: str, flag: str) -> tuple[str, Any]:
+    import hwmodels
+
+    key, value = _split(text, flag)
+    return key, hwmodels.parse_value(value)
+
+
+def _split(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (equals and key.strip() and value.strip()):
+        raise InputError(f"{flag} must be KEY=VALUE such as clock_hz=1.5e9, got {text!r}")
+    return key.strip(), value.strip()
+
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -130,8 +316,8 @@ def cost_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Cost layers or whole models without solving or emulating anything."""
+    from loraq_sim.reporting.tables import result_table
     from loraq_sim.split import parse_split
-    from reports.tables import result_table
 
     way = checked_schedule(schedule, unfused=unfused)
     if sum(map(bool, (shape, layer_dump, model))) != 1:
@@ -239,7 +425,7 @@ def workload_of_split(
     import dataclasses
 
     from loraq_sim.machine import datapath_for, transforms_asked, workload_for
-    from loraq_sim.solvers.budget import rank_for_budget
+    from loraq_sim.split import rank_for_budget
 
     m, k, n = size
     rank = split.rank or 0

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import typer
 
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import OutFormat, OutputFormat
-from loraq_sim.cli.output import print_tables, say
+from loraq_sim.cli.output import one_line_failures, print_tables, say
 
 __all__ = ["EXAMPLES", "doctor_command"]
 
@@ -41,7 +40,7 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
 
     Exits with 1 if something is broken.
     """
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     started = time.perf_counter()
     rows = list(_checks())
@@ -56,9 +55,8 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
 
 
 def _checks() -> Iterator[dict[str, str]]:
-    from loraq_sim import __version__
-    from loraq_sim.sweep.cache_folder import cache_folder
-    from loraq_sim.sweep.solution_cache import default_solution_folder
+    from loraq_sim.sweeps.digests import cache_folder, default_solution_folder
+    from loraq_sim.version import __version__
 
     yield _row("loraq-sim", "ok", f"{__version__}, Python {platform.python_version()}")
     for distribution, module in _NEEDED:
@@ -108,12 +106,7 @@ def _package(distribution: str, module: str | None) -> str:
 
 
 def _processor() -> str:
-    from loraq_sim.kernels.processor import (
-        PATH_VARIABLE,
-        choose_path,
-        found_features,
-        is_jit_off,
-    )
+    from loraq_sim.kernels.processor import PATH_VARIABLE, choose_path, found_features, is_jit_off
 
     forced = f" (forced by {PATH_VARIABLE})" if os.environ.get(PATH_VARIABLE) else ""
     if is_jit_off():
@@ -171,7 +164,7 @@ def _accelerators() -> str:
 
 def _cache(name: str, folder: Path) -> dict[str, str]:
     """A folder that is done without where it cannot be written, unless somebody asked for it."""
-    from loraq_sim.sweep.cache_folder import CACHE_VARIABLE
+    from loraq_sim.sweeps.digests import CACHE_VARIABLE
 
     row = _checked(name, lambda: _writable(folder))
     if row["state"] == "broken" and not os.environ.get(CACHE_VARIABLE):
@@ -198,7 +191,7 @@ def _writable(folder: Path) -> str:
 
 
 def _store() -> str:
-    from loraq_sim.store import ResultStore
+    from loraq_sim.results.store import ResultStore
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.sqlite"

@@ -1,17 +1,287 @@
-"""``loraq-sim dump``: what a layer dump holds; its other commands have files of their own."""
+"""``loraq-sim dump synth``: layers of a published model's true shapes, with drawn values.
 
+``loraq-sim dump convert``: a dump in another file format or storage dtype.
+
+``loraq-sim dump capture``: weights and sampled inputs of a torch model while it runs.
+
+``loraq-sim dump``: what a layer dump holds; its other commands have files of their own.
+"""
+
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraq_sim.cli import dump_capture, dump_convert, dump_synth
-from loraq_sim.cli.failures import SOME_FAILED, one_line_failures
-from loraq_sim.cli.options import Layers, OutFormat, OutputFormat, Quiet, listed
-from loraq_sim.cli.output import note, print_json, print_table
-from loraq_sim.errors import InputError
+from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.output import (
+    SOME_FAILED,
+    layer_progress,
+    note,
+    one_line_failures,
+    print_json,
+    print_table,
+    print_written,
+    seconds_since,
+)
+from loraq_sim.errors import DumpError, InputError
+from loraq_sim.files import refuse_existing
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from loraq_sim.dumps.capture import CaptureSource
+
+__all__ = [
+    "CAPTURE_EXAMPLES",
+    "CONVERT_EXAMPLES",
+    "DumpOut",
+    "SYNTH_EXAMPLES",
+    "StorageDtype",
+    "app",
+    "capture_command",
+    "convert_command",
+    "synth_command",
+]
+
+
+SYNTH_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump synth --model sana-1.6b --layers 'transformer_blocks.0.*' "
+    "--out runs/sana.safetensors\n\n"
+    "loraq-sim dump synth --model pixart-sigma --tokens 64 --out runs/pixart.safetensors\n\n"
+    "loraq-sim dump synth --model pixart-sigma --all --layers 'transformer_blocks.*' "
+    "--resolution 512 --out runs/pixart_blocks.safetensors"
+)
+
+DumpOut = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Dump to write: .safetensors, .npz or .pt.",
+        show_default=False,
+    ),
+]
+StorageDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Storage of all tensors: float16, bfloat16 or float32. Default: as they are.",
+        show_default=False,
+    ),
+]
+
+
+@one_line_failures
+def synth_command(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="pixart-sigma, sana-0.6b, sana-1.6b, flux.1-dev or sd3.5-medium.",
+            show_default=False,
+        ),
+    ],
+    out: DumpOut,
+    layers: Layers = None,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens", metavar="T", help="Input rows of each layer, spread over 20 time steps."
+        ),
+    ] = 256,
+    resolution: Annotated[
+        int,
+        typer.Option("--resolution", metavar="PIXELS", help="Image size: 1024 or 512."),
+    ] = 1024,
+    include_16_bit: Annotated[
+        bool, typer.Option("--all", help="Also the layers that SVDQuant leaves at 16 bits.")
+    ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="NAME", help="float16, bfloat16 or float32."),
+    ] = "float16",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all values.")] = 0,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Write layers of a model's true shapes with the statistics of trained layers.
+
+    Heavy-tailed weights with a decaying spectrum, inputs with outlier channels that drift over the
+    time steps; each layer depends on the seed and its name alone.
+    """
+    from loraq_sim.dumps.synthesize import synthesize_layers
+    from loraq_sim.dumps.write import stream_dump
+
+    refuse_existing(out, overwrite=force, error=DumpError)
+    started = time.monotonic()
+    dump = synthesize_layers(
+        model,
+        tokens=tokens,
+        resolution=resolution,
+        seed=seed,
+        dtype=dtype,
+        include_16_bit=include_16_bit,
+    )
+    if layers:
+        dump = dump.select(listed(layers))
+    n_values = sum(info.n * info.k for info in map(dump.info, dump))
+    note(f"{model}: {len(dump)} layers, {n_values / 1e6:.4g} M weights", quiet=quiet)
+    with layer_progress(list(dump), "drawing layers", quiet=quiet or no_progress) as on_layer:
+        stream_dump(out, dump, overwrite=force, on_layer=on_layer)
+    print_written(out, seconds=seconds_since(started), output=output)
+
+
+CONVERT_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump convert examples/tiny_pixart.pt runs/tiny_pixart.safetensors\n\n"
+    "loraq-sim dump convert examples/minilm.pt runs/ffn.npz --layers 'ffn_*' --dtype float32"
+)
+
+
+@one_line_failures
+def convert_command(
+    source: Annotated[Path, typer.Argument(help="Dump to read: .pt, .safetensors or .npz.")],
+    target: Annotated[Path, typer.Argument(help="Dump to write; its suffix chooses the format.")],
+    layers: Layers = None,
+    dtype: StorageDtype = None,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Copy a dump to another format; values, names, roles and shared inputs are kept."""
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.dumps.write import convert_dump
+
+    refuse_existing(target, overwrite=force, error=DumpError)
+    started = time.monotonic()
+    dump = read_layer_dump(source)
+    patterns = listed(layers)
+    names = list(dump.select(patterns) if patterns else dump)
+    if dump.skipped:
+        note(f"{len(dump.skipped)} tensors that are no linear layer stay behind", quiet=quiet)
+    with layer_progress(names, "converting", quiet=quiet or no_progress) as on_layer:
+        convert_dump(
+            source, target, dtype=dtype, patterns=patterns, overwrite=force, on_layer=on_layer
+        )
+    print_written(target, seconds=seconds_since(started), output=output)
+
+
+CAPTURE_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump capture examples/capture_entry.py:two_layers --out runs/two_layers.safetensors"
+    "\n\n"
+    "loraq-sim dump capture examples/tiny_pixart --steps 25 --images 10 --guidance 3 "
+    "--out runs/tiny.safetensors\n\n"
+    "loraq-sim dump capture pixart_folder --layers 'transformer_blocks.*' --tokens 256 "
+    "--dtype float16 --out runs/pixart.safetensors\n\n"
+    "A Python entry point takes no argument and returns (model, calls): a torch module, and an "
+    "iterable of (time step, inputs) with a dict, tuple or tensor for each model call; a generator "
+    "is sent the model's output. See examples/capture_entry.py."
+)
+
+
+@one_line_failures
+def capture_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="module:function or file.py:function of your own, or the folder of a diffusers "
+            "PixArt or SANA transformer (needs loraq-sim\\[diffusion])."
+        ),
+    ],
+    out: DumpOut,
+    layers: Layers = None,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens", metavar="T", help="Rows kept of each input, sampled over all calls."
+        ),
+    ] = 256,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", help="Denoising steps (folders only).")
+    ] = 20,
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", help="Images denoised at once (folders only).")
+    ] = 2,
+    guidance: Annotated[
+        float, typer.Option("--guidance", metavar="X", help="Guidance scale (folders only).")
+    ] = 4.5,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions",
+            metavar="FILE",
+            help="Text embeddings (captions, tokens, channels) as safetensors, the unconditional "
+            "one last (folders only). Default: captions.safetensors of the folder, else random.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="Torch device (folders only).")
+    ] = "cpu",
+    dtype: StorageDtype = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of noise and sample.")] = 0,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Run a model over its time steps and write every Linear and 1x1 convolution with its inputs.
+
+    Inputs are sampled uniformly over all calls; layers that read the same tensor store it once. The
+    dump records the time step of every row.
+    """
+    from loraq_sim.dumps.capture import capture_layers
+    from loraq_sim.dumps.write import stream_dump
+
+    refuse_existing(out, overwrite=force, error=DumpError)
+    started = time.monotonic()
+    if Path(source).is_dir():
+        from loraq_sim.dumps.capture_diffusers import load_diffusers_folder
+
+        found = load_diffusers_folder(
+            Path(source),
+            steps=steps,
+            images=images,
+            guidance=guidance,
+            captions=captions,
+            seed=seed,
+            device=device,
+        )
+    else:
+        found = _load_entry(source, seed)
+    silent = quiet or no_progress
+    names = [f"call {i}" for i in range(found.n_calls or 0)]
+    with layer_progress(names, "running the model", quiet=silent) as on_call:
+        dump = capture_layers(
+            found,
+            tokens=tokens,
+            patterns=listed(layers),
+            seed=seed,
+            on_call=lambda: on_call(""),
+        )
+    calls, values = dump.meta["model_calls"], dump.meta["time_steps"]["values"]
+    note(f"{len(dump)} layers ran in {calls} calls over {len(values)} time steps", quiet=quiet)
+    if dump.skipped:
+        first = next(iter(dump.skipped))
+        note(f"{len(dump.skipped)} layers did not run, such as {first}", quiet=quiet)
+    with layer_progress(list(dump), "writing layers", quiet=silent) as on_layer:
+        stream_dump(out, dump, dtype=dtype, overwrite=force, on_layer=on_layer)
+    print_written(out, seconds=seconds_since(started), output=output)
+
+
+def _load_entry(source: str, seed: int) -> "CaptureSource":
+    from loraq_sim.dumps.capture import load_entry
+
+    if ":" not in source:
+        raise DumpError(f"{source}: no such folder, and no entry point such as my_model.py:calls")
+    return load_entry(source, seed=seed)
+
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -33,9 +303,9 @@ _SHOWN_OF_STEPS = (
 
 
 # One line a command.
-app.command("synth", epilog=dump_synth.EXAMPLES)(dump_synth.synth_command)
-app.command("capture", epilog=dump_capture.EXAMPLES)(dump_capture.capture_command)
-app.command("convert", epilog=dump_convert.EXAMPLES)(dump_convert.convert_command)
+app.command("synth", epilog=SYNTH_EXAMPLES)(synth_command)
+app.command("capture", epilog=CAPTURE_EXAMPLES)(capture_command)
+app.command("convert", epilog=CONVERT_EXAMPLES)(convert_command)
 
 _META_WIDTH = 200
 
@@ -62,9 +332,8 @@ def info_command(
 ) -> None:
     """List layers, shapes, kinds, tokens and weight statistics of a dump, or its time steps."""
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.dumps.step_statistics import step_statistics
-    from loraq_sim.dumps.summary import summarize
-    from reports.tables import result_table
+    from loraq_sim.dumps.steps import step_statistics, summarize
+    from loraq_sim.reporting.tables import result_table
 
     if steps and not statistics:
         raise InputError("--steps reads the tensors: leave out --no-statistics")

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     AccBitsGrid,
     Accelerators,
@@ -31,10 +30,9 @@ from loraq_sim.cli.options import (
     listed,
     whole_numbers,
 )
-from loraq_sim.cli.output import print_table
-from loraq_sim.cli.progress import tracked
+from loraq_sim.cli.output import case_failure, end_with, one_line_failures, print_table, tracked
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import parse_rows, rows_of
+from loraq_sim.settings import parse_rows, rows_of
 
 if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
@@ -81,12 +79,12 @@ def emulate_command(
 ) -> None:
     """Run layers through the emulated integer data path; count overflows and safe widths."""
     import hwmodels
-    from loraq_sim.case_settings import datapath_grid
     from loraq_sim.dumps import read_layer_dump
     from loraq_sim.evaluate import evaluate_layer
     from loraq_sim.machine import datapath_for
+    from loraq_sim.reporting.tables import result_table
+    from loraq_sim.settings import datapath_grid
     from loraq_sim.split import parse_split
-    from reports.tables import result_table
 
     overrides = datapath_overrides(
         array=listed(array) or None,

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import (
     AccBits,
     Accelerators,
@@ -30,9 +29,9 @@ from loraq_sim.cli.options import (
     datapath_overrides,
     listed,
 )
-from loraq_sim.cli.output import note, print_json, print_tables
+from loraq_sim.cli.output import note, one_line_failures, print_json, print_tables
 from loraq_sim.files import make_folder, refuse_existing, write_file
-from loraq_sim.layer_settings import parse_rows, rows_of
+from loraq_sim.settings import parse_rows, rows_of
 
 if TYPE_CHECKING:
     from loraq_sim.explain import Explanation
@@ -137,7 +136,7 @@ def _view(case: "Explanation") -> dict[str, Any]:
 
 
 def _tables(case: "Explanation") -> list[Any]:
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     row, summary = case.row, case.summary
     place = f"{row['layer']} {row['split']} on {row['accelerator']}"
@@ -170,7 +169,7 @@ def _headed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _flat(views: list[dict[str, Any]], *names: str) -> Any:
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     rows = [
         {"layer": view["case"]["layer"], "split": view["case"]["split"]}
@@ -190,8 +189,8 @@ def _check_folder(out: Path | None, force: bool) -> None:
 
 
 def _write(folder: Path, views: list[dict[str, Any]], *, quiet: bool) -> None:
-    from loraq_sim.csv_file import write_csv
-    from reports.tables import json_text
+    from loraq_sim.reporting.tables import json_text
+    from loraq_sim.results.store_records import write_csv
 
     make_folder(folder)
     for name in ("errors", "costs"):

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.dump_written import layer_progress
-from loraq_sim.cli.failures import case_failure, end_with, one_line_failures
 from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
@@ -28,7 +26,14 @@ from loraq_sim.cli.options import (
     datapath_overrides,
     listed,
 )
-from loraq_sim.cli.output import note, print_table
+from loraq_sim.cli.output import (
+    case_failure,
+    end_with,
+    layer_progress,
+    note,
+    one_line_failures,
+    print_table,
+)
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 
@@ -194,7 +199,7 @@ def images_command(
         note(f"wrote {out / 'samples.png'} and {out / 'images.npz'}", quiet=quiet)
 
     def show(has_messages: bool) -> None:
-        from reports.tables import result_table
+        from loraq_sim.reporting.tables import result_table
 
         columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
         print_table(result_table(rows, columns, title=f"{checkpoint}: images on {hw}"), output)
@@ -274,8 +279,8 @@ def _drawn(
 def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpoint: Path) -> None:
     import numpy as np
 
-    from reports.figures import save_figure
-    from reports.sample_grid import sample_grid
+    from loraq_sim.reporting.figures import save_figure
+    from loraq_sim.reporting.layer_figures import sample_grid
 
     make_folder(out)
     grid, arrays = {"full precision": (study.reference, "")}, {"reference": study.reference}

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
-from loraq_sim.cli.output import note, print_json, print_table
+from loraq_sim.cli.output import note, one_line_failures, print_json, print_table
 from loraq_sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def info_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """List the layers of a quantized model: shape, formats, rank and bytes."""
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     solutions, _ = _read(source, layout)
     rows = [_facts(name, solutions[name]) for name in solutions]
@@ -82,7 +81,7 @@ def convert_command(
     nunchaku and deepcompressor store W4A4 in groups of 64 with a 16-bit branch; other formats and
     rotated layers are refused.
     """
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     solutions, biases = _read(source, origin)
     if layer_dump is not None:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from loraq_sim.aggregates import AGGREGATES
-from loraq_sim.dumps.inventory import list_models
+from loraq_sim.dumps.kinds import list_models
 from loraq_sim.errors import InputError
+from loraq_sim.metrics import AGGREGATES
 from loraq_sim.solvers import METHODS
 
 __all__ = [

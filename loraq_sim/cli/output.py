@@ -1,21 +1,59 @@
-"""Results to stdout in the format asked for; notes to stderr."""
+"""Results to stdout in the format asked for; notes to stderr.
 
+How a command fails: one line on stderr and an exit code, never a traceback.
+
+Progress on stderr: a bar with ETA on a terminal, now and then a plain line elsewhere.
+
+Which file is meant where a command takes a result store, and rows to compute with.
+
+How commands that write a dump show their progress and what they wrote.
+"""
+
+import functools
+import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
 from loraq_sim.cli.options import OutputFormat
-from loraq_sim.plain_text import markdown_text, shown
-from reports.tables import ResultTable, json_text
+from loraq_sim.errors import LoraqError, StoreError
+from loraq_sim.files import markdown_text, shown
+from loraq_sim.reporting.tables import ResultTable, json_text
+from loraq_sim.sweeps.run import OnEvent, SweepEvent
 
 if TYPE_CHECKING:
+    from loraq_sim.results.rows import Row
+    from loraq_sim.results.store import ResultStore
     from loraq_sim.results.verdict import Verdict
 
 __all__ = [
-    *("is_terminal", "note", "print_json", "print_table", "print_tables", "print_verdict"),
+    "BAD_INPUT",
+    "INTERRUPTED",
+    "OnLayer",
+    "SOME_FAILED",
+    "case_failure",
+    "end_with",
+    "is_terminal",
+    "layer_progress",
+    "note",
+    "one_line_failures",
+    "possible_rows",
+    "print_json",
+    "print_table",
+    "print_tables",
+    "print_verdict",
+    "print_written",
     "say",
+    "seconds_since",
+    "set_debug",
+    "store_file",
+    "sweep_progress",
+    "tracked",
 ]
 
 
@@ -81,3 +119,243 @@ def _print_for_people(table: ResultTable) -> None:
     from rich.console import Console
 
     Console().print(table.to_rich())
+
+
+SOME_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+# Names from a file may be of any length.
+_LONGEST = 1000
+_DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
+
+
+def set_debug(wanted: bool) -> None:
+    """Let errors show their traceback (also in worker processes), for bug reports."""
+    if wanted:
+        os.environ[_DEBUG_VARIABLE] = "1"
+
+
+def case_failure(error: Exception) -> str:
+    """Why one case failed, in one line; the others go on. Re-raises under ``--debug``."""
+    if os.environ.get(_DEBUG_VARIABLE):
+        raise error
+    return _one_line(error) if _is_users(error) else f"{type(error).__name__}: {_one_line(error)}"
+
+
+def end_with(rows: list[dict], show: Callable[[bool], None]) -> None:
+    """Show the rows of a command and exit as its failed cases demand.
+
+    `show` prints the rows; its argument says whether any of them has a message to show. Nothing is
+    printed on stdout if no case at all succeeded.
+    """
+    failures = [row["message"] for row in rows if row["status"] == "failed"]
+    if len(failures) == len(rows):
+        say(f"error: {failures[0]}", err=True)
+        raise typer.Exit(BAD_INPUT)
+    show(any(row.get("message") for row in rows))
+    if failures:
+        text = f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}"
+        say(text, err=True)
+        raise typer.Exit(SOME_FAILED)
+
+
+def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can cause into one line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if os.environ.get(_DEBUG_VARIABLE) or not _is_users(error):
+                raise
+            say(f"error: {_one_line(error)}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+
+    return guarded
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the error says something about the input or the machine, not about our code."""
+    if isinstance(error, (LoraqError, OSError)):
+        return True
+    # Loaded only if a command used it; an error of a module that was never loaded cannot occur.
+    errors = sys.modules.get("hwmodels.errors")
+    return errors is not None and isinstance(error, errors.AcceleratorError)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}"
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+Item = TypeVar("Item")
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def tracked(items: Sequence[Item], label: str, *, quiet: bool) -> Iterator[Item]:
+    """Yield `items`, with progress unless `quiet`: a bar on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield from items
+        return
+    if not is_terminal(sys.stderr):
+        yield from _with_lines(items, label)
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, description=label, console=console, transient=True)
+
+
+def _with_lines(items: Sequence[Item], label: str) -> Iterator[Item]:
+    started = last = time.monotonic()
+    has_spoken = False
+    for n_done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        n_left = len(items) - n_done
+        # A short run says nothing; one that has said something also says that it is through.
+        if now - last >= _SECONDS_BETWEEN_LINES or (has_spoken and not n_left):
+            last, has_spoken = now, True
+            left = f", ETA {_clock((now - started) / n_done * n_left)}" if n_left else ""
+            say(f"{label}: {n_done} of {len(items)}{left}", err=True)
+
+
+def sweep_progress(*, counts: bool, quiet: bool) -> AbstractContextManager[OnEvent]:
+    """Context that gives the listener of a sweep's events; without `counts`, of its problems."""
+    if quiet:
+        return _silent()
+    return _bar() if counts and is_terminal(sys.stderr) else _lines(counts)
+
+
+@contextmanager
+def _silent() -> Iterator[OnEvent]:
+    yield lambda event: None
+
+
+@contextmanager
+def _bar() -> Iterator[OnEvent]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("[red]{task.fields[failures]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("sweep", total=None, left="", failures="")
+
+        def show(event: SweepEvent) -> None:
+            left = "" if event.eta_s is None else f"ETA {_clock(event.eta_s)}"
+            failures = f"{event.failed} failed" if event.failed else ""
+            progress.update(
+                bar, total=event.total, completed=event.done, left=left, failures=failures
+            )
+            if event.message and event.kind in ("case", "worker_lost", "note"):
+                progress.console.print(shown(_problem(event)), markup=False, highlight=False)
+
+        yield show
+
+
+@contextmanager
+def _lines(counts: bool) -> Iterator[OnEvent]:
+    last = time.monotonic()
+
+    def show(event: SweepEvent) -> None:
+        nonlocal last
+        if event.message and (event.kind != "case" or event.status == "failed"):
+            say(_problem(event), err=True)
+        now = time.monotonic()
+        if not counts:
+            return
+        if event.kind == "end" or now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            is_known = event.eta_s is not None and event.kind != "end"
+            left = f", ETA {_clock(event.eta_s)}" if is_known else ""
+            failed = f", {event.failed} failed" if event.failed else ""
+            say(f"{event.done} of {event.total} cases{failed}{left}", err=True)
+
+    yield show
+
+
+def _problem(event: SweepEvent) -> str:
+    what = " ".join(filter(None, (event.layer, event.split, event.status)))
+    return f"{what}: {event.message}" if what else event.message
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def store_file(path: Path) -> Path:
+    """The store in a folder that a sweep wrote, or the file itself."""
+    return path / "results.sqlite" if path.is_dir() else path
+
+
+def possible_rows(store: "ResultStore") -> "list[Row]":
+    """All rows of a store; raise StoreError if one has a number that nothing can have."""
+    from loraq_sim.results.store_records import impossible
+
+    rows = store.rows()
+    for row in rows:
+        if why := impossible(row):
+            where = f"layer {row['layer']!r:.200}, split {row['split']!r:.50}"
+            raise StoreError(
+                f"{store.path}: cannot be used: in the row of {where}, {why}; sweep it again with "
+                "--force, or into a new --out"
+            )
+    return rows
+
+
+OnLayer = Callable[[str], None]
+
+
+@contextmanager
+def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator[OnLayer]:
+    """Give the listener to call once for each of `names`, under `tracked` progress."""
+    with closing(tracked(names, label, quiet=quiet)) as steps:
+        next(steps, None)
+        yield lambda name: next(steps, None)
+        # The bar ends when its last item has been asked for the next one.
+        next(steps, None)
+
+
+def seconds_since(started: float) -> float:
+    """Seconds since a `time.monotonic` reading."""
+    return time.monotonic() - started
+
+
+def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
+    """Print one row about a dump that was just written; only its directory is read."""
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.reporting.tables import result_table
+
+    dump = read_layer_dump(path)
+    infos = [dump.info(name) for name in dump]
+    tokens = [info.tokens for info in infos if info.tokens is not None]
+    row = {
+        "file": str(path),
+        "layers": len(infos),
+        "inputs": len({info.activation_key for info in infos} - {None}),
+        "tokens": max(tokens, default=None),
+        "dtype": "/".join(dict.fromkeys(info.dtype for info in infos)),
+        "bytes": path.stat().st_size,
+        "seconds": seconds,
+    }
+    if output is OutputFormat.JSON:
+        print_json(row)
+    else:
+        print_table(result_table([row], title=f"wrote {path}"), output)

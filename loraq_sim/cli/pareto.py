@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.aggregates import DEFAULT_AGGREGATE
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import AggregateName, OutFormat, OutputFormat, Quiet, listed
-from loraq_sim.cli.output import note, print_json, print_tables, print_verdict
-from loraq_sim.cli.store_path import store_file
+from loraq_sim.cli.output import (
+    note,
+    one_line_failures,
+    print_json,
+    print_tables,
+    print_verdict,
+    store_file,
+)
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
+from loraq_sim.metrics import DEFAULT_AGGREGATE
 
 if TYPE_CHECKING:
     from loraq_sim.results.verdict import Verdict
@@ -109,10 +114,10 @@ def pareto_command(
 
     Latencies carry the accuracy of the cost model on their accelerator (see `hw validate`).
     """
-    from loraq_sim.cost_accuracy import with_latency_bounds
-    from loraq_sim.frontier import best_under, survey_front, within
-    from loraq_sim.limits import parse_limits
-    from loraq_sim.store import ResultStore
+    from loraq_sim.results.choice import with_latency_bounds
+    from loraq_sim.results.columns import parse_limits
+    from loraq_sim.results.front import best_under, survey_front, within
+    from loraq_sim.results.store import ResultStore
 
     grouping = Grouping.LAYER if per_layer else by
     with ResultStore.open(store_file(store)) as opened:
@@ -188,7 +193,7 @@ def _with_verdict(
 def _candidates(
     rows: list[dict[str, Any]], grouping: Grouping, aggregate: str
 ) -> list[dict[str, Any]]:
-    from loraq_sim.totals import model_totals
+    from loraq_sim.results.totals import model_totals
 
     if grouping is Grouping.LAYER:
         return rows
@@ -213,8 +218,7 @@ def _check_some_fit(
     quiet: bool,
 ) -> None:
     """Refuse limits that no row meets; name the groups in which none does."""
-    from loraq_sim.frontier import least_possible
-    from loraq_sim.pareto import group_members
+    from loraq_sim.results.front import group_members, least_possible
 
     if not meets.any():
         raise InputError(least_possible(candidates, limits))
@@ -237,7 +241,7 @@ def _print(
     verdict: "Verdict | None",
     output: OutputFormat,
 ) -> None:
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
 
     what = {"model": "the model", "kind": "each kind of layer", "layer": "each layer"}[grouping]
     if output in (OutputFormat.JSON, OutputFormat.CSV):
@@ -267,7 +271,7 @@ def _print(
 
 
 def _identity(row: dict[str, Any]) -> tuple:
-    from loraq_sim.rows import IDENTITY
+    from loraq_sim.results.rows import IDENTITY
 
     return tuple(row.get(name) for name in (*IDENTITY, "kind"))
 
@@ -279,8 +283,8 @@ def _with_bounds(
     grouping: Grouping,
 ) -> Any:
     """The usual table of a front with its objectives, its knee and the bounds of its latency."""
+    from loraq_sim.reporting.tables import front_table
     from loraq_sim.results.columns import column_for
-    from reports.tables import front_table
 
     word = "verdict" if grouping is Grouping.MODEL else "knee"
     rows = [row | {"point": word if row.get("is_knee") else ""} for row in rows]
@@ -297,7 +301,7 @@ def _with_bounds(
 
 
 def _fronts(front: list[dict[str, Any]], grouping: Grouping) -> list[dict[str, Any]]:
-    from loraq_sim.cost_accuracy import latency_accuracy
+    from loraq_sim.results.choice import latency_accuracy
 
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in front:
@@ -331,7 +335,7 @@ def _draw(
     *,
     force: bool,
 ) -> None:
-    from reports.figures import pareto_figure, save_figure
+    from loraq_sim.reporting.figures import pareto_figure, save_figure
 
     refuse_existing(path, overwrite=force)
     errors = [name for name in minimize if name.endswith("error")]

@@ -1,19 +1,29 @@
-"""``loraq-sim solve --compare``: methods side by side, layer by layer, at equal bytes."""
+"""``loraq-sim solve --compare``: methods side by side, layer by layer, at equal bytes.
 
+Solving the cases of ``solve`` that read one input together, with ``--share-inputs common``.
+"""
+
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import case_failure
 from loraq_sim.cli.options import OutputFormat
-from loraq_sim.cli.output import print_tables
-from loraq_sim.cli.progress import tracked
+from loraq_sim.cli.output import case_failure, print_tables, tracked
 from loraq_sim.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
 
-__all__ = ["Compare", "compare_rows", "print_comparison"]
+__all__ = [
+    "Compare",
+    "ShareInputs",
+    "SharedSolver",
+    "Sharing",
+    "compare_rows",
+    "print_comparison",
+]
+
 
 Compare = Annotated[
     list[str] | None,
@@ -37,8 +47,8 @@ def compare_rows(
     quiet: bool,
 ) -> list[dict[str, Any]]:
     """One row per case and method; a case that fails has one failed row."""
-    from loraq_sim.method_comparison import compare_methods
     from loraq_sim.recipe import split_of
+    from loraq_sim.solve_report import compare_methods
     from loraq_sim.solvers import METHODS
 
     for method in methods:
@@ -61,8 +71,8 @@ def compare_rows(
 
 def print_comparison(rows: list[dict[str, Any]], output: OutputFormat, *, title: str) -> None:
     """Wide tables for people; for programs a row per layer and method."""
-    from loraq_sim.method_comparison import comparison_means, comparison_table_rows
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
+    from loraq_sim.solve_report import comparison_means, comparison_table_rows
 
     if output in (OutputFormat.JSON, OutputFormat.CSV):
         print_tables([result_table(rows)], output)
@@ -75,3 +85,80 @@ def print_comparison(rows: list[dict[str, Any]], output: OutputFormat, *, title:
         result_table(comparison_means(rows), title=means),
     ]
     print_tables(tables, output)
+
+
+class Sharing(StrEnum):
+    """Whose low-rank branch a layer has."""
+
+    OWN = "own"
+    COMMON = "common"
+
+
+ShareInputs = Annotated[
+    Sharing,
+    typer.Option(
+        "--share-inputs",
+        help="Branch of layers that read the same input, such as q, k and v: one each, or one in "
+        "common, as SVDQuant has it (rank and budget are then those of the stacked weight).",
+    ),
+]
+
+
+class SharedSolver:
+    """Solves each case, together with those of its group where all else is equal.
+
+    Layers belong together that the dump puts into one group, with the same split and settings.
+    """
+
+    def __init__(self, dump: Any, cases: list[dict[str, Any]], sharing: Sharing) -> None:
+        self._dump = dump
+        self._members: dict[tuple, list[str]] = {}
+        self._solved: dict[tuple, dict[str, Any]] = {}
+        if sharing is Sharing.COMMON:
+            for case in cases:
+                key = self._key(case)
+                if key is not None:
+                    self._members.setdefault(key, []).append(case["layer"])
+
+    def solve(self, layer: Any, split: Any, case: dict[str, Any]) -> Any:
+        """The solution of `layer`, which `case` is about."""
+        from loraq_sim.solve_report import solve_with
+
+        key = self._key(case) if self._members else None
+        members = self._members.get(key, ())
+        if len(members) < 2 or not split.has_branch:
+            return solve_with(layer, split, case, case["seed"])
+        if key not in self._solved:
+            self._solved[key] = self._solve_group(members, split, case)
+        return self._solved[key][layer.name]
+
+    def _solve_group(self, members: list[str], split: Any, case: dict[str, Any]) -> dict[str, Any]:
+        from loraq_sim.solvers import solve_group
+
+        layers = {name: self._dump[name] for name in members}
+        try:
+            return solve_group(
+                {name: layer.weight for name, layer in layers.items()},
+                main=split.main_weight,
+                branch=split.branch_weight,
+                rank=split.rank,
+                budget=split.budget,
+                activations=layers[members[0]].activations,
+                method=case["method"],
+                preset=case["preset"],
+                seed=case["seed"],
+                device=case["device"],
+                smooth=case["smooth"],
+                rotate=case["rotate"],
+            )
+        except InputError as error:
+            raise InputError(f"layers {', '.join(members)}: {error}") from error
+
+    def _key(self, case: dict[str, Any]) -> tuple | None:
+        try:
+            group = self._dump.info(case["layer"]).group
+        except InputError:
+            # Such a layer gets a failed row of its own.
+            return None
+        rest = tuple(sorted((k, str(v)) for k, v in case.items() if k != "layer"))
+        return (group, *rest) if group else None

@@ -1,13 +1,17 @@
-"""``loraq-sim sweep``: error and cost of every layer in every split, and the Pareto front."""
+"""Where a sweep runs: processes of this machine, a Dask scheduler, or Slurm jobs.
+
+``loraq-sim sweep``: error and cost of every layer in every split, and the Pareto front.
+"""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import BAD_INPUT, INTERRUPTED, SOME_FAILED, one_line_failures
 from loraq_sim.cli.options import (
     AccBitsGrid,
     Accelerators,
@@ -44,18 +48,77 @@ from loraq_sim.cli.options import (
     listed,
     whole_numbers,
 )
-from loraq_sim.cli.output import note
-from loraq_sim.cli.place import Place
-from loraq_sim.cli.progress import sweep_progress
+from loraq_sim.cli.output import (
+    BAD_INPUT,
+    INTERRUPTED,
+    SOME_FAILED,
+    note,
+    one_line_failures,
+    sweep_progress,
+)
 from loraq_sim.cli.sweep_report import check_folder, print_forecast, report_sweep
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import parse_override, parse_rows
+from loraq_sim.settings import parse_override, parse_rows
 
 if TYPE_CHECKING:
-    from loraq_sim.sweep.plan import ComposedSweep
-    from loraq_sim.sweep.solution_cache import SolutionCache
+    from loraq_sim.sweeps.digests import SolutionCache
+    from loraq_sim.sweeps.local import Executor
+    from loraq_sim.sweeps.plan import ComposedSweep
 
-__all__ = ["EXAMPLES", "sweep_command"]
+__all__ = [
+    "EXAMPLES",
+    "Place",
+    "sweep_command",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What ``--scheduler``, ``--scheduler-option`` and ``--jobs`` ask for; None means local."""
+
+    scheduler: str | None
+    options: Mapping[str, Any]
+    jobs: int | None
+
+    def check(self) -> None:
+        """Raise InputError if the options cannot be meant."""
+        from loraq_sim.errors import InputError
+        from loraq_sim.sweeps.scheduler import check_scheduler
+
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler, self.options)
+        elif self.options:
+            raise InputError("--scheduler-option needs --scheduler slurm")
+
+    @property
+    def expected_jobs(self) -> int:
+        """Workers to count on before any is there."""
+        from loraq_sim.sweeps.local import available_cpus
+
+        if self.jobs is not None:
+            return self.jobs
+        return int(self.options.get("cores", 1)) if self.scheduler else available_cpus()
+
+    def job_script(self, worker_bytes: int) -> str:
+        """What Slurm would get; empty elsewhere."""
+        from loraq_sim.sweeps.scheduler import slurm_job_script
+
+        if self.scheduler != "slurm":
+            return ""
+        return slurm_job_script(self.options, worker_bytes=worker_bytes)
+
+    @contextmanager
+    def executor(self, worker_bytes: int) -> "Iterator[tuple[Executor | None, int | None]]":
+        """What runs tasks (None: local processes), and how many workers it has (None: by CPU)."""
+        from loraq_sim.sweeps.scheduler import connected
+
+        if self.scheduler is None:
+            yield None, self.jobs
+            return
+        settings = {"jobs": self.jobs, "worker_bytes": worker_bytes}
+        with connected(self.scheduler, self.options, **settings) as (executor, jobs):
+            yield executor, jobs
+
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -178,9 +241,8 @@ def sweep_command(
     Results that are already in the folder's store are kept, so the same command continues an
     interrupted sweep. Every row is stored as soon as it is there.
     """
-    from loraq_sim.sweep.plan import compose
-    from loraq_sim.sweep.plan_file import plan_from_values, read_plan_values, set_values
-    from loraq_sim.sweep.shards import parse_shard, take_shard
+    from loraq_sim.sweeps.plan import compose, parse_shard, take_shard
+    from loraq_sim.sweeps.plan_file import plan_from_values, read_plan_values, set_values
 
     given = {
         "dump": None if layer_dump is None else str(layer_dump),
@@ -246,7 +308,7 @@ def _default_folder(composed: "ComposedSweep") -> Path:
 
 
 def _solution_cache(folder: Path | None) -> "SolutionCache":
-    from loraq_sim.sweep.solution_cache import SolutionCache, default_solution_folder
+    from loraq_sim.sweeps.digests import SolutionCache, default_solution_folder
 
     if folder is not None:
         try:
@@ -269,9 +331,9 @@ class _How:
 
 
 def _run(composed: "ComposedSweep", folder: Path, place: Place, how: _How) -> None:
-    from loraq_sim.store import ResultStore
-    from loraq_sim.sweep.forecast import worker_bytes
-    from loraq_sim.sweep.run import run_sweep
+    from loraq_sim.results.store import ResultStore
+    from loraq_sim.sweeps.forecast import worker_bytes
+    from loraq_sim.sweeps.run import run_sweep
 
     def waiting(who: str) -> None:
         note(f"{who}; waiting until it has finished (--no-wait gives up)", quiet=how.quiet)

@@ -8,11 +8,11 @@ from loraq_sim.cli.output import note, print_json, print_tables, print_verdict, 
 from loraq_sim.errors import InputError
 
 if TYPE_CHECKING:
-    from loraq_sim.cli.place import Place
+    from loraq_sim.cli.sweep import Place
+    from loraq_sim.reporting.tables import ResultTable
+    from loraq_sim.results.store import ResultStore
     from loraq_sim.results.verdict import Verdict
-    from loraq_sim.store import ResultStore
-    from loraq_sim.sweep.plan import ComposedSweep
-    from reports.tables import ResultTable
+    from loraq_sim.sweeps.plan import ComposedSweep
 
 __all__ = ["check_folder", "print_forecast", "report_sweep"]
 
@@ -26,10 +26,10 @@ def report_sweep(
     quiet: bool,
 ) -> None:
     """CSV and picture beside the store; front and verdict, or everything as JSON, on stdout."""
-    from loraq_sim.results.clipped import clipped_note
+    from loraq_sim.reporting.figures import save_figure
+    from loraq_sim.reporting.tables import result_table
+    from loraq_sim.results.rows import clipped_note
     from loraq_sim.study import Study
-    from reports.figures import save_figure
-    from reports.tables import result_table
 
     study = Study.of_sweep(composed, store)
     verdict = study.verdict()
@@ -70,8 +70,8 @@ def report_sweep(
 def _tables(
     composed: "ComposedSweep", totals: list[dict[str, Any]], verdict: "Verdict"
 ) -> "list[ResultTable]":
+    from loraq_sim.reporting.tables import front_table, totals_table
     from loraq_sim.results.columns import column_for
-    from reports.tables import front_table, totals_table
 
     told = " and ".join(column_for(name).heading for name in (verdict.error, verdict.cost) if name)
     per_step = f"{len(composed.layers)} layers, per denoising step"
@@ -89,7 +89,7 @@ def _is_total(row: dict[str, Any], chosen: list[dict[str, Any] | None]) -> bool:
 
 
 def _formula(verdict: "Verdict") -> str:
-    from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA
+    from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA
 
     return WEIGHT_ERROR_FORMULA if verdict.error == "weight_error" else ERROR_FORMULA
 
@@ -117,9 +117,9 @@ def print_forecast(
     """Print what a sweep would do, and the job script where there is one."""
     from contextlib import nullcontext
 
-    from loraq_sim.store import ResultStore
-    from loraq_sim.sweep.forecast import estimate
-    from reports.tables import result_table
+    from loraq_sim.reporting.tables import result_table
+    from loraq_sim.results.store import ResultStore
+    from loraq_sim.sweeps.forecast import estimate
 
     path = folder / "results.sqlite"
     with ResultStore.open(path) if path.exists() else nullcontext() as store:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from loraq_sim.cli.failures import one_line_failures
 from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
@@ -26,7 +25,7 @@ from loraq_sim.cli.options import (
     Tokens,
     datapath_overrides,
 )
-from loraq_sim.cli.output import note, print_table
+from loraq_sim.cli.output import note, one_line_failures, print_table
 from loraq_sim.errors import InputError
 from loraq_sim.solvers import METHODS
 
@@ -143,13 +142,11 @@ def vectors_command(
     """Write operands, accumulators and outputs of a tile as hex, with a runnable testbench."""
     import hwmodels
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.emulator.gemm_operands import gemm_operands
-    from loraq_sim.emulator.vector_files import write_vectors
-    from loraq_sim.emulator.vectors import SrsSetting, make_vectors
+    from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors, write_vectors
     from loraq_sim.evaluate import sample_rows, solve_split
     from loraq_sim.machine import datapath_for
+    from loraq_sim.reporting.tables import result_table
     from loraq_sim.split import parse_split
-    from reports.tables import result_table
 
     accelerator = hwmodels.load_accelerator(hw)
     overrides = datapath_overrides(
@@ -243,7 +240,7 @@ def _say_how_to_run(manifest: dict[str, Any], out: Path, *, quiet: bool) -> None
 def _versions() -> dict[str, str]:
     import numpy as np
 
-    from loraq_sim import __version__
+    from loraq_sim.version import __version__
 
     return {
         "loraq_sim": __version__,

@@ -5,14 +5,28 @@
 arithmetic did to them.
 """
 
-from loraq_sim.diffusion.calibration import capture_transformer
-from loraq_sim.diffusion.comparison import ImageStudy, ImageVariant, VariantImages
-from loraq_sim.diffusion.emulated_layer import EmulatedLayer
-from loraq_sim.diffusion.emulated_model import EmulatedModel, emulate_model
-from loraq_sim.diffusion.image_metrics import ImageError, compare_images
-from loraq_sim.diffusion.layer_plan import LayerPlan, plan_layers
-from loraq_sim.diffusion.sampling import sample_images
-from loraq_sim.diffusion.transformer import Decoder, Transformer, load_decoder, load_transformer
+from loraq_sim.diffusion.comparison import (
+    ImageError,
+    ImageStudy,
+    ImageVariant,
+    VariantImages,
+    compare_images,
+)
+from loraq_sim.diffusion.emulated_model import (
+    EmulatedLayer,
+    EmulatedModel,
+    LayerPlan,
+    emulate_model,
+    plan_layers,
+)
+from loraq_sim.diffusion.sampling import (
+    Decoder,
+    Transformer,
+    capture_transformer,
+    load_decoder,
+    load_transformer,
+    sample_images,
+)
 
 __all__ = [
     "Decoder",

@@ -1,7 +1,14 @@
-"""A read-only mapping of layer names to layers; a layer's tensors load when it is asked for."""
+"""A read-only mapping of layer names to layers; a layer's tensors load when it is asked for.
+
+Open a layer dump: decide what the file is from its content, then hand it to that reader.
+
+The suffix is never trusted. Each format documents its own layout: `torch_file` (.pt),
+`safetensors_file` (.safetensors) and `npz_file` (.npz).
+"""
 
 import difflib
 import hashlib
+import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from loraq_sim.dumps.file_kind import file_kind
+from loraq_sim.dumps.kinds import with_roles
 from loraq_sim.dumps.stored import (
     StoredDump,
     StoredLayer,
@@ -18,10 +27,14 @@ from loraq_sim.dumps.stored import (
     first_line,
 )
 from loraq_sim.errors import DumpError, InputError
-from loraq_sim.layer_settings import matches
 from loraq_sim.layers import SAMPLED_ROWS, Layer, check_count, check_dtype, check_name, check_shapes
+from loraq_sim.settings import matches
 
-__all__ = ["LayerDump", "LayerInfo"]
+__all__ = [
+    "LayerDump",
+    "LayerInfo",
+    "read_layer_dump",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +140,7 @@ class LayerDump(Mapping[str, Layer]):
         return f"LayerDump({str(self.path)!r}, {len(self)} layers)"
 
     def _repr_html_(self) -> str:
-        from loraq_sim.result_cards import dump_card
+        from loraq_sim.results.cards import dump_card
 
         return dump_card(
             self.path, {name: self._info_or_none(name) for name in self}, len(self.skipped)
@@ -259,7 +272,6 @@ def _file_version(path: Path) -> tuple[int, int, int] | None:
 
 
 def _reopen(path: Path, names: tuple[str, ...]) -> LayerDump:
-    from loraq_sim.dumps.read import read_layer_dump
 
     dump = read_layer_dump(path)
     return dump._restricted(names)
@@ -303,3 +315,54 @@ def _matrix_shape(tensor: StoredTensor) -> tuple[int, ...]:
     # A 1x1 convolution weight (N, K, 1, 1) or (N, K, 1) is the matrix (N, K).
     shape = tensor.shape
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
+
+
+def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
+    """Open a .pt, .safetensors or .npz layer dump; tensors load when a layer is asked for.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; its content decides the format. No code from the file runs, whatever it holds.
+
+    Returns
+    -------
+    dump : LayerDump
+        Mapping of layer name to `Layer`, in file order. Kinds that the file does not say are read
+        off the names, rows per call off a ``config.json`` beside it.
+
+    Raises
+    ------
+    DumpError
+        If the file is missing, unreadable, of another kind, damaged, unsafe, or holds no layer.
+    """
+    path = Path(path)
+    # A damaged or hostile file can make a reader library raise anything at all.
+    try:
+        stored = _open(path, file_kind(path))
+    except DumpError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DumpError(f"{path}: damaged or not a layer dump ({reason})") from error
+    if not stored.layers:
+        left_out = f" ({len(stored.skipped)} other tensors)" if stored.skipped else ""
+        raise DumpError(
+            f"{path}: holds no layers{left_out}; expected tensors named <layer>.weight, "
+            "or a 'layers' mapping"
+        )
+    return LayerDump(path, with_roles(path, stored))
+
+
+def _open(path: Path, kind: str) -> StoredDump:
+    if kind == "torch":
+        from loraq_sim.dumps.torch_file import open_torch_file
+
+        return open_torch_file(path)
+    if kind == "safetensors":
+        from loraq_sim.dumps.array_files import open_safetensors_file
+
+        return open_safetensors_file(path)
+    from loraq_sim.dumps.array_files import open_npz_file
+
+    return open_npz_file(path)

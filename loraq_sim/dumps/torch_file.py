@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from numpy.typing import NDArray
 
-from loraq_sim.dumps.flat_keys import layers_from_keys
-from loraq_sim.dumps.pickle_scan import MAX_PICKLE_BYTES, find_unsafe_name
+from loraq_sim.dumps.file_kind import MAX_PICKLE_BYTES, find_unsafe_name
 from loraq_sim.dumps.stored import (
     DUMP_FORMAT,
     StoredDump,
     StoredLayer,
     StoredTensor,
     first_line,
+    layers_from_keys,
     plain_meta,
 )
 from loraq_sim.errors import DumpError

@@ -13,7 +13,7 @@ from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
 from loraq_sim.emulator.tile_job import TileJob
 from loraq_sim.emulator.tile_route import count_overflows, measure, run_nested, run_plain
-from loraq_sim.kernels.tile_arguments import NEVER
+from loraq_sim.kernels.jit import NEVER
 
 __all__ = ["Accumulation", "run_exact", "run_lanes", "run_tiled", "run_tree", "run_wide", "wrap_to"]
 
@@ -166,7 +166,7 @@ def run_wide(
     statistics: bool,
 ) -> Accumulation:
     """Run the 64-bit kernel, which takes any width and always measures."""
-    from loraq_sim.kernels.accumulate_wide import _accumulate_wide
+    from loraq_sim.kernels.accumulate import _accumulate_wide
 
     del bounds, statistics
     out = np.zeros((a.shape[0], w.shape[0]), np.int64)

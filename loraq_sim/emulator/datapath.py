@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from loraq_sim.emulator.combine import COMBINES, clamped, rounded
+from loraq_sim.conditioning import rotate_channels
 from loraq_sim.emulator.float_overflow import (
     UNBOUNDED,
     Clipping,
@@ -30,16 +30,17 @@ from loraq_sim.emulator.float_overflow import (
 )
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import (
+    COMBINES,
     FLOAT_MODEL,
     ZERO_POINT_MODEL,
     GemmStatistics,
+    clamped,
+    rounded,
     scaled_gemm,
 )
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import Format, parse_format
-from loraq_sim.hadamard import rotate_channels
+from loraq_sim.formats import Format, parse_format, parse_rounding
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.rounding import parse_rounding
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.input_rounding import quantize_rounded
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import SCALES, Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.quantizers.groups import as_rows, group_ends
-from loraq_sim.quantizers.tensor import float_dtype
+from loraq_sim.quantizers.quantize import quantize_rounded
+from loraq_sim.quantizers.tensor import as_rows, float_dtype, group_ends
 
 __all__ = ["FLOAT_RULES", "Clipping", "FloatOverflow", "rounded_float", "rounded_tensor"]
 

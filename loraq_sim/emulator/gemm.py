@@ -23,11 +23,9 @@ from loraq_sim.emulator.bounds import guaranteed_bits, signed_width
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight, checked_codes
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.emulator.tile_job import TileJob, on_a_path_that_compiles
-from loraq_sim.emulator.tile_output import srs_output
-from loraq_sim.emulator.tile_plan import ACCUMULATORS, Output
+from loraq_sim.emulator.tile_job import ACCUMULATORS, Output, TileJob, on_a_path_that_compiles
 from loraq_sim.emulator.tile_ready import run_ready
-from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, tiles_fit
+from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import choose_path
 
@@ -75,7 +73,7 @@ class GemmReport:
     route: str
 
     def _repr_html_(self) -> str:
-        from loraq_sim.result_cards import gemm_card
+        from loraq_sim.results.cards import gemm_card
 
         return gemm_card(self)
 

@@ -1,4 +1,6 @@
-"""Requantize by a real scale: fixed-point multipliers (two kinds) and float32 scales.
+"""The narrow integer a requantization writes: its limits, its dtype, and argument checks.
+
+Requantize by a real scale: fixed-point multipliers (two kinds) and float32 scales.
 
 All three turn an accumulator into ``clamp(round(acc * scale) + zero_point)`` and differ in how the
 scale is held and where rounding happens, which decides last bits:
@@ -12,23 +14,67 @@ scale is held and where rounding happens, which decides last bits:
 Scales may differ from column to column (per output channel): arrays of shape (N,).
 """
 
+import operator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.output_integer import (
-    checked_int,
-    checked_integers,
-    output_dtype,
-    output_limits,
-)
 from loraq_sim.errors import InputError
+from loraq_sim.formats import Saturation, parse_saturation
 
 __all__ = [
+    "checked_int",
+    "checked_integers",
     "float_requantize",
     "gemmlowp_requantize",
+    "output_dtype",
+    "output_limits",
     "quantize_multiplier",
     "single_rounding_requantize",
 ]
+
+
+def output_limits(
+    out_bits: int, *, signed: bool = True, saturation: str = "saturate"
+) -> tuple[int, int]:
+    """Return the (lowest, highest) output value; InputError if an argument is out of range.
+
+    `out_bits` is 2 to 32. ``symmetric`` gives up the most negative value of a signed output.
+    """
+    mode = parse_saturation(saturation)
+    out_bits = checked_int("out_bits", out_bits, 2, 32)
+    if not signed:
+        return 0, 2**out_bits - 1
+    high = 2 ** (out_bits - 1) - 1
+    return (-high if mode is Saturation.SYMMETRIC else -high - 1), high
+
+
+def output_dtype(out_bits: int, signed: bool) -> np.dtype:
+    """Return the smallest of int8, int16, int32 (or unsigned) that holds `out_bits`."""
+    width = 8 if out_bits <= 8 else 16 if out_bits <= 16 else 32
+    return np.dtype(f"{'int' if signed else 'uint'}{width}")
+
+
+def checked_int(name: str, value: int, low: int, high: int) -> int:
+    """Return `value` as a Python integer, or raise InputError with the value and the rule."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise InputError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    return number
+
+
+def checked_integers(name: str, values: ArrayLike) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Return integers as int32 or int64 without changing a value, or raise InputError."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{name} must hold integers, got dtype {array.dtype}")
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{name} holds {int(array.max())}, which does not fit in int64")
+    return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
+
 
 _INT32 = np.iinfo(np.int32)
 
@@ -123,7 +169,7 @@ def gemmlowp_requantize(
     .. [2] TensorFlow Lite, ``MultiplyByQuantizedMultiplier`` in kernels/internal/common.h, built
        without TFLITE_SINGLE_ROUNDING.
     """
-    from loraq_sim.kernels.multiplier_requantize import _gemmlowp
+    from loraq_sim.kernels.shift_round import _gemmlowp
 
     values = _int32_values(acc)
     n = values.shape[1]
@@ -185,7 +231,7 @@ def single_rounding_requantize(
        with TFLITE_SINGLE_ROUNDING; google/ruy, apply_multiplier.cc.
     .. [2] TOSA specification, ``apply_scale_32`` without double rounding.
     """
-    from loraq_sim.kernels.multiplier_requantize import _single_rounding
+    from loraq_sim.kernels.shift_round import _single_rounding
 
     values = _int32_values(acc)
     n = values.shape[1]
@@ -234,7 +280,7 @@ def float_requantize(
     ----------
     .. [1] google/XNNPACK, fp32 ``lrintf`` and magic-bias requantization; ONNX ``QuantizeLinear``.
     """
-    from loraq_sim.kernels.multiplier_requantize import _float_scale
+    from loraq_sim.kernels.shift_round import _float_scale
 
     values = _as_matrix(checked_integers("acc", acc))
     scales = np.asarray(scale, dtype=np.float64)

@@ -28,7 +28,7 @@ class ArrayPreset:
 
     ``requantize`` names the step after the accumulator (`loraq_sim.emulator.requantize`): ``srs``,
     ``gemmlowp``, ``single_rounding`` or ``float``; ``rounding`` and ``saturation`` are modes of
-    `loraq_sim.rounding`, what the hardware does unless told otherwise.
+    `loraq_sim.formats`, what the hardware does unless told otherwise.
     """
 
     name: str

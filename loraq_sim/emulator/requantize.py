@@ -12,19 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.multiplier import (
+    checked_int,
+    checked_integers,
     float_requantize,
     gemmlowp_requantize,
+    output_dtype,
+    output_limits,
     quantize_multiplier,
     single_rounding_requantize,
 )
-from loraq_sim.emulator.output_integer import (
-    checked_int,
-    checked_integers,
-    output_dtype,
-    output_limits,
-)
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.rounding import Saturation, parse_rounding
+from loraq_sim.formats import Saturation, parse_rounding
 
 __all__ = [
     "CLAMP_ORDERS",
@@ -83,7 +81,7 @@ def srs(
     signed : bool
         Whether the output is signed.
     rounding : str
-        One of the ten modes of `loraq_sim.rounding.Rounding`.
+        One of the ten modes of `loraq_sim.formats.Rounding`.
     saturation : {"saturate", "symmetric", "none"}
         Clamp to the output range, clamp without the most negative value, or keep the low bits.
 
@@ -181,7 +179,7 @@ def ups(
     ----------
     .. [1] AMD UG1583, AIE-ML kernel guide, upshift; hardware tests of the xdna-emu project.
     """
-    from loraq_sim.kernels.shift_up import _shift_up
+    from loraq_sim.kernels.shift_round import _shift_up
 
     shift = checked_int("shift", shift, *UPSHIFT_RANGE)
     acc_bits = checked_int("acc_bits", acc_bits, 8, 64)

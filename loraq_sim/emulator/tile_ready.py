@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms
 from loraq_sim.emulator.packed_weight import Order, Panels, aligned_empty
-from loraq_sim.emulator.tile_job import TileJob, kernels_of
-from loraq_sim.emulator.tile_plan import ACCUMULATORS, Choice, Plan
+from loraq_sim.emulator.tile_job import ACCUMULATORS, Choice, Plan, TileJob, kernels_of
 from loraq_sim.emulator.tile_route import choose_ruled
-from loraq_sim.emulator.tile_run import block_panels, plain_arguments, scratch
-from loraq_sim.emulator.tile_threads import WORTH_THREADS, run_together
+from loraq_sim.emulator.tile_run import (
+    WORTH_THREADS,
+    block_panels,
+    plain_arguments,
+    run_together,
+    scratch,
+)
 from loraq_sim.kernels.processor import LOOPS
 
 __all__ = ["run_ready"]

@@ -10,23 +10,36 @@ The tiles take every MAC array but those whose tree may overflow, as long as the
   the next add leaves the lane exactly where x + p leaves the accumulator.
 - Otherwise: the dot of a chunk, then a clamp. Unsigned bytes hold a + 128, so the lanes carry an
   offset of 128 * (prefix sum of w) that the limits follow.
+
+Shift-round-saturate as the last step of a tile, where its arithmetic fits 32-bit lanes.
 """
+
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms, proved_tiles
 from loraq_sim.emulator.mac_array import TwoLevelArray
+from loraq_sim.emulator.multiplier import checked_int, output_dtype, output_limits
 from loraq_sim.emulator.packed_weight import Order
-from loraq_sim.emulator.tile_job import TileJob, kernels_of
-from loraq_sim.emulator.tile_plan import Choice
+from loraq_sim.emulator.requantize import SHIFT_RANGE
+from loraq_sim.emulator.tile_job import Choice, Output, TileJob, kernels_of
 from loraq_sim.emulator.tile_run import Totals, run_kernel
+from loraq_sim.formats import Saturation, parse_rounding, parse_saturation
 from loraq_sim.kernels.processor import LOOPS
 
 __all__ = [
-    *("choose_ruled", "count_overflows", "measure", "run_nested", "run_plain"),
-    *("nested_fits", "tiles_fit"),
+    "choose_ruled",
+    "count_overflows",
+    "measure",
+    "nested_fits",
+    "run_nested",
+    "run_plain",
+    "srs_output",
+    "tiles_fit",
 ]
+
 
 # A tile route of two kernels packs A twice; below this share of proved tiles it does not pay.
 _ENOUGH_PROVED = 0.25
@@ -199,3 +212,51 @@ def _clamping(job: TileJob, top: int) -> Choice:
     if "clamp_bytes" in kernels and job.chunk > 2 and offset + mac.hi + 2**22 < 2**31:
         return Choice("clamp_bytes", _order(job, "bytes"))
     return Choice("clamp_words", _order(job, "words"))
+
+
+def srs_output(
+    shift: int, *, out_bits: int, signed: bool, rounding: str, saturation: str
+) -> Output | None:
+    """Return what makes a tile store `srs` of its sums, or None where tiles cannot.
+
+    Tiles take right shifts of 0 to 30 bits, and keep low bits only of whole bytes.
+
+    Raises
+    ------
+    InputError
+        As `loraq_sim.emulator.requantize.srs`.
+    """
+    mode = parse_rounding(rounding).value
+    lo, hi = output_limits(out_bits, signed=signed, saturation=saturation)
+    shift = checked_int("shift", shift, *SHIFT_RANGE)
+    clamps = parse_saturation(saturation) is not Saturation.NONE
+    return _output(shift, int(out_bits), bool(signed), mode, (lo, hi) if clamps else None)
+
+
+@lru_cache(maxsize=1024)
+def _output(
+    shift: int, out_bits: int, signed: bool, rounding: str, limits: tuple[int, int] | None
+) -> Output | None:
+    from loraq_sim.kernels.shift_round import rounding_constants
+    from loraq_sim.kernels.tile import MAX_SHIFT
+
+    dtype = output_dtype(out_bits, signed)
+    if not 0 <= shift <= MAX_SHIFT or (limits is None and out_bits != 8 * dtype.itemsize):
+        return None
+    # A rounded int32 never leaves int32: its limits are those of no clamp.
+    lowest, highest = -(2**31), 2**31 - 1
+    lo, hi = limits or (lowest, highest)
+    add, negative, odd = rounding_constants(rounding, shift)
+    return Output(
+        dtype,
+        {
+            "out_bytes": dtype.itemsize,
+            "srs_shift": shift,
+            "srs_dropped": 2**shift - 1,
+            "srs_add": add,
+            "srs_negative": negative,
+            "srs_odd": odd,
+            "srs_lo": max(lo, lowest),
+            "srs_hi": min(hi, highest),
+        },
+    )

@@ -1,4 +1,10 @@
-"""A plain GEMM in one compiled call for each thread: pack rows of A, run a tile kernel over them.
+"""Add scaled integer partial sums to a float32 matrix, in one pass.
+
+Merge partial accumulators under the overflow rule, with the statistics of the rule.
+
+Add partial sums to wide accumulators under an overflow rule, and see what happens.
+
+A plain GEMM in one compiled call for each thread: pack rows of A, run a tile kernel over them.
 
 Python between the blocks would find its own code and data evicted from the caches by each block.
 The threads share a queue. Each takes the next block of rows, packs it and takes its columns unit by
@@ -10,12 +16,138 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from loraq_sim.kernels.jit import njit
-from loraq_sim.kernels.merge import add_limited
+from loraq_sim.kernels.jit import TileArguments, njit
 from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
-from loraq_sim.kernels.tile_arguments import TileArguments
 
-__all__ = ["DONE", "REFUSED", "run_blocks"]
+__all__ = [
+    "DONE",
+    "REFUSED",
+    "add_limited",
+    "add_scaled",
+    "merge_exact",
+    "merge_limited",
+    "run_blocks",
+]
+
+
+_HALF, _ONE, _KEPT = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF0000)
+_SHIFT = np.uint32(16)
+
+
+@njit(cache=True, nogil=True)
+def _to_bf16(row):
+    """Round float32 values to bfloat16 in place, half to even; NaN stays NaN."""
+    bits = row.view(np.uint32)
+    for n in range(row.size):
+        value = bits[n]
+        nearest = np.uint32(value + _HALF + np.uint32((value >> _SHIFT) & _ONE)) & _KEPT
+        bits[n] = nearest if row[n] == row[n] else value
+
+
+@njit(cache=True, nogil=True)
+def add_scaled(acc, x_scale, w_scale, bf16, total):
+    """total[m, n] += fl32(acc[m, n]) * fl32(x_scale[m] * w_scale[n]), each step rounded to float32.
+
+    acc (M, N) int32; x_scale (M,) and w_scale (N,) float32; total (M, N) float32, in place. With
+    `bf16` the product and the sum are rounded to bfloat16 as well.
+    """
+    partial = np.empty(acc.shape[1], np.float32)
+    for m in range(acc.shape[0]):
+        row, kept, scale = acc[m], total[m], x_scale[m]
+        for n in range(row.size):
+            partial[n] = np.float32(row[n]) * np.float32(scale * w_scale[n])
+        if bf16:
+            _to_bf16(partial)
+        for n in range(row.size):
+            kept[n] = np.float32(kept[n] + partial[n])
+        if bf16:
+            _to_bf16(kept)
+
+
+@njit(cache=True, nogil=True)
+def merge_exact(total, part, totals):
+    """Add `part` to `total`, both (M, N) int32, exactly; totals[3:5] keep the extreme sums."""
+    low, high = np.int32(totals[3]), np.int32(totals[4])
+    for m in range(total.shape[0]):
+        row, other = total[m], part[m]
+        for n in range(row.size):
+            value = np.int32(row[n] + other[n])
+            low, high = min(low, value), max(high, value)
+            row[n] = value
+    totals[3], totals[4] = low, high
+
+
+@njit(cache=True, nogil=True)
+def add_limited(total, part, limits):
+    """Add `part` to `total`, both (N,) int32 of at most 31 bits, clamped to limits (lo, hi)."""
+    lo, hi = np.int32(limits[0]), np.int32(limits[1])
+    for n in range(total.size):
+        total[n] = min(max(np.int32(total[n] + part[n]), lo), hi)
+
+
+@njit(cache=True, nogil=True)
+def merge_limited(total, part, wraps, lo, hi, k, changed, totals):
+    """Add `part` to `total`, both (M, N) int32, under the rule of an accumulator [lo, hi], int64.
+
+    changed (M, N) int32, or (0, 0) to count nothing: marks outputs that the rule changed.
+    totals[0] counts them, totals[2] becomes at most k where there is one.
+    """
+    counts = changed.shape[0] > 0
+    for m in range(total.shape[0]):
+        row, other = total[m], part[m]
+        for n in range(row.size):
+            exact = np.int64(row[n]) + np.int64(other[n])
+            fitted = min(max(exact, lo), hi)
+            if wraps:
+                fitted = ((exact - lo) & (hi - lo)) + lo
+            row[n] = np.int32(fitted)
+            if counts and fitted != exact:
+                totals[0] += 1
+                totals[2] = min(totals[2], k)
+                changed[m, n] |= 1
+
+
+__all__: list[str] = []
+
+
+@njit(cache=True)
+def _add_partials(partial, clamp, lo, hi, mask, sign, held, exact, touched, extremes, beyond):
+    """Add `partial` to `held` element by element; return how many adds left [lo, hi].
+
+    partial (S,) int32 or int64; held (S,), the accumulators, and exact (S,), what they would hold
+    without a limit (modulo 2**64), int64; touched (S,) bool marks elements with an overflow;
+    extremes (2,) int64 the lowest and highest `exact` so far; beyond (1,) bool whether an exact sum
+    left int64. These five are updated in place. With `clamp` an out-of-range sum becomes `lo` or
+    `hi`, otherwise ``((sum & mask) ^ sign) - sign``. The scalars are int64 but `clamp`, a bool.
+    """
+    zero = np.int64(0)
+    count = zero
+    for i in range(partial.size):
+        amount = np.int64(partial[i])
+        before = held[i]
+        total = before + amount
+        # Both operands have the sign that the sum lost: the exact sum does not fit int64.
+        leaves_int64 = ((before ^ total) & (amount ^ total)) < zero
+        overflows = leaves_int64 or total < lo or total > hi
+        if overflows:
+            count += np.int64(1)
+            touched[i] = True
+            if not clamp:
+                total = ((total & mask) ^ sign) - sign
+            elif leaves_int64:
+                total = hi if before >= zero else lo
+            else:
+                total = min(max(total, lo), hi)
+        held[i] = total
+        known = exact[i]
+        full = known + amount
+        if ((known ^ full) & (amount ^ full)) < zero:
+            beyond[0] = True
+        exact[i] = full
+        extremes[0] = min(extremes[0], full)
+        extremes[1] = max(extremes[1], full)
+    return count
+
 
 _INDEX = {name: i for i, name in enumerate(TileArguments._fields)}
 _A, _W, _OFFSETS, _LAST = (_INDEX[name] for name in ("a", "w", "offsets", "last"))

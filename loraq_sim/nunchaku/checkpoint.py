@@ -1,4 +1,6 @@
-"""A whole model in nunchaku's key layout: one safetensors file of `layer_tensors`.
+"""Layers as kernels run them: q, k and v that share one R as one layer, all others alone.
+
+A whole model in nunchaku's key layout: one safetensors file of `layer_tensors`.
 
 Layers keep their names, but for q, k and v that share one R (`loraq_sim.solve_group`): nunchaku
 runs them as one layer ``<attention>.to_qkv``, rows of q, k and v below each other. The metadata key
@@ -7,7 +9,8 @@ Files of other programs lack it; their layers are read as they are stored, paddi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,160 @@ import numpy as np
 
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
-from loraq_sim.files import refuse_existing, replaced_file
-from loraq_sim.nunchaku.fused_layers import FusedLayer, fused_layers, split_layer
+from loraq_sim.files import refuse_existing, replaced_file, require_regular_file
 from loraq_sim.nunchaku.layer_tensors import layer_tensors, read_layer
-from loraq_sim.plain_file import require_regular_file
+from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.shared_inputs import share_out
 
-__all__ = ["read_nunchaku", "write_nunchaku"]
+__all__ = [
+    "FusedLayer",
+    "UNKNOWN",
+    "fused_layers",
+    "read_nunchaku",
+    "split_layer",
+    "write_nunchaku",
+]
+
+
+_ORDER = ("to_q", "to_k", "to_v")
+_FUSED = "to_qkv"
+_FACTS = ("method", "preset", "seed", "weight_error", "seconds")
+# Facts of a solution that other programs do not store.
+UNKNOWN = {"method": "", "preset": "", "seed": 0, "weight_error": 0.0, "seconds": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedLayer:
+    """One layer of the kernels: ``members`` maps the layers in it to their rows, in order."""
+
+    name: str
+    solution: Solution
+    bias: np.ndarray | None
+    members: Mapping[str, int]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def note(self) -> dict[str, Any]:
+        """What a file has to say beside the tensors."""
+        return {
+            "members": dict(self.members),
+            "k": self.solution.main.shape[1],
+            "rank": self.solution.rank,
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def of_parts(
+        cls,
+        name: str,
+        parts: Mapping[str, Any],
+        bias: np.ndarray,
+        *,
+        members: Mapping[str, int],
+        facts: Mapping[str, Any] | None = None,
+    ) -> "FusedLayer":
+        """A layer as read from a file."""
+        solution = Solution(**parts, **UNKNOWN, trace=[])
+        return cls(name=name, solution=solution, bias=bias, members=members, facts=facts or {})
+
+
+def fused_layers(
+    solutions: Mapping[str, Solution], biases: Mapping[str, np.ndarray | None]
+) -> Iterator[FusedLayer]:
+    """The layers of a model in order; q, k and v come together where they share R."""
+    taken: set[str] = set()
+    for name in solutions:
+        if name in taken:
+            continue
+        trio = _trio(name, solutions)
+        taken.update(trio)
+        bias = [biases.get(member) for member in trio]
+        yield FusedLayer(
+            name=name if len(trio) == 1 else f"{name.rpartition('.')[0]}.{_FUSED}",
+            solution=_stacked([solutions[member] for member in trio]),
+            bias=None if all(b is None for b in bias) else _stacked_bias(bias, trio, solutions),
+            members={member: solutions[member].main.shape[0] for member in trio},
+            facts={m: {fact: getattr(solutions[m], fact) for fact in _FACTS} for m in trio},
+        )
+
+
+def split_layer(layer: FusedLayer) -> dict[str, tuple[Solution, np.ndarray]]:
+    """The members of a layer, each with its bias; R and smoothing are one object for all."""
+    found, start, solution = {}, 0, layer.solution
+    for member, n_rows in layer.members.items():
+        rows = slice(start, start + n_rows)
+        start += n_rows
+        facts = {**UNKNOWN, **dict(layer.facts.get(member, {}))}
+        part = Solution(
+            **{fact: facts[fact] for fact in _FACTS},
+            main=_rows(solution.main, rows),
+            left=None if solution.left is None else _rows(solution.left, rows),
+            right=solution.right,
+            smooth=solution.smooth,
+            trace=[],
+        )
+        found[member] = (part, layer.bias[rows])
+    if len(found) == 1:
+        return found
+    shared = share_out({name: part for name, (part, _) in found.items()}, ("right", "smooth"))
+    return {name: (part, found[name][1]) for name, part in shared.items()}
+
+
+def _trio(name: str, solutions: Mapping[str, Solution]) -> list[str]:
+    """q, k and v of the attention of `name` where all three share R, else `name` alone."""
+    parent, _, last = name.rpartition(".")
+    trio = [f"{parent}.{part}" for part in _ORDER]
+    if not parent or last not in _ORDER or not all(member in solutions for member in trio):
+        return [name]
+    found = [solutions[member] for member in trio]
+    is_shared = all(_share_right(found[0], other) for other in found[1:])
+    return trio if is_shared else [name]
+
+
+def _share_right(one: Solution, other: Solution) -> bool:
+    """Whether R and smoothing are the same, bit for bit: files bring back equal objects."""
+    if one.right is None or other.right is None or (one.smooth is None) != (other.smooth is None):
+        return False
+    is_same = one.right.pack() == other.right.pack() and one.right.shape == other.right.shape
+    return is_same and (one.smooth is None or bool((one.smooth == other.smooth).all()))
+
+
+def _stacked(solutions: list[Solution]) -> Solution:
+    first = solutions[0]
+    if len(solutions) == 1:
+        return first
+    return Solution(
+        **{fact: getattr(first, fact) for fact in _FACTS},
+        main=_joined([solution.main for solution in solutions]),
+        left=_joined([solution.left for solution in solutions]),
+        right=first.right,
+        smooth=first.smooth,
+        rotation=first.rotation,
+        trace=[],
+    )
+
+
+def _stacked_bias(
+    biases: list[np.ndarray | None], names: list[str], solutions: Mapping[str, Solution]
+) -> np.ndarray:
+    sizes = [solutions[name].main.shape[0] for name in names]
+    filled = [
+        np.zeros(size, np.float32) if bias is None else bias
+        for bias, size in zip(biases, sizes, strict=True)
+    ]
+    return np.concatenate(filled)
+
+
+def _joined(parts: list[QuantizedTensor]) -> QuantizedTensor:
+    scales = None if parts[0].scales is None else np.concatenate([part.scales for part in parts])
+    codes = np.concatenate([part.codes for part in parts])
+    return QuantizedTensor(codes=codes, scales=scales, format=parts[0].format)
+
+
+def _rows(part: QuantizedTensor, rows: slice) -> QuantizedTensor:
+    scales = None if part.scales is None else part.scales[rows]
+    return QuantizedTensor(codes=part.codes[rows], scales=scales, format=part.format)
+
 
 _KEY = "loraq_sim"
 

@@ -22,7 +22,7 @@ from loraq_sim.dumps.torch_file import load_object
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.formats import parse_format
-from loraq_sim.nunchaku.fused_layers import UNKNOWN, FusedLayer, fused_layers, split_layer
+from loraq_sim.nunchaku.checkpoint import UNKNOWN, FusedLayer, fused_layers, split_layer
 from loraq_sim.nunchaku.layer_tensors import BRANCH_FORMAT, GROUP, MAIN_FORMAT, check_fits
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution

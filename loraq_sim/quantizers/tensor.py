@@ -1,15 +1,127 @@
-"""A quantized tensor: integer codes with their scales, or the elements of a plain float format."""
+"""Tight packing of 2- to 8-bit codes: little-endian bits, every row starts on a byte.
+
+How scales are rounded to their stored format, written and read back.
+
+A quantized tensor: integer codes with their scales, or the elements of a plain float format.
+
+Groups of elements that share one scale.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from loraq_sim.errors import InputError
-from loraq_sim.formats import Format, parse_format
-from loraq_sim.quantizers.bit_packing import pack_rows, unpack_rows
-from loraq_sim.quantizers.scale_storage import scales_from_bytes, scales_to_bytes
+from loraq_sim.formats import Format, ScaleFormat, parse_format
 
-__all__ = ["QuantizedTensor", "float_dtype", "scale_unit"]
+__all__ = [
+    "QuantizedTensor",
+    "as_rows",
+    "float_dtype",
+    "group_extremes",
+    "pack_rows",
+    "padded_groups",
+    "round_scales",
+    "scale_of_tensor",
+    "scale_unit",
+    "scales_from_bytes",
+    "scales_to_bytes",
+    "unpack_rows",
+]
+
+
+def pack_rows(codes: np.ndarray, bits: int) -> bytes:
+    """Bytes of int8 or uint8 `codes`, `bits` bits each, along the last axis."""
+    rows = np.ascontiguousarray(codes).view(np.uint8).reshape(-1, codes.shape[-1])
+    if bits == 8:
+        return rows.tobytes()
+    # Bit j of a code goes to stream position bits * index + j; two's complement keeps low bits.
+    planes = (rows[:, :, None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
+    stream = planes.reshape(rows.shape[0], rows.shape[1] * bits)
+    return np.packbits(stream, axis=1, bitorder="little").tobytes()
+
+
+def unpack_rows(
+    data: bytes, start: int, shape: tuple[int, ...], bits: int, is_signed: bool
+) -> tuple[np.ndarray, int]:
+    """Codes of `shape` (int8 if signed, else uint8) packed at `start`, and where they end."""
+    k = shape[-1]
+    n_rows = int(np.prod(shape[:-1], dtype=np.int64))
+    row_bytes = -(-k * bits // 8)
+    stop = start + n_rows * row_bytes
+    raw = np.frombuffer(data, dtype=np.uint8, count=stop - start, offset=start)
+    raw = raw.reshape(n_rows, row_bytes)
+    stream = np.unpackbits(raw, axis=1, count=k * bits, bitorder="little")
+    planes = stream.reshape(n_rows, k, bits) << np.arange(bits, dtype=np.uint8)
+    codes = planes.sum(axis=2, dtype=np.uint8)
+    if is_signed:
+        # Shift the sign bit to bit 7 and back, so that it fills the byte.
+        spare = np.int8(8 - bits)
+        codes = (codes << np.uint8(8 - bits)).view(np.int8) >> spare
+    return codes.reshape(shape), stop
+
+
+# OCP Microscaling Formats v1.0, section 5.4.1: byte b is 2**(b - 127), and 255 is NaN.
+_E8M0_BIAS = 127
+_E8M0_NAN = 255
+
+
+def round_scales(scales: np.ndarray, stored: ScaleFormat) -> np.ndarray:
+    """Positive `scales` (float32 or float64) rounded to values that `stored` can hold, as float32.
+
+    fp32, fp16, bf16, e4m3: to nearest, ties to even. e8m0: up to the next power of two, so that no
+    element is clipped that an exact scale would not have clipped. Scales beyond the format
+    saturate at its ends; zero stays zero (an all-zero group).
+    """
+    bounded = np.clip(scales, 0, stored.largest).astype(np.float32, copy=False)
+    if stored.name == "e8m0":
+        mantissa, exponent = np.frexp(bounded)
+        rounded = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
+    else:
+        rounded = bounded.astype(_dtype(stored)).astype(np.float32)
+    rounded = np.maximum(rounded, np.float32(stored.smallest))
+    return np.where(scales == 0, np.float32(0), rounded).astype(np.float32, copy=False)
+
+
+def scale_of_tensor(amax: float, largest: float, stored: ScaleFormat) -> np.float32:
+    """The fp32 scale of a whole tensor under which its largest group has the largest stored scale.
+
+    `amax` is the largest magnitude of the tensor, `largest` that of an element with scale 1.
+    """
+    reach = stored.largest * largest
+    scale = np.float32(amax / reach)
+    if float(scale) * reach > float(np.finfo(np.float32).max):
+        scale = np.nextafter(scale, np.float32(0))
+    # A subnormal float32 scale would lose precision, a zero one everything.
+    return np.maximum(scale, np.float32(2.0**-126)) if scale else np.float32(1)
+
+
+def scales_to_bytes(scales: np.ndarray, stored: ScaleFormat) -> bytes:
+    """Little-endian bytes of `scales`, which must be values that `stored` can hold."""
+    if stored.name == "e8m0":
+        _, exponent = np.frexp(scales)
+        # Byte 255 is NaN; there is no zero, and an all-zero group has byte 0, which is 2**-127.
+        codes = np.where(scales == 0, 0, exponent - 1 + _E8M0_BIAS)
+        codes = np.where(np.isnan(scales), _E8M0_NAN, codes)
+        return codes.astype(np.uint8).tobytes()
+    return scales.astype(_dtype(stored)).tobytes()
+
+
+def scales_from_bytes(data: bytes, stored: ScaleFormat, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales of `shape` as float32 from what `scales_to_bytes` wrote."""
+    if stored.name == "e8m0":
+        codes = np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+        values = np.ldexp(np.float32(1), np.minimum(codes, _E8M0_NAN - 1) - _E8M0_BIAS)
+        return np.where(codes == _E8M0_NAN, np.float32(np.nan), values).reshape(shape)
+    return np.frombuffer(data, dtype=_dtype(stored)).astype(np.float32).reshape(shape)
+
+
+def _dtype(stored: ScaleFormat) -> np.dtype:
+    if stored.name in ("bf16", "e4m3"):
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16 if stored.name == "bf16" else ml_dtypes.float8_e4m3fn)
+    return np.dtype({"fp32": "<f4", "fp16": "<f2"}[stored.name])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,3 +281,35 @@ def float_dtype(fmt: Format) -> np.dtype:
 
         return np.dtype(getattr(ml_dtypes, fmt.element.minifloat or "bfloat16"))
     return np.dtype({"fp16": np.float16, "fp32": np.float32}[fmt.element.name])
+
+
+def as_rows(values: np.ndarray, fmt: Format) -> tuple[np.ndarray, int]:
+    """`values` as (rows, K) with one scale per `group` consecutive elements of a row."""
+    if fmt.granularity == "tensor":
+        return values.reshape(1, -1), values.size
+    k = values.shape[-1]
+    return values.reshape(-1, k), min(fmt.group_size, k) if fmt.granularity == "group" else k
+
+
+def padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
+    """`rows` as (rows, groups, group); a short last group is filled with zeros.
+
+    Zero lies in the range of every group and is exactly a code, so it changes neither the range
+    nor the error.
+    """
+    pad = -rows.shape[1] % group
+    return np.pad(rows, ((0, 0), (0, pad))).reshape(rows.shape[0], -1, group)
+
+
+def group_extremes(rows: np.ndarray, group: int) -> np.ndarray:
+    """The signed element of largest magnitude of each group, (rows, groups) float32."""
+    low, high = group_ends(rows, group)
+    return np.where(high >= -low, high, low)
+
+
+def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest element of each group, zero included, (rows, groups) each."""
+    starts = np.arange(0, rows.shape[1], group)
+    high = np.maximum.reduceat(rows, starts, axis=1)
+    low = np.minimum.reduceat(rows, starts, axis=1)
+    return np.minimum(low, 0), np.maximum(high, 0)

@@ -1,4 +1,7 @@
-"""Frames of a report, made from the rows of a store by the packages that own the computations."""
+"""Frames of a report, made from the rows of a store by the packages that own the computations.
+
+Allocations a report shows: one split per layer, and what that saves against uniform splits.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,14 +9,18 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.errors import LoraqError
-from loraq_sim.plain_text import shown_line
+from loraq_sim.errors import InputError, LoraqError
+from loraq_sim.files import shown_line
 
 if TYPE_CHECKING:
     import hwmodels
-    from reports.report_data import ReportData
+    from loraq_sim.reporting.report_data import MixedModel, ReportData
 
-__all__ = ["gather"]
+__all__ = [
+    "gather",
+    "mixed_models",
+]
+
 
 # Stored latencies are reproduced to the last bits; more than that is another description.
 _SAME = 1e-9
@@ -37,10 +44,9 @@ def gather(
     in_place : bool
         Whether `rows` may be changed, as nobody else needs them: a copy of 100,000 takes 300 MB.
     """
-    from loraq_sim import __version__
-    from loraq_sim.reporting.mixed import mixed_models
-    from loraq_sim.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
-    from reports.report_data import ReportData
+    from loraq_sim.reporting.report_data import ReportData
+    from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
+    from loraq_sim.version import __version__
 
     rows, runs = _shown(rows), _shown(runs)
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
@@ -98,7 +104,7 @@ def _shown(records: Sequence[Row]) -> list[Row]:
 
 
 def _error_column(rows: Sequence[Row]) -> str:
-    from loraq_sim.pareto import ERROR_OBJECTIVE
+    from loraq_sim.results.front import ERROR_OBJECTIVE
 
     known = any(row.get(ERROR_OBJECTIVE) is not None for row in rows)
     return ERROR_OBJECTIVE if known else "weight_error"
@@ -106,7 +112,7 @@ def _error_column(rows: Sequence[Row]) -> str:
 
 def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:
     """Give each row its ``label`` and ``context``."""
-    from loraq_sim.results.case_labels import context_of, labels_of
+    from loraq_sim.results.wording import context_of, labels_of
 
     several = len(dumps) > 1
     for row, label in zip(rows, labels_of(rows), strict=True):
@@ -115,9 +121,9 @@ def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:
 
 
 def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
-    from loraq_sim.pareto import mark_front
-    from loraq_sim.totals import model_totals
-    from reports.report_data import COSTS
+    from loraq_sim.reporting.report_data import COSTS
+    from loraq_sim.results.front import mark_front
+    from loraq_sim.results.totals import model_totals
 
     totals = model_totals(list(rows))
     _name(totals, dumps)
@@ -134,7 +140,7 @@ def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
 
 def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
     """Totals under the labels of their rows: both name what tells the rows apart."""
-    from loraq_sim.rows import IDENTITY
+    from loraq_sim.results.rows import IDENTITY
 
     keys = [name for name in IDENTITY if name != "layer"]
     labels = {tuple(row.get(key) for key in keys): row["label"] for row in rows}
@@ -142,7 +148,7 @@ def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 
 
 def _kinds(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
-    from loraq_sim.totals import model_totals
+    from loraq_sim.results.totals import model_totals
 
     found = []
     for kind in dict.fromkeys(row.get("kind") for row in rows):
@@ -216,8 +222,8 @@ def _parts(
 def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
     import hwmodels
     from loraq_sim.machine import datapath_for, transforms_asked, workload_for
+    from loraq_sim.reporting.report_data import COSTS
     from loraq_sim.split import parse_split
-    from reports.report_data import COSTS
 
     try:
         options = json.loads(row.get("options") or "{}")
@@ -270,9 +276,86 @@ def _validation(
 def _accuracy(name: str, rows: Sequence[Row]) -> Row:
     """How far the latencies of a machine may be off, and what was measured on it."""
     import hwmodels
-    from loraq_sim.cost_accuracy import FEWEST_ROWS, latency_accuracy
+    from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy
 
     own = hwmodels.summarize([row for row in rows if row["accelerator"] == name])
     worst, seen = latency_accuracy(name)
     measured = own[0] if own and own[0]["rows"] >= FEWEST_ROWS else {}
     return {"bound": worst, "seen": seen, **measured}
+
+
+_COSTS = ("latency_s", "weight_bytes")
+_MOST_POINTS = 200
+_MANY_LAYERS = 100
+_UNIFORM = (*("split", "family", "group_size", "rotation", "smooth", "method", "preset", "seed"),)
+
+
+def mixed_models(data: "ReportData") -> list["MixedModel"]:
+    """Frontiers of each context on the data path its answer was found on, one for each cost.
+
+    Prices (Lagrangian) choose the allocations, which takes a fraction of a second for a whole
+    model; each frontier point is then optimal, and what is said to be saved is a lower bound.
+    """
+    from loraq_sim.reporting.report_data import answers
+
+    found = []
+    for answer in answers(data):
+        if answer.best is None:
+            continue
+        rows = _rows_beside(data, answer.best)
+        if len({row["split"] for row in rows}) > 1:
+            found += filter(None, (_mixed(data, answer.context, rows, cost) for cost in _COSTS))
+    return found
+
+
+def _rows_beside(data: "ReportData", best: Row) -> list[Row]:
+    """Rows that could run beside the answer: same dump, machine and measurement."""
+    from loraq_sim.allocation.problem import MACHINE
+
+    keys = [name for name in MACHINE if name != "options"]
+    return [
+        row
+        for row in data.rows
+        if all(row.get(key) == best.get(key) for key in keys)
+        and (row.get("options") or "") == (best.get("options") or "")
+    ]
+
+
+def _mixed(data: "ReportData", context: str, rows: Sequence[Row], cost: str) -> "MixedModel | None":
+    from loraq_sim.allocation import allocate
+    from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
+    from loraq_sim.reporting.report_data import MixedModel
+
+    try:
+        allocation = allocate(rows, {cost: _ample(rows, cost)}, data.error, "lagrangian")
+        frontier = frontier_rows(allocation.problem, cost, data.error, most=_MOST_POINTS)
+        uniform = compare_with_uniform(
+            allocation, on_front=len(allocation.problem.layers) > _MANY_LAYERS
+        )
+    except InputError:
+        # No layer knows both columns: there is nothing to trade.
+        return None
+    if len(frontier) < 2:
+        return None
+    labels = {_settings(row): row["label"] for row in rows}
+    gains = [
+        {**row, "label": labels[_settings(row)], "mixed_error": row[f"mixed_{data.error}"]}
+        for row in uniform
+        if _settings(row) in labels
+    ]
+    return MixedModel(
+        context=context,
+        cost=cost,
+        error=data.error,
+        frontier=frontier,
+        gains=gains,
+    )
+
+
+def _ample(rows: Sequence[Row], cost: str) -> float:
+    """A budget that every allocation meets."""
+    return 1.0 + sum((row.get(cost) or 0) * (row.get("calls_per_step") or 1) for row in rows)
+
+
+def _settings(row: Row) -> tuple:
+    return tuple(row.get(key) for key in _UNIFORM)

@@ -8,26 +8,57 @@ dominance. It has no circles: with distances in units of log(1 + margin), each s
 to one that beats it lowers the sum of log error and log cost. So some candidates are never beaten:
 the front beyond ties.
 
-**Choice.** The knee (`loraq_sim.frontier.knee_point`) of the Pareto front, errors as logarithms,
+**Choice.** The knee (`results.front.knee_point`) of the Pareto front, errors as logarithms,
 taken among the members of the front beyond ties. Of those that tie with the knee in both, the one
 with the fewest bytes is taken, then with the least error, energy and DRAM traffic. Candidates of at
 most `WORST_ERROR` come first: others are chosen only where there is no better one.
+
+Why a split loses, read from what its total says of its roundings.
+
+Rounding P between the factors of a branch is a reason where a P of 16 bits, whose error is measured
+beside that of the split, would take away a fifth of the error or more. Of the answer it is said
+what causes at least half of its squared error.
+
+How far the cost model may be off on an accelerator, from the measured table it is checked on.
+
+The error of a measured GEMM is predicted / measured - 1. With w the worst absolute one of a device,
+the true latency is taken to lie between predicted / (1 + w) and predicted / (1 - w). A device with
+fewer than `FEWEST_ROWS` measured GEMMs gets the worst of all devices: few rows say little. What the
+model gets wrong for all splits alike cancels between them, so that differences of splits may be
+known better than the bounds suggest.
+Energies have no measured table, so they have no bounds.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.frontier import knee_of
-from loraq_sim.pareto import non_dominated
+import hwmodels
+from loraq_sim.errors import InputError
+from loraq_sim.formats import parse_format
+from loraq_sim.results.columns import is_missing
+from loraq_sim.results.front import knee_of, non_dominated
+from loraq_sim.results.wording import value_text
 
 __all__ = [
-    *("COSTS", "WORST_ERROR", "Candidate", "Margins"),
-    *("choose", "front_beyond_ties", "margins_of"),
+    "COSTS",
+    "Candidate",
+    "FEWEST_ROWS",
+    "Margins",
+    "WORST_ERROR",
+    "choose",
+    "diagnoses",
+    "front_beyond_ties",
+    "latency_accuracy",
+    "margins_of",
+    "with_latency_bounds",
 ]
+
 
 COSTS = ("latency_s", "weight_bytes", "energy_j", "dram_bytes")
 """Costs of a candidate; the first that all of them have is the one the choice is made by."""
@@ -156,3 +187,135 @@ def _last_tie(
         if rank(best) >= rank(chosen):
             return chosen
         chosen = best
+
+
+_MOST_OF_IT = 0.5
+# A cure that takes less than a fifth of the error is none.
+_WORTH_IT = 0.8
+
+Row = Mapping[str, Any]
+
+
+def diagnoses(
+    candidates: Sequence[Candidate], rows: Sequence[Row], error: str, chosen: int | None
+) -> list[str]:
+    """A sentence for the split that rounding P hurts most, and one for what limits the answer."""
+    if error != "output_error":
+        return []
+    cases = list(zip(candidates, rows, strict=True))
+    found = []
+    losing = [
+        (candidate, row)
+        for index, (candidate, row) in enumerate(cases)
+        if index != chosen and _is_hurt_by_p(candidate, row)
+    ]
+    if losing:
+        found.append(_p_sentence(*max(losing, key=lambda case: case[1]["p_error_share"]), cases))
+    if chosen is not None:
+        found += _what_limits(*cases[chosen])
+    return found
+
+
+def _is_hurt_by_p(candidate: Candidate, row: Row) -> bool:
+    share, wide = row.get("p_error_share"), row.get("wide_p_error")
+    if is_missing(share) or is_missing(wide) or not math.isfinite(candidate.error):
+        return False
+    return share > 0 and wide <= _WORTH_IT * candidate.error
+
+
+def _p_sentence(candidate: Candidate, row: Row, cases: Sequence[tuple[Candidate, Row]]) -> str:
+    text = f"{candidate.label} loses because P rounded to {_bits_text(row.get('p_format'))} causes "
+    text += f"{_share_text(row['p_error_share'])} of its squared error; a 16-bit P gives "
+    text += value_text("output_error", row["wide_p_error"])
+    main = candidate.split.partition("+")[0]
+    plain = [c for c, _ in cases if c.split == main and c.error <= candidate.error]
+    if plain:
+        told = value_text("output_error", plain[0].error)
+        text += f", and {main} without a branch {told}"
+    return f"{text}."
+
+
+def _what_limits(candidate: Candidate, row: Row) -> list[str]:
+    for name, what in (
+        ("p_error_share", f"rounding P to {_bits_text(row.get('p_format'))}"),
+        ("activation_error_share", "rounding the activations of its main branch"),
+    ):
+        share = row.get(name)
+        if not is_missing(share) and share >= _MOST_OF_IT:
+            return [f"{_share_text(share)} of the squared error of {candidate.label} is {what}."]
+    return []
+
+
+def _share_text(share: float) -> str:
+    return f"{100 * min(share, 1.0):.0f} %"
+
+
+def _bits_text(fmt: Any) -> str:
+    try:
+        return f"{parse_format(fmt).element.bits} bits"
+    except (InputError, TypeError, ValueError, AttributeError):
+        return "its format"
+
+
+FEWEST_ROWS = 3
+
+
+@functools.lru_cache(maxsize=64)
+def latency_accuracy(accelerator: str) -> tuple[float, str]:
+    """Worst relative error of the latency model, and what it was seen on.
+
+    An accelerator that is not shipped has the worst error of all that are.
+    """
+    summaries = _summaries()
+    own = summaries.get(accelerator)
+    if own is not None and own["rows"] >= FEWEST_ROWS:
+        return own["worst_error"], f"worst of {own['rows']} GEMMs measured on {accelerator}"
+    rows = sum(summary["rows"] for summary in summaries.values())
+    worst = max(summary["worst_error"] for summary in summaries.values())
+    seen = own["rows"] if own is not None else 0
+    return worst, f"worst of {rows} GEMMs of {len(summaries)} devices, {seen} of them {accelerator}"
+
+
+@functools.lru_cache(maxsize=1)
+def _summaries() -> dict[str, dict[str, Any]]:
+    table = hwmodels.measured_rows()
+    found: dict[str, dict[str, Any]] = {}
+    for name in hwmodels.list_accelerators():
+        results = hwmodels.validate(hwmodels.load_accelerator(name), table)
+        if results:
+            errors = [abs(row["error"]) for row in results]
+            found[name] = {"rows": len(errors), "worst_error": max(errors)}
+    return found
+
+
+def with_latency_bounds(
+    rows: Sequence[dict[str, Any]], *, by: Sequence[str] = ("accelerator",)
+) -> list[dict[str, Any]]:
+    """Copies of `rows` with ``latency_lo_s``, ``latency_hi_s`` and ``within_uncertainty``.
+
+    The last counts the other rows with the same values in `by` whose latency differs by no more
+    than the model's error: the verdict takes them as equal. None where the latency is not known.
+    """
+    bounded = [dict(row) | _bounds(row) for row in rows]
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in bounded:
+        if row["latency_lo_s"] is not None:
+            groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
+    for members in groups.values():
+        for row in members:
+            far = 1 + latency_accuracy(row["accelerator"])[0]
+            latency = row["latency_s"]
+            alike = [
+                max(latency, other["latency_s"]) <= far * min(latency, other["latency_s"])
+                for other in members
+            ]
+            row["within_uncertainty"] = sum(alike) - 1
+    return bounded
+
+
+def _bounds(row: dict[str, Any]) -> dict[str, Any]:
+    latency = row.get("latency_s")
+    if latency is None or not row.get("accelerator"):
+        return dict.fromkeys(("latency_lo_s", "latency_hi_s", "within_uncertainty"))
+    worst, _ = latency_accuracy(row["accelerator"])
+    return {"latency_lo_s": latency / (1 + worst), "latency_hi_s": latency / max(1 - worst, 1e-9)}

@@ -1,25 +1,145 @@
-"""What each result column is called and how its numbers are shown.
+"""How a column of raw numbers is written for people: one unit a column, three significant digits.
+
+Rows keep SI base units (seconds, joules, bytes, fractions). Only what a person reads is scaled,
+and the unit then stands in the heading, so that the cells of a column compare at a glance.
+Powers of 1024 carry binary symbols (KiB, MiB); times and energies use powers of 1000.
+
+What each result column is called and how its numbers are shown.
 
 A result row keeps plain names and base units; this table gives the heading and the quantity that
 decides scale, unit and digits. A column that is not listed is read from its suffix
 (``_s`` seconds, ``_j`` joules, ``_bytes``, ``_db``), so new columns print sensibly at once.
+
+Limits on columns, as people write them: ``latency_s=3ms``, ``weight_bytes=400MB``, ``5%``.
+
+A number alone is in base units (s, J, bytes, fractions). Units of a column are those of its
+suffix; K, M and G are powers of 1000, Ki, Mi and Gi of 1024.
 """
 
+import math
+import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
-from loraq_sim.plain_text import shown_line
-from loraq_sim.results.units import (
-    NO_VALUE,
-    Unit,
-    choose_unit,
-    format_count,
-    format_numbers,
-    is_missing,
-)
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.files import shown_line
 
-__all__ = ["Column", "cells", "column_for", "plain_value", "plain_rows", "settings_that_matter"]
+__all__ = [
+    "Column",
+    "Limits",
+    "NO_VALUE",
+    "Unit",
+    "cells",
+    "checked_limits",
+    "choose_unit",
+    "column_for",
+    "format_count",
+    "format_number",
+    "format_numbers",
+    "is_missing",
+    "parse_limits",
+    "plain_rows",
+    "plain_value",
+    "settings_that_matter",
+]
+
+
+NO_VALUE = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A display unit: `symbol` is printed, `size` is how many base units one of it holds."""
+
+    symbol: str
+    size: float
+
+
+# Largest first; the first unit that the typical value reaches is taken, else the last.
+_UNITS = {
+    "time": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)),
+    "energy": (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6), ("nJ", 1e-9), ("pJ", 1e-12)),
+    "bytes": (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0)),
+    "percent": (("%", 1e-2),),
+    "decibel": (("dB", 1.0),),
+    "number": (("", 1.0),),
+    "count": (("", 1.0),),
+}
+
+
+def is_missing(value: Any) -> bool:
+    """True for None, NaN of any float type, and pandas' NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def choose_unit(values: Iterable[float | None], quantity: str) -> Unit:
+    """Unit in which the median of the finite non-zero values is at least 1.
+
+    Parameters
+    ----------
+    values : iterable of float or None
+        In base units (s, J, bytes, fraction). Missing values are skipped.
+    quantity : str
+        ``time``, ``energy``, ``bytes``, ``percent``, ``decibel``, ``number`` or ``count``.
+    """
+    sizes = [abs(v) for v in values if not is_missing(v) and math.isfinite(v) and v]
+    ladder = [Unit(symbol=symbol, size=size) for symbol, size in _UNITS[quantity]]
+    if not sizes:
+        return ladder[0]
+    typical = statistics.median(sizes)
+    # The margin keeps a value that prints as 1.00 from falling to the next unit by float dust.
+    return next((unit for unit in ladder if typical >= unit.size * (1 - 1e-9)), ladder[-1])
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """Value with `digits` significant digits and thousands separators; whole digits are kept.
+
+    >>> [format_number(v) for v in (1234.5, 12.345, 0.012345, 1.2e-7, 0.0)]
+    ['1,234', '12.3', '0.0123', '1.2e-07', '0']
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4 or abs(value) >= 1e9:
+        return f"{value:.{digits}g}"
+    return f"{value:,.{_decimals(value, digits)}f}"
+
+
+def format_count(value: float) -> str:
+    """Whole number with thousands separators, or `format_number` where it is not whole."""
+    return (
+        f"{int(value):,}" if math.isfinite(value) and value == int(value) else format_number(value)
+    )
+
+
+def format_numbers(values: Sequence[float | None], digits: int = 3) -> list[str]:
+    """Values of one column with equal decimals where their range allows it, else one by one.
+
+    The decimals are those that show the smallest value with `digits` significant digits, so
+    right-aligned cells line up at the point. Above a range of 1000 that would print noise.
+    """
+    sizes = [abs(v) for v in values if not is_missing(v) and math.isfinite(v) and v]
+    even = bool(sizes) and min(sizes) >= 1e-4 and max(sizes) < 1000 * min(sizes)
+    decimals = _decimals(min(sizes), digits) if even else 0
+
+    def cell(value: float | None) -> str:
+        if is_missing(value):
+            return NO_VALUE
+        if even and math.isfinite(value):
+            return f"{value:,.{decimals}f}"
+        return format_number(value, digits)
+
+    return [cell(value) for value in values]
+
+
+def _decimals(value: float, digits: int) -> int:
+    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +280,67 @@ def plain_value(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     return None if type(value).__name__ in ("NAType", "NaTType") else value
+
+
+Limits = Mapping[str, float]
+"""Largest value of each column, in base units."""
+
+_SI = {"n": -9, "u": -6, "µ": -6, "m": -3, "": 0}
+_LARGE = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9}
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30}
+# Exact sizes, so that 2.95ms is the number 0.00295.
+_limits_UNITS = {
+    "_s": {f"{prefix}s": Decimal(10) ** power for prefix, power in _SI.items()},
+    "_j": {f"{prefix}J": Decimal(10) ** power for prefix, power in {**_SI, "p": -12}.items()},
+    "_bytes": {f"{prefix}B": Decimal(10) ** power for prefix, power in _LARGE.items()}
+    | {f"{prefix}B": Decimal(2) ** power for prefix, power in _BINARY.items()},
+    "_error": {"%": Decimal("0.01")},
+}
+_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s.]*)")
+
+
+def parse_limits(texts: Iterable[str], known: Iterable[str]) -> dict[str, float]:
+    """Limits of texts such as ``latency_s=3ms,weight_bytes=400MB``; `known` are the columns.
+
+    Raises
+    ------
+    InputError
+        If a text is not of this form, a column is unknown or named twice, or a unit is not one of
+        the column's.
+    """
+    limits: dict[str, float] = {}
+    for text in (part.strip() for given in texts for part in given.split(",") if part.strip()):
+        column, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not column or not value:
+            raise InputError(f"limit {text!r} must look like latency_s=3ms or weight_bytes=400MB")
+        if column in limits:
+            raise InputError(f"{column} has two limits; give one")
+        limits[column] = _number(column, value)
+    return checked_limits(limits, known)
+
+
+def checked_limits(limits: Limits, known: Iterable[str]) -> dict[str, float]:
+    """`limits` as floats, each of a known column and a number.
+
+    Raises
+    ------
+    InputError
+        If a column is unknown or a limit is not a number.
+    """
+    names = list(known)
+    for column, limit in limits.items():
+        if column not in names:
+            raise InputError(unknown_name("column", column, names))
+        is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if not is_number or math.isnan(limit):
+            raise InputError(f"the limit of {column} must be a number, got {limit!r}")
+    return {column: float(limit) for column, limit in limits.items()}
+
+
+def _number(column: str, text: str) -> float:
+    units = next((units for suffix, units in _limits_UNITS.items() if column.endswith(suffix)), {})
+    match = _NUMBER.fullmatch(text)
+    if match is None or (match[2] and match[2] not in units):
+        accepted = ", ".join(units) or "no unit"
+        raise InputError(f"{column}={text}: want a number, with {accepted} if any unit")
+    return float(Decimal(match[1]) * units.get(match[2], 1))

@@ -10,12 +10,11 @@ from loraq_sim.results.choice import (
     Candidate,
     Margins,
     choose,
+    diagnoses,
     front_beyond_ties,
     margins_of,
 )
-from loraq_sim.results.columns import column_for
-from loraq_sim.results.diagnosis import diagnoses
-from loraq_sim.results.units import is_missing
+from loraq_sim.results.columns import column_for, is_missing
 from loraq_sim.results.wording import (
     comparison,
     limit_text,

@@ -15,16 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loraq_sim.cost_accuracy import latency_accuracy
-from loraq_sim.pareto import ERROR_OBJECTIVE
-from loraq_sim.plain_text import shown_line
-from loraq_sim.results.case_labels import context_of, labelled
-from loraq_sim.results.choice import COSTS, Candidate, choose
-from loraq_sim.results.columns import plain_rows
+from loraq_sim.files import shown_line
+from loraq_sim.results.choice import COSTS, Candidate, choose, latency_accuracy
+from loraq_sim.results.columns import is_missing, plain_rows
+from loraq_sim.results.front import ERROR_OBJECTIVE
 from loraq_sim.results.reasons import Case, Change, changes_of, headline_of, sentences_of, ties_of
-from loraq_sim.results.units import is_missing
-from loraq_sim.results.wording import listing, value_text
-from loraq_sim.rows import EVALUATED
+from loraq_sim.results.rows import EVALUATED
+from loraq_sim.results.wording import context_of, labelled, listing, value_text
 
 __all__ = ["Verdict", "verdict_of"]
 

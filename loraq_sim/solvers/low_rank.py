@@ -1,13 +1,184 @@
-"""Best rank-r approximation: exact for small matrices, randomized subspace iteration otherwise.
+"""The two directions of a descent of `loraq`, from the Numba kernels.
+
+A direction is a matrix D (N, K) along which the product P = L R of a branch moves: see
+`loraq_sim.solvers.loraq`.
+
+Where the long loops of a solve run: the CPU, or a GPU through torch.
+
+The algorithms are written once, for arrays that know ``@``, ``.T`` and ``+=``; a device holds the
+arrays and knows the two directions of a descent (`loraq_sim.solvers.low_rank` with Numba kernels,
+`loraq_sim.solvers.torch_directions`). Everything that is stored or reported is rounded and measured
+on the CPU whatever the device.
+
+Best rank-r approximation: exact for small matrices, randomized subspace iteration otherwise.
 
 Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithm 4.4.
 """
 
+import contextlib
+import re
+from typing import Any, Protocol
+
 import numpy as np
 
-from loraq_sim.solvers.device import CPU, Device
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.solvers.main_grid import MainGrid
 
-__all__ = ["balanced_factors", "principal_factors", "truncated_svd"]
+__all__ = [
+    "CPU",
+    "CpuDirections",
+    "Device",
+    "Directions",
+    "balanced_factors",
+    "find_device",
+    "principal_factors",
+    "truncated_svd",
+]
+
+
+class Directions(Protocol):
+    """Directions for one weight W and one main grid; factors and D are arrays of one device.
+
+    A returned D is scratch: it holds until the next call.
+    """
+
+    def distance(self, left: Any, right: Any) -> float:
+        """||W - L R||_F."""
+
+    def flatten(self, left: Any, right: Any, doublings: int) -> Any:
+        """Towards smaller ranges of the groups of W - L R, by the norm of power 2**doublings."""
+
+    def leave(self, left: Any, right: Any, step: int) -> Any:
+        """The error that rounding leaves of W - L R; its scales follow from call to call."""
+
+    def finish(self) -> list[float]:
+        """Hand the scales back to the main grid; the Frobenius norms of what was left."""
+
+
+class CpuDirections:
+    """`Directions` in NumPy; the scales are those of `grid` itself."""
+
+    def __init__(self, rest: np.ndarray, grid: MainGrid) -> None:
+        self._rest = rest
+        self._grid = grid
+        self._buffer = np.empty_like(rest)
+        self._norms: list[float] = []
+
+    def distance(self, left: np.ndarray, right: np.ndarray) -> float:
+        product = np.matmul(left, right, out=self._buffer)
+        return float(np.linalg.norm(np.subtract(self._rest, product, out=product)))
+
+    def flatten(self, left: np.ndarray, right: np.ndarray, doublings: int) -> np.ndarray:
+        from loraq_sim.kernels.quantize import range_direction
+
+        np.matmul(left, right, out=self._buffer)
+        (rest, group), (product, _) = self._grid.rows(self._rest), self._grid.rows(self._buffer)
+        range_direction(rest, product, group, doublings, np.float32(self._grid.center_offset))
+        return self._buffer
+
+    def leave(self, left: np.ndarray, right: np.ndarray, step: int) -> np.ndarray:
+        np.matmul(left, right, out=self._buffer)
+        self._norms.append(self._grid.leave(self._rest, self._buffer, step))
+        return self._buffer
+
+    def finish(self) -> list[float]:
+        return self._norms
+
+
+_NAMES = ("cpu", "cuda", "cuda:0")
+_CUDA = re.compile(r"cuda(?::(\d{1,4}))?")
+# The torch code without a GPU, for tests.
+_TORCH_ON_CPU = "torch:cpu"
+
+
+class Device(Protocol):
+    """Arrays and directions of one processor; all but `name` inside ``with device.working():``."""
+
+    name: str
+
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Keep float32 products exact to float32, and turn a full memory into an InputError."""
+
+    def put(self, array: np.ndarray) -> Any:
+        """`array` on this device, perhaps in the same memory."""
+
+    def get(self, array: Any) -> np.ndarray:
+        """An array of this device on the host, perhaps in the same memory."""
+
+    def orthonormal(self, columns: Any) -> Any:
+        """An orthonormal basis (N, r) of `columns` (N, r)."""
+
+    def can_round_to(self, grid: MainGrid) -> bool:
+        """Whether `directions` knows what rounding to `grid` leaves."""
+
+    def directions(self, rest: np.ndarray, grid: MainGrid) -> Directions:
+        """Directions of descents on what `rest` (N, K) leaves to `grid`."""
+
+
+class _Cpu:
+    """NumPy, and the Numba kernels."""
+
+    name = "cpu"
+
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def put(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def get(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def orthonormal(self, columns: np.ndarray) -> np.ndarray:
+        return np.linalg.qr(columns)[0]
+
+    def can_round_to(self, grid: MainGrid) -> bool:
+        return True
+
+    def directions(self, rest: np.ndarray, grid: MainGrid) -> Directions:
+        return CpuDirections(rest, grid)
+
+
+CPU: Device = _Cpu()
+
+
+def find_device(name: str) -> Device:
+    """The device called `name`: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    InputError
+        If there is no such device; the message says what to do.
+    """
+    # A torch.device has its name as text.
+    text = str(name)
+    if text == "cpu":
+        return CPU
+    matched = _CUDA.fullmatch(text)
+    if matched is None and text != _TORCH_ON_CPU:
+        raise InputError(unknown_name("device", text, _NAMES))
+    from loraq_sim.solvers.torch_directions import TorchDevice
+
+    if matched is None:
+        return TorchDevice("cpu", name=_TORCH_ON_CPU)
+    _check_cuda(text, int(matched[1] or 0))
+    return TorchDevice(text)
+
+
+def _check_cuda(name: str, index: int) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"device={name!r} needs a GPU, but torch.cuda.is_available() is False: install a "
+            "driver and a build of PyTorch for it (https://pytorch.org/get-started), or use "
+            "device='cpu'"
+        )
+    count = torch.cuda.device_count()
+    if index >= count:
+        known = ", ".join(f"cuda:{i}" for i in range(count))
+        raise InputError(f"device={name!r} is not here: torch sees {known}; use one of these")
+
 
 _OVERSAMPLE = 8
 # Below this share of the smaller side the sketch is cheaper than LAPACK's full decomposition.

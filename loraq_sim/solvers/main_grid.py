@@ -1,19 +1,29 @@
 """The main branch during a descent: what rounding leaves, and the codes it ends with.
 
 A descent needs the error (W - P) - Q(W - P) at every step. Scales follow P there (see
-`loraq_sim.kernels.residual_rounding`) and are rounded to their stored format at the end only.
+`loraq_sim.kernels.quantize`) and are rounded to their stored format at the end only.
+
+Codes on a grid that is already there: rounding that moves no scale.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
-from loraq_sim.quantizers.groups import as_rows
 from loraq_sim.quantizers.integer import quantize_near
+from loraq_sim.quantizers.tensor import as_rows, float_dtype
 
-__all__ = ["Candidates", "MainGrid", "main_scale_rule"]
+__all__ = [
+    "Candidates",
+    "MainGrid",
+    "main_scale_rule",
+    "requantize",
+    "stack_rows",
+]
+
 
 # Neighbors of the last scale to try, in turn, and how often a fresh one is tried.
 _NEIGHBORS = (np.float32(0.985), np.float32(1.015))
@@ -91,7 +101,7 @@ class MainGrid:
 
     def leave(self, weight: np.ndarray, product: np.ndarray, step: int) -> float:
         """Overwrite `product` by (W - P) - Q(W - P); returns its Frobenius norm."""
-        from loraq_sim.kernels.residual_rounding import round_residual, round_residual_e2m1
+        from loraq_sim.kernels.quantize import round_residual, round_residual_e2m1
 
         if not self.has_kernel:
             return self._leave_by_quantizer(weight, product)
@@ -131,3 +141,47 @@ def _has_signed_scales(fmt: Format) -> bool:
     element = fmt.element
     is_free = element.is_integer and element.is_signed and element.block is None
     return is_free and fmt.scale.name != "e8m0"
+
+
+def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
+    """`values` rounded to nearest with the scales and zero points of `like`, of the same shape.
+
+    Values that are stored on this grid already keep their codes.
+    """
+    fmt = like.format
+    if like.scales is None:
+        return quantize(values, fmt)
+    steps = _along_last_axis(like.scales, like)
+    # Zero, and the smallest power that a format without zero has, mark a group of zeros.
+    is_empty = np.abs(steps) < np.finfo(np.float32).tiny
+    scaled = values / np.where(is_empty, np.float32(1), steps)
+    if fmt.element.is_integer:
+        codes = np.rint(scaled)
+        if like.zero_points is not None:
+            codes += _along_last_axis(like.zero_points, like)
+        codes = np.clip(codes, fmt.element.lo, fmt.element.hi)
+    else:
+        import ml_dtypes
+
+        largest = np.float32(ml_dtypes.finfo(float_dtype(fmt)).max)
+        codes = np.clip(scaled, -largest, largest)
+    return dataclasses.replace(like, codes=codes.astype(like.codes.dtype))
+
+
+def stack_rows(parts: list[QuantizedTensor]) -> QuantizedTensor:
+    """One tensor of the rows of `parts`, whose scales must not span rows."""
+    if len(parts) == 1:
+        return parts[0]
+    fields = {
+        name: None
+        if getattr(parts[0], name) is None
+        else np.concatenate([getattr(part, name) for part in parts])
+        for name in ("codes", "scales", "zero_points")
+    }
+    return dataclasses.replace(parts[0], **fields)
+
+
+def _along_last_axis(per_group: np.ndarray, like: QuantizedTensor) -> np.ndarray:
+    if like.format.granularity != "group":
+        return per_group
+    return np.repeat(per_group, like.format.group_size, axis=-1)[..., : like.shape[-1]]

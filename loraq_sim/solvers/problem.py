@@ -1,18 +1,102 @@
-"""What a solver is given and what it returns."""
+"""How long a solver may search: one record a preset.
 
+What solves of one weight have in common, kept between them.
+
+The stages of a solve that come before its branch is rounded depend on the weight, the main format,
+the rank, the preset and the seed only: branch formats of one rank share them, and equal problems
+everything. A result is the same bytes with and without sharing.
+
+What a solver is given and what it returns.
+"""
+
+import hashlib
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.solvers.device import CPU, Device
-from loraq_sim.solvers.effort import Effort
-from loraq_sim.solvers.low_rank import truncated_svd
-from loraq_sim.solvers.shared_stages import SharedStages
+from loraq_sim.solvers.low_rank import CPU, Device, truncated_svd
 
-__all__ = ["Branches", "Problem", "Trace", "TraceEntry", "product", "relative_distance"]
+__all__ = [
+    "Branches",
+    "EFFORTS",
+    "Effort",
+    "PRESETS",
+    "Problem",
+    "SharedStages",
+    "Trace",
+    "TraceEntry",
+    "array_key",
+    "product",
+    "relative_distance",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Steps and passes of the iterative stages.
+
+    ``flatten_steps`` and ``refine_steps`` are gradient steps of the two stages of `loraq` on
+    integer main grids, ``refine_float_steps`` those on other grids, and ``settle_steps`` those
+    after each part of a coarse branch is frozen. ``alternations`` are the passes of `alternating`
+    (flat after about 25: 24 -> 60 gains less than 1 %), `loftq` and `svdquant_tuned`. `loraq` also
+    runs with the preset ``below`` and returns the better result: a longer search is not always the
+    better one.
+    """
+
+    flatten_steps: int
+    refine_steps: int
+    refine_float_steps: int
+    settle_steps: int
+    alternations: int
+    below: str | None = None
+
+
+EFFORTS = {
+    "fast": Effort(
+        flatten_steps=9, refine_steps=9, refine_float_steps=18, settle_steps=5, alternations=4
+    ),
+    "balanced": Effort(
+        flatten_steps=36, refine_steps=40, refine_float_steps=100, settle_steps=20, alternations=12
+    ),
+    "best": Effort(
+        flatten_steps=100,
+        refine_steps=320,
+        refine_float_steps=440,
+        settle_steps=60,
+        alternations=24,
+        # A fifth more time; `fast` below `balanced` would take a quarter more.
+        below="balanced",
+    ),
+}
+PRESETS = {name: effort.alternations for name, effort in EFFORTS.items()}
+"""Presets and their passes of block descent, the unit in which work is forecast."""
+
+
+_Result = TypeVar("_Result")
+
+
+class SharedStages:
+    """Results of stages by what they depend on; hand the same one to several calls of `solve`."""
+
+    def __init__(self) -> None:
+        self._results: dict[Hashable, object] = {}
+
+    def recall(self, key: Hashable, compute: Callable[[], _Result]) -> _Result:
+        """The result kept under `key`, computed where there is none. Not to be modified."""
+        if key not in self._results:
+            self._results[key] = compute()
+        return self._results[key]
+
+
+def array_key(values: np.ndarray) -> bytes:
+    """Digest of `values`, so that stages of different weights are not mixed up."""
+    return hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+
 
 _BLOCK_ROWS = 128
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from loraq_sim.conditioning import smoothing_vector
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.solvers.arguments import checked_matrix
 from loraq_sim.solvers.problem import relative_distance
-from loraq_sim.solvers.smoothing import smoothing_vector
 from loraq_sim.solvers.solution import Solution
-from loraq_sim.solvers.solve import solve
+from loraq_sim.solvers.solve import checked_matrix, solve
 
 __all__ = ["SHARE_INPUTS", "share_out", "solve_group"]
 

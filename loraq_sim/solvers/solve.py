@@ -1,31 +1,131 @@
-"""One door to every solver: check, find the rank, smooth and rotate, solve, measure."""
+"""What `solve` accepts: matrices that can be solved, names that exist, a rank that fits.
+
+One door to every solver: check, find the rank, smooth and rotate, solve, measure.
+
+Several solutions of one weight, for the price of their differences.
+"""
 
 import dataclasses
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from loraq_sim.errors import InputError
+from loraq_sim.conditioning import hadamard_block, rotate_channels, smoothing_vector
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
-from loraq_sim.hadamard import hadamard_block, rotate_channels
-from loraq_sim.solvers.alternating import solve_alternating
-from loraq_sim.solvers.arguments import check_names, checked_matrix, resolve_rank
-from loraq_sim.solvers.device import Device, find_device
-from loraq_sim.solvers.effort import EFFORTS, PRESETS
-from loraq_sim.solvers.l2qer import solve_l2qer
-from loraq_sim.solvers.loftq import solve_loftq
+from loraq_sim.layers import as_array, is_floating
+from loraq_sim.solvers.baselines import (
+    round_to_nearest,
+    solve_alternating,
+    solve_l2qer,
+    solve_loftq,
+    solve_lqer,
+    solve_qera,
+    solve_svdquant,
+    solve_svdquant_tuned,
+)
 from loraq_sim.solvers.loraq import solve_loraq
-from loraq_sim.solvers.lqer import solve_lqer
-from loraq_sim.solvers.problem import Problem, relative_distance
-from loraq_sim.solvers.qera import solve_qera
-from loraq_sim.solvers.rtn import round_to_nearest
-from loraq_sim.solvers.shared_stages import SharedStages, array_key
-from loraq_sim.solvers.smoothing import smoothing_vector
+from loraq_sim.solvers.low_rank import Device, find_device
+from loraq_sim.solvers.problem import (
+    EFFORTS,
+    PRESETS,
+    Problem,
+    SharedStages,
+    array_key,
+    relative_distance,
+)
 from loraq_sim.solvers.solution import Solution
-from loraq_sim.solvers.svdquant import solve_svdquant
-from loraq_sim.solvers.svdquant_tuned import solve_svdquant_tuned
+from loraq_sim.split import rank_for_budget
 
-__all__ = ["METHODS", "PRESETS", "Solution", "solve"]
+__all__ = [
+    "BRANCH_ROTATIONS",
+    "METHODS",
+    "PRESETS",
+    "Solution",
+    "check_names",
+    "checked_matrix",
+    "resolve_rank",
+    "solve",
+    "solve_many",
+]
+
+
+BRANCH_ROTATIONS = (None, "learned")
+
+_DEFAULT_RANK = 64
+_LARGEST = 2.0**48
+
+
+def checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
+    """`values` as a finite C-contiguous float32 matrix; an error names what is wrong with it."""
+    try:
+        array = as_array(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
+    if array.ndim != 2 or 0 in array.shape or not is_floating(array.dtype):
+        raise InputError(
+            f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    # What lies beyond float32 becomes inf here and is reported below.
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    n_bad = array.size - int(np.isfinite(array).sum())
+    if n_bad:
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
+        )
+    largest = float(np.abs(array).max())
+    if largest > _LARGEST:
+        raise InputError(
+            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
+            "float32: rescale the layer"
+        )
+    return array
+
+
+def check_names(
+    method: str,
+    methods: tuple[str, ...],
+    preset: str,
+    presets: tuple[str, ...],
+    seed: int,
+    branch_rotation: str | None,
+) -> None:
+    """Raise InputError for the first argument of `solve` that is no choice."""
+    if method not in methods:
+        raise InputError(unknown_name("method", method, methods))
+    if preset not in presets:
+        raise InputError(unknown_name("preset", preset, presets))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed must be an integer from 0, got {seed!r}")
+    if branch_rotation not in BRANCH_ROTATIONS:
+        raise InputError(f"branch_rotation must be None or 'learned', got {branch_rotation!r}")
+
+
+def resolve_rank(
+    shape: tuple[int, int], branch: Format | None, rank: int | None, budget: str | None
+) -> int:
+    """The rank that `rank`, `budget` or neither asks for; 0 without a branch."""
+    if rank is not None and budget is not None:
+        raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
+    if branch is None:
+        if rank or budget is not None:
+            raise InputError("a rank or budget needs a branch format, got branch=None")
+        return 0
+    if budget is not None:
+        return rank_for_budget(*shape, branch, budget)
+    if rank is None:
+        return min(_DEFAULT_RANK, *shape)
+    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
+        raise InputError(
+            f"rank must be an integer from 0 to min(N, K) = {min(shape)}, got {rank!r}"
+        )
+    return int(rank)
+
 
 # One line a method; ``rtn`` has no branch and is what every method gives at rank 0.
 METHODS = {
@@ -77,14 +177,14 @@ def solve(
     activations : ndarray of shape (T, K), floating, optional
         Needed by ``smooth=alpha`` and by methods that use data.
     smooth : None, float or ndarray of shape (K,)
-        See `loraq_sim.solvers.smoothing`.
+        See `loraq_sim.conditioning`.
     rotate : None or str
         ``"hadamard"`` or ``"hadamard:64"``: rotate the input channels, after smoothing, by a block
         Hadamard matrix of the largest (or the given) power of two that divides K. Activations are
-        rotated alike at run time; see `loraq_sim.hadamard`.
+        rotated alike at run time; see `loraq_sim.conditioning`.
     branch_rotation : None or "learned"
         Turn the components of the branch before it is rounded so that less is lost; see
-        `loraq_sim.solvers.learned_rotation`.
+        `loraq_sim.solvers.branch`.
     seed : int
         Seeds the randomized factorization. Same seed, same bytes.
     device : str
@@ -95,7 +195,7 @@ def solve(
         refining step ran. Devices sum in different orders, so that single codes differ between
         them; equal weight, seed and device give the same bytes.
     shared : SharedStages, optional
-        Stages kept from earlier solves of the same weight; see `loraq_sim.solvers.many`.
+        Stages kept from earlier solves of the same weight; see `loraq_sim.solvers.solve`.
 
     Raises
     ------
@@ -199,3 +299,25 @@ def _sharing(
     arrays = (weight,) if activations is None else (weight, activations)
     digests = (array_key(array) for array in arrays)
     return {"shared": shared, "shared_key": (*digests, str(main), preset, seed, device.name)}
+
+
+def solve_many(
+    weight: np.ndarray, specs: Iterable[Mapping[str, Any]], **common: Any
+) -> list[Solution]:
+    """One `solve` of `weight` per mapping in `specs`, stages they have in common run once.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (N, K), floating
+    specs : iterable of mappings
+        Arguments of `solve`, such as ``{"branch": "int8/g64", "rank": 64}``.
+    **common
+        Arguments that all have in common.
+
+    Returns
+    -------
+    solutions : list of Solution
+        In the order of `specs`; each has the bytes that `solve` alone would give.
+    """
+    shared = SharedStages()
+    return [solve(weight, **{**common, **spec}, shared=shared) for spec in specs]

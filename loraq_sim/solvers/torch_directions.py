@@ -1,24 +1,30 @@
 """The two directions of a descent in torch, formula by formula those of the Numba kernels.
 
-See `loraq_sim.kernels.range_gradient` and `loraq_sim.kernels.residual_rounding`. Elementwise
+See `loraq_sim.kernels.quantize` and `loraq_sim.kernels.quantize`. Elementwise
 operations are the same float32 operations in the same order; sums over a group are taken in another
 order, so that of two scales with errors equal to rounding the other one may be chosen. One
 operation a line is meant: torch runs each as its own kernel, so that no product is fused into a
 sum.
+
+A device of torch: CUDA, or the CPU in tests.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from loraq_sim.errors import InputError
 from loraq_sim.solvers.main_grid import MainGrid
 
-if TYPE_CHECKING:
-    from loraq_sim.solvers.torch_device import TorchDevice
+__all__ = [
+    "TorchDevice",
+    "TorchDirections",
+    "range_direction",
+    "round_residual",
+]
 
-__all__ = ["TorchDirections", "range_direction", "round_residual"]
 
 # Elements worked on at once: about six temporaries of 64 MB, however large the weight.
 _BLOCK_ELEMENTS = 2**24
@@ -29,7 +35,7 @@ Nearest = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TorchDirections:
-    """`loraq_sim.solvers.directions.Directions` with all arrays on `device`."""
+    """`loraq_sim.solvers.low_rank.Directions` with all arrays on `device`."""
 
     def __init__(self, device: "TorchDevice", rest: np.ndarray, grid: MainGrid) -> None:
         self._device = device
@@ -210,3 +216,72 @@ def _grouped(
                 groups = slice(columns.start // group, -(-columns.stop // group))
                 views.append(scales[rows, groups].unsqueeze(-1))
             yield tuple(views)
+
+
+class TorchDevice:
+    """Arrays as torch tensors on `place`; `name` is what results call it.
+
+    Matrices of the size of the rank are factored on the host, by the code of the CPU: a GPU has
+    nothing to win on them.
+    """
+
+    def __init__(self, place: str, *, name: str | None = None) -> None:
+        self._place = torch.device(place)
+        self.name = name or place
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Without gradients, autocast and TF32 inside; the caller's settings hold again after."""
+        autocast = torch.autocast(self._place.type, enabled=False)
+        try:
+            with torch.no_grad(), autocast, _exact_float32():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"device={self.name!r} ran out of memory: free some of it, or use device='cpu'"
+            ) from error
+
+    def put(self, array: np.ndarray) -> torch.Tensor:
+        # torch warns of memory it must not write to, and takes no reversed arrays.
+        array = np.require(array, requirements=("C", "W"))
+        return torch.from_numpy(array).to(self._place)
+
+    def get(self, array: torch.Tensor) -> np.ndarray:
+        return array.cpu().numpy()
+
+    def orthonormal(self, columns: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.qr(columns)[0]
+
+    def can_round_to(self, grid: MainGrid) -> bool:
+        return grid.has_kernel
+
+    def directions(self, rest: np.ndarray, grid: MainGrid) -> TorchDirections:
+        return TorchDirections(self, rest, grid)
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """No TF32 or bfloat16 in float32 products: their 10 bits would drown the rounding error.
+
+    torch has one setting of the process and, from 2.9, one a backend; it refuses to read the former
+    once the latter was set apart from it.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    kept = [backend.fp32_precision for backend in backends]
+    try:
+        general = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        general = None
+    try:
+        if general is None:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+        else:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if general is not None:
+            torch.set_float32_matmul_precision(general)
+        for backend, precision in zip(backends, kept, strict=True):
+            backend.fp32_precision = precision

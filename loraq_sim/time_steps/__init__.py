@@ -1,8 +1,12 @@
 """The denoising time steps: errors of each step, calibration on some of them, what dominates."""
 
-from loraq_sim.time_steps.calibration import CALIBRATED_METHODS, chosen_steps
-from loraq_sim.time_steps.errors import StepErrors, evaluate_steps
-from loraq_sim.time_steps.sampling import rows_of_steps
+from loraq_sim.time_steps.errors import (
+    CALIBRATED_METHODS,
+    StepErrors,
+    chosen_steps,
+    evaluate_steps,
+    rows_of_steps,
+)
 from loraq_sim.time_steps.shares import StepReport, step_report
 
 __all__ = [

@@ -1,4 +1,10 @@
-"""Output error of one layer at each time step: emulated once, bit exact, then split by row.
+"""Which time steps a solver sees: ``all``, ``first:5``, ``1000``, ``600..400+40``.
+
+Steps are named as the dump records them, in the order they were run; ``+`` joins several choices.
+
+Fewer activation rows, with every time step still among them.
+
+Output error of one layer at each time step: emulated once, bit exact, then split by row.
 
 With d the emulated minus the full-precision output and y the latter, over the rows of step s,
 
@@ -17,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hwmodels
-from loraq_sim.dumps.capture_steps import require_steps, step_counts
 from loraq_sim.dumps.layer_dump import LayerDump
+from loraq_sim.dumps.steps import require_steps, step_counts
 from loraq_sim.emulator.datapath import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import reference_output
@@ -26,10 +32,153 @@ from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.split import PrecisionSplit, parse_split
-from loraq_sim.time_steps.calibration import chosen_steps
-from loraq_sim.time_steps.sampling import rows_of_steps
 
-__all__ = ["StepErrors", "evaluate_steps"]
+__all__ = [
+    "CALIBRATED_METHODS",
+    "StepErrors",
+    "chosen_steps",
+    "evaluate_steps",
+    "rows_of_steps",
+]
+
+
+CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera")
+"""Methods that look at activations; all others do only when smoothing by strength is asked for."""
+
+_RANGE = ".."
+_SHOWN = 6
+
+
+def chosen_steps(text: str, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the recorded time steps `text` names.
+
+    Parameters
+    ----------
+    text : str
+        ``all``; ``first`` or ``last``, the step that is run first or last; ``first:N`` or
+        ``last:N``, N of them; a value such as ``960``; a range of values such as ``1000..800``,
+        both ends included, in either order; several of these joined by ``+``.
+    values : ndarray of shape (S,), float64
+        Values of the steps in the order they were run.
+
+    Returns
+    -------
+    chosen : ndarray of shape (S,), bool
+        At least one is True.
+
+    Raises
+    ------
+    InputError
+        If a part of `text` is not understood or names no recorded step.
+    """
+    chosen = np.zeros(len(values), dtype=np.bool_)
+    for part in text.split("+"):
+        named = _named(part.strip(), values)
+        if named is None:
+            raise InputError(
+                f"time steps {part.strip()!r} not understood; use all, first, last, first:N, "
+                "last:N, a value, a range such as 1000..800, or several joined by +"
+            )
+        if not named.any():
+            raise InputError(
+                f"no time step {part.strip()!r} is recorded; there are {_listed(values)}"
+            )
+        chosen |= named
+    return chosen
+
+
+def _named(part: str, values: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+    if part == "all":
+        return np.ones(len(values), dtype=np.bool_)
+    end, _, count = part.partition(":")
+    if end in ("first", "last"):
+        n_wanted = _count(count) if ":" in part else 1
+        if n_wanted is None:
+            return None
+        order = np.arange(len(values))
+        return order < n_wanted if end == "first" else order >= len(values) - n_wanted
+    low, is_range, high = part.partition(_RANGE)
+    ends = [_number(low), _number(high)] if is_range else [_number(part)] * 2
+    if None in ends:
+        return None
+    return (values >= min(ends)) & (values <= max(ends))
+
+
+def _count(text: str) -> int | None:
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    return int(text) if is_number and int(text) else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _listed(values: NDArray[np.float64]) -> str:
+    texts = [f"{value:g}" for value in values]
+    if len(texts) > _SHOWN:
+        texts = [*texts[: _SHOWN - 1], "...", texts[-1]]
+    return ", ".join(texts)
+
+
+def rows_of_steps(counts: NDArray[np.int64], tokens: int | None) -> NDArray[np.int64]:
+    """Indices of at most `tokens` rows, in order, with every step that has rows among them.
+
+    The rows are those that `loraq_sim.evaluate.sample_rows` takes, evenly spread, as long as these
+    miss no step. Otherwise each step gives one row, and the others are shared out in proportion to
+    the steps' rows (largest remainders first), evenly spread within each.
+
+    Parameters
+    ----------
+    counts : ndarray of shape (S,), int64
+        Rows of each step; the rows are stored in order of step.
+    tokens : int or None
+        None takes all rows.
+
+    Raises
+    ------
+    InputError
+        If `tokens` is not a positive integer, or less than the number of steps that have rows.
+    """
+    n_rows, n_steps = int(counts.sum()), int((counts > 0).sum())
+    if tokens is None:
+        return np.arange(n_rows, dtype=np.int64)
+    if isinstance(tokens, bool) or int(tokens) != tokens or tokens < 1:
+        raise InputError(f"tokens must be a positive integer, got {tokens!r}")
+    if tokens >= n_rows:
+        return np.arange(n_rows, dtype=np.int64)
+    if tokens < n_steps:
+        raise InputError(
+            f"tokens={tokens} cannot represent {n_steps} time steps; use {n_steps} or more"
+        )
+    starts = np.cumsum(counts) - counts
+    even = np.arange(tokens, dtype=np.int64) * n_rows // tokens
+    step_of_row = np.repeat(np.arange(len(counts)), counts)
+    if len(np.unique(step_of_row[even])) == n_steps:
+        return even
+    taken = _shared_out(counts, int(tokens))
+    return np.concatenate(
+        [
+            start + np.arange(wanted, dtype=np.int64) * count // max(1, wanted)
+            for start, count, wanted in zip(starts, counts, taken, strict=True)
+        ]
+    )
+
+
+def _shared_out(counts: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """Rows of each step: one, and a part of the rest in proportion to the step's further rows."""
+    least = np.minimum(counts, 1)
+    left = tokens - int(least.sum())
+    # Exact integers: quotient and remainder of left * further / total. A step's part never exceeds
+    # its further rows, since left < total.
+    further = counts - least
+    quotient, remainder = np.divmod(left * further, int(further.sum()))
+    extra = np.argsort(-remainder, kind="stable")[: left - int(quotient.sum())]
+    quotient[extra] += 1
+    return least + quotient
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +248,7 @@ def evaluate_steps(
     calibrate_on : str
         Steps whose activations the solver sees, for smoothing and data-aware methods: ``all``,
         ``first``, ``last``, ``first:5``, ``960``, ``1000..800``, or several joined by ``+``; see
-        `loraq_sim.time_steps.calibration`. The error is measured on every step all the same.
+        `loraq_sim.time_steps.errors`. The error is measured on every step all the same.
     tokens : int, optional
         Activation rows the error is measured on, every step among them; all by default.
     solution : Solution, optional

@@ -1,7 +1,7 @@
 """Which layers and time steps make up the squared output error of the model.
 
 With E_ls and Y_ls the squared error and output of layer l at step s (`StepErrors`), n_ls the rows
-measured there, and w_l the layer's weight in the aggregate (`loraq_sim.aggregates`):
+measured there, and w_l the layer's weight in the aggregate (`loraq_sim.metrics`):
 
 - the layer's error is e_l^2 = E_l / Y_l with E_l = sum_s E_ls, Y_l = sum_s Y_ls, and the model's is
   e^2 = sum_l w_l e_l^2 / sum_l w_l, as in `model_totals`;
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.aggregates import DEFAULT_AGGREGATE, aggregate_of
-from loraq_sim.dumps.capture_steps import plain_step
+from loraq_sim.dumps.steps import plain_step
 from loraq_sim.errors import InputError
+from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.time_steps.errors import StepErrors
 
 __all__ = ["StepReport", "step_report"]
@@ -63,7 +63,7 @@ def step_report(errors: Sequence[StepErrors], *, aggregate: str = DEFAULT_AGGREG
     errors : sequence of StepErrors
         One a layer, of one dump and case.
     aggregate : str
-        How layer errors become one, of `loraq_sim.aggregates.AGGREGATES`.
+        How layer errors become one, of `loraq_sim.metrics.AGGREGATES`.
 
     Raises
     ------

@@ -65,7 +65,7 @@ def test_every_command_and_column_is_described(site):
     import typer
 
     from loraq_sim.cli.app import app
-    from loraq_sim.rows import COLUMN_NAMES
+    from loraq_sim.results.rows import COLUMN_NAMES
 
     reference = pages_of(site)
     commands = typer.main.get_command(app).commands

@@ -79,9 +79,8 @@ def test_markdown_tables_keep_bars_and_line_breaks_inside_their_cells():
 
 @pytest.mark.parametrize("name", ["formats", "rounding_ties", "row_columns", "golden_counts"])
 def test_generated_tables_are_as_long_as_what_they_show(name):
-    from loraq_sim.formats import ELEMENTS
-    from loraq_sim.rounding import Rounding
-    from loraq_sim.rows import COLUMNS
+    from loraq_sim.formats import ELEMENTS, Rounding
+    from loraq_sim.results.rows import COLUMNS
 
     expected = {
         "formats": len(ELEMENTS),

@@ -3,7 +3,7 @@
 import pytest
 
 from hwmodels import AcceleratorError, list_accelerators, list_models, load_accelerator, load_model
-from hwmodels.attention_cost import product_cost
+from hwmodels.inventory import product_cost
 
 # MACs of one denoising step: linear and convolution layers, attention products.
 PUBLISHED = {

@@ -1,8 +1,8 @@
 import pytest
 
-from loraq_sim.aggregates import AGGREGATES, aggregate_of
 from loraq_sim.errors import InputError
-from loraq_sim.totals import model_totals
+from loraq_sim.metrics import AGGREGATES, aggregate_of
+from loraq_sim.results.totals import model_totals
 
 ROWS = [
     {"layer": "a", "m": 2, "n": 3, "k": 5, "calls_per_step": 2, "output_rms": 1.0},

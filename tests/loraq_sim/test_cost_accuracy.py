@@ -1,7 +1,7 @@
 import pytest
 
 import hwmodels
-from loraq_sim.cost_accuracy import FEWEST_ROWS, latency_accuracy, with_latency_bounds
+from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy, with_latency_bounds
 
 
 def test_the_accuracy_is_the_worst_error_of_the_devices_own_rows():

@@ -10,7 +10,7 @@ import loraq_sim as lq
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import reference_output, sample_rows
 from loraq_sim.machine import cost_split, datapath_for
-from loraq_sim.rows import COLUMN_NAMES
+from loraq_sim.results.rows import COLUMN_NAMES
 from loraq_sim.split import parse_split
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.frontier import (
+from loraq_sim.results.front import (
     best_under,
     dominated_volume,
     hypervolume,

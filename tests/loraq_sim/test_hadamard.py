@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
+from loraq_sim.conditioning import hadamard_block, rotate_channels
 from loraq_sim.emulator.datapath import Datapath, run_layer
 from loraq_sim.errors import InputError
-from loraq_sim.hadamard import hadamard_block, rotate_channels
 from loraq_sim.solvers import METHODS, solve
 from loraq_sim.split import parse_split
 

@@ -12,7 +12,7 @@ import loraq_sim as lq
 from loraq_sim.errors import InputError, StoreError
 from loraq_sim.nunchaku import read_nunchaku
 from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 
 
 @pytest.fixture(scope="module")

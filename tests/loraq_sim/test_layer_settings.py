@@ -3,7 +3,7 @@
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import SIXTEEN_BIT_KINDS, parse_override, settings_of, skipped
+from loraq_sim.settings import SIXTEEN_BIT_KINDS, parse_override, settings_of, skipped
 
 
 def test_later_overrides_win_key_by_key_and_rank_replaces_budget():

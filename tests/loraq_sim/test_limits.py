@@ -1,7 +1,7 @@
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.limits import parse_limits
+from loraq_sim.results.columns import parse_limits
 
 KNOWN = ("latency_s", "weight_bytes", "energy_j", "output_error", "rank")
 

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.method_comparison import (
-    compare_methods,
-    comparison_means,
-    comparison_table_rows,
-)
+from loraq_sim.solve_report import compare_methods, comparison_means, comparison_table_rows
 
 METHODS = ("rtn", "lqer", "svdquant", "loraq")
 

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from loraq_sim.cli.app import app
 from loraq_sim.dumps import write_layer_dump
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import matches, parse_override, parse_rows, rows_of, settings_of
 from loraq_sim.layers import Layer
 from loraq_sim.recipe import Recipe, read_recipe, write_recipe
-from loraq_sim.sweep import SweepPlan, compose
+from loraq_sim.settings import matches, parse_override, parse_rows, rows_of, settings_of
+from loraq_sim.sweeps import SweepPlan, compose
 
 NAMES = {"up": "ffn_up", "blocks[0].q": "self_q", "blocks0.q": "self_q", "a:b=c": "other"}
 BASE = "W4A4+W8A8r4"
@@ -99,7 +99,7 @@ def test_every_door_gives_every_layer_the_same(dump, tmp_path, rules):
 
 
 def test_the_plan_file_and_the_flag_are_the_same_door(dump, tmp_path):
-    from loraq_sim.sweep.plan_file import plan_from_values, read_plan_values
+    from loraq_sim.sweeps.plan_file import plan_from_values, read_plan_values
 
     for number, rules in enumerate(RULES):
         lines = [f'dump = "{dump.name}"', 'hw = "aie2"', f'splits = "{BASE}"']

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraq_sim.errors import InputError
-from loraq_sim.pareto import mark_front, non_dominated, pareto_front, per_layer_front
+from loraq_sim.results.front import mark_front, non_dominated, pareto_front, per_layer_front
 
 # Few distinct values, so that ties and duplicates are the rule.
 VALUES = st.sampled_from([-1.0, 0.0, -0.0, 0.5, 1.0, 2.0, math.inf])

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import loraq_sim.cli
 from loraq_sim.cli.app import app
-from loraq_sim.plain_text import csv_cell, json_escaped, markdown_line, shown, shown_line
-from loraq_sim.store import ResultStore
+from loraq_sim.files import csv_cell, json_escaped, markdown_line, shown, shown_line
+from loraq_sim.results.store import ResultStore
 
 # Written out anew: what a terminal obeys, or what turns a line around.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

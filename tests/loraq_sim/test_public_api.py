@@ -32,7 +32,9 @@ def test_an_unknown_name_is_an_attribute_error():
         importlib.import_module("loraq_sim").sovle  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["loraq_sim", "hwmodels", "reports", "loraq_sim.cli.app"])
+@pytest.mark.parametrize(
+    "package", ["loraq_sim", "hwmodels", "loraq_sim.reporting", "loraq_sim.cli.app"]
+)
 def test_importing_a_package_loads_nothing_heavy(package):
     heavy = ("torch", "numba", "pandas", "matplotlib", "scipy", "pydantic", "ruamel")
     code = (

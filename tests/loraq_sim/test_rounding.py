@@ -1,7 +1,7 @@
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.rounding import (
+from loraq_sim.formats import (
     Rounding,
     Saturation,
     parse_rounding,

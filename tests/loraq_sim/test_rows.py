@@ -1,7 +1,7 @@
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS, IDENTITY, failed_row
+from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, IDENTITY, failed_row
 
 # design.md 3.3, written out: users' scripts rely on these names.
 PROMISED = """

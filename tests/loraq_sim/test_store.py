@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraq_sim import store_file
 from loraq_sim.errors import StoreError
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS
-from loraq_sim.store import SCHEMA_VERSION, ResultStore
+from loraq_sim.results import store_file
+from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS
+from loraq_sim.results.store import SCHEMA_VERSION, ResultStore
 
 
 def result(layer="a", split="W4A4", **values):
@@ -277,7 +277,7 @@ def test_a_second_writer_is_told_who_writes(path):
 
 def test_a_second_process_waits_for_the_first(path):
     script = (
-        "import sys; from loraq_sim.store import ResultStore\n"
+        "import sys; from loraq_sim.results.store import ResultStore\n"
         "store = ResultStore.open(sys.argv[1], create=True, wait_s=60)\n"
         "store.add('second', {'layer': 'b', 'status': 'ok'}); store.close()"
     )
@@ -292,7 +292,7 @@ def test_a_second_process_waits_for_the_first(path):
 
 def test_a_killed_writer_leaves_its_rows_and_no_lock(path):
     script = (
-        "import sys, time; from loraq_sim.store import ResultStore\n"
+        "import sys, time; from loraq_sim.results.store import ResultStore\n"
         "store = ResultStore.open(sys.argv[1], create=True)\n"
         "store.add('one', {'layer': 'a', 'status': 'ok'})\n"
         "print('added', flush=True); time.sleep(600)"
@@ -344,7 +344,7 @@ def test_a_store_in_a_read_only_folder_can_be_read(path):
     fill(path, [result()])
     script = (
         f"mount --bind {path.parent} {path.parent} && mount -o remount,bind,ro {path.parent} && "
-        f'{sys.executable} -c "from loraq_sim.store import ResultStore; '
+        f'{sys.executable} -c "from loraq_sim.results.store import ResultStore; '
         f"print(len(ResultStore.open('{path}').rows()))\""
     )
     done = subprocess.run(

@@ -109,13 +109,13 @@ def test_options_are_keywords_only():
 
 
 def test_the_function_and_the_package_of_the_name_live_together():
-    import loraq_sim.sweep.plan
+    import loraq_sim.sweeps.plan
 
     assert callable(lq.sweep)
-    assert loraq_sim.sweep.plan.compose is not None
-    from loraq_sim.sweep import compose
+    assert loraq_sim.sweeps.plan.compose is not None
+    from loraq_sim.sweeps import compose
 
-    assert compose is loraq_sim.sweep.plan.compose
+    assert compose is loraq_sim.sweeps.plan.compose
 
 
 SCRIPT = """

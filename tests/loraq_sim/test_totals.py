@@ -7,8 +7,13 @@ import pandas as pd
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.pareto import mark_front
-from loraq_sim.totals import ERROR_FORMULA, MODEL_COLUMNS, WEIGHT_ERROR_FORMULA, model_totals
+from loraq_sim.results.front import mark_front
+from loraq_sim.results.totals import (
+    ERROR_FORMULA,
+    MODEL_COLUMNS,
+    WEIGHT_ERROR_FORMULA,
+    model_totals,
+)
 
 
 def result(layer, split="W4A4", **values):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from loraq_sim import writer_lock
 from loraq_sim.errors import StoreError
-from loraq_sim.store import ResultStore
-from loraq_sim.writer_lock import WriterLock
+from loraq_sim.results import store_snapshot as writer_lock
+from loraq_sim.results.store import ResultStore
+from loraq_sim.results.store_snapshot import WriterLock
 
 ROW = {"layer": "a", "split": "W4A4", "status": "ok", "output_error": 0.5}
 
@@ -47,7 +47,7 @@ FAKE(mmap64)
 
 WRITE = """
 import sys
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 with ResultStore.open(sys.argv[1], create=True) as store:
     store.add(sys.argv[2], {"layer": sys.argv[2], "split": "W4A4", "status": "ok"})
     print(len(store.rows()), store._connection.execute("PRAGMA journal_mode").fetchone()[0])
@@ -178,6 +178,6 @@ def test_a_disk_that_refuses_is_no_lack_of_shared_memory(tmp_path, monkeypatch):
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
         raise error
 
-    monkeypatch.setattr("loraq_sim.store_snapshot.sqlite3.connect", refuse)
+    monkeypatch.setattr("loraq_sim.results.store_snapshot.sqlite3.connect", refuse)
     with pytest.raises(StoreError, match="the disk refuses"):
         ResultStore.open(tmp_path / "s.sqlite", create=True)

@@ -6,13 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq_sim.emulator.requantize import (
-    gemmlowp_requantize,
-    single_rounding_requantize,
-    srs,
-    ups,
-)
-from loraq_sim.rounding import Rounding, Saturation
+from loraq_sim.emulator.requantize import gemmlowp_requantize, single_rounding_requantize, srs, ups
+from loraq_sim.formats import Rounding, Saturation
 
 FOLDER = Path(__file__).parent.parent / "golden" / "requantize"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -10,7 +10,7 @@ import pytest
 from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.rounding import Rounding, Saturation
+from loraq_sim.formats import Rounding, Saturation
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.json"))
 NAMES = [path.stem for path in GOLDEN]

@@ -4,11 +4,15 @@ import itertools
 
 import pytest
 
-from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows, spread
+from loraq_sim.allocation.frontier import (
+    allocation_recipe,
+    compare_with_uniform,
+    frontier_rows,
+    spread,
+)
 from loraq_sim.allocation.model import allocate
-from loraq_sim.allocation.to_recipe import allocation_recipe
 from loraq_sim.recipe import read_recipe, write_recipe
-from loraq_sim.totals import model_totals
+from loraq_sim.results.totals import model_totals
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.aggregates import AGGREGATES
 from loraq_sim.allocation.model import allocate, allocate_each
+from loraq_sim.metrics import AGGREGATES
 
 
 def every_choice(rows):

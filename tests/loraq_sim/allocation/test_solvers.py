@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from loraq_sim.allocation.choice import Choice, ChoiceProblem, Infeasible
-from loraq_sim.allocation.exact import choose_exactly
-from loraq_sim.allocation.lagrangian import choose_by_prices, hull_path
+from loraq_sim.allocation.problem import Choice, ChoiceProblem, Infeasible
+from loraq_sim.allocation.solve import choose_by_prices, choose_exactly, hull_path
 
 # Values are sums of at most 5 numbers in another order than the oracle's: some ulps.
 RTOL = 1e-12

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 
 
 @pytest.fixture

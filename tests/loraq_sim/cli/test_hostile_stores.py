@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
 from loraq_sim.errors import StoreError
-from loraq_sim.rows import COLUMN_NAMES, COLUMNS
-from loraq_sim.store import ResultStore
-from loraq_sim.store_file import ROW_CHECKSUM, _row_checksum, explained
-from loraq_sim.store_guard import restrict
+from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS
+from loraq_sim.results.store import ResultStore
+from loraq_sim.results.store_file import ROW_CHECKSUM, _row_checksum, explained
+from loraq_sim.results.store_snapshot import restrict
 
 FACTS = {
     **{"started": "2026-01-01T00:00:00+00:00", "seconds": 1.5, "jobs": 1, "command": ["sweep"]},

@@ -132,7 +132,7 @@ def test_a_missing_diffusers_says_what_to_install(run, tmp_path, monkeypatch):
 
 
 def test_images_that_leave_the_range_are_a_row_that_names_the_layer(run, tmp_path, monkeypatch):
-    import loraq_sim.diffusion.emulated_layer as emulated_layer
+    import loraq_sim.diffusion.emulated_model as emulated_layer
 
     plain = emulated_layer.run_layer
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ import pytest
 
 from loraq_sim.dumps import write_layer_dump
 from loraq_sim.layers import Layer
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 
 
 @pytest.fixture

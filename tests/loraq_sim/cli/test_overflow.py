@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 
 
 @pytest.fixture(scope="module")

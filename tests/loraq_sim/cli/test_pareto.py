@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
-from loraq_sim.store import ResultStore
+from loraq_sim.results.store import ResultStore
 
 # Error and latency of two layers under three splits: fast and rough, in between, slow and fine.
 SPLITS = {"W4A4": (0.2, 1e-3), "W4A8": (0.05, 1.1e-3), "W8A8": (0.01, 2e-3)}

@@ -5,10 +5,10 @@ import inspect
 import pytest
 import typer
 
-from loraq_sim.cli import progress
+from loraq_sim.cli import output as progress
 from loraq_sim.cli.app import app
-from loraq_sim.cli.dump_written import layer_progress
-from loraq_sim.sweep.progress import SweepEvent
+from loraq_sim.cli.output import layer_progress
+from loraq_sim.sweeps.run import SweepEvent
 
 
 @pytest.fixture

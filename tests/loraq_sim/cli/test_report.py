@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from loraq_sim.store import ResultStore
-from loraq_sim.sweep.provenance import utc_now
+from loraq_sim.results.store import ResultStore
+from loraq_sim.sweeps.run import utc_now
 
 
 @pytest.fixture

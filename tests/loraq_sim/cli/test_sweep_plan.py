@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loraq_sim.store import ResultStore
-from loraq_sim.sweep import SolutionCache
+from loraq_sim.results.store import ResultStore
+from loraq_sim.sweeps import SolutionCache
 
 PLAN = ("sweep", "--plan", "examples/sweep_minilm.toml", "--jobs", 0, "--quiet")
 SMALL = ("--set", "tokens=8", "--set", "layers=*layer.2*query,*layer.2*key", "--set", "hw=aie2")

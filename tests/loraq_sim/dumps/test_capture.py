@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from loraq_sim.dumps.capture import CaptureSource, capture_layers
-from loraq_sim.dumps.capture_steps import steps_of_layer
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
+from loraq_sim.dumps.steps import steps_of_layer
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError, InputError
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from loraq_sim.dumps.capture_denoising import denoising_calls
+from loraq_sim.dumps.capture_diffusers import denoising_calls
 
 
 class KnownModel(torch.nn.Module):

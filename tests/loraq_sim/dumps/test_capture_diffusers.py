@@ -9,8 +9,8 @@ import pytest
 
 from loraq_sim.dumps.capture import capture_layers
 from loraq_sim.dumps.capture_diffusers import load_diffusers_folder
-from loraq_sim.dumps.capture_steps import steps_of_layer
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
+from loraq_sim.dumps.steps import steps_of_layer
 from loraq_sim.errors import DumpError, InputError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

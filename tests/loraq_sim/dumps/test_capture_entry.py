@@ -3,8 +3,7 @@ import textwrap
 import pytest
 import torch
 
-from loraq_sim.dumps.capture import capture_layers
-from loraq_sim.dumps.capture_entry import load_entry
+from loraq_sim.dumps.capture import capture_layers, load_entry
 from loraq_sim.errors import DumpError
 
 GOOD = """

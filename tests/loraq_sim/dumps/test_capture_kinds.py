@@ -1,7 +1,6 @@
 import pytest
 
-from loraq_sim.dumps.capture_kinds import kinds_of
-from loraq_sim.dumps.inventory import list_models, load_inventory
+from loraq_sim.dumps.kinds import kinds_of, list_models, load_inventory
 
 
 @pytest.mark.parametrize("model", list_models())

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.capture_sample import RowSample
+from loraq_sim.dumps.capture_hooks import RowSample
 
 
 def feed(sample, batches, first_firing=0):

@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.convert import convert_dump
-from loraq_sim.dumps.read import read_layer_dump
-from loraq_sim.dumps.write import write_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
+from loraq_sim.dumps.write import convert_dump, write_layer_dump
 from loraq_sim.errors import DumpError
 from loraq_sim.layers import Layer
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from loraq_sim.dumps import read_layer_dump
-from loraq_sim.dumps.pickle_scan import find_unsafe_name
+from loraq_sim.dumps.file_kind import find_unsafe_name
 from loraq_sim.errors import DumpError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from loraq_sim.dumps.inventory import list_models, load_inventory
+from loraq_sim.dumps.kinds import list_models, load_inventory
 from loraq_sim.errors import InputError
 
 # Weights that SVDQuant stores in 4 bits, and values of all linear layers and convolutions, counted

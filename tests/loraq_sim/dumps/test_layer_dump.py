@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.layer_dump import LayerDump
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import LayerDump, read_layer_dump
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, plain_meta
 from loraq_sim.errors import DumpError
 

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from loraq_sim.dumps import npz_file
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps import array_files as npz_file
+from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.errors import DumpError
 
 

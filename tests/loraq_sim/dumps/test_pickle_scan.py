@@ -4,8 +4,8 @@ from collections import Counter, OrderedDict
 
 import pytest
 
-from loraq_sim.dumps import pickle_scan
-from loraq_sim.dumps.pickle_scan import find_unsafe_name, first_global
+from loraq_sim.dumps import file_kind as pickle_scan
+from loraq_sim.dumps.file_kind import find_unsafe_name, first_global
 
 
 def scan(content):

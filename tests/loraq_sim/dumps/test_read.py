@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.errors import DumpError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -124,7 +124,7 @@ def test_whatever_a_reader_library_raises_becomes_one_line(tmp_path, monkeypatch
     def explode(path):
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr("loraq_sim.dumps.safetensors_file.open_safetensors_file", explode)
+    monkeypatch.setattr("loraq_sim.dumps.array_files.open_safetensors_file", explode)
     path = write(tmp_path / "a.safetensors", b"\x02" + bytes(7) + b"{}")
     with pytest.raises(DumpError) as caught:
         read_layer_dump(path)

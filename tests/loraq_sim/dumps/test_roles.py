@@ -7,10 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import loraq_sim as lq
-from loraq_sim.dumps.inventory import list_models, load_inventory
-from loraq_sim.dumps.roles import rows_notes, rows_of_model
+from loraq_sim.dumps.kinds import list_models, load_inventory, rows_notes, rows_of_model
 from loraq_sim.errors import InputError
-from loraq_sim.layer_settings import SIXTEEN_BIT_KINDS, skipped
+from loraq_sim.settings import SIXTEEN_BIT_KINDS, skipped
 
 PIXART = {
     "pos_embed.proj": "patch_embed",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loraq_sim.dumps import safetensors_file
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps import array_files as safetensors_file
+from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.errors import DumpError
 
 

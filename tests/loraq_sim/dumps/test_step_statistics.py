@@ -6,9 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.capture_steps import plain_step, step_counts, step_record, steps_of_layer
-from loraq_sim.dumps.read import read_layer_dump
-from loraq_sim.dumps.step_statistics import step_statistics, step_statistics_of_rows
+from loraq_sim.dumps.layer_dump import read_layer_dump
+from loraq_sim.dumps.steps import (
+    plain_step,
+    step_counts,
+    step_record,
+    step_statistics,
+    step_statistics_of_rows,
+    steps_of_layer,
+)
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError
 from loraq_sim.layers import Layer

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.layer_dump import LayerDump
-from loraq_sim.dumps.read import read_layer_dump
-from loraq_sim.dumps.summary import summarize
+from loraq_sim.dumps.layer_dump import LayerDump, read_layer_dump
+from loraq_sim.dumps.steps import summarize
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.layers import Layer
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from loraq_sim.dumps.capture_steps import steps_of_layer
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
+from loraq_sim.dumps.steps import steps_of_layer
 from loraq_sim.dumps.synthesize import synthesize_layers
 from loraq_sim.dumps.synthesize_inputs import InputModel
 from loraq_sim.dumps.synthesize_table import statistics_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loraq_sim.dumps.file_kind import TORCH_LEGACY_MAGIC
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.errors import DumpError
 
 torch = pytest.importorskip("torch")

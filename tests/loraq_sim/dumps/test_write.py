@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraq_sim.dumps.read import read_layer_dump
+from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError, InputError
 from loraq_sim.layers import Layer

@@ -9,9 +9,9 @@ from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.emulator.tile_output import srs_output
+from loraq_sim.emulator.tile_route import srs_output
+from loraq_sim.formats import Rounding, Saturation
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
-from loraq_sim.rounding import Rounding, Saturation
 
 HERE = PATHS[PATHS.index(choose_path()) :]
 OUTPUTS = [(bits, signed) for bits in (2, 5, 8, 12, 16, 24, 32) for signed in (True, False)]

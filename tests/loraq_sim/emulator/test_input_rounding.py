@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from loraq_sim.emulator.datapath import Datapath, run_layer
-from loraq_sim.emulator.input_rounding import quantize_rounded, round_values
 from loraq_sim.errors import InputError
+from loraq_sim.formats import Rounding
 from loraq_sim.quantizers import quantize
-from loraq_sim.rounding import Rounding
+from loraq_sim.quantizers.quantize import quantize_rounded, round_values
 from loraq_sim.solvers import solve
 from loraq_sim.split import parse_split
 

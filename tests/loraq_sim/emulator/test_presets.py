@@ -8,7 +8,7 @@ from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import CONFIDENCES, REQUANTIZERS, array_preset, list_array_presets
 from loraq_sim.emulator.two_level import emulate_two_level_report
 from loraq_sim.errors import InputError
-from loraq_sim.rounding import parse_rounding, parse_saturation
+from loraq_sim.formats import parse_rounding, parse_saturation
 
 
 @pytest.mark.parametrize("name", list_array_presets())

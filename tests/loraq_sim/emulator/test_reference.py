@@ -7,15 +7,13 @@ import pytest
 
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.reference import (
+    reference_float,
     reference_gemm,
+    reference_gemmlowp,
     reference_report,
+    reference_single_rounding,
     reference_srs,
     reference_two_level,
-)
-from loraq_sim.emulator.reference_requantize import (
-    reference_float,
-    reference_gemmlowp,
-    reference_single_rounding,
     reference_ups,
 )
 

@@ -9,7 +9,7 @@ import loraq_sim.kernels.shift_round as kernels
 from loraq_sim.emulator.reference import reference_srs
 from loraq_sim.emulator.requantize import output_limits, srs
 from loraq_sim.errors import InputError
-from loraq_sim.rounding import Rounding, Saturation
+from loraq_sim.formats import Rounding, Saturation
 
 
 def edge_values(shift, out_bits):

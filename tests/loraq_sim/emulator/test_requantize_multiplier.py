@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import loraq_sim.kernels.multiplier_requantize as kernels
-from loraq_sim.emulator.reference_requantize import (
+import loraq_sim.kernels.shift_round as kernels
+from loraq_sim.emulator.reference import (
     reference_float,
     reference_gemmlowp,
     reference_single_rounding,

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loraq_sim.kernels.shift_round as shift_round
-import loraq_sim.kernels.shift_up as shift_up
-from loraq_sim.emulator.reference_requantize import reference_ups
+import loraq_sim.kernels.shift_round as shift_up
+from loraq_sim.emulator.reference import reference_ups
 from loraq_sim.emulator.requantize import CLAMP_ORDERS, output_limits, srs, srs_report, ups
 from loraq_sim.errors import InputError
-from loraq_sim.rounding import Rounding, Saturation
+from loraq_sim.formats import Rounding, Saturation
 
 MODES = [(False, "after"), (True, "after"), (True, "before")]
 

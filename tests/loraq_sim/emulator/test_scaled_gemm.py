@@ -5,9 +5,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from loraq_sim.emulator.combine import COMBINES, rounded
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.scaled_gemm import BIT_EXACT, BLOCK_MODEL, FLOAT_MODEL, scaled_gemm
+from loraq_sim.emulator.scaled_gemm import (
+    BIT_EXACT,
+    BLOCK_MODEL,
+    COMBINES,
+    FLOAT_MODEL,
+    rounded,
+    scaled_gemm,
+)
 from loraq_sim.errors import InputError
 from loraq_sim.quantizers import quantize
 

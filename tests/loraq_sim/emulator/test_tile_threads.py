@@ -15,7 +15,7 @@ from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.emulator.tile_threads import run_together
+from loraq_sim.emulator.tile_run import run_together
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
 
 HERE = PATHS[PATHS.index(choose_path()) :]

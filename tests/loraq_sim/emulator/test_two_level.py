@@ -9,22 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loraq_sim.emulator.two_level as two_level
-import loraq_sim.kernels.wide_add as kernels
-from loraq_sim.emulator.gemm import (
-    checked_job,
-    emulate_gemm,
-    emulate_gemm_report,
-    emulate_gemm_srs,
-)
+import loraq_sim.kernels.run_blocks as kernels
+from loraq_sim.emulator.gemm import checked_job, emulate_gemm, emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray, TwoLevelArray
 from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.reference import ReferenceTwoLevel, reference_two_level
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.emulator.two_level import (
-    TwoLevelReport,
-    emulate_two_level,
-    emulate_two_level_report,
-)
+from loraq_sim.emulator.two_level import TwoLevelReport, emulate_two_level, emulate_two_level_report
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
 

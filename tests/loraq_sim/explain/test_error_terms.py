@@ -9,10 +9,8 @@ import pytest
 import loraq_sim as lq
 from loraq_sim.emulator.datapath import Datapath, run_layer
 from loraq_sim.evaluate import reference_output, solve_split
-from loraq_sim.explain.error_terms import INTERACTION, output_terms, weight_terms
-from loraq_sim.explain.float_branch import float_branch
-from loraq_sim.explain.sources import BRANCH_SOURCES, SOURCES
-from loraq_sim.explain.switchable import SwitchableLayer
+from loraq_sim.explain.switchable import BRANCH_SOURCES, SOURCES, SwitchableLayer, float_branch
+from loraq_sim.explain.terms import INTERACTION, output_terms, weight_terms
 
 NARROW = lq.MacArray(acc_bits=12, overflow="saturate", products_per_add=4)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loraq_sim.kernels.accumulate as lanes
-import loraq_sim.kernels.accumulate_wide as wide
+import loraq_sim.kernels.accumulate as wide
 from loraq_sim.emulator.accumulation import run_lanes, run_wide
 from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loraq_sim.kernels.scaled_sum import add_scaled
+from loraq_sim.kernels.run_blocks import add_scaled
 
 
 def as_bf16(values):

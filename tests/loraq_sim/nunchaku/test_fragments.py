@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.nunchaku.fragments import (
+from loraq_sim.nunchaku.layer_tensors import (
     pack_codes,
     pack_low_rank,
     pack_scales,

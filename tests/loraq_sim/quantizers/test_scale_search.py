@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.kernels.group_quantize import group_extremes, quantize_groups
+from loraq_sim.kernels.quantize import group_extremes, quantize_groups
 
 _LANES = 32
 

@@ -2,7 +2,7 @@
 
 import json
 
-from loraq_sim.results.case_labels import context_of, labelled
+from loraq_sim.results.wording import context_of, labelled
 
 BASE = {"dump": "d", "accelerator": "a", "layer": "l", "split": "W4A4+W8A8r8", "method": "loraq"}
 

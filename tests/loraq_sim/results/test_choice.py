@@ -6,13 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraq_sim.results.choice import (
-    WORST_ERROR,
-    Candidate,
-    Margins,
-    choose,
-    front_beyond_ties,
-)
+from loraq_sim.results.choice import WORST_ERROR, Candidate, Margins, choose, front_beyond_ties
 
 # Few distinct values within and beyond the margins of each other, so that ties are the rule.
 ERRORS = st.sampled_from([0.0, 0.01, 0.0101, 0.05, 0.1, 0.104, 0.2, 0.3, 0.5, math.inf])

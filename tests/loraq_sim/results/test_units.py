@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from loraq_sim.results.units import (
+from loraq_sim.results.columns import (
     choose_unit,
     format_count,
     format_number,

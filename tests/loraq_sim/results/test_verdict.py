@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loraq_sim.cost_accuracy import latency_accuracy
+from loraq_sim.results.choice import latency_accuracy
 from loraq_sim.results.verdict import verdict_of
 
 AIE2 = latency_accuracy("aie2")[0]

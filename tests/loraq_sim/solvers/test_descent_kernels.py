@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.kernels.range_gradient import range_direction
-from loraq_sim.kernels.residual_rounding import round_residual, round_residual_e2m1
+from loraq_sim.kernels.quantize import range_direction, round_residual, round_residual_e2m1
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 

@@ -8,7 +8,7 @@ from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import quantize
 from loraq_sim.quantizers.integer import quantize_near
 from loraq_sim.solvers import METHODS, solve
-from loraq_sim.solvers.fixed_scales import requantize, stack_rows
+from loraq_sim.solvers.main_grid import requantize, stack_rows
 
 DATA_FREE = [name for name in METHODS if name not in ("rtn", "l2qer", "qera")]
 

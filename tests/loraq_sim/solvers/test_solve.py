@@ -8,7 +8,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import METHODS, PRESETS, SharedStages, solve, solve_many
-from loraq_sim.solvers.budget import branch_bytes, rank_for_budget
+from loraq_sim.split import branch_bytes, rank_for_budget
 
 EXAMPLES = {
     "minilm": "encoder.layer.2.attention.self.query",

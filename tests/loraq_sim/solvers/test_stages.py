@@ -5,18 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
+from loraq_sim.conditioning import smoothing_vector
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers import SharedStages, solve, solve_many
-from loraq_sim.solvers import effort as effort_module
-from loraq_sim.solvers.branch_rounding import round_branch
-from loraq_sim.solvers.budget import branch_bytes, rank_for_budget
-from loraq_sim.solvers.descent import descend
-from loraq_sim.solvers.frozen_branch import FrozenBranch
+from loraq_sim.solvers import problem as effort_module
+from loraq_sim.solvers.branch import FrozenBranch, round_branch
+from loraq_sim.solvers.loraq import descend
 from loraq_sim.solvers.low_rank import principal_factors
 from loraq_sim.solvers.problem import relative_distance
-from loraq_sim.solvers.smoothing import smoothing_vector
+from loraq_sim.split import branch_bytes, rank_for_budget
 
 
 def normal(*shape, seed=0):

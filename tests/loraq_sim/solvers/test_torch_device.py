@@ -11,14 +11,13 @@ import torch
 
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
-from loraq_sim.kernels.range_gradient import range_direction
+from loraq_sim.kernels.quantize import range_direction
 from loraq_sim.solvers import METHODS, SharedStages, solve
 from loraq_sim.solvers import torch_directions as on_torch
-from loraq_sim.solvers.descent import descend
-from loraq_sim.solvers.device import CPU, find_device
-from loraq_sim.solvers.low_rank import balanced_factors, truncated_svd
+from loraq_sim.solvers.loraq import descend
+from loraq_sim.solvers.low_rank import CPU, balanced_factors, find_device, truncated_svd
 from loraq_sim.solvers.main_grid import MainGrid
-from loraq_sim.solvers.torch_device import TorchDevice
+from loraq_sim.solvers.torch_directions import TorchDevice
 
 NEEDS_CUDA = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch.cuda.is_available() is False"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.time_steps.calibration import chosen_steps
+from loraq_sim.time_steps.errors import chosen_steps
 
 VALUES = np.array([1000.0, 750.0, 500.0, 250.5, 1.0])
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import sample_rows
-from loraq_sim.time_steps.sampling import rows_of_steps
+from loraq_sim.time_steps.errors import rows_of_steps
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any), st.data())

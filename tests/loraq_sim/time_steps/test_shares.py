@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.aggregates import AGGREGATES
 from loraq_sim.errors import InputError
+from loraq_sim.metrics import AGGREGATES
 from loraq_sim.time_steps import StepErrors, step_report
 
 # Shares are a handful of float64 sums and quotients of at most 100 positive terms.

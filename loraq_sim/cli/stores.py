@@ -1,0 +1,310 @@
+"""``loraq-sim compare``: what changed between two result stores, and whether it got worse.
+
+``loraq-sim merge``: one store from several, such as the shards of a sweep.
+
+``loraq-sim export``: the rows of a store as a file for other programs.
+
+``loraq-sim report``: a result store as one page to decide by, with pictures and tables.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
+from loraq_sim.cli.output import (
+    note,
+    one_line_failures,
+    possible_rows,
+    print_json,
+    print_tables,
+    say,
+    store_file,
+)
+from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing
+
+if TYPE_CHECKING:
+    from loraq_sim.results.merge import Change, Comparison
+
+__all__ = [
+    "COMPARE_EXAMPLES",
+    "EXPORT_EXAMPLES",
+    "MERGE_EXAMPLES",
+    "REPORT_EXAMPLES",
+    "compare_command",
+    "export_command",
+    "merge_command",
+    "report_command",
+]
+
+
+COMPARE_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim compare runs/before runs/after\n\n"
+    "loraq-sim compare runs/before runs/after --fail-if 'output_error>+2%' "
+    "--fail-if 'sqnr_db<-0.1' --format json"
+)
+
+_MISSED = 3
+_MOST_SHOWN = 3
+
+
+@one_line_failures
+def compare_command(
+    before: Annotated[Path, typer.Argument(help="Result store, or its folder.")],
+    after: Annotated[Path, typer.Argument(help="Result store to compare with it.")],
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="LIMIT",
+            help="Exit with 3 if a row goes beyond, such as 'output_error>+2%' or 'sqnr_db<-0.5'; "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Match the rows of two stores and print every value that changed, and rows only one has."""
+    from loraq_sim.results.merge import compare_rows, parse_limit
+    from loraq_sim.results.store import ResultStore
+
+    limits = [parse_limit(text) for text in fail_if or ()]
+    sides = []
+    for path in (before, after):
+        with ResultStore.open(store_file(path)) as store:
+            sides.append(store.rows())
+    found = compare_rows(*sides, limits)
+    _print(found, output)
+    only = f"{len(found.only_before)} only before, {len(found.only_after)} only after"
+    text = f"{found.n_matched} rows in both, {len(found.changes)} values changed; {only}"
+    note(text, quiet=quiet)
+    if limits and not found.n_matched:
+        note("error: the stores have no row in common, so no limit was checked")
+        raise typer.Exit(_MISSED)
+    if found.regressions:
+        shown = "; ".join(_worse(limit.text, c) for limit, c in found.regressions[:_MOST_SHOWN])
+        note(f"error: {len(found.regressions)} values beyond their limit: {shown}")
+        raise typer.Exit(_MISSED)
+
+
+def _worse(limit: str, change: "Change") -> str:
+    where = f"{change.row['layer']} {change.row['split']}"
+    return f"{where}: {change.column} {change.before} to {change.after} ({limit})"
+
+
+def _print(found: "Comparison", output: OutputFormat) -> None:
+    from loraq_sim.reporting.tables import result_table
+
+    rows = [_changed(change) for change in found.changes]
+    names = ("layer", "split", "method", "accelerator")
+    only = [
+        {"only": side, **{name: row.get(name) for name in names}}
+        for side, side_rows in (("before", found.only_before), ("after", found.only_after))
+        for row in side_rows
+    ]
+    if output is OutputFormat.JSON:
+        regressions = [
+            {"limit": limit.text, **_changed(change)} for limit, change in found.regressions
+        ]
+        print_json(
+            {"matched": found.n_matched, "changes": rows, "only": only, "regressions": regressions}
+        )
+        return
+    if output is OutputFormat.TABLE and not rows and not only:
+        say("no differences")
+        return
+    columns = [*names, "column", "before", "after", "change_percent"]
+    tables = [result_table(rows, columns, title="Changed values")] if rows or not only else []
+    if only:
+        tables.append(result_table(only, title="Rows of one store only"))
+    print_tables(tables, output)
+
+
+def _changed(change: "Change") -> dict[str, Any]:
+    row = {name: change.row.get(name) for name in ("layer", "split", "method", "accelerator")}
+    relative = change.relative
+    return row | {
+        "column": change.column,
+        "before": change.before,
+        "after": change.after,
+        "change_percent": None if relative is None else 100.0 * relative,
+    }
+
+
+MERGE_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim merge runs/whole runs/part1 runs/part2\n\n"
+    "loraq-sim merge runs/whole runs/part* --force"
+)
+
+
+@one_line_failures
+def merge_command(
+    out: Annotated[Path, typer.Argument(help="Folder of the new store.")],
+    stores: Annotated[list[Path], typer.Argument(help="Result stores, or their folders.")],
+    force: Force = False,
+) -> None:
+    """Write the rows of several stores into a new one; n shards become the whole sweep.
+
+    Rows of the same case must agree in everything but the time they took.
+    """
+    from loraq_sim.results.merge import merge_stores
+    from loraq_sim.results.store import ResultStore
+    from loraq_sim.results.store_snapshot import WriterLock
+
+    target = out / "results.sqlite"
+    sources = [store_file(store) for store in stores]
+    if target.exists():
+        refuse_existing(target, overwrite=force)
+        if target.resolve() in [source.resolve() for source in sources]:
+            raise InputError(f"{target} is one of the stores to merge; choose another folder")
+    # Made beside the old one, which stays until the new one is whole.
+    part = out / "results.sqlite.merging"
+    make_folder(out)
+    # A sweep that is writing the old store would go on writing a file that has no name any more.
+    lock = WriterLock(target)
+    try:
+        # A sweep may have made it meanwhile.
+        refuse_existing(target, overwrite=force)
+        _remove(part)
+        count = merge_stores(part, sources)
+        _remove(target)
+        part.replace(target)
+        with ResultStore.open(target) as store:
+            store.export_csv(out / "results.csv")
+    finally:
+        _remove(part)
+        lock.release()
+    say(f"{count} rows of {len(sources)} stores in {target}")
+
+
+def _remove(path: Path) -> None:
+    """Remove an SQLite file and the files that may lie beside it."""
+    for end in ("", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+EXPORT_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim export runs/demo --csv rows.csv\n\n"
+    "loraq-sim export runs/demo --parquet rows.parquet"
+)
+
+
+@one_line_failures
+def export_command(
+    store: Annotated[Path, typer.Argument(help="Result store, or the folder a sweep wrote.")],
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write CSV.", show_default=False),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            "--parquet",
+            metavar="FILE",
+            help="Write Parquet (needs pyarrow).",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write all rows of a store, one line or record a case, missing values empty or null."""
+    from loraq_sim.results.store import ResultStore
+
+    files = {name: path for name, path in (("csv", csv), ("parquet", parquet)) if path is not None}
+    if not files:
+        raise InputError("nothing to write: give --csv FILE, --parquet FILE or both")
+    refuse_existing(*files.values(), overwrite=force)
+    with ResultStore.open(store_file(store)) as opened:
+        for name, path in files.items():
+            count = getattr(opened, f"export_{name}")(path)
+            say(f"{count} rows in {path}")
+
+
+REPORT_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim report runs/demo\n\n"
+    "loraq-sim report runs/demo --out slides/report.html --title 'PixArt on AIE2'"
+)
+
+
+@one_line_failures
+def report_command(
+    store: Annotated[Path, typer.Argument(help="Result store, or the folder a sweep wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="The page. NAME_files/ beside it gets pictures (.png, .svg), tables (.csv, .md) "
+            "and summary.md. Default: report.html beside the store.",
+            show_default=False,
+        ),
+    ] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(
+            "--title",
+            metavar="TEXT",
+            help="What was swept, for the head of the page. Default: the dump's name.",
+            show_default=False,
+        ),
+    ] = None,
+    page_only: Annotated[
+        bool, typer.Option("--page-only", help="No pictures and tables beside the page.")
+    ] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained page: what to build, what it costs and loses, and why.
+
+    The page needs no connection. It prints the answer on stdout.
+    """
+    from loraq_sim.reporting.bundle import files_folder, write_report
+    from loraq_sim.reporting.page import check_report_extra
+    from loraq_sim.reporting.report_data import answers
+
+    check_report_extra()
+    path = store_file(store)
+    page = out or path.with_name("report.html")
+    _check_place(page, files_folder(page), page_only=page_only, force=force)
+    data = _data(path, title)
+    if not data.rows:
+        raise InputError(f"{path}: holds no row yet; run loraq-sim sweep into it first")
+    figure = None
+    if data.validation and not page_only:
+        from loraq_sim.cli.hw import validation_figure
+
+        figure = validation_figure(list(data.validation))
+    written = write_report(data, page, with_files=not page_only, validation=figure)
+    found = answers(data)
+    say(data.verdict.headline)
+    if data.verdict.joint:
+        say(data.verdict.joint)
+    for answer in found:
+        for sentence in answer.sentences:
+            say(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
+    size = page.stat().st_size / 2**20
+    beside = f", {len(written) - 1} files in {files_folder(page)}" if not page_only else ""
+    note(f"wrote {page} ({size:.1f} MiB){beside}", quiet=quiet)
+
+
+def _data(path: Path, title: str | None):
+    from loraq_sim.reporting.gather import gather
+    from loraq_sim.results.store import ResultStore
+
+    with ResultStore.open(path) as opened:
+        return gather(possible_rows(opened), opened.provenance(), title=title, in_place=True)
+
+
+def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out must name an HTML file such as report.html, got {str(page)!r}")
+    if page.is_dir():
+        raise InputError(f"{page} is a folder; name a file such as {page / 'report.html'}")
+    refuse_existing(page, *(() if page_only else (folder,)), overwrite=force)

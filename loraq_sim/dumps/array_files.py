@@ -1,0 +1,256 @@
+"""Layer dumps in NumPy .npz archives.
+
+Members are named as in `flat_keys`, with ``.npy`` appended by NumPy: ``<layer>.weight`` (N, K),
+``<layer>.bias`` (N,), ``<layer>.activations`` (T, K), in float16, float32 or float64. An optional
+member ``__metadata__`` (a 0-d string, or the UTF-8 bytes as uint8) holds JSON:
+
+    {"format": "layer-dump-v0", "meta": {...}, "layers": {"<layer>": {...}}}
+
+so ``np.savez("dump.npz", **{"fc1.weight": w, "fc1.activations": x})`` is a valid dump. Pickled
+object arrays are refused, and so is a member whose declared size does not follow from its own
+header, or that unpacks to more than 100 times its size (over 64 MiB): a zip bomb. The same holds
+for all members together, and for metadata, which is text, from 1 MiB on.
+
+Layer dumps in safetensors files.
+
+Tensors are named as in `flat_keys`: ``<layer>.weight`` (N, K), ``<layer>.bias`` (N,) and
+``<layer>.activations`` (T, K), in F16, BF16, F32 or F64. The file's string metadata holds
+
+- ``format``: ``layer-dump-v0``
+- ``meta``: a JSON object about the model
+- ``layers``: a JSON object of per-layer records (see `flat_keys`); its order is the layers' order
+
+All three are optional: any safetensors checkpoint is a dump without activations.
+
+The safetensors library checks the directory (sizes, overlaps, holes); values are then read with one
+plain read per tensor, so no mapping stays open and a layer is private to its reader.
+"""
+
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from loraq_sim.dumps.stored import (
+    DUMP_FORMAT,
+    StoredDump,
+    StoredTensor,
+    first_line,
+    layers_from_keys,
+    parse_json_object,
+    plain_meta,
+)
+from loraq_sim.errors import DumpError
+
+__all__ = [
+    "MAX_COMPRESSION",
+    "METADATA_KEY",
+    "SAFETENSORS_DTYPES",
+    "open_npz_file",
+    "open_safetensors_file",
+]
+
+
+METADATA_KEY = "__metadata__"
+
+MAX_COMPRESSION = 100
+"""Trained weights compress to half at best; deflate can reach 1000 on zeros."""
+
+_SMALL_BYTES = 64 * 2**20
+_SMALL_METADATA_BYTES = 2**20
+_MAX_METADATA_BYTES = 64 * 2**20
+
+
+def open_npz_file(path: Path) -> StoredDump:
+    """Read the headers of all members; raises DumpError for an unknown or damaged archive."""
+    tensors = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            key = member.filename.removesuffix(".npy")
+            if key != member.filename:
+                tensors[key] = _directory_entry(path, archive, member, key)
+    unpacked = sum(tensor.nbytes for tensor in tensors.values())
+    if unpacked > max(_SMALL_BYTES, MAX_COMPRESSION * path.stat().st_size):
+        raise DumpError(
+            f"{path}: its members unpack to {unpacked} bytes, more than {MAX_COMPRESSION} times "
+            "the file: a zip bomb; save it with numpy.savez (uncompressed)"
+        )
+    record = _metadata(path, tensors.pop(METADATA_KEY, None))
+    found = record.get("format", DUMP_FORMAT)
+    if found != DUMP_FORMAT:
+        raise DumpError(f"{path}: unknown dump format {found!r:.60}; expected {DUMP_FORMAT}")
+    layers = record.get("layers", {})
+    if not isinstance(layers, dict):
+        raise DumpError(f"{path}: metadata 'layers' must be a JSON object")
+    return layers_from_keys(tensors, layers, plain_meta(path, record.get("meta")))
+
+
+def _directory_entry(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str
+) -> StoredTensor:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # NumPy writes no other; LZMA lets a file of a few bytes ask for gigabytes of dictionary.
+        raise DumpError(
+            f"{path}: member {key!r:.80} is compressed in a way NumPy does not use; "
+            "save it with numpy.savez or numpy.savez_compressed"
+        )
+    try:
+        with archive.open(member) as file:
+            shape, dtype = _read_header(file)
+            data_offset = file.tell()
+    except Exception as error:
+        # zipfile, zlib and NumPy raise many types on damaged members.
+        raise DumpError(f"{path}: member {key!r} is damaged ({first_line(error)})") from error
+    if dtype.hasobject:
+        raise DumpError(
+            f"{path}: member {key!r} holds pickled objects, which could run code, so it was not "
+            "loaded; save numeric arrays only"
+        )
+    nbytes = math.prod(shape) * dtype.itemsize
+    if member.file_size != data_offset + nbytes:
+        raise DumpError(
+            f"{path}: member {key!r} declares {member.file_size} bytes but its header "
+            f"(shape {shape!r:.60}, {dtype.name}) needs {data_offset + nbytes}; damaged or forged"
+        )
+    small = _SMALL_METADATA_BYTES if key == METADATA_KEY else _SMALL_BYTES
+    if nbytes > max(small, MAX_COMPRESSION * member.compress_size):
+        raise DumpError(
+            f"{path}: member {key!r} unpacks {member.compress_size} bytes to {nbytes}, more than "
+            f"{MAX_COMPRESSION}-fold: a zip bomb; save it with numpy.savez (uncompressed)"
+        )
+    return StoredTensor(
+        key=key,
+        shape=shape,
+        dtype=dtype.name,
+        nbytes=nbytes,
+        load=partial(_load_npz, path, member.filename),
+    )
+
+
+def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f".npy version {version} is not used for plain arrays")
+    with _quiet():
+        shape, _, dtype = read(file)
+    if any(size < 0 for size in shape):
+        raise ValueError("negative size in shape")
+    return shape, dtype
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Headers of Python 2 cost NumPy a second parse, damaged ones make Python's parser complain.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _load_npz(path: Path, filename: str) -> NDArray:
+    with zipfile.ZipFile(path) as archive, archive.open(filename) as file, _quiet():
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _metadata(path: Path, stored: StoredTensor | None) -> dict[str, object]:
+    if stored is None:
+        return {}
+    if stored.nbytes > _MAX_METADATA_BYTES:
+        raise DumpError(f"{path}: {METADATA_KEY} takes {stored.nbytes} bytes; at most 64 MiB")
+    array = stored.load()
+    if array.dtype == np.uint8:
+        text = array.tobytes().decode("utf-8")
+    elif array.shape == () and array.dtype.kind in "US":
+        value = array.item()
+        text = value if isinstance(value, str) else value.decode("utf-8")
+    else:
+        raise DumpError(
+            f"{path}: {METADATA_KEY} must be a 0-d string or uint8 array, got {array.dtype.name} "
+            f"of shape {array.shape}"
+        )
+    return parse_json_object(path, METADATA_KEY, text)
+
+
+SAFETENSORS_DTYPES = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+
+
+def open_safetensors_file(path: Path) -> StoredDump:
+    """Read the directory of a safetensors file; raises DumpError if it is damaged or unknown."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise DumpError(
+            f"{path}: a damaged or truncated safetensors file ({first_line(error)}); "
+            "copy or export it again"
+        ) from error
+    if "layers" in metadata and metadata.get("format") != DUMP_FORMAT:
+        raise DumpError(
+            f"{path}: unknown dump format {metadata.get('format')!r:.60}; "
+            f"this version reads {DUMP_FORMAT}"
+        )
+    tensors = _tensors(path)
+    layers = parse_json_object(path, "layers", metadata.get("layers"))
+    meta = plain_meta(path, _meta(path, metadata))
+    return layers_from_keys(tensors, layers, meta)
+
+
+def _meta(path: Path, metadata: dict[str, str]) -> dict[str, object]:
+    if metadata.get("format") == DUMP_FORMAT:
+        return parse_json_object(path, "meta", metadata.get("meta"))
+    return dict(metadata)
+
+
+def _tensors(path: Path) -> dict[str, StoredTensor]:
+    """Directory of the file in order of offset; the library has checked it before."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size), object_pairs_hook=_without_repeats)
+    header.pop("__metadata__", None)
+    tensors = {}
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+        shape = tuple(entry["shape"])
+        tensors[key] = StoredTensor(
+            key=key,
+            shape=shape,
+            dtype=dtype.name if dtype else entry["dtype"],
+            nbytes=end - begin,
+            load=partial(_load_safetensors, path, 8 + size + begin, shape, dtype),
+        )
+    return tensors
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # The library checked one of two entries of a name; which one, this reader cannot know.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name that is there twice in its directory")
+    return found
+
+
+def _load_safetensors(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+    count = int(np.prod(shape, dtype=np.int64))
+    values = np.fromfile(path, dtype=dtype, count=count, offset=offset)
+    if values.size != count:
+        raise DumpError(f"{path}: ended before byte {offset + count * dtype.itemsize}; truncated")
+    return values.reshape(shape)

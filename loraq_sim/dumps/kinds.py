@@ -1,0 +1,430 @@
+"""The role of a layer, read off its name in a diffusion transformer or U-Net.
+
+Names are those of diffusers first, then those of the original releases of DiT, PixArt, SD3 and
+FLUX. A wrapper before all of them, such as ``module.`` or ``transformer.``, is left out.
+
+Every linear layer of the published diffusion transformers: shapes, rows and calls, no values.
+
+One JSON file a model in ``inventories/``; each names the source of its shapes. Layers of repeated
+blocks stand there once, with ``{}`` for the number of the block.
+
+What a plain checkpoint does not say of its layers: their kinds, and the rows M of one call.
+
+Kinds are read off the names, by the table that `capture` uses. Rows come, in this order, from the
+file itself, from a diffusers ``config.json`` beside it, or, where the user names the model, from an
+inventory of a published model (`rows_of_model`). Nothing is guessed: a layer whose rows none of
+these tells has none, and no cost.
+
+Rows of a kind of layer follow the image: rows = a * (image rows) + c, with a and c from the
+inventory of the same class at both of its resolutions, and (image rows) = samples per call *
+(sample_size / patch_size)^2.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from loraq_sim.dumps.stored import StoredDump
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.layers import SAMPLED_ROWS
+
+__all__ = [
+    "InventoryLayer",
+    "ModelInventory",
+    "RESOLUTIONS",
+    "config_path",
+    "kinds_of",
+    "list_models",
+    "load_inventory",
+    "rows_notes",
+    "rows_of_model",
+    "with_roles",
+]
+
+
+# The first pattern found in a name decides; {} is what its group matched.
+_PATTERNS = (
+    (r"\battn1?\.to_([qkv])$", "self_{}"),
+    (r"\battn1?\.to_out(?:\.0)?$", "self_out"),
+    (r"\battn2\.to_([qkv])$", "cross_{}"),
+    (r"\battn2\.to_out(?:\.0)?$", "cross_out"),
+    (r"\battn\.add_([qkv])_proj$", "text_{}"),
+    (r"\battn\.to_add_out$", "text_out"),
+    (r"\bff_context\.net\.0\.proj$", "text_ffn_up"),
+    (r"\bff_context\.net\.2$", "text_ffn_down"),
+    (r"\bff\.(?:net\.0\.proj|conv_inverted)$|\bproj_mlp$", "ffn_up"),
+    (r"\bff\.(?:net\.2|conv_point)$", "ffn_down"),
+    (r"\bsingle_transformer_blocks\.\d+\.proj_out$", "single_out"),
+    (r"\bnorm1?(?:_context)?\.linear$", "adaln_block"),
+    (r"^(?:adaln_single|time_embed)\.linear$", "adaln_shared"),
+    (r"\b(?:timestep|guidance|text|resolution|aspect_ratio)_embedder\.", "time_embed"),
+    (r"^(?:caption_projection|context_embedder)\b", "text_embed"),
+    (r"^(?:x_embedder$|patch_embed\.|pos_embed\.)", "patch_embed"),
+    (r"^norm_out\.linear$", "norm_out"),
+    (r"^proj_out$", "proj_out"),
+    # U-Nets of diffusers
+    (r"^(?:time|add|class)_embedding\.|\btime_emb_proj$", "time_embed"),
+    (r"^encoder_hid_proj\b", "text_embed"),
+    # Original names: DiT and PixArt, SD3, FLUX
+    (r"^(?:t_embedder|t_conditioner|time_in|vector_in|guidance_in)\.", "time_embed"),
+    (r"^(?:y_embedder|y_proj|txt_in)\b", "text_embed"),
+    (r"^img_in$", "patch_embed"),
+    (r"^final_layer\.adaLN_modulation\.1$", "norm_out"),
+    (r"^final_layer\.linear$", "proj_out"),
+    (r"\badaLN_modulation\.1$|\b(?:img|txt)_mod\.lin$|\bmodulation\.lin$", "adaln_block"),
+    (r"^t_block\.1$", "adaln_shared"),
+    (r"\bcross_attn\.q_linear$", "cross_q"),
+    (r"\bcross_attn\.kv_linear$", "cross_kv"),
+    (r"\bcross_attn\.proj$", "cross_out"),
+)
+_WRAPPERS = re.compile(
+    r"(?:(?:module|_orig_mod|model|transformer|unet|diffusion_model|net|ema)\.)+"
+)
+
+
+def kinds_of(names: Iterable[str]) -> dict[str, str]:
+    """Map each layer name of one model to its kind, ``linear`` where the name says nothing.
+
+    A model whose blocks have an ``attn`` with text projections (SD 3.5) attends to text there; a
+    second attention ``attn2`` is self-attention then.
+    """
+    names = list(names)
+    bare = dict(zip(names, _without_wrapper(names), strict=True))
+    is_joint = any(name.endswith("attn.add_k_proj") for name in names)
+    return {
+        name: _kind(re.sub(r"\battn2\.", "attn1.", text) if is_joint else text)
+        for name, text in bare.items()
+    }
+
+
+def _without_wrapper(names: list[str]) -> list[str]:
+    """Names without the wrapper that all of them begin with."""
+    found = _WRAPPERS.match(names[0]) if names else None
+    prefix = found.group() if found else ""
+    if not all(name.startswith(prefix) for name in names):
+        return names
+    return [name.removeprefix(prefix) for name in names]
+
+
+def _kind(name: str) -> str:
+    for pattern, kind in _PATTERNS:
+        found = re.search(pattern, name)
+        if found:
+            return kind.format(*found.groups())
+    return "linear"
+
+
+RESOLUTIONS = (1024, 512)
+"""Image sizes in pixels for which rows per call are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InventoryLayer:
+    """One linear layer or convolution of a model.
+
+    Attributes
+    ----------
+    name : str
+        As in the diffusers state dict.
+    kind : str
+        Role: ``self_q self_k self_v self_out cross_q ... ffn_up ffn_down``, and so on.
+    n, k : int
+        Output and input features; a convolution's kernel counts as input features.
+    has_bias : bool
+    op : str
+        ``linear``, ``conv1x1``, ``conv2x2`` (patches that do not overlap) or
+        ``conv3x3_depthwise``.
+    rows_per_call : int
+        Rows M of one model call, all samples of the guidance batch together.
+    calls_per_step : int
+    is_quantized : bool
+        Whether SVDQuant runs it as W4A4; it leaves the others at 16 bits (FLUX's adaLN: W4A16).
+    group : str
+        Equal for layers that read the same input.
+    """
+
+    name: str
+    kind: str
+    n: int
+    k: int
+    has_bias: bool
+    op: str
+    rows_per_call: int
+    calls_per_step: int
+    is_quantized: bool
+    group: str
+
+    @property
+    def is_gemm(self) -> bool:
+        """Whether it is one matrix product; a depthwise convolution is not."""
+        return "depthwise" not in self.op
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInventory:
+    """All linear layers and convolutions of a model, in the order of its definition.
+
+    `model_class` is its class in diffusers, `width` the features of the residual stream,
+    `cfg_batch` the samples of a model call under guidance, `text_tokens` those of a sample, and
+    `source` says where the shapes come from.
+    """
+
+    model: str
+    model_class: str
+    source: str
+    width: int
+    cfg_batch: int
+    text_tokens: int
+    resolution: int
+    layers: tuple[InventoryLayer, ...]
+
+
+def list_models() -> list[str]:
+    """Names that `load_inventory` knows, sorted."""
+    return sorted(
+        entry.name.removesuffix(".json")
+        for entry in _folder().iterdir()
+        if entry.name.endswith(".json")
+    )
+
+
+@functools.cache
+def load_inventory(model: str, *, resolution: int = 1024) -> ModelInventory:
+    """Return the layers of a model, with the rows per call at an image size.
+
+    Parameters
+    ----------
+    model : str
+        One of `list_models`.
+    resolution : {1024, 512}
+        Height and width of the image in pixels.
+
+    Raises
+    ------
+    InputError
+        If the model or the resolution is unknown.
+    """
+    known = list_models()
+    if model not in known:
+        raise InputError(unknown_name("model", str(model), known))
+    if resolution not in RESOLUTIONS:
+        raise InputError(f"resolution must be 512 or 1024 pixels, got {resolution}")
+    record = json.loads((_folder() / f"{model}.json").read_text(encoding="utf-8"))
+    return ModelInventory(
+        model=model,
+        model_class=record["class"],
+        source=record["source"],
+        width=record["width"],
+        cfg_batch=record["cfg_batch"],
+        text_tokens=record["text_tokens"],
+        resolution=resolution,
+        layers=tuple(
+            _layer(row, block, RESOLUTIONS.index(resolution))
+            for section in record["sections"]
+            for block in range(*section.get("blocks", (0, 1)))
+            for row in section["layers"]
+        ),
+    )
+
+
+def _folder() -> resources.abc.Traversable:
+    return resources.files("loraq_sim.dumps") / "inventories"
+
+
+def _layer(row: dict, block: int, size: int) -> InventoryLayer:
+    name = row["name"].replace("{}", str(block))
+    return InventoryLayer(
+        name=name,
+        kind=row["kind"],
+        n=row["n"],
+        k=row["k"],
+        has_bias=row["bias"],
+        op=row["op"],
+        rows_per_call=row["rows"][size],
+        calls_per_step=row.get("calls", 1),
+        is_quantized=row["quantized"],
+        group=row.get("group", name).replace("{}", str(block)),
+    )
+
+
+_MAX_CONFIG_BYTES = 1 << 20
+_IMAGE_KIND = "patch_embed"
+
+
+def config_path(path: Path) -> Path:
+    """Where the configuration of a checkpoint at `path` stands, if there is one."""
+    return path.parent / "config.json"
+
+
+def with_roles(path: Path, stored: StoredDump) -> StoredDump:
+    """`stored` with a kind for every layer, and the rows that a ``config.json`` tells."""
+    named = kinds_of(stored.layers)
+    layers = {
+        name: layer if layer.kind is not None else dataclasses.replace(layer, kind=named[name])
+        for name, layer in stored.layers.items()
+    }
+    silent = {name: named[name] for name, layer in layers.items() if layer.rows_per_call is None}
+    for name in layers.keys() - silent.keys():
+        layers[name] = dataclasses.replace(layers[name], rows_source=_recorded(stored.meta))
+    rows, source = _rows_of_config(path, silent) if silent else ({}, "")
+    for name, count in rows.items():
+        layers[name] = dataclasses.replace(layers[name], rows_per_call=count, rows_source=source)
+    return dataclasses.replace(stored, layers=layers)
+
+
+def rows_of_model(
+    kinds: Mapping[str, str], model: str, resolution: int
+) -> tuple[dict[str, int], str]:
+    """Rows per call of the layers of a published model, and in words where they come from.
+
+    Parameters
+    ----------
+    kinds : mapping of str to str
+        Kind by layer name. A layer is found by its name, else by its kind.
+    model : str
+        One of `loraq_sim.dumps.kinds.list_models`.
+    resolution : int
+        Pixels, 1024 or 512.
+
+    Raises
+    ------
+    InputError
+        If the model or the resolution is unknown, or none of the layers is in the model.
+    """
+    inventory = load_inventory(model, resolution=resolution)
+    rows = _found(kinds, {layer.name: layer.rows_per_call for layer in inventory.layers}, inventory)
+    if not rows:
+        raise InputError(
+            f"--model {model}: none of the {len(kinds)} layers, such as {next(iter(kinds), '')!r}, "
+            "has a name or kind of that model; give --rows instead"
+        )
+    return rows, f"{model} at {resolution} px, {_samples(inventory.cfg_batch)}"
+
+
+def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
+    """Sentences for the user on rows per call, given with their source by layer name."""
+    by_source: dict[str, list[str]] = {}
+    for name, (count, source) in rows.items():
+        by_source.setdefault("" if count is None else source, []).append(name)
+    notes = []
+    for source, names in by_source.items():
+        where = f"{len(names)} of {len(rows)} layers, such as {names[0]}"
+        if not source:
+            notes.append(
+                f"rows per call (M) are not known for {where}: no latency, energy or traffic for "
+                "them; give --rows M (samples x tokens of one call, guidance included), "
+                "--rows 'PATTERN=M' or --model NAME"
+            )
+        elif source == SAMPLED_ROWS:
+            notes.append(
+                f"rows per call (M) are taken to be the {source} for {where} "
+                f"(M = {rows[names[0]][0]}); give --rows M if a call has others"
+            )
+        elif source not in ("given", "dump"):
+            notes.append(f"rows per call (M) from {source}: {where} (M = {rows[names[0]][0]})")
+    return notes
+
+
+def _recorded(meta: Mapping[str, object]) -> str:
+    """Source of rows that a dump states, with the samples of a call where it says them."""
+    batch, images = (meta.get(key, 1) for key in ("cfg_batch", "images"))
+    if "cfg_batch" not in meta or not all(type(n) is int and n > 0 for n in (batch, images)):
+        return "dump"
+    of_images = f"{images} images, " if images > 1 else ""
+    return f"dump, {of_images}{_samples(batch * images)}"
+
+
+def _samples(count: int) -> str:
+    return "1 sample per call" if count == 1 else f"{count} samples per call (guidance included)"
+
+
+def _rows_of_config(path: Path, kinds: Mapping[str, str]) -> tuple[dict[str, int], str]:
+    """Rows by layer name from the config beside `path`; none where it does not tell the image."""
+    config = _config(config_path(path))
+    patches = _patches(config)
+    if patches is None:
+        return {}, ""
+    name = config.get("_class_name")
+    inventory = _inventories().get(name) if isinstance(name, str) else None
+    samples = inventory.cfg_batch if inventory is not None else 1
+    if inventory is None:
+        image = _image_kinds()
+        rows = {layer: patches for layer, kind in kinds.items() if kind in image}
+    else:
+        rows = _found(kinds, _rows_at(inventory, samples * patches), inventory)
+    return rows, f"config.json ({patches} patches an image), {_samples(samples)}"
+
+
+def _config(path: Path) -> dict[str, object]:
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _patches(config: Mapping[str, object]) -> int | None:
+    """Patches of one image, None if the config does not say both sizes."""
+    patch, size = config.get("patch_size"), config.get("sample_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    for number in (patch, *sides):
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 2**16:
+            return None
+    return (sides[0] // patch) * (sides[1] // patch) or None
+
+
+@lru_cache(maxsize=1)
+def _inventories() -> dict[object, ModelInventory]:
+    """The inventory of each class of models; models of one class agree in rows."""
+    return {inventory.model_class: inventory for inventory in map(load_inventory, list_models())}
+
+
+def _found(
+    kinds: Mapping[str, str], rows: Mapping[str, int], inventory: ModelInventory
+) -> dict[str, int]:
+    """Rows of the layers whose name is in `rows`, or whose kind has one count there."""
+    counts: dict[str, set[int]] = {}
+    for layer in inventory.layers:
+        if layer.name in rows:
+            counts.setdefault(layer.kind, set()).add(rows[layer.name])
+    by_kind = {kind: found.pop() for kind, found in counts.items() if len(found) == 1}
+    found = {name: rows.get(name, by_kind.get(kind)) for name, kind in kinds.items()}
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def _rows_at(inventory: ModelInventory, image: int) -> dict[str, int]:
+    """Rows by layer name where all samples of a call have `image` patches together."""
+    large, small = (
+        {
+            layer.name: layer.rows_per_call
+            for layer in load_inventory(inventory.model, resolution=size).layers
+        }
+        for size in RESOLUTIONS
+    )
+    (first,) = (layer.name for layer in inventory.layers if layer.kind == _IMAGE_KIND)
+    step = large[first] - small[first]
+    rows = {}
+    for name, count in large.items():
+        added, rest = divmod((count - small[name]) * (image - large[first]), step)
+        if rest == 0 and count + added > 0:
+            rows[name] = count + added
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _image_kinds() -> set[str]:
+    """Kinds whose rows are those of the image in every model: for a class without an inventory."""
+    kinds: dict[str, bool] = {}
+    for inventory in _inventories().values():
+        image = next(x.rows_per_call for x in inventory.layers if x.kind == _IMAGE_KIND)
+        for layer in inventory.layers:
+            kinds[layer.kind] = kinds.get(layer.kind, True) and layer.rows_per_call == image
+    return {kind for kind, follows in kinds.items() if follows}

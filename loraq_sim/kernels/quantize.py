@@ -1,0 +1,389 @@
+"""Round groups of a row to integer codes, with the best of several candidate scales each.
+
+Squared errors are summed in 32 lanes, which a compiler may keep in vector registers without being
+allowed to reorder a float sum (with 16, LLVM 20 unrolls the loop into scalar code, at half the
+speed). Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
+integer, ties to even.
+
+A search sums each candidate twice at most: first in whatever order is quickest (`reassoc`), then,
+if that comes near the least error so far, in the one order that decides. The quick sum also rounds
+by `rint`, which gives the same codes. Neither may use fused products (`contract`): their errors
+differ by more than a share of the sum where values lie on the grid.
+
+What rounding leaves of W - P, group by group, with scales that follow a slowly moving P.
+
+Each call tries the group's last scale, one a step below or above it, and now and then a fresh one
+from the range of the group: a search that costs two candidates instead of some thirty, because P
+moves little between calls. Sums are kept in lanes as in `loraq_sim.kernels.quantize`.
+
+Gradient of a smooth measure of the range of each group of W - P.
+
+F_p = 1/2 sum_g ||v_g - c_g||_p^2, v = W - P. For large p this is half the squared half-range, and
+with integers of free scale the rounding error of a group is proportional to its range. The center
+c_g is 0, or half a step towards the extreme for a grid with one more code on that side; it is
+treated as constant. -dF/dv = -amax |u|^(p-2) u (sum |u|^p)^(2/p - 1) with u = (v - c) / amax.
+"""
+
+import math
+
+import numpy as np
+
+from loraq_sim.kernels.jit import njit
+
+__all__ = [
+    "group_error",
+    "group_extremes",
+    "quantize_groups",
+    "range_direction",
+    "round_residual",
+    "round_residual_e2m1",
+]
+
+
+_LANES = 32
+_ROUND = np.float32(1.5 * 2**23)
+
+
+@njit(inline="always")
+def group_error(values, n, scale, lo, hi, lanes):
+    """Squared error of the first `n` float32 `values` on the integer grid of `scale`.
+
+    Codes come from a product with 1 / scale: at a tie they may differ from those of a division,
+    with the same error. `lanes` is scratch of shape (32,), float32.
+    """
+    inverse = np.float32(1) / scale
+    for lane in range(_LANES):
+        lanes[lane] = np.float32(0)
+    full = n - n % _LANES
+    for j in range(0, full, _LANES):
+        for lane in range(_LANES):
+            x = values[j + lane]
+            q = (min(max(x * inverse, lo), hi) + _ROUND) - _ROUND
+            miss = x - q * scale
+            lanes[lane] += miss * miss
+    error = np.float32(0)
+    for lane in range(_LANES):
+        error += lanes[lane]
+    for j in range(full, n):
+        x = values[j]
+        q = (min(max(x * inverse, lo), hi) + _ROUND) - _ROUND
+        miss = x - q * scale
+        error += miss * miss
+    return error
+
+
+@njit(cache=True, fastmath={"nnan", "nsz"})
+def group_extremes(x, group, extremes):
+    """Write the signed element of largest magnitude of each group, the positive one on ties.
+
+    Parameters
+    ----------
+    x : ndarray of shape (rows, K), float32
+    group : int
+        Elements per scale; the last group of a row may be short.
+    extremes : ndarray of shape (rows, groups), float32
+        Written in place.
+    """
+    k = x.shape[1]
+    for i in range(x.shape[0]):
+        row = x[i]
+        for g in range(extremes.shape[1]):
+            top = np.float32(0)
+            bottom = np.float32(0)
+            for value in row[g * group : min(g * group + group, k)]:
+                top = max(top, value)
+                bottom = min(bottom, value)
+            extremes[i, g] = top if top >= -bottom else bottom
+
+
+@njit(cache=True)
+def quantize_groups(x, candidates, group, lo, hi, codes, scales):
+    """Write codes and scales of every group; checks nothing.
+
+    Parameters
+    ----------
+    x : ndarray of shape (rows, K), float32
+    candidates : ndarray of shape (rows, groups, C), float32
+        Scales to try, already rounded to the stored scale format; 0 marks an all-zero group.
+    group : int
+        Elements per scale; the last group of a row may be short.
+    lo, hi : float32
+        Smallest and largest code.
+    codes : ndarray of shape (rows, K), int8
+        Written in place: clip(round half to even(x / scale), lo, hi).
+    scales : ndarray of shape (rows, groups), float32
+        Written in place: the candidate of least squared error, the first one on ties.
+    """
+    k = x.shape[1]
+    lanes = np.zeros(_LANES, dtype=np.float32)
+    for i in range(x.shape[0]):
+        # Neighboring groups are alike: what served the last one sets a bar that most miss.
+        guess = 0
+        for g in range(candidates.shape[1]):
+            values = x[i, g * group : min(g * group + group, k)]
+            tried = candidates[i, g]
+            if tried.size > 1 and tried[0] != np.float32(0):
+                guess = _best_candidate(values, tried, guess, lo, hi, lanes)
+                scales[i, g] = tried[guess]
+            else:
+                scales[i, g] = tried[0]
+            _round_group(values, scales[i, g], lo, hi, codes[i, g * group : g * group + group])
+
+
+@njit
+def _best_candidate(values, tried, guess, lo, hi, lanes):
+    """Index of the scale of least error, the first on ties; `guess` is tried before the others."""
+    # Two sums of n terms in different orders differ by less than 2 n 2**-24 of either.
+    slack = np.float32(1 + values.size * 2.0**-22)
+    # The smallest factors of a tiny scale are zero in its stored format: nothing to divide by.
+    best = guess if tried[guess] != np.float32(0) else 0
+    guess = best
+    least = group_error(values, values.size, tried[best], lo, hi, lanes)
+    if not least < np.inf:
+        best, least = 0, np.float32(np.inf)
+    for c in range(tried.size):
+        if (
+            c == guess
+            or tried[c] == np.float32(0)
+            or _quick_error(values, tried[c], lo, hi) > least * slack
+        ):
+            continue
+        error = group_error(values, values.size, tried[c], lo, hi, lanes)
+        if error < least or (error == least and c < best):
+            best, least = c, error
+    return best
+
+
+@njit(fastmath={"reassoc", "nnan"})
+def _quick_error(values, scale, lo, hi):
+    """As `group_error`, summed in another order."""
+    inverse = np.float32(1) / scale
+    error = np.float32(0)
+    for j in range(values.size):
+        x = values[j]
+        miss = x - np.rint(min(max(x * inverse, lo), hi)) * scale
+        error += miss * miss
+    return error
+
+
+@njit(fastmath={"nnan"})
+def _round_group(values, scale, lo, hi, codes):
+    if scale == np.float32(0):
+        codes[:] = 0
+        return
+    for j in range(values.size):
+        codes[j] = np.int8(np.int32(np.rint(min(max(values[j] / scale, lo), hi))))
+
+
+_E2M1_MAX = np.float32(6)
+
+
+@njit(cache=True)
+def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scales):
+    """Turn `product` into (W - P) - round(W - P) on an integer grid; returns its squared norm.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (rows, K), float32
+    product : ndarray of shape (rows, K), float32
+        P on entry, overwritten by the error.
+    group : int
+        Elements per scale; the last group of a row may be short.
+    lo, hi : float32
+        Smallest and largest code.
+    fresh : float32
+        What code the extreme of a group gets under a fresh scale; negative for scales with a sign.
+        0: fresh scales only for groups without a scale.
+    is_power : bool
+        Whether scales are powers of two.
+    steps : ndarray of shape (C,), float32
+        Factors of the last scale to try.
+    scales : ndarray of shape (rows, groups), float32
+        Last scales on entry, 0 where there is none; overwritten by the best.
+    """
+    k = weight.shape[1]
+    lanes = np.zeros(_LANES, dtype=np.float32)
+    v = np.empty(group, dtype=np.float32)
+    total = 0.0
+    for i in range(weight.shape[0]):
+        for g in range(scales.shape[1]):
+            start = g * group
+            n = min(start + group, k) - start
+            for j in range(n):
+                v[j] = weight[i, start + j] - product[i, start + j]
+            best, error = scales[i, g], np.inf
+            if best != np.float32(0):
+                last = best
+                for c in range(steps.size):
+                    trial = group_error(v, n, last * steps[c], lo, hi, lanes)
+                    if trial < error:
+                        best, error = last * steps[c], trial
+            if fresh != np.float32(0) or best == np.float32(0):
+                scale = _fresh_scale(v, n, fresh if fresh != np.float32(0) else hi, is_power)
+                if scale != np.float32(0):
+                    trial = group_error(v, n, scale, lo, hi, lanes)
+                    if trial < error:
+                        best, error = scale, trial
+            scales[i, g] = best
+            if best == np.float32(0):
+                for j in range(n):
+                    product[i, start + j] = v[j]
+                continue
+            total += error
+            inverse = np.float32(1) / best
+            for j in range(n):
+                q = (min(max(v[j] * inverse, lo), hi) + _ROUND) - _ROUND
+                product[i, start + j] = v[j] - q * best
+    return total
+
+
+@njit(cache=True)
+def round_residual_e2m1(weight, product, group, fresh, is_power, steps, scales):
+    """As `round_residual`, for the elements 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives."""
+    k = weight.shape[1]
+    lanes = np.zeros(_LANES, dtype=np.float32)
+    v = np.empty(group, dtype=np.float32)
+    total = 0.0
+    for i in range(weight.shape[0]):
+        for g in range(scales.shape[1]):
+            start = g * group
+            n = min(start + group, k) - start
+            for j in range(n):
+                v[j] = weight[i, start + j] - product[i, start + j]
+            best, error = scales[i, g], np.inf
+            if best != np.float32(0):
+                last = best
+                for c in range(steps.size):
+                    trial = _error_e2m1(v, n, last * steps[c], lanes)
+                    if trial < error:
+                        best, error = last * steps[c], trial
+            if fresh != np.float32(0) or best == np.float32(0):
+                scale = _fresh_scale(v, n, np.float32(_E2M1_MAX), is_power)
+                if scale != np.float32(0):
+                    trial = _error_e2m1(v, n, scale, lanes)
+                    if trial < error:
+                        best, error = scale, trial
+            scales[i, g] = best
+            if best == np.float32(0):
+                for j in range(n):
+                    product[i, start + j] = v[j]
+                continue
+            total += error
+            inverse = np.float32(1) / best
+            for j in range(n):
+                product[i, start + j] = v[j] - _round_e2m1(v[j] * inverse) * best
+    return total
+
+
+@njit(inline="always")
+def _fresh_scale(v, n, code, is_power):
+    """The scale that puts the extreme of `v` on `code`, rounded up to a power of two if asked."""
+    top = np.float32(0)
+    bottom = np.float32(0)
+    for j in range(n):
+        top = max(top, v[j])
+        bottom = min(bottom, v[j])
+    scale = (top if top >= -bottom else bottom) / code
+    if is_power or code > np.float32(0):
+        scale = abs(scale)
+    if is_power and scale != np.float32(0):
+        scale = np.float32(2.0 ** math.ceil(math.log2(scale)))
+    return scale
+
+
+@njit(inline="always")
+def _round_e2m1(x):
+    size = min(abs(x), _E2M1_MAX)
+    # Spacing 0.5 below 2, 1 below 4, 2 above; an even multiple of it has an even mantissa.
+    per_unit = np.float32(2) if size < 2 else (np.float32(1) if size < 4 else np.float32(0.5))
+    spacing = np.float32(0.5) if size < 2 else (np.float32(1) if size < 4 else np.float32(2))
+    return math.copysign(((size * per_unit + _ROUND) - _ROUND) * spacing, x)
+
+
+@njit(inline="always")
+def _error_e2m1(v, n, scale, lanes):
+    inverse = np.float32(1) / scale
+    for lane in range(_LANES):
+        lanes[lane] = np.float32(0)
+    full = n - n % _LANES
+    for j in range(0, full, _LANES):
+        for lane in range(_LANES):
+            x = v[j + lane]
+            miss = x - _round_e2m1(x * inverse) * scale
+            lanes[lane] += miss * miss
+    error = np.float32(0)
+    for lane in range(_LANES):
+        error += lanes[lane]
+    for j in range(full, n):
+        x = v[j]
+        miss = x - _round_e2m1(x * inverse) * scale
+        error += miss * miss
+    return error
+
+
+# Smaller elements weigh 2**-(3 p) of the largest: nothing; their powers would be subnormal.
+_FLOOR = np.float32(2.0**-6)
+
+
+@njit(cache=True)
+def range_direction(weight, product, group, doublings, offset):
+    """Turn `product` into dF/dv, the direction in which P flattens W - P.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (rows, K), float32
+    product : ndarray of shape (rows, K), float32
+        P on entry, overwritten by the direction.
+    group : int
+        Elements per scale; the last group of a row may be short.
+    doublings : int
+        log2 p, from 3 to 5.
+    offset : float32
+        Shift of the center towards the extreme, as a share of the range of the group.
+    """
+    k = weight.shape[1]
+    v = np.empty(group, dtype=np.float32)
+    power = np.empty(group, dtype=np.float32)
+    lanes = np.zeros(_LANES, dtype=np.float32)
+    exponent = 2.0 / 2.0**doublings - 1.0
+    for i in range(weight.shape[0]):
+        for start in range(0, k, group):
+            n = min(start + group, k) - start
+            top = np.float32(0)
+            bottom = np.float32(0)
+            for j in range(n):
+                x = weight[i, start + j] - product[i, start + j]
+                v[j] = x
+                top = max(top, x)
+                bottom = min(bottom, x)
+            if top == bottom:
+                for j in range(n):
+                    product[i, start + j] = np.float32(0)
+                continue
+            center = offset * (top - bottom)
+            if top < -bottom:
+                center = -center
+            amax = max(top - center, center - bottom)
+            inverse = np.float32(1) / amax
+            for j in range(n):
+                u = (v[j] - center) * inverse
+                power[j] = max(u * u, _FLOOR)
+            for _ in range(doublings - 1):
+                for j in range(n):
+                    power[j] = power[j] * power[j]
+            for lane in range(_LANES):
+                lanes[lane] = np.float32(0)
+            full = n - n % _LANES
+            for j in range(0, full, _LANES):
+                for lane in range(_LANES):
+                    lanes[lane] += power[j + lane]
+            total = np.float32(0)
+            for lane in range(_LANES):
+                total += lanes[lane]
+            for j in range(full, n):
+                total += power[j]
+            factor = np.float32(total**exponent)
+            for j in range(n):
+                shifted = v[j] - center
+                u = shifted * inverse
+                product[i, start + j] = shifted * (power[j] / max(u * u, _FLOOR)) * factor

@@ -1,0 +1,361 @@
+"""One number for every layer in every case: the matrices behind the heat map.
+
+They are most of a large page. So a line of equal values is one value, what the page can divide
+itself is not stored twice, and a page of many cells has three digits instead of five.
+
+What the scripts of the page draw, as plain values for JSON: every number once, no markup.
+
+The keys of the result are the names the scripts use. Colors come in pairs, light and dark.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from loraq_sim.reporting.labels import (
+    NO_BRANCH,
+    SERIES_COLORS,
+    branch_markers,
+    dark_color,
+    main_and_branch,
+    main_colors,
+    part_colors,
+)
+from loraq_sim.reporting.report_data import COSTS, PART_NAMES, Answer, ReportData
+from loraq_sim.reporting.sections import MethodClass
+from loraq_sim.results.columns import choose_unit, column_for, is_missing
+from loraq_sim.results.wording import pretty_unit
+
+__all__ = [
+    "common_prefix",
+    "layer_cells",
+    "plot_data",
+    "rounded",
+]
+
+
+Row = Mapping[str, Any]
+
+_SHARES = {"latency_s": "share of the model's latency", "energy_j": "share of the model's energy"}
+_LAYER_VALUES = {
+    "output_error": "output error",
+    "relative:output_error": "output error, of the model's in that case",
+    "weight_error": "weight error",
+    "relative:weight_error": "weight error, of the model's in that case",
+    **{f"share:{key}": heading for key, heading in _SHARES.items()},
+    "safe_acc_bits": "safe accumulator bits",
+    "overflow_count": "overflows",
+}
+# Digits that survive in the page; the CSV files beside it hold all of them.
+_DIGITS = 5
+_MANY_CELLS = 20_000
+_FEW_DIGITS = 3
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """Leading dotted parts that all names share and that none consists of alone."""
+    prefix = os.path.commonprefix(list(names)) if len(names) > 1 else ""
+    return prefix[: prefix.rfind(".") + 1]
+
+
+def rounded(value: Any, digits: int = _DIGITS) -> Any:
+    """Numbers cut to the digits a reader sees; what JSON cannot hold as null."""
+    if is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
+    """Layers, cases and the known quantities of one context, ``z[case][layer]`` each.
+
+    A line ``z[case]`` of equal values is that value. A quantity without ``z`` is the one it is
+    ``of``, each line divided by its number in ``by``.
+    """
+    rows = [row for row in data.rows if row["context"] == context]
+    names = list(dict.fromkeys(str(row["layer"]) for row in rows))
+    kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
+    labels = _by_error(data, context, rows)
+    cells = {(row["label"], str(row["layer"])): row for row in rows}
+    prefix = common_prefix(names)
+    place = {label: i for i, label in enumerate(labels)}
+    column = {name: j for j, name in enumerate(names)}
+    digits = _FEW_DIGITS if len(data.rows) > _MANY_CELLS else _DIGITS
+    found: dict[str, Any] = {
+        "names": [name.removeprefix(prefix) for name in names],
+        "prefix": prefix,
+        "kinds": [kinds[name] for name in names],
+        "labels": labels,
+        "bounds": _codes([[(cells.get((c, n)) or {}).get("bound") for n in names] for c in labels]),
+        "failed": [
+            [place[row["label"]], column[str(row["layer"])]]
+            for row in rows
+            if row.get("status") != "ok"
+        ],
+        "quantities": [],
+    }
+    totals = {row["label"]: row for row in data.totals_of(context)}
+    known: set[str] = set()
+    for key, heading in _LAYER_VALUES.items():
+        way, _, of = key.rpartition(":")
+        if way == "relative":
+            by = [totals.get(label, {}).get(of) or None for label in labels]
+            if of in known and any(by):
+                divided = {"of": of, "by": [rounded(whole) for whole in by]}
+                found["quantities"].append({"key": key, "heading": heading} | divided)
+            continue
+        matrix = _matrix(key, labels, names, cells, digits)
+        if any(value is not None for line in matrix for value in line):
+            known.add(key)
+            lines = [_line(line) for line in matrix]
+            found["quantities"].append({"key": key, "heading": heading, "z": lines})
+    return found
+
+
+def _by_error(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
+    """Labels from the largest error to the least; those without a total last."""
+    errors = {row["label"]: row.get(data.error) for row in data.totals_of(context)}
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    return sorted(labels, key=lambda label: -(errors.get(label) or 0.0))
+
+
+def _codes(words: list[list[Any]]) -> dict[str, Any]:
+    """Repeated words as a list of them and indices, -1 for none."""
+    names = list(dict.fromkeys(word for line in words for word in line if word))
+    index = {name: i for i, name in enumerate(names)}
+    return {"names": names, "at": [_line([index.get(w, -1) for w in line]) for line in words]}
+
+
+def _line(values: list[Any]) -> Any:
+    return values[0] if len(values) > 1 and len(set(values)) == 1 else values
+
+
+def _matrix(
+    key: str,
+    labels: Sequence[str],
+    names: Sequence[str],
+    cells: Mapping[tuple, Row],
+    digits: int,
+) -> list[list[Any]]:
+    way, _, column = key.rpartition(":")
+    matrix = []
+    for label in labels:
+        own = [cells.get((label, name)) or {} for name in names]
+        values = [row.get(column) if row.get("status") == "ok" else None for row in own]
+        if way == "share":
+            # One call's cost times the calls, over the sum of all layers.
+            times = [
+                None if is_missing(value) else value * (row.get("calls_per_step") or 1)
+                for value, row in zip(values, own, strict=True)
+            ]
+            values = _over(times, sum(value for value in times if value is not None))
+        matrix.append([rounded(value, digits) for value in values])
+    return matrix
+
+
+def _over(values: Sequence[Any], whole: float | None) -> list[float | None]:
+    return [None if is_missing(value) or not whole else value / whole for value in values]
+
+
+_SYMBOLS = {
+    **{"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "p": "pentagon"},
+    **{"X": "x", "v": "triangle-down", "P": "cross", "<": "triangle-left", "h": "hexagon"},
+    **{"*": "star", ">": "triangle-right"},
+}
+_FACETS = {
+    **{"main": "Main precision", "branch": "Low-rank branch", "method": "Method"},
+    **{"preset": "Preset", "family": "Elements", "group_size": "Group", "seed": "Seed"},
+    **{"acc_bits": "Accumulator bits", "overflow": "Overflow rule"},
+    **{"products_per_add": "Products per add", "accumulators": "Accumulators"},
+    **{"token_limit": "Tokens", "options": "Other settings"},
+}
+_POINT_VALUES = (
+    *("output_error", "weight_error", "sqnr_db", "bits_per_weight", *COSTS),
+    *("overflow_count", "safe_acc_bits", "utilization"),
+)
+
+
+def plot_data(
+    data: ReportData, found: Sequence[Answer], methods: Sequence[MethodClass]
+) -> dict[str, Any]:
+    """Everything the page draws."""
+    contexts = data.contexts
+    splits = [str(row["split"]) for row in data.totals]
+    return {
+        "contexts": contexts,
+        "answers": {a.context: a.best["label"] for a in found if a.best is not None},
+        "answerCosts": {a.context: a.cost for a in found if a.best is not None},
+        "error": data.error,
+        "columns": _columns(data),
+        "looks": {
+            "main": {name: _pair(color) for name, color in main_colors(splits).items()},
+            "branch": {name: _SYMBOLS[mark] for name, mark in branch_markers(splits).items()},
+            "series": [_pair(color) for color in SERIES_COLORS],
+            "parts": {name: _pair(color) for name, color in part_colors(_all_parts(data)).items()},
+        },
+        "partNames": PART_NAMES,
+        "facets": _facets(data),
+        "uncertainty": {
+            context: {key: data.uncertainty[name][key] for key in ("bound", "seen")}
+            for context in contexts
+            if (name := data.accelerator_of(context)) in data.uncertainty
+        },
+        "points": [_point(row) for row in data.totals if row.get("status") == "ok"],
+        "layers": {context: layer_cells(data, context) for context in contexts},
+        "kinds": [_kind(row, data.error) for row in data.kinds],
+        "parts": [_part(row) for row in data.parts],
+        "accumulators": _accumulators(data),
+        "methods": [_method(item) for item in methods],
+        "mixed": [_mix(mix) for mix in data.mixed],
+        "validation": [
+            {
+                key: rounded(row[key])
+                for key in ("device", "kernel", "m", "n", "k", "measured_ms", "predicted_ms")
+            }
+            for row in data.validation
+        ],
+    }
+
+
+def _pair(color: str) -> list[str]:
+    return [color, dark_color(color)]
+
+
+def _columns(data: ReportData) -> dict[str, dict[str, Any]]:
+    """Heading and units of each drawn column; the unit is chosen per context, so cells compare."""
+    found = {}
+    for key in dict.fromkeys((data.error, *_POINT_VALUES)):
+        column = column_for(key)
+        units = {}
+        for context in data.contexts:
+            values = [row.get(key) for row in data.totals_of(context)]
+            unit = choose_unit(values, column.quantity)
+            units[context] = [pretty_unit(unit.symbol), unit.size]
+        unit = choose_unit([row.get(key) for row in data.totals], column.quantity)
+        known = any(not is_missing(row.get(key)) for row in data.totals)
+        found[key] = {
+            "heading": column.heading[:1].upper() + column.heading[1:],
+            "quantity": column.quantity,
+            "units": units,
+            "unit": [pretty_unit(unit.symbol), unit.size],
+            "known": known,
+        }
+    return found
+
+
+def _facet_values(row: Row) -> dict[str, str]:
+    main, branch = main_and_branch(str(row["split"]))
+    values = {"main": main, "branch": "no branch" if branch == NO_BRANCH else branch}
+    for key in _FACETS:
+        if key not in values:
+            value = row.get(key)
+            values[key] = "default" if value is None or value == "" else str(value)
+    return values
+
+
+def _facets(data: ReportData) -> list[dict[str, Any]]:
+    """What points can be filtered by: everything that takes more than one value."""
+    values: dict[str, dict[str, None]] = {key: {} for key in _FACETS}
+    telling: set[str] = set()
+    for context in data.contexts:
+        rows = [_facet_values(row) for row in data.totals_of(context)]
+        for key in _FACETS:
+            own = dict.fromkeys(row[key] for row in rows)
+            values[key].update(own)
+            # What only differs between accelerators is theirs and no choice.
+            if len(own) > 1:
+                telling.add(key)
+    return [
+        {"key": key, "heading": _FACETS[key], "values": _in_order(found)}
+        for key, found in values.items()
+        if key in telling
+    ]
+
+
+def _in_order(values: Iterable[str]) -> list[str]:
+    return sorted(values, key=lambda v: (v != "no branch", float(v) if v.isdigit() else 0, v))
+
+
+def _point(row: Row) -> dict[str, Any]:
+    return {
+        "context": row["context"],
+        "label": row["label"],
+        "facets": _facet_values(row),
+        "rank": row.get("rank"),
+        "branchKey": main_and_branch(str(row["split"]))[1],
+        "fronts": list(row["fronts"]),
+        **{key: rounded(row.get(key)) for key in _POINT_VALUES},
+    }
+
+
+def _kind(row: Row, error: str) -> dict[str, Any]:
+    main, branch = main_and_branch(str(row["split"]))
+    return {
+        **{key: row[key] for key in ("context", "label", "kind", "n_layers")},
+        "main": main,
+        "branch": branch,
+        "error": rounded(row.get(error)),
+    }
+
+
+def _accumulators(data: ReportData) -> list[dict[str, Any]]:
+    """Per context and case: bits the least and the most demanding layer needed, and overflows."""
+    cases: dict[tuple[str, str], list[Row]] = {}
+    for row in data.rows:
+        if not is_missing(row.get("safe_acc_bits")):
+            cases.setdefault((row["context"], row["label"]), []).append(row)
+    found = []
+    for (context, label), rows in cases.items():
+        widest = max(rows, key=lambda row: row["safe_acc_bits"])
+        guaranteed = [row.get("guaranteed_acc_bits") for row in rows]
+        found.append(
+            {
+                "context": context,
+                "label": label,
+                "low": min(row["safe_acc_bits"] for row in rows),
+                "high": widest["safe_acc_bits"],
+                "layer": str(widest["layer"]),
+                "guaranteed": max((bits for bits in guaranteed if bits is not None), default=None),
+                "array": widest.get("acc_bits"),
+                "rule": widest.get("overflow"),
+                "overflows": sum(row.get("overflow_count") or 0 for row in rows),
+            }
+        )
+    return found
+
+
+def _all_parts(data: ReportData) -> list[str]:
+    return [part for row in data.parts for cost in COSTS for part in row["parts"][cost]]
+
+
+def _part(row: Row) -> dict[str, Any]:
+    keys = ("context", "label", "kind", "m", "n", "k", "rank", "n_layers", "calls", "bound")
+    costs = {
+        cost: {name: rounded(value) for name, value in row["parts"][cost].items() if value}
+        for cost in COSTS
+    }
+    return {**{key: row[key] for key in keys}, "costs": costs}
+
+
+def _method(item: MethodClass) -> dict[str, Any]:
+    return {
+        "context": item.context,
+        "name": item.name,
+        "cases": [
+            {"method": method, "label": row["label"], "error": rounded(row[item.error])}
+            for method, row in item.best.items()
+        ],
+    }
+
+
+def _mix(mix: Any) -> dict[str, Any]:
+    def point(row: Row) -> dict[str, Any]:
+        numbers = {"cost": rounded(row[mix.cost]), "error": rounded(row[mix.error])}
+        return numbers | {"name": str(row.get("label") or row.get("mix") or "")}
+
+    return {
+        "context": mix.context,
+        "cost": mix.cost,
+        "frontier": [point(row) for row in mix.frontier],
+        "uniform": [point(row) for row in mix.gains],
+    }

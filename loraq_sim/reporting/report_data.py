@@ -1,0 +1,307 @@
+"""Everything a report shows, gathered elsewhere: frames of plain rows and where they come from.
+
+What the parts of a cost are called where people read them.
+
+The answer of a report: the verdict in each context, and what else to know about it.
+
+Which split to build is the verdict's (`loraq_sim.results.verdict`); here it gets the numbers around
+it: how sure the costs are, what overflows, what a mix would save, what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from loraq_sim.results.choice import COSTS
+from loraq_sim.results.columns import column_for, is_missing
+from loraq_sim.results.rows import EVALUATED
+from loraq_sim.results.verdict import Verdict, verdict_of
+from loraq_sim.results.wording import listing, percent_text
+
+__all__ = [
+    "Answer",
+    "BOUND_NAMES",
+    "COSTS",
+    "MixedModel",
+    "PART_NAMES",
+    "ReportData",
+    "answers",
+]
+
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedModel:
+    """Allocations of one split per layer in one context.
+
+    Attributes
+    ----------
+    context : str
+        Which `ReportData.contexts` entry.
+    cost, error : str
+        Columns of the rows.
+    frontier : sequence of rows
+        Allocations, cheapest first, each with `cost`, `error` and ``mix`` (how many layers run
+        which split).
+    gains : sequence of rows
+        One for each uniform split: ``split``, its `cost` and `error`, and the `mixed_error` of the
+        best allocation that costs no more.
+    """
+
+    context: str
+    cost: str
+    error: str
+    frontier: Sequence[Row]
+    gains: Sequence[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """What the page and its files show; every number in base units.
+
+    Attributes
+    ----------
+    title : str
+        What was swept, for the head of the page.
+    error : str
+        ``output_error``, or ``weight_error`` where no layer has activations.
+    rows : sequence of rows
+        One per layer and case, with ``label`` and ``context``.
+    totals : sequence of rows
+        Model totals with ``label``, ``context``, ``pareto`` (front of error and latency) and
+        ``fronts`` (names of the costs on whose front with the error the row is).
+    kinds : sequence of rows
+        Totals of the layers of one ``kind``.
+    parts : sequence of rows
+        Cost of one call: ``context``, ``label``, ``kind``, ``m``, ``n``, ``k``, ``n_layers``,
+        ``calls``, ``bound`` and, for each of `COSTS`, ``parts[cost]`` as ``{part: value}``.
+    mixed : sequence of MixedModel
+    validation, devices : sequence of rows
+        Predicted against measured times, and their summary per device.
+    uncertainty : mapping of str to row
+        By accelerator: ``bound``, the relative error the latency model is taken to have, and
+        ``seen``, what that was seen on; ``rows``, ``mean_error`` and ``worst_error`` where enough
+        was measured on this accelerator.
+    machines : mapping of str to mapping
+        By accelerator: ``title`` and ``facts``, the numbers of its file with their sources.
+    runs : sequence of rows
+        Provenance of every sweep into the store.
+    notes : sequence of str
+        What could not be shown, and why.
+    formulas : sequence of str
+        How errors of a model are formed.
+    version : str
+        Of the program.
+    """
+
+    title: str
+    error: str
+    rows: Sequence[Row]
+    totals: Sequence[Row]
+    kinds: Sequence[Row] = ()
+    parts: Sequence[Row] = ()
+    mixed: Sequence[MixedModel] = ()
+    validation: Sequence[Row] = ()
+    devices: Sequence[Row] = ()
+    uncertainty: Mapping[str, Row] = field(default_factory=dict)
+    machines: Mapping[str, Row] = field(default_factory=dict)
+    runs: Sequence[Row] = ()
+    notes: Sequence[str] = ()
+    formulas: Sequence[str] = ()
+    version: str = ""
+
+    @property
+    def contexts(self) -> list[str]:
+        """Where numbers compare: accelerators, or dumps on accelerators, in order."""
+        return list(dict.fromkeys(row["context"] for row in self.totals))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What to build, in each context and in all of them."""
+        return verdict_of(self.totals)
+
+    def accelerator_of(self, context: str) -> str:
+        """Name of the accelerator of a context."""
+        return next(str(r["accelerator"]) for r in self.totals if r["context"] == context)
+
+    def totals_of(self, context: str) -> list[Row]:
+        """Totals of one context that hold numbers."""
+        return [
+            row for row in self.totals if row["context"] == context and row.get("status") == "ok"
+        ]
+
+
+PART_NAMES = {
+    "main": "main branch",
+    "branch_down": "branch, X R\u1d40",
+    "branch_up": "branch, P L\u1d40",
+    "combine": "group scaling",
+    "tile": "tile overhead",
+    "stall": "waiting for memory",
+    "fill": "pipeline fill",
+    "dispatch": "kernel start",
+    "mac_main": "MACs, main branch",
+    "mac_branch": "MACs, branch",
+    "vector": "vector unit",
+    "unpack": "unpacking",
+    "l1": "L1",
+    "l2": "L2",
+    "dram": "DRAM",
+    "static": "static power",
+    "activations": "activations",
+    "weights": "main weights",
+    "factors": "branch factors",
+    "output": "output",
+    "p": "P",
+    "left": "branch, L",
+    "right": "branch, R",
+}
+"""A part that is not listed keeps its own name."""
+
+BOUND_NAMES = {
+    "compute": "MAC rate",
+    "vector": "vector unit",
+    "l1": "L1 bandwidth",
+    "l2": "L2 bandwidth",
+    "dram": "DRAM bandwidth",
+    "dispatch": "kernel start",
+    "side": "side unit",
+}
+
+
+# Savings below half a percent would read as 0 %.
+_WORTH_SAYING = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Answer of one context.
+
+    `best` is the total of the verdict's split, None where there is none; `cost` the cost it was
+    read from; `choices` are (role, total) pairs to choose from instead; `sentences` say it all, the
+    verdict's first.
+    """
+
+    context: str
+    verdict: Verdict
+    best: Row | None
+    cost: str
+    choices: Sequence[tuple[str, Row]]
+    sentences: Sequence[str]
+
+
+def answers(data: ReportData) -> list[Answer]:
+    """One answer for each context of `data`."""
+    return [_answer(data, context) for context in data.contexts]
+
+
+def _answer(data: ReportData, context: str) -> Answer:
+    verdict = data.verdict.on[context]
+    best = verdict.row
+    if best is None:
+        return Answer(
+            context=context,
+            verdict=verdict,
+            best=None,
+            cost=verdict.cost,
+            choices=(),
+            sentences=(f"{verdict.headline}.", *verdict.sentences, *_gaps(data, context)),
+        )
+    rows = [row for row in data.totals_of(context) if _has(row, verdict.error)]
+    return Answer(
+        context=context,
+        verdict=verdict,
+        best=best,
+        cost=verdict.cost,
+        choices=_choices(rows, best, verdict.error),
+        sentences=(
+            *verdict.sentences,
+            *_how_sure(data, context, rows),
+            *_overflows(data, best),
+            *_mixed(data, context, best, verdict.cost),
+            *_gaps(data, context),
+        ),
+    )
+
+
+def _has(row: Row, key: str) -> bool:
+    return not is_missing(row.get(key))
+
+
+def _how_sure(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
+    if not any(_has(row, "latency_s") for row in rows):
+        return []
+    found = []
+    name = data.accelerator_of(context)
+    known = data.uncertainty.get(name, {})
+    if "worst_error" in known:
+        n = known["rows"]
+        found.append(
+            f"The latency model was off by {percent_text(known['mean_error'])} on average and "
+            f"{percent_text(known['worst_error'])} at worst on {n} measured "
+            f"GEMM{'s' * (n != 1)} of {name}."
+        )
+    else:
+        elsewhere = f": taken as {percent_text(known['bound'])}, {known['seen']}" if known else ""
+        found.append(
+            f"Too little was measured on {name} to say how far its latencies are off{elsewhere}."
+        )
+    return found
+
+
+def _overflows(data: ReportData, best: Row) -> list[str]:
+    count, width = best.get("overflow_count"), best.get("safe_acc_bits")
+    if is_missing(count) or is_missing(width):
+        return []
+    bits = best.get("acc_bits")
+    array = f"its {bits}-bit accumulators" if bits else "its accumulators"
+    if count:
+        return [
+            f"{count:,} sums overflow {array}; {width} bits would hold every sum of this input."
+        ]
+    return [f"No sum overflows {array}; {width} bits would do for this input."]
+
+
+def _mixed(data: ReportData, context: str, best: Row, cost: str) -> list[str]:
+    for mix in data.mixed:
+        if (mix.context, mix.cost) != (context, cost):
+            continue
+        for gain in mix.gains:
+            if gain["label"] != best["label"] or not gain.get(mix.error):
+                continue
+            cut = 1 - gain["mixed_error"] / gain[mix.error]
+            if cut >= _WORTH_SAYING:
+                return [
+                    f"A split for each layer does better still: with no more "
+                    f"{column_for(cost).heading} a mix has {100 * cut:.0f} % less error."
+                ]
+    return []
+
+
+def _gaps(data: ReportData, context: str) -> list[str]:
+    own = [row for row in data.rows if row["context"] == context]
+    failed = sum(row.get("status") not in EVALUATED for row in own)
+    found = []
+    if failed:
+        n = len(own)
+        found.append(f"{failed} of {n} layer cases failed; they are listed at the end.")
+    partial = {
+        str(row["message"])
+        for row in data.totals
+        if row["context"] == context and row.get("message")
+    }
+    return found + [f"{text[:1].upper()}{text[1:]}." for text in sorted(partial)]
+
+
+def _choices(rows: Sequence[Row], best: Row, error: str) -> list[tuple[str, Row]]:
+    roles: dict[str, tuple[list[str], Row]] = {best["label"]: (["verdict"], best)}
+    for key in (error, *COSTS):
+        usable = [row for row in rows if _has(row, key)]
+        if not usable:
+            continue
+        row = min(usable, key=lambda r: (r[key], r[error]))
+        roles.setdefault(row["label"], ([], row))[0].append(f"least {column_for(key).heading}")
+    return [(listing(names), row) for names, row in roles.values()]

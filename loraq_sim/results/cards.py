@@ -1,0 +1,212 @@
+"""How Jupyter shows results: a title, facts and tables as HTML, every text escaped.
+
+Each card takes the object whose ``_repr_html_`` it is; this room stands below theirs, so it names
+their types in words only. `hwmodels.cards` is the same for machines and costs.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+__all__ = [
+    "allocation_card",
+    "dump_card",
+    "explanation_card",
+    "gemm_card",
+    "html_card",
+    "model_card",
+    "solution_card",
+]
+
+
+_BAR_CHARACTERS = 20
+_MOST_ROWS = 60
+
+
+def html_card(
+    title: str, facts: Mapping[str, object], *tables: Sequence[Mapping[str, object]]
+) -> str:
+    """HTML of a title, facts by name (None is left out) and tables given as rows.
+
+    Tables longer than 60 rows are cut; a line says by how many.
+    """
+    import pandas as pd
+
+    look = {"index": False, "border": 0}
+    known = [(name, str(value)) for name, value in facts.items() if value is not None]
+    shown = []
+    with pd.option_context("display.max_colwidth", None):
+        if known:
+            shown.append(pd.DataFrame(known).to_html(header=False, **look))
+        for rows in tables:
+            texts = [{name: str(cell) for name, cell in row.items()} for row in rows[:_MOST_ROWS]]
+            if texts:
+                shown.append(pd.DataFrame(texts).to_html(**look))
+            if len(rows) > _MOST_ROWS:
+                shown.append(f"<p>{len(rows) - _MOST_ROWS:,} more rows are not shown</p>")
+    return f"<strong>{escape(title)}</strong>{''.join(shown)}"
+
+
+def solution_card(solution: Any) -> str:
+    """A `Solution`: its rank, error and bytes, then the stored parts."""
+    shape = " x ".join(str(size) for size in solution.main.shape)
+    noise = solution.branch_noise
+    facts = {
+        "method": f"{solution.method}, preset {solution.preset}, seed {solution.seed}",
+        "rank": solution.rank,
+        "weight error": f"{solution.weight_error:.3%}",
+        "branch noise": None if noise is None else f"{noise:.3%} of the weight",
+        "stored": f"{_bytes_text(solution.nbytes)}, {solution.bits_per_weight:.3g} bits per weight",
+        "rotation": solution.rotation and f"Hadamard blocks of {solution.rotation}",
+        "solved in": f"{solution.seconds:.3g} s",
+    }
+    stored = {part: getattr(solution, part) for part in ("main", "left", "right")}
+    rows = [
+        {
+            "part": part,
+            "format": "float16" if stored.get(part) is None else stored[part].format,
+            "shape": " x ".join(
+                str(size) for size in getattr(stored.get(part), "shape", (solution.main.shape[1],))
+            ),
+            "bytes": f"{size:,}",
+            "share": f"{size / solution.nbytes:.1%}",
+            "": _bar(size / solution.nbytes),
+        }
+        for part, size in solution.bytes_by_part.items()
+        if size
+    ]
+    return html_card(f"Solution of a {shape} weight", facts, rows)
+
+
+def gemm_card(report: Any) -> str:
+    """A `GemmReport`: what overflowed and which accumulator would have been wide enough."""
+    rows, columns = report.acc.shape
+    facts = {
+        "overflowing adds": _count(report.overflow_count),
+        "overflowing tree sums": _count(report.tree_overflow_count),
+        "outputs affected": _count(report.outputs_affected, of=report.acc.size),
+        "first overflow at k": report.first_overflow_k,
+        "bits these operands need": report.safe_acc_bits,
+        "bits any activations need": report.guaranteed_acc_bits,
+        "route": report.route,
+    }
+    return html_card(f"Accumulators of {rows} x {columns} outputs", facts)
+
+
+def allocation_card(allocation: Any) -> str:
+    """An `Allocation`: totals against budgets, then the split of each layer."""
+    limits = allocation.budget
+    totals = [
+        {
+            "quantity": name,
+            "total": f"{value:.4g}",
+            "budget": f"{limits[name]:.4g}" if name in limits else "",
+            "used": f"{value / limits[name]:.1%}" if limits.get(name) else "",
+        }
+        for name, value in allocation.totals.items()
+    ]
+    facts = {
+        "minimized": f"{allocation.minimize} = {allocation.value:.4g}",
+        "found by": f"{allocation.method}, at most {allocation.gap:.2%} above the optimum",
+    }
+    names = ("layer", "kind", "split", "rank")
+    layers = [{name: row.get(name) for name in names} for row in allocation.rows]
+    title = f"One split for each of {len(layers)} layers on {allocation.accelerator}"
+    return html_card(title, facts, totals, layers)
+
+
+def explanation_card(explanation: Any) -> str:
+    """An `Explanation`: sources of error, then parts of the cost."""
+    row, summary = explanation.row, explanation.summary
+    measure = summary["measure"]
+    errors = [
+        {
+            "source": term["source"],
+            "share of the squared error": f"{term['share']:.1%}",
+            "": _bar(term["share"]),
+            "error without it": _percent(term.get("error_without")),
+            "error alone": _percent(term.get("error_alone")),
+            "meaning": term["meaning"],
+        }
+        for term in explanation.errors
+    ]
+    costs = [
+        {
+            "quantity": part["quantity"],
+            "part": part["part"],
+            "value": f"{part['value']:,.5g}",
+            "share": f"{part['share']:.1%}",
+            "": _bar(part["share"]),
+        }
+        for part in explanation.costs
+    ]
+    facts = {measure.replace("_", " "): _percent(summary["total_error"])}
+    facts |= {f"note {i}": note for i, note in enumerate(explanation.notes, start=1)}
+    title = f"{row['layer']} in {row['split']} on {row['accelerator']}"
+    return html_card(title, facts, errors, costs)
+
+
+def dump_card(path: object, infos: Mapping[str, Any], skipped: int) -> str:
+    """A `LayerDump`: its layers; None stands for one that cannot be described."""
+    facts = {"layers": len(infos), "tensors left out": skipped or None}
+    rows = [
+        {"layer": name, "kind": "cannot be read", "n": "", "k": "", "tokens": "", "bytes": ""}
+        if info is None
+        else {
+            "layer": name,
+            "kind": info.kind,
+            "n": f"{info.n:,}",
+            "k": f"{info.k:,}",
+            "tokens": "" if info.tokens is None else f"{info.tokens:,}",
+            "bytes": f"{info.nbytes:,}",
+        }
+        for name, info in infos.items()
+    ]
+    return html_card(f"Layer dump {path}", facts, rows)
+
+
+def model_card(path: object, records: Mapping[str, Any]) -> str:
+    """A `QuantizedModel`: what the file's directory says of each layer; no tensor is read."""
+    rows = [
+        {
+            "layer": name,
+            "method": record.get("method"),
+            **{part: _format_of(record, part) for part in ("main", "left", "right")},
+            "weight error": _percent(record.get("weight_error")),
+        }
+        for name, record in records.items()
+    ]
+    return html_card(f"Quantized model {path}", {"layers": len(rows)}, rows)
+
+
+def _format_of(record: Mapping[str, Any], part: str) -> str:
+    stored = record["parts"].get(part)
+    if not isinstance(stored, Mapping):
+        return ""
+    shape = stored.get("shape")
+    sizes = "x".join(str(size) for size in shape) if isinstance(shape, list) else ""
+    return f"{stored.get('format')} {sizes}".rstrip()
+
+
+def _count(count: int | None, of: int | None = None) -> str:
+    if count is None:
+        return "not counted"
+    return f"{count:,}" if not of else f"{count:,} of {of:,} ({count / of:.2%})"
+
+
+def _percent(value: object) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.3%}" if is_number else ""
+
+
+def _bar(share: float) -> str:
+    """A bar of up to 20 characters; shares outside 0 to 1 are cut."""
+    return "\N{FULL BLOCK}" * round(_BAR_CHARACTERS * min(1.0, max(0.0, share)))
+
+
+def _bytes_text(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.4g} {unit}"
+        size /= 1024
+    return f"{size:,.4g} GiB"

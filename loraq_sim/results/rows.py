@@ -1,0 +1,185 @@
+"""The result row: every column once, with its SQL type, unit and meaning.
+
+The store, the CSV file, the DataFrame and the JSON objects all take their columns, and the order
+of them, from `COLUMNS`. A value that is missing or not a number is None in a row, NULL in the
+store, an empty CSV field and NaN in a DataFrame. Infinities are kept as they are: the SQNR of an
+exact result, and the errors of an output that is not finite (status ``overflow``). JSON has none:
+there they are null.
+
+What result rows say about values beyond their float format, in one sentence for all doors.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraq_sim.errors import InputError
+
+__all__ = [
+    "COLUMNS",
+    "COLUMN_NAMES",
+    "Column",
+    "EVALUATED",
+    "IDENTITY",
+    "Row",
+    "clipped_note",
+    "every_name",
+    "failed_row",
+    "plain_value",
+]
+
+
+Row = dict[str, Any]
+"""One result as ``{column: value}``; values are str, int, float, bool or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a result row; `unit` is empty for names, counts and plain ratios."""
+
+    name: str
+    sql_type: str
+    unit: str
+    meaning: str
+
+
+_TABLE = (
+    ("layer", "TEXT", "", "name of the layer in its dump"),
+    ("kind", "TEXT", "", "role of the layer in the model, such as self_q or ffn_up"),
+    ("group", "TEXT", "", "layers of one group read the same input"),
+    ("m", "INTEGER", "rows", "rows of one model call, all samples (cost model)"),
+    ("m_source", "TEXT", "", "where m comes from: dump, activation rows, config, model, given"),
+    ("n", "INTEGER", "", "output features"),
+    ("k", "INTEGER", "", "input features"),
+    ("tokens", "INTEGER", "rows", "activation rows the output error was measured on"),
+    ("calls_per_step", "INTEGER", "", "calls of the layer per denoising step"),
+    ("split", "TEXT", "", "precision split, such as W4A4+W8A8r64"),
+    ("rotation", "TEXT", "", "rotation of the input channels, such as hadamard; missing: none"),
+    ("smooth", "REAL", "", "strength of smoothing; missing: none, or the method's own"),
+    ("method", "TEXT", "", "solver"),
+    ("preset", "TEXT", "", "effort of the solver"),
+    ("accelerator", "TEXT", "", "name of the accelerator description"),
+    ("rank", "INTEGER", "", "rank of the branch, 0 without one"),
+    ("weight_bytes", "INTEGER", "bytes", "codes, scales and padding of the stored weight"),
+    ("bits_per_weight", "REAL", "bits", "8 * weight_bytes / (n * k)"),
+    ("weight_error", "REAL", "", "relative Frobenius error of the reconstructed weight"),
+    ("output_error", "REAL", "", "relative Frobenius error of the emulated output"),
+    ("sqnr_db", "REAL", "dB", "-20 log10(output_error)"),
+    ("cosine", "REAL", "", "cosine of emulated and full-precision output"),
+    ("max_abs_error", "REAL", "output units", "largest absolute output error"),
+    ("output_rms", "REAL", "output units", "root mean square of the full-precision output"),
+    ("overflow_count", "INTEGER", "", "accumulator overflows during emulation"),
+    ("safe_acc_bits", "INTEGER", "bits", "narrowest accumulator without overflow on this input"),
+    ("guaranteed_acc_bits", "INTEGER", "bits", "narrowest without overflow on any input"),
+    ("first_overflow", "TEXT", "", "GEMM and index along K of the first overflow"),
+    ("clipped_count", "INTEGER", "", "float values beyond their format: infinite, NaN or clamped"),
+    ("first_clipped", "TEXT", "", "tensor, format and activation row of the first of them"),
+    ("activation_error_share", "REAL", "", "of the squared error: rounding X in the main branch"),
+    ("p_error_share", "REAL", "", "of the squared error: rounding P between the factors"),
+    ("wide_p_error", "REAL", "", "output error if P had 16 bits (fp16)"),
+    ("p_format", "TEXT", "", "format P is rounded to"),
+    ("arithmetic", "TEXT", "", "bit exact, or which model of float sums was emulated"),
+    ("latency_s", "REAL", "s", "time of one call"),
+    ("cycles", "INTEGER", "cycles", "clock cycles of one call"),
+    ("energy_j", "REAL", "J", "energy of one call"),
+    ("dram_bytes", "INTEGER", "bytes", "off-chip traffic of one call"),
+    ("utilization", "REAL", "", "used MACs over available MACs, 0 to 1"),
+    ("bound", "TEXT", "", "what limits the latency"),
+    ("peak_activation_bytes", "INTEGER", "bytes", "X, P and y of one call, all rows of it"),
+    ("working_set_bytes", "INTEGER", "bytes", "the same and the stored weight"),
+    ("fits_in", "TEXT", "", "innermost memory that holds the working set: l1, l2 or dram"),
+    ("status", "TEXT", "", "ok, overflow (the output is not finite) or failed"),
+    ("message", "TEXT", "", "why the case failed, or a remark"),
+    ("seconds", "REAL", "s", "wall time this case took to evaluate"),
+    ("seed", "INTEGER", "", "seed of the solver"),
+    ("pareto", "INTEGER", "", "whether the row is on its layer's Pareto front"),
+    ("dump", "TEXT", "", "file name of the layer dump"),
+    ("family", "TEXT", "", "element family of the split"),
+    ("group_size", "INTEGER", "elements", "elements per scale along K"),
+    ("token_limit", "INTEGER", "rows", "activation rows asked for; missing means all"),
+    ("acc_bits", "INTEGER", "bits", "accumulator width emulated"),
+    ("overflow", "TEXT", "", "overflow rule of the accumulators"),
+    ("products_per_add", "INTEGER", "", "products summed before each add"),
+    ("accumulators", "INTEGER", "", "partial accumulators"),
+    ("options", "TEXT", "", "other settings that differ from their default, as JSON"),
+)
+
+COLUMNS: tuple[Column, ...] = tuple(
+    Column(name=name, sql_type=sql_type, unit=unit, meaning=meaning)
+    for name, sql_type, unit, meaning in _TABLE
+)
+"""All columns, in the order of tables and files. A row may carry further keys after these."""
+
+COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
+
+EVALUATED = ("ok", "overflow")
+"""Statuses of rows that were evaluated; an output that is not finite has status ``overflow``."""
+
+IDENTITY = (
+    *("dump", "layer", "split", "family", "group_size", "rotation", "smooth", "method", "preset"),
+    *("accelerator", "seed", "token_limit", "acc_bits", "overflow", "products_per_add"),
+    *("accumulators", "options"),
+)
+"""What a reader tells two rows apart by. Rows equal in these differ only in what produced them."""
+
+
+def failed_row(message: str, known: Mapping[str, Any]) -> Row:
+    """Row of a case that could not be evaluated: `known` columns, status, message, None elsewhere.
+
+    Raises
+    ------
+    InputError
+        If `known` holds a name that is no column.
+    """
+    for name in known:
+        if name not in COLUMN_NAMES:
+            near = difflib.get_close_matches(name, COLUMN_NAMES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{name!r} is not a column of a result row{hint}")
+    row: Row = dict.fromkeys(COLUMN_NAMES)
+    return row | dict(known) | {"status": "failed", "message": message, "pareto": False}
+
+
+def every_name(rows: Sequence[Row]) -> list[str]:
+    """Columns, then the other keys in order of appearance, then ``case_id``."""
+    # Rows of a store have their keys in few patterns.
+    patterns = dict.fromkeys(tuple(row) for row in rows)
+    known = frozenset(COLUMN_NAMES)
+    others = dict.fromkeys(name for keys in patterns for name in keys if name not in known)
+    others.pop("case_id", None)
+    return [*COLUMN_NAMES, *others, "case_id"]
+
+
+def plain_value(value: Any) -> Any:
+    """A value SQLite and JSON can hold: NumPy scalars become Python ones, NaN becomes None."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
+
+
+def clipped_note(rows: Sequence[Row]) -> str | None:
+    """How many cases have values beyond a float format, and the first; None without any.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Result rows of layers.
+    """
+    clipped = [row for row in rows if row.get("clipped_count")]
+    if not clipped:
+        return None
+    wild = [row for row in clipped if row.get("status") == "overflow"]
+    first = (wild or clipped)[0]
+    what = f"{first['layer']} in {first.get('split')} on {first.get('accelerator')}"
+    found = f"{first['clipped_count']:,} values, first {first.get('first_clipped')}"
+    parts = [f"{len(clipped)} of {len(rows)} cases have values beyond their float format"]
+    if wild:
+        parts.append(
+            f"the output of {len(wild)} is not finite (status overflow, infinite error), none of "
+            "which is recommended"
+        )
+    return f"{'; '.join(parts)}; such as {what} ({found})"

@@ -1,0 +1,388 @@
+"""The result store: one SQLite file with the rows of all sweeps written to it and their provenance.
+
+Tables: ``rows`` (one per case id, the columns of `results.rows` plus unknown keys as JSON in
+``extra``), ``runs`` (one provenance record per sweep) and ``planned`` (which sweep last asked for
+which case, and in what order). Every row is one transaction in a write-ahead log, so a killed
+sweep loses nothing that was added, and has a checksum: a damaged row is named, counts as not done,
+and is never read. One process writes at a time (`WriterLock`); readers are free.
+
+A result that is not a number (NaN) is stored as NULL, like a missing one; infinities are kept.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from loraq_sim.errors import StoreError
+from loraq_sim.files import make_folder
+from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, EVALUATED, IDENTITY, Row, every_name
+from loraq_sim.results.store_file import (
+    ROW_CHECKSUM,
+    SCHEMA_VERSION,
+    connect,
+    explained,
+    has_checksums,
+    row_checksum,
+    stored_columns,
+)
+from loraq_sim.results.store_records import record_of, row_of, run_facts, write_csv, write_parquet
+from loraq_sim.results.store_snapshot import WriterLock, is_outdated
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = [
+    "ResultStore",
+    "SCHEMA_VERSION",
+    "frame_of",
+]
+
+
+_QUOTED = ", ".join(f'"{name}"' for name in COLUMN_NAMES)
+
+_INSERT = (
+    f"INSERT OR REPLACE INTO rows (case_id, {_QUOTED}, extra) "
+    f"VALUES ({', '.join('?' * (len(COLUMN_NAMES) + 2))})"
+)
+# A changed row has no checksum until the end of its transaction, and a damaged row is not changed.
+_SEAL = f"UPDATE rows SET checksum = {ROW_CHECKSUM} WHERE checksum = ''"
+_UNSEALED_OR_WHOLE = f"(checksum = '' OR checksum IS {ROW_CHECKSUM})"
+_MOST_NAMED = 3
+_MOST_REOPENED = 5
+
+# Only where all rows are asked for: it sorts them by every column of their identity.
+_NEWEST = """ROW_NUMBER() OVER (
+        PARTITION BY {identity}
+        ORDER BY COALESCE(planned.run, 0) DESC, rows.rowid DESC
+    ) AS newest"""
+
+# Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
+# last among rows a reader could not tell apart (a changed dump, accelerator file or release).
+_SELECT = """
+SELECT case_id, extra, {columns}, {is_whole} AS is_whole,
+    {newest}
+FROM rows LEFT JOIN planned USING (case_id)
+ORDER BY COALESCE(planned.run, 0), planned.position, rows.rowid
+"""
+
+
+class ResultStore:
+    """An open result store; use `ResultStore.open` and close it, or use it in a ``with`` block."""
+
+    def __init__(self, path: Path, lock: WriterLock | None) -> None:
+        self.path = path
+        self._lock = lock
+        self._connect()
+
+    def _connect(self) -> None:
+        self._connection, self._state = connect(self.path, create=self._lock is not None)
+        try:
+            with explained(self.path, "open"):
+                is_checked = has_checksums(self._connection)
+                stored = stored_columns(self._connection)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._is_whole = f"checksum IS {row_checksum(stored)}" if is_checked else "1"
+        # What a store of an older release does not have is missing in all of its rows.
+        column = {name: f'"{name}"' if name in stored else "NULL" for name in COLUMN_NAMES}
+        self._parts = {
+            "columns": ", ".join(f'{column[name]} AS "{name}"' for name in COLUMN_NAMES),
+            "identity": ", ".join(column[name] for name in IDENTITY),
+            "is_whole": self._is_whole,
+        }
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        create: bool = False,
+        wait_s: float = 0.0,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Open the store at `path`, for writing with ``create=True``, else for reading.
+
+        Parameters
+        ----------
+        path : str or Path
+        create : bool
+            Open for writing, and make the file and its folders where they are missing. Without
+            it the store is opened read-only and must exist; other processes may write meanwhile.
+        wait_s : float
+            Seconds to wait for another writer before giving up.
+        on_wait : callable, optional
+            Told once, before waiting, who is writing.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing, is not a store, is damaged, was written by a newer release, is
+            being written by another process, or cannot be written.
+        """
+        path = Path(path)
+        lock = None
+        if create:
+            make_folder(path.parent, error=StoreError)
+            lock = WriterLock(path, wait_s=wait_s, on_wait=on_wait)
+        try:
+            return cls(path, lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    def close(self) -> None:
+        """Close the file and let the next writer in; a second call does nothing."""
+        self._connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def begin_run(
+        self,
+        provenance: Mapping[str, Any],
+        case_ids: Sequence[str] = (),
+        *,
+        positions: Sequence[int] | None = None,
+    ) -> int:
+        """Record a sweep and the cases it asks for; return the number of the run.
+
+        `positions` order the rows of the run; by default they are in the order of `case_ids`.
+        """
+        places = range(len(case_ids)) if positions is None else positions
+        with self._transaction("record the sweep") as connection:
+            text = json.dumps(dict(provenance), default=str)
+            run = connection.execute("INSERT INTO runs (provenance) VALUES (?)", [text]).lastrowid
+            connection.executemany(
+                "INSERT OR REPLACE INTO planned VALUES (?, ?, ?)",
+                [
+                    (case_id, run, position)
+                    for case_id, position in zip(case_ids, places, strict=True)
+                ],
+            )
+        return run
+
+    def end_run(self, run: int, facts: Mapping[str, Any]) -> None:
+        """Add `facts` (end time, counts) to the provenance of `run`."""
+        with self._transaction("record the end of the sweep") as connection:
+            (text,) = connection.execute(
+                "SELECT provenance FROM runs WHERE run=?", [run]
+            ).fetchone()
+            text = json.dumps(json.loads(text) | dict(facts), default=str)
+            connection.execute("UPDATE runs SET provenance=? WHERE run=?", [text, run])
+
+    def add(self, case_id: str, row: Mapping[str, Any]) -> None:
+        """Store the row of one case, in place of an earlier one; durable when this returns.
+
+        Raises
+        ------
+        StoreError
+            If the row cannot be written: a full disk, a value SQLite cannot hold.
+        """
+        with self._transaction(f"store the row of layer {row.get('layer')!r}") as connection:
+            connection.execute(_INSERT, record_of(case_id, row))
+            connection.execute(_SEAL)
+
+    def add_all(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store rows by case id in one transaction: all of them or none."""
+        with self._transaction(f"store {len(rows)} rows") as connection:
+            connection.executemany(_INSERT, [record_of(case, row) for case, row in rows.items()])
+            connection.execute(_SEAL)
+
+    def done(self, case_ids: Iterable[str]) -> set[str]:
+        """Those of `case_ids` that are stored, whole, and did not fail; others are to be run."""
+        evaluated = ", ".join(f"'{status}'" for status in EVALUATED)
+        with explained(self.path, "read"):
+            found = self._read(
+                f"SELECT case_id FROM rows WHERE status IN ({evaluated}) AND {{is_whole}}"
+            )
+            return set(case_ids).intersection(case_id for (case_id,) in found)
+
+    def drop_damaged(self) -> list[str]:
+        """Remove rows whose checksum does not match; return what can be told about each."""
+        with self._transaction("remove damaged rows") as connection:
+            found = connection.execute(
+                f"SELECT rowid, layer, split FROM rows WHERE NOT ({self._is_whole})"
+            ).fetchall()
+            connection.executemany("DELETE FROM rows WHERE rowid=?", [row[:1] for row in found])
+        return [_name(layer, split) for _, layer, split in found]
+
+    def rows(self, case_ids: Sequence[str] | None = None) -> list[Row]:
+        """Rows as dicts: columns of `loraq_sim.results.rows`, then other keys, then ``case_id``.
+
+        Parameters
+        ----------
+        case_ids : sequence of str, optional
+            Only these cases, in this order, as far as they are stored. Default: all cases in the
+            order they were planned; of rows that agree in all of `rows.IDENTITY`, the
+            one the latest sweep asked for.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be read or one of these rows is damaged.
+        """
+        with explained(self.path, "read"):
+            newest = _NEWEST if case_ids is None else "1 AS newest"
+            found = self._read(_SELECT.replace("{newest}", newest))
+            if case_ids is not None:
+                by_id = {record[0]: record for record in found}
+                found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
+            self._check_whole(found)
+            if case_ids is None:
+                found = [record for record in found if record[-1] == 1]
+            # In its own place: a large store is not in memory twice.
+            for place, record in enumerate(found):
+                found[place] = row_of(record)
+            return found
+
+    def frame(self, case_ids: Sequence[str] | None = None) -> "pandas.DataFrame":
+        """`rows` as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
+        rows = self.rows(case_ids)
+        with explained(self.path, "read"):
+            return frame_of(rows)
+
+    def set_pareto(self, case_ids: Iterable[str], *, among: Iterable[str] | None = None) -> None:
+        """Mark `case_ids` as being on their layer's Pareto front, and the others `among` as not."""
+        front = set(case_ids)
+        with self._transaction("mark the Pareto front") as connection:
+            if among is None:
+                among = [case_id for (case_id,) in connection.execute("SELECT case_id FROM rows")]
+            connection.executemany(
+                f"UPDATE rows SET pareto=?, checksum='' WHERE case_id=? AND {_UNSEALED_OR_WHOLE}",
+                [(int(case_id in front), case_id) for case_id in among],
+            )
+            connection.execute(_SEAL)
+
+    def planned(self) -> dict[str, tuple[int, int]]:
+        """(run, position) by case id: which sweep asked last for it, and where in its order."""
+        with explained(self.path, "read"):
+            found = self._read("SELECT case_id, run, position FROM planned")
+            if not all(type(number) is int for _, *numbers in found for number in numbers):
+                raise TypeError("planned holds what is no number")
+            return {case_id: (run, position) for case_id, run, position in found}
+
+    def relabel(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set columns of stored rows, by case id; None leaves a column as it is."""
+        changes: dict[str, list[tuple[Any, str, Any]]] = {}
+        for case_id, columns in labels.items():
+            for name in COLUMN_NAMES:
+                if columns.get(name) is not None:
+                    value = columns[name]
+                    changes.setdefault(name, []).append((value, case_id, value))
+        with self._transaction("name the rows") as connection:
+            for name, values in changes.items():
+                connection.executemany(
+                    f"UPDATE rows SET \"{name}\"=?, checksum='' WHERE case_id=? "
+                    f'AND "{name}" IS NOT ? AND {_UNSEALED_OR_WHOLE}',
+                    values,
+                )
+            connection.execute(_SEAL)
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Provenance of every sweep into this store, oldest first, with its ``run`` number."""
+        with explained(self.path, "read"):
+            found = self._read("SELECT run, provenance FROM runs ORDER BY run")
+            return [run_facts(run, text) for run, text in found]
+
+    def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> int:
+        """Write `rows` to a CSV file: missing values empty, booleans ``True`` and ``False``.
+
+        Returns their number.
+
+        Raises
+        ------
+        StoreError
+            If the file cannot be written. A file that was there stays as it was.
+        """
+        rows = self.rows(case_ids)
+        write_csv(path, rows, every_name(rows))
+        return len(rows)
+
+    def export_parquet(self, path: str | Path, case_ids: Sequence[str] | None = None) -> int:
+        """Write `rows` to a Parquet file: missing values null.
+
+        Returns their number.
+
+        Raises
+        ------
+        StoreError
+            If pyarrow is missing or the file cannot be written. A file that was there stays.
+        """
+        rows = self.rows(case_ids)
+        write_parquet(path, rows, every_name(rows))
+        return len(rows)
+
+    def _read(self, query: str) -> list[tuple]:
+        """All records of a query; a store that another process has changed is opened again."""
+        for attempt in range(_MOST_REOPENED + 1):
+            if is_outdated(self.path, self._state):
+                self._connection.close()
+                self._connect()
+            try:
+                found = self._fetched(query.format(**self._parts))
+            except sqlite3.DatabaseError:
+                # Half of an old and half of a new file may be no database at all.
+                if attempt == _MOST_REOPENED or not is_outdated(self.path, self._state):
+                    raise
+            else:
+                if not is_outdated(self.path, self._state):
+                    return found
+        raise sqlite3.OperationalError("database is locked: it changes during every read")
+
+    def _fetched(self, query: str) -> list[tuple]:
+        """Records whose texts SQLite decodes itself, five times as fast; if it cannot, as usual."""
+        usual = self._connection.text_factory
+        self._connection.text_factory = str
+        try:
+            return self._connection.execute(query).fetchall()
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        finally:
+            self._connection.text_factory = usual
+        return self._connection.execute(query).fetchall()
+
+    def _check_whole(self, records: Sequence[tuple]) -> None:
+        damaged = [record for record in records if not record[-2]]
+        if damaged:
+            layer, split = (COLUMN_NAMES.index(name) + 2 for name in ("layer", "split"))
+            names = ", ".join(_name(r[layer], r[split]) for r in damaged[:_MOST_NAMED])
+            raise StoreError(
+                f"{self.path}: {len(damaged)} rows are damaged (their checksums do not match): "
+                f"{names}; run the sweep again, which replaces them"
+            )
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
+        if self._lock is None:
+            raise StoreError(f"{self.path}: was opened for reading; cannot {doing}")
+        with explained(self.path, doing), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+
+
+def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
+    """Rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
+    import pandas
+
+    frame = pandas.DataFrame(rows, columns=every_name(rows), dtype=object)
+    for column in COLUMNS:
+        if column.name == "pareto":
+            frame["pareto"] = frame["pareto"].eq(True).astype(bool)
+        elif column.sql_type != "TEXT":
+            frame[column.name] = pandas.to_numeric(frame[column.name])
+    return frame
+
+
+def _name(layer: Any, split: Any) -> str:
+    return f"layer {str(layer)[:200]!r}, split {str(split)[:50]!r}"

@@ -1,0 +1,273 @@
+"""Rows and runs as they are stored, and back: a file may come from anyone, so types are checked.
+
+SQLite keeps any type in any column, and JSON text may be anything. What comes back from here has
+the types of `rows.COLUMNS`, ``options`` that are a JSON object, and provenance whose
+known facts have the types this package writes; everything else is one ValueError.
+
+CSV files of result rows, replaced as a whole or not at all.
+
+Parquet files of result rows, replaced as a whole or not at all.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from loraq_sim.errors import StoreError
+from loraq_sim.files import csv_cell, replaced_file
+from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, Row, plain_value
+
+__all__ = [
+    "impossible",
+    "record_of",
+    "row_of",
+    "run_facts",
+    "write_csv",
+    "write_parquet",
+]
+
+
+_NUMBER = (int, float)
+_NONE = type(None)
+_KNOWN_NAMES = frozenset(COLUMN_NAMES)
+_AS_IT_IS = frozenset((str, int, _NONE))
+# Rows of a store have their types in few patterns; each is looked at once.
+_seen: set[tuple[type, ...]] = set()
+_MOST_SEEN = 1000
+_TYPES = tuple(str if column.sql_type == "TEXT" else _NUMBER for column in COLUMNS)
+_TEXT_PLACES = tuple(place for place, kind in enumerate(_TYPES) if kind is str)
+# Sizes and calls of a layer that is one.
+_POSITIVE = ("m", "n", "k", "calls_per_step", "group_size")
+_SIGNED = ("sqnr_db", "cosine", "seed", "pareto", "activation_error_share", "p_error_share")
+# An error may be infinite, where the arithmetic overflowed; a time or a size may not.
+_MAY_BE_INFINITE = (
+    *("weight_error", "output_error", "sqnr_db", "max_abs_error", "output_rms", "cosine"),
+)
+_LIMITS = {
+    column.name: (
+        -math.inf if column.name in _SIGNED else 1 if column.name in _POSITIVE else 0,
+        math.inf if column.name in _MAY_BE_INFINITE else sys.float_info.max,
+    )
+    for column in COLUMNS
+    if column.sql_type != "TEXT"
+}
+_NEEDED = tuple((COLUMN_NAMES.index(name), name) for name in ("layer", "status"))
+# Python parses integers of thousands of digits, and then refuses to print them.
+_HUGE = re.compile(r"\d{19}")
+
+_TEXTS = ("started", "ended", "cpu", "machine", "platform", "shard", "code_digest", "stopped")
+_FACTS: dict[str, Any] = {
+    **dict.fromkeys((*_TEXTS, "dump_digest", "scheduler"), str),
+    **dict.fromkeys(("plan", "versions", "accelerator_digests", "code_digests"), dict),
+    **dict.fromkeys(("command", "notes", "merged"), list),
+    **dict.fromkeys(("cpus", "jobs", "n_cases", "n_layers", "n_ok", "n_failed", "n_skipped"), int),
+    "seconds": _NUMBER,
+    "interrupted": bool,
+}
+
+
+def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
+    """What is stored of `row`: case id, columns, and other keys as JSON."""
+    known = [
+        value if type(value) in _AS_IT_IS else plain_value(value)
+        for value in map(row.get, COLUMN_NAMES)
+    ]
+    others = [name for name in row if name not in _KNOWN_NAMES]
+    if not others:
+        return [case_id, *known, "{}"]
+    extra = {name: plain_value(row[name]) for name in others}
+    return [case_id, *known, json.dumps(extra, default=str)]
+
+
+def row_of(record: tuple) -> Row:
+    """The row behind a record of case id, extra, columns, and two facts that are no part of it.
+
+    Raises
+    ------
+    ValueError, TypeError, RecursionError
+        If no release wrote such a record.
+    """
+    case_id, extra, *values, _is_whole, _newest = record
+    kinds = tuple(map(type, values))
+    if kinds not in _seen:
+        for kind, wanted, name in zip(kinds, _TYPES, COLUMN_NAMES, strict=True):
+            if kind is not _NONE and not issubclass(kind, wanted):
+                raise TypeError(f"{name} is of type {kind.__name__}")
+        if len(_seen) < _MOST_SEEN:
+            _seen.add(kinds)
+    for place, name in _NEEDED:
+        if values[place] is None:
+            raise ValueError(f"it has no {name}")
+    if not isinstance(case_id, str):
+        raise TypeError("its case_id is no text")
+    for place in _TEXT_PLACES:
+        if values[place] is not None:
+            # Texts repeat in thousands of rows; each is kept once.
+            values[place] = sys.intern(values[place])
+    row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
+    if row["options"]:
+        row |= _checked_options(row["options"])
+    row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
+    if extra == "{}":
+        row["case_id"] = case_id
+        return row
+    others = _json_object(extra, "extra")
+    for name in others:
+        if name in row or name == "case_id":
+            raise ValueError(f"extra holds the column {name!r}")
+    return row | others | {"case_id": case_id}
+
+
+def _checked_options(text: str) -> Row:
+    """What of a row is otherwise than it is stored: `smooth`, an option before schema 5."""
+    options = _json_object(text, "options")
+    for name in ("asked", "datapath"):
+        if not isinstance(options.get(name, {}), dict):
+            raise TypeError(f"{name} of the options is no JSON object")
+    for name, value in options.get("asked", {}).items():
+        if name not in COLUMN_NAMES or not isinstance(value, str | int | float | None):
+            raise ValueError(f"the options ask for {str(name)[:60]!r}")
+    if "smooth" not in options:
+        return {}
+    smooth = options.pop("smooth")
+    if not isinstance(smooth, int | float) or isinstance(smooth, bool):
+        raise TypeError(f"smooth of the options is of type {type(smooth).__name__}")
+    return {"smooth": smooth, "options": json.dumps(options, sort_keys=True) if options else ""}
+
+
+def impossible(row: Row) -> str:
+    """What no layer and no machine can have, in a few words; empty if all is possible.
+
+    A store keeps any number. What adds rows up or draws them asks this first: a negative time or a
+    size of zero would make nonsense of the whole.
+    """
+    for name, (least, most) in _LIMITS.items():
+        value = row.get(name)
+        if value is not None and not least <= value <= most:
+            return f"{name} is {value}"
+    return ""
+
+
+def run_facts(run: int, text: str) -> dict[str, Any]:
+    """Provenance of one run, with its number.
+
+    Raises
+    ------
+    ValueError, TypeError, RecursionError
+        If the text is no JSON object, or a fact of it has another type than it is written with.
+    """
+    facts = _json_object(text, f"the provenance of run {run}")
+    for name, wanted in _FACTS.items():
+        value = facts.get(name)
+        is_truth = isinstance(value, bool) and wanted is not bool
+        if value is not None and (is_truth or not isinstance(value, wanted)):
+            raise TypeError(f"{name} of run {run} is of type {type(value).__name__}")
+    for name in ("accelerator_digests", "code_digests"):
+        if not all(isinstance(value, str) for value in (facts.get(name) or {}).values()):
+            raise TypeError(f"{name} of run {run} holds what is no text")
+    if not all(isinstance(part, dict) for part in facts.get("merged") or ()):
+        raise TypeError(f"merged of run {run} holds what is no JSON object")
+    accelerators = (facts.get("plan") or {}).get("accelerators") or []
+    if not isinstance(accelerators, list) or not all(isinstance(a, str) for a in accelerators):
+        raise TypeError(f"the plan of run {run} names no list of accelerators")
+    return {"run": run} | facts
+
+
+def _json_object(text: str, what: str) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is no text")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise TypeError(f"{what} is no JSON object")
+    if _HUGE.search(text) and _holds_huge(content):
+        raise ValueError(f"{what} holds an integer of more than 64 bits")
+    return content
+
+
+def _holds_huge(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_huge, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
+
+
+def write_csv(
+    path: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    line_end: str = "\r\n",
+) -> None:
+    """Write columns `names` of `rows` to `path`: UTF-8, a header line, missing values empty.
+
+    Text that a spreadsheet would run as a formula gets a ``'`` in front (`csv_cell`). Floats are
+    written with as many digits as it takes to read the same number back.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be written. A file that was there stays as it was.
+    """
+    with replaced_file(path, error=StoreError) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator=line_end)
+        writer.writerow(map(csv_cell, names))
+        # Texts repeat: a name of a layer stands in hundreds of rows.
+        cell = lru_cache(csv_cell)
+        writer.writerows(
+            [cell(value) if type(value) is str else value for value in map(row.get, names)]
+            for row in rows
+        )
+        # Leaves `file` open, which ends up on the disk before it takes its place.
+        text.detach()
+
+
+def write_parquet(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> None:
+    """Write columns `names` of `rows` to `path`; columns have the types of the store.
+
+    An integer column with a fractional value is written as floats. A column that is not in
+    `loraq_sim.results.rows.COLUMNS` is text.
+
+    Raises
+    ------
+    StoreError
+        If pyarrow is missing or the file cannot be written. A file that was there stays as it was.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise StoreError(
+            f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow"
+        ) from None
+    types = {"TEXT": pyarrow.string(), "INTEGER": pyarrow.int64(), "REAL": pyarrow.float64()}
+    known = {column.name: types[column.sql_type] for column in COLUMNS}
+    known["pareto"] = pyarrow.bool_()
+    columns = {name: _column(rows, name, known.get(name), pyarrow) for name in names}
+    table = pyarrow.table(columns)
+    with replaced_file(path, error=StoreError) as file:
+        parquet.write_table(table, file)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str, kind: Any, pyarrow: Any) -> Any:
+    values = [row.get(name) for row in rows]
+    # SQLite keeps a fraction in an integer column; Parquet would cut it off.
+    if kind == pyarrow.int64() and any(isinstance(value, float) for value in values):
+        kind = pyarrow.float64()
+    if kind is None:
+        kind = pyarrow.string()
+        values = [None if value is None else str(value) for value in values]
+    return pyarrow.array(values, kind)

@@ -1,0 +1,303 @@
+"""Totals of a whole model: what all its layers cost per denoising step under one split.
+
+Costs are sums over layers of the cost of one call times the calls per step. Errors are means:
+`ERROR_FORMULA` and `WEIGHT_ERROR_FORMULA` say which.
+"""
+
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loraq_sim.errors import InputError
+from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
+from loraq_sim.results.rows import EVALUATED, IDENTITY, Row
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = [
+    "ERROR_FORMULA",
+    "MODEL_COLUMNS",
+    "WEIGHT_ERROR_FORMULA",
+    "as_asked",
+    "model_totals",
+]
+
+
+ERROR_FORMULA = aggregate_of("output_error").formula
+WEIGHT_ERROR_FORMULA = aggregate_of("weight_error").formula
+
+_MOST_NAMED = 3
+_KEYS = tuple(name for name in IDENTITY if name != "layer")
+_COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
+_NUMBERS = (
+    *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
+    *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
+    *("activation_error_share", "p_error_share", "wide_p_error", "p_format"),
+    *(*_COSTS, "utilization", "bound", "peak_activation_bytes", "fits_in"),
+    "m_source",
+)
+MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
+"""Columns of the totals, in order."""
+
+Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
+
+
+def model_totals(
+    frame: Frame, *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+) -> Frame:
+    """Totals per (split, method, preset, accelerator, ...) over all layers of a dump.
+
+    Parameters
+    ----------
+    frame : DataFrame, or list of dict
+        Result rows, at most one per layer and combination of the other settings.
+    layers : collection of str
+        Names of layers that belong to the model besides those with a row.
+    aggregate : str
+        How output errors become one, of `loraq_sim.metrics.AGGREGATES`.
+
+    Returns
+    -------
+    DataFrame or list of dict, as `frame`
+        One row per combination, in order of appearance, with the columns `MODEL_COLUMNS`:
+
+        ``n_layers``, ``n_missing``, ``complete``
+            layers summed, layers of the model without a result, and whether none is missing;
+        ``latency_s``, ``cycles``, ``energy_j``, ``dram_bytes``
+            sum over layers of calls per step times the cost of one call;
+        ``weight_bytes``, ``overflow_count``, ``safe_acc_bits``
+            each layer's weight counted once; sum; maximum;
+        ``clipped_count``, ``first_clipped``
+            sum; the first layer with one, and what its row says;
+        ``peak_activation_bytes``
+            maximum: layers run one after the other. What other parts of the model hold meanwhile
+            (a residual stream, keys of attention) is not in it;
+        ``fits_in``
+            the outermost of the memories that the layers' working sets need;
+        ``m_source``
+            where the rows per call come from, batch and guidance included; of several, each once;
+        ``activation_error_share``, ``p_error_share``, ``wide_p_error``, ``p_format``
+            shares of the model's squared error; its error with a P of 16 bits; the one format of P;
+        ``bits_per_weight``
+            8 * sum of weight_bytes / sum of n * k;
+        ``output_error``, ``weight_error``, ``sqnr_db``
+            `ERROR_FORMULA`; `WEIGHT_ERROR_FORMULA`; -20 log10(output_error), None when exact; the
+            output error is infinite where a layer's output is not finite;
+        ``utilization``, ``bound``
+            mean weighted by time; the bound that holds for most of the time;
+        ``status``
+            ``ok``; ``overflow`` when the output of a layer is not finite, which `message` names;
+            ``incomplete`` when a layer is missing that another combination has. The numbers are
+            then None, because a sum over fewer layers cannot be compared.
+
+    Notes
+    -----
+    Layers that share a branch each carry an even share of it (`loraq_sim.solve_group`), in bytes,
+    time and energy, so that sums charge it once.
+
+    A layer that failed in every combination (an unreadable one) is left out of all of them, so
+    the totals stay comparable; `n_missing` and `message` say so.
+
+    Raises
+    ------
+    InputError
+        If a layer has two rows in one combination, or the aggregate is unknown.
+    """
+    rows = frame if isinstance(frame, list) else _records(frame)
+    combinations: dict[tuple, dict[str, Row]] = {}
+    members: dict[Any, set[str]] = {}
+    usable: dict[Any, set[str]] = {}
+    for row in rows:
+        row = as_asked(row)
+        key = tuple(row.get(name) for name in _KEYS)
+        _insert(combinations.setdefault(key, {}), row)
+        members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
+        if row.get("status") in EVALUATED:
+            usable.setdefault(row.get("dump"), set()).add(row["layer"])
+    totals = [
+        dict(zip(_KEYS, key, strict=True))
+        | _combination(by_layer, members[key[0]], usable.get(key[0], set()), aggregate)
+        for key, by_layer in combinations.items()
+    ]
+    if isinstance(frame, list):
+        return totals
+    return type(frame)(totals, columns=list(MODEL_COLUMNS))
+
+
+def as_asked(row: Row) -> Row:
+    """`row` under the split, method and preset the plan asked for, before overrides of its layer.
+
+    A combination is a point of the plan's grid, whatever single layers do in it.
+    """
+    options = row.get("options")
+    if not options or '"asked"' not in options:
+        return row
+    rest = json.loads(options)
+    asked = rest.pop("asked")
+    return row | asked | {"options": json.dumps(rest, sort_keys=True) if rest else ""}
+
+
+def _records(frame: "pandas.DataFrame") -> list[Row]:
+    # NaN would break the grouping (it differs from itself), so missing values are None again.
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _insert(by_layer: dict[str, Row], row: Row) -> None:
+    if row["layer"] in by_layer:
+        raise InputError(
+            f"layer {row['layer']!r} has two rows for split {row.get('split')}; "
+            "select one sweep or one set of settings before adding up the model"
+        )
+    by_layer[row["layer"]] = row
+
+
+def _combination(
+    by_layer: dict[str, Row], members: set[str], usable: set[str], aggregate: str
+) -> Row:
+    done = [row for row in by_layer.values() if row.get("status") in EVALUATED]
+    n_missing = len(members) - len(done)
+    comparable = bool(done) and len(done) == len(usable)
+    facts: Row = {
+        "n_layers": len(done),
+        "n_missing": n_missing,
+        "complete": n_missing == 0,
+        "status": "ok" if comparable else "incomplete",
+        "message": f"{n_missing} of {len(members)} layers missing" if n_missing else "",
+    }
+    numbers = _sums(done, aggregate) if comparable else dict.fromkeys(_NUMBERS)
+    n_silent = sum(_error_of(row, "output_error") is None for row in done)
+    told = [facts["message"]]
+    if comparable and n_silent:
+        told.append(f"output error not known: {n_silent} of {len(done)} layers have no activations")
+    wild = [row["layer"] for row in done if row["status"] == "overflow"]
+    if comparable and wild:
+        facts["status"] = "overflow"
+        told.append(f"the output of {len(wild)} of {len(done)} layers is not finite: {_few(wild)}")
+    clamped = [row["layer"] for row in done if row.get("clipped_count") and row["status"] == "ok"]
+    if comparable and clamped:
+        told.append(f"values beyond a float format are clamped in {_few(clamped)}")
+    facts["message"] = "; ".join(filter(None, told))
+    return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
+
+
+def _sums(rows: Sequence[Row], aggregate: str) -> Row:
+    n_weights = _over(sum, rows, lambda row: row["n"] * row["k"])
+    weight_bytes = _over(sum, rows, lambda row: row["weight_bytes"])
+    error = _root_mean_square(rows, "output_error", aggregate)
+    totals: Row = {
+        "weight_bytes": weight_bytes,
+        "bits_per_weight": _ratio(8, weight_bytes, n_weights),
+        "weight_error": _root_mean_square(rows, "weight_error", aggregate),
+        "output_error": error,
+        "sqnr_db": _sqnr_db(error),
+        "overflow_count": _over(sum, rows, lambda row: row["overflow_count"]),
+        "safe_acc_bits": _over(max, rows, lambda row: row["safe_acc_bits"]),
+        "clipped_count": _over(sum, rows, lambda row: row["clipped_count"]),
+        "first_clipped": next(
+            (f"{row['layer']}: {row['first_clipped']}" for row in rows if row.get("first_clipped")),
+            None,
+        ),
+        **_rounding(rows, aggregate),
+    }
+    for name in _COSTS:
+        totals[name] = _over(sum, rows, lambda row, name=name: row[name] * _calls(row))
+    busy = _over(sum, rows, lambda row: row["utilization"] * row["latency_s"] * _calls(row))
+    totals["utilization"] = _ratio(1, busy, totals["latency_s"])
+    totals["bound"] = _longest_bound(rows)
+    totals["peak_activation_bytes"] = _over(max, rows, lambda row: row["peak_activation_bytes"])
+    totals["fits_in"] = _outermost([row.get("fits_in") for row in rows])
+    sources = dict.fromkeys(str(row["m_source"]) for row in rows if row.get("m_source"))
+    totals["m_source"] = "; ".join(sources) or None
+    return totals
+
+
+def _rounding(rows: Sequence[Row], aggregate: str) -> Row:
+    """What rounding activations and P adds to the error of the model; a layer without P adds 0."""
+    weight = aggregate_of("output_error", aggregate).weight
+    found: Row = {}
+    square = _over(sum, rows, lambda row: weight(row) * _square(row, "output_error"))
+    for name in ("activation_error_share", "p_error_share"):
+        known = any(row.get(name) is not None for row in rows)
+        of_all = _over(
+            *(sum, rows),
+            lambda row, name=name: (
+                weight(row) * _square(row, "output_error") * (row.get(name) or 0.0)
+            ),
+        )
+        found[name] = _ratio(1, of_all, square) if known and math.isfinite(square or 0) else None
+    known = any(row.get("wide_p_error") is not None for row in rows)
+    wide = [
+        row | {"output_error": row["wide_p_error"]} if row.get("wide_p_error") is not None else row
+        for row in rows
+    ]
+    found["wide_p_error"] = _root_mean_square(wide, "output_error", aggregate) if known else None
+    formats = {row.get("p_format") for row in rows} - {None}
+    found["p_format"] = next(iter(formats)) if len(formats) == 1 else None
+    return found
+
+
+def _calls(row: Row) -> int:
+    return row.get("calls_per_step") or 1
+
+
+def _over(
+    reduce: Callable[[list], Any], rows: Sequence[Row], value: Callable[[Row], Any]
+) -> Any | None:
+    """``reduce`` of ``value(row)`` over all rows, None if one of them lacks the value."""
+    try:
+        values = [value(row) for row in rows]
+        return reduce(values)
+    except (TypeError, KeyError):
+        return None
+
+
+def _root_mean_square(rows: Sequence[Row], column: str, aggregate: str) -> float | None:
+    weight = aggregate_of(column, aggregate).weight
+    square = _over(sum, rows, lambda row: weight(row) * _square(row, column))
+    mean = _ratio(1, square, _over(sum, rows, weight))
+    return None if mean is None else math.sqrt(mean)
+
+
+def _error_of(row: Row, column: str) -> float | None:
+    """Relative error of a row: of an output that is not finite infinite, which JSON makes null."""
+    error = row.get(column)
+    is_wild = column == "output_error" and row.get("status") == "overflow"
+    return math.inf if error is None and is_wild else error
+
+
+def _square(row: Row, column: str) -> float:
+    # A product: a power of floats raises OverflowError where a product is infinite.
+    error = _error_of(row, column)
+    return error * error
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _ratio(factor: float, over: float | None, under: float | None) -> float | None:
+    return None if over is None or not under else factor * over / under
+
+
+def _sqnr_db(error: float | None) -> float | None:
+    return -20 * math.log10(error) if error else None
+
+
+def _outermost(memories: Sequence[Any]) -> str | None:
+    """The memory farthest from the arithmetic; None if one is not known."""
+    order = ("l1", "l2", "dram")
+    if not all(memory in order for memory in memories):
+        return None
+    return max(memories, key=order.index, default=None)
+
+
+def _longest_bound(rows: Sequence[Row]) -> str | None:
+    seconds: dict[str, float] = {}
+    for row in rows:
+        if row.get("bound") and row.get("latency_s") is not None:
+            time = row["latency_s"] * _calls(row)
+            seconds[row["bound"]] = seconds.get(row["bound"], 0.0) + time
+    return max(seconds, key=seconds.__getitem__) if seconds else None

@@ -1,0 +1,283 @@
+"""The settings of one case: everything its result depends on but the layer and the machine.
+
+`loraq_sim.evaluate_layer`, the plan of a sweep, its workers and its stored names all take one
+`CaseSettings`, so that a setting cannot be lost between what was asked for and what was computed:
+what is solved, and under which name a solution is kept, are both `CaseSettings.solving`, and the
+name of a case is made of all of `CaseSettings.facts`.
+
+Settings of single layers by name or kind: ``'*.ff.*:rank=96,method=svdquant'``, what to skip.
+
+One matcher and one rule serve every door (overrides of sweeps and of `solve`, recipes, skip lists,
+rows per call, choosing layers of a dump):
+
+- `matches`: a pattern is a name, a kind, or a shell pattern of them. Brackets match themselves, and
+  a choice of characters too: ``blocks[0].q`` is the layer of that name.
+- `settings_with`: of several entries that match a layer, the later one wins, key by key; a split,
+  rank or budget ends an earlier rank or budget, because each of them says how large the branch is.
+"""
+
+import fnmatch
+import itertools
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.split import PrecisionSplit
+
+__all__ = [
+    "CaseSettings",
+    "NONE",
+    "OVERRIDE_KEYS",
+    "Override",
+    "SIXTEEN_BIT_KINDS",
+    "as_tuple",
+    "checked_count",
+    "checked_override",
+    "datapath_grid",
+    "matches",
+    "parse_override",
+    "parse_rows",
+    "rows_of",
+    "settings_of",
+    "settings_with",
+    "skipped",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseSettings:
+    """One combination of settings.
+
+    Parameters
+    ----------
+    split : PrecisionSplit
+        With its element family and group.
+    method, preset, seed, smooth, rotate
+        See `loraq_sim.solve`.
+    tokens : int, optional
+        Activation rows to use, spread evenly over the layer's; all by default.
+    rows : int, optional
+        Rows M of one model call; by default what the layer says.
+    fused : bool
+        Whether the branch runs inside the main kernel (cost model).
+    datapath : mapping
+        Overrides of the accelerator's data path, of the keys in `DATAPATH_KEYS`.
+
+    Raises
+    ------
+    InputError
+        If `tokens` or `rows` is no whole number from 1.
+    """
+
+    split: PrecisionSplit
+    method: str = "loraq"
+    preset: str = "balanced"
+    seed: int = 0
+    smooth: float | None = None
+    rotate: str | None = None
+    tokens: int | None = None
+    rows: int | None = None
+    fused: bool = True
+    datapath: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "rows"):
+            object.__setattr__(self, name, checked_count(name, getattr(self, name)))
+
+    def solving(self) -> dict[str, Any]:
+        """Arguments of `loraq_sim.solve` but the layer's own: hashable, in a fixed order."""
+        return {
+            "main": self.split.main_weight,
+            "branch": self.split.branch_weight,
+            "rank": self.split.rank,
+            "budget": self.split.budget,
+            "method": self.method,
+            "preset": self.preset,
+            "seed": self.seed,
+            "smooth": self.smooth,
+            "rotate": self.rotate,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Every field, those of the split included, as values JSON can hold."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        split = {each.name: _plain(getattr(self.split, each.name)) for each in fields(self.split)}
+        return own | {"split": split, "datapath": dict(self.datapath)}
+
+
+def checked_count(name: str, value: int | None) -> int | None:
+    """`value` as an int, or None.
+
+    Raises
+    ------
+    InputError
+        If it is neither None nor a whole number from 1.
+    """
+    if value is None:
+        return None
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if not 1 <= count < 2**63:
+        raise InputError(f"{name} must be a positive integer, below 2**63, got {value!r}")
+    return count
+
+
+def as_tuple(value: Any) -> tuple:
+    """`value` if it is a tuple or list of values, else the tuple of this one value."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def datapath_grid(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of data path settings, where a tuple or list of values asks for each."""
+    values = [as_tuple(value) for value in settings.values()]
+    return [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+# What SVDQuant's published recipes leave at 16 bits in PixArt and SANA (and, but for the adaLN
+# weights, in FLUX): embeddings, modulation, text keys and values, depthwise convolutions, the ends.
+SIXTEEN_BIT_KINDS = (
+    *("patch_embed", "time_embed", "text_embed", "adaln_shared", "adaln_block", "cross_k"),
+    *("cross_v", "cross_kv", "ffn_dwconv3x3", "norm_out", "proj_out"),
+)
+
+OVERRIDE_KEYS = {
+    **{"rank": int, "budget": str, "split": str, "method": str, "preset": str},
+    **{"family": str, "group": int, "smooth": float, "rotate": str},
+}
+"""Settings of an override; ``none`` ends an earlier smooth or rotate."""
+
+NONE = "none"
+_CAN_END = ("smooth", "rotate")
+_WHAT = {int: "a whole number", float: "a number", str: "a text"}
+# The last colon that an assignment follows: names and values may hold colons, too.
+_OVERRIDE = re.compile(r"(?P<pattern>.+):(?P<settings>\s*\w+\s*=.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """Settings for the layers whose name or kind matches `pattern`."""
+
+    pattern: str
+    settings: dict[str, Any]
+
+    def matches(self, name: str, kind: str) -> bool:
+        """Whether the layer is meant."""
+        return matches(self.pattern, name, kind)
+
+
+def matches(pattern: str, name: str, kind: str = "") -> bool:
+    """Whether `pattern` is the name or the kind of a layer, or a shell pattern of one of them."""
+    literal = pattern.replace("[", "[[]")
+    return any(
+        fnmatch.fnmatchcase(text, each) for each in (pattern, literal) for text in (name, kind)
+    )
+
+
+def parse_override(text: str) -> Override:
+    """Parse ``PATTERN:key=value[,key=value]`` with the keys of `OVERRIDE_KEYS`.
+
+    Raises
+    ------
+    InputError
+        If the text is not of this form, or a key or value breaks a rule.
+    """
+    found = _OVERRIDE.fullmatch(text)
+    pattern, _, assignments = text.rpartition(":")
+    if found is not None:
+        pattern, assignments = found["pattern"], found["settings"]
+    if not pattern or not assignments:
+        raise InputError(f"override {text!r} must look like '*.ff.*:rank=96'")
+    settings: dict[str, Any] = {}
+    for assignment in assignments.split(","):
+        key, equals, value = (part.strip() for part in assignment.partition("="))
+        if key in OVERRIDE_KEYS and (not equals or not value):
+            raise InputError(f"override {text!r}: {key} needs a value")
+        settings[key] = value
+    return checked_override(pattern, settings, f"override {text!r}")
+
+
+def checked_override(pattern: str, settings: Mapping[str, Any], where: str) -> Override:
+    """The override of `pattern`; values may be texts. Errors begin with `where`.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown, a value is of the wrong type, or rank and budget are both given.
+    """
+    checked: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in OVERRIDE_KEYS:
+            raise InputError(unknown_name("setting", key, OVERRIDE_KEYS) + f" (in {where})")
+        kind = OVERRIDE_KEYS[key]
+        if key in _CAN_END and value == NONE:
+            checked[key] = None
+            continue
+        try:
+            if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+                raise ValueError
+            checked[key] = kind(value)
+        except ValueError:
+            raise InputError(f"{where}: {key} must be {_WHAT[kind]}, got {value!r}") from None
+    if "rank" in checked and "budget" in checked:
+        raise InputError(f"{where}: give either rank or budget")
+    return Override(pattern=pattern, settings=checked)
+
+
+def settings_of(name: str, kind: str, overrides: Sequence[Override]) -> dict[str, Any]:
+    """Settings of one layer by all overrides that match it, the later ones last."""
+    merged: dict[str, Any] = {}
+    for override in overrides:
+        if override.matches(name, kind):
+            merged = settings_with(merged, override.settings)
+    return merged
+
+
+def settings_with(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with those of a later entry, whose split, rank or budget ends an earlier size."""
+    earlier = dict(settings)
+    if {"rank", "budget", "split"} & later.keys():
+        earlier.pop("rank", None)
+        earlier.pop("budget", None)
+    return earlier | dict(later)
+
+
+def skipped(name: str, kind: str, patterns: Iterable[str]) -> bool:
+    """Whether a layer is left at 16 bits."""
+    return any(matches(pattern, name, kind) for pattern in patterns)
+
+
+def parse_rows(texts: Iterable[str]) -> dict[str, int]:
+    """Rows per call by pattern, from texts such as ``4096`` (all layers) and ``cross_[kv]=300``.
+
+    Raises
+    ------
+    InputError
+        If a text is not of this form or a count is not a whole number from 1.
+    """
+    rows: dict[str, int] = {}
+    for text in texts:
+        pattern, _, count = text.strip().rpartition("=")
+        if not re.fullmatch(r"[1-9]\d{0,11}", count.strip()) or (not pattern and "=" in text):
+            raise InputError(
+                f"rows {text!r} must be a whole number from 1, or PATTERN=NUMBER for the layers of "
+                "that name or kind, such as 4096 or 'cross_[kv]=300'"
+            )
+        # A pattern that comes again counts where it stands last.
+        rows.pop(pattern.strip() or "*", None)
+        rows[pattern.strip() or "*"] = int(count)
+    return rows
+
+
+def rows_of(name: str, kind: str, rows: Mapping[str, int]) -> int | None:
+    """Rows per call of one layer by the last pattern that matches it, None without one."""
+    found = [count for pattern, count in rows.items() if matches(pattern, name, kind)]
+    return found[-1] if found else None

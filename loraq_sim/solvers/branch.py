@@ -1,0 +1,264 @@
+"""An orthogonal matrix between the factors of a branch, learned so that rounding loses less.
+
+L R = (L G)(G^T R) for every orthogonal G: the product is the same, its rounding is not. G is found
+by turns, as in iterative quantization (Gong, Lazebnik, CVPR 2011; LoRaQ proposes a learned rotation
+in the branch, its parametrization is not published):
+
+    R^ <- round(G^T R)          nearest codes of the turned factor
+    G  <- argmin ||G^T R - R^|| the orthogonal Procrustes solution, polar(R R^^T)
+
+R alone decides: L is refitted to the rounded R afterwards, whatever G is. The turn of least loss is
+returned, no turn at all among them. What it gains at the level of a weight is measured in
+`docs/claims.md`: next to nothing, since groups of R run along the input channels,
+whose scales already follow each row.
+
+Quantization of the low-rank branch: R first, then L refitted by least squares against stored R.
+
+Groups of R run along K inside one row, so the row's size is absorbed by its scales: singular values
+belong in R. After R is rounded, L = E R^T (R R^T)^-1 is the best left factor for what is stored.
+Each refinement refits R against the stored L and L against the stored R again.
+
+A branch that is rounded part by part, so that the rest can make up for the rounding noise.
+
+Components are taken by size, largest first. R rows are rounded, L columns refitted to them by least
+squares and rounded, and both refitted once more. The noise of large components then lies in what
+the main branch and the small components still adapt to; only the noise of the last part stays.
+
+Or one factor is pinned: the shorter one is rounded as a whole, and the other, which has more
+elements to make up for it, is rounded part by part.
+"""
+
+import numpy as np
+
+from loraq_sim.formats import Format
+from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.solvers.low_rank import principal_factors
+from loraq_sim.solvers.main_grid import main_scale_rule, requantize, stack_rows
+
+__all__ = [
+    "FrozenBranch",
+    "learned_rotation",
+    "least_squares",
+    "round_branch",
+    "round_factors",
+]
+
+
+_TURNS = 12
+
+
+def learned_rotation(right: np.ndarray, fmt: Format) -> np.ndarray:
+    """Orthogonal G of shape (r, r), float32, for which round(G^T R) is closest to G^T R.
+
+    Parameters
+    ----------
+    right : ndarray of shape (r, K), float32
+        With the sizes of the components; the left factor orthonormal.
+    fmt : Format
+        Format the turned factor is rounded to.
+    """
+    rule = None if fmt.element.is_plain_float else "mse"
+    turn = best = np.eye(len(right), dtype=np.float32)
+    least = np.inf
+    for _ in range(_TURNS):
+        turned = turn.T @ right
+        rounded = quantize(turned, fmt, rule).dequantize()
+        miss = float(np.linalg.norm(turned - rounded))
+        if miss < least:
+            best, least = turn, miss
+        u, _, vt = np.linalg.svd(right @ rounded.T)
+        turn = (u @ vt).astype(np.float32)
+    return best
+
+
+_REFINEMENTS = 2
+# Eigenvalues below this share of the largest are rounding noise of the float32 Gram matrix.
+_RANK_CUTOFF = 1e-7
+
+
+def round_branch(
+    target: np.ndarray, right: np.ndarray, fmt: Format, rotation: str | None = None
+) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """Stored factors (left, right) whose product is close to `target`.
+
+    Parameters
+    ----------
+    target : ndarray of shape (N, K), float32
+        What the branch should carry.
+    right : ndarray of shape (r, K), float32
+        Row factor of the unquantized fit.
+    fmt : Format
+        Format of both factors: R in groups along K, L in groups along the rank.
+    rotation : None or "learned"
+        Whether R is turned first; see `loraq_sim.solvers.branch`.
+    """
+    if rotation is not None:
+        right = learned_rotation(right, fmt).T @ right
+    best = None
+    best_miss = np.inf
+    for refinement in range(_REFINEMENTS + 1):
+        stored_right = quantize(right, fmt, "mse")
+        rows = stored_right.dequantize()
+        stored_left = quantize(least_squares(target @ rows.T, rows @ rows.T), fmt, "mse")
+        columns = stored_left.dequantize()
+        miss = float(np.linalg.norm(target - columns @ rows))
+        if miss < best_miss:
+            best, best_miss = (stored_left, stored_right), miss
+        if refinement < _REFINEMENTS:
+            right = least_squares(target.T @ columns, columns.T @ columns).T
+    return best
+
+
+def round_factors(
+    left: np.ndarray, right: np.ndarray, fmt: Format, rotation: str | None = None
+) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """Stored factors close to `left` (N, r) and `right` (r, K), each rounded as it is.
+
+    For fits in another metric than the Frobenius norm, which a refit would leave.
+    """
+    if rotation is not None:
+        turn = learned_rotation(right, fmt)
+        left, right = left @ turn, turn.T @ right
+    rule = None if fmt.element.is_plain_float else "mse"
+    return quantize(left, fmt, rule), quantize(right, fmt, rule)
+
+
+def least_squares(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """moment gram^+ for a symmetric positive semidefinite (r, r) `gram`, as float32.
+
+    The pseudo-inverse keeps a factor row that was rounded to zero, or repeats another, solvable.
+    """
+    inverse = np.linalg.pinv(gram.astype(np.float64), rcond=_RANK_CUTOFF, hermitian=True)
+    return np.ascontiguousarray(moment @ inverse, dtype=np.float32)
+
+
+_REFITS = 2
+
+
+class FrozenBranch:
+    """Stored factors of a branch of `rank` in `fmt`; `unit` is what 1 in a descent is worth."""
+
+    def __init__(
+        self, n: int, rank: int, fmt: Format, unit: float, rotation: str | None = None
+    ) -> None:
+        self.rotation = rotation
+        self.format = fmt
+        self.rank = rank
+        self.n_frozen = 0
+        self.pinned: int | None = None
+        self.noise = 0.0
+        self._unit = np.float32(unit)
+        self._columns = np.zeros((n, rank), dtype=np.float32)
+        self._left: QuantizedTensor | None = None
+        self._rows: list[QuantizedTensor] = []
+
+    @property
+    def can_freeze_parts(self) -> bool:
+        """Whether parts of R can be rounded apart from each other: no scale spans its rows."""
+        return not self.format.spans_rows
+
+    def freeze(
+        self, left: np.ndarray, right: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Round `count` more components of L R and return (stored L, R; free L, R).
+
+        All are float32; the product of the first two is to be taken from the weight.
+        """
+        if self.pinned is not None:
+            return self._freeze_pinned(left, right, count)
+        left, right = principal_factors(left, right)
+        if self._left is None and count < self.rank:
+            self._left = quantize(left, self.format, main_scale_rule(self.format))
+        stored_left, stored_right = self._round(*self._turned(left[:, :count], right[:count]))
+        self.n_frozen += count
+        free_left = np.ascontiguousarray(left[:, count:])
+        return stored_left, stored_right, free_left, np.ascontiguousarray(right[count:])
+
+    def pin(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Round the shorter factor of L R; returns it as stored, and the other refitted to it.
+
+        Sets `pinned` to 0 for L or 1 for R. Nothing may be frozen before.
+        """
+        left, right = self._turned(*principal_factors(left, right))
+        if len(left) >= right.shape[1]:
+            self.pinned = 1
+            rows, r_hat = self._rounded_rows(right)
+            self._rows = [rows]
+            l_hat = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
+        else:
+            self.pinned = 0
+            self._left, l_hat = self._round_columns(left)
+            r_hat = least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
+            r_hat = np.ascontiguousarray(r_hat)
+        self.noise = _distance(left, right, l_hat, r_hat)
+        return l_hat, r_hat
+
+    def _freeze_pinned(
+        self, left: np.ndarray, right: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        l_hat, r_hat = np.ascontiguousarray(left[:, :count]), right[:count]
+        if self.pinned == 0:
+            rows, r_hat = self._rounded_rows(r_hat)
+            self._rows.append(rows)
+        else:
+            if self._left is None:
+                self._left = quantize(left, self.format, main_scale_rule(self.format))
+            self._left, l_hat = self._round_columns(l_hat)
+            self._columns[:, self.n_frozen : self.n_frozen + count] = l_hat
+        miss = _distance(left[:, :count], right[:count], l_hat, r_hat)
+        self.noise = float(np.hypot(self.noise, miss))
+        self.n_frozen += count
+        free_left = np.ascontiguousarray(left[:, count:])
+        return l_hat, r_hat, free_left, np.ascontiguousarray(right[count:])
+
+    def _rounded_rows(self, rows: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
+        stored = quantize(rows * self._unit, self.format, main_scale_rule(self.format))
+        return stored, stored.dequantize() / self._unit
+
+    def stored(self) -> tuple[QuantizedTensor, QuantizedTensor]:
+        """L (N, rank) and R (rank, K), once all components are frozen."""
+        return self._left, stack_rows(self._rows)
+
+    def _turned(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.rotation is None:
+            return left, right
+        turn = learned_rotation(right * self._unit, self.format)
+        return left @ turn, turn.T @ right
+
+    def _round(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        best, least = None, np.inf
+        rows = right
+        for refit in range(_REFITS + 1):
+            stored_rows, r_hat = self._rounded_rows(rows)
+            # L R R^^T (R^ R^^T)^-1 without forming the (N, K) product L R.
+            columns = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
+            stored_left, l_hat = self._round_columns(columns)
+            miss = _distance(left, right, l_hat, r_hat)
+            if miss < least:
+                best, least = (stored_left, stored_rows, l_hat, r_hat), miss
+            if refit < _REFITS:
+                rows = least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
+        self._left, stored_rows, l_hat, r_hat = best
+        self._columns[:, self.n_frozen : self.n_frozen + left.shape[1]] = l_hat
+        self._rows.append(stored_rows)
+        self.noise = float(np.hypot(self.noise, least))
+        return l_hat, r_hat
+
+    def _round_columns(self, columns: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
+        if self._left is None:
+            stored = quantize(columns, self.format, main_scale_rule(self.format))
+            return stored, stored.dequantize()
+        block = slice(self.n_frozen, self.n_frozen + columns.shape[1])
+        trial = self._columns.copy()
+        trial[:, block] = columns
+        stored = requantize(trial, self._left)
+        return stored, np.ascontiguousarray(stored.dequantize()[:, block])
+
+
+def _distance(
+    left: np.ndarray, right: np.ndarray, other_left: np.ndarray, other_right: np.ndarray
+) -> float:
+    """||L R - L' R'||_F from Gram matrices in float64."""
+    a = np.hstack([left, other_left]).astype(np.float64)
+    b = np.vstack([right, -other_right]).astype(np.float64)
+    return float(np.sqrt(max(np.sum((a.T @ a) * (b @ b.T)), 0.0)))

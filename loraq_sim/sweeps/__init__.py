@@ -1,0 +1,18 @@
+"""Sweeps: every layer of a dump in every split, in parallel, into a result store."""
+
+from loraq_sim.sweeps.digests import SolutionCache
+from loraq_sim.sweeps.forecast import SweepForecast, estimate
+from loraq_sim.sweeps.plan import ComposedSweep, SweepPlan, compose
+from loraq_sim.sweeps.run import SweepEvent, SweepOutcome, run_sweep
+
+__all__ = [
+    "ComposedSweep",
+    "SolutionCache",
+    "SweepEvent",
+    "SweepForecast",
+    "SweepOutcome",
+    "SweepPlan",
+    "compose",
+    "estimate",
+    "run_sweep",
+]

@@ -1,0 +1,330 @@
+"""The name of a case: a digest of everything its result depends on.
+
+The same command run again finds its cases in the store by these names and skips them. Names are
+made of content: the values of the layer, the accelerator's description, settings, and the code
+that computes (`loraq_sim.sweeps.digests`). A dump that is renamed, re-ordered or converted
+gives the same names; a changed value anywhere gives new ones, so nothing stale is ever taken for
+fresh.
+
+The columns of a row that are known before it is evaluated, and the settings without one.
+
+How much work a case is next to others of its effort. What a unit of it takes is measured.
+
+Nothing here knows what a solver does inside: cases of one effort (a method with a preset, plain
+rounding, or a solution that an earlier case has) are compared by the size of the layer alone,
+
+    N K (1 + r / 64)  where it is solved,  and  N K / 8 + T (N + K)  for what is emulated,
+
+with N K weights, rank r and T activation rows. Seconds per unit come from a probe of each effort
+or from finished cases (`loraq_sim.sweeps.forecast`, `loraq_sim.sweeps.run`).
+
+The cases of one layer: every combination of what a plan asks for, overrides applied.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.dumps import LayerInfo
+from loraq_sim.errors import InputError
+from loraq_sim.formats import Format
+from loraq_sim.results.rows import COLUMN_NAMES
+from loraq_sim.settings import CaseSettings, as_tuple, datapath_grid, settings_of, settings_with
+from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.sweeps.digests import code_digests
+from loraq_sim.sweeps.tasks import SweepCase
+
+if TYPE_CHECKING:
+    from hwmodels import Accelerator
+    from loraq_sim.sweeps.plan import SweepPlan
+
+__all__ = [
+    "CaseGrid",
+    "SOLVED",
+    "case_identity",
+    "case_labels",
+    "case_work",
+    "effort_of",
+    "rank_of",
+    "seconds_of",
+    "units_by_effort",
+]
+
+
+def case_identity(**facts: Any) -> str:
+    """SHA-256 (hex) of `facts`: strings, numbers, None, and mappings and sequences of them."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def case_labels(
+    dump: str,
+    name: str,
+    info: LayerInfo | None,
+    settings: CaseSettings,
+    accelerator: "Accelerator",
+    asked: Mapping[str, str],
+    rows_source: str,
+) -> dict[str, Any]:
+    """Columns known beforehand; a row that fails has these and nothing else.
+
+    `rows_source` says where the rows of the settings come from, if they have any.
+    """
+    from loraq_sim.emulator.mac_array import describe_array
+    from loraq_sim.machine import datapath_for
+
+    mac = datapath_for(accelerator, settings.datapath).mac
+    labels = {
+        "layer": name,
+        "split": settings.split.text,
+        "rotation": settings.rotate,
+        "smooth": settings.smooth,
+        "method": settings.method,
+        "preset": settings.preset,
+        "accelerator": accelerator.name,
+        "seed": settings.seed,
+        **describe_array(mac),
+        "dump": Path(dump).name,
+        "family": settings.split.family,
+        "group_size": settings.split.group,
+        "token_limit": settings.tokens,
+        "options": _other_options(settings, asked),
+    }
+    if info is not None:
+        labels |= {"kind": info.kind, "group": info.group, "n": info.n, "k": info.k}
+        known = (info.m, info.m_source) if settings.rows is None else (settings.rows, rows_source)
+        labels |= dict(zip(("m", "m_source"), known, strict=True))
+        labels |= {"calls_per_step": info.calls_per_step}
+    return labels
+
+
+def _other_options(settings: CaseSettings, asked: Mapping[str, str]) -> str:
+    """JSON of the settings that have no column of their own; empty without any."""
+    others: dict[str, Any] = {}
+    if not settings.fused:
+        others["fused"] = False
+    if asked:
+        others["asked"] = dict(asked)
+    unnamed = {name: v for name, v in settings.datapath.items() if name not in COLUMN_NAMES}
+    others |= {"datapath": unnamed} if unnamed else {}
+    return json.dumps(others, sort_keys=True) if others else ""
+
+
+SOLVED = "solved"
+_ROUNDED = "rtn"
+_RANK = 64.0
+_WEIGHTS_PER_VALUE = 8.0
+
+
+def effort_of(settings: CaseSettings, *, is_solved: bool) -> str:
+    """Cases of one effort take the same time per unit of work."""
+    if is_solved:
+        return SOLVED
+    if not settings.split.has_branch:
+        return _ROUNDED
+    return f"{settings.method} {settings.preset}"
+
+
+def case_work(settings: CaseSettings, info: LayerInfo | None, *, is_solved: bool) -> float:
+    """Units of work of one case; 1 for a layer that nobody could describe."""
+    if info is None:
+        return 1.0
+    weights = info.n * info.k
+    rows = min(settings.tokens or math.inf, info.tokens or 0)
+    units = weights / _WEIGHTS_PER_VALUE + rows * (info.n + info.k)
+    if not is_solved:
+        units += weights * (1.0 + min(rank_of(settings), info.n, info.k) / _RANK)
+    return units
+
+
+def units_by_effort(work: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Sum of units by effort, of (effort, units) pairs."""
+    sums: dict[str, float] = {}
+    for effort, units in work:
+        sums[effort] = sums.get(effort, 0.0) + units
+    return sums
+
+
+def seconds_of(units: Mapping[str, float], rates: Mapping[str, float]) -> float | None:
+    """Seconds of `units` at `rates` (seconds per unit), by effort; None if a rate is missing."""
+    needed = {effort: amount for effort, amount in units.items() if amount > 0}
+    if not needed.keys() <= rates.keys():
+        return None
+    return sum(amount * rates[effort] for effort, amount in needed.items())
+
+
+def rank_of(settings: CaseSettings) -> int:
+    """Rank of the branch, for a budget about the rank its codes alone would allow."""
+    split = settings.split
+    if not split.has_branch:
+        return 0
+    if split.rank is not None:
+        return split.rank
+    bits = int(re.match(r"W(\d+)", split.branch)[1])
+    return int(split.budget.rpartition("@")[2]) * 16 // bits
+
+
+class CaseGrid:
+    """The grid of a plan, from which every layer takes its cases.
+
+    Parameters
+    ----------
+    plan : SweepPlan
+        With its splits filled in.
+    accelerators : mapping of str to Accelerator
+        By the reference they were loaded from.
+    rows : mapping
+        Rows per call by layer name, and in words where they come from, of the layers for which
+        the plan says more than the dump.
+
+    Attributes
+    ----------
+    points : list of CaseSettings
+        Distinct ones but for the data path: without a branch there is nothing to solve but
+        rounding (rtn), which has neither an effort nor a seed.
+    notes : list of str
+        What was reduced, for the user.
+    """
+
+    def __init__(
+        self,
+        plan: "SweepPlan",
+        accelerators: "Mapping[str, Accelerator]",
+        rows: Mapping[str, tuple[int, str]],
+    ) -> None:
+        self._plan = plan
+        self._rows = rows
+        self._accelerators = {ref: (a, a.digest()) for ref, a in accelerators.items()}
+        self._paths = datapath_grid(plan.datapath)
+        self.notes: list[str] = []
+        self.points = self._distinct_points()
+
+    def cases(self, name: str, info: LayerInfo | None, digest: str) -> tuple[SweepCase, ...]:
+        """Cases of the layer called `name` whose content is `digest`."""
+        cases: list[SweepCase] = []
+        solved: set[str] = set()
+        rows, _ = self._rows.get(name, (None, ""))
+        points = [self._overridden(point, name, info) for point in self.points]
+        for path in self._paths:
+            for ref in self._accelerators:
+                for point, asked in points:
+                    settings = dataclasses.replace(point, datapath=path, rows=rows)
+                    case = self._case(name, info, digest, ref, settings, asked)
+                    is_solved = case.solution_key in solved
+                    case = dataclasses.replace(
+                        case,
+                        work=case_work(settings, info, is_solved=is_solved),
+                        effort=effort_of(settings, is_solved=is_solved),
+                    )
+                    solved.add(case.solution_key)
+                    cases.append(case)
+        return tuple(cases)
+
+    def _case(
+        self,
+        name: str,
+        info: LayerInfo | None,
+        digest: str,
+        ref: str,
+        settings: CaseSettings,
+        asked: Mapping[str, str],
+    ) -> SweepCase:
+        accelerator, description = self._accelerators[ref]
+        code = code_digests()
+        _, rows_source = self._rows.get(name, (None, ""))
+        solving = {key: _plain(value) for key, value in settings.solving().items()}
+        return SweepCase(
+            case_id=case_identity(
+                layer=name,
+                content=digest,
+                accelerator=description,
+                code=code,
+                settings=settings.facts(),
+                asked=dict(asked),
+            ),
+            solution_key=case_identity(content=digest, code=code["solver"], solving=solving),
+            accelerator=ref,
+            settings=settings,
+            asked=asked,
+            labels=case_labels(
+                self._plan.dump, name, info, settings, accelerator, asked, rows_source
+            ),
+        )
+
+    def _distinct_points(self) -> list[CaseSettings]:
+        plan = self._plan
+        points: dict[str, CaseSettings] = {}
+        reduced = set()
+        for preset in as_tuple(plan.preset):
+            for seed in as_tuple(plan.seed):
+                for text in plan.splits:
+                    for method in plan.methods:
+                        split = parse_split(text, family=plan.family, group=plan.group)
+                        if method == "rtn" and split.has_branch:
+                            reduced.add(split.text)
+                        point = self._point(split, method, preset, seed)
+                        points.setdefault(case_identity(**point.facts()), point)
+        if reduced:
+            self.notes.append(
+                f"method rtn has no branch: {len(reduced)} splits are their main part only"
+            )
+        return list(points.values())
+
+    def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> CaseSettings:
+        if method == "rtn" and split.has_branch:
+            split = parse_split(split.main, family=split.family, group=split.group)
+        if not split.has_branch:
+            # The first effort and seed stand for all.
+            method, preset = "rtn", as_tuple(self._plan.preset)[0]
+            seed = as_tuple(self._plan.seed)[0]
+        return CaseSettings(
+            split=split,
+            method=method,
+            preset=preset,
+            seed=seed,
+            smooth=self._plan.smooth,
+            rotate=self._plan.rotate,
+            tokens=self._plan.tokens,
+            fused=self._plan.fused,
+        )
+
+    def _overridden(
+        self, point: CaseSettings, name: str, info: LayerInfo | None
+    ) -> tuple[CaseSettings, dict[str, str]]:
+        """What this layer does for `point`, and what `point` asked for where that differs."""
+        from loraq_sim.recipe import split_of
+
+        settings = settings_of(name, info.kind if info else "", self._plan.overrides)
+        if not settings:
+            return point, {}
+        asked = point.split
+        stated = {"split": asked.text, "family": asked.family, "group": asked.group}
+        try:
+            split = split_of(settings_with(stated, settings))
+        except InputError as error:
+            raise InputError(f"override for layer {name!r}: {error}") from None
+        method = settings.get("method", point.method)
+        if method == "rtn" and split.has_branch and "method" not in settings:
+            method = next((m for m in self._plan.methods if m != "rtn"), "rtn")
+        done = self._point(split, method, settings.get("preset", point.preset), point.seed)
+        # The seed and effort the grid asked for stay on the row, so that totals find it.
+        done = dataclasses.replace(
+            done,
+            seed=point.seed,
+            smooth=settings.get("smooth", point.smooth),
+            rotate=settings.get("rotate", point.rotate),
+        )
+        changes = {"split": (asked.text, done.split.text), "family": (asked.family, split.family)}
+        changes |= {"group_size": (asked.group, split.group)}
+        changes |= {n: (getattr(point, n), getattr(done, n)) for n in ("method", "preset")}
+        changes |= {"smooth": (point.smooth, done.smooth), "rotation": (point.rotate, done.rotate)}
+        return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Format) else value

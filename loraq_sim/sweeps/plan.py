@@ -1,0 +1,395 @@
+"""The splits a sweep looks at when the user names none.
+
+No branch, the 16-bit branch of SVDQuant, and low-precision branches that fit the same bytes (the
+question of LoRaQ), on a 4-bit main branch with 4-bit and with 8-bit activations.
+
+From what the user asks for to the list of tasks: every name checked before anything runs.
+
+A sweep in n parts that together are the whole: for array jobs that share nothing but files.
+
+Every job composes the same plan and takes its part, so the parts depend on the plan alone: layers
+go, longest first (by formula, not by clock), to the part with the least work so far; ties go by
+name. A layer is never divided, because its cases share what is loaded and solved.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.conditioning import check_rotation
+from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
+from loraq_sim.dumps.kinds import rows_notes, rows_of_model
+from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.kernels.processor import forced_path
+from loraq_sim.settings import Override, as_tuple, checked_count, datapath_grid, matches, rows_of
+from loraq_sim.sweeps.cases import CaseGrid
+from loraq_sim.sweeps.digests import code_digest, code_digests, dump_content_digest, layer_digests
+from loraq_sim.sweeps.split_fit import check_split_fit, check_transform_fit
+from loraq_sim.sweeps.tasks import SweepCase, SweepTask
+
+if TYPE_CHECKING:
+    from hwmodels import Accelerator
+
+__all__ = [
+    "ComposedSweep",
+    "SweepPlan",
+    "compose",
+    "default_splits",
+    "parse_shard",
+    "take_shard",
+]
+
+
+# PixArt-Sigma: SVDQuant's rank 32 on width 1152.
+_WIDTH_PER_RANK = 1152 / 32
+_RANK_STEP = 4
+_LEAST_WIDTH_PER_RANK = 8
+
+_SPLITS = (
+    "W4A4",
+    "W4A8",
+    "W8A8",
+    "W4A4+W16A16r{rank}",
+    "W4A4+W8A8@fp16r{rank}",
+    "W4A4+W6A6@fp16r{rank}",
+    "W4A4+W4A8@fp16r{rank}",
+    "W4A4+W4A4@fp16r{rank}",
+    "W4A4+W8A8@fp16r{double}",
+    "W4A4+W4A8@fp16r{double}",
+    "W4A8+W16A16r{rank}",
+    "W4A8+W8A8@fp16r{rank}",
+    "W4A8+W4A8@fp16r{rank}",
+)
+
+
+def default_splits(layers: Iterable[LayerInfo]) -> tuple[tuple[str, ...], str]:
+    """Default splits for these layers, and one sentence on the rank that was chosen.
+
+    The 16-bit rank is 1/36 of the narrowest layer's smaller side (PixArt's 32 of 1152) in steps
+    of 4, at least 4. In layers narrower than 32 it is an eighth of that side, at least 2: twice
+    the rank is asked for as well, and 4-bit elements fit up to four times as many.
+    """
+    narrowest = min(layers, key=lambda info: min(info.n, info.k))
+    width = min(narrowest.n, narrowest.k)
+    rank = max(_RANK_STEP, _RANK_STEP * round(width / _WIDTH_PER_RANK / _RANK_STEP))
+    # A budget of one rank can be less than one rank's codes and scales take.
+    rank = min(rank, max(2, width // _LEAST_WIDTH_PER_RANK), width)
+    splits = tuple(text.format(rank=rank, double=2 * rank) for text in _SPLITS)
+    note = (
+        f"default splits with 16-bit-equivalent ranks {rank} and {2 * rank}: the narrowest layer, "
+        f"{narrowest.name}, has width {width}, and PixArt's rank 32 is 1/36 of its width 1152"
+    )
+    return splits, note
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What a sweep is asked for.
+
+    Parameters
+    ----------
+    dump : str
+        Path of the layer dump.
+    accelerators : tuple of str
+        Names or paths of YAML files.
+    layers : tuple of str
+        Patterns of layer names or kinds; all layers when empty.
+    splits : tuple of str
+        Precision splits; `default_splits` when empty.
+    methods, preset, seed, smooth, rotate
+        See `loraq_sim.solve`; a tuple of presets or seeds asks for each of them.
+    family, group
+        Element family and group of the splits.
+    tokens : int, optional
+        Activation rows to use; all by default.
+    rows : mapping
+        Rows M of one call by pattern of layer names or kinds, the last that matches.
+    model, resolution : str and int, optional
+        A published model (`loraq_sim.dumps.kinds`) and an image side in pixels, which give the
+        rows of the other layers. Without it the dump, or the config beside it, says them.
+    fused : bool
+        Whether the cost model runs the branch inside the main kernel.
+    datapath : mapping
+        Overrides of the accelerators' data paths; a tuple of values asks for each of them.
+    overrides : tuple of Override
+        Settings of layers by name or kind; of two that match, the later one wins.
+    """
+
+    dump: str
+    accelerators: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("loraq",)
+    preset: str | tuple[str, ...] = "balanced"
+    family: str = "int"
+    group: int = 64
+    tokens: int | None = None
+    seed: int | tuple[int, ...] = 0
+    smooth: float | None = None
+    rotate: str | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
+    model: str | None = None
+    resolution: int = 1024
+    fused: bool = True
+    datapath: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedSweep:
+    """A checked plan: its tasks in dump order, and what was decided on the way.
+
+    `plan` is the plan with every default filled in; `notes` are sentences for the user; the
+    digests name the content of the dump's chosen layers and of each accelerator; `shard` is
+    ``i/n`` where this is one of n parts.
+    """
+
+    plan: SweepPlan
+    tasks: tuple[SweepTask, ...]
+    notes: tuple[str, ...]
+    dump_digest: str
+    accelerator_digests: Mapping[str, str]
+    shard: str = ""
+
+    @property
+    def cases(self) -> tuple[SweepCase, ...]:
+        """All cases, layer by layer."""
+        return tuple(case for task in self.tasks for case in task.cases)
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Names of all cases, in the order of `cases`."""
+        return tuple(case.case_id for case in self.cases)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Place of each case among those of the whole plan, in the order of `cases`."""
+        return tuple(t.position + index for t in self.tasks for index in range(len(t.cases)))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in dump order."""
+        return tuple(task.layer for task in self.tasks)
+
+    def describe(self) -> dict[str, Any]:
+        """The composed plan and the digests as plain values, for provenance."""
+        return {
+            "plan": json.loads(json.dumps(asdict(self.plan))),
+            "notes": list(self.notes),
+            "shard": self.shard,
+            "n_cases": len(self.cases),
+            "n_layers": len(self.tasks),
+            "dump_digest": self.dump_digest,
+            "accelerator_digests": dict(self.accelerator_digests),
+            "code_digest": code_digest(),
+            "code_digests": code_digests(),
+        }
+
+
+def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
+    """Check `plan` against the dump, the accelerators and the known names; list its cases.
+
+    `remember` writes down the digests of the layers, so that the next plan need not read them.
+
+    Raises
+    ------
+    InputError
+        If a name, split or setting is unknown or breaks a rule, or no layer can take a split.
+    DumpError
+        If the dump cannot be read or a pattern matches no layer.
+    hwmodels.AcceleratorError
+        If an accelerator is unknown or its file is broken.
+    """
+    _check_settings(plan)
+    forced_path()
+    dump = read_layer_dump(plan.dump)
+    if plan.layers:
+        dump = dump.select(plan.layers)
+    infos = {name: _info(dump, name) for name in dump}
+    notes: list[str] = []
+    splits: Sequence[str] = plan.splits
+    if not splits:
+        usable = [info for info in infos.values() if info is not None]
+        if not usable:
+            raise DumpError(f"{plan.dump}: none of its {len(infos)} layers is usable: {_why(dump)}")
+        splits, note = default_splits(usable)
+        notes.append(note)
+    plan = replace(plan, splits=tuple(splits))
+    accelerators = _accelerators(plan)
+    _check_overrides(plan, infos)
+    rows = _planned_rows(plan, infos)
+    grid = CaseGrid(plan, accelerators, rows)
+    digests = layer_digests(dump, remember=remember)
+    tasks: list[SweepTask] = []
+    for name, info in infos.items():
+        task = SweepTask(
+            dump=str(plan.dump),
+            layer=name,
+            info=info,
+            digest=digests[name],
+            position=tasks[-1].position + len(tasks[-1].cases) if tasks else 0,
+            cases=grid.cases(name, info, digests[name]),
+        )
+        tasks.append(task)
+    return ComposedSweep(
+        plan=plan,
+        tasks=tuple(tasks),
+        notes=(
+            *notes,
+            *grid.notes,
+            *check_split_fit(tasks),
+            *check_transform_fit(tasks),
+            *_notes_on_rows(infos, rows),
+        ),
+        dump_digest=dump_content_digest(digests),
+        accelerator_digests={a.name: a.digest() for a in accelerators.values()},
+    )
+
+
+def _check_settings(plan: SweepPlan) -> None:
+    from loraq_sim.solvers import METHODS, PRESETS
+
+    if not plan.methods or not plan.accelerators:
+        raise InputError("a sweep needs at least one method and one accelerator")
+    if not as_tuple(plan.preset) or not as_tuple(plan.seed):
+        raise InputError("a sweep needs at least one preset and one seed")
+    for method in plan.methods:
+        if method not in METHODS:
+            raise InputError(unknown_name("method", method, METHODS))
+    overrides = [override.settings for override in plan.overrides]
+    for method in (settings["method"] for settings in overrides if "method" in settings):
+        if method not in METHODS:
+            raise InputError(unknown_name("method", method, METHODS))
+    presets = [settings["preset"] for settings in overrides if "preset" in settings]
+    for preset in (*as_tuple(plan.preset), *presets):
+        if preset not in PRESETS:
+            raise InputError(unknown_name("preset", preset, PRESETS))
+    for smooth, rotate in [
+        (plan.smooth, plan.rotate),
+        *((settings.get("smooth"), settings.get("rotate")) for settings in overrides),
+    ]:
+        check_rotation(rotate)
+        if smooth is not None and not 0 <= smooth <= 1:
+            raise InputError(f"smooth must be a strength from 0 to 1, got {smooth!r}")
+    checked_count("tokens", plan.tokens)
+    for seed in as_tuple(plan.seed):
+        is_whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not is_whole or not 0 <= seed < 2**63:
+            raise InputError(f"seed must be an integer from 0, below 2**63, got {seed!r}")
+
+
+def _info(dump: LayerDump, name: str) -> LayerInfo | None:
+    # A layer that cannot even be described gets failed rows later, when its worker asks for it.
+    try:
+        return dump.info(name)
+    except DumpError:
+        return None
+
+
+def _why(dump: LayerDump) -> str:
+    try:
+        dump.info(next(iter(dump)))
+    except DumpError as error:
+        return str(error)
+    return ""
+
+
+def _planned_rows(
+    plan: SweepPlan, infos: Mapping[str, LayerInfo | None]
+) -> dict[str, tuple[int, str]]:
+    """Rows per call that the plan says, and whence, by layer name."""
+    kinds = {name: "" if info is None else info.kind for name, info in infos.items()}
+    for pattern in plan.rows:
+        checked_count("rows", plan.rows[pattern])
+        if not any(matches(pattern, name, kind) for name, kind in kinds.items()):
+            near = ", ".join(_nearest(pattern, infos))
+            raise InputError(f"rows: {pattern!r} matches none of the layers; nearest: {near}")
+    found: dict[str, tuple[int, str]] = {}
+    if plan.model is not None:
+        counts, source = rows_of_model(kinds, plan.model, plan.resolution)
+        found = {name: (count, source) for name, count in counts.items()}
+    for name, kind in kinds.items():
+        count = rows_of(name, kind, plan.rows)
+        if count is not None:
+            found[name] = (count, "given")
+    return found
+
+
+def _notes_on_rows(
+    infos: Mapping[str, LayerInfo | None], planned: Mapping[str, tuple[int, str]]
+) -> list[str]:
+    known = {name: (info.m, info.m_source) for name, info in infos.items() if info is not None}
+    return rows_notes(known | dict(planned))
+
+
+def _check_overrides(plan: SweepPlan, infos: Mapping[str, LayerInfo | None]) -> None:
+    for override in plan.overrides:
+        if not any(info and override.matches(name, info.kind) for name, info in infos.items()):
+            raise InputError(
+                f"override {override.pattern!r} matches none of the {len(infos)} layers; "
+                f"nearest: {', '.join(_nearest(override.pattern, infos))}"
+            )
+
+
+def _nearest(pattern: str, infos: Mapping[str, LayerInfo | None]) -> list[str]:
+    kinds = dict.fromkeys(info.kind for info in infos.values() if info)
+    bare = pattern.replace("*", "").replace("?", "")
+    near = difflib.get_close_matches(bare, [*kinds, *infos], n=3, cutoff=0.3)
+    return near or [*kinds][:3]
+
+
+def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
+    import hwmodels
+    from loraq_sim.machine import datapath_for
+
+    loaded: dict[str, Accelerator] = {}
+    for ref in plan.accelerators:
+        accelerator = hwmodels.load_accelerator(ref)
+        # Two names of one description ask for the same rows.
+        if accelerator.digest() not in {other.digest() for other in loaded.values()}:
+            loaded[str(ref)] = accelerator
+    by_name: dict[str, str] = {}
+    for ref, accelerator in loaded.items():
+        for path in datapath_grid(plan.datapath):
+            datapath_for(accelerator, path)
+        if by_name.setdefault(accelerator.name, ref) != ref:
+            raise InputError(
+                f"{ref} and {by_name[accelerator.name]} are both named {accelerator.name!r}; "
+                "their rows could not be told apart, so rename one"
+            )
+    return loaded
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of ``i/n`` with 1 <= i <= n.
+
+    Raises
+    ------
+    InputError
+        If the text is not of this form.
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"--shard must be i/n with i from 1 to n, such as 1/4, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def take_shard(sweep: ComposedSweep, shard: tuple[int, int]) -> ComposedSweep:
+    """Part `i` of `n` of a sweep, for ``shard = (i, n)``; its cases keep their places."""
+    index, count = shard
+    if count > len(sweep.tasks):
+        raise InputError(
+            f"--shard {index}/{count}: there are only {len(sweep.tasks)} layers to share out"
+        )
+    loads = [0.0] * count
+    mine: set[str] = set()
+    for task in sorted(sweep.tasks, key=lambda task: (-task.work, task.layer)):
+        part = loads.index(min(loads))
+        loads[part] += task.work
+        if part == index - 1:
+            mine.add(task.layer)
+    tasks = tuple(task for task in sweep.tasks if task.layer in mine)
+    return replace(sweep, tasks=tasks, shard=f"{index}/{count}")

@@ -1,0 +1,379 @@
+"""What a sweep tells its caller while it runs and when it has ended.
+
+Where results come from: versions, machine, command, and digests of everything read.
+
+Run a sweep: tasks to the executor, rows to the store, progress to the caller.
+
+Only this process writes the store, one transaction per case, so whatever stops the sweep leaves
+every finished row behind and the same command continues.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from loraq_sim.errors import SchedulerLost
+from loraq_sim.results.front import objectives_of, per_layer_front
+from loraq_sim.results.rows import EVALUATED, Row
+from loraq_sim.results.store import ResultStore
+from loraq_sim.sweeps.cases import seconds_of, units_by_effort
+from loraq_sim.sweeps.digests import SolutionCache
+from loraq_sim.sweeps.local import Executor, available_cpus, executor_for
+from loraq_sim.sweeps.plan import ComposedSweep, SweepPlan, compose
+from loraq_sim.sweeps.tasks import CaseResult, SweepCase, SweepTask, WorkerLost
+from loraq_sim.sweeps.worker import EVALUATE
+
+__all__ = [
+    "OnEvent",
+    "ProgressClock",
+    "SweepEvent",
+    "SweepOutcome",
+    "collect_provenance",
+    "run_sweep",
+    "utc_now",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEvent:
+    """One step of a sweep, with the state after it.
+
+    `kind` is ``start``, ``case`` (one case finished), ``worker_lost``, ``note`` or ``end``. `total`
+    counts the cases this run has to do, `done` those it has done, `failed` the failed among them;
+    `skipped` were in the store already. `eta_s` is the expected time left, None until known.
+    `layer`, `split` and `status` belong to the case; `message` says why it failed, what happened
+    to the worker, or what else to know.
+    """
+
+    kind: Literal["start", "case", "worker_lost", "note", "end"]
+    total: int
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    elapsed_s: float = 0.0
+    eta_s: float | None = None
+    layer: str = ""
+    split: str = ""
+    status: str = ""
+    message: str = ""
+
+
+_CRUMB = 1e-6
+
+OnEvent = Callable[[SweepEvent], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """How a sweep ended.
+
+    `n_failed` of the cases run gave no result, `n_skipped` were in the store, `n_left` were not
+    reached. `is_unreadable`: no layer could be loaded at all. `first_failure` is a message;
+    `stopped` says why a sweep ended before its cases did, if something but Ctrl-C ended it.
+    """
+
+    n_ok: int
+    n_failed: int
+    n_skipped: int
+    n_left: int
+    interrupted: bool
+    is_unreadable: bool
+    seconds: float
+    first_failure: str = ""
+    stopped: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """130 if interrupted, 2 if no layer could be loaded, 1 if some case failed or is left."""
+        if self.interrupted:
+            return 130
+        if self.is_unreadable:
+            return 2
+        return 1 if self.n_failed or self.stopped else 0
+
+
+class ProgressClock:
+    """Elapsed time, and time left by what finished cases of each effort took.
+
+    Parameters
+    ----------
+    work : iterable of (str, float)
+        Effort and units of work of every case there is to do.
+    jobs : int
+        Cases that run at a time.
+    """
+
+    def __init__(self, work: Iterable[tuple[str, float]], *, jobs: int = 1) -> None:
+        self._started = time.monotonic()
+        self._left = units_by_effort(work)
+        self._jobs = max(jobs, 1)
+        self._done: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+
+    def advance(self, effort: str, units: float, seconds: float | None) -> None:
+        """Count a finished case; one that failed says nothing of the others."""
+        self._left[effort] = max(self._left.get(effort, 0.0) - units, 0.0)
+        # Sums of floats leave crumbs.
+        if self._left[effort] < units * _CRUMB:
+            self._left[effort] = 0.0
+        if seconds is not None and units > 0:
+            self._done[effort] = self._done.get(effort, 0.0) + units
+            self._seconds[effort] = self._seconds.get(effort, 0.0) + seconds
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left, None until a case of every effort that is left has finished."""
+        rates = {effort: self._seconds[effort] / units for effort, units in self._done.items()}
+        left = seconds_of(self._left, rates)
+        return None if left is None or not rates else left / self._jobs
+
+
+_PACKAGES = ("loraq-sim", "numpy", "numba", "scipy", "torch", "ml-dtypes", "safetensors", "pandas")
+
+
+def collect_provenance(sweep: "ComposedSweep", *, jobs: int, scheduler: str = "") -> dict[str, Any]:
+    """Facts about a sweep that is about to start, as values JSON can hold."""
+    return {
+        "started": utc_now(),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "jobs": jobs,
+        **({"scheduler": scheduler} if scheduler else {}),
+        "command": list(sys.argv),
+        "seed": sweep.plan.seed,
+        **sweep.describe(),
+    }
+
+
+def utc_now() -> str:
+    """Time of day in UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def run_sweep(
+    sweep: SweepPlan | ComposedSweep,
+    store: ResultStore,
+    *,
+    jobs: int | None = None,
+    on_event: OnEvent | None = None,
+    force: bool = False,
+    evaluate: str = EVALUATE,
+    executor: Executor | None = None,
+    cache: SolutionCache | None = None,
+) -> SweepOutcome:
+    """Evaluate the cases of `sweep` that `store` does not hold yet.
+
+    Parameters
+    ----------
+    sweep : SweepPlan or ComposedSweep
+    store : ResultStore
+        Open for writing. Rows are there as soon as their ``case`` event is sent.
+    jobs : int, optional
+        Worker processes; 0 for none (this process). Default: the CPUs this process may use.
+    on_event : callable, optional
+        Called in this process with a `SweepEvent` per step.
+    force : bool
+        Evaluate again what the store holds.
+    evaluate : str
+        ``module:function`` that takes a `Layer` and a `SweepCase` and returns a row.
+    executor : Executor, optional
+        Where tasks run; chosen by `jobs` by default.
+    cache : SolutionCache, optional
+        Where solutions are kept between sweeps.
+
+    Returns
+    -------
+    SweepOutcome
+        Also after Ctrl-C (``interrupted``), which ends the workers at once, and after the loss of
+        a cluster's scheduler (``stopped``). Failed cases are
+        rows with status ``failed`` and are tried again by the next run.
+
+    Raises
+    ------
+    LoraqError
+        If the plan breaks a rule, the store cannot be written, or no worker can be started.
+    """
+    sweep = compose(sweep) if isinstance(sweep, SweepPlan) else sweep
+    jobs = available_cpus() if jobs is None else jobs
+    damaged = store.drop_damaged()
+    run = _Run(sweep, store, on_event, force, cache, jobs)
+    facts = collect_provenance(sweep, jobs=jobs, scheduler=getattr(executor, "address", ""))
+    number = store.begin_run(facts, sweep.case_ids, positions=sweep.positions)
+    # Names of files and groups are no part of a case's identity; rows follow the latest.
+    store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
+    interrupted, stopped = False, ""
+    try:
+        run.report("start")
+        for name in damaged:
+            run.report("note", message=f"the stored row of {name} was damaged and is removed")
+        results = (executor or executor_for(jobs)).run(_spread(run.tasks, jobs), evaluate)
+        with closing(results):
+            for result in results:
+                run.take(result)
+    except KeyboardInterrupt:
+        interrupted = True
+    except SchedulerLost as error:
+        stopped = str(error)
+    _mark_pareto(store, sweep.case_ids)
+    outcome = replace(run.outcome(interrupted), stopped=stopped)
+    facts = {"ended": utc_now(), "seconds": outcome.seconds, "interrupted": interrupted}
+    facts |= {"stopped": stopped} if stopped else {}
+    facts |= {"n_ok": outcome.n_ok, "n_failed": outcome.n_failed, "n_skipped": outcome.n_skipped}
+    store.end_run(number, facts)
+    run.report("end")
+    return outcome
+
+
+class _Run:
+    """Counts of one run, and what is done with each result."""
+
+    def __init__(
+        self,
+        sweep: ComposedSweep,
+        store: ResultStore,
+        on_event: OnEvent | None,
+        force: bool,
+        cache: SolutionCache | None,
+        jobs: int,
+    ) -> None:
+        done = set() if force else store.done(sweep.case_ids)
+        self.tasks = [_prepared(task, done, cache) for task in sweep.tasks]
+        self.tasks = [task for task in self.tasks if task.cases]
+        self._store = store
+        self._on_event = on_event
+        self._clock = ProgressClock(
+            ((case.effort, case.work) for task in self.tasks for case in task.cases), jobs=jobs
+        )
+        self._total = sum(len(task.cases) for task in self.tasks)
+        self._n_skipped = len(done)
+        self._n_ok = self._n_failed = self._n_unreadable = 0
+        self._first_failure = ""
+
+    def take(self, result: CaseResult | WorkerLost) -> None:
+        """Store a finished case, count it and report it."""
+        if isinstance(result, WorkerLost):
+            self.report("worker_lost", layer=result.layer, message=result.message)
+            return
+        row = result.row
+        self._store.add(result.case.case_id, row)
+        self._clock.advance(result.case.effort, result.case.work, row.get("seconds"))
+        if row["status"] in EVALUATED:
+            self._n_ok += 1
+        else:
+            self._n_failed += 1
+            self._n_unreadable += result.is_unreadable
+            self._first_failure = self._first_failure or row["message"]
+        self.report(
+            "case",
+            layer=row["layer"],
+            split=row["split"],
+            status=row["status"],
+            message=row["message"] or "",
+        )
+
+    def report(self, kind: str, **facts: str) -> None:
+        """Send an event with the counts so far."""
+        if self._on_event is None:
+            return
+        self._on_event(
+            SweepEvent(
+                kind=kind,
+                total=self._total,
+                done=self._n_ok + self._n_failed,
+                failed=self._n_failed,
+                skipped=self._n_skipped,
+                elapsed_s=self._clock.elapsed_s,
+                eta_s=self._clock.eta_s,
+                **facts,
+            )
+        )
+
+    def outcome(self, interrupted: bool) -> SweepOutcome:
+        """Counts at the end."""
+        n_done = self._n_ok + self._n_failed
+        return SweepOutcome(
+            n_ok=self._n_ok,
+            n_failed=self._n_failed,
+            n_skipped=self._n_skipped,
+            n_left=self._total - n_done,
+            interrupted=interrupted,
+            is_unreadable=0 < self._n_unreadable == self._total and not self._n_skipped,
+            seconds=self._clock.elapsed_s,
+            first_failure=self._first_failure,
+        )
+
+
+def _loose_labels(case: SweepCase) -> dict[str, Any]:
+    return {name: case.labels.get(name) for name in ("dump", "group")}
+
+
+def _prepared(task: SweepTask, done: set[str], cache: SolutionCache | None) -> SweepTask:
+    """`task` without what is done, cases of one solution in a row, each told of the cache."""
+    by_solution: dict[str, list[SweepCase]] = {}
+    for case in task.cases:
+        if case.case_id not in done:
+            by_solution.setdefault(case.solution_key, []).append(replace(case, cache=cache))
+    return replace(task, cases=tuple(case for group in by_solution.values() for case in group))
+
+
+def _spread(tasks: Sequence[SweepTask], jobs: int) -> list[SweepTask]:
+    """Longest tasks first, so that none is left running alone at the end; for fewer tasks than
+    workers the longest are halved, at the price of loading their layer twice.
+    """
+    spread = list(tasks)
+    while 0 < len(spread) < jobs:
+        largest = max(spread, key=lambda task: len(task.cases))
+        middle = len(largest.cases) // 2
+        if middle == 0:
+            break
+        spread.remove(largest)
+        spread.append(replace(largest, cases=largest.cases[:middle]))
+        spread.append(replace(largest, cases=largest.cases[middle:]))
+    return sorted(spread, key=lambda task: -task.work)
+
+
+def _mark_pareto(store: ResultStore, case_ids: Sequence[str]) -> None:
+    """Mark the rows of this sweep that are on their layer's front of what is known of it."""
+    by_layer: dict[str, list[Row]] = {}
+    for row in store.rows(case_ids):
+        by_layer.setdefault(row["layer"], []).append(row)
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for rows in by_layer.values():
+        alike.setdefault(objectives_of(rows), []).extend(rows)
+    front = [row for names, rows in alike.items() for row in per_layer_front(rows, names)]
+    store.set_pareto([row["case_id"] for row in front], among=case_ids)

@@ -1,0 +1,265 @@
+"""What is done for one task, in this process: load the layer once, evaluate its cases in turn.
+
+Whatever goes wrong with one layer or case becomes the row of that case and touches no other.
+
+The main loop of a worker process.
+
+One thread per worker: more would fight for the cores, and sum in another order.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from importlib import import_module
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from loraq_sim.dumps import LayerDump, read_layer_dump
+from loraq_sim.errors import DumpError, InputError, LoraqError
+from loraq_sim.layers import Layer
+from loraq_sim.results.rows import Row
+from loraq_sim.sweeps.digests import forget_digests
+from loraq_sim.sweeps.tasks import CaseResult, SweepCase, SweepTask, case_row, failed_result
+
+if TYPE_CHECKING:
+    import hwmodels
+    from loraq_sim.solvers import Solution
+    from loraq_sim.solvers.problem import SharedStages
+
+__all__ = [
+    "EVALUATE",
+    "Evaluate",
+    "ONE_THREAD",
+    "computing_on_one_thread",
+    "environment",
+    "evaluate_case",
+    "forget_files",
+    "load_evaluate",
+    "run_task",
+    "serve",
+]
+
+logger = logging.getLogger(__name__)
+
+
+EVALUATE = "loraq_sim.sweeps.worker:evaluate_case"
+"""Reference of the evaluation a sweep uses, as ``module:function``; workers import it by name."""
+
+_KEPT_SOLUTIONS = 2
+_last_solutions: "dict[str, Solution]" = {}
+
+Evaluate = Callable[[Layer, SweepCase], Row]
+
+
+def evaluate_case(layer: Layer, case: SweepCase) -> Row:
+    """`loraq_sim.evaluate.evaluate_case` with the settings of `case`."""
+    from loraq_sim.evaluate import evaluate_case
+
+    started = time.perf_counter()
+    solution = _solution(layer, case)
+    row = evaluate_case(layer, case.settings, _accelerator(case.accelerator), solution=solution)
+    return row | {"seconds": time.perf_counter() - started}
+
+
+def _solution(layer: Layer, case: SweepCase) -> "Solution":
+    """From the cases before, the cache, or the solver; its key stands for all it depends on."""
+    from loraq_sim.evaluate import solve_case
+
+    # Cases of one layer that differ only in the machine have the same solution, and run in a row.
+    if case.solution_key in _last_solutions:
+        return _last_solutions[case.solution_key]
+    found = case.cache.load(case.solution_key) if case.cache is not None else None
+    if found is None:
+        found = solve_case(layer, case.settings, shared=_shared_stages(layer))
+        if case.cache is not None:
+            case.cache.keep(case.solution_key, found)
+    while len(_last_solutions) >= _KEPT_SOLUTIONS:
+        del _last_solutions[next(iter(_last_solutions))]
+    _last_solutions[case.solution_key] = found
+    return found
+
+
+@lru_cache(maxsize=1)
+def _shared_stages(layer: Layer) -> "SharedStages":
+    """Solver stages of one layer: splits that differ only in activations share all of them."""
+    from loraq_sim.solvers.problem import SharedStages
+
+    return SharedStages()
+
+
+def load_evaluate(reference: str) -> Evaluate:
+    """The function behind a ``module:function`` reference.
+
+    Raises
+    ------
+    InputError
+        If there is no such module or function.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot load the evaluation {reference!r}: {error}") from None
+
+
+def run_task(
+    task: SweepTask, evaluate: Evaluate, *, on_loaded: Callable[[], None] = lambda: None
+) -> Iterator[CaseResult]:
+    """Results of the cases of `task`, each as soon as it is there; `on_loaded` marks the start.
+
+    Raises nothing but what is no `Exception`, such as KeyboardInterrupt.
+    """
+    try:
+        layer = _dump(task.dump)[task.layer]
+        _check_content(task, layer)
+    except Exception as error:
+        message = _message(error)
+        yield from (failed_result(case, message, is_unreadable=True) for case in task.cases)
+        return
+    on_loaded()
+    _last_solutions.clear()
+    _shared_stages.cache_clear()
+    for case in task.cases:
+        yield _run_case(layer, case, evaluate)
+
+
+def _check_content(task: SweepTask, layer: Layer) -> None:
+    """Refuse a layer that is not the one the cases were named for."""
+    if task.digest and layer.digest() != task.digest:
+        forget_digests(Path(task.dump))
+        raise DumpError(
+            f"{task.dump}: layer {task.layer!r} changed since the sweep was planned; "
+            "run the same command again"
+        )
+
+
+def _run_case(layer: Layer, case: SweepCase, evaluate: Evaluate) -> CaseResult:
+    try:
+        row: dict[str, Any] = evaluate(layer, case)
+    except Exception as error:
+        return failed_result(case, _message(error))
+    return CaseResult(case=case, row=case_row(case, row))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, LoraqError):
+        return str(error)
+    # Not one of ours: a defect or a full memory. The place helps whoever reads the row. Not logged
+    # as a warning, which a process without handlers would print across the progress bar.
+    logger.info("unexpected error in a case", exc_info=error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def forget_files() -> None:
+    """Read dumps and accelerator files anew next time; they may have changed since."""
+    _dump.cache_clear()
+    _accelerator.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _dump(path: str) -> LayerDump:
+    return read_layer_dump(path)
+
+
+@lru_cache(maxsize=16)
+def _accelerator(reference: str) -> "hwmodels.Accelerator":
+    import hwmodels
+
+    return hwmodels.load_accelerator(reference)
+
+
+def serve(pipe: Connection, evaluate: str) -> None:
+    """Ask for tasks, run them and send results until the pipe closes.
+
+    Sends ``("idle",)`` for a task, ``("loaded",)`` when its layer is there, ``("result", r)`` per
+    case, or ``("broken", why)`` if the evaluation cannot be imported.
+    """
+    # Ctrl-C goes to the whole process group; the driver decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(pipe, evaluate)
+
+
+def _serve(pipe: Connection, evaluate: str) -> None:
+    # Imported here so that `serve` itself loads in a moment and with SIGINT held.
+    from loraq_sim.errors import InputError
+
+    try:
+        function = load_evaluate(evaluate)
+    except InputError as error:
+        pipe.send(("broken", str(error)))
+        return
+    while True:
+        pipe.send(("idle",))
+        task = pipe.recv()
+        for result in run_task(task, function, on_loaded=lambda: pipe.send(("loaded",))):
+            pipe.send(("result", result))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent dies without having closed it (SIGKILL of a sweep)."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    ),
+    "1",
+)
+"""Environment of a process that computes on one thread; libraries read it when they load."""
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for libraries loaded and processes started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def computing_on_one_thread() -> Iterator[None]:
+    """Hold BLAS and OpenMP to one thread, whether they are loaded already or not.
+
+    For processes that others started; needs threadpoolctl, which comes with ``[cluster]``.
+    """
+    from threadpoolctl import threadpool_limits
+
+    # PyTorch keeps a count of its own.
+    torch = sys.modules.get("torch")
+    n_torch = torch.get_num_threads() if torch is not None else 0
+    with environment(ONE_THREAD), threadpool_limits(limits=1):
+        if torch is not None:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch is not None:
+                torch.set_num_threads(n_torch)

@@ -1,8 +1,0 @@
-from loraq_sim.sweep.case_identity import case_identity
-
-
-def test_names_do_not_depend_on_the_order_of_facts():
-    name = case_identity(a=1, b={"x": 1, "y": 2})
-    assert name == case_identity(b={"y": 2, "x": 1}, a=1)
-    assert name != case_identity(a=1, b={"x": 1, "y": 3})
-    assert len(name) == 64
