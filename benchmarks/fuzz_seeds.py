@@ -156,7 +156,7 @@ def _store_seeds(scratch: Path) -> list[bytes]:
     path.unlink(missing_ok=True)
     with ResultStore.open(path, create=True) as store:
         cases = [f"case{index}" for index in range(4)]
-        store.begin_run({"command": "sweep", "seed": 0}, cases)
+        store.begin_run({"command": ["sweep", "--seed", "0"], "seed": 0}, cases)
         for index, case in enumerate(cases):
             row = {"layer": "ffn_up", "split": "W4A4", "status": "ok", "output_error": 0.1 * index}
             store.add(case, row | {"latency_s": 1e-3, "pareto": index == 0, "note": "x"})

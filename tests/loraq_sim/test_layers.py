@@ -79,7 +79,10 @@ def test_fields_cannot_be_replaced():
         ({"weight": ramp(2, 3, dtype=np.int8)}, "weight has dtype int8; expected float16"),
         ({"weight": ramp(2, 3, dtype=np.complex64)}, "weight has dtype complex64"),
         ({"weight": np.array([["a", None]], dtype=object)}, "weight has dtype object"),
-        ({"weight": [[1.0, 2.0], [3.0]]}, "weight must be a NumPy array, got list"),
+        (
+            {"weight": [[1.0, 2.0], [3.0]]},
+            "weight must be a NumPy array or a torch tensor, got list",
+        ),
         ({"bias": ramp(3)}, "bias has shape (3,), expected (2,) for weight of shape (2, 3)"),
         ({"bias": ramp(2, 1)}, "bias has shape (2, 1), expected (2,)"),
         ({"bias": ramp(2, dtype=np.int32)}, "bias has dtype int32"),

@@ -87,6 +87,6 @@ def test_an_existing_file_is_kept_without_running_the_model(run, tmp_path):
     out.write_text("precious")
     refused = run(ENTRY, "--out", out)
     assert refused.exit_code == 2
-    assert "use --force" in refused.stderr
+    assert "or --force" in refused.stderr
     assert out.read_text() == "precious"
     assert run(ENTRY, "--out", out, "--force").exit_code == 0

@@ -62,6 +62,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, target, words, 
 def test_an_existing_target_needs_force(run, tmp_path):
     out = tmp_path / "a.npz"
     out.write_text("precious")
-    assert "use --force" in run("examples/minilm.pt", out).stderr
+    assert "or --force" in run("examples/minilm.pt", out).stderr
     assert out.read_text() == "precious"
     assert run("examples/minilm.pt", out, "--force").exit_code == 0
