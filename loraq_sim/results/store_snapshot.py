@@ -30,9 +30,9 @@ a holder of this machine that is gone is found out, one of another machine has t
 import errno
 import json
 import os
+import platform
 import re
 import shutil
-import socket
 import sqlite3
 import tempfile
 import time
@@ -348,7 +348,7 @@ class WriterLock:
             host, process, started = holder["host"], int(holder["process"]), holder["started"]
         except _UNREADABLE:
             return ""
-        if host != socket.gethostname() or process < 1:
+        if host != platform.node() or process < 1:
             return ""
         try:
             os.kill(process, 0)
@@ -378,7 +378,7 @@ class WriterLock:
         with suppress(*_UNREADABLE):
             holder = json.loads(text)
             process, host = int(holder["process"]), str(holder["host"])
-            if host == socket.gethostname():
+            if host == platform.node():
                 return f"process {process}"
             where = f"process {process} on {host!r:.80}"
             if self._own.exists():
@@ -401,7 +401,7 @@ def _lock_exclusively(handle: int) -> None:
 
 
 def _this_process() -> str:
-    facts = {"process": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+    facts = {"process": os.getpid(), "host": platform.node(), "started": _started(os.getpid())}
     return json.dumps(facts)
 
 

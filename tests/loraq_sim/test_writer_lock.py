@@ -3,8 +3,8 @@
 import errno
 import json
 import os
+import platform
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -134,7 +134,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, no_locks):
     own = tmp_path / "s.sqlite.lock-owner"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    here = {"host": socket.gethostname(), "started": ""}
+    here = {"host": platform.node(), "started": ""}
     for holder in (
         here | {"process": ended.pid},
         # Its number is used again, by a process that began at another time.
