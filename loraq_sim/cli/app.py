@@ -6,7 +6,6 @@ import typer
 
 from loraq_sim.cli import (
     allocate,
-    bench,
     cost,
     doctor,
     dump,
@@ -54,7 +53,6 @@ app.command("merge", epilog=stores.MERGE_EXAMPLES)(stores.merge_command)
 app.command("export", epilog=stores.EXPORT_EXAMPLES)(stores.export_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
-app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 app.add_typer(dump.app, name="dump", help="Look into, make, convert and capture layer dumps.")
 app.add_typer(model.app, name="model", help="Look into and convert quantized models.")
 app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")

@@ -11,8 +11,6 @@ import numpy as np
 
 from loraq_sim.emulator.mac_array import MacArray
 
-__all__ = ["peers"]
-
 Peer = tuple[str, Callable, float]
 
 

@@ -1,18 +1,24 @@
-"""The bench command: rows for every goal, peers that are there, and a file only if asked for."""
+"""`benchmarks/emulator_speed.py`: every goal, peers that are there, a file if asked for."""
 
+import importlib
 import json
 import os
+from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from loraq_sim.cli.app import app
-
-WORDS = ["bench", "emulator", "--shape", "12x32x16", "--repeats", "1"]
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+WORDS = ["--shape", "12x32x16", "--repeats", "1"]
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
+    """Call `benchmarks/emulator_speed.py` with one tiny GEMM and more words."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    app = typer.Typer()
+    app.command()(importlib.import_module("emulator_speed").emulator_speed)
     monkeypatch.chdir(tmp_path)
 
     def call(*words):
