@@ -99,7 +99,7 @@ def explain_command(
     )  # fmt: skip
     cost = hwmodels.estimate_cost(work, machine)
     parts = _parts(cost)
-    effects = hwmodels.validation(work, machine)
+    effects = hwmodels.sensitivity(work, machine)
     facts = {row["key"]: row for row in hwmodels.describe(machine)}
     for row in effects:
         row["confidence"] = facts.get(_indexed(row["key"], machine), {}).get("confidence", "")
