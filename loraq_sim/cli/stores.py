@@ -175,7 +175,7 @@ def merge_command(
         _remove(target)
         part.replace(target)
         with ResultStore.open(target) as store:
-            store.export_csv(out / "results.csv")
+            store.export_csv(out / "results.csv", is_sealed=True)
     finally:
         _remove(part)
         lock.release()

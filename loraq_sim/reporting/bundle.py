@@ -1,5 +1,6 @@
 """The report as files: the page, and beside it pictures, tables and a summary in Markdown."""
 
+import gc
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,6 +81,9 @@ def write_report(
     for name, figure in _pictures(data, drawn, validation):
         pictures.append(name)
         written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in _PICTURES]
+        # A figure and its canvas hold each other, and 20 MB of pixels.
+        del figure
+        gc.collect()
     written.append(write_file(folder / "summary.md", _summary(data, pictures)))
     return written
 

@@ -304,7 +304,10 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
             continue
         rows = _rows_beside(data, answer.best)
         if len({row["split"] for row in rows}) > 1:
-            found += filter(None, (_mixed(data, answer.context, rows, cost) for cost in _COSTS))
+            labels = {_settings(row): row["label"] for row in rows}
+            found += filter(
+                None, (_mixed(data, answer.context, rows, labels, cost) for cost in _COSTS)
+            )
     return found
 
 
@@ -313,15 +316,18 @@ def _rows_beside(data: "ReportData", best: Row) -> list[Row]:
     from loraq_sim.allocation.problem import MACHINE
 
     keys = [name for name in MACHINE if name != "options"]
+    wanted = tuple(map(best.get, keys))
     return [
         row
         for row in data.rows
-        if all(row.get(key) == best.get(key) for key in keys)
+        if tuple(map(row.get, keys)) == wanted
         and (row.get("options") or "") == (best.get("options") or "")
     ]
 
 
-def _mixed(data: "ReportData", context: str, rows: Sequence[Row], cost: str) -> "MixedModel | None":
+def _mixed(
+    data: "ReportData", context: str, rows: Sequence[Row], labels: dict[tuple, str], cost: str
+) -> "MixedModel | None":
     from loraq_sim.allocation import allocate
     from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
     from loraq_sim.reporting.report_data import MixedModel
@@ -337,7 +343,6 @@ def _mixed(data: "ReportData", context: str, rows: Sequence[Row], cost: str) -> 
         return None
     if len(frontier) < 2:
         return None
-    labels = {_settings(row): row["label"] for row in rows}
     gains = [
         {**row, "label": labels[_settings(row)], "mixed_error": row[f"mixed_{data.error}"]}
         for row in uniform

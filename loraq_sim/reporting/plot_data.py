@@ -76,7 +76,12 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
     names = list(dict.fromkeys(str(row["layer"]) for row in rows))
     kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
     labels = _by_error(data, context, rows)
-    cells = {(row["label"], str(row["layer"])): row for row in rows}
+    by_case: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_case.setdefault(row["label"], {})[str(row["layer"])] = row
+    # cells[case][layer]; nothing is known of a case that did not run.
+    cells = [[by_case[label].get(name) or {} for name in names] for label in labels]
+    done = [[row if row.get("status") == "ok" else {} for row in line] for line in cells]
     prefix = common_prefix(names)
     place = {label: i for i, label in enumerate(labels)}
     column = {name: j for j, name in enumerate(names)}
@@ -86,7 +91,7 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
         "prefix": prefix,
         "kinds": [kinds[name] for name in names],
         "labels": labels,
-        "bounds": _codes([[(cells.get((c, n)) or {}).get("bound") for n in names] for c in labels]),
+        "bounds": _codes([[row.get("bound") for row in line] for line in cells]),
         "failed": [
             [place[row["label"]], column[str(row["layer"])]]
             for row in rows
@@ -104,7 +109,7 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
                 divided = {"of": of, "by": [rounded(whole) for whole in by]}
                 found["quantities"].append({"key": key, "heading": heading} | divided)
             continue
-        matrix = _matrix(key, labels, names, cells, digits)
+        matrix = [_values(key, line, digits) for line in done]
         if any(value is not None for line in matrix for value in line):
             known.add(key)
             lines = [_line(line) for line in matrix]
@@ -130,27 +135,18 @@ def _line(values: list[Any]) -> Any:
     return values[0] if len(values) > 1 and len(set(values)) == 1 else values
 
 
-def _matrix(
-    key: str,
-    labels: Sequence[str],
-    names: Sequence[str],
-    cells: Mapping[tuple, Row],
-    digits: int,
-) -> list[list[Any]]:
+def _values(key: str, line: Sequence[Row], digits: int) -> list[Any]:
+    """One quantity of every layer of a case."""
     way, _, column = key.rpartition(":")
-    matrix = []
-    for label in labels:
-        own = [cells.get((label, name)) or {} for name in names]
-        values = [row.get(column) if row.get("status") == "ok" else None for row in own]
-        if way == "share":
-            # One call's cost times the calls, over the sum of all layers.
-            times = [
-                None if is_missing(value) else value * (row.get("calls_per_step") or 1)
-                for value, row in zip(values, own, strict=True)
-            ]
-            values = _over(times, sum(value for value in times if value is not None))
-        matrix.append([rounded(value, digits) for value in values])
-    return matrix
+    values = [row.get(column) for row in line]
+    if way == "share":
+        # One call's cost times the calls, over the sum of all layers.
+        times = [
+            None if is_missing(value) else value * (row.get("calls_per_step") or 1)
+            for value, row in zip(values, line, strict=True)
+        ]
+        values = _over(times, sum(value for value in times if value is not None))
+    return [rounded(value, digits) for value in values]
 
 
 def _over(values: Sequence[Any], whole: float | None) -> list[float | None]:

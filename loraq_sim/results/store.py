@@ -216,7 +216,7 @@ class ResultStore:
             connection.executemany("DELETE FROM rows WHERE rowid=?", [row[:1] for row in found])
         return [_name(layer, split) for _, layer, split in found]
 
-    def rows(self, case_ids: Sequence[str] | None = None) -> list[Row]:
+    def rows(self, case_ids: Sequence[str] | None = None, *, is_sealed: bool = False) -> list[Row]:
         """Rows as dicts: columns of `loraq_sim.results.rows`, then other keys, then ``case_id``.
 
         Parameters
@@ -225,6 +225,8 @@ class ResultStore:
             Only these cases, in this order, as far as they are stored. Default: all cases in the
             order they were planned; of rows that agree in all of `rows.IDENTITY`, the
             one the latest sweep asked for.
+        is_sealed : bool
+            Whether this process has just written all rows: their checksums are not made again.
 
         Raises
         ------
@@ -233,7 +235,8 @@ class ResultStore:
         """
         with explained(self.path, "read"):
             newest = _NEWEST if case_ids is None else "1 AS newest"
-            found = self._read(_SELECT.replace("{newest}", newest))
+            query = _SELECT.replace("{newest}", newest)
+            found = self._read(query.replace("{is_whole}", "1") if is_sealed else query)
             if case_ids is not None:
                 by_id = {record[0]: record for record in found}
                 found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
@@ -294,7 +297,9 @@ class ResultStore:
             found = self._read("SELECT run, provenance FROM runs ORDER BY run")
             return [run_facts(run, text) for run, text in found]
 
-    def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> int:
+    def export_csv(
+        self, path: str | Path, case_ids: Sequence[str] | None = None, *, is_sealed: bool = False
+    ) -> int:
         """Write `rows` to a CSV file: missing values empty, booleans ``True`` and ``False``.
 
         Returns their number.
@@ -304,7 +309,7 @@ class ResultStore:
         StoreError
             If the file cannot be written. A file that was there stays as it was.
         """
-        rows = self.rows(case_ids)
+        rows = self.rows(case_ids, is_sealed=is_sealed)
         write_csv(path, rows, every_name(rows))
         return len(rows)
 

@@ -76,7 +76,9 @@ _FACTS: dict[str, Any] = {
 def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
     """What is stored of `row`: case id, columns, and other keys as JSON."""
     known = [
-        value if type(value) in _AS_IT_IS else plain_value(value)
+        value
+        if type(value) in _AS_IT_IS or (type(value) is float and value == value)
+        else plain_value(value)
         for value in map(row.get, COLUMN_NAMES)
     ]
     others = [name for name in row if name not in _KNOWN_NAMES]
