@@ -12,6 +12,7 @@ from generated_validation import (
     golden_counts,
     measured_rows_table,
 )
+from ladder import ladder_table
 from markdown_table import table
 
 __all__ = ["GENERATED"]
@@ -258,6 +259,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "benchmark": _benchmark,
     "other_benchmarks": _other_benchmarks,
     "pages_like": _pages_like,
+    "ladder": ladder_table,
     "commands": command_pages,
     "accelerator_schema": accelerator_schema,
     "accuracy_by_device": accuracy_by_device,
