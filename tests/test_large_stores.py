@@ -5,14 +5,21 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from loraq_sim.allocation import solve
 from loraq_sim.cli.app import app
 from loraq_sim.reporting.gather import gather
-from loraq_sim.reporting.plot_data import layer_cells
+from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure
+from loraq_sim.reporting.page import html_report
+from loraq_sim.reporting.plot_data import layer_cells, plot_data
+from loraq_sim.reporting.report_data import answers
+from loraq_sim.reporting.sections import compare_methods
+from loraq_sim.results import store_file
 from loraq_sim.results.store import ResultStore
 
 ROOT = Path(__file__).parents[1]
@@ -79,3 +86,67 @@ def test_the_bytes_of_a_cell_are_few(big_store, store, monkeypatch):
     # Four matrices of three digits, and lines that are one number.
     assert sizes[100] < 45
     assert sizes[100] < 0.9 * sizes[10**9]
+
+
+@pytest.mark.parametrize(
+    ("words", "most"), [(("export", "--csv", "e.csv"), 1), (("pareto",), 1), (("merge", "m"), 2)]
+)
+def test_a_row_is_checked_and_sealed_once(store, tmp_path, monkeypatch, words, most):
+    made = []
+    checksum = store_file._row_checksum
+    monkeypatch.setattr(
+        store_file, "_row_checksum", lambda *values: made.append(0) or checksum(*values)
+    )
+    monkeypatch.chdir(tmp_path)
+    words = [words[0], str(store), *words[1:]] if words[0] != "merge" else [*words, str(store)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert len(made) == most * 600
+
+
+def test_texts_are_kept_once_and_rows_named_in_place(store):
+    with ResultStore.open(store) as opened:
+        rows = opened.rows()
+    assert len({id(row["split"]) for row in rows}) == len({row["split"] for row in rows})
+    data = gather(rows, [], in_place=True)
+    assert all(mine is own for mine, own in zip(data.rows, rows, strict=True))
+
+
+def test_mixes_of_many_layers_come_from_one_front(big_store, tmp_path, monkeypatch):
+    """One choice for each context and cost, whatever the number of splits."""
+    path = tmp_path / "results.sqlite"
+    # 110 layers in 60 splits on 5 accelerators.
+    big_store.write_store(path, 110 * 300)
+    with ResultStore.open(path) as opened:
+        rows = opened.rows()
+    chosen = []
+    choose = solve.choose_by_prices
+    monkeypatch.setattr(
+        "loraq_sim.allocation.model.choose_by_prices",
+        lambda problem: chosen.append(problem) or choose(problem),
+    )
+    data = gather(rows, [], in_place=True)
+    assert len(data.mixed) == 10
+    assert len(chosen) == 10
+    assert all(len(mix.gains) == 60 and len(mix.frontier) <= 200 for mix in data.mixed)
+    text = html_report(data)
+    own = len(text) - len(re.search(r'id="library">(.*?)</script>', text)[1])
+    # 1.66 MB when this was written; plain matrices would add 0.5 MB.
+    assert 'id="packed-layers"' in text
+    assert own < 1_800_000, own
+
+
+def test_pictures_of_many_cases_draw_some(store):
+    with ResultStore.open(store) as opened:
+        data = gather(opened.rows(), [], in_place=True)
+    drawn = plot_data(data, answers(data), compare_methods(data))
+    context = data.contexts[0]
+    assert len(drawn["layers"][context]["labels"]) == 60
+    for figure in (
+        heat_map_figure(drawn, context, data.error),
+        accumulators_figure(drawn, context),
+    ):
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert len(labels) == 48
+        assert drawn["answers"][context] in labels
+        assert "48 of 60 cases" in " ".join(text.get_text() for text in figure.texts)

@@ -121,7 +121,7 @@ _SCRIPTS = (
 )
 _MANY_ROWS = 16
 # Characters of the matrices of layers that stand in the page as they are.
-_MOST_PLAIN = 1_000_000
+_MOST_PLAIN = 500_000
 _NAME_LENGTH = 36
 
 
