@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.errors import DumpError, InputError, StoreError, unknown_name
 from loraq_sim.results.front import mark_front, per_layer_front
 from loraq_sim.results.rows import Row
 from loraq_sim.results.store import ResultStore
+from loraq_sim.results.store_records import check_possible
 from loraq_sim.results.totals import model_totals
 from loraq_sim.results.verdict import Verdict, verdict_of
 
@@ -107,6 +108,7 @@ class Study:
 
     @cached_property
     def _sums(self) -> list[dict[str, Any]]:
+        check_possible(self.rows, self.path or "study")
         return model_totals(self.rows, layers=self._layers)
 
     @cached_property
@@ -176,12 +178,15 @@ class Study:
         ------
         InputError
             If there is no row, the file cannot be written or an extra is not installed.
+        StoreError
+            If a row has a number that no layer or machine can have.
         """
         from loraq_sim.reporting.bundle import write_report
         from loraq_sim.reporting.gather import gather
 
         if not self.rows:
             raise InputError("the study holds no row to report")
+        check_possible(self.rows, self.path or "study")
         write_report(gather(self.rows, self._runs, title=title), Path(path), with_files=files)
         return Path(path)
 
@@ -197,7 +202,10 @@ class Study:
         ]
         if self.outcome is not None and self.outcome.interrupted:
             lines.append(f"interrupted: {self.outcome.n_left} cases left")
-        lines.append(self._verdict.headline)
+        try:
+            lines.append(self._verdict.headline)
+        except StoreError as error:
+            lines.append(str(error))
         if self.path is not None:
             lines.append(f"in {self.path}")
         return "\n".join(lines)

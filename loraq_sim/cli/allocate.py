@@ -17,7 +17,6 @@ from loraq_sim.cli.options import (
 from loraq_sim.cli.output import (
     note,
     one_line_failures,
-    possible_rows,
     print_json,
     print_tables,
     store_file,
@@ -105,7 +104,7 @@ def allocate_command(
 
     limits = parse_limits(budget, QUANTITIES)
     with ResultStore.open(store_file(store)) as opened:
-        rows, runs = possible_rows(opened), opened.provenance()
+        rows, runs = opened.possible_rows(), opened.provenance()
     found = allocate_each(
         _selected(rows, listed(layers)),
         limits,

@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import typer
 
 from loraq_sim.cli.options import OutputFormat
-from loraq_sim.errors import LoraqError, StoreError
+from loraq_sim.errors import LoraqError
 from loraq_sim.files import markdown_text, shown
 from loraq_sim.reporting.tables import ResultTable, json_text
 from loraq_sim.sweeps.run import OnEvent, SweepEvent
 
 if TYPE_CHECKING:
-    from loraq_sim.results.rows import Row
-    from loraq_sim.results.store import ResultStore
     from loraq_sim.results.verdict import Verdict
 
 __all__ = [
@@ -42,7 +40,6 @@ __all__ = [
     "layer_progress",
     "note",
     "one_line_failures",
-    "possible_rows",
     "print_json",
     "print_table",
     "print_tables",
@@ -303,21 +300,6 @@ def _clock(seconds: float) -> str:
 def store_file(path: Path) -> Path:
     """The store in a folder that a sweep wrote, or the file itself."""
     return path / "results.sqlite" if path.is_dir() else path
-
-
-def possible_rows(store: "ResultStore") -> "list[Row]":
-    """All rows of a store; raise StoreError if one has a number that nothing can have."""
-    from loraq_sim.results.store_records import impossible
-
-    rows = store.rows()
-    for row in rows:
-        if why := impossible(row):
-            where = f"layer {row['layer']!r:.200}, split {row['split']!r:.50}"
-            raise StoreError(
-                f"{store.path}: cannot be used: in the row of {where}, {why}; sweep it again with "
-                "--force, or into a new --out"
-            )
-    return rows
 
 
 OnLayer = Callable[[str], None]

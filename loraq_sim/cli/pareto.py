@@ -121,7 +121,7 @@ def pareto_command(
 
     grouping = Grouping.LAYER if per_layer else by
     with ResultStore.open(store_file(store)) as opened:
-        rows = opened.rows()
+        rows = opened.possible_rows()
     if figure is not None and grouping is not Grouping.MODEL:
         raise InputError(f"--figure draws the whole model; leave out --by {grouping}")
     keys = _KEYS[grouping]

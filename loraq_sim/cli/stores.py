@@ -16,7 +16,6 @@ from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
 from loraq_sim.cli.output import (
     note,
     one_line_failures,
-    possible_rows,
     print_json,
     print_tables,
     say,
@@ -299,7 +298,7 @@ def _data(path: Path, title: str | None):
     from loraq_sim.results.store import ResultStore
 
     with ResultStore.open(path) as opened:
-        return gather(possible_rows(opened), opened.provenance(), title=title, in_place=True)
+        return gather(opened.possible_rows(), opened.provenance(), title=title, in_place=True)
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:

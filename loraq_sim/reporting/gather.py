@@ -45,6 +45,7 @@ def gather(
         Whether `rows` may be changed, as nobody else needs them: a copy of 100,000 takes 300 MB.
     """
     from loraq_sim.reporting.report_data import ReportData
+    from loraq_sim.results.choice import objectives_of
     from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
     from loraq_sim.version import __version__
 
@@ -56,7 +57,7 @@ def gather(
         row["run_split"] = row["split"]
         row.update(as_asked(row))
     _name(rows, dumps)
-    error = _error_column(rows)
+    error, _ = objectives_of(rows)
     accelerators = list(dict.fromkeys(str(row["accelerator"]) for row in rows))
     machines, notes = _machines(accelerators, runs)
     parts, more_notes = _parts(rows, machines)
@@ -101,13 +102,6 @@ def _shown(records: Sequence[Row]) -> list[Row]:
         return [clean(entry) for entry in value] if isinstance(value, list) else value
 
     return [clean(record) for record in records]
-
-
-def _error_column(rows: Sequence[Row]) -> str:
-    from loraq_sim.results.front import ERROR_OBJECTIVE
-
-    known = any(row.get(ERROR_OBJECTIVE) is not None for row in rows)
-    return ERROR_OBJECTIVE if known else "weight_error"
 
 
 def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:

@@ -54,8 +54,11 @@ __all__ = [
     "choose",
     "diagnoses",
     "front_beyond_ties",
+    "has_cost",
+    "has_error",
     "latency_accuracy",
     "margins_of",
+    "objectives_of",
     "with_latency_bounds",
 ]
 
@@ -66,9 +69,38 @@ COSTS = ("latency_s", "weight_bytes", "energy_j", "dram_bytes")
 WORST_ERROR = 0.25
 """Relative error above which nothing is recommended without a word."""
 
+Row = Mapping[str, Any]
+
 _MODELLED = ("latency_s", "energy_j")
 _TIE_BREAKERS = ("weight_bytes", "error", "energy_j", "dram_bytes", "latency_s")
 _ROUNDING = 1e-9
+
+
+def objectives_of(rows: Sequence[Row], *, error: str = "", cost: str = "") -> tuple[str, str]:
+    """Error and cost that rows are judged by, where `error` and `cost` name none.
+
+    The error is that of the output; where no row knows it, for want of activations, that of the
+    weights. The cost is the first of `COSTS` that a row with an error knows, empty if none does.
+    """
+    if not error:
+        error = "output_error"
+        if rows and not any(has_error(row, error) for row in rows):
+            error = "weight_error"
+    asked = (cost,) if cost else COSTS
+    judged = [row for row in rows if has_error(row, error)]
+    return error, next((name for name in asked if any(has_cost(r, name) for r in judged)), "")
+
+
+def has_error(row: Row, error: str) -> bool:
+    """Whether a row has the error; an output that is not finite has an infinite one."""
+    value = row.get(error)
+    return row.get("status") == "overflow" or (not is_missing(value) and value >= 0)
+
+
+def has_cost(row: Row, cost: str) -> bool:
+    """Whether a row has the cost: a file may hold anything."""
+    value = row.get(cost)
+    return not is_missing(value) and 0 <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +224,6 @@ def _last_tie(
 _MOST_OF_IT = 0.5
 # A cure that takes less than a fifth of the error is none.
 _WORTH_IT = 0.8
-
-Row = Mapping[str, Any]
 
 
 def diagnoses(

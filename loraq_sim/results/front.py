@@ -52,7 +52,6 @@ __all__ = [
     "least_possible",
     "mark_front",
     "non_dominated",
-    "objectives_of",
     "pareto_front",
     "per_layer_front",
     "survey_front",
@@ -86,20 +85,6 @@ def pareto_front(
         If there is no objective, or one is not a column or not numeric.
     """
     return _take(frame, front_indices(frame, minimize, maximize, by=()))
-
-
-def objectives_of(frame: "Sequence[dict]") -> tuple[str, str]:
-    """Error and cost that rows can be ranked by: those of the data path where they are known.
-
-    Without activations there is no output error, and without rows per call no latency: the error
-    of the weight and its bytes then stand for them.
-    """
-
-    def is_known(name: str) -> bool:
-        return any(row.get(name) is not None for row in frame)
-
-    error = ERROR_OBJECTIVE if is_known(ERROR_OBJECTIVE) else "weight_error"
-    return error, COST_OBJECTIVE if is_known(COST_OBJECTIVE) else "weight_bytes"
 
 
 def per_layer_front(

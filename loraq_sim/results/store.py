@@ -28,7 +28,14 @@ from loraq_sim.results.store_file import (
     row_checksum,
     stored_columns,
 )
-from loraq_sim.results.store_records import record_of, row_of, run_facts, write_csv, write_parquet
+from loraq_sim.results.store_records import (
+    check_possible,
+    record_of,
+    row_of,
+    run_facts,
+    write_csv,
+    write_parquet,
+)
 from loraq_sim.results.store_snapshot import WriterLock, is_outdated
 
 if TYPE_CHECKING:
@@ -247,6 +254,18 @@ class ResultStore:
             for place, record in enumerate(found):
                 found[place] = row_of(record)
             return found
+
+    def possible_rows(self) -> list[Row]:
+        """`rows`, all of which can be added up and drawn; see `check_possible`.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be read, or a row has a number that nothing can have.
+        """
+        rows = self.rows()
+        check_possible(rows, self.path)
+        return rows
 
     def frame(self, case_ids: Sequence[str] | None = None) -> "pandas.DataFrame":
         """`rows` as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""

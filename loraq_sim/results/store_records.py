@@ -25,7 +25,7 @@ from loraq_sim.files import csv_cell, replaced_file
 from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, Row, plain_value
 
 __all__ = [
-    "impossible",
+    "check_possible",
     "record_of",
     "row_of",
     "run_facts",
@@ -144,12 +144,28 @@ def _checked_options(text: str) -> Row:
     return {"smooth": smooth, "options": json.dumps(options, sort_keys=True) if options else ""}
 
 
-def impossible(row: Row) -> str:
-    """What no layer and no machine can have, in a few words; empty if all is possible.
+def check_possible(rows: Iterable[Row], where: str | Path) -> None:
+    """Refuse rows with a number that no layer and no machine can have.
 
     A store keeps any number. What adds rows up or draws them asks this first: a negative time or a
     size of zero would make nonsense of the whole.
+
+    Raises
+    ------
+    StoreError
+        If there is one; the message begins with `where` and names the row, column and value.
     """
+    for row in rows:
+        if why := _impossible(row):
+            layer = f"layer {row['layer']!r:.200}, split {row['split']!r:.50}"
+            raise StoreError(
+                f"{where}: cannot be used: in the row of {layer}, {why}; sweep it again with "
+                "--force, or into a new --out"
+            )
+
+
+def _impossible(row: Row) -> str:
+    """What is impossible, in a few words; empty if all is possible."""
     for name, (least, most) in _LIMITS.items():
         value = row.get(name)
         if value is not None and not least <= value <= most:

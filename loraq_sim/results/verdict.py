@@ -16,7 +16,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraq_sim.files import shown_line
-from loraq_sim.results.choice import COSTS, Candidate, choose, latency_accuracy
+from loraq_sim.results.choice import (
+    COSTS,
+    Candidate,
+    choose,
+    has_cost,
+    has_error,
+    latency_accuracy,
+    objectives_of,
+)
 from loraq_sim.results.columns import is_missing, plain_rows
 from loraq_sim.results.front import ERROR_OBJECTIVE
 from loraq_sim.results.reasons import Case, Change, changes_of, headline_of, sentences_of, ties_of
@@ -138,16 +146,11 @@ def _case(
     context: str, named: Sequence[tuple[str, Row]], error: str | None, cost: str | None
 ) -> Case:
     rows = [row for _, row in named]
-    if error is None:
-        known = any(not is_missing(row.get(ERROR_OBJECTIVE)) for row in rows)
-        known |= any(row.get("status") == "overflow" for row in rows)
-        error = ERROR_OBJECTIVE if known or not rows else "weight_error"
-    judged = [(label, row) for label, row in named if _is_known(row, error)]
-    asked = (cost,) if cost else COSTS
-    cost = next((c for c in asked if any(_is_number(r.get(c)) for _, r in judged)), "")
+    error, cost = objectives_of(rows, error=error or "", cost=cost or "")
+    judged = [(label, row) for label, row in named if has_error(row, error)]
     seeds: dict[str, list[Row]] = {}
     for label, row in judged:
-        if not cost or _is_number(row.get(cost)):
+        if not cost or has_cost(row, cost):
             seeds.setdefault(label, []).append(row)
     pairs = [_candidate(label, members, error, cost) for label, members in seeds.items()]
     accelerator = str(rows[0].get("accelerator") or "") if rows else ""
@@ -163,16 +166,6 @@ def _case(
         seen=seen,
         n_without_cost=len({label for label, _ in judged}) - len(seeds),
     )
-
-
-def _is_known(row: Row, error: str) -> bool:
-    value = row.get(error)
-    return row.get("status") == "overflow" or (not is_missing(value) and value >= 0)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a cost is one: a file may hold anything."""
-    return not is_missing(value) and 0 <= value < math.inf
 
 
 def _error_of(row: Row, error: str) -> float:
@@ -191,7 +184,7 @@ def _candidate(label: str, members: Sequence[Row], error: str, cost: str) -> tup
         split=str(row["split"]),
         # One seed that overflows is enough to overflow in use.
         error=errors[(len(errors) - 1) // 2] if math.isfinite(errors[-1]) else math.inf,
-        costs={name: float(row[name]) for name in names if _is_number(row.get(name))},
+        costs={name: float(row[name]) for name in names if has_cost(row, name)},
         spread=errors[-1] / errors[0] - 1 if errors[0] > 0 and math.isfinite(errors[0]) else 0.0,
     )
     return candidate, row

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraq_sim.errors import SchedulerLost
-from loraq_sim.results.front import objectives_of, per_layer_front
+from loraq_sim.results.choice import objectives_of
+from loraq_sim.results.front import per_layer_front
 from loraq_sim.results.rows import EVALUATED, Row
 from loraq_sim.results.store import ResultStore
 from loraq_sim.sweeps.cases import seconds_of, units_by_effort
@@ -372,8 +373,8 @@ def _mark_pareto(store: ResultStore, case_ids: Sequence[str]) -> None:
     by_layer: dict[str, list[Row]] = {}
     for row in store.rows(case_ids):
         by_layer.setdefault(row["layer"], []).append(row)
-    alike: dict[tuple[str, str], list[Row]] = {}
+    alike: dict[tuple[str, ...], list[Row]] = {}
     for rows in by_layer.values():
-        alike.setdefault(objectives_of(rows), []).extend(rows)
+        alike.setdefault(tuple(filter(None, objectives_of(rows))), []).extend(rows)
     front = [row for names, rows in alike.items() for row in per_layer_front(rows, names)]
     store.set_pareto([row["case_id"] for row in front], among=case_ids)

@@ -1,6 +1,8 @@
 """`lq.sweep`: the same rows and verdict as the command line, in a script, interrupted, in words."""
 
 import json
+import math
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,10 @@ from typer.testing import CliRunner
 
 import loraq_sim as lq
 from loraq_sim.cli.app import app
+from loraq_sim.errors import StoreError
+from loraq_sim.results.choice import objectives_of
+from loraq_sim.results.store import ResultStore
+from loraq_sim.results.verdict import verdict_of
 
 SPLITS = ["W4A4", "W4A8", "W4A4+W8A8r8"]
 SETTINGS = {"layers": ["*.0.attn1.to_q", "*.0.attn1.to_k"], "tokens": 16, "presets": "fast"}
@@ -177,3 +183,78 @@ def test_ctrl_c_leaves_a_study_of_what_was_done(request, tmp_path):
     assert "interrupted: " in said
     assert "Traceback" not in errors
     assert said.strip().split("\n")[-1].startswith(("Build", "No split"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("latency_s", -1e-3), ("m", 0), ("energy_j", math.inf)]
+)
+def test_a_number_that_nothing_can_have_is_refused_by_all_that_adds_up(
+    study, tmp_path, column, value
+):
+    wrong = lq.open_study(study_copy(study, tmp_path, column, value))
+    what = f"cannot be used: in the row of layer .*, {column} is "
+    for ask in (
+        wrong.verdict,
+        wrong.front,
+        wrong.plot_front,
+        lambda: wrong.report(tmp_path / "r.html"),
+    ):
+        with pytest.raises(StoreError, match=what):
+            ask()
+    assert not (tmp_path / "r.html").exists()
+    # The rows are there to look at, and it can be shown.
+    assert len(wrong.df) == len(study)
+    assert "cannot be used" in repr(wrong)
+    done = CliRunner().invoke(app, ["pareto", str(wrong.path)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.search(what, " ".join(done.stderr.split()))
+
+
+def study_copy(study, folder, column, value):
+    """A store of the study's rows, in one of which `column` has another value."""
+    path = folder / "results.sqlite"
+    with ResultStore.open(path, create=True) as store:
+        rows = {str(index): dict(row) for index, row in enumerate(study.rows)}
+        rows["1"][column] = value
+        store.add_all(
+            {case: {k: v for k, v in row.items() if k != "case_id"} for case, row in rows.items()}
+        )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], ("output_error", "")),
+        (
+            [{"output_error": 0.1, "latency_s": 1.0, "weight_bytes": 3}],
+            ("output_error", "latency_s"),
+        ),
+        (
+            [{"output_error": 0.1, "weight_error": 0.2, "weight_bytes": 3}],
+            ("output_error", "weight_bytes"),
+        ),
+        (
+            [{"output_error": None, "weight_error": 0.2, "energy_j": 3.0}],
+            ("weight_error", "energy_j"),
+        ),
+        # An output that is not finite is known to be wrong, whatever the weights are.
+        (
+            [{"status": "overflow", "weight_error": 0.2, "latency_s": 1.0}],
+            ("output_error", "latency_s"),
+        ),
+        # A cost of rows that cannot be judged decides nothing.
+        (
+            [
+                {"status": "failed", "latency_s": 1.0},
+                {"output_error": 0.1, "latency_s": math.nan, "weight_bytes": 3},
+            ],
+            ("output_error", "weight_bytes"),
+        ),
+    ],
+)
+def test_verdict_and_marks_judge_by_the_same_columns(rows, expected):
+    assert objectives_of(rows) == expected
+    named = [{"split": "W4A4", "accelerator": "aie2"} | row for row in rows]
+    verdict = verdict_of(named)
+    assert (verdict.error, verdict.cost) == expected
