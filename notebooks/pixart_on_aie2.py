@@ -35,6 +35,8 @@ from IPython.display import Markdown, display
 import loraq_sim as lq
 from loraq_sim.reporting.figures import pareto_figure
 from loraq_sim.reporting.labels import main_colors
+from loraq_sim.results.front import best_under
+from loraq_sim.results.totals import model_totals
 
 # %matplotlib inline
 SCRATCH = tempfile.TemporaryDirectory()
@@ -84,7 +86,7 @@ terminal(
 # %%
 with lq.ResultStore.open(FOLDER / "sweep" / "results.sqlite") as store:
     rows = store.frame()
-totals = lq.model_totals(rows)
+totals = model_totals(rows)
 front = lq.pareto_front(totals, minimize=["output_error", "latency_s"])
 totals["pareto"] = totals.index.isin(front.index)
 display(pareto_figure(totals, x=["latency_s", "weight_bytes"], model="a block of PixArt-Σ"))
@@ -157,7 +159,7 @@ display(case)
 # ## Conclusion
 
 # %%
-within = lq.best_under(totals, {"latency_s": budget_s}).iloc[0]
+within = best_under(totals, {"latency_s": budget_s}).iloc[0]
 gain = 1 - found.totals["output_error"] / within["output_error"]
 used = {split: list(found.splits.values()).count(split) for split in SPLITS}
 used_text = ", ".join(f"{count} in {split}" for split, count in used.items() if count)

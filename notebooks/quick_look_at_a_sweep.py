@@ -33,6 +33,8 @@ from matplotlib.colors import LogNorm
 import loraq_sim as lq
 from loraq_sim.reporting.figures import pareto_figure
 from loraq_sim.reporting.tables import front_table
+from loraq_sim.results.front import best_under, knee_point
+from loraq_sim.results.totals import model_totals
 
 # %matplotlib inline
 HERE = Path.cwd()
@@ -76,7 +78,7 @@ terminal(
 # %%
 with lq.ResultStore.open(FOLDER / "sweep" / "results.sqlite") as store:
     rows = store.frame()
-totals = lq.model_totals(rows)
+totals = model_totals(rows)
 GOAL = ["output_error", "weight_bytes"]
 front = lq.pareto_front(totals, minimize=GOAL)
 totals["pareto"] = totals.index.isin(front.index)
@@ -117,9 +119,9 @@ plt.show()
 # %%
 plain = totals.set_index("split").loc["W4A4"]
 limit = 1.2 * plain["weight_bytes"]
-(best,) = lq.best_under(totals, {"weight_bytes": limit}).to_dict("records")
+(best,) = best_under(totals, {"weight_bytes": limit}).to_dict("records")
 points = np.column_stack([np.log(front["output_error"]), front["weight_bytes"]])
-bend = front.iloc[lq.knee_point(points)]
+bend = front.iloc[knee_point(points)]
 bend_text = f"its bend at **{bend['split']}**"
 hardest = cells.loc[best["split"]].idxmax()
 display(rows[(rows["split"] == best["split"])][["layer", "kind", "rank", "output_error", "bound"]]

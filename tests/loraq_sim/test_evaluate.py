@@ -11,6 +11,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.evaluate import reference_output, sample_rows
 from loraq_sim.machine import cost_split, datapath_for
 from loraq_sim.results.rows import COLUMN_NAMES
+from loraq_sim.solvers import solve_group
 from loraq_sim.split import parse_split
 
 
@@ -63,7 +64,7 @@ def test_the_working_set_of_a_row_is_that_of_its_call(layer):
 def test_layers_that_share_a_branch_pay_for_it_once(layer):
     split = parse_split("W4A4+W8A8r8")
     weights = {name: layer.weight for name in "qkv"}
-    shared = lq.solve_group(
+    shared = solve_group(
         weights, main="int4/g64", branch="int8/g64", rank=8, preset="fast", share="common"
     )
     rows = [

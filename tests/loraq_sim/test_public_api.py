@@ -1,9 +1,11 @@
 """The names users' scripts call, and what an import costs."""
 
+import ast
 import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ FIXED = {
     loraq_sim: (
         *("read_layer_dump", "parse_format", "quantize", "solve", "MacArray", "emulate_gemm"),
         *("srs", "parse_split", "evaluate_layer", "pareto_front", "Layer"),
+        *("sweep", "Datapath", "run_layer"),
     ),
     hwmodels: ("load_accelerator", "GemmWorkload", "estimate_cost", "list_accelerators"),
 }
@@ -25,6 +28,29 @@ def test_every_exported_name_exists_and_the_fixed_ones_are_exported(package):
     for name in package.__all__:
         assert getattr(package, name) is not None
         assert name in dir(package)
+
+
+def test_cycles_of_a_systolic_array_have_an_import_path_of_their_own():
+    systolic = importlib.import_module("hwmodels.systolic")
+    # Weight stationary, one fold: load 4 rows, then 3 steps through 4 + 4 - 2 elements.
+    assert systolic.systolic_cycles(3, 4, 4, rows=4, columns=4) == 4 + 3 + 4 + 4 - 2 - 1
+
+
+def test_the_front_door_is_small_and_an_editor_sees_all_of_it():
+    assert len(loraq_sim.__all__) <= 35
+    tree = ast.parse(Path(loraq_sim.__file__).read_text(encoding="utf-8"))
+    (checking,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in checking.body for alias in node.names}
+    assert seen == loraq_sim._HOMES
+    assert sorted(loraq_sim.__all__) == sorted(["__version__", *seen])
+
+
+def test_a_name_that_left_the_front_door_still_loads_and_says_where_it_lives():
+    assert not set(loraq_sim._FORMER) & set(loraq_sim.__all__)
+    for name, home in loraq_sim._FORMER.items():
+        with pytest.warns(DeprecationWarning, match=f"from {home} import {name}$"):
+            value = loraq_sim.__getattr__(name)
+        assert value is getattr(importlib.import_module(home), name)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -100,7 +100,7 @@ def test_a_file_that_is_there_is_replaced_only_when_allowed(tmp_path):
     with pytest.raises(lq.InputError, match="is there already"):
         write_recipe(path, second)
     write_recipe(path, second, overwrite=True)
-    assert lq.read_recipe(path) == second
+    assert read_recipe(path) == second
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import loraq_sim as lq
 from loraq_sim.allocation.model import allocate, allocate_each
 from loraq_sim.metrics import AGGREGATES
+from loraq_sim.results.totals import model_totals
 
 
 def every_choice(rows):
@@ -71,7 +72,7 @@ def test_an_allocation_of_one_split_has_the_totals_of_the_model(make_rows):
     rows = [row for row in make_rows() if row["split"] == "W4A8"]
     for aggregate in AGGREGATES:
         found = allocate(rows, {"latency_s": 1.0}, aggregate=aggregate)
-        (total,) = lq.model_totals(rows, aggregate=aggregate)
+        (total,) = model_totals(rows, aggregate=aggregate)
         for column in ("output_error", "weight_error", "latency_s", "energy_j", "weight_bytes"):
             assert found.totals[column] == pytest.approx(total[column], rel=1e-12)
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
+from loraq_sim.dumps.steps import steps_of_layer
 from loraq_sim.errors import DumpError, InputError
+from loraq_sim.time_steps import evaluate_steps, step_report
 
 LAYER = "transformer_blocks.0.ff.net.2"
 SPLIT = "W4A4+W8A8r4"
@@ -30,7 +32,7 @@ def made_dump(tmp_path, *, counts, **options):
 
 @pytest.mark.parametrize("tokens", [None, 200])
 def test_squared_errors_of_the_steps_sum_to_what_evaluate_layer_reports(dump, tokens):
-    found = lq.evaluate_steps(dump, LAYER, SPLIT, "aie2", tokens=tokens, **OPTIONS)
+    found = evaluate_steps(dump, LAYER, SPLIT, "aie2", tokens=tokens, **OPTIONS)
     row = lq.evaluate_layer(dump[LAYER], SPLIT, "aie2", tokens=tokens, **OPTIONS)
     miss, size = math.fsum(found.squared_error), math.fsum(found.squared_output)
     # Both sides sum n = rows * N squares in float64, in another order: each sum is off by at most
@@ -44,8 +46,8 @@ def test_squared_errors_of_the_steps_sum_to_what_evaluate_layer_reports(dump, to
 
 
 def test_the_error_of_a_step_is_that_of_its_rows_alone(dump):
-    found = lq.evaluate_steps(dump, LAYER, SPLIT, "aie2", **OPTIONS)
-    of_row = lq.steps_of_layer(dump, LAYER)
+    found = evaluate_steps(dump, LAYER, SPLIT, "aie2", **OPTIONS)
+    of_row = steps_of_layer(dump, LAYER)
     for s in (0, 11, 24):
         rows = dump[LAYER].activations[of_row == found.steps[s]]
         alone = dataclasses.replace(dump[LAYER], activations=rows)
@@ -57,8 +59,8 @@ def test_the_error_of_a_step_is_that_of_its_rows_alone(dump):
 
 
 def test_the_solver_sees_the_chosen_steps_and_nothing_else(dump):
-    found = lq.evaluate_steps(dump, LAYER, SPLIT, "aie2", calibrate_on="first:2", **OPTIONS)
-    seen = dump[LAYER].activations[np.isin(lq.steps_of_layer(dump, LAYER), [1000.0, 960.0])]
+    found = evaluate_steps(dump, LAYER, SPLIT, "aie2", calibrate_on="first:2", **OPTIONS)
+    seen = dump[LAYER].activations[np.isin(steps_of_layer(dump, LAYER), [1000.0, 960.0])]
     formats = {"main": "int4/g64", "branch": "int8/g64", "rank": 4}
     expected = lq.solve(dump[LAYER].weight, activations=seen, **formats, **OPTIONS)
     np.testing.assert_array_equal(found.solution.reconstruct(), expected.reconstruct())
@@ -68,7 +70,7 @@ def test_the_solver_sees_the_chosen_steps_and_nothing_else(dump):
 
 def test_calibration_on_a_step_helps_that_step_more_than_the_far_end(dump):
     on = {
-        steps: lq.evaluate_steps(dump, LAYER, SPLIT, "aie2", calibrate_on=steps, **OPTIONS)
+        steps: evaluate_steps(dump, LAYER, SPLIT, "aie2", calibrate_on=steps, **OPTIONS)
         for steps in ("first:5", "last:5")
     }
     first, last = on["first:5"].output_error, on["last:5"].output_error
@@ -78,7 +80,7 @@ def test_calibration_on_a_step_helps_that_step_more_than_the_far_end(dump):
 
 def test_smoothing_takes_its_factors_from_the_chosen_steps(dump):
     factors = [
-        lq.evaluate_steps(
+        evaluate_steps(
             dump, LAYER, "W4A4", "aie2", smooth=0.5, calibrate_on=steps, preset="fast"
         ).solution.smooth
         for steps in ("all", "last")
@@ -88,17 +90,17 @@ def test_smoothing_takes_its_factors_from_the_chosen_steps(dump):
 
 def test_steps_without_rows_have_no_error(tmp_path):
     dump = made_dump(tmp_path, counts=[5, 0, 3])
-    found = lq.evaluate_steps(dump, "fc", "W4A4", "aie2")
+    found = evaluate_steps(dump, "fc", "W4A4", "aie2")
     np.testing.assert_array_equal(found.rows, [5, 0, 3])
     np.testing.assert_array_equal(np.isnan(found.output_error), [False, True, False])
     assert found.squared_error[1] == 0.0
     with pytest.raises(InputError, match="has no activation row at time steps 1"):
-        lq.evaluate_steps(dump, "fc", "W4A4", "aie2", calibrate_on="1")
+        evaluate_steps(dump, "fc", "W4A4", "aie2", calibrate_on="1")
 
 
 def test_a_layer_that_gives_zeros_exactly_has_no_error(tmp_path):
     zero = np.zeros((8, 32), dtype=np.float32)
-    found = lq.evaluate_steps(made_dump(tmp_path, counts=[2, 2], weight=zero), "fc", "W4A4", "aie2")
+    found = evaluate_steps(made_dump(tmp_path, counts=[2, 2], weight=zero), "fc", "W4A4", "aie2")
     assert found.case["output_error"] == 0.0
     assert np.isnan(found.output_error).all()
 
@@ -106,12 +108,12 @@ def test_a_layer_that_gives_zeros_exactly_has_no_error(tmp_path):
 def test_inputs_without_steps_activations_or_layer_are_refused(dump, tmp_path, request):
     plain = lq.read_layer_dump(request.config.rootpath / "examples" / "minilm.pt")
     with pytest.raises(DumpError, match="does not record which time step"):
-        lq.evaluate_steps(plain, next(iter(plain)), "W4A4", "aie2")
+        evaluate_steps(plain, next(iter(plain)), "W4A4", "aie2")
     silent = made_dump(tmp_path, counts=[2, 2], activations=None)
     with pytest.raises(InputError, match="layer 'fc' has no activations"):
-        lq.evaluate_steps(silent, "fc", "W4A4", "aie2")
+        evaluate_steps(silent, "fc", "W4A4", "aie2")
     with pytest.raises(DumpError, match="no layer 'fc'"):
-        lq.evaluate_steps(dump, "fc", "W4A4", "aie2")
+        evaluate_steps(dump, "fc", "W4A4", "aie2")
 
 
 def test_a_step_whose_output_is_not_finite_has_an_infinite_error_and_the_whole_share(tmp_path):
@@ -119,15 +121,15 @@ def test_a_step_whose_output_is_not_finite_has_an_infinite_error_and_the_whole_s
     x = rng.standard_normal((9, 32)).astype(np.float32)
     x[4] *= 1e5
     dump = made_dump(tmp_path, counts=[3, 3, 3], activations=x)
-    found = lq.evaluate_steps(dump, "fc", "W8A8", "t4", preset="fast")
+    found = evaluate_steps(dump, "fc", "W8A8", "t4", preset="fast")
     assert found.output_error[1] == math.inf
     assert np.isfinite(found.output_error[[0, 2]]).all()
     assert (found.case["output_error"], found.case["status"]) == (math.inf, "overflow")
     assert found.case["clipped_count"] > 0
     assert found.case["first_clipped"] == "y in fp16, row 4"
-    report = lq.step_report([found])
+    report = step_report([found])
     assert report.case["output_error"] == math.inf
     assert [step["output_error"] == math.inf for step in report.steps] == [False, True, False]
     assert [step["share"] for step in report.steps] == [0, 1, 0]
-    kept = lq.evaluate_steps(dump, "fc", "W8A8", "aie2", preset="fast")
+    kept = evaluate_steps(dump, "fc", "W8A8", "aie2", preset="fast")
     assert (kept.case["status"], kept.case["clipped_count"]) == ("ok", 0)

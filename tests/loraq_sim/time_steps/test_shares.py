@@ -6,7 +6,8 @@ import pytest
 import loraq_sim as lq
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import AGGREGATES
-from loraq_sim.time_steps import StepErrors, step_report
+from loraq_sim.results.totals import model_totals
+from loraq_sim.time_steps import StepErrors, evaluate_steps, step_report
 
 # Shares are a handful of float64 sums and quotients of at most 100 positive terms.
 RTOL = 100 * 2.0**-52
@@ -64,10 +65,10 @@ def test_where_every_step_has_as_many_rows_both_shares_agree():
 def test_totals_are_those_of_the_model_and_its_layers(request, aggregate):
     dump = lq.read_layer_dump(request.config.rootpath / "examples" / "tiny_pixart.pt")
     dump = dump.select("*.0.attn1.to_q,*.3.attn1.to_v,*.0.attn2.to_k")
-    errors = [lq.evaluate_steps(dump, name, "W4A4", "aie2") for name in dump]
+    errors = [evaluate_steps(dump, name, "W4A4", "aie2") for name in dump]
     report = step_report(errors, aggregate=aggregate)
     rows = [lq.evaluate_layer(layer, "W4A4", "aie2") for layer in dump.values()]
-    (total,) = lq.model_totals(rows, aggregate=aggregate)
+    (total,) = model_totals(rows, aggregate=aggregate)
     # Sums of up to 512 * 128 squares per layer in another order, see test_errors.
     rtol = 4 * 512 * 128 * 2.0**-53
     assert report.case["output_error"] == pytest.approx(total["output_error"], rel=rtol)
