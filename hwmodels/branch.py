@@ -25,12 +25,12 @@ of X R^T, of R, and of transforming and rounding X. Only `recompute` forms P in 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.description import Accelerator, Mode
+from hwmodels.description import Accelerator, Mode, SideUnit
 from hwmodels.errors import AcceleratorError
 from hwmodels.modes import ModeChoice, Part, mode_of
 from hwmodels.workload import GemmWorkload
@@ -38,6 +38,7 @@ from hwmodels.workload import GemmWorkload
 __all__ = ["FusedBranch", "GemmKernel", "split_into_kernels"]
 
 DownPlace = Literal["shared", "per_tile", "side", "elsewhere"]
+Depth = TypeVar("Depth", int, NDArray[np.float64])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class FusedBranch:
     """The low-rank part of a fused kernel; widths in bits per code.
 
     `down_place`: where P comes from. `shared`: the units form it together, once; `per_tile`: each
-    output tile forms its own; `side`: the side unit; `elsewhere`: read from DRAM (`p_bytes`).
+    output tile forms its own; `side`: the `side_unit`; `elsewhere`: read from DRAM (`p_bytes`).
     """
 
     rank: int
@@ -60,6 +61,12 @@ class FusedBranch:
     right_bytes: int
     left_bytes: int
     p_bytes: int = 0
+    side_unit: SideUnit | None = None
+
+    @property
+    def forms_p(self) -> bool:
+        """Whether the compute units of the kernel compute X_b R^T."""
+        return self.down_place in ("shared", "per_tile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +80,7 @@ class GemmKernel:
     of X rounded once. `share` is the part of this kernel that is this layer's.
     """
 
-    role: str
+    role: Part
     work: GemmWorkload
     m: int
     n: int
@@ -141,7 +148,7 @@ class GemmKernel:
         cycles = self.m * self.n * self.k / self.choice.mode.macs_per_cycle
         if self.branch is not None:
             low = self.m * self.branch.rank
-            if self.forms_p:
+            if self.branch.forms_p:
                 cycles += self.down_share * low * self.k / self.branch.down.mode.macs_per_cycle
             cycles += low * self.n / self.branch.up.mode.macs_per_cycle
         return cycles * self.share
@@ -151,20 +158,15 @@ class GemmKernel:
         """MAC modes the compute units run in this kernel."""
         choices = [self.choice]
         if self.branch is not None:
-            choices += [self.branch.down] * self.forms_p + [self.branch.up]
+            choices += [self.branch.down] * self.branch.forms_p + [self.branch.up]
         return tuple(choice.mode for choice in choices)
 
-    @property
-    def forms_p(self) -> bool:
-        """Whether the compute units of this kernel compute X_b R^T."""
-        return self.branch is not None and self.branch.down_place in ("shared", "per_tile")
-
-    def line_bits(self, bits: int, depth: NDArray | int) -> NDArray | int:
+    def line_bits(self, bits: int, depth: Depth) -> Depth:
         """Bits of `depth` consecutive elements of one row, scales included."""
         if bits == 16:
             return 16 * depth
         group, scale_bits = self.work.grouping(bits)
-        scales = 1 if group is None else np.ceil(depth / group)
+        scales = 1 if group is None else -(-depth // group)
         return bits * depth + scale_bits * scales
 
     @property
@@ -189,7 +191,11 @@ def split_into_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
         return [_main(work, hw, None), _down(work, hw), _up(work, hw)]
     if schedule == "down_fused":
         return [_main(work, hw, _branch(work, hw, "elsewhere")), _down(work, hw)]
-    places = {"recompute": "per_tile", "parallel": "side", "given_p": "elsewhere"}
+    places: dict[str, DownPlace] = {
+        "recompute": "per_tile",
+        "parallel": "side",
+        "given_p": "elsewhere",
+    }
     if hw.units.organization == "systolic":
         places["recompute"] = "shared"  # The array is one unit: nothing would form P again.
     if schedule == "parallel" and hw.side_unit is None:
@@ -330,6 +336,7 @@ def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranc
         right_bytes=0 if is_elsewhere else right_bytes,
         left_bytes=sizes["left"],
         p_bytes=work.bytes_of(work.m, work.rank, p_bits) if is_elsewhere else 0,
+        side_unit=hw.side_unit if place == "side" else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hwmodels.cost import Cost
@@ -81,7 +81,7 @@ def cost_card(cost: "Cost") -> str:
     return html_card("Cost of one call", facts, rows)
 
 
-def _part_row(quantity: str, part: str, value: float, total: Any) -> dict[str, str]:
+def _part_row(quantity: str, part: str, value: float, total: float) -> dict[str, str]:
     name, unit, scale = _QUANTITIES[quantity]
     share = value / total
     return {

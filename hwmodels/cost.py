@@ -8,7 +8,7 @@ layers share, each is charged an even part.
 """
 
 import math
-from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from hwmodels.kernel_cycles import (
 )
 from hwmodels.traffic import (
     DramTraffic,
+    Floats,
     Tiles,
     dram_traffic,
     l1_fill_cycles,
@@ -156,7 +157,7 @@ def estimate_cost(
             "latency_s": _sum_parts(kernel.latency_parts_s for kernel in kernels),
             "energy_j": energy_parts,
             "dram_bytes": dram_parts,
-            "weight_bytes": weights,
+            "weight_bytes": {**weights},
         },
         busy_s=_sum_parts(kernel.busy_s for kernel in kernels),
         modes={part: mode for kernel in kernels for part, mode in kernel.modes.items()},
@@ -174,8 +175,11 @@ def _kernel_cost(
     given = None if tile_mkn is None else requested_tile(hw, kernel, tile_mkn)
     tiles = legal_tiles(hw, kernel, given)
     clock = hw.units.clock_hz
-    is_systolic = hw.units.organization == "systolic"
-    busy = (systolic_busy_cycles if is_systolic else busy_cycles)(hw, kernel, tiles)
+    dataflow = hw.units.dataflow
+    if dataflow is None:
+        busy = busy_cycles(hw, kernel, tiles)
+    else:
+        busy = systolic_busy_cycles(hw, kernel, tiles, dataflow)
     dram, moved = dram_traffic(hw, kernel, tiles, use_panels=tile_mkn is None)
     pipeline_s = busy.pipeline / clock
     limits = {
@@ -185,9 +189,10 @@ def _kernel_cost(
         "l2": l2_read_bytes(hw, kernel, tiles) / hw.memories.l2.bandwidth_bytes_per_cycle / clock,
         "dram": moved / hw.memories.dram.sustained_bytes_per_s,
     }
-    if kernel.branch is not None and kernel.branch.down_place == "side":
+    side_unit = None if kernel.branch is None else kernel.branch.side_unit
+    if kernel.branch is not None and side_unit is not None:
         macs = kernel.down_share * kernel.m * kernel.branch.rank * kernel.k
-        limits["side"] = np.full_like(pipeline_s, macs / hw.side_unit.macs_per_cycle / clock)
+        limits["side"] = np.full_like(pipeline_s, macs / side_unit.macs_per_cycle / clock)
     pace = np.maximum.reduce(list(limits.values()))
     fill = _fill_s(hw, kernel, tiles)
     transforms = transform_cycles(hw, kernel)
@@ -224,7 +229,7 @@ def _scaled(parts: dict[str, float], share: float) -> dict[str, float]:
     return {name: value * share for name, value in parts.items()}
 
 
-def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> np.ndarray:
+def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     """Seconds before the first MAC: DRAM latency, then the first slices into one unit's L1.
 
     The closed form of a systolic array has its own fill.
@@ -253,9 +258,9 @@ def _scaling_leads(busy: BusyCycles, best: int) -> bool:
 
 
 def _mode_names(kernel: GemmKernel) -> dict[str, str]:
-    names = {kernel.role: kernel.choice.mode.name}
+    names: dict[str, str] = {kernel.role: kernel.choice.mode.name}
     if kernel.branch is not None:
-        if kernel.forms_p:
+        if kernel.branch.forms_p:
             names["branch_down"] = kernel.branch.down.mode.name
         names["branch_up"] = kernel.branch.up.mode.name
     return names
@@ -292,13 +297,11 @@ def _level_that_holds(hw: Accelerator, nbytes: int) -> str:
 
 
 def _overall_bound(kernels: list[KernelCost]) -> str:
-    weight = Counter()
-    for kernel in kernels:
-        weight[kernel.bound] += kernel.latency_s
-    return weight.most_common(1)[0][0]
+    paced_s = _sum_parts({kernel.bound: kernel.latency_s} for kernel in kernels)
+    return max(paced_s, key=paced_s.__getitem__)
 
 
-def _sum_parts(groups) -> dict[str, float]:
+def _sum_parts(groups: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for group in groups:
         for name, value in group.items():

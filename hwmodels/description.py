@@ -1,14 +1,14 @@
-"""Blocks of an accelerator file about computing: units, MAC modes, kernels, vector work.
+"""What an accelerator file may say: one frozen model per block, a unit in every key name.
 
-What an accelerator file may say: one frozen model per block, a unit in every key name.
-
-Every block carries `source` (document, measurement or reasoning) and `confidence`; unknown keys
-are refused. The numbers themselves live in `accelerators/*.yaml`.
+Units, MAC modes, kernels and vector work; memories and dispatch; the arithmetic of the data path;
+energies; and, in `Accelerator`, all of them with the variants of the file. Every block carries
+`source` (document, measurement or reasoning) and `confidence`; unknown keys are refused. The
+numbers themselves live in `accelerators/*.yaml`.
 """
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -34,8 +34,8 @@ from hwmodels.quantities import (
 
 __all__ = [
     "Accelerator",
-    "BaseModel",
     "Block",
+    "Dataflow",
     "Datapath",
     "Dispatch",
     "Dram",
@@ -53,9 +53,9 @@ __all__ = [
     "Vector",
 ]
 
-
 OperandBits = Annotated[int, Field(ge=2, le=16)]
 Family = Literal["int", "mxint", "mxfp", "nvfp"]
+Dataflow = Literal["weight_stationary", "output_stationary", "input_stationary"]
 
 
 class Strict(BaseModel):
@@ -85,7 +85,7 @@ class Units(Block):
     rows: Side
     columns: Side
     clock_hz: Hertz
-    dataflow: Literal["weight_stationary", "output_stationary", "input_stationary"] | None = None
+    dataflow: Dataflow | None = None
 
     @model_validator(mode="after")
     def _only_systolic_arrays_have_a_dataflow(self) -> Self:
@@ -185,6 +185,11 @@ class Kernel(Block):
         if self.tile_k_max < self.tile_k_step:
             raise ValueError("tile_k_max must be at least tile_k_step")
         return self
+
+    @property
+    def sums_capacity_bytes(self) -> int | None:
+        """Bytes the sums of a tile may take in registers; None where they stay in L1."""
+        return self.accumulator_capacity_bytes if self.partials == "registers" else None
 
 
 class Vector(Block):
@@ -371,7 +376,7 @@ class Accelerator(Strict):
     variants: tuple[Variant, ...] = ()
 
     # Mode choices and the tile grid depend on nothing but this description.
-    _cache: dict = PrivateAttr(default_factory=dict)
+    _cache: dict[Any, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _modes_are_distinct(self) -> Self:

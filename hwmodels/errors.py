@@ -1,6 +1,7 @@
-"""The one error this package raises on purpose, and how an unknown name is reported.
+"""The one error this package raises on purpose, and what its messages and readers are made of.
 
-Text of a small file that may come from anywhere: regular, of bounded size, UTF-8.
+How an unknown name is reported; how text of strangers is shown on one line; how a small file that
+may come from anywhere is read: regular, of bounded size, UTF-8.
 """
 
 import difflib

@@ -1,15 +1,14 @@
-"""Layers of published diffusion transformers, as shapes: what one denoising step runs.
+"""Published diffusion transformers as shapes: what one denoising step runs, and products' cost.
 
 `models/*.json` hold, per kind of layer, the GEMM sizes at 512 and 1024 pixels with both guidance
 branches in one call (`guidance_batch`), the calls per step, and the precision: ``split`` where
-SVDQuant quantizes, else a fixed one. Attention products and depthwise convolutions are no layers
-with weights to split; they run in 16 bits and are costed by `attention_cost.py`.
+SVDQuant quantizes, else a fixed one.
 
-16-bit attention products and depthwise convolutions: a roofline, since neither has a split.
-
-Attention runs as one kernel that keeps the scores on chip (as FlashAttention): MACs at the
-sustained rate of the 16-bit mode, one exponential and one rescaling per score on the vector unit,
-and queries, keys, values and outputs through DRAM once. Depthwise taps run on the vector unit.
+Attention products and depthwise convolutions are no layers with weights to split; they run in 16
+bits, and `product_cost` gives their roofline. Attention runs as one kernel that keeps the scores on
+chip (as FlashAttention): MACs at the sustained rate of the 16-bit mode, one exponential and one
+rescaling per score on the vector unit, and queries, keys, values and outputs through DRAM once.
+Depthwise taps run on the vector unit.
 
     latency = dispatch + DRAM latency + max(MACs, vector work, DRAM bytes)
 """
@@ -34,9 +33,10 @@ __all__ = [
     "product_cost",
 ]
 
-
 RESOLUTIONS = (512, 1024)
 _MODELS = Path(__file__).parent / "models"
+_BYTES = 2  # 16-bit elements
+_PJ = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,15 @@ class InventoryEntry:
         AcceleratorError
             If the rows of one call do not divide so.
         """
-        name = "m" if self.op in ("gemm", "depthwise") else "batch"
-        count = getattr(self, name) * factor
+        has_rows = self.op in ("gemm", "depthwise")
+        known = self.m if has_rows else self.batch
+        count = known * factor
         if count.denominator != 1:
             raise AcceleratorError(
-                f"{self.kind}: {getattr(self, name)} rows do not divide by {1 / factor}; "
+                f"{self.kind}: {known} rows do not divide by {1 / factor}; "
                 "give a --guidance that the rows of one call allow"
             )
-        return replace(self, **{name: int(count)})
+        return replace(self, m=int(count)) if has_rows else replace(self, batch=int(count))
 
     @property
     def macs(self) -> int:
@@ -138,10 +139,6 @@ def load_model(name: str, resolution: int = 1024) -> ModelInventory:
         guidance_batch=content["guidance_batch"],
         entries=(*layers, *products),
     )
-
-
-_BYTES = 2  # 16-bit elements
-_PJ = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,15 @@
-"""Cycles one compute unit is busy, for every candidate tile.
+"""What one kernel asks of a compute unit, for every candidate tile: busy cycles, and energy.
 
-A tile of m x n outputs is made of register blocks. Per block, over the depth K in slices of tile_k:
+On an array or a grid, a tile of m x n outputs is made of register blocks. Per block, over the depth
+K in slices of tile_k:
 
     cycles = K' * max(block_m * block_n / rate, operand bytes / load width)
            + ceil(K / tile_k) * (a + b * block bytes of partial sums / 64)
 
 with K' rounded up to the instruction's depth. The form and a, b: `kernel` block of the file.
 
-Cycles of one systolic array, in closed form.
-
-An operand stays in the rows x columns elements while another streams through in T steps:
+In a systolic array, an operand stays in the rows x columns elements while another streams through
+in T steps:
 
     cycles = ceil(D1 / rows) * ceil(D2 / columns) * (T + load + rows + columns - 2) - 1
 
@@ -24,54 +24,52 @@ sums were shifted out row by row before the next fold; version 3.0.0 does not. P
 along K stay in the accumulators beside the array and never go to DRAM. The branch runs as folds of
 its own after the main product.
 
-Energy of one kernel from counts: MACs by mode, bytes by level, elementwise work, idle power.
-
-Movement between L2 and L1 is charged for the legal tile that needs the least of it, which is not
-always the fastest tile; the two differ by a few percent of the total. Charging the fastest tile
-instead would let energy fall when a layer grows, whenever the search moves to another tile.
-Padding lanes multiply zeros and are not charged.
+Energy is counted: MACs by mode, bytes by level, elementwise work. Movement between L2 and L1 is
+charged for the legal tile that needs the least of it, which is not always the fastest tile; the two
+differ by a few percent of the total. Charging the fastest tile instead would let energy fall when a
+layer grows, whenever the search moves to another tile. Padding lanes multiply zeros and are not
+charged.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hwmodels.branch import GemmKernel
-from hwmodels.description import Accelerator, Mode
+from hwmodels.branch import FusedBranch, GemmKernel
+from hwmodels.description import Accelerator, Dataflow, Mode
 from hwmodels.modes import ModeChoice
 from hwmodels.traffic import (
     DramTraffic,
+    Floats,
     Tiles,
     ceil_div,
     l1_fill_bytes,
     l2_read_bytes,
     passes,
     right_elements,
+    single_tile,
 )
 
 __all__ = [
     "BusyCycles",
-    "Phase",
     "busy_cycles",
     "kernel_energy",
-    "make_phase",
-    "quantized_elements",
     "single_core_cycles",
     "systolic_busy_cycles",
     "systolic_cycles",
     "transform_cycles",
-    "unpacked_elements",
 ]
+
+_PJ = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One loop nest of a kernel, as busy cycles per candidate tile."""
 
-    mac: NDArray[np.float64]
-    combine: NDArray[np.float64]
-    together: NDArray[np.float64]
+    mac: Floats
+    combine: Floats
+    together: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +81,11 @@ class BusyCycles:
     """
 
     phases: dict[str, Phase]
-    tile: NDArray[np.float64]
-    conversion: NDArray[np.float64]
+    tile: Floats
+    conversion: Floats
 
     @property
-    def pipeline(self) -> NDArray[np.float64]:
+    def pipeline(self) -> Floats:
         """Everything that happens in order on the unit."""
         total = self.tile
         for phase in self.phases.values():
@@ -103,15 +101,15 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
     )
     outputs = runs * tiles.m * tiles.n
 
-    def phase(mode: Mode, depth: int, n_blocks: NDArray, combined: NDArray) -> Phase:
-        return make_phase(hw, n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel), combined)
+    def phase(mode: Mode, depth: int, n_blocks: Floats, combined: Floats) -> Phase:
+        return _phase(hw, n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel), combined)
 
-    phases = {
+    phases: dict[str, Phase] = {
         kernel.role: phase(kernel.choice.mode, kernel.k, runs * blocks, outputs * kernel.combines)
     }
     branch = kernel.branch
-    if kernel.forms_p:
-        p_share = _p_elements(hw, kernel, tiles, runs)
+    if branch is not None and branch.forms_p:
+        p_share = _p_elements(hw, kernel, branch, tiles, runs)
         phases["branch_down"] = phase(
             branch.down.mode, kernel.k, p_share / _block_area(hw), p_share * branch.down_combines
         )
@@ -126,7 +124,7 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
     )
 
 
-def make_phase(hw: Accelerator, mac: NDArray, combined: NDArray | float) -> Phase:
+def _phase(hw: Accelerator, mac: Floats, combined: Floats | float) -> Phase:
     """MAC cycles and the scaling of `combined` partial sums, overlapped if the file says so."""
     combine = np.zeros_like(mac) + combined / hw.vector_rate("combine")
     overlaps = hw.vector.combine_overlaps_mac
@@ -138,28 +136,31 @@ def single_core_cycles(
     hw: Accelerator, kernel: GemmKernel, tile_mkn: tuple[int, int, int]
 ) -> float:
     """Cycles of one unit for one tile whose operands are already in L1."""
-    m, k, n = tile_mkn
-    blocks = ceil_div(m, hw.kernel.register_block_m) * ceil_div(n, hw.kernel.register_block_n)
-    return float(blocks * _block_cycles(hw, kernel.choice.mode, k, float(k), kernel))
+    tile, block = single_tile(*tile_mkn), hw.kernel
+    blocks = ceil_div(tile.m, block.register_block_m) * ceil_div(tile.n, block.register_block_n)
+    cycles = blocks * _block_cycles(hw, kernel.choice.mode, tile_mkn[1], tile.k, kernel)
+    return float(cycles[0])
 
 
 def _block_area(hw: Accelerator) -> int:
     return hw.kernel.register_block_m * hw.kernel.register_block_n
 
 
-def _p_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray) -> NDArray:
+def _p_elements(
+    hw: Accelerator, kernel: GemmKernel, branch: FusedBranch, tiles: Tiles, runs: Floats
+) -> Floats:
     """Elements of P one unit forms, padded to whole instructions: its share, or each tile's."""
-    mode = kernel.branch.down.mode
-    columns = ceil_div(kernel.branch.rank, mode.instruction_n) * mode.instruction_n
-    if kernel.branch.down_place == "per_tile":
+    mode = branch.down.mode
+    columns = ceil_div(branch.rank, mode.instruction_n) * mode.instruction_n
+    if branch.down_place == "per_tile":
         return runs * tiles.m * columns
     rows = ceil_div(kernel.m, mode.instruction_m) * mode.instruction_m
     return np.full_like(runs, kernel.down_share * rows * columns / hw.units.count)
 
 
 def _block_cycles(
-    hw: Accelerator, mode: Mode, depth: int, tile_k: NDArray | float, kernel: GemmKernel
-) -> NDArray[np.float64]:
+    hw: Accelerator, mode: Mode, depth: int, tile_k: Floats, kernel: GemmKernel
+) -> Floats:
     block = hw.kernel
     load = block.register_block_m * mode.activation_bits + block.register_block_n * mode.weight_bits
     rate = mode.sustained_macs_per_cycle
@@ -171,25 +172,23 @@ def _block_cycles(
     return padded * per_k + ceil_div(depth, tile_k) * (block.block_overhead_cycles + partial)
 
 
-def _tile_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def _tile_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     l1 = hw.memories.l1
     # A single output buffer cannot be refilled while it drains, and y is read back the same way.
     moved = tiles.m * tiles.n * kernel.out_bits / 8 * (2 if kernel.reread_bytes else 1)
-    exposed = moved / l1.drain_bytes_per_cycle if l1.output_buffers == 1 else 0.0
+    is_exposed = l1.output_buffers == 1
+    exposed = moved / l1.drain_bytes_per_cycle if is_exposed else np.zeros_like(moved)
     return hw.kernel.tile_overhead_cycles + exposed
 
 
-def _conversion_cycles(
-    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
-) -> NDArray[np.float64]:
+def _conversion_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: Floats) -> Floats:
     """Unpacking of narrow operands per tile, and quantizing X and P."""
-    rounded = quantized_elements(kernel, tiles) / hw.units.vector_units
-    return unpacked_elements(hw, kernel, tiles, runs) / hw.vector_rate(
-        "unpack"
-    ) + rounded / hw.vector_rate("quantize")
+    unpacked = _unpacked_elements(hw, kernel, tiles, runs)
+    rounded = _quantized_elements(kernel, tiles) / hw.units.vector_units
+    return unpacked / hw.vector_rate("unpack") + rounded / hw.vector_rate("quantize")
 
 
-def quantized_elements(kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def _quantized_elements(kernel: GemmKernel, tiles: Tiles) -> Floats:
     """Elements all units round, for each tile: again in each column of tiles that forms its P."""
     times = np.ones_like(tiles.n)
     if kernel.branch is not None and kernel.branch.down_place == "per_tile":
@@ -207,9 +206,7 @@ def transform_cycles(hw: Accelerator, kernel: GemmKernel) -> dict[str, float]:
     return {part: ops / lanes for part, ops in kernel.transform_ops.items()}
 
 
-def unpacked_elements(
-    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: NDArray
-) -> NDArray[np.float64]:
+def _unpacked_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles, runs: Floats) -> Floats:
     """Elements one unit widens to the width of a MAC mode, for each tile, in `runs` passes."""
     unpacked = np.zeros_like(tiles.m)
     if kernel.choice.unpack_activations:
@@ -219,12 +216,12 @@ def unpacked_elements(
     branch = kernel.branch
     if branch is None:
         return unpacked
-    if kernel.forms_p and branch.down.unpack_activations:
+    if branch.forms_p and branch.down.unpack_activations:
         shared = kernel.down_share * kernel.m * kernel.k / hw.units.vector_units
         per_tile = branch.down_place == "per_tile"
         unpacked = unpacked + (runs * tiles.m * kernel.k if per_tile else shared)
-    if kernel.forms_p and branch.down.unpack_weights:
-        unpacked = unpacked + right_elements(hw, kernel, tiles)
+    if branch.forms_p and branch.down.unpack_weights:
+        unpacked = unpacked + right_elements(hw, kernel, branch, tiles)
     if branch.up.unpack_activations:
         unpacked = unpacked + runs * tiles.m * branch.rank
     if branch.up.unpack_weights:
@@ -233,10 +230,10 @@ def unpacked_elements(
 
 
 def systolic_cycles(
-    m: int, n: int, k: int, *, rows: int, columns: int, dataflow: str = "weight_stationary"
+    m: int, n: int, k: int, *, rows: int, columns: int, dataflow: Dataflow = "weight_stationary"
 ) -> int:
     """Cycles of x (m, k) times w (n, k) transposed on a rows x columns array."""
-    folded = {
+    folded: dict[Dataflow, tuple[int, int, int, int]] = {
         "weight_stationary": (k, n, m, rows),
         "output_stationary": (m, n, k, 0),
         "input_stationary": (k, m, n, rows),
@@ -245,20 +242,26 @@ def systolic_cycles(
     return -(-down // rows) * -(-across // columns) * (steps + load + rows + columns - 2) - 1
 
 
-def systolic_busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles:
+def systolic_busy_cycles(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, dataflow: Dataflow
+) -> BusyCycles:
     """Busy cycles of the array: main product, then both factors where the branch is fused."""
+    units = hw.units
 
-    def phase(mode: Mode, m: int, n: int, k: int, combines: int, share: float = 1.0):
-        size = {"rows": hw.units.rows, "columns": hw.units.columns}
-        counted = systolic_cycles(m, n, k, **size, dataflow=hw.units.dataflow)
+    def phase(mode: Mode, m: int, n: int, k: int, combines: int, share: float = 1.0) -> Phase:
+        counted = systolic_cycles(
+            m, n, k, rows=units.rows, columns=units.columns, dataflow=dataflow
+        )
         # SCALE-Sim numbers its cycles from 0: one element alone would beat its own peak by one.
-        cycles = max(counted, m * n * k / hw.units.count)
+        cycles = max(counted, m * n * k / units.count)
         rate = mode.sustained_macs_per_cycle
-        return make_phase(hw, np.array([share * cycles / rate]), share * m * n * combines)
+        return _phase(hw, np.array([share * cycles / rate]), share * m * n * combines)
 
     branch = kernel.branch
-    phases = {kernel.role: phase(kernel.choice.mode, kernel.m, kernel.n, kernel.k, kernel.combines)}
-    if kernel.forms_p:
+    phases: dict[str, Phase] = {
+        kernel.role: phase(kernel.choice.mode, kernel.m, kernel.n, kernel.k, kernel.combines)
+    }
+    if branch is not None and branch.forms_p:
         phases["branch_down"] = phase(
             branch.down.mode,
             kernel.m,
@@ -274,14 +277,8 @@ def systolic_busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> B
     added = 0.0
     if kernel.reread_bytes and hw.vector.add_elements_per_cycle is not None:
         added = kernel.m * kernel.n / hw.vector.add_elements_per_cycle
-    runs = np.ones(1)
-    conversion = unpacked_elements(hw, kernel, tiles, runs) / hw.vector_rate("unpack")
-    rounded = quantized_elements(kernel, tiles)
-    conversion = conversion + rounded / hw.vector_rate("quantize")
+    conversion = _conversion_cycles(hw, kernel, tiles, np.ones(1))
     return BusyCycles(phases=phases, tile=np.array([added]), conversion=conversion)
-
-
-_PJ = 1e-12
 
 
 def kernel_energy(
@@ -291,16 +288,16 @@ def kernel_energy(
     energy = hw.energy
     parts = {"mac_main": _mac_pj(kernel.m * kernel.n * kernel.k, kernel.choice)}
     operand_bytes = _operand_bytes(hw, kernel.m * kernel.n * kernel.k, kernel.choice)
-    combined = kernel.m * kernel.n * kernel.combines
+    combined: float = kernel.m * kernel.n * kernel.combines
     if kernel.branch is not None:
         branch = kernel.branch
         down, up = kernel.m * branch.rank * kernel.k, kernel.m * branch.rank * kernel.n
         parts["mac_branch"] = _mac_pj(up, branch.up)
         operand_bytes += _operand_bytes(hw, up, branch.up)
         combined += kernel.m * kernel.n * branch.up_combines
-        if branch.down_place == "side":
-            parts["mac_branch"] += kernel.down_share * down * hw.side_unit.energy_pj_per_mac
-        elif kernel.forms_p:
+        if branch.side_unit is not None:
+            parts["mac_branch"] += kernel.down_share * down * branch.side_unit.energy_pj_per_mac
+        elif branch.forms_p:
             # Of the tiles that form P again, the widest does it least often.
             times = kernel.down_share
             if branch.down_place == "per_tile":
@@ -312,7 +309,7 @@ def kernel_energy(
         parts[name] = ops * energy.combine_pj_per_element
     parts["vector"] = (
         combined * energy.combine_pj_per_element
-        + float(quantized_elements(kernel, tiles).min()) * energy.quantize_pj_per_element
+        + float(_quantized_elements(kernel, tiles).min()) * energy.quantize_pj_per_element
     )
     l1, l2, unpack = _movement_pj(hw, kernel, tiles)
     parts["l1"] = l1 + operand_bytes * energy.l1_pj_per_byte
@@ -346,9 +343,7 @@ def _movement_pj(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[flo
         traffic = 2 * kernel.m * kernel.n * kernel.partial_bits / 8 * slices
         l1 = l1 + traffic * energy.l1_pj_per_byte
     l2 = l2_read_bytes(hw, kernel, tiles) * energy.l2_pj_per_byte
-    unpacked = (
-        unpacked_elements(hw, kernel, tiles, passes(hw, kernel, tiles)) * hw.units.vector_units
-    )
-    unpack = unpacked * energy.unpack_pj_per_element
+    unpacked = _unpacked_elements(hw, kernel, tiles, passes(hw, kernel, tiles))
+    unpack = unpacked * hw.units.vector_units * energy.unpack_pj_per_element
     best = int(np.argmin(l1 + l2 + unpack))
     return float(l1[best]), float(l2[best]), float(unpack[best])

@@ -9,12 +9,15 @@ import logging
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwmodels.description import Accelerator
 from hwmodels.errors import UNSAFE_CHARACTER, AcceleratorError, nearest, printable, read_text
 from hwmodels.modes import unreachable_modes
-from hwmodels.overrides import apply_variant, dotted, explain_rule
+from hwmodels.overrides import KeyPath, apply_variant, dotted, explain_rule
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = ["list_accelerators", "load_accelerator"]
 
@@ -27,6 +30,7 @@ MAX_NESTING = 20
 MAX_INTEGER = 2**63
 _SCALARS = {"null", "bool", "int", "float", "str"}
 _TAG = "tag:yaml.org,2002:"
+_Lines = dict[KeyPath, int]
 
 
 def list_accelerators() -> list[str]:
@@ -57,7 +61,8 @@ def _variant(hw: Accelerator, name: str) -> Accelerator:
     key = ("variant", name)
     if key not in hw._cache:
         hw._cache[key] = apply_variant(hw, name)
-    return hw._cache[key]
+    variant: Accelerator = hw._cache[key]
+    return variant
 
 
 def _shipped(text: str) -> Accelerator:
@@ -84,7 +89,7 @@ def _read_shipped(name: str) -> Accelerator:
 
 def _read(path: Path) -> Accelerator:
     text = read_text(path, "accelerator file", MAX_FILE_BYTES)
-    lines: dict[tuple, int] = {}
+    lines: _Lines = {}
     content = _compose(path, text, lines)
     if not isinstance(content, dict):
         raise AcceleratorError(f"{path}:1: an accelerator file must be a mapping of keys to values")
@@ -108,7 +113,7 @@ def _read(path: Path) -> Accelerator:
     return hw
 
 
-def _compose(path: Path, text: str, lines: dict[tuple, int]) -> Any:
+def _compose(path: Path, text: str, lines: _Lines) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -144,7 +149,7 @@ def _refuse_deep(path: Path, text: str) -> None:
             raise AcceleratorError(f"{path}:{number}: nested too deeply for an accelerator file")
 
 
-def _to_value(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) -> Any:
+def _to_value(path: Path, node: Any, where: KeyPath, lines: _Lines, seen: set[int]) -> Any:
     """Plain Python value of a YAML node; `lines` gets the 1-based line of every key path."""
     line = node.start_mark.line + 1
     lines.setdefault(where, line)
@@ -166,8 +171,10 @@ def _to_value(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) 
     )
 
 
-def _to_mapping(path: Path, node: Any, where: tuple, lines: dict, seen: set[int]) -> dict:
-    mapping = {}
+def _to_mapping(
+    path: Path, node: Any, where: KeyPath, lines: _Lines, seen: set[int]
+) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = key_node.value
@@ -203,14 +210,13 @@ def _to_scalar(path: Path, node: Any, kind: str, line: int) -> Any:
     return None if kind == "null" else text
 
 
-def _explain(path: Path, error: Any, lines: dict[tuple, int]) -> str:
+def _explain(path: Path, error: "ValidationError", lines: _Lines) -> str:
     """One line for the first broken rule, and how many more there are."""
     problems = error.errors(include_url=False, include_context=False)
     # A misspelt key is also a missing key: the misspelling is the useful message.
     problems.sort(key=lambda p: p["type"] != "extra_forbidden")
     first = problems[0]
-    where = tuple(part for part in first["loc"])
-    known = where
+    known = first["loc"]
     while known not in lines and known:
         known = known[:-1]
     more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""

@@ -12,7 +12,7 @@ vector unit.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import AcceleratorError
@@ -80,31 +80,32 @@ def choose_mode(hw: Accelerator, w_bits: int, a_bits: int, family: str = "int") 
     key = ("mode", w_bits, a_bits, family)
     if key not in hw._cache:
         hw._cache[key] = _choose(hw, w_bits, a_bits, family)
-    return hw._cache[key]
+    choice: ModeChoice = hw._cache[key]
+    return choice
 
 
 def describe_modes(
     hw: Accelerator, main: str, branch: str | None = None, *, family: str = "int"
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Rows saying which mode each part of a split uses and why, for `hw show`.
 
     Each row: part, precision, mode, macs_per_cycle_per_unit, unpacked (operand names), reason.
     P has the width that the file's `datapath.p_format` gives it. A part that no mode takes has
     mode ``refused``, no rate, and the error of `estimate_cost` as its reason.
     """
-    fields = {"m": 1, "n": 1, "k": 1, "main": main, "family": family}
-    if branch is not None:
-        fields |= {"branch": branch, "rank": 1, "p_bits": hw.datapath.p_bits}
-    work = GemmWorkload(**fields)
+    rank = 0 if branch is None else 1
+    work = GemmWorkload(
+        m=1, n=1, k=1, main=main, branch=branch, rank=rank, p_bits=hw.datapath.p_bits, family=family
+    )
     parts: list[Part] = ["main"] if branch is None else list(PARTS)
     return [_described(hw, work, part) for part in parts]
 
 
-def _described(hw: Accelerator, work: GemmWorkload, part: Part) -> dict:
+def _described(hw: Accelerator, work: GemmWorkload, part: Part) -> dict[str, Any]:
     w_bits, a_bits = work.main_bits if part == "main" else work.branch_bits
     if part == "branch_up":
         a_bits = work.intermediate_bits
-    row = {"part": PARTS[part], "precision": f"W{w_bits}A{a_bits}"}
+    row: dict[str, Any] = {"part": PARTS[part], "precision": f"W{w_bits}A{a_bits}"}
     try:
         choice = mode_of(hw, work, part)
     except AcceleratorError as error:
@@ -160,7 +161,8 @@ def _choose(hw: Accelerator, w_bits: int, a_bits: int, family: str) -> ModeChoic
     integers = [mode for mode in wide_enough if mode.kind == "int"]
     # 6 and 8 bits of the family nvfp are MX elements with MX scales.
     scales = "mxfp" if family == "nvfp" and 4 not in (w_bits, a_bits) else family
-    block = min(grouping_of(family, bits, _INT_GROUP)[0] for bits in (w_bits, a_bits))
+    groups = [grouping_of(family, bits, _INT_GROUP)[0] for bits in (w_bits, a_bits)]
+    block = min(group for group in groups if group is not None)
 
     def rank(mode: Mode) -> tuple[float, float, float]:
         cycles = _cycles_per_mac(hw, mode, None if scales in mode.scaled_families else block)

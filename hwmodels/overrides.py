@@ -1,10 +1,9 @@
-"""Changed copies of an accelerator: single keys by dotted path, and the variants of its file.
+"""The numbers of an accelerator by key path: as a table, idle ones, and copies with some changed.
 
 A path is what `hw show` prints: ``memories.l2.capacity_bytes``, ``modes[0].macs_per_cycle``; modes
 also go by name (``modes.int8.macs_per_cycle``), ``mac_array`` stands for ``units``, and the end of
-a path will do where it is unique (``clock_hz``). Every change passes the rules of the file.
-
-An accelerator as a table: every number with its unit, source and confidence, and idle ones.
+a path will do where it is unique (``clock_hz``). Every change, a variant of the file among them,
+passes the rules of the file; a broken one is told with its key path, rule and value.
 """
 
 import re
@@ -12,13 +11,17 @@ import types
 import typing
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hwmodels.description import Accelerator, BaseModel, Block
+from hwmodels.description import Accelerator, Block, Strict
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.modes import unreachable_modes
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 __all__ = [
+    "KeyPath",
     "apply_variant",
     "describe",
     "dotted",
@@ -29,7 +32,7 @@ __all__ = [
     "with_overrides",
 ]
 
-
+KeyPath = tuple[str | int, ...]
 _ABOUT = {"source", "confidence", "uncertainty_percent"}
 _FIXED = {"name", "title", "aliases", "variants"}
 _STEP = re.compile(r"[^.\[\]]+")
@@ -50,7 +53,7 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], name: str = "") 
     paths = keys_of(hw)
     for key, value in changes.items():
         *parents, last = paths[_resolve(key, paths)]
-        place = content
+        place: Any = content
         for step in parents:
             place = place[step]
         place[last] = value
@@ -78,9 +81,9 @@ def apply_variant(hw: Accelerator, name: str) -> Accelerator:
     raise AcceleratorError(f"unknown variant {name!r:.60} of {hw.name}; {hint}")
 
 
-def keys_of(hw: Accelerator) -> dict[str, tuple]:
+def keys_of(hw: Accelerator) -> dict[str, KeyPath]:
     """Every key path that can be changed, with its steps into the dumped file."""
-    found: dict[str, tuple] = {}
+    found: dict[str, KeyPath] = {}
     for field in type(hw).model_fields:
         if field not in _FIXED:
             _collect(found, field, (field,), getattr(hw, field))
@@ -97,12 +100,12 @@ def parse_value(text: str) -> int | float | str | bool:
     return int(number) if whole else number
 
 
-def _collect(found: dict[str, tuple], path: str, steps: tuple, value: Any) -> None:
-    if isinstance(value, BaseModel):
+def _collect(found: dict[str, KeyPath], path: str, steps: KeyPath, value: Any) -> None:
+    if isinstance(value, Strict):
         for field in type(value).model_fields:
             if field not in _ABOUT:
                 _collect(found, f"{path}.{field}", (*steps, field), getattr(value, field))
-    elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+    elif isinstance(value, tuple) and value and isinstance(value[0], Strict):
         # A list of named blocks; lists inside the dumped content stay tuples of dicts.
         for index, item in enumerate(value):
             _collect(found, f"{path}.{item.name}", (*steps, index), item)
@@ -110,7 +113,7 @@ def _collect(found: dict[str, tuple], path: str, steps: tuple, value: Any) -> No
         found[path] = steps
 
 
-def _resolve(key: str, paths: Mapping[str, tuple]) -> str:
+def _resolve(key: str, paths: Mapping[str, KeyPath]) -> str:
     """The full path that `key` means."""
     text = re.sub(r"^mac_array\b", "units", key.strip())
     steps = tuple(int(s) if re.fullmatch("[0-9]{1,6}", s) else s for s in _STEP.findall(text))
@@ -132,13 +135,13 @@ def _resolve(key: str, paths: Mapping[str, tuple]) -> str:
     raise AcceleratorError(f"unknown key {key!r:.80} of an accelerator file; {hint}")
 
 
-def _near_paths(key: str, paths: Mapping[str, tuple]) -> list[str]:
+def _near_paths(key: str, paths: Mapping[str, KeyPath]) -> list[str]:
     import difflib
 
     return difflib.get_close_matches(key, list(paths), n=4, cutoff=0.3) or list(paths)[:4]
 
 
-def explain_rule(problem: dict) -> str:
+def explain_rule(problem: "ErrorDetails") -> str:
     """One pydantic problem in words: key path, rule, value, nearest valid name."""
     where = tuple(problem["loc"])
     key = dotted(where) or "the file"
@@ -156,7 +159,7 @@ def explain_rule(problem: dict) -> str:
     return f"{key}: {message}, got {problem['input']!r:.60}"
 
 
-def dotted(where: tuple) -> str:
+def dotted(where: KeyPath) -> str:
     """A key path as people write it: ``modes[0].macs_per_cycle``."""
     text = ""
     for part in where:
@@ -164,13 +167,13 @@ def dotted(where: tuple) -> str:
     return text
 
 
-def _annotation_at(where: tuple) -> Any:
+def _annotation_at(where: KeyPath) -> Any:
     """Type of the field at a key path, with optional and tuple wrappers removed."""
     kind: Any = Accelerator
     for part in where:
         if isinstance(part, int):
             continue
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        if not (isinstance(kind, type) and issubclass(kind, Strict)):
             return None
         if part not in kind.model_fields:
             return None
@@ -184,12 +187,12 @@ def _unwrap(kind: Any) -> Any:
     return kind
 
 
-def _keys_at(where: tuple) -> list[str]:
+def _keys_at(where: KeyPath) -> list[str]:
     kind = _annotation_at(where)
     return list(kind.model_fields) if hasattr(kind, "model_fields") else []
 
 
-def _literals_at(where: tuple) -> tuple:
+def _literals_at(where: KeyPath) -> tuple:
     kind = _annotation_at(where)
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
@@ -226,14 +229,14 @@ _TILED = (
 )
 
 
-def describe(hw: Accelerator) -> list[dict]:
+def describe(hw: Accelerator) -> list[dict[str, Any]]:
     """Rows of key, value, unit, source and confidence, in the order of the file.
 
     Keys are paths as the file has them (`memories.l2.capacity_bytes`, `modes[0].macs_per_cycle`).
     """
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     for field in type(hw).model_fields:
-        if field not in {"name", "title", "aliases", "variants"}:
+        if field not in _FIXED:
             _add(rows, field, getattr(hw, field))
     for variant in hw.variants:
         for key, value in variant.set.items():
@@ -277,7 +280,7 @@ def idle_keys(hw: Accelerator) -> dict[str, str]:
     }
 
 
-def _add(rows: list[dict], path: str, value: object) -> None:
+def _add(rows: list[dict[str, Any]], path: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, Block):
@@ -291,12 +294,12 @@ def _add(rows: list[dict], path: str, value: object) -> None:
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             _add(rows, f"{path}[{index}]", item)
-    else:
+    elif isinstance(value, Strict):
         for field in type(value).model_fields:
             _add(rows, f"{path}.{field}", getattr(value, field))
 
 
-def _row(key: str, value: object, block: Block) -> dict:
+def _row(key: str, value: object, block: Block) -> dict[str, Any]:
     if isinstance(value, tuple):
         value = ", ".join(str(item) for item in value) or "none"
     return {

@@ -1,11 +1,9 @@
-"""Core tiles: which exist, which fit, and how many times each is run.
+"""Core tiles, and the bytes each makes a kernel move: into L1, out of L2, to and from DRAM.
 
-The candidate tiles depend on the accelerator only, never on the layer. So every cost below is, for
-each tile, a sum of terms that cannot fall when the layer grows; and the least over a fixed set
-(which can only shrink as operands widen) cannot fall either. Rounding keeps this exact, since
+The candidate tiles depend on the accelerator only, never on the layer. So every cost of a kernel
+is, for each tile, a sum of terms that cannot fall when the layer grows; and the least over a fixed
+set (which can only shrink as operands widen) cannot fall either. Rounding keeps this exact, since
 floating-point +, *, / and max are monotone and nothing is subtracted.
-
-Bytes moved between levels: into L1, out of L2, and to and from DRAM.
 
 Partial sums never leave the unit: y is written once per kernel. DRAM is read in the loop order with
 the fewest bytes of three:
@@ -25,18 +23,19 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.branch import GemmKernel
+from hwmodels.branch import FusedBranch, GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
 
 __all__ = [
     "DramTraffic",
+    "Floats",
     "Tiles",
-    "candidate_tiles",
     "ceil_div",
     "dram_traffic",
     "l1_fill_bytes",
@@ -49,6 +48,8 @@ __all__ = [
     "single_tile",
 ]
 
+Floats = NDArray[np.float64]
+Passes = TypeVar("Passes", int, Floats)
 
 # Depths as multiples of the step: fine where it matters, 14 in all to keep the search short.
 _DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -58,33 +59,24 @@ _DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 class Tiles:
     """Candidate tiles of one compute unit: float64 arrays of equal length, in elements."""
 
-    m: NDArray[np.float64]
-    n: NDArray[np.float64]
-    k: NDArray[np.float64]
+    m: Floats
+    n: Floats
+    k: Floats
 
     def at(self, index: int) -> tuple[int, int, int]:
         """Tile `index` as (m, k, n)."""
         return int(self.m[index]), int(self.k[index]), int(self.n[index])
 
 
-def ceil_div(a: NDArray | float, b: NDArray | float) -> NDArray | float:
+@overload
+def ceil_div(a: float, b: float) -> float: ...
+@overload
+def ceil_div(a: Floats | float, b: Floats) -> Floats: ...
+@overload
+def ceil_div(a: Floats, b: float) -> Floats: ...
+def ceil_div(a: Floats | float, b: Floats | float) -> Floats | float:
     """Ceiling of a / b for positive whole floats below 2**53."""
     return np.ceil(a / b)
-
-
-def candidate_tiles(hw: Accelerator) -> Tiles:
-    """All tiles the accelerator's kernel can be built for, fitting or not."""
-    if "tiles" not in hw._cache:
-        kernel = hw.kernel
-        m = np.arange(kernel.register_block_m, kernel.tile_m_max_rows + 1, kernel.register_block_m)
-        n = np.arange(
-            kernel.register_block_n, kernel.tile_n_max_columns + 1, kernel.register_block_n
-        )
-        depths = np.array(_DEPTHS, dtype=np.int64) * kernel.tile_k_step
-        k = depths[depths <= kernel.tile_k_max]
-        grid = [axis.ravel().astype(np.float64) for axis in np.meshgrid(m, n, k, indexing="ij")]
-        hw._cache["tiles"] = Tiles(m=grid[0], n=grid[1], k=grid[2])
-    return hw._cache["tiles"]
 
 
 def single_tile(m: int, k: int, n: int) -> Tiles:
@@ -107,10 +99,10 @@ def requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int])
             f"{shown}: {hw.name} is a systolic array, whose tile is the array; leave tile_mkn out"
         )
     try:
-        sizes = tuple(None if isinstance(s, bool) else operator.index(s) for s in tile_mkn)
+        sizes = [0 if isinstance(s, bool) else operator.index(s) for s in tile_mkn]
     except TypeError:
-        sizes = ()
-    if len(sizes) != 3 or not all(size is not None and 1 <= size < 2**31 for size in sizes):
+        sizes = []
+    if len(sizes) != 3 or not all(1 <= size < 2**31 for size in sizes):
         raise AcceleratorError(
             f"{shown} must be three whole numbers (m, k, n) of at least 1, such as "
             f"({hw.kernel.register_block_m}, {hw.kernel.tile_k_step}, {hw.kernel.register_block_n})"
@@ -124,7 +116,8 @@ def requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int])
                     f"{shown}: {axis}={size} is no multiple of {step}, instruction_{axis} of mode "
                     f"{mode.name} of {hw.name}; use {f'{below} or ' if below else ''}{above}"
                 )
-    return single_tile(*sizes)
+    m, k, n = sizes
+    return single_tile(m, k, n)
 
 
 def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None) -> Tiles:
@@ -140,24 +133,41 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
     """
     if hw.units.organization == "systolic":
         return single_tile(1, 1, 1)  # The array is the tile; operands pass through its elements.
-    chosen = candidate_tiles(hw) if tiles is None else tiles
+    chosen = _candidate_tiles(hw) if tiles is None else tiles
     fits = _l1_bytes(hw, kernel, chosen) <= hw.memories.l1.capacity_bytes
-    if hw.kernel.partials == "registers":
-        fits &= chosen.m * chosen.n * 4 <= hw.kernel.accumulator_capacity_bytes
+    room = hw.kernel.sums_capacity_bytes
+    if room is not None:
+        fits &= chosen.m * chosen.n * 4 <= room
     if not fits.any():
         raise AcceleratorError(_why_nothing_fits(hw, kernel, chosen))
     return Tiles(m=chosen.m[fits], n=chosen.n[fits], k=chosen.k[fits])
+
+
+def _candidate_tiles(hw: Accelerator) -> Tiles:
+    """All tiles the accelerator's kernel can be built for, fitting or not."""
+    if "tiles" not in hw._cache:
+        kernel = hw.kernel
+        m = np.arange(kernel.register_block_m, kernel.tile_m_max_rows + 1, kernel.register_block_m)
+        n = np.arange(
+            kernel.register_block_n, kernel.tile_n_max_columns + 1, kernel.register_block_n
+        )
+        depths = np.array(_DEPTHS, dtype=np.int64) * kernel.tile_k_step
+        k = depths[depths <= kernel.tile_k_max]
+        grid = [axis.ravel().astype(np.float64) for axis in np.meshgrid(m, n, k, indexing="ij")]
+        hw._cache["tiles"] = Tiles(m=grid[0], n=grid[1], k=grid[2])
+    tiles: Tiles = hw._cache["tiles"]
+    return tiles
 
 
 def _why_nothing_fits(hw: Accelerator, kernel: GemmKernel, chosen: Tiles) -> str:
     l1 = hw.memories.l1
     if len(chosen.m) == 1:
         m, k, n = chosen.at(0)
-        sums = m * n * 4
-        if hw.kernel.partials == "registers" and sums > hw.kernel.accumulator_capacity_bytes:
+        sums, room = m * n * 4, hw.kernel.sums_capacity_bytes
+        if room is not None and sums > room:
             return (
                 f"{hw.name}: the {sums} bytes of sums of tile {m}x{k}x{n} do not fit in "
-                f"kernel.accumulator_capacity_bytes={hw.kernel.accumulator_capacity_bytes}"
+                f"kernel.accumulator_capacity_bytes={room}"
             )
         return (
             f"{hw.name}: tile {m}x{k}x{n} needs {_l1_bytes(hw, kernel, chosen)[0]:.0f} bytes, more "
@@ -169,7 +179,7 @@ def _why_nothing_fits(hw: Accelerator, kernel: GemmKernel, chosen: Tiles) -> str
     )
 
 
-def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     """Output tiles each compute unit works through, one after the other."""
     if hw.units.organization == "systolic":
         return np.ones_like(tiles.m)
@@ -180,7 +190,7 @@ def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.floa
     return ceil_div(blocks, hw.units.count)
 
 
-def _l1_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def _l1_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     l1 = hw.memories.l1
     a_line = kernel.line_bits(kernel.a_bits, tiles.k)
     w_line = kernel.line_bits(kernel.w_bits, tiles.k)
@@ -223,7 +233,7 @@ class DramTraffic:
 
 def dram_traffic(
     hw: Accelerator, kernel: GemmKernel, tiles: Tiles, *, use_panels: bool = True
-) -> tuple[DramTraffic, NDArray[np.float64]]:
+) -> tuple[DramTraffic, Floats]:
     """Fewest DRAM bytes of `kernel` over tiles and loop orders, and the fewest for each tile.
 
     `use_panels` False: outputs stationary only. The first is what a layer has to move and cannot
@@ -260,18 +270,14 @@ def _reread_bytes(hw: Accelerator, kernel: GemmKernel) -> int:
     return kernel.reread_bytes if kernel.reread_bytes > room else 0
 
 
-def _input_bytes(
-    kernel: GemmKernel, x_times: NDArray | int, w_times: NDArray | int
-) -> NDArray | float:
+def _input_bytes(kernel: GemmKernel, x_times: Passes, w_times: Passes) -> Passes:
     """Bytes of some passes over X (and P, where it comes from DRAM) and over W and the factors."""
     p_bytes = 0 if kernel.branch is None else kernel.branch.p_bytes
     weights = kernel.w_bytes + kernel.factor_bytes
     return _activations(kernel, x_times) + x_times * p_bytes + w_times * weights
 
 
-def _stationary_reads(
-    hw: Accelerator, kernel: GemmKernel, tiles: Tiles
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _stationary_reads(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[Floats, Floats]:
     """Passes over X and over W, per candidate tile, without a resident panel."""
     dataflow = hw.units.dataflow
     x_reads = ceil_div(kernel.n, hw.units.columns * tiles.n)
@@ -279,12 +285,12 @@ def _stationary_reads(
     if dataflow == "weight_stationary":
         w_reads = np.ones_like(w_reads)
     elif dataflow == "input_stationary":
-        x_reads, w_reads = np.ones_like(x_reads), ceil_div(kernel.m, hw.units.columns)
-        w_reads = w_reads + np.zeros_like(x_reads)
+        x_reads = np.ones_like(x_reads)
+        w_reads = np.full_like(x_reads, ceil_div(kernel.m, hw.units.columns))
     return x_reads, w_reads
 
 
-def _activations(kernel: GemmKernel, times: NDArray | int) -> NDArray | int:
+def _activations(kernel: GemmKernel, times: Passes) -> Passes:
     """Bytes of `times` passes over X; a second format is written once, then read."""
     first = kernel.first_x_bytes
     if first == kernel.x_bytes:
@@ -316,7 +322,7 @@ def _whole_blocks(rows: float, block: int) -> int:
     return max(0, math.floor(rows / block)) * block
 
 
-def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     """Cycles the input streams of one unit are busy, per candidate tile.
 
     The edges of a systolic array take one element a lane and cycle, which its closed form counts.
@@ -330,9 +336,7 @@ def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray
     return (a_bytes + w_bytes) / l1.fill_bytes_per_cycle
 
 
-def l1_fill_bytes(
-    hw: Accelerator, kernel: GemmKernel, tiles: Tiles
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def l1_fill_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[Floats, Floats]:
     """Activation and weight bytes that enter the L1 of one unit, per candidate tile.
 
     Where a fused branch reads X in another format or X is rotated, the first pass brings the wider.
@@ -340,30 +344,34 @@ def l1_fill_bytes(
     runs = passes(hw, kernel, tiles)
     a_line, w_line = _lines(kernel)
     a_bytes, w_bytes = runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
-    if kernel.branch is None and not kernel.reads_wide_x:
+    branch = kernel.branch
+    if branch is None and not kernel.reads_wide_x:
         return a_bytes, w_bytes
     is_array = hw.units.organization == "array"
     x_share = hw.units.rows if is_array else hw.units.vector_units
-    wider_rows = kernel.m / x_share
-    if kernel.branch is not None and kernel.branch.down_place == "per_tile":
+    wider_rows = np.full_like(runs, kernel.m / x_share)
+    if branch is not None and branch.down_place == "per_tile":
         wider_rows = runs * tiles.m
     a_bytes = a_bytes + wider_rows * _wider_x_bits(kernel) / 8
-    if kernel.forms_p:
-        w_bytes = w_bytes + right_elements(hw, kernel, tiles) * _right_bits(kernel) / 8
+    if branch is not None and branch.forms_p:
+        elements = right_elements(hw, kernel, branch, tiles)
+        w_bytes = w_bytes + elements * _right_bits(kernel, branch) / 8
     return a_bytes, w_bytes
 
 
-def right_elements(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def right_elements(
+    hw: Accelerator, kernel: GemmKernel, branch: FusedBranch, tiles: Tiles
+) -> Floats:
     """Elements of R that enter one unit: once for every row of tiles it works on, or every tile."""
-    elements = kernel.down_share * kernel.branch.rank * kernel.k
-    if kernel.branch.down_place == "per_tile":
+    elements = kernel.down_share * branch.rank * kernel.k
+    if branch.down_place == "per_tile":
         return passes(hw, kernel, tiles) * elements
     if hw.units.organization == "array":
         return ceil_div(kernel.m, hw.units.rows * tiles.m) * elements / hw.units.columns
     return ceil_div(kernel.m, tiles.m) * elements / hw.units.vector_units
 
 
-def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[np.float64]:
+def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     """Bytes read from L2 towards the units; an array reads once and multicasts."""
     if hw.units.organization == "grid":
         x_times, w_times = ceil_div(kernel.n, tiles.n), ceil_div(kernel.m, tiles.m)
@@ -378,7 +386,7 @@ def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> NDArray[
     if branch is not None and branch.down_place != "elsewhere":
         r_times = w_times * x_times if is_per_tile else w_times
         r_elements = kernel.down_share * branch.rank * kernel.k
-        total = total + r_times * r_elements * _right_bits(kernel)
+        total = total + r_times * r_elements * _right_bits(kernel, branch)
     return total / 8
 
 
@@ -411,6 +419,6 @@ def _wider_x_bits(kernel: GemmKernel) -> float:
     return more
 
 
-def _right_bits(kernel: GemmKernel) -> float:
+def _right_bits(kernel: GemmKernel, branch: FusedBranch) -> float:
     """Mean bits per element of R, scales included."""
-    return kernel.line_bits(kernel.branch.factor_bits, kernel.k) / kernel.k
+    return kernel.line_bits(branch.factor_bits, kernel.k) / kernel.k

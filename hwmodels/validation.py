@@ -1,5 +1,6 @@
-"""Predicted against measured: the shipped table of public GEMM timings, or a user's own CSV.
+"""How far a prediction can be trusted: against measurements, and how it hangs on each number.
 
+`validate` compares with the shipped table of public GEMM timings, or with a user's own CSV.
 Measured kernels take codes, so rounding X is no part of them. Integer kernels have no group scales:
 integers go out through a shift (SRS), and partial sums between K tiles are kept in the output
 format. The words of the `kernel` column say what ran:
@@ -13,9 +14,8 @@ format. The words of the `kernel` column say what ran:
 A row whose notes or source name a product of a variant (`products` in the file) is predicted on
 that variant.
 
-Which numbers of an accelerator's file a cost depends on.
-
-Every number is changed by the same fraction, one at a time, and the cost is estimated again:
+`sensitivity` says which numbers of an accelerator's file a cost depends on. Every number is changed
+by the same fraction, one at a time, and the cost is estimated again:
 
     elasticity = (change of the cost, relative) / (change of the number, relative)
 
@@ -28,7 +28,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hwmodels.branch import split_into_kernels
 from hwmodels.cost import Cost, estimate_cost
@@ -45,9 +45,7 @@ __all__ = [
     "sensitivity",
     "summarize",
     "validate",
-    "workload_of",
 ]
-
 
 MEASURED_CSV = Path(__file__).parent / "measured_gemm.csv"
 _NEEDED = ("device", "kernel", "a_format", "w_format", "out_format", "M", "K", "N", "time_ms")
@@ -63,11 +61,12 @@ _FORMATS = {
 _OUT_BITS = {"int8": 8, "int16": 16, "int32": 32, "fp16": 16, "bf16": 16, "fp32": 32}
 _OUT_BITS |= dict.fromkeys(("fp8", "fp8_e4m3", "mxfp8", "mxfp8_e4m3"), 8)
 _BRANCH = re.compile(r"rank ([0-9]{1,6}) (\w+) branch", re.IGNORECASE)
-_SIZES = {"M": "m", "N": "n", "K": "k"}
+_SIZES = ("M", "N", "K")
 _SIZE = re.compile(r"[0-9]{1,9}")
 _MAX_FILE_BYTES = 16 * 2**20
 # Of sizes and of milliseconds; beyond these an error relative to them is no number.
 _LEAST, _LARGEST = 1e-9, 1e12
+_METRICS = ("latency_s", "energy_j", "dram_bytes")
 
 
 def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
@@ -95,7 +94,7 @@ def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
 
 def validate(
     hw: Accelerator, rows: Iterable[dict[str, str]], *, search_tiles: bool = False
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Predicted time of every row measured on `hw`; rows of other devices are left out.
 
     `search_tiles` uses the best tile found instead of the tile the row was measured with. Each
@@ -111,7 +110,7 @@ def validate(
     ]
 
 
-def summarize(results: Sequence[dict]) -> list[dict]:
+def summarize(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per device: rows, mean and worst absolute relative error."""
     summary = []
     for device in dict.fromkeys(row["device"] for row in results):
@@ -127,7 +126,7 @@ def summarize(results: Sequence[dict]) -> list[dict]:
     return summary
 
 
-def branch_overheads(results: Sequence[dict]) -> list[dict]:
+def branch_overheads(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Measured and predicted overhead of a branch, where a plain row of the same GEMM exists.
 
     Overheads are fractions of the plain time; `difference` is predicted minus measured.
@@ -150,7 +149,7 @@ def branch_overheads(results: Sequence[dict]) -> list[dict]:
     return rows
 
 
-def workload_of(row: dict[str, str]) -> GemmWorkload:
+def _workload_of(row: dict[str, str]) -> GemmWorkload:
     """The GEMM a measured row timed.
 
     Raises
@@ -168,18 +167,31 @@ def workload_of(row: dict[str, str]) -> GemmWorkload:
     family = families.pop() if families else "int"
     is_unscaled = family in ("int", "fp8")
     out_bits = _OUT_BITS[row["out_format"]]
-    fields = {_SIZES[name]: int(row[name]) for name in _SIZES}
-    fields |= {"main": f"W{w_bits}A{a_bits}", "out_bits": out_bits, "partial_bits": out_bits}
-    fields |= {"group": None, "scale_bits": 0 if is_unscaled else 8}
-    fields["family"] = "mxfp" if family == "fp8" else family
-    fields["rounds_x"] = False  # The kernels are timed on codes.
-    return GemmWorkload(**fields, **_branch_of(row))
+    return GemmWorkload(
+        m=int(row["M"]),
+        n=int(row["N"]),
+        k=int(row["K"]),
+        main=f"W{w_bits}A{a_bits}",
+        out_bits=out_bits,
+        partial_bits=out_bits,
+        group=None,
+        scale_bits=0 if is_unscaled else 8,
+        family="mxfp" if family == "fp8" else family,
+        rounds_x=False,  # The kernels are timed on codes.
+        **_branch_of(row),
+    )
 
 
-def _branch_of(row: dict[str, str]) -> dict:
+class _Branch(TypedDict):
+    branch: str | None
+    rank: int
+    branch_schedule: str | None
+
+
+def _branch_of(row: dict[str, str]) -> _Branch:
     found = _BRANCH.search(row["kernel"])
     if found is None:
-        return {}
+        return {"branch": None, "rank": 0, "branch_schedule": None}
     said = f"{row['kernel']} {row.get('notes') or ''}".lower()
     schedule = "given_p"
     if "unfused" in row["kernel"].lower():
@@ -216,7 +228,7 @@ def _check(row: dict[str, str], where: str) -> None:
             f"{where}: unknown out_format {row['out_format']!r:.60}; known: {', '.join(_OUT_BITS)}"
         )
     try:
-        workload_of(row)
+        _workload_of(row)
     except AcceleratorError as error:
         raise AcceleratorError(f"{where}: {error}") from None
 
@@ -231,8 +243,8 @@ def _on_variant(hw: Accelerator, row: dict[str, str]) -> Accelerator:
     return hw
 
 
-def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dict:
-    work = workload_of(row)
+def _compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool) -> dict[str, Any]:
+    work = _workload_of(row)
     tile = None if search_tiles else _tile(row.get("tile_mkn") or "")
     if row["kernel"].startswith("single core"):
         tile = (work.m, work.k, work.n) if tile is None else tile
@@ -276,13 +288,11 @@ def _cost_with(work: GemmWorkload, hw: Accelerator, tile: tuple[int, int, int] |
 
 def _tile(text: str) -> tuple[int, int, int] | None:
     """(m, k, n) of "112x112x112"; None when the row does not say."""
-    sizes = text.split("x")
-    whole = len(sizes) == 3 and all(_SIZE.fullmatch(size.strip()) for size in sizes)
-    tile = tuple(int(size) for size in sizes) if whole else (0,)
-    return tile if all(tile) else None
-
-
-_METRICS = ("latency_s", "energy_j", "dram_bytes")
+    sizes = [size.strip() for size in text.split("x")]
+    if len(sizes) != 3 or not all(_SIZE.fullmatch(size) and int(size) for size in sizes):
+        return None
+    m, k, n = (int(size) for size in sizes)
+    return m, k, n
 
 
 def sensitivity(

@@ -43,8 +43,8 @@ def parse_precision(text: str) -> tuple[int, int]:
         If `text` is not WxAy with x and y in 2 to 8 or 16.
     """
     match = _PRECISION.fullmatch(text) if isinstance(text, str) else None
-    bits = tuple(int(group) for group in match.groups()) if match else ()
-    if len(bits) != 2 or any(b != 16 and b not in _QUANTIZED_BITS for b in bits):
+    bits = (int(match[1]), int(match[2])) if match else (0, 0)
+    if any(b != 16 and b not in _QUANTIZED_BITS for b in bits):
         raise AcceleratorError(
             f"precision {text!r} must be WxAy with x weight bits and y activation bits, "
             "each 2 to 8 or 16; for example 'W4A8'"
@@ -202,7 +202,7 @@ class GemmWorkload:
     @property
     def vector_ops_per_x(self) -> dict[str, int]:
         """Vector operations per element of X, by part: one to smooth, log2(block) to rotate."""
-        ops = {}
+        ops: dict[str, int] = {}
         for name in self.transforms:
             size = name.removeprefix("hadamard")
             ops |= {"smooth": 1} if name == "smooth" else {"rotate": int(size).bit_length() - 1}
