@@ -354,6 +354,8 @@ def info_command(
                 row | {"step": None if row["step"] is None else str(row["step"])} for row in rows
             ]
         print_table(result_table(rows, columns, title=title), output)
+    if dump.left_out:
+        note(dump.left_out, quiet=quiet)
     for key, value in dump.meta.items():
         note(f"{key}: {_short(value)}", quiet=quiet or output is not OutputFormat.TABLE)
     if n_bad:

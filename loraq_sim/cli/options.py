@@ -179,7 +179,7 @@ Rows = Annotated[
         "--rows",
         metavar="M|PATTERN=M",
         help="Rows of one model call (samples x tokens, guidance included), for the cost: of all "
-        "layers, or of those of a name or kind such as 'cross_[kv]=600'; repeatable, the last one "
+        "layers, or of those of a name or kind such as 'cross_*=600'; repeatable, the last one "
         "wins. Default: what the dump says.",
         show_default=False,
     ),

@@ -283,7 +283,7 @@ def solve_command(
         dump = dump.select(listed(layers))
     cases, notes = settings.cases(dump, str(layer_dump))
     cases = [case | {"device": device} for case in cases]
-    for text in notes:
+    for text in filter(None, (dump.left_out, *notes)):
         note(text, quiet=quiet)
     silent = quiet or no_progress
     if compare:

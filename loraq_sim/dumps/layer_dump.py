@@ -11,7 +11,7 @@ import hashlib
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from loraq_sim.dumps.stored import (
     StoredTensor,
     check_fits_memory,
     first_line,
+    without_adapters,
 )
 from loraq_sim.errors import DumpError, InputError
 from loraq_sim.layers import SAMPLED_ROWS, Layer, check_count, check_dtype, check_name, check_shapes
@@ -88,12 +89,15 @@ class LayerDump(Mapping[str, Layer]):
         What the file says about the model and its provenance.
     skipped : dict
         Tensors of the file that are no linear layer, with the reason.
+    left_out : str
+        One sentence on those that may be weights; empty where there are none.
     """
 
     def __init__(self, path: Path, stored: StoredDump) -> None:
         self.path = path
         self.meta = stored.meta
         self.skipped = stored.skipped
+        self.left_out = stored.left_out
         self._stored = stored
         self._version = _file_version(path)
         # Layers of one group share their activations in memory while any of them is in use.
@@ -208,12 +212,15 @@ class LayerDump(Mapping[str, Layer]):
 
     def _restricted(self, names: Iterable[str]) -> "LayerDump":
         layers = {name: self._stored.layers[name] for name in names}
-        return LayerDump(self.path, StoredDump(layers=layers, meta=self.meta, skipped=self.skipped))
+        # What is left out of the file is no matter of those who chose from it.
+        return LayerDump(self.path, replace(self._stored, layers=layers, left_out=""))
 
     def _find(self, name: str) -> StoredLayer:
         try:
             return self._stored.layers[name]
         except (KeyError, TypeError):
+            if isinstance(name, str) and (reason := self._why_left_out(name)):
+                raise UnknownLayer(f"{self.path}: {name!r} is no layer: {reason}") from None
             near = difflib.get_close_matches(str(name), list(self), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise UnknownLayer(
@@ -228,11 +235,16 @@ class LayerDump(Mapping[str, Layer]):
         kinds = {layer.kind: None for layer in self._stored.layers.values() if layer.kind}
         known = [kind for kind in kinds if isinstance(kind, str)]
         bare = pattern.replace("*", "").replace("?", "")
+        if reason := self._why_left_out(pattern):
+            return f"{self.path}: {pattern!r} is no layer: {reason}"
         near = difflib.get_close_matches(bare, [*known, *self], n=3, cutoff=0.3) or list(self)[:3]
         return (
             f"{self.path}: pattern {pattern!r} matches no layer name and no kind; "
             f"nearest: {', '.join(near)} (kinds: {', '.join(known[:20])})"
         )
+
+    def _why_left_out(self, name: str) -> str:
+        return self.skipped.get(name) or self.skipped.get(f"{name}.weight", "")
 
     def _load(self, name: str, tensor: str, stored: StoredTensor | None) -> NDArray | None:
         if stored is None:
@@ -339,14 +351,15 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
     path = Path(path)
     # A damaged or hostile file can make a reader library raise anything at all.
     try:
-        stored = _open(path, file_kind(path))
+        stored = without_adapters(_open(path, file_kind(path)))
     except DumpError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise DumpError(f"{path}: damaged or not a layer dump ({reason})") from error
     if not stored.layers:
-        left_out = f" ({len(stored.skipped)} other tensors)" if stored.skipped else ""
+        told = f": {stored.left_out}" if stored.left_out else ""
+        left_out = f" ({len(stored.skipped)} other tensors{told})" if stored.skipped else ""
         raise DumpError(
             f"{path}: holds no layers{left_out}; expected tensors named <layer>.weight, "
             "or a 'layers' mapping"

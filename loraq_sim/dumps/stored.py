@@ -13,13 +13,17 @@ a JSON metadata record, one object per layer:
 
 every field optional. ``activations`` names the tensor that holds the layer's inputs, so layers of
 one group point to one tensor. Without the record every pair of names still is a layer.
+
+The factors of an adapter (LoRA) are no layers, and a weight whose adapter is not merged is not the
+weight that runs: `without_adapters` takes the former out and marks the latter.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from numpy.typing import NDArray
@@ -36,6 +40,7 @@ __all__ = [
     "layers_from_keys",
     "parse_json_object",
     "plain_meta",
+    "without_adapters",
 ]
 
 
@@ -95,11 +100,15 @@ class StoredLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDump:
-    """A file's layers in order, its metadata, and the tensors left out with the reason."""
+    """A file's layers in order, its metadata, and the tensors left out with the reason.
+
+    `left_out` is one sentence on those that may be weights; vectors such as norms are none.
+    """
 
     layers: dict[str, StoredLayer]
     meta: dict[str, object]
     skipped: dict[str, str] = field(default_factory=dict)
+    left_out: str = ""
 
 
 def first_line(error: BaseException) -> str:
@@ -193,7 +202,8 @@ def layers_from_keys(
     Returns
     -------
     stored : StoredDump
-        `skipped` lists tensors that are no 2-D weight or 1x1 convolution, nor belong to one.
+        `skipped` lists tensors that are no 2-D weight or 1x1 convolution, nor belong to one;
+        `left_out` says how much of the file's weights they are.
     """
     names = dict.fromkeys(layers)
     for key, tensor in tensors.items():
@@ -207,12 +217,61 @@ def layers_from_keys(
         for tensor in (layer.weight, layer.bias, layer.activations)
         if tensor is not None
     }
+    unused = {key: tensor for key, tensor in tensors.items() if tensor.key not in used}
     skipped = {
         key: f"shape {tensor.shape} is no linear or 1x1 convolution weight"
-        for key, tensor in tensors.items()
-        if tensor.key not in used
+        if len(tensor.shape) != 2 or key.endswith(".weight")
+        else f"shape {tensor.shape}, but not named <layer>.weight"
+        for key, tensor in unused.items()
     }
-    return StoredDump(layers=found, meta=meta, skipped=skipped)
+    return StoredDump(
+        layers=found, meta=meta, skipped=skipped, left_out=_left_out(found, unused, skipped)
+    )
+
+
+def _left_out(
+    found: Mapping[str, StoredLayer], unused: Mapping[str, StoredTensor], skipped: Mapping[str, str]
+) -> str:
+    sizes = {key: math.prod(t.shape) for key, t in unused.items() if len(t.shape) > 1}
+    if not sizes:
+        return ""
+    kept = sum(math.prod(one.weight.shape) for one in found.values() if one.weight is not None)
+    share = 100 * sum(sizes.values()) / max(1, kept + sum(sizes.values()))
+    largest = max(sizes, key=lambda key: sizes[key])
+    return (
+        f"left out: {len(sizes)} tensor{'s' * (len(sizes) != 1)} with {share:.3g} % of the weights, such as {largest}: "
+        f"{skipped[largest]}"
+    )
+
+
+# PEFT, diffusers (also of old) and kohya name the factors of LoRA so; LoHa and LoKr are alike.
+_FACTOR = re.compile(
+    r"(?P<base>.+?)(?:\.processor)?(?:\.(?P<member>\w+)_lora\.(?:down|up)|\.lora_(?:[AB]|down|up)"
+    r"|\.lora(?:_linear_layer)?\.(?:down|up))(?:\.[^.]+)??"
+)
+_UNMERGED = "holds the weight without its adapter (LoRA); merge the adapter into it and save again"
+
+
+def without_adapters(stored: StoredDump) -> StoredDump:
+    """`stored` without layers that are factors of an adapter; a layer that has one cannot be used.
+
+    Merging is not done here: how strongly an adapter counts is not in the tensors.
+    """
+    factors = {name: match for name in stored.layers if (match := _FACTOR.fullmatch(name))}
+    if not factors:
+        return stored
+    bases = {".".join(filter(None, (match["base"], match["member"]))) for match in factors.values()}
+    layers = {
+        name: replace(layer, problem=layer.problem or _UNMERGED)
+        if name.removesuffix(".base_layer") in bases
+        else layer
+        for name, layer in stored.layers.items()
+        if name not in factors
+    }
+    told = f"{len(factors)} factors of adapters (LoRA) are no layers, such as {next(iter(factors))}"
+    skipped = stored.skipped | dict.fromkeys(factors, "a factor of an adapter (LoRA)")
+    said = "; ".join(filter(None, (stored.left_out, told)))
+    return replace(stored, layers=layers, skipped=skipped, left_out=said)
 
 
 def parse_json_object(path: Path, what: str, text: str | None) -> dict[str, object]:

@@ -209,7 +209,7 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
     if plan.layers:
         dump = dump.select(plan.layers)
     infos = {name: _info(dump, name) for name in dump}
-    notes: list[str] = []
+    notes: list[str] = [dump.left_out] if dump.left_out else []
     splits: Sequence[str] = plan.splits
     if not splits:
         usable = [info for info in infos.values() if info is not None]
@@ -337,7 +337,7 @@ def _check_overrides(plan: SweepPlan, infos: Mapping[str, LayerInfo | None]) -> 
 def _nearest(pattern: str, infos: Mapping[str, LayerInfo | None]) -> list[str]:
     kinds = dict.fromkeys(info.kind for info in infos.values() if info)
     bare = pattern.replace("*", "").replace("?", "")
-    near = difflib.get_close_matches(bare, [*kinds, *infos], n=3, cutoff=0.3)
+    near = difflib.get_close_matches(bare, list(kinds | dict.fromkeys(infos)), n=3, cutoff=0.3)
     return near or [*kinds][:3]
 
 

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
@@ -260,3 +262,17 @@ def test_version_and_help_without_a_command(run):
 
     assert run("--version").stdout.strip() == f"loraq-sim {__version__}"
     assert "sweep" in run("--help").stdout
+
+
+def test_no_help_text_loses_its_brackets():
+    # rich takes what stands in brackets for markup and drops it.
+    def helps(group):
+        for inner in getattr(group, "commands", {}).values():
+            yield from helps(inner)
+        yield from (
+            parameter.help or "" for parameter in group.params if hasattr(parameter, "help")
+        )
+
+    texts = list(helps(typer.main.get_command(app)))
+    assert len(texts) > 100
+    assert [text for text in texts if re.search(r"(?<!\\)\[(?!/?bold\])", text)] == []
