@@ -238,8 +238,9 @@ def _left_out(
     kept = sum(math.prod(one.weight.shape) for one in found.values() if one.weight is not None)
     share = 100 * sum(sizes.values()) / max(1, kept + sum(sizes.values()))
     largest = max(sizes, key=lambda key: sizes[key])
+    tensors = f"{len(sizes)} tensor{'s' * (len(sizes) != 1)}"
     return (
-        f"left out: {len(sizes)} tensor{'s' * (len(sizes) != 1)} with {share:.3g} % of the weights, such as {largest}: "
+        f"left out: {tensors} with {share:.3g} % of the weights, such as {largest}: "
         f"{skipped[largest]}"
     )
 
