@@ -5,14 +5,59 @@ used, so `import hwmodels` costs almost nothing.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_EXPORTS = {
-    "MEASURED_CSV": "validation",
+if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
+    from hwmodels.cost import Cost, estimate_cost
+    from hwmodels.description import Accelerator
+    from hwmodels.errors import AcceleratorError
+    from hwmodels.inventory import list_models, load_model, product_cost
+    from hwmodels.loader import list_accelerators, load_accelerator
+    from hwmodels.modes import describe_modes, unreachable_modes
+    from hwmodels.overrides import describe, idle_keys, parse_value, with_overrides
+    from hwmodels.validation import (
+        MEASURED_CSV,
+        branch_overheads,
+        measured_rows,
+        sensitivity,
+        summarize,
+        validate,
+    )
+    from hwmodels.workload import GemmWorkload, activation_bytes, tensor_bytes
+
+__all__ = [
+    "Accelerator",
+    "AcceleratorError",
+    "Cost",
+    "GemmWorkload",
+    "MEASURED_CSV",
+    "activation_bytes",
+    "branch_overheads",
+    "describe",
+    "describe_modes",
+    "estimate_cost",
+    "idle_keys",
+    "list_accelerators",
+    "list_models",
+    "load_accelerator",
+    "load_model",
+    "measured_rows",
+    "parse_value",
+    "product_cost",
+    "sensitivity",
+    "summarize",
+    "tensor_bytes",
+    "unreachable_modes",
+    "validate",
+    "with_overrides",
+]
+
+_HOMES = {
     "Accelerator": "description",
     "AcceleratorError": "errors",
     "Cost": "cost",
     "GemmWorkload": "workload",
+    "MEASURED_CSV": "validation",
     "activation_bytes": "workload",
     "branch_overheads": "validation",
     "describe": "overrides",
@@ -34,13 +79,11 @@ _EXPORTS = {
     "with_overrides": "overrides",
 }
 
-__all__ = sorted(_EXPORTS)
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
-    value = getattr(import_module(f"hwmodels.{_EXPORTS[name]}"), name)
+    value = getattr(import_module(f"hwmodels.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

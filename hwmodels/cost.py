@@ -19,9 +19,9 @@ from hwmodels.kernel_cycles import (
     BusyCycles,
     busy_cycles,
     kernel_energy,
-    systolic_busy_cycles,
     transform_cycles,
 )
+from hwmodels.systolic import systolic_busy_cycles
 from hwmodels.traffic import (
     DramTraffic,
     Floats,

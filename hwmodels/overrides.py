@@ -11,14 +11,11 @@ import types
 import typing
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hwmodels.description import Accelerator, Block, Strict
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.modes import unreachable_modes
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 __all__ = [
     "KeyPath",
@@ -141,7 +138,7 @@ def _near_paths(key: str, paths: Mapping[str, KeyPath]) -> list[str]:
     return difflib.get_close_matches(key, list(paths), n=4, cutoff=0.3) or list(paths)[:4]
 
 
-def explain_rule(problem: "ErrorDetails") -> str:
+def explain_rule(problem: Mapping[str, Any]) -> str:
     """One pydantic problem in words: key path, rule, value, nearest valid name."""
     where = tuple(problem["loc"])
     key = dotted(where) or "the file"

@@ -1,7 +1,9 @@
 """The package's surface: what it exports, and what importing it must not load."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,19 @@ import hwmodels
 @pytest.mark.parametrize("name", hwmodels.__all__)
 def test_every_export_resolves(name):
     assert getattr(hwmodels, name) is not None
+
+
+def test_a_type_checker_sees_every_export_in_its_home():
+    tree = ast.parse(Path(hwmodels.__file__).read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {name: f"hwmodels.{home}" for name, home in hwmodels._HOMES.items()}
+    assert sorted(seen) == hwmodels.__all__
 
 
 def test_unknown_attribute_says_which():
