@@ -1,31 +1,26 @@
-"""An orthogonal matrix between the factors of a branch, learned so that rounding loses less.
+"""The stored branch: L and R rounded to their format so that the product loses least.
 
-L R = (L G)(G^T R) for every orthogonal G: the product is the same, its rounding is not. G is found
-by turns, as in iterative quantization (Gong, Lazebnik, CVPR 2011; LoRaQ proposes a learned rotation
-in the branch, its parametrization is not published):
+Groups of R run along K inside one row, so the row's size is absorbed by its scales: singular values
+belong in R. After R is rounded, L = E R^T (R R^T)^-1 is the best left factor for what is stored;
+refinements refit R against the stored L, and L against the stored R again (`round_branch`).
+
+`FrozenBranch` rounds a branch part by part, so that the rest can make up for the rounding noise.
+Components are taken by size, largest first: the noise of large ones then lies in what the main
+branch and the small components still adapt to; only the noise of the last part stays. Or one factor
+is pinned: the shorter one is rounded as a whole, and the other, which has more elements to make up
+for it, is rounded part by part.
+
+An orthogonal G between the factors, L R = (L G)(G^T R), leaves the product as it is, but not its
+rounding (`learned_rotation`). G is found by turns, as in iterative quantization (Gong, Lazebnik,
+CVPR 2011; LoRaQ proposes a learned rotation in the branch, its parametrization is not published):
 
     R^ <- round(G^T R)          nearest codes of the turned factor
     G  <- argmin ||G^T R - R^|| the orthogonal Procrustes solution, polar(R R^^T)
 
 R alone decides: L is refitted to the rounded R afterwards, whatever G is. The turn of least loss is
 returned, no turn at all among them. What it gains at the level of a weight is measured in
-`docs/claims.md`: next to nothing, since groups of R run along the input channels,
-whose scales already follow each row.
-
-Quantization of the low-rank branch: R first, then L refitted by least squares against stored R.
-
-Groups of R run along K inside one row, so the row's size is absorbed by its scales: singular values
-belong in R. After R is rounded, L = E R^T (R R^T)^-1 is the best left factor for what is stored.
-Each refinement refits R against the stored L and L against the stored R again.
-
-A branch that is rounded part by part, so that the rest can make up for the rounding noise.
-
-Components are taken by size, largest first. R rows are rounded, L columns refitted to them by least
-squares and rounded, and both refitted once more. The noise of large components then lies in what
-the main branch and the small components still adapt to; only the noise of the last part stays.
-
-Or one factor is pinned: the shorter one is rounded as a whole, and the other, which has more
-elements to make up for it, is rounded part by part.
+`docs/claims.md`: next to nothing, since groups of R run along the input channels, whose scales
+already follow each row.
 """
 
 import numpy as np
@@ -35,50 +30,20 @@ from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers.low_rank import principal_factors
 from loraq_sim.solvers.main_grid import main_scale_rule, requantize, stack_rows
 
-__all__ = [
-    "FrozenBranch",
-    "learned_rotation",
-    "least_squares",
-    "round_branch",
-    "round_factors",
-]
+__all__ = ["FrozenBranch", "round_branch", "round_factors"]
 
+Factors = tuple[QuantizedTensor, QuantizedTensor]
 
 _TURNS = 12
-
-
-def learned_rotation(right: np.ndarray, fmt: Format) -> np.ndarray:
-    """Orthogonal G of shape (r, r), float32, for which round(G^T R) is closest to G^T R.
-
-    Parameters
-    ----------
-    right : ndarray of shape (r, K), float32
-        With the sizes of the components; the left factor orthonormal.
-    fmt : Format
-        Format the turned factor is rounded to.
-    """
-    rule = None if fmt.element.is_plain_float else "mse"
-    turn = best = np.eye(len(right), dtype=np.float32)
-    least = np.inf
-    for _ in range(_TURNS):
-        turned = turn.T @ right
-        rounded = quantize(turned, fmt, rule).dequantize()
-        miss = float(np.linalg.norm(turned - rounded))
-        if miss < least:
-            best, least = turn, miss
-        u, _, vt = np.linalg.svd(right @ rounded.T)
-        turn = (u @ vt).astype(np.float32)
-    return best
-
-
 _REFINEMENTS = 2
+_REFITS = 2
 # Eigenvalues below this share of the largest are rounding noise of the float32 Gram matrix.
 _RANK_CUTOFF = 1e-7
 
 
 def round_branch(
     target: np.ndarray, right: np.ndarray, fmt: Format, rotation: str | None = None
-) -> tuple[QuantizedTensor, QuantizedTensor]:
+) -> Factors:
     """Stored factors (left, right) whose product is close to `target`.
 
     Parameters
@@ -90,49 +55,34 @@ def round_branch(
     fmt : Format
         Format of both factors: R in groups along K, L in groups along the rank.
     rotation : None or "learned"
-        Whether R is turned first; see `loraq_sim.solvers.branch`.
+        Whether R is turned first.
     """
     if rotation is not None:
-        right = learned_rotation(right, fmt).T @ right
-    best = None
-    best_miss = np.inf
+        right = _learned_rotation(right, fmt).T @ right
+    tried: list[tuple[float, Factors]] = []
     for refinement in range(_REFINEMENTS + 1):
         stored_right = quantize(right, fmt, "mse")
         rows = stored_right.dequantize()
-        stored_left = quantize(least_squares(target @ rows.T, rows @ rows.T), fmt, "mse")
+        stored_left = quantize(_least_squares(target @ rows.T, rows @ rows.T), fmt, "mse")
         columns = stored_left.dequantize()
-        miss = float(np.linalg.norm(target - columns @ rows))
-        if miss < best_miss:
-            best, best_miss = (stored_left, stored_right), miss
+        tried.append((float(np.linalg.norm(target - columns @ rows)), (stored_left, stored_right)))
         if refinement < _REFINEMENTS:
-            right = least_squares(target.T @ columns, columns.T @ columns).T
-    return best
+            right = _least_squares(target.T @ columns, columns.T @ columns).T
+    return min(tried, key=lambda trial: trial[0])[1]
 
 
 def round_factors(
     left: np.ndarray, right: np.ndarray, fmt: Format, rotation: str | None = None
-) -> tuple[QuantizedTensor, QuantizedTensor]:
+) -> Factors:
     """Stored factors close to `left` (N, r) and `right` (r, K), each rounded as it is.
 
     For fits in another metric than the Frobenius norm, which a refit would leave.
     """
     if rotation is not None:
-        turn = learned_rotation(right, fmt)
+        turn = _learned_rotation(right, fmt)
         left, right = left @ turn, turn.T @ right
     rule = None if fmt.element.is_plain_float else "mse"
     return quantize(left, fmt, rule), quantize(right, fmt, rule)
-
-
-def least_squares(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """moment gram^+ for a symmetric positive semidefinite (r, r) `gram`, as float32.
-
-    The pseudo-inverse keeps a factor row that was rounded to zero, or repeats another, solvable.
-    """
-    inverse = np.linalg.pinv(gram.astype(np.float64), rcond=_RANK_CUTOFF, hermitian=True)
-    return np.ascontiguousarray(moment @ inverse, dtype=np.float32)
-
-
-_REFITS = 2
 
 
 class FrozenBranch:
@@ -184,11 +134,11 @@ class FrozenBranch:
             self.pinned = 1
             rows, r_hat = self._rounded_rows(right)
             self._rows = [rows]
-            l_hat = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
+            l_hat = _least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
         else:
             self.pinned = 0
             self._left, l_hat = self._round_columns(left)
-            r_hat = least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
+            r_hat = _least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
             r_hat = np.ascontiguousarray(r_hat)
         self.noise = _distance(left, right, l_hat, r_hat)
         return l_hat, r_hat
@@ -215,30 +165,31 @@ class FrozenBranch:
         stored = quantize(rows * self._unit, self.format, main_scale_rule(self.format))
         return stored, stored.dequantize() / self._unit
 
-    def stored(self) -> tuple[QuantizedTensor, QuantizedTensor]:
+    def stored(self) -> Factors:
         """L (N, rank) and R (rank, K), once all components are frozen."""
+        if self._left is None:
+            raise ValueError(f"0 of {self.rank} components are frozen; freeze all of them first")
         return self._left, stack_rows(self._rows)
 
     def _turned(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.rotation is None:
             return left, right
-        turn = learned_rotation(right * self._unit, self.format)
+        turn = _learned_rotation(right * self._unit, self.format)
         return left @ turn, turn.T @ right
 
     def _round(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        best, least = None, np.inf
+        tried: list[tuple[float, Factors, np.ndarray, np.ndarray]] = []
         rows = right
         for refit in range(_REFITS + 1):
             stored_rows, r_hat = self._rounded_rows(rows)
             # L R R^^T (R^ R^^T)^-1 without forming the (N, K) product L R.
-            columns = least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
+            columns = _least_squares(left @ (right @ r_hat.T), r_hat @ r_hat.T)
             stored_left, l_hat = self._round_columns(columns)
             miss = _distance(left, right, l_hat, r_hat)
-            if miss < least:
-                best, least = (stored_left, stored_rows, l_hat, r_hat), miss
+            tried.append((miss, (stored_left, stored_rows), l_hat, r_hat))
             if refit < _REFITS:
-                rows = least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
-        self._left, stored_rows, l_hat, r_hat = best
+                rows = _least_squares(right.T @ (left.T @ l_hat), l_hat.T @ l_hat).T
+        least, (self._left, stored_rows), l_hat, r_hat = min(tried, key=lambda trial: trial[0])
         self._columns[:, self.n_frozen : self.n_frozen + left.shape[1]] = l_hat
         self._rows.append(stored_rows)
         self.noise = float(np.hypot(self.noise, least))
@@ -253,6 +204,39 @@ class FrozenBranch:
         trial[:, block] = columns
         stored = requantize(trial, self._left)
         return stored, np.ascontiguousarray(stored.dequantize()[:, block])
+
+
+def _learned_rotation(right: np.ndarray, fmt: Format) -> np.ndarray:
+    """Orthogonal G of shape (r, r), float32, for which round(G^T R) is closest to G^T R.
+
+    Parameters
+    ----------
+    right : ndarray of shape (r, K), float32
+        With the sizes of the components; the left factor orthonormal.
+    fmt : Format
+        Format the turned factor is rounded to.
+    """
+    rule = None if fmt.element.is_plain_float else "mse"
+    turn = best = np.eye(len(right), dtype=np.float32)
+    least = np.inf
+    for _ in range(_TURNS):
+        turned = turn.T @ right
+        rounded = quantize(turned, fmt, rule).dequantize()
+        miss = float(np.linalg.norm(turned - rounded))
+        if miss < least:
+            best, least = turn, miss
+        u, _, vt = np.linalg.svd(right @ rounded.T)
+        turn = (u @ vt).astype(np.float32)
+    return best
+
+
+def _least_squares(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """moment gram^+ for a symmetric positive semidefinite (r, r) `gram`, as float32.
+
+    The pseudo-inverse keeps a factor row that was rounded to zero, or repeats another, solvable.
+    """
+    inverse = np.linalg.pinv(gram.astype(np.float64), rcond=_RANK_CUTOFF, hermitian=True)
+    return np.ascontiguousarray(moment @ inverse, dtype=np.float32)
 
 
 def _distance(

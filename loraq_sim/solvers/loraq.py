@@ -1,6 +1,26 @@
-"""Spectral steps on the two factors of a branch, of one size in every direction of their product.
+"""LoRaQ: data-free optimization of a quantized low-rank branch against the rounding error.
 
-Both stages of `loraq` are descents of one kind: a direction D of shape (N, K) for P = L R. With
+Minimize ||W - Q - L R||_F^2 over Q on the main grid and L, R on the branch grid (arXiv 2604.18117;
+the stages are ours). From L R = SVD_r(W):
+
+1. flatten (integer main grids): descend on the range of the groups of W - L R, to which their
+   rounding error is proportional, though it makes W - L R larger (`kernels.quantize`);
+2. refine: descend on ||e||^2 with e = (W - L R) - round(W - L R) and the codes taken as constant,
+   so that the branch also cancels the rounding error. Steps are large enough to change codes:
+   small ones stay where alternation gets stuck;
+3. freeze: round the branch, least-squares refits in between (`solvers.branch`). Where rounding the
+   branch loses much against the error itself (few bits, or a branch that carries most of W), it is
+   rounded largest components first, each time followed by refining the rest; where it loses most,
+   before refining at all: the noise then only shapes what the main branch rounds;
+4. round the main branch once more, against the branch as stored;
+5. keep the end only where it is better than the start, than no branch and than a branch that no one
+   optimized (`baselines.best_candidate`): a solution is never worse than round to nearest, or than
+   LQER.
+
+Float main grids skip stage 1, whose premise they lack. Stages 1 and 2 run on the device of the
+problem where it knows the main grid, 3 and 4 on the CPU.
+
+Stages 1 and 2 are descents of one kind: a direction D of shape (N, K) for P = L R. With
 V = (R R^T)^(-1/2) R, the part of D that L can follow is D V^T, and the step of L is the orthogonal
 factor of it (the nearest matrix with orthonormal columns), so that P moves by equally much along
 each of its components; likewise for R:
@@ -9,33 +29,11 @@ each of its components; likewise for R:
 
 Neither the sizes of the components nor how they are split between L and R enter, which an
 element-wise rule such as Adam would see: one stride, relative to ||W - L R||, serves flat spectra
-and steep ones. Against Adam at equal steps the error is 5 to 10 % lower.
-
-Orthogonalized momentum: Jordan et al., "Muon", 2024 (https://kellerjordan.github.io/posts/muon);
-scaling by Gram matrices: Tong, Ma, Chi, "Accelerating ill-conditioned low-rank matrix estimation
-via scaled gradient descent", JMLR 22 (2021). Nesterov's form of momentum matters here: without it
-the error is 8 % higher.
-
-LoRaQ: data-free optimization of a quantized low-rank branch against the rounding error.
-
-Minimize ||W - Q - L R||_F^2 over Q on the main grid and L, R on the branch grid (arXiv 2604.18117;
-the stages are ours). From L R = SVD_r(W):
-
-1. flatten (integer main grids): descend on the range of the groups of W - L R, to which their
-   rounding error is proportional, though it makes W - L R larger (`kernels.range_gradient`);
-2. refine: descend on ||e||^2 with e = (W - L R) - round(W - L R) and the codes taken as constant,
-   so that the branch also cancels the rounding error. Steps are large enough to change codes:
-   small ones stay where alternation gets stuck;
-3. freeze: round the branch, least-squares refits in between (`frozen_branch`). Where rounding the
-   branch loses much against the error itself (few bits, or a branch that carries most of W), it is
-   rounded largest components first, each time followed by refining the rest; where it loses most,
-   before refining at all: the noise then only shapes what the main branch rounds;
-4. round the main branch once more, against the branch as stored;
-5. keep the end only where it is better than the start, than no branch and than a branch that no one
-   optimized (`candidates`): a solution is never worse than round to nearest, or than LQER.
-
-Float main grids skip stage 1, whose premise they lack. Stages 1 and 2 run on the device of the
-problem where it knows the main grid, 3 and 4 on the CPU.
+and steep ones. Against Adam at equal steps the error is 5 to 10 % lower. Orthogonalized momentum:
+Jordan et al., "Muon", 2024 (https://kellerjordan.github.io/posts/muon); scaling by Gram matrices:
+Tong, Ma, Chi, "Accelerating ill-conditioned low-rank matrix estimation via scaled gradient
+descent", JMLR 22 (2021). Nesterov's form of momentum matters here: without it the error is 8 %
+higher.
 """
 
 import copy
@@ -45,7 +43,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -64,13 +62,9 @@ from loraq_sim.solvers.problem import (
     product,
 )
 
-__all__ = [
-    "descend",
-    "solve_loraq",
-]
+__all__ = ["descend", "solve_loraq"]
 
 logger = logging.getLogger(__name__)
-
 
 # What a mean takes over of each new ascent: 1 - 0.9, as float32 has it.
 _GAIN = float(np.float32(1) - np.float32(0.9))
@@ -80,82 +74,6 @@ _LAST = 0.02
 _FLOOR = 1e-6
 # Keeps the root of a vanished factor within float32.
 _TINY = 1e-30
-
-_Array = TypeVar("_Array")
-
-
-def descend(
-    left: _Array,
-    right: _Array,
-    direction: Callable[[_Array, _Array, int], _Array],
-    *,
-    steps: int,
-    stride: float,
-    moving: tuple[int, ...] = (0, 1),
-) -> None:
-    """Move `left` and `right` in place along what `direction` makes of their product.
-
-    Parameters
-    ----------
-    left : ndarray or torch tensor of shape (N, r), float32
-    right : the same, of shape (r, K)
-    direction : callable
-        Gets both factors and the step from 0; returns D (N, K), the same kind of array.
-    steps : int
-    stride : float
-        How far the first step moves each component of the product, as a singular value.
-    moving : tuple of int
-        Which factors move: 0 is left, 1 right.
-    """
-    # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
-    means = [0.0, 0.0]
-    for step in range(steps):
-        toward = direction(left, right, step)
-        size = stride * max(_LAST, 1.0 - step / steps)
-        moves = [0.0, 0.0]
-        for i in moving:
-            gram, ascent = (
-                (left.T @ left, left.T @ toward) if i else (right @ right.T, right @ toward.T)
-            )
-            root = _on_host(_root, gram)
-            means[i] = means[i] + _GAIN * (ascent - means[i])
-            ahead = means[i] + _GAIN * (ascent - means[i])
-            moves[i] = size * (root.T @ _polar(root @ ahead))
-        if 0 in moving:
-            left += moves[0].T
-        if 1 in moving:
-            right += moves[1]
-
-
-def _on_host(function: Callable[[np.ndarray], np.ndarray], small: _Array) -> _Array:
-    """`function` of an (r, r) matrix, worked out in NumPy wherever the matrix is."""
-    if isinstance(small, np.ndarray):
-        return function(small)
-    return small.new_tensor(function(small.cpu().numpy()))
-
-
-def _root(gram: np.ndarray) -> np.ndarray:
-    """A matrix B with B^T B = gram^-1, float32: any such root gives the same step of the product.
-
-    A ridge keeps components that have vanished from being multiplied by noise.
-    """
-    gram = gram.astype(np.float64)
-    ridge = _FLOOR * float(np.trace(gram)) / len(gram) + _TINY
-    factor = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
-    return np.linalg.inv(factor).astype(np.float32)
-
-
-def _polar(matrix: _Array) -> _Array:
-    """The nearest matrix with orthonormal rows to `matrix` (r, .), by its Gram matrix."""
-    return _on_host(_symmetric_root, matrix @ matrix.T) @ matrix
-
-
-def _symmetric_root(gram: np.ndarray) -> np.ndarray:
-    """gram^(-1/2), float32."""
-    values, vectors = np.linalg.eigh(gram.astype(np.float64))
-    values = np.maximum(values, _FLOOR * values[-1] + _TINY)
-    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
-
 
 # First steps of a component of L R, as shares of the root mean square singular value that W - L R
 # would have at the rank of L R. Flat optima: a third less or more costs 1 to 2 % of the error.
@@ -338,7 +256,8 @@ class _Run:
 
     def best_of_all(self) -> Branches:
         """Stages 4 and 5."""
-        self.rest = None
+        # As large as the weight, and not needed any more: peak memory.
+        del self.rest
         left, right = self.branch.stored()
         target = product(left, right)
         np.subtract(self.problem.weight, target, out=target)
@@ -416,3 +335,77 @@ def _power_of_two_near(weight: np.ndarray) -> float:
     """The root mean square rounded down to a power of two, which scales without rounding."""
     rms = float(np.sqrt(np.square(weight, dtype=np.float64).mean()))
     return 2.0 ** (math.frexp(rms)[1] - 1) if rms else 1.0
+
+
+def descend(
+    left: Any,
+    right: Any,
+    direction: Callable[[Any, Any, int], Any],
+    *,
+    steps: int,
+    stride: float,
+    moving: tuple[int, ...] = (0, 1),
+) -> None:
+    """Move `left` and `right` in place along what `direction` makes of their product.
+
+    Parameters
+    ----------
+    left : ndarray or torch tensor of shape (N, r), float32
+        An array of any device that knows ``@``, ``.T`` and ``+=``.
+    right : the same, of shape (r, K)
+    direction : callable
+        Gets both factors and the step from 0; returns D (N, K), the same kind of array.
+    steps : int
+    stride : float
+        How far the first step moves each component of the product, as a singular value.
+    moving : tuple of int
+        Which factors move: 0 is left, 1 right.
+    """
+    # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
+    means: list[Any] = [0.0, 0.0]
+    for step in range(steps):
+        toward = direction(left, right, step)
+        size = stride * max(_LAST, 1.0 - step / steps)
+        moves: list[Any] = [None, None]
+        for i in moving:
+            gram, ascent = (
+                (left.T @ left, left.T @ toward) if i else (right @ right.T, right @ toward.T)
+            )
+            root = _on_host(_root, gram)
+            means[i] = means[i] + _GAIN * (ascent - means[i])
+            ahead = means[i] + _GAIN * (ascent - means[i])
+            moves[i] = size * (root.T @ _polar(root @ ahead))
+        if 0 in moving:
+            left += moves[0].T
+        if 1 in moving:
+            right += moves[1]
+
+
+def _on_host(function: Callable[[np.ndarray], np.ndarray], small: Any) -> Any:
+    """`function` of an (r, r) matrix, worked out in NumPy wherever the matrix is."""
+    if isinstance(small, np.ndarray):
+        return function(small)
+    return small.new_tensor(function(small.cpu().numpy()))
+
+
+def _root(gram: np.ndarray) -> np.ndarray:
+    """A matrix B with B^T B = gram^-1, float32: any such root gives the same step of the product.
+
+    A ridge keeps components that have vanished from being multiplied by noise.
+    """
+    gram = gram.astype(np.float64)
+    ridge = _FLOOR * float(np.trace(gram)) / len(gram) + _TINY
+    factor = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
+    return np.linalg.inv(factor).astype(np.float32)
+
+
+def _polar(matrix: Any) -> Any:
+    """The nearest matrix with orthonormal rows to `matrix` (r, .), by its Gram matrix."""
+    return _on_host(_symmetric_root, matrix @ matrix.T) @ matrix
+
+
+def _symmetric_root(gram: np.ndarray) -> np.ndarray:
+    """gram^(-1/2), float32."""
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    values = np.maximum(values, _FLOOR * values[-1] + _TINY)
+    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)

@@ -1,18 +1,14 @@
-"""The two directions of a descent of `loraq`, from the Numba kernels.
+"""Low-rank factors, and where the long loops that move them run: the CPU, or a GPU through torch.
 
-A direction is a matrix D (N, K) along which the product P = L R of a branch moves: see
-`loraq_sim.solvers.loraq`.
-
-Where the long loops of a solve run: the CPU, or a GPU through torch.
-
-The algorithms are written once, for arrays that know ``@``, ``.T`` and ``+=``; a device holds the
-arrays and knows the two directions of a descent (`loraq_sim.solvers.low_rank` with Numba kernels,
-`loraq_sim.solvers.torch_directions`). Everything that is stored or reported is rounded and measured
+The algorithms are written once, for arrays that know ``@``, ``.T`` and ``+=``. A `Device` holds the
+arrays and knows the `Directions` of a descent of `loraq`: matrices D (N, K) along which the product
+P = L R of a branch moves, from the Numba kernels here and formula by formula the same in
+`loraq_sim.solvers.torch_directions`. Everything that is stored or reported is rounded and measured
 on the CPU whatever the device.
 
-Best rank-r approximation: exact for small matrices, randomized subspace iteration otherwise.
-
-Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithm 4.4.
+`truncated_svd` gives the best rank-r approximation: exact for small matrices, by randomized
+subspace iteration otherwise (Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM
+Review 53 (2011), algorithm 4.4).
 """
 
 import contextlib
@@ -26,7 +22,6 @@ from loraq_sim.solvers.main_grid import MainGrid
 
 __all__ = [
     "CPU",
-    "CpuDirections",
     "Device",
     "Directions",
     "balanced_factors",
@@ -55,7 +50,7 @@ class Directions(Protocol):
         """Hand the scales back to the main grid; the Frobenius norms of what was left."""
 
 
-class CpuDirections:
+class _CpuDirections:
     """`Directions` in NumPy; the scales are those of `grid` itself."""
 
     def __init__(self, rest: np.ndarray, grid: MainGrid) -> None:
@@ -136,7 +131,7 @@ class _Cpu:
         return True
 
     def directions(self, rest: np.ndarray, grid: MainGrid) -> Directions:
-        return CpuDirections(rest, grid)
+        return _CpuDirections(rest, grid)
 
 
 CPU: Device = _Cpu()

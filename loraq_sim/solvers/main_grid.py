@@ -1,14 +1,18 @@
-"""The main branch during a descent: what rounding leaves, and the codes it ends with.
+"""The main branch during a descent, and rounding to a grid that is already there.
 
-A descent needs the error (W - P) - Q(W - P) at every step. Scales follow P there (see
-`loraq_sim.kernels.quantize`) and are rounded to their stored format at the end only.
+A descent needs the error (W - P) - Q(W - P) at every step, P being the product of the branch.
+Scales of a `MainGrid` follow P there (see `loraq_sim.kernels.quantize`) and are rounded to their
+stored format at the end only.
 
-Codes on a grid that is already there: rounding that moves no scale.
+Once codes are stored, parts of a matrix are rounded to its scales (`requantize`), and its rows are
+taken apart and put together (`take_rows`, `stack_rows`) without moving a scale.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from loraq_sim.formats import Format
@@ -22,8 +26,8 @@ __all__ = [
     "main_scale_rule",
     "requantize",
     "stack_rows",
+    "take_rows",
 ]
-
 
 # Neighbors of the last scale to try, in turn, and how often a fresh one is tried.
 _NEIGHBORS = (np.float32(0.985), np.float32(1.015))
@@ -125,7 +129,7 @@ class MainGrid:
         scratch alone loses 1 to 2 % of the error. `unit` is what 1 in the descent is worth here.
         """
         rule = main_scale_rule(self.format)
-        if not self._is_integer or self.is_power or not self.scales.any():
+        if rule is None or not self._is_integer or self.is_power or not self.scales.any():
             return quantize(target, self.format, rule)
         return quantize_near(target, self.format, rule, self.scales * np.float32(unit))
 
@@ -140,7 +144,7 @@ class MainGrid:
 def _has_signed_scales(fmt: Format) -> bool:
     element = fmt.element
     is_free = element.is_integer and element.is_signed and element.block is None
-    return is_free and fmt.scale.name != "e8m0"
+    return is_free and fmt.scale is not None and fmt.scale.name != "e8m0"
 
 
 def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
@@ -161,27 +165,44 @@ def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
             codes += _along_last_axis(like.zero_points, like)
         codes = np.clip(codes, fmt.element.lo, fmt.element.hi)
     else:
-        import ml_dtypes
-
         largest = np.float32(ml_dtypes.finfo(float_dtype(fmt)).max)
         codes = np.clip(scaled, -largest, largest)
     return dataclasses.replace(like, codes=codes.astype(like.codes.dtype))
 
 
-def stack_rows(parts: list[QuantizedTensor]) -> QuantizedTensor:
+def take_rows(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:
+    """Some rows of a matrix. One scale for all of it (``tensor``) is stored with each part."""
+    of_groups = slice(None) if tensor.format.granularity == "tensor" else rows
+
+    def part(per_group: np.ndarray | None) -> np.ndarray | None:
+        return None if per_group is None else np.ascontiguousarray(per_group[of_groups])
+
+    return dataclasses.replace(
+        tensor,
+        codes=np.ascontiguousarray(tensor.codes[rows]),
+        scales=part(tensor.scales),
+        zero_points=part(tensor.zero_points),
+    )
+
+
+def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
     """One tensor of the rows of `parts`, whose scales must not span rows."""
     if len(parts) == 1:
         return parts[0]
-    fields = {
-        name: None
-        if getattr(parts[0], name) is None
-        else np.concatenate([getattr(part, name) for part in parts])
-        for name in ("codes", "scales", "zero_points")
-    }
-    return dataclasses.replace(parts[0], **fields)
+    return dataclasses.replace(
+        parts[0],
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=_stacked([part.scales for part in parts]),
+        zero_points=_stacked([part.zero_points for part in parts]),
+    )
+
+
+def _stacked(per_group: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [values for values in per_group if values is not None]
+    return np.concatenate(known) if known else None
 
 
 def _along_last_axis(per_group: np.ndarray, like: QuantizedTensor) -> np.ndarray:
-    if like.format.granularity != "group":
-        return per_group
-    return np.repeat(per_group, like.format.group_size, axis=-1)[..., : like.shape[-1]]
+    size, k = like.format.group_size, like.shape[-1]
+    # A group may be far longer than the row; nothing longer than the row is built.
+    return per_group if size is None else np.repeat(per_group, min(size, k), axis=-1)[..., :k]

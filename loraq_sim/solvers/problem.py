@@ -1,19 +1,19 @@
-"""How long a solver may search: one record a preset.
+"""What a solver is given and what it returns.
 
-What solves of one weight have in common, kept between them.
+A `Problem` is one weight with its formats, its rank and how long to search (`Effort`, one record a
+preset); `Branches` are the stored codes a solver makes of it, with the `Trace` of its errors.
 
-The stages of a solve that come before its branch is rounded depend on the weight, the main format,
-the rank, the preset and the seed only: branch formats of one rank share them, and equal problems
-everything. A result is the same bytes with and without sharing.
-
-What a solver is given and what it returns.
+Solves of one weight have stages in common: those before the branch is rounded depend on the weight,
+the main format, the rank, the preset and the seed only, so that branch formats of one rank share
+them, and equal problems everything. `SharedStages` keeps them; a result is the same bytes with and
+without.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -90,7 +90,8 @@ class SharedStages:
         """The result kept under `key`, computed where there is none. Not to be modified."""
         if key not in self._results:
             self._results[key] = compute()
-        return self._results[key]
+        # A key names one stage, whose results are all of one type.
+        return cast(_Result, self._results[key])
 
 
 def array_key(values: np.ndarray) -> bytes:
@@ -109,8 +110,8 @@ class Problem:
     ``activations`` (T, K) float32 are what enters the smoothed weight, for methods that use data;
     ``is_smoothed`` says that the caller chose the smoothing; ``branch_rotation`` is ``"learned"``
     where the factors are turned before they are rounded. ``device`` runs the long loops of methods
-    that know it. ``shared`` keeps stages for other problems
-    of the same ``shared_key``, which names all that is not in this record or its rank.
+    that know it. ``shared`` keeps stages for other problems of the same ``shared_key``, which names
+    all else that a stage depends on.
     """
 
     weight: np.ndarray
@@ -124,7 +125,7 @@ class Problem:
     branch_rotation: str | None = None
     device: Device = CPU
     shared: SharedStages = field(default_factory=SharedStages)
-    shared_key: tuple = ()
+    shared_key: tuple[Hashable, ...] = ()
 
     def truncated_svd(
         self,
@@ -202,7 +203,7 @@ class Branches:
     def reconstruct(self) -> np.ndarray:
         """main + left right as float32, (N, K)."""
         total = self.main.dequantize()
-        if self.left is not None:
+        if self.left is not None and self.right is not None:
             total += product(self.left, self.right)
         return total
 

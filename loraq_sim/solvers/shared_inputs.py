@@ -15,7 +15,7 @@ import numpy as np
 
 from loraq_sim.conditioning import smoothing_vector
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.solvers.main_grid import take_rows
 from loraq_sim.solvers.problem import relative_distance
 from loraq_sim.solvers.solution import Solution
 from loraq_sim.solvers.solve import checked_matrix, solve
@@ -113,28 +113,13 @@ def _split(whole: Solution, weights: Mapping[str, np.ndarray]) -> dict[str, Solu
         start = rows.stop
         member = dataclasses.replace(
             whole,
-            main=_rows(whole.main, rows),
-            left=None if whole.left is None else _rows(whole.left, rows),
+            main=take_rows(whole.main, rows),
+            left=None if whole.left is None else take_rows(whole.left, rows),
             seconds=whole.seconds / len(weights),
         )
         error = relative_distance(weight, member.reconstruct())
         solutions[name] = dataclasses.replace(member, weight_error=error)
     return solutions
-
-
-def _rows(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:
-    """Some rows of a matrix. One scale for all of it (``tensor``) is stored with each part."""
-    has_rows = tensor.format.granularity != "tensor"
-    return dataclasses.replace(
-        tensor,
-        codes=np.ascontiguousarray(tensor.codes[rows]),
-        scales=_part(tensor.scales, rows if has_rows else slice(None)),
-        zero_points=_part(tensor.zero_points, rows if has_rows else slice(None)),
-    )
-
-
-def _part(per_group: np.ndarray | None, rows: slice) -> np.ndarray | None:
-    return None if per_group is None else np.ascontiguousarray(per_group[rows])
 
 
 def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[str, Solution]:

@@ -1,6 +1,7 @@
-"""Why a solution is as good as it is: ranges of groups, what rank is left to win, clipping.
+"""A solved layer: what is stored, what it costs, how close it is, and why it is no closer.
 
-A solved layer: what is stored, what it costs and how close it is.
+`Solution` holds the stored parts and counts their bytes; `Diagnostics` says what limits it: the
+ranges of the groups, what a larger rank could still win, and the noise of the rounded branch.
 """
 
 from collections.abc import Mapping
@@ -14,12 +15,7 @@ from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.tensor import as_rows, group_extremes
 from loraq_sim.solvers.problem import Branches, Trace, product
 
-__all__ = [
-    "Diagnostics",
-    "Solution",
-    "diagnose",
-]
-
+__all__ = ["Diagnostics", "Solution"]
 
 # Ranks at which the share of the remaining error that they could carry is reported.
 _RANKS = (8, 16, 32, 64, 128)
@@ -43,56 +39,6 @@ class Diagnostics:
     left_to_win: dict[int, float]
     max_abs_error: float
     branch_noise: float | None
-
-
-def diagnose(solution: "Solution", weight: np.ndarray) -> Diagnostics:
-    """Measure `solution`, a `Solution` of `weight` (N, K).
-
-    Takes about as long as one full singular value decomposition of the weight.
-
-    Raises
-    ------
-    InputError
-        If the shapes differ.
-    """
-    if weight.shape != solution.main.shape:
-        raise InputError(
-            f"the solution is of a weight of shape {solution.main.shape}, got {weight.shape}"
-        )
-    smoothed = np.asarray(weight, dtype=np.float32)
-    if solution.smooth is not None:
-        smoothed = smoothed * solution.smooth
-    if solution.rotation is not None:
-        smoothed = rotate_channels(smoothed, solution.rotation)
-    rest = smoothed
-    if solution.left is not None:
-        rest = smoothed - product(solution.left, solution.right)
-    error = rest - solution.main.dequantize()
-    squares = np.square(np.linalg.svd(error, compute_uv=False).astype(np.float64))
-    total = float(squares.sum()) or 1.0
-    fmt = solution.main.format
-    original = error if solution.rotation is None else rotate_channels(error, solution.rotation)
-    unsmoothed = original if solution.smooth is None else original / solution.smooth
-    size = float(np.linalg.norm(smoothed)) or 1.0
-    return Diagnostics(
-        amax_over_rms_before=_amax_over_rms(*as_rows(np.ascontiguousarray(smoothed), fmt)),
-        amax_over_rms_after=_amax_over_rms(*as_rows(rest, fmt)),
-        residual_norm=float(np.linalg.norm(rest)) / size,
-        left_to_win={r: float(squares[:r].sum()) / total for r in _RANKS if r <= len(squares)},
-        max_abs_error=float(np.abs(unsmoothed).max()),
-        branch_noise=solution.branch_noise,
-    )
-
-
-def _amax_over_rms(rows: np.ndarray, group: int) -> float:
-    """Mean over groups that are not all zero; 0 if all are."""
-    amax = np.abs(group_extremes(rows, group)).astype(np.float64)
-    starts = np.arange(0, rows.shape[1], group)
-    counts = np.diff(np.append(starts, rows.shape[1]))
-    squares = np.add.reduceat(np.square(rows, dtype=np.float64), starts, axis=1)
-    rms = np.sqrt(squares / counts)
-    used = rms > 0
-    return float((amax[used] / rms[used]).mean()) if used.any() else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,8 +101,16 @@ class Solution:
         return 8.0 * self.nbytes / (self.main.shape[0] * self.main.shape[1])
 
     def diagnose(self, weight: np.ndarray) -> Diagnostics:
-        """Group ranges, spectrum of what is left and more; see `loraq_sim.solvers.solution`."""
-        return diagnose(self, weight)
+        """Group ranges, spectrum of what is left and more, against the `weight` (N, K) solved.
+
+        Takes about as long as one full singular value decomposition of the weight.
+
+        Raises
+        ------
+        InputError
+            If the shapes differ.
+        """
+        return _diagnose(self, weight)
 
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import solution_card
@@ -169,3 +123,44 @@ class Solution:
         if self.rotation is not None:
             stored = rotate_channels(stored, self.rotation)
         return stored if self.smooth is None else stored / self.smooth
+
+
+def _diagnose(solution: Solution, weight: np.ndarray) -> Diagnostics:
+    if weight.shape != solution.main.shape:
+        raise InputError(
+            f"the solution is of a weight of shape {solution.main.shape}, got {weight.shape}"
+        )
+    smoothed = np.asarray(weight, dtype=np.float32)
+    if solution.smooth is not None:
+        smoothed = smoothed * solution.smooth
+    if solution.rotation is not None:
+        smoothed = rotate_channels(smoothed, solution.rotation)
+    rest = smoothed
+    if solution.left is not None and solution.right is not None:
+        rest = smoothed - product(solution.left, solution.right)
+    error = rest - solution.main.dequantize()
+    squares = np.square(np.linalg.svd(error, compute_uv=False).astype(np.float64))
+    total = float(squares.sum()) or 1.0
+    fmt = solution.main.format
+    original = error if solution.rotation is None else rotate_channels(error, solution.rotation)
+    unsmoothed = original if solution.smooth is None else original / solution.smooth
+    size = float(np.linalg.norm(smoothed)) or 1.0
+    return Diagnostics(
+        amax_over_rms_before=_amax_over_rms(*as_rows(np.ascontiguousarray(smoothed), fmt)),
+        amax_over_rms_after=_amax_over_rms(*as_rows(rest, fmt)),
+        residual_norm=float(np.linalg.norm(rest)) / size,
+        left_to_win={r: float(squares[:r].sum()) / total for r in _RANKS if r <= len(squares)},
+        max_abs_error=float(np.abs(unsmoothed).max()),
+        branch_noise=solution.branch_noise,
+    )
+
+
+def _amax_over_rms(rows: np.ndarray, group: int) -> float:
+    """Mean over groups that are not all zero; 0 if all are."""
+    amax = np.abs(group_extremes(rows, group)).astype(np.float64)
+    starts = np.arange(0, rows.shape[1], group)
+    counts = np.diff(np.append(starts, rows.shape[1]))
+    squares = np.add.reduceat(np.square(rows, dtype=np.float64), starts, axis=1)
+    rms = np.sqrt(squares / counts)
+    used = rms > 0
+    return float((amax[used] / rms[used]).mean()) if used.any() else 0.0

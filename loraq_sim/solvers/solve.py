@@ -1,13 +1,11 @@
-"""What `solve` accepts: matrices that can be solved, names that exist, a rank that fits.
+"""One door to every solver: check, find the rank, smooth and rotate, solve, measure.
 
-One door to every solver: check, find the rank, smooth and rotate, solve, measure.
-
-Several solutions of one weight, for the price of their differences.
+`solve` makes one solution of a weight; `solve_many` several, for the price of their differences.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,10 +25,11 @@ from loraq_sim.solvers.baselines import (
     solve_svdquant_tuned,
 )
 from loraq_sim.solvers.loraq import solve_loraq
-from loraq_sim.solvers.low_rank import Device, find_device
+from loraq_sim.solvers.low_rank import find_device
 from loraq_sim.solvers.problem import (
     EFFORTS,
     PRESETS,
+    Branches,
     Problem,
     SharedStages,
     array_key,
@@ -39,96 +38,16 @@ from loraq_sim.solvers.problem import (
 from loraq_sim.solvers.solution import Solution
 from loraq_sim.split import rank_for_budget
 
-__all__ = [
-    "BRANCH_ROTATIONS",
-    "METHODS",
-    "PRESETS",
-    "Solution",
-    "check_names",
-    "checked_matrix",
-    "resolve_rank",
-    "solve",
-    "solve_many",
-]
+__all__ = ["METHODS", "checked_matrix", "resolve_rank", "solve", "solve_many"]
 
-
-BRANCH_ROTATIONS = (None, "learned")
+_BRANCH_ROTATIONS = (None, "learned")
 
 _DEFAULT_RANK = 64
 _LARGEST = 2.0**48
 
 
-def checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
-    """`values` as a finite C-contiguous float32 matrix; an error names what is wrong with it."""
-    try:
-        array = as_array(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
-    if array.ndim != 2 or 0 in array.shape or not is_floating(array.dtype):
-        raise InputError(
-            f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    # What lies beyond float32 becomes inf here and is reported below.
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    n_bad = array.size - int(np.isfinite(array).sum())
-    if n_bad:
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(
-            f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
-        )
-    largest = float(np.abs(array).max())
-    if largest > _LARGEST:
-        raise InputError(
-            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
-            "float32: rescale the layer"
-        )
-    return array
-
-
-def check_names(
-    method: str,
-    methods: tuple[str, ...],
-    preset: str,
-    presets: tuple[str, ...],
-    seed: int,
-    branch_rotation: str | None,
-) -> None:
-    """Raise InputError for the first argument of `solve` that is no choice."""
-    if method not in methods:
-        raise InputError(unknown_name("method", method, methods))
-    if preset not in presets:
-        raise InputError(unknown_name("preset", preset, presets))
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed must be an integer from 0, got {seed!r}")
-    if branch_rotation not in BRANCH_ROTATIONS:
-        raise InputError(f"branch_rotation must be None or 'learned', got {branch_rotation!r}")
-
-
-def resolve_rank(
-    shape: tuple[int, int], branch: Format | None, rank: int | None, budget: str | None
-) -> int:
-    """The rank that `rank`, `budget` or neither asks for; 0 without a branch."""
-    if rank is not None and budget is not None:
-        raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
-    if branch is None:
-        if rank or budget is not None:
-            raise InputError("a rank or budget needs a branch format, got branch=None")
-        return 0
-    if budget is not None:
-        return rank_for_budget(*shape, branch, budget)
-    if rank is None:
-        return min(_DEFAULT_RANK, *shape)
-    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
-        raise InputError(
-            f"rank must be an integer from 0 to min(N, K) = {min(shape)}, got {rank!r}"
-        )
-    return int(rank)
-
-
 # One line a method; ``rtn`` has no branch and is what every method gives at rank 0.
-METHODS = {
+METHODS: dict[str, Callable[[Problem], Branches] | None] = {
     "rtn": None,
     "lqer": solve_lqer,
     "svdquant": solve_svdquant,
@@ -195,7 +114,7 @@ def solve(
         refining step ran. Devices sum in different orders, so that single codes differ between
         them; equal weight, seed and device give the same bytes.
     shared : SharedStages, optional
-        Stages kept from earlier solves of the same weight; see `loraq_sim.solvers.solve`.
+        Stages kept from earlier solves of the same weight, here or for another one.
 
     Raises
     ------
@@ -210,16 +129,16 @@ def solve(
             raise InputError(
                 f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
             )
-    names = tuple(METHODS), preset, tuple(PRESETS)
-    check_names(method, *names, seed, branch_rotation)
+    _check_names(method, preset, seed, branch_rotation)
     place = find_device(device)
     block = hadamard_block(rotate, weight.shape[1])
     main = parse_format(main)
     branch = None if branch is None else parse_format(branch)
-    rank = 0 if method == "rtn" else resolve_rank(weight.shape, branch, rank, budget)
+    run = METHODS[method]
+    rank = 0 if run is None else resolve_rank(weight.shape, branch, rank, budget)
     factors = smoothing_vector(smooth, weight, activations)
     turned, entering = _as_stored(weight, activations, factors, block)
-    if rank == 0:
+    if run is None or branch is None or rank == 0:
         solved = round_to_nearest(turned, main)
     else:
         _check_tuning(method, activations, factors, block)
@@ -234,12 +153,15 @@ def solve(
             is_smoothed=factors is not None,
             branch_rotation=branch_rotation,
             device=place,
-            **_sharing(shared, turned, entering, main, preset, seed, place),
+            shared=SharedStages() if shared is None else shared,
+            shared_key=(
+                ()
+                if shared is None
+                else (*_digests(turned, entering), str(main), preset, seed, place.name)
+            ),
         )
         key = ("solved", method, str(branch), rank, factors is None, branch_rotation)
-        solved = problem.shared.recall(
-            (*key, *problem.shared_key), lambda: METHODS[method](problem)
-        )
+        solved = problem.shared.recall((*key, *problem.shared_key), lambda: run(problem))
         factors = factors if solved.smooth is None else solved.smooth
     measured = Solution(
         method=method if rank else "rtn",
@@ -285,20 +207,9 @@ def _check_tuning(
         )
 
 
-def _sharing(
-    shared: SharedStages | None,
-    weight: np.ndarray,
-    activations: np.ndarray | None,
-    main: Format,
-    preset: str,
-    seed: int,
-    device: Device,
-) -> dict[str, object]:
-    if shared is None:
-        return {}
+def _digests(weight: np.ndarray, activations: np.ndarray | None) -> tuple[Hashable, ...]:
     arrays = (weight,) if activations is None else (weight, activations)
-    digests = (array_key(array) for array in arrays)
-    return {"shared": shared, "shared_key": (*digests, str(main), preset, seed, device.name)}
+    return tuple(array_key(array) for array in arrays)
 
 
 def solve_many(
@@ -321,3 +232,65 @@ def solve_many(
     """
     shared = SharedStages()
     return [solve(weight, **{**common, **spec}, shared=shared) for spec in specs]
+
+
+def checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
+    """`values` as a finite C-contiguous float32 matrix; an error names what is wrong with it."""
+    try:
+        array = as_array(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
+    if array.ndim != 2 or 0 in array.shape or not is_floating(array.dtype):
+        raise InputError(
+            f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    # What lies beyond float32 becomes inf here and is reported below.
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    n_bad = array.size - int(np.isfinite(array).sum())
+    if n_bad:
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
+        )
+    largest = float(np.abs(array).max())
+    if largest > _LARGEST:
+        raise InputError(
+            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
+            "float32: rescale the layer"
+        )
+    return array
+
+
+def _check_names(method: str, preset: str, seed: int, branch_rotation: str | None) -> None:
+    """Raise InputError for the first argument of `solve` that is no choice."""
+    if method not in METHODS:
+        raise InputError(unknown_name("method", method, METHODS))
+    if preset not in PRESETS:
+        raise InputError(unknown_name("preset", preset, PRESETS))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed must be an integer from 0, got {seed!r}")
+    if branch_rotation not in _BRANCH_ROTATIONS:
+        raise InputError(f"branch_rotation must be None or 'learned', got {branch_rotation!r}")
+
+
+def resolve_rank(
+    shape: tuple[int, int], branch: Format | None, rank: int | None, budget: str | None
+) -> int:
+    """The rank that `rank`, `budget` or neither asks for; 0 without a branch."""
+    if rank is not None and budget is not None:
+        raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
+    if branch is None:
+        if rank or budget is not None:
+            raise InputError("a rank or budget needs a branch format, got branch=None")
+        return 0
+    if budget is not None:
+        return rank_for_budget(*shape, branch, budget)
+    if rank is None:
+        return min(_DEFAULT_RANK, *shape)
+    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
+        raise InputError(
+            f"rank must be an integer from 0 to min(N, K) = {min(shape)}, got {rank!r}"
+        )
+    return int(rank)

@@ -1,16 +1,15 @@
-"""The two directions of a descent in torch, formula by formula those of the Numba kernels.
+"""A device of torch, CUDA or (in tests) the CPU, and the two directions of a descent on it.
 
-See `loraq_sim.kernels.quantize` and `loraq_sim.kernels.quantize`. Elementwise
-operations are the same float32 operations in the same order; sums over a group are taken in another
-order, so that of two scales with errors equal to rounding the other one may be chosen. One
-operation a line is meant: torch runs each as its own kernel, so that no product is fused into a
-sum.
-
-A device of torch: CUDA, or the CPU in tests.
+The directions are, formula by formula, those of the Numba kernels in `loraq_sim.kernels.quantize`.
+Elementwise operations are the same float32 operations in the same order; sums over a group are
+taken in another order, so that of two scales with errors equal to rounding the other one may be
+chosen. One operation a line is meant: torch runs each as its own kernel, so that no product is
+fused into a sum.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,7 @@ import torch
 from loraq_sim.errors import InputError
 from loraq_sim.solvers.main_grid import MainGrid
 
-__all__ = [
-    "TorchDevice",
-    "TorchDirections",
-    "range_direction",
-    "round_residual",
-]
-
+__all__ = ["TorchDevice"]
 
 # Elements worked on at once: about six temporaries of 64 MB, however large the weight.
 _BLOCK_ELEMENTS = 2**24
@@ -266,8 +259,12 @@ def _exact_float32() -> Iterator[None]:
     torch has one setting of the process and, from 2.9, one a backend; it refuses to read the former
     once the latter was set apart from it.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    # What older releases lack, and the annotations of torch do not know.
+    settings: tuple[Any, ...] = (
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.mkldnn, "matmul", None),
+    )
+    backends = [backend for backend in settings if hasattr(backend, "fp32_precision")]
     kept = [backend.fp32_precision for backend in backends]
     try:
         general = torch.get_float32_matmul_precision()
