@@ -1,28 +1,36 @@
-"""The whole data flow of one (layer, split, accelerator) case, on one screen.
+"""The whole data flow of one (layer, split, accelerator) case.
 
 1. layer -> `solve` (split) -> stored branches -> weight error, bytes
 2. stored branches and activations -> `run_layer` on the accelerator's data path -> output error
 3. shapes and bits -> `hwmodels.estimate_cost` -> latency, energy, traffic
 4. all of it -> one result row
+
+What a rounding adds to the error is seen while the data path runs (`RoundingWatch`). With e the
+error of the output and d what one rounding changes of it, <d, e> / <e, e> is the share of the
+squared error that is due to it, as `loraq_sim.explain` counts them. Here only two roundings are
+told, on a sample of rows, so that every case can have them: d = (X_a - X') Q^T of the activations
+of the main branch, d = (P^ - P) L^T of P. A P of 16 bits in place of the stored one turns e into
+e - (P^ - fp16(P)) L^T.
 """
 
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import hwmodels
 from loraq_sim.conditioning import hadamard_block
-from loraq_sim.emulator.datapath import Datapath, LayerOutput, run_layer
+from loraq_sim.emulator.datapath import Datapath, LayerOutput, StepResult, run_layer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
-from loraq_sim.error_shares import RoundingWatch
 from loraq_sim.errors import InputError
+from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.metrics import output_error
@@ -34,6 +42,7 @@ from loraq_sim.solvers.problem import SharedStages
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
+    "RoundingWatch",
     "UNKNOWN_ROWS",
     "evaluate_case",
     "evaluate_layer",
@@ -129,10 +138,7 @@ def evaluate_case(
     if solution is None:
         solution = solve_case(layer, settings)
     m = layer.m if settings.rows is None else settings.rows
-    emulated, watch = None, None
-    if x is not None:
-        watch = RoundingWatch(len(x))
-        emulated = run_layer(x, solution, split, path, layer.bias, on_step=watch)
+    run = None if x is None else _emulated(layer, x, solution, split, path)
     row = {
         **_identity(layer, m, settings, accelerator, x),
         **_transforms(settings, solution),
@@ -142,18 +148,35 @@ def evaluate_case(
         "weight_bytes": solution.nbytes,
         "bits_per_weight": solution.bits_per_weight,
         "weight_error": solution.weight_error,
-        **_measured(layer, x, emulated, watch),
-        **_clipped(layer, x, solution, emulated),
+        **_measured(layer, run),
+        **_clipped(layer, solution, run),
         **describe_array(path.mac),
         **_cost(m, settings, solution, path, accelerator),
         "message": "; ".join(
-            (*_remarks(layer, x, solution, emulated), *_setting_remarks(settings, m, solution))
+            (*_remarks(layer, solution, run), *_setting_remarks(settings, m, solution))
         ),
         "seconds": time.perf_counter() - started,
         "seed": settings.seed,
         "pareto": False,
     }
     return {name: row[name] for name in COLUMN_NAMES if name in row}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """One emulation: the activation rows it took, its output, and what its roundings did."""
+
+    x: NDArray[np.float32]
+    output: LayerOutput
+    watch: "RoundingWatch"
+
+
+def _emulated(
+    layer: Layer, x: NDArray[np.float32], solution: Solution, split: PrecisionSplit, path: Datapath
+) -> _Run:
+    watch = RoundingWatch(len(x))
+    output = run_layer(x, solution, split, path, layer.bias, on_step=watch)
+    return _Run(x=x, output=output, watch=watch)
 
 
 _COSTS = (
@@ -197,7 +220,7 @@ def _solved(layer: Layer, split: PrecisionSplit, arguments: Mapping[str, Any]) -
         raise InputError(f"layer {layer.name!r}, split {split}: {error}") from error
 
 
-def reference_output(layer: Layer, x: np.ndarray) -> np.ndarray:
+def reference_output(layer: Layer, x: NDArray[np.floating]) -> NDArray[np.float64]:
     """x W^T + bias in float64, (M, N)."""
     y = x.astype(np.float64) @ layer.weight.T.astype(np.float64)
     return y if layer.bias is None else y + layer.bias.astype(np.float64)
@@ -205,11 +228,14 @@ def reference_output(layer: Layer, x: np.ndarray) -> np.ndarray:
 
 # Every split of a layer is measured against the same output; tasks go layer by layer.
 @lru_cache(maxsize=1)
-def _layer_reference(layer: Layer, tokens: int) -> np.ndarray:
-    return reference_output(layer, sample_rows(layer.activations, tokens))
+def _layer_reference(layer: Layer, tokens: int) -> NDArray[np.float64] | None:
+    x = sample_rows(layer.activations, tokens)
+    return None if x is None else reference_output(layer, x)
 
 
-def sample_rows(activations: np.ndarray | None, tokens: int | None) -> np.ndarray | None:
+def sample_rows(
+    activations: NDArray[np.float32] | None, tokens: int | None
+) -> NDArray[np.float32] | None:
     """At most `tokens` rows, spread evenly: dumps hold time steps one after the other."""
     if activations is None or tokens is None:
         return activations
@@ -221,7 +247,7 @@ def sample_rows(activations: np.ndarray | None, tokens: int | None) -> np.ndarra
     return activations[_sampled(n_rows, tokens)]
 
 
-def _sampled(n_rows: int, tokens: int) -> np.ndarray:
+def _sampled(n_rows: int, tokens: int) -> NDArray[np.int64]:
     """Indices of `tokens` rows of `n_rows`, spread evenly, (tokens,) int64."""
     return np.arange(tokens, dtype=np.int64) * n_rows // tokens
 
@@ -231,7 +257,7 @@ def _identity(
     m: int | None,
     settings: CaseSettings,
     accelerator: "hwmodels.Accelerator",
-    x: np.ndarray | None,
+    x: NDArray[np.float32] | None,
 ) -> dict[str, Any]:
     return {
         "layer": layer.name,
@@ -267,26 +293,27 @@ def _first_overflow(emulated: LayerOutput) -> str | None:
     return None
 
 
-def _remarks(
-    layer: Layer, x: np.ndarray | None, solution: Solution, emulated: LayerOutput | None
-) -> Iterator[str]:
-    if emulated is not None:
-        if not np.isfinite(emulated.y).all():
-            wild = int(emulated.y.size - np.isfinite(emulated.y).sum())
-            yield f"the output is not finite: {wild:,} of {emulated.y.size:,} values"
-        for found in emulated.clipped:
-            yield _in_dump(found, layer, x).sentence()
+def _remarks(layer: Layer, solution: Solution, run: _Run | None) -> Iterator[str]:
+    if run is not None:
+        y = run.output.y
+        if not np.isfinite(y).all():
+            wild = int(y.size - np.isfinite(y).sum())
+            yield f"the output is not finite: {wild:,} of {y.size:,} values"
+        for found in _clippings(layer, run):
+            yield found.sentence()
     for name, part in _stored_parts(solution):
         if part.scales is None and part.n_clipped:
             count = f"{part.n_clipped:,} of {part.codes.size:,} values of {name}"
             yield f"{count} are clamped to the largest {part.format}: rescale the layer"
-        elif part.n_saturated_scales:
+        elif part.n_saturated_scales and part.scales is not None and part.format.scale is not None:
             count = f"{part.n_saturated_scales} of {part.scales.size} scales of {name}"
             width = part.format.scale.name
             yield f"{count} are at an end of the {width} range: rescale the layer or widen them"
-    if x is None:
+    if run is None:
         yield "no activations: output error not measured"
-    elif beside := [n for n, seen in emulated.gemms.items() if seen.arithmetic == ZERO_POINT_MODEL]:
+        return
+    gemms = run.output.gemms.items()
+    if beside := [name for name, seen in gemms if seen.arithmetic == ZERO_POINT_MODEL]:
         yield (
             f"zero points are not on the integer path: {', '.join(beside)} ran as float32 sums, so "
             "no accumulator was emulated there and none could overflow"
@@ -305,18 +332,17 @@ def _stored_parts(solution: Solution) -> list[tuple[str, QuantizedTensor]]:
     return [(name, part) for name, part in parts if part is not None]
 
 
-def _in_dump(found: Clipping, layer: Layer, x: np.ndarray) -> Clipping:
-    """`found` with its first row counted in the dump, of which `x` may be a sample."""
-    rows = _sampled(len(layer.activations), len(x))
-    return replace(found, first_row=int(rows[found.first_row]))
+def _clippings(layer: Layer, run: _Run) -> list[Clipping]:
+    """What was clipped on the way, first rows counted in the dump, of which a sample may run."""
+    n_rows = len(run.x if layer.activations is None else layer.activations)
+    rows = _sampled(n_rows, len(run.x))
+    return [replace(one, first_row=int(rows[one.first_row])) for one in run.output.clipped]
 
 
-def _clipped(
-    layer: Layer, x: np.ndarray | None, solution: Solution, emulated: LayerOutput | None
-) -> dict[str, Any]:
+def _clipped(layer: Layer, solution: Solution, run: _Run | None) -> dict[str, Any]:
     """Values beyond their float format: where they are stored, then along the data path."""
     stored = [(name, part.n_clipped) for name, part in _stored_parts(solution) if part.n_clipped]
-    along = [] if emulated is None else [_in_dump(found, layer, x) for found in emulated.clipped]
+    along = [] if run is None else _clippings(layer, run)
     first = None
     if along:
         first = f"{along[0].tensor} in {along[0].format}, row {along[0].first_row}"
@@ -326,24 +352,108 @@ def _clipped(
     return {"clipped_count": total, "first_clipped": first}
 
 
-def _measured(
-    layer: Layer,
-    x: np.ndarray | None,
-    emulated: LayerOutput | None,
-    watch: RoundingWatch | None,
-) -> dict[str, Any]:
-    if emulated is None:
+def _measured(layer: Layer, run: _Run | None) -> dict[str, Any]:
+    reference = None if run is None else _layer_reference(layer, len(run.x))
+    if run is None or reference is None:
         return dict.fromkeys((*_ERRORS, *_STATISTICS, "first_overflow")) | {"status": "ok"}
-    reference = _layer_reference(layer, len(x))
-    error = output_error(emulated.y, reference)
+    y = run.output.y
+    error = output_error(y, reference)
     return {
         "output_error": error.relative,
         "sqnr_db": error.sqnr_db,
         "cosine": None if math.isnan(error.cosine) else error.cosine,
         "max_abs_error": error.max_abs,
         "output_rms": error.rms,
-        **{name: getattr(emulated.statistics, name) for name in _STATISTICS},
-        "first_overflow": _first_overflow(emulated),
-        **watch.shares(emulated.y, reference, error.relative),
-        "status": "ok" if np.isfinite(emulated.y).all() else "overflow",
+        **{name: getattr(run.output.statistics, name) for name in _STATISTICS},
+        "first_overflow": _first_overflow(run.output),
+        **run.watch.shares(y, reference, error.relative),
+        "status": "ok" if np.isfinite(y).all() else "overflow",
     }
+
+
+_MOST_ROWS = 64
+_LARGEST_FP16 = 65504.0
+
+
+class RoundingWatch:
+    """Takes the steps of one run (`loraq_sim.emulator.datapath.run_layer`'s `on_step`).
+
+    Parameters
+    ----------
+    n_rows : int
+        Activation rows of the run; at most 64 of them, spread evenly, are looked at.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        count = min(n_rows, _MOST_ROWS)
+        self._rows = np.arange(count, dtype=np.int64) * n_rows // max(count, 1)
+        self._changes: dict[str, NDArray[np.float64]] = {}
+        self._weights: dict[str, Any] = {}
+        self._p: NDArray[np.float32] | None = None
+        self._p_format: Format | None = None
+
+    def __call__(self, done: StepResult) -> None:
+        """Keep what is needed of a step."""
+        name = done.step.name
+        if name in ("main", "up"):
+            self._weights[name] = done.weight
+        elif name in ("round_main", "round_p"):
+            before = np.asarray(done.inputs[0])[self._rows]
+            after = done.result.dequantize()[self._rows]
+            gemm = "main" if name == "round_main" else "up"
+            with np.errstate(invalid="ignore"):
+                self._changes[gemm] = after.astype(np.float64) - before
+            if gemm == "up":
+                self._p, self._p_format = before, done.step.format
+
+    def shares(
+        self, output: NDArray[np.float32], reference: NDArray[np.float64], error: float
+    ) -> dict[str, Any]:
+        """Columns of the result row: shares of the squared error, and the error with a wide P.
+
+        Parameters
+        ----------
+        output, reference : ndarray of shape (M, N)
+        error : float
+            Relative error of the whole output.
+
+        Returns
+        -------
+        dict
+            ``activation_error_share``, ``p_error_share``, ``wide_p_error`` and ``p_format``; None
+            where there is no P, no error, or a value that is not finite.
+        """
+        found: dict[str, Any] = dict.fromkeys(
+            ("activation_error_share", "p_error_share", "wide_p_error", "p_format")
+        )
+        if self._p is not None:
+            found["p_format"] = str(self._p_format)
+        miss = output[self._rows].astype(np.float64) - reference[self._rows]
+        square = float(np.vdot(miss, miss))
+        if not np.isfinite(square) or square == 0.0:
+            return found
+        for gemm, name in (("main", "activation_error_share"), ("up", "p_error_share")):
+            change = self._change(gemm, self._changes.get(gemm))
+            if change is not None:
+                found[name] = float(np.vdot(change, miss)) / square
+        wide = self._wide_p()
+        if wide is not None:
+            left = miss - wide
+            found["wide_p_error"] = error * float(np.sqrt(np.vdot(left, left) / square))
+        return found
+
+    def _change(self, gemm: str, operand: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+        """What a change of the rows of an operand changes of the output, (rows, N)."""
+        if operand is None or not np.isfinite(operand).all():
+            return None
+        weight = self._weights[gemm].dequantize()
+        return operand.astype(np.float32) @ weight.T if len(operand) else None
+
+    def _wide_p(self) -> NDArray[np.float64] | None:
+        """What the stored P changes of the output against one in fp16; None if that is no wider."""
+        if self._p is None or self._p_format is None or self._p_format.element.bits >= 16:
+            return None
+        if not np.abs(self._p).max(initial=0.0) <= _LARGEST_FP16:
+            return None
+        rounding = self._p.astype(np.float16).astype(np.float64) - self._p
+        return self._change("up", self._changes["up"] - rounding)

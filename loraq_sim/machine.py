@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from loraq_sim.solvers import Solution
 
 __all__ = [
-    "DATAPATH_KEYS", "cost_split", "datapath_for", "solved_workload", "transforms_asked",
-    "transforms_of", "workload_for",
-]  # fmt: skip
+    "DATAPATH_KEYS",
+    "cost_split",
+    "datapath_for",
+    "solved_workload",
+    "transforms_asked",
+    "transforms_of",
+    "workload_for",
+]
 
 _MAC_KEYS = (
     "acc_bits",
@@ -54,7 +59,9 @@ def datapath_for(
     accelerator: "hwmodels.Accelerator", overrides: Mapping[str, Any] | None = None
 ) -> Datapath:
     """The emulated data path an accelerator's file describes, with `overrides` applied."""
-    values = {key: getattr(accelerator.datapath, key, None) for key in DATAPATH_KEYS}
+    values: dict[str, Any] = {
+        key: getattr(accelerator.datapath, key, None) for key in DATAPATH_KEYS
+    }
     for key, value in (overrides or {}).items():
         if key not in DATAPATH_KEYS:
             raise InputError(unknown_name("datapath setting", key, DATAPATH_KEYS))
@@ -102,11 +109,12 @@ def cost_split(
 ) -> "tuple[int, hwmodels.Cost]":
     """Rank and cost of one call of a layer of this shape: no weight, nothing solved."""
     rank = split.rank or 0
-    if split.budget is not None:
+    if split.budget is not None and split.branch_weight is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
     path = datapath_for(accelerator)
-    extras = {"transforms": transforms, "shared_by": shared_by}
-    work = workload_for(m, n, k, split, rank, path, fused=fused, **extras)
+    work = workload_for(
+        m, n, k, split, rank, path, fused=fused, transforms=transforms, shared_by=shared_by
+    )
     return rank, hwmodels.estimate_cost(work, accelerator)
 
 
@@ -120,9 +128,16 @@ def solved_workload(
     """
     n, k = solution.main.shape
     return workload_for(
-        m, n, k, split, solution.rank, path, fused=fused,
-        transforms=transforms_of(solution, split, path), shared_by=solution.shared_by,
-    )  # fmt: skip
+        m,
+        n,
+        k,
+        split,
+        solution.rank,
+        path,
+        fused=fused,
+        transforms=transforms_of(solution, split, path),
+        shared_by=solution.shared_by,
+    )
 
 
 def transforms_of(stored: Any, split: PrecisionSplit, path: Datapath) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class Study:
     def __init__(
         self,
         rows: Sequence[Row],
-        runs: Sequence[Mapping[str, Any]] = (),
+        runs: Sequence[dict[str, Any]] = (),
         *,
         path: Path | None = None,
         layers: Sequence[str] = (),

@@ -136,10 +136,10 @@ class _Front:
     def least(self, limit: str, minimize: str, most: float) -> float:
         """The total of `minimize` of the last allocation within the limit."""
         if limit == self._cost:
-            steps = np.searchsorted(self._path.cost, most, side="right") - 1
+            steps = int(np.searchsorted(self._path.cost, most, side="right")) - 1
         else:
-            steps = np.searchsorted(-self._path.error, -most * most, side="left")
-        steps = int(np.clip(steps, 0, len(self._path.layer)))
+            steps = int(np.searchsorted(-self._path.error, -most * most, side="left"))
+        steps = min(max(steps, 0), len(self._path.layer))
         return self._problem.total(minimize, self._path.picks(steps))
 
 
@@ -225,7 +225,7 @@ def allocation_recipe(
     }
     facts = _facts(allocation) | dict(provenance or {})
     try:
-        return Recipe(provenance=facts, defaults=defaults, layers=layers)
+        return Recipe.model_validate({"provenance": facts, "defaults": defaults, "layers": layers})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

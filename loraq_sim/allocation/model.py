@@ -134,8 +134,15 @@ def allocate(
         If a name is unknown, no choice meets the budgets (the message says what is possible), or
         the rows are of several machines.
     """
-    options = {"minimize": minimize, "method": method, "accelerator": accelerator}
-    found = allocate_each(frame, budget, **options, aggregate=aggregate, time_limit_s=time_limit_s)
+    found = allocate_each(
+        frame,
+        budget,
+        minimize,
+        method,
+        accelerator=accelerator,
+        aggregate=aggregate,
+        time_limit_s=time_limit_s,
+    )
     if len(found) > 1:
         what = ", ".join(dict.fromkeys(one.accelerator for one in found))
         raise InputError(
@@ -266,7 +273,8 @@ def _place(problem: AllocationProblem) -> str:
 
 
 def _records(frame: "pandas.DataFrame | Sequence[Row]") -> list[Row]:
-    if hasattr(frame, "to_dict"):
+    if not isinstance(frame, Sequence):
+        # Missing values of a DataFrame are NaN of some type; of rows they are None.
         return frame.astype(object).where(frame.notna(), None).to_dict("records")
     rows = [dict(row) for row in frame]
     for row in rows:

@@ -41,8 +41,9 @@ from numpy.typing import NDArray
 import hwmodels
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
-from loraq_sim.results.columns import is_missing
+from loraq_sim.results.columns import number_of
 from loraq_sim.results.front import knee_of, non_dominated
+from loraq_sim.results.rows import Row
 from loraq_sim.results.wording import value_text
 
 __all__ = [
@@ -69,8 +70,6 @@ COSTS = ("latency_s", "weight_bytes", "energy_j", "dram_bytes")
 WORST_ERROR = 0.25
 """Relative error above which nothing is recommended without a word."""
 
-Row = Mapping[str, Any]
-
 _MODELLED = ("latency_s", "energy_j")
 _TIE_BREAKERS = ("weight_bytes", "error", "energy_j", "dram_bytes", "latency_s")
 _ROUNDING = 1e-9
@@ -93,14 +92,14 @@ def objectives_of(rows: Sequence[Row], *, error: str = "", cost: str = "") -> tu
 
 def has_error(row: Row, error: str) -> bool:
     """Whether a row has the error; an output that is not finite has an infinite one."""
-    value = row.get(error)
-    return row.get("status") == "overflow" or (not is_missing(value) and value >= 0)
+    value = number_of(row, error)
+    return row.get("status") == "overflow" or (value is not None and value >= 0)
 
 
 def has_cost(row: Row, cost: str) -> bool:
     """Whether a row has the cost: a file may hold anything."""
-    value = row.get(cost)
-    return not is_missing(value) and 0 <= value < math.inf
+    value = number_of(row, cost)
+    return value is not None and 0 <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +188,8 @@ def choose(
     # The scale is that of the whole front: its cheap end may tie with better ones and be beaten.
     spanning = sorted({*np.flatnonzero(non_dominated(points)).tolist(), *front})
     among = [spanning.index(i) for i in front]
-    chosen = spanning[knee_of(points[spanning], ("output_error", cost or "cost"), among)]
+    knee = knee_of(points[spanning], ("output_error", cost or "cost"), among)
+    chosen = front[0] if knee is None else spanning[knee]
     return fit[_last_tie(members, front, chosen, cost, margins)]
 
 
@@ -247,8 +247,8 @@ def diagnoses(
 
 
 def _is_hurt_by_p(candidate: Candidate, row: Row) -> bool:
-    share, wide = row.get("p_error_share"), row.get("wide_p_error")
-    if is_missing(share) or is_missing(wide) or not math.isfinite(candidate.error):
+    share, wide = number_of(row, "p_error_share"), number_of(row, "wide_p_error")
+    if share is None or wide is None or not math.isfinite(candidate.error):
         return False
     return share > 0 and wide <= _WORTH_IT * candidate.error
 
@@ -270,8 +270,8 @@ def _what_limits(candidate: Candidate, row: Row) -> list[str]:
         ("p_error_share", f"rounding P to {_bits_text(row.get('p_format'))}"),
         ("activation_error_share", "rounding the activations of its main branch"),
     ):
-        share = row.get(name)
-        if not is_missing(share) and share >= _MOST_OF_IT:
+        share = number_of(row, name)
+        if share is not None and share >= _MOST_OF_IT:
             return [f"{_share_text(share)} of the squared error of {candidate.label} is {what}."]
     return []
 

@@ -40,6 +40,7 @@ __all__ = [
     "format_number",
     "format_numbers",
     "is_missing",
+    "number_of",
     "parse_limits",
     "plain_rows",
     "plain_value",
@@ -77,6 +78,12 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def number_of(row: Mapping[str, Any], name: str) -> float | None:
+    """The number a row has under `name`; None where it is missing."""
+    value = row.get(name)
+    return None if is_missing(value) else value
+
+
 def choose_unit(values: Iterable[float | None], quantity: str) -> Unit:
     """Unit in which the median of the finite non-zero values is at least 1.
 
@@ -87,7 +94,7 @@ def choose_unit(values: Iterable[float | None], quantity: str) -> Unit:
     quantity : str
         ``time``, ``energy``, ``bytes``, ``percent``, ``decibel``, ``number`` or ``count``.
     """
-    sizes = [abs(v) for v in values if not is_missing(v) and math.isfinite(v) and v]
+    sizes = _sizes(values)
     ladder = [Unit(symbol=symbol, size=size) for symbol, size in _UNITS[quantity]]
     if not sizes:
         return ladder[0]
@@ -124,18 +131,24 @@ def format_numbers(values: Sequence[float | None], digits: int = 3) -> list[str]
     The decimals are those that show the smallest value with `digits` significant digits, so
     right-aligned cells line up at the point. Above a range of 1000 that would print noise.
     """
-    sizes = [abs(v) for v in values if not is_missing(v) and math.isfinite(v) and v]
+    sizes = _sizes(values)
     even = bool(sizes) and min(sizes) >= 1e-4 and max(sizes) < 1000 * min(sizes)
     decimals = _decimals(min(sizes), digits) if even else 0
 
     def cell(value: float | None) -> str:
-        if is_missing(value):
+        if value is None or is_missing(value):
             return NO_VALUE
         if even and math.isfinite(value):
             return f"{value:,.{decimals}f}"
         return format_number(value, digits)
 
     return [cell(value) for value in values]
+
+
+def _sizes(values: Iterable[float | None]) -> list[float]:
+    """Magnitudes of those that are there, finite and not zero."""
+    known = (value for value in values if value is not None and not is_missing(value))
+    return [abs(value) for value in known if value and math.isfinite(value)]
 
 
 def _decimals(value: float, digits: int) -> int:
@@ -244,10 +257,10 @@ def cells(column: Column, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[
 
 def _numeric_cells(column: Column, numbers: list[float | None]) -> tuple[Unit, list[str]]:
     if column.quantity == "count":
-        texts = [NO_VALUE if is_missing(number) else format_count(number) for number in numbers]
+        texts = [NO_VALUE if n is None or is_missing(n) else format_count(n) for n in numbers]
         return Unit(symbol="", size=1.0), texts
     unit = choose_unit(numbers, column.quantity)
-    scaled = [None if is_missing(number) else number / unit.size for number in numbers]
+    scaled = [None if n is None or is_missing(n) else n / unit.size for n in numbers]
     return unit, format_numbers(scaled, column.digits)
 
 

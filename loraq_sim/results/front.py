@@ -64,6 +64,7 @@ COST_OBJECTIVE = "latency_s"
 _DEFAULT_OBJECTIVES = (ERROR_OBJECTIVE, COST_OBJECTIVE)
 _LAYER_KEYS = ("dump", "accelerator", "layer")
 _BLOCK = 256
+_TOLERANCE = 1e-9
 
 Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
 
@@ -179,7 +180,7 @@ def _dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[
     for mine, other in zip(points.T, by.T, strict=True):
         no_worse &= other[None, :] <= mine[:, None]
         better |= other[None, :] < mine[:, None]
-    return (no_worse & better).any(axis=1)
+    return np.any(no_worse & better, axis=1)
 
 
 def eligible_points(
@@ -203,7 +204,7 @@ def eligible_points(
     columns = [_numbers(frame, name) for name in minimize]
     columns += [-_numbers(frame, name) for name in maximize]
     points = np.stack(columns, axis=1)
-    eligible = ~np.isnan(points).any(axis=1)
+    eligible = np.all(~np.isnan(points), axis=1)
     for name, values in zip((*minimize, *maximize), columns, strict=True):
         if name.endswith("_error"):
             eligible &= np.isfinite(values)
@@ -285,10 +286,6 @@ def _take(frame: Frame, indices: NDArray[np.intp]) -> Frame:
     return frame.iloc[indices]
 
 
-_TOLERANCE = 1e-9
-_DEFAULT_OBJECTIVES = (ERROR_OBJECTIVE, "latency_s")
-
-
 def knee_point(points: NDArray[np.float64], among: Sequence[int] | None = None) -> int | None:
     """Index of the knee among mutually non-dominated `points` (P, D), None if none is finite.
 
@@ -308,7 +305,7 @@ def knee_point(points: NDArray[np.float64], among: Sequence[int] | None = None) 
         if len(finite) == 0:
             return None
     least = int(sums.argmin())
-    if sums[least] < max(np.count_nonzero(extent > 0) - 1, _TOLERANCE) - _TOLERANCE:
+    if sums[least] < max(float(np.count_nonzero(extent > 0)) - 1, _TOLERANCE) - _TOLERANCE:
         return int(finite[least])
     return int(finite[np.lexsort(front.T[::-1])[0]])
 

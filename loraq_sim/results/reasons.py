@@ -1,6 +1,6 @@
 """Why a split is chosen, what ties with it and what would change it: facts and their sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from loraq_sim.results.choice import (
     margins_of,
 )
 from loraq_sim.results.columns import column_for, is_missing
+from loraq_sim.results.rows import Row
 from loraq_sim.results.wording import (
     comparison,
     limit_text,
@@ -43,7 +44,7 @@ class Case:
     context: str
     accelerator: str = ""
     candidates: tuple[Candidate, ...] = ()
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: tuple[Row, ...] = ()
     error: str = "output_error"
     cost: str = ""
     margin: float = 0.0
@@ -198,10 +199,13 @@ def _then(case: Case, change: Change) -> str:
 def sentences_of(case: Case, ties: Sequence[Candidate], changes: Sequence[Change]) -> Said:
     """All that is said of one context, after its headline."""
     notes = _notes(case)
-    if case.best is None:
+    best = case.best
+    if best is None:
         return Said(why="", notes=notes, lines=notes)
-    why = " ".join([_what_it_is(case), *_what_decides(case), *_against_least_error(case)])
-    lines = (why, *_ties_line(case, ties), *_changes_line(case, changes), *notes)
+    why = " ".join(
+        [_what_it_is(case, best), *_what_decides(case, best), *_against_least_error(case, best)]
+    )
+    lines = (why, *_ties_line(case, best, ties), *_changes_line(case, best, changes), *notes)
     return Said(why=why, notes=notes, lines=lines)
 
 
@@ -209,17 +213,17 @@ def _heading(column: str) -> str:
     return column_for(column).heading
 
 
-def _row(case: Case) -> dict[str, Any]:
-    """The total of the answer, under its label."""
-    return {**case.rows[case.chosen], "label": case.best.label}
+def _total(case: Case, candidate: Candidate) -> Row:
+    """The total of a candidate, under its label."""
+    return {**case.rows[case.candidates.index(candidate)], "label": candidate.label}
 
 
-def _what_it_is(case: Case) -> str:
-    row = _row(case)
-    facts = f"{value_text(case.error, case.best.error)} {_heading(case.error)}"
+def _what_it_is(case: Case, best: Candidate) -> str:
+    row = _total(case, best)
+    facts = f"{value_text(case.error, best.error)} {_heading(case.error)}"
     if case.error == "output_error" and not is_missing(row.get("sqnr_db")):
         facts += f" ({value_text('sqnr_db', row['sqnr_db'])} SQNR)"
-    text = f"{case.best.label} has {facts}"
+    text = f"{best.label} has {facts}"
     if not is_missing(row.get("weight_bytes")):
         text += f" with {value_text('weight_bytes', row['weight_bytes'])} of weights"
         if not is_missing(row.get("bits_per_weight")):
@@ -244,7 +248,7 @@ def _competing(case: Case) -> list[int]:
     return [i for i in finite if case.candidates[i].error <= WORST_ERROR] or finite
 
 
-def _what_decides(case: Case) -> list[str]:
+def _what_decides(case: Case, best: Candidate) -> list[str]:
     """Why this one: the only one, the most accurate of equals, or the knee."""
     among = _competing(case)
     if len(among) == 1:
@@ -260,16 +264,16 @@ def _what_decides(case: Case) -> list[str]:
         how_far = f"lie within {percent_text(case.margins.of(case.cost))}, which is as far as the"
         alike = f"{how_far} model may be off" if case.margins.of(case.cost) else "are equal"
         return [f"The {_plural(case.cost)} of all {len(members)} splits {alike}, so error decides."]
-    if case.best.label == cheapest.label:
+    if best.label == cheapest.label:
         least = min(c.error for c in members)
-        both = " and the least error" if case.best.error == least else ""
+        both = " and the least error" if best.error == least else ""
         return [f"It has the least {cost}{both} of {len(members)} splits."]
-    base = {**case.rows[case.candidates.index(cheapest)], "label": cheapest.label}
+    base = _total(case, cheapest)
     told = list(dict.fromkeys((case.cost, "latency_s", "weight_bytes")))
-    if not base[case.error] or case.best.error >= base[case.error]:
+    if not base[case.error] or best.error >= base[case.error]:
         return []
     gains = f"{cheapest.label} has the least {cost}; the choice "
-    gains += f"{comparison(_row(case), base, told, case.error)}."
+    gains += f"{comparison(_total(case, best), base, told, case.error)}."
     if len(front) == 1 and case.margins.of(case.cost):
         step = percent_text(case.margins.of(case.cost))
         return [
@@ -288,23 +292,19 @@ def _plural(cost: str) -> str:
     return {"latency_s": "latencies", "energy_j": "energies"}.get(cost, f"{_heading(cost)} values")
 
 
-def _against_least_error(case: Case) -> list[str]:
-    index = min(
-        range(len(case.candidates)),
-        key=lambda i: (case.candidates[i].error, case.candidates[i].value("weight_bytes")),
-    )
-    least = case.candidates[index]
-    if least.label == case.best.label or least.error >= case.best.error or not least.error:
+def _against_least_error(case: Case, best: Candidate) -> list[str]:
+    least = min(case.candidates, key=lambda c: (c.error, c.value("weight_bytes")))
+    if least.label == best.label or least.error >= best.error or not least.error:
         return []
-    row = {**case.rows[index], "label": least.label}
-    told = comparison(row, _row(case), ("latency_s", "weight_bytes"), case.error)
+    costs = ("latency_s", "weight_bytes")
+    told = comparison(_total(case, least), _total(case, best), costs, case.error)
     return [f"Least error of all: {least.label} {told}."]
 
 
-def _ties_line(case: Case, ties: Sequence[Candidate]) -> list[str]:
+def _ties_line(case: Case, best: Candidate, ties: Sequence[Candidate]) -> list[str]:
     if not ties or not case.cost:
         return []
-    best, margins = case.best, case.margins
+    margins = case.margins
     equal = [c for c in ties if margins.ties("error", c.error, best.error)]
     worse = [c for c in ties if c not in equal and c.error > best.error]
     margin = margins.of(case.cost)
@@ -327,7 +327,7 @@ def _have(candidates: Sequence[Candidate]) -> str:
     return "has" if len(candidates) == 1 else "have"
 
 
-def _changes_line(case: Case, changes: Sequence[Change]) -> list[str]:
+def _changes_line(case: Case, best: Candidate, changes: Sequence[Change]) -> list[str]:
     """The mildest limit of each column that changes the answer, by what is then the answer."""
     first: dict[str, Change] = {}
     for change in changes:
@@ -341,7 +341,7 @@ def _changes_line(case: Case, changes: Sequence[Change]) -> list[str]:
         limits = [head, *(limit.replace(" must stay below", " below") for limit in rest)]
         either = " or ".join(filter(None, [", ".join(limits[:-1]), limits[-1]]))
         told.append(f"{either} (then {_then(case, members[0])})")
-    return [f"{case.best.label} wins unless {'; or '.join(told)}."] if told else []
+    return [f"{best.label} wins unless {'; or '.join(told)}."] if told else []
 
 
 def _notes(case: Case) -> tuple[str, ...]:
@@ -361,14 +361,15 @@ def _notes(case: Case) -> tuple[str, ...]:
     if labels:
         what = "outputs that are infinite or NaN (a float format overflows)"
         notes.append(f"{some_of(labels)}: {what}; not fit to build.")
-    if case.best is not None:
-        clipped = case.rows[case.chosen].get("clipped_count")
+    best = case.best
+    if best is not None:
+        clipped = _total(case, best).get("clipped_count")
         if not is_missing(clipped) and clipped:
-            label = case.best.label
+            label = best.label
             notes.append(f"{clipped:,} float values of {label} are beyond their format.")
         if not case.is_fit:
             notes.append(
-                f"An error of {value_text(case.error, case.best.error)} is above the 25 % up to "
+                f"An error of {value_text(case.error, best.error)} is above the 25 % up to "
                 "which a split counts as fit; look for the reason before building anything."
             )
     return tuple(notes)

@@ -168,7 +168,8 @@ class ResultStore:
         places = range(len(case_ids)) if positions is None else positions
         with self._transaction("record the sweep") as connection:
             text = json.dumps(dict(provenance), default=str)
-            run = connection.execute("INSERT INTO runs (provenance) VALUES (?)", [text]).lastrowid
+            connection.execute("INSERT INTO runs (provenance) VALUES (?)", [text])
+            (run,) = connection.execute("SELECT last_insert_rowid()").fetchone()
             connection.executemany(
                 "INSERT OR REPLACE INTO planned VALUES (?, ?, ?)",
                 [
@@ -243,7 +244,8 @@ class ResultStore:
         with explained(self.path, "read"):
             newest = _NEWEST if case_ids is None else "1 AS newest"
             query = _SELECT.replace("{newest}", newest)
-            found = self._read(query.replace("{is_whole}", "1") if is_sealed else query)
+            query = query.replace("{is_whole}", "1") if is_sealed else query
+            found: list[Any] = self._read(query)
             if case_ids is not None:
                 by_id = {record[0]: record for record in found}
                 found = [by_id[case_id] for case_id in case_ids if case_id in by_id]

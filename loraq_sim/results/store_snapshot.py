@@ -34,6 +34,7 @@ import platform
 import re
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -390,7 +391,7 @@ class WriterLock:
 
 
 def _lock_exclusively(handle: int) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)

@@ -202,7 +202,7 @@ def _sums(rows: Sequence[Row], aggregate: str) -> Row:
         **_rounding(rows, aggregate),
     }
     for name in _COSTS:
-        totals[name] = _over(sum, rows, lambda row, name=name: row[name] * _calls(row))
+        totals[name] = _over(sum, rows, _per_step(name))
     busy = _over(sum, rows, lambda row: row["utilization"] * row["latency_s"] * _calls(row))
     totals["utilization"] = _ratio(1, busy, totals["latency_s"])
     totals["bound"] = _longest_bound(rows)
@@ -217,16 +217,15 @@ def _rounding(rows: Sequence[Row], aggregate: str) -> Row:
     """What rounding activations and P adds to the error of the model; a layer without P adds 0."""
     weight = aggregate_of("output_error", aggregate).weight
     found: Row = {}
+
+    def part(name: str) -> Callable[[Row], float]:
+        return lambda row: weight(row) * _square(row, "output_error") * (row.get(name) or 0.0)
+
     square = _over(sum, rows, lambda row: weight(row) * _square(row, "output_error"))
     for name in ("activation_error_share", "p_error_share"):
         known = any(row.get(name) is not None for row in rows)
-        of_all = _over(
-            *(sum, rows),
-            lambda row, name=name: (
-                weight(row) * _square(row, "output_error") * (row.get(name) or 0.0)
-            ),
-        )
-        found[name] = _ratio(1, of_all, square) if known and math.isfinite(square or 0) else None
+        is_told = known and math.isfinite(square or 0)
+        found[name] = _ratio(1, _over(sum, rows, part(name)), square) if is_told else None
     known = any(row.get("wide_p_error") is not None for row in rows)
     wide = [
         row | {"output_error": row["wide_p_error"]} if row.get("wide_p_error") is not None else row
@@ -236,6 +235,11 @@ def _rounding(rows: Sequence[Row], aggregate: str) -> Row:
     formats = {row.get("p_format") for row in rows} - {None}
     found["p_format"] = next(iter(formats)) if len(formats) == 1 else None
     return found
+
+
+def _per_step(name: str) -> Callable[[Row], Any]:
+    """Value of a cost of one call in all calls of a step."""
+    return lambda row: row[name] * _calls(row)
 
 
 def _calls(row: Row) -> int:
@@ -269,7 +273,7 @@ def _error_of(row: Row, column: str) -> float | None:
 
 def _square(row: Row, column: str) -> float:
     # A product: a power of floats raises OverflowError where a product is infinite.
-    error = _error_of(row, column)
+    error: Any = _error_of(row, column)  # None, which is in no sum, ends that of `_over`
     return error * error
 
 

@@ -25,15 +25,13 @@ from loraq_sim.results.choice import (
     latency_accuracy,
     objectives_of,
 )
-from loraq_sim.results.columns import is_missing, plain_rows
+from loraq_sim.results.columns import number_of, plain_rows
 from loraq_sim.results.front import ERROR_OBJECTIVE
 from loraq_sim.results.reasons import Case, Change, changes_of, headline_of, sentences_of, ties_of
-from loraq_sim.results.rows import EVALUATED
+from loraq_sim.results.rows import EVALUATED, Row
 from loraq_sim.results.wording import context_of, labelled, listing, value_text
 
 __all__ = ["Verdict", "verdict_of"]
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +167,8 @@ def _case(
 
 
 def _error_of(row: Row, error: str) -> float:
-    value = row.get(error)
-    return math.inf if is_missing(value) else float(value)
+    value = number_of(row, error)
+    return math.inf if value is None else float(value)
 
 
 def _candidate(label: str, members: Sequence[Row], error: str, cost: str) -> tuple[Candidate, Row]:

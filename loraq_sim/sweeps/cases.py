@@ -21,12 +21,11 @@ or from finished cases (`loraq_sim.sweeps.forecast`, `loraq_sim.sweeps.run`).
 The cases of one layer: every combination of what a plan asks for, overrides applied.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +35,17 @@ from loraq_sim.formats import Format
 from loraq_sim.results.rows import COLUMN_NAMES
 from loraq_sim.settings import CaseSettings, as_tuple, datapath_grid, settings_of, settings_with
 from loraq_sim.split import PrecisionSplit, parse_split
-from loraq_sim.sweeps.digests import code_digests
-from loraq_sim.sweeps.tasks import SweepCase
+from loraq_sim.sweeps.digests import SolutionCache, code_digests
+from loraq_sim.sweeps.plan_file import SweepPlan
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator
-    from loraq_sim.sweeps.plan import SweepPlan
 
 __all__ = [
     "CaseGrid",
     "SOLVED",
+    "SweepCase",
+    "SweepTask",
     "case_identity",
     "case_labels",
     "case_work",
@@ -54,6 +54,48 @@ __all__ = [
     "seconds_of",
     "units_by_effort",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCase:
+    """One layer with one combination of settings on one accelerator.
+
+    `accelerator` is the name or path to load, `labels` are the columns of the row known before it
+    is evaluated, and `work` is in units of its `effort` (`loraq_sim.sweeps.cases`).
+    Cases of equal `solution_key` have the same solution, which `cache` may hold. `asked` says what
+    the plan named where an override changed it: a label, not a setting.
+    """
+
+    case_id: str
+    accelerator: str
+    settings: CaseSettings
+    solution_key: str
+    cache: SolutionCache | None = None
+    asked: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    work: float = 1.0
+    effort: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepTask:
+    """All cases of one layer, so that a worker loads the layer once.
+
+    `digest` is what the content of the layer was when the sweep was planned, empty if unknown;
+    `position` is the place of the first case among all cases of the plan.
+    """
+
+    dump: str
+    layer: str
+    info: LayerInfo | None
+    digest: str = ""
+    position: int = 0
+    cases: tuple[SweepCase, ...]
+
+    @property
+    def work(self) -> float:
+        """Units of work of all its cases, to order tasks by."""
+        return sum(case.work for case in self.cases)
 
 
 def case_identity(**facts: Any) -> str:
@@ -161,12 +203,11 @@ def seconds_of(units: Mapping[str, float], rates: Mapping[str, float]) -> float 
 def rank_of(settings: CaseSettings) -> int:
     """Rank of the branch, for a budget about the rank its codes alone would allow."""
     split = settings.split
-    if not split.has_branch:
-        return 0
     if split.rank is not None:
         return split.rank
-    bits = int(re.match(r"W(\d+)", split.branch)[1])
-    return int(split.budget.rpartition("@")[2]) * 16 // bits
+    if split.branch_weight is None or split.budget is None:
+        return 0
+    return int(split.budget.rpartition("@")[2]) * 16 // split.branch_weight.element.bits
 
 
 class CaseGrid:
@@ -193,7 +234,7 @@ class CaseGrid:
 
     def __init__(
         self,
-        plan: "SweepPlan",
+        plan: SweepPlan,
         accelerators: "Mapping[str, Accelerator]",
         rows: Mapping[str, tuple[int, str]],
     ) -> None:
@@ -213,10 +254,10 @@ class CaseGrid:
         for path in self._paths:
             for ref in self._accelerators:
                 for point, asked in points:
-                    settings = dataclasses.replace(point, datapath=path, rows=rows)
+                    settings = replace(point, datapath=path, rows=rows)
                     case = self._case(name, info, digest, ref, settings, asked)
                     is_solved = case.solution_key in solved
-                    case = dataclasses.replace(
+                    case = replace(
                         case,
                         work=case_work(settings, info, is_solved=is_solved),
                         effort=effort_of(settings, is_solved=is_solved),
@@ -313,16 +354,20 @@ class CaseGrid:
             method = next((m for m in self._plan.methods if m != "rtn"), "rtn")
         done = self._point(split, method, settings.get("preset", point.preset), point.seed)
         # The seed and effort the grid asked for stay on the row, so that totals find it.
-        done = dataclasses.replace(
+        done = replace(
             done,
             seed=point.seed,
             smooth=settings.get("smooth", point.smooth),
             rotate=settings.get("rotate", point.rotate),
         )
-        changes = {"split": (asked.text, done.split.text), "family": (asked.family, split.family)}
-        changes |= {"group_size": (asked.group, split.group)}
+        changes: dict[str, tuple[Any, Any]] = {
+            "split": (asked.text, done.split.text),
+            "family": (asked.family, split.family),
+            "group_size": (asked.group, split.group),
+            "smooth": (point.smooth, done.smooth),
+            "rotation": (point.rotate, done.rotate),
+        }
         changes |= {n: (getattr(point, n), getattr(done, n)) for n in ("method", "preset")}
-        changes |= {"smooth": (point.smooth, done.smooth), "rotation": (point.rotate, done.rotate)}
         return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import LoraqError, SchedulerLost
 from loraq_sim.results.rows import Row
+from loraq_sim.sweeps.cases import SweepTask
 from loraq_sim.sweeps.cluster_worker import (
     Report,
     anywhere,
@@ -29,8 +30,8 @@ from loraq_sim.sweeps.cluster_worker import (
     requirements,
     run_cluster_task,
 )
-from loraq_sim.sweeps.tasks import CaseResult, LossRecord, SweepTask, WorkerLost
-from loraq_sim.sweeps.worker import load_evaluate
+from loraq_sim.sweeps.local import LossRecord, Results, WorkerLost
+from loraq_sim.sweeps.worker import CaseResult, load_evaluate
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -100,7 +101,7 @@ class ClusterExecutor:
         self._losses = LossRecord()
         self._n_assignments = 0
 
-    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Iterator[CaseResult | WorkerLost]:
+    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Results:
         """Yield the result of every case as it finishes; take all futures back when closed.
 
         Raises
@@ -257,12 +258,12 @@ class ClusterExecutor:
 
     def _finished(self, worker: _Worker, case_id: str, row: Row, is_unreadable: bool) -> CaseResult:
         """The result of a case that `worker` was asked for."""
-        cases = () if worker.task is None else worker.task.cases
-        asked = [case for case in cases if case.case_id == case_id]
-        if not asked or row["layer"] != worker.task.layer:
+        task = worker.task
+        asked = [case for case in task.cases if case.case_id == case_id] if task else []
+        if task is None or not asked or row["layer"] != task.layer:
             raise self._lost(f"sends the result of a case that {worker.address} was not asked for")
-        left = tuple(case for case in cases if case.case_id != case_id)
-        worker.task = replace(worker.task, cases=left)
+        left = tuple(case for case in task.cases if case.case_id != case_id)
+        worker.task = replace(task, cases=left)
         return CaseResult(case=asked[0], row=row, is_unreadable=is_unreadable)
 
     def _refuse(self, worker: _Worker, why: str) -> Iterator[WorkerLost]:

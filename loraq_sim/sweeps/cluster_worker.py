@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.results.rows import plain_value
+from loraq_sim.sweeps.cases import SweepTask
 from loraq_sim.sweeps.digests import code_digest
-from loraq_sim.sweeps.tasks import CaseResult, SweepTask
-from loraq_sim.sweeps.worker import computing_on_one_thread
+from loraq_sim.sweeps.worker import CaseResult, computing_on_one_thread
 
 __all__ = [
     "Report",

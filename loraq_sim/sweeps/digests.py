@@ -110,7 +110,10 @@ def code_digest() -> str:
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    root = Path(find_spec(package).origin).parent
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise LoraqError(f"the sources of {package} cannot be found; install it as files")
+    root = Path(spec.origin).parent
     for path in root.rglob("*.py"):
         parts = (package, *path.relative_to(root).with_suffix("").parts)
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path

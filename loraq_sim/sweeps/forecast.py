@@ -32,8 +32,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loraq_sim.dumps import LayerInfo
-from loraq_sim.sweeps.cases import SOLVED, case_work, seconds_of, units_by_effort
-from loraq_sim.sweeps.tasks import SweepCase, SweepTask
+from loraq_sim.sweeps.cases import (
+    SOLVED,
+    SweepCase,
+    SweepTask,
+    case_work,
+    seconds_of,
+    units_by_effort,
+)
 from loraq_sim.sweeps.worker import ONE_THREAD
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -25,10 +25,12 @@ from types import ModuleType
 from typing import Protocol
 
 from loraq_sim.errors import InputError, LoraqError
-from loraq_sim.sweeps.tasks import CaseResult, LossRecord, SweepTask, WorkerLost
+from loraq_sim.sweeps.cases import SweepCase, SweepTask
 from loraq_sim.sweeps.worker import (
     ONE_THREAD,
+    CaseResult,
     environment,
+    failed_result,
     forget_files,
     load_evaluate,
     run_task,
@@ -37,15 +39,105 @@ from loraq_sim.sweeps.worker import (
 
 __all__ = [
     "Executor",
+    "LossRecord",
     "ProcessExecutor",
+    "Results",
     "SerialExecutor",
+    "WorkerLost",
     "available_cpus",
     "executor_for",
 ]
 
 
+_MAX_KILLS = 2
 _MAX_FAILED_STARTS = 3
 _JOIN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLost:
+    """A worker process died; `message` says of what, and whether its layer is tried again."""
+
+    layer: str
+    message: str
+
+
+Results = Generator[CaseResult | WorkerLost, None, None]
+"""What an executor yields; closing it stops all work."""
+
+
+class Executor(Protocol):
+    """Runs tasks; results come in any order."""
+
+    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Results:
+        """Yield the result of every case of every task, once each."""
+        ...
+
+
+def executor_for(jobs: int) -> Executor:
+    """Serial for ``jobs=0``, else that many worker processes.
+
+    One job is a worker process too: Ctrl-C can stop it inside a compiled kernel, which would
+    finish first in this process.
+    """
+    return ProcessExecutor(jobs=jobs) if jobs else SerialExecutor()
+
+
+def available_cpus() -> int:
+    """CPUs this process may use; containers and batch systems often grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class SerialExecutor:
+    """Everything in this process: for debugging, and where processes cannot be started."""
+
+    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Results:
+        """Yield the result of every case, in order."""
+        forget_files()
+        function = load_evaluate(evaluate)
+        for task in tasks:
+            yield from run_task(task, function)
+
+
+class LossRecord:
+    """Which cases workers died of, in one run."""
+
+    def __init__(self) -> None:
+        self._kills: dict[str, int] = {}
+
+    def bury(
+        self, task: SweepTask, *, has_loaded: bool, reason: str
+    ) -> tuple[SweepTask | None, list[CaseResult | WorkerLost]]:
+        """What is to be run again, if anything, and what to report.
+
+        Parameters
+        ----------
+        task : SweepTask
+            With the cases that were not finished, at least one.
+        has_loaded : bool
+            Whether the worker had loaded the layer. If not, loading it is to blame.
+        reason : str
+            What happened to the worker, such as "was killed by SIGKILL".
+        """
+        # Cases run in order, so the first one left is the one that was running.
+        suspect = f"{task.layer}\0{task.cases[0].case_id if has_loaded else ''}"
+        self._kills[suspect] = self._kills.get(suspect, 0) + 1
+        if self._kills[suspect] < _MAX_KILLS:
+            text = f"a worker {reason}; trying again"
+            return task, [WorkerLost(layer=task.layer, message=text)]
+        blamed = task.cases[:1] if has_loaded else task.cases
+        left = task.cases[len(blamed) :]
+        text = f"a second worker {reason}; giving up on it"
+        reports: list[CaseResult | WorkerLost] = [WorkerLost(layer=task.layer, message=text)]
+        reports += [_killer(case, reason, has_loaded) for case in blamed]
+        return (replace(task, cases=left) if left else None), reports
+
+
+def _killer(case: SweepCase, reason: str, has_loaded: bool) -> CaseResult:
+    what = "this case" if has_loaded else "loading this layer"
+    return failed_result(case, f"{what} ended {_MAX_KILLS} worker processes: the last one {reason}")
 
 
 @dataclass(kw_only=True)
@@ -70,7 +162,7 @@ class ProcessExecutor:
         self._losses = LossRecord()
         self._failed_starts = 0
 
-    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Iterator[CaseResult | WorkerLost]:
+    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Results:
         """Yield the result of every case as it finishes; stop the workers when closed.
 
         Raises
@@ -114,10 +206,9 @@ class ProcessExecutor:
     def _ready(self) -> list[_Worker]:
         """Workers that sent something or died; blocks until there is one."""
         # Also the sentinel: a grandchild may keep the pipe open after the worker's death.
-        events = {worker.pipe: worker for worker in self._workers}
-        events |= {worker.process.sentinel: worker for worker in self._workers}
-        ready = wait(list(events))
-        return list({id(events[event]): events[event] for event in ready}.values())
+        pipes = [worker.pipe for worker in self._workers]
+        ready = wait([*pipes, *(worker.process.sentinel for worker in self._workers)])
+        return [w for w in self._workers if w.pipe in ready or w.process.sentinel in ready]
 
     def _listen(self, worker: _Worker) -> Iterator[CaseResult | WorkerLost]:
         """Take all that `worker` has sent, and notice if it died."""
@@ -132,7 +223,7 @@ class ProcessExecutor:
 
     def _receive(self, worker: _Worker, message: tuple) -> Iterator[CaseResult]:
         kind, *content = message
-        if kind == "result":
+        if kind == "result" and worker.task is not None:
             (result,) = content
             left = tuple(c for c in worker.task.cases if c.case_id != result.case.case_id)
             worker.task = replace(worker.task, cases=left)
@@ -232,38 +323,3 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-class Executor(Protocol):
-    """Runs tasks; results come in any order."""
-
-    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Iterator[CaseResult | WorkerLost]:
-        """Yield the result of every case of every task, once each."""
-        ...
-
-
-class SerialExecutor:
-    """Everything in this process: for debugging, and where processes cannot be started."""
-
-    def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Iterator[CaseResult | WorkerLost]:
-        """Yield the result of every case, in order."""
-        forget_files()
-        function = load_evaluate(evaluate)
-        for task in tasks:
-            yield from run_task(task, function)
-
-
-def executor_for(jobs: int) -> Executor:
-    """Serial for ``jobs=0``, else that many worker processes.
-
-    One job is a worker process too: Ctrl-C can stop it inside a compiled kernel, which would
-    finish first in this process.
-    """
-    return ProcessExecutor(jobs=jobs) if jobs else SerialExecutor()
-
-
-def available_cpus() -> int:
-    """CPUs this process may use; containers and batch systems often grant fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

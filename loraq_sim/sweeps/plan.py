@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.conditioning import check_rotation
@@ -24,18 +24,17 @@ from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes, rows_of_model
 from loraq_sim.errors import DumpError, InputError, unknown_name
 from loraq_sim.kernels.processor import forced_path
-from loraq_sim.settings import Override, as_tuple, checked_count, datapath_grid, matches, rows_of
-from loraq_sim.sweeps.cases import CaseGrid
+from loraq_sim.settings import as_tuple, checked_count, datapath_grid, matches, rows_of
+from loraq_sim.sweeps.cases import CaseGrid, SweepCase, SweepTask
 from loraq_sim.sweeps.digests import code_digest, code_digests, dump_content_digest, layer_digests
+from loraq_sim.sweeps.plan_file import SweepPlan
 from loraq_sim.sweeps.split_fit import check_split_fit, check_transform_fit
-from loraq_sim.sweeps.tasks import SweepCase, SweepTask
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator
 
 __all__ = [
     "ComposedSweep",
-    "SweepPlan",
     "compose",
     "default_splits",
     "parse_shard",
@@ -83,59 +82,6 @@ def default_splits(layers: Iterable[LayerInfo]) -> tuple[tuple[str, ...], str]:
         f"{narrowest.name}, has width {width}, and PixArt's rank 32 is 1/36 of its width 1152"
     )
     return splits, note
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """What a sweep is asked for.
-
-    Parameters
-    ----------
-    dump : str
-        Path of the layer dump.
-    accelerators : tuple of str
-        Names or paths of YAML files.
-    layers : tuple of str
-        Patterns of layer names or kinds; all layers when empty.
-    splits : tuple of str
-        Precision splits; `default_splits` when empty.
-    methods, preset, seed, smooth, rotate
-        See `loraq_sim.solve`; a tuple of presets or seeds asks for each of them.
-    family, group
-        Element family and group of the splits.
-    tokens : int, optional
-        Activation rows to use; all by default.
-    rows : mapping
-        Rows M of one call by pattern of layer names or kinds, the last that matches.
-    model, resolution : str and int, optional
-        A published model (`loraq_sim.dumps.kinds`) and an image side in pixels, which give the
-        rows of the other layers. Without it the dump, or the config beside it, says them.
-    fused : bool
-        Whether the cost model runs the branch inside the main kernel.
-    datapath : mapping
-        Overrides of the accelerators' data paths; a tuple of values asks for each of them.
-    overrides : tuple of Override
-        Settings of layers by name or kind; of two that match, the later one wins.
-    """
-
-    dump: str
-    accelerators: tuple[str, ...]
-    layers: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ("loraq",)
-    preset: str | tuple[str, ...] = "balanced"
-    family: str = "int"
-    group: int = 64
-    tokens: int | None = None
-    seed: int | tuple[int, ...] = 0
-    smooth: float | None = None
-    rotate: str | None = None
-    rows: Mapping[str, int] = field(default_factory=dict)
-    model: str | None = None
-    resolution: int = 1024
-    fused: bool = True
-    datapath: Mapping[str, Any] = field(default_factory=dict)
-    overrides: tuple[Override, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ Every key of the tables is in `PLAN_KEYS`; ``key=value`` texts change them after
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import read_toml, toml_value
 from loraq_sim.machine import DATAPATH_KEYS
 from loraq_sim.settings import OVERRIDE_KEYS, Override, checked_override, parse_rows
-from loraq_sim.sweeps.plan import SweepPlan
 
 __all__ = [
     "PLAN_KEYS",
+    "SweepPlan",
     "checked_values",
     "plan_from_values",
     "read_plan_values",
@@ -90,6 +91,59 @@ _FIELDS = {
     "seeds": "seed",
     "override": "overrides",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What a sweep is asked for.
+
+    Parameters
+    ----------
+    dump : str
+        Path of the layer dump.
+    accelerators : tuple of str
+        Names or paths of YAML files.
+    layers : tuple of str
+        Patterns of layer names or kinds; all layers when empty.
+    splits : tuple of str
+        Precision splits; `default_splits` when empty.
+    methods, preset, seed, smooth, rotate
+        See `loraq_sim.solve`; a tuple of presets or seeds asks for each of them.
+    family, group
+        Element family and group of the splits.
+    tokens : int, optional
+        Activation rows to use; all by default.
+    rows : mapping
+        Rows M of one call by pattern of layer names or kinds, the last that matches.
+    model, resolution : str and int, optional
+        A published model (`loraq_sim.dumps.kinds`) and an image side in pixels, which give the
+        rows of the other layers. Without it the dump, or the config beside it, says them.
+    fused : bool
+        Whether the cost model runs the branch inside the main kernel.
+    datapath : mapping
+        Overrides of the accelerators' data paths; a tuple of values asks for each of them.
+    overrides : tuple of Override
+        Settings of layers by name or kind; of two that match, the later one wins.
+    """
+
+    dump: str
+    accelerators: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("loraq",)
+    preset: str | tuple[str, ...] = "balanced"
+    family: str = "int"
+    group: int = 64
+    tokens: int | None = None
+    seed: int | tuple[int, ...] = 0
+    smooth: float | None = None
+    rotate: str | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
+    model: str | None = None
+    resolution: int = 1024
+    fused: bool = True
+    datapath: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
 
 
 def read_plan_values(path: str | Path) -> dict[str, Any]:

@@ -25,12 +25,12 @@ from loraq_sim.results.choice import objectives_of
 from loraq_sim.results.front import per_layer_front
 from loraq_sim.results.rows import EVALUATED, Row
 from loraq_sim.results.store import ResultStore
-from loraq_sim.sweeps.cases import seconds_of, units_by_effort
+from loraq_sim.sweeps.cases import SweepCase, SweepTask, seconds_of, units_by_effort
 from loraq_sim.sweeps.digests import SolutionCache
-from loraq_sim.sweeps.local import Executor, available_cpus, executor_for
-from loraq_sim.sweeps.plan import ComposedSweep, SweepPlan, compose
-from loraq_sim.sweeps.tasks import CaseResult, SweepCase, SweepTask, WorkerLost
-from loraq_sim.sweeps.worker import EVALUATE
+from loraq_sim.sweeps.local import Executor, WorkerLost, available_cpus, executor_for
+from loraq_sim.sweeps.plan import ComposedSweep, compose
+from loraq_sim.sweeps.plan_file import SweepPlan
+from loraq_sim.sweeps.worker import EVALUATE, CaseResult
 
 __all__ = [
     "OnEvent",
@@ -41,6 +41,9 @@ __all__ = [
     "run_sweep",
     "utc_now",
 ]
+
+
+EventKind = Literal["start", "case", "worker_lost", "note", "end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class SweepEvent:
     to the worker, or what else to know.
     """
 
-    kind: Literal["start", "case", "worker_lost", "note", "end"]
+    kind: EventKind
     total: int
     done: int = 0
     failed: int = 0
@@ -307,7 +310,7 @@ class _Run:
             message=row["message"] or "",
         )
 
-    def report(self, kind: str, **facts: str) -> None:
+    def report(self, kind: EventKind, **facts: str) -> None:
         """Send an event with the counts so far."""
         if self._on_event is None:
             return

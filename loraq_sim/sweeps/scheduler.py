@@ -24,7 +24,7 @@ import re
 import shutil
 import signal
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -383,6 +383,10 @@ def _register() -> None:
     from tornado.iostream import StreamClosedError
 
     class PlainReads:
+        stream: Any
+        _closed: bool
+        abort: Callable[[], None]
+
         async def read(self, deserializers: object = None) -> Any:
             del deserializers
             if self.stream is None:

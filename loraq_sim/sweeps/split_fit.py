@@ -12,7 +12,7 @@ from loraq_sim.conditioning import hadamard_block
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError
 from loraq_sim.split import PrecisionSplit
-from loraq_sim.sweeps.tasks import SweepTask
+from loraq_sim.sweeps.cases import SweepTask
 
 __all__ = [
     "check_split_fit",
@@ -59,7 +59,7 @@ def check_transform_fit(tasks: Iterable[SweepTask]) -> list[str]:
     InputError
         If none of its layers can.
     """
-    layers: dict[tuple[str, object], dict[str, LayerInfo]] = {}
+    layers: dict[tuple[str, str | float], dict[str, LayerInfo]] = {}
     for task in tasks:
         for case in task.cases:
             if task.info is None:
@@ -81,11 +81,11 @@ def check_transform_fit(tasks: Iterable[SweepTask]) -> list[str]:
     return notes
 
 
-def _unfit(key: str, value: object, info: LayerInfo) -> str:
+def _unfit(key: str, value: str | float, info: LayerInfo) -> str:
     if key == "smooth":
         return "" if info.tokens else "smoothing by strength needs activations"
     try:
-        hadamard_block(value, info.k)
+        hadamard_block(str(value), info.k)
     except InputError as error:
         return str(error)
     return ""
@@ -113,7 +113,9 @@ def _broken_rule_of_shape(split: PrecisionSplit, n: int, k: int) -> str:
 def _refusal(split: PrecisionSplit, layers: dict[str, LayerInfo]) -> str:
     """What is wrong in the layer that comes nearest, and what would fit there."""
     sizes = {name: _nearest_size(split, info) for name, info in layers.items()}
-    wanted = split.rank if split.budget is None else int(split.budget.rpartition("@")[2])
+    wanted = split.rank or 0
+    if split.budget is not None:
+        wanted = int(split.budget.rpartition("@")[2])
     name = min(sizes, key=lambda layer: abs(sizes[layer] - wanted))
     info = layers[name]
     which = "its only layer" if len(layers) == 1 else f"any of its {len(layers)} layers"
@@ -130,7 +132,7 @@ def _nearest_size(split: PrecisionSplit, info: LayerInfo) -> int:
     from loraq_sim.formats import parse_format
     from loraq_sim.split import branch_bytes
 
-    if split.budget is None:
+    if split.budget is None or split.branch_weight is None:
         return min(info.n, info.k)
     least = branch_bytes(info.n, info.k, 1, split.branch_weight)
     fmt = parse_format(split.budget.partition("@")[0])

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from multiprocessing import parent_process
@@ -26,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.dumps import LayerDump, read_layer_dump
 from loraq_sim.errors import DumpError, InputError, LoraqError
 from loraq_sim.layers import Layer
-from loraq_sim.results.rows import Row
+from loraq_sim.results.rows import Row, failed_row
+from loraq_sim.sweeps.cases import SweepCase, SweepTask
 from loraq_sim.sweeps.digests import forget_digests
-from loraq_sim.sweeps.tasks import CaseResult, SweepCase, SweepTask, case_row, failed_result
 
 if TYPE_CHECKING:
     import hwmodels
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATE",
+    "CaseResult",
     "Evaluate",
     "ONE_THREAD",
     "computing_on_one_thread",
     "environment",
     "evaluate_case",
+    "failed_result",
     "forget_files",
     "load_evaluate",
     "run_task",
@@ -58,6 +61,15 @@ _KEPT_SOLUTIONS = 2
 _last_solutions: "dict[str, Solution]" = {}
 
 Evaluate = Callable[[Layer, SweepCase], Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """A finished case. `is_unreadable`: it failed because its layer could not be loaded."""
+
+    case: SweepCase
+    row: Row
+    is_unreadable: bool = False
 
 
 def evaluate_case(layer: Layer, case: SweepCase) -> Row:
@@ -132,6 +144,19 @@ def run_task(
         yield _run_case(layer, case, evaluate)
 
 
+def _completed(case: SweepCase, row: Mapping[str, Any]) -> Row:
+    """The row to store: what the evaluation returned, completed by the labels of the case."""
+    completed = {name: v for name, v in case.labels.items() if row.get(name) is None}
+    # To the evaluation all rows of the plan are given; the plan knows by whom.
+    return dict(row) | completed | {"m_source": case.labels.get("m_source", row.get("m_source"))}
+
+
+def failed_result(case: SweepCase, message: str, *, is_unreadable: bool = False) -> CaseResult:
+    """Result of a case that gave no row; `message` is kept on one line."""
+    row = failed_row(" ".join(message.split()), case.labels)
+    return CaseResult(case=case, row=row, is_unreadable=is_unreadable)
+
+
 def _check_content(task: SweepTask, layer: Layer) -> None:
     """Refuse a layer that is not the one the cases were named for."""
     if task.digest and layer.digest() != task.digest:
@@ -147,7 +172,7 @@ def _run_case(layer: Layer, case: SweepCase, evaluate: Evaluate) -> CaseResult:
         row: dict[str, Any] = evaluate(layer, case)
     except Exception as error:
         return failed_result(case, _message(error))
-    return CaseResult(case=case, row=case_row(case, row))
+    return CaseResult(case=case, row=_completed(case, row))
 
 
 def _message(error: Exception) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.error_shares import RoundingWatch
+from loraq_sim.evaluate import RoundingWatch
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from loraq_sim.results.store import ResultStore
 from loraq_sim.sweeps import cluster as cluster_module
 from loraq_sim.sweeps import compose, run_sweep
 from loraq_sim.sweeps.cluster import ClusterExecutor
-from loraq_sim.sweeps.tasks import CaseResult, WorkerLost
+from loraq_sim.sweeps.local import WorkerLost
+from loraq_sim.sweeps.worker import CaseResult
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")

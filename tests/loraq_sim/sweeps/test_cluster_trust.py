@@ -21,7 +21,7 @@ from loraq_sim.sweeps import compose, run_sweep
 from loraq_sim.sweeps.cluster_worker import Report, read_report, report_text
 from loraq_sim.sweeps.plan_file import read_plan_values, set_values
 from loraq_sim.sweeps.scheduler import check_scheduler, connected
-from loraq_sim.sweeps.tasks import CaseResult
+from loraq_sim.sweeps.worker import CaseResult
 
 distributed = pytest.importorskip("distributed")
 

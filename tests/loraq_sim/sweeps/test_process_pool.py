@@ -5,8 +5,14 @@ import pytest
 
 from loraq_sim.errors import InputError
 from loraq_sim.sweeps import compose
-from loraq_sim.sweeps.local import ProcessExecutor, SerialExecutor, available_cpus, executor_for
-from loraq_sim.sweeps.tasks import CaseResult, WorkerLost
+from loraq_sim.sweeps.local import (
+    ProcessExecutor,
+    SerialExecutor,
+    WorkerLost,
+    available_cpus,
+    executor_for,
+)
+from loraq_sim.sweeps.worker import CaseResult
 
 
 def run(executor, sweep, fake):
@@ -115,7 +121,7 @@ def test_a_script_needs_no_main_guard(make_dump, make_plan, fake, tmp_path):
     # Read from standard input: there is no file a worker could import again.
     script = f"""
 import sys
-sys.path.insert(0, {str(next(p for p in sys.path if p.endswith("sweep")))!r})
+sys.path.insert(0, {str(next(p for p in sys.path if p.endswith("sweeps")))!r})
 from loraq_sim.sweeps import SweepPlan, compose
 from loraq_sim.sweeps.local import ProcessExecutor
 print("begin")
