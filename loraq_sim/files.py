@@ -39,6 +39,7 @@ __all__ = [
     "MAX_TOML_BYTES",
     "csv_cell",
     "json_escaped",
+    "line_of",
     "make_folder",
     "markdown_line",
     "markdown_text",
@@ -208,6 +209,22 @@ def read_toml(path: str | Path, what: str) -> tuple[str, dict[str, Any]]:
     if sum(count * count for count in dots) > MAX_SQUARED_DOTS:
         raise InputError(f"{path}: has many lines with hundreds of dots; no {what} needs them")
     return text, _parsed(text, str(path))
+
+
+def line_of(text: str, *keys: str | int) -> int:
+    """Line of a TOML text where the innermost of `keys` is set or its table begins.
+
+    TOML's reader does not say. Keys are looked for one after the other, each at the start of a line
+    or of a table's name; one that is not found is passed over.
+    """
+    lines = text.splitlines()
+    found = 0
+    for part in keys:
+        key = re.escape(str(part))
+        start = re.compile(rf"""^\s*(?:\[[^\]]*)?["']?{key}["']?\s*[=\].]""")
+        hits = (i for i in range(found, len(lines)) if start.match(lines[i]))
+        found = next(hits, found)
+    return found + 1
 
 
 def toml_value(text: str, where: str) -> Any:

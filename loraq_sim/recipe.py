@@ -25,7 +25,7 @@ no entry matches stays at 16 bits. The keys of an entry are the fields of `Recip
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -41,8 +41,8 @@ from pydantic import (
 
 from loraq_sim.conditioning import check_rotation
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.files import make_folder, read_toml, refuse_existing, write_file
-from loraq_sim.settings import NONE, matches, settings_with
+from loraq_sim.files import line_of, make_folder, read_toml, refuse_existing, write_file
+from loraq_sim.settings import NONE, Override, matches, settings_of, settings_with
 from loraq_sim.solvers.solve import METHODS, PRESETS
 from loraq_sim.split import FAMILIES, PrecisionSplit, parse_split
 
@@ -120,6 +120,7 @@ def _value(value: Any) -> str:
     raise InputError(f"recipe: a {type(value).__name__} has no TOML form: {value!r:.80}")
 
 
+_NAMES: dict[str, Collection[str]] = {"method": METHODS, "preset": PRESETS, "family": FAMILIES}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -154,9 +155,9 @@ class RecipeEntry(BaseModel):
     @field_validator("method", "preset", "family")
     @classmethod
     def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
-        names = {"method": METHODS, "preset": PRESETS, "family": FAMILIES}[info.field_name]
-        if value is not None and value not in names:
-            raise InputError(unknown_name(info.field_name, value, names))
+        field = str(info.field_name)
+        if value is not None and value not in _NAMES[field]:
+            raise InputError(unknown_name(field, value, _NAMES[field]))
         return value
 
     @field_validator("rotate")
@@ -215,17 +216,14 @@ class Recipe(BaseModel):
         InputError
             If an entry matches and neither it nor the defaults name a split.
         """
-        matching = [e for pattern, e in self.layers.items() if matches(pattern, name, kind)]
-        if not matching:
+        entries = [
+            Override(pattern=pattern, settings=entry.given())
+            for pattern, entry in self.layers.items()
+            if matches(pattern, name, kind)
+        ]
+        settings = settings_of(name, kind, entries, self.defaults.given())
+        if not entries or settings.pop("skip", False):
             return None
-        settings = self.defaults.given()
-        for entry in matching:
-            settings = settings_with(settings, entry.given())
-        if settings.pop("skip", False):
-            return None
-        for key in ("smooth", "rotate"):
-            if settings.get(key) == NONE:
-                settings[key] = None
         if "split" not in settings:
             raise InputError(f"recipe: no split for layer {name!r}; add one to its entry")
         return settings
@@ -295,7 +293,7 @@ def _explained(path: Path, text: str, error: ValidationError) -> str:
     problem = error.errors()[0]
     where = problem["loc"]
     key = ".".join(str(part) for part in where)
-    prefix = f"{path}:{_line_of(text, where)}: "
+    prefix = f"{path}:{line_of(text, *where)}: "
     if problem["type"] == "value_error":
         return f"{prefix}{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":
@@ -309,15 +307,3 @@ def _explained(path: Path, text: str, error: ValidationError) -> str:
 
 def _inside(where: tuple[Any, ...]) -> str:
     return f" (in {'.'.join(str(part) for part in where[:-1])})" if len(where) > 1 else ""
-
-
-def _line_of(text: str, where: tuple[Any, ...]) -> int:
-    """Line of the innermost key of `where` that stands at the start of a line or of a table."""
-    lines = text.splitlines()
-    found = 0
-    for part in where:
-        key = re.escape(str(part))
-        start = re.compile(rf"""^\s*(?:\[[^\]]*)?["']?{key}["']?\s*[=\].]""")
-        hits = (i for i in range(found, len(lines)) if start.match(lines[i]))
-        found = next(hits, found)
-    return found + 1

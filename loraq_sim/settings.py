@@ -20,7 +20,7 @@ import fnmatch
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -232,13 +232,15 @@ def checked_override(pattern: str, settings: Mapping[str, Any], where: str) -> O
     return Override(pattern=pattern, settings=checked)
 
 
-def settings_of(name: str, kind: str, overrides: Sequence[Override]) -> dict[str, Any]:
-    """Settings of one layer by all overrides that match it, the later ones last."""
-    merged: dict[str, Any] = {}
+def settings_of(
+    name: str, kind: str, overrides: Iterable[Override], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Settings of one layer: `defaults`, then all overrides that match it, the later ones last."""
+    merged = dict(defaults or {})
     for override in overrides:
         if override.matches(name, kind):
             merged = settings_with(merged, override.settings)
-    return merged
+    return {k: None if k in _CAN_END and value == NONE else value for k, value in merged.items()}
 
 
 def settings_with(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

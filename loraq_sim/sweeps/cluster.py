@@ -94,12 +94,17 @@ class ClusterExecutor:
         self.answer_s = answer_s
         self._max_workers = max_workers
         self._wait_s, self._begin_s = wait_s, begin_s
-        self.address = client.scheduler.address.removeprefix("plain+")
+        self.address = str(self._scheduler.address).removeprefix("plain+")
         self._reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._workers: dict[str, _Worker] = {}
         self._queue: deque[SweepTask] = deque()
         self._losses = LossRecord()
         self._n_assignments = 0
+
+    @property
+    def _scheduler(self) -> Any:
+        # Dask types it as None until a client has connected, which this one has.
+        return self._client.scheduler
 
     def run(self, tasks: Sequence[SweepTask], evaluate: str) -> Results:
         """Yield the result of every case as it finishes; take all futures back when closed.
@@ -157,7 +162,7 @@ class ClusterExecutor:
     def _present(self) -> list[str]:
         try:
             if self._client.status == "running":
-                asked = self._client.scheduler.ncores
+                asked = self._scheduler.ncores
                 return list(self._client.sync(asked, callback_timeout=self.answer_s))
         except (OSError, TimeoutError):
             pass
@@ -215,7 +220,7 @@ class ClusterExecutor:
             mark = Report("mark", 0, uuid.uuid4().hex)
             with suppress(OSError, TimeoutError):
                 self._client.sync(
-                    self._client.scheduler.log_event,
+                    self._scheduler.log_event,
                     topic=self._topic,
                     msg=report_text(mark),
                     callback_timeout=self.answer_s,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.files import read_toml, toml_value
+from loraq_sim.files import line_of, read_toml, toml_value
 from loraq_sim.machine import DATAPATH_KEYS
 from loraq_sim.settings import OVERRIDE_KEYS, Override, checked_override, parse_rows
 
@@ -161,7 +161,7 @@ def read_plan_values(path: str | Path) -> dict[str, Any]:
     text, content = read_toml(path, "plan")
 
     def where(key: str) -> str:
-        return f"{path}:{_line_of(text, key)}"
+        return f"{path}:{line_of(text, key)}"
 
     values = {key: _checked(key, value, where) for key, value in content.items()}
     if "dump" in values:
@@ -304,12 +304,3 @@ def _parsed(text: str) -> Any:
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) if re.fullmatch(r"-?\d{1,18}", part) else part for part in parts]
     return values if len(values) > 1 else values[0]
-
-
-def _line_of(text: str, key: str) -> int:
-    """Line where `key` is set or its table begins; TOML's reader does not say."""
-    pattern = rf"^\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=\].]"
-    for number, line in enumerate(text.splitlines(), start=1):
-        if re.match(pattern, line):
-            return number
-    return 1

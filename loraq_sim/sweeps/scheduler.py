@@ -165,7 +165,8 @@ def connected(
             yield ClusterExecutor(client, max_workers=count, wait_s=math.inf), count
         return
     with _client(scheduler, _security(options)) as client:
-        present = len(client.sync(client.scheduler.ncores, callback_timeout=_CONNECT_S))
+        known: Any = client.scheduler  # which Dask types as None until it has connected
+        present = len(client.sync(known.ncores, callback_timeout=_CONNECT_S))
         count = min(present, jobs or present)
         yield ClusterExecutor(client, max_workers=jobs), max(count, 1)
 
