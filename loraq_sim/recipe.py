@@ -1,6 +1,4 @@
-"""The text of a recipe file: TOML with one layer a line, columns aligned, comments for readers.
-
-Recipes: which split each layer of a model runs in, as a file people can read and edit.
+"""Recipes: which split each layer of a model runs in, as a TOML file people can read and edit.
 
     recipe = 1                                  # version of this layout
 
@@ -18,8 +16,10 @@ Recipes: which split each layer of a model runs in, as a file people can read an
     ffn_down = { split = "W4A8", family = "mxint" }
     "*.norm_out" = { skip = true }              # stays at 16 bits
 
-Of several entries that match a layer by name or kind, the later one wins, key by key. A layer that
-no entry matches stays at 16 bits. The keys of an entry are the fields of `RecipeEntry`.
+Entries that match a layer follow the rule of overrides (`loraq_sim.settings`), from the defaults
+on. A layer that no entry matches stays at 16 bits. The keys of an entry are the fields of
+`RecipeEntry`. Files are written with one layer a line, columns aligned, and a comment on how to use
+them.
 """
 
 import json

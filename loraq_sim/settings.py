@@ -1,18 +1,17 @@
-"""The settings of one case: everything its result depends on but the layer and the machine.
+"""The settings of a case, and the one rule by which single layers get settings of their own.
 
-`loraq_sim.evaluate_layer`, the plan of a sweep, its workers and its stored names all take one
-`CaseSettings`, so that a setting cannot be lost between what was asked for and what was computed:
-what is solved, and under which name a solution is kept, are both `CaseSettings.solving`, and the
-name of a case is made of all of `CaseSettings.facts`.
+`CaseSettings` holds everything a result depends on but the layer and the machine.
+`loraq_sim.evaluate_layer`, the plan of a sweep, its workers and its stored names all take one, so
+that a setting cannot be lost between what was asked for and what was computed: what is solved, and
+under which name a solution is kept, are both `CaseSettings.solving`, and the name of a case is made
+of all of `CaseSettings.facts`.
 
-Settings of single layers by name or kind: ``'*.ff.*:rank=96,method=svdquant'``, what to skip.
-
-One matcher and one rule serve every door (overrides of sweeps and of `solve`, recipes, skip lists,
-rows per call, choosing layers of a dump):
+Layers are told apart by one matcher and settled by one rule, whichever door names them (overrides
+of sweeps and of ``solve``, recipes, skip lists, rows per call, choosing layers of a dump):
 
 - `matches`: a pattern is a name, a kind, or a shell pattern of them. Brackets match themselves, and
   a choice of characters too: ``blocks[0].q`` is the layer of that name.
-- `settings_with`: of several entries that match a layer, the later one wins, key by key; a split,
+- `settings_of`: of several entries that match a layer, the later one wins, key by key; a split,
   rank or budget ends an earlier rank or budget, because each of them says how large the branch is.
 """
 

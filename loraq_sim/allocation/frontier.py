@@ -1,6 +1,7 @@
-"""All allocations worth having, and what they save against one split for the whole model.
+"""What is made of allocations: all of those worth having, what they save, and recipes of them.
 
-An allocation as a recipe file that ``loraq-sim solve --recipe`` takes.
+A front is compared with one split for the whole model. A recipe is a file that
+``loraq-sim solve --recipe`` takes.
 """
 
 import glob

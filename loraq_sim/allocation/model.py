@@ -20,6 +20,7 @@ from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.results.columns import Limits, checked_limits
 from loraq_sim.results.rows import Row
+from loraq_sim.results.totals import records_of
 
 if TYPE_CHECKING:
     import pandas
@@ -274,8 +275,7 @@ def _place(problem: AllocationProblem) -> str:
 
 def _records(frame: "pandas.DataFrame | Sequence[Row]") -> list[Row]:
     if not isinstance(frame, Sequence):
-        # Missing values of a DataFrame are NaN of some type; of rows they are None.
-        return frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return records_of(frame)
     rows = [dict(row) for row in frame]
     for row in rows:
         if "layer" not in row:

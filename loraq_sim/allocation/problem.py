@@ -1,9 +1,7 @@
-"""The choice problem as plain numbers, and what a solver of it returns.
+"""Result rows as a choice problem: which row of each layer, when all quantities add up.
 
 Of each layer l exactly one option i is taken. Minimize sum_l f_l[i_l] subject to
 sum_l g_jl[i_l] <= limit_j for every budget j: a multiple-choice knapsack problem.
-
-Result rows as a choice problem: which row of each layer, when all quantities add up.
 
 Costs add over layers and calls. An aggregate error is the root of a weighted mean square, so its
 square adds up: the contribution of layer l is w_l e_l^2 / sum w. Totals of errors are roots of the

@@ -1,17 +1,17 @@
-"""The options of all layers in one row, scaled so that a solver's absolute tolerances mean little.
+"""The best choice of one option a layer: exactly by integer programming, or fast by prices.
 
-Budgets are written as what an option spends above the cheapest of its layer, in units of what may
-be spent above the cheapest choice. An option that breaks a budget with all other layers at their
-cheapest is left out, and so is one that is worse than a known choice with all others at their best.
+**Scaling.** The options of all layers stand in one row (`FlatProblem`), scaled so that a solver's
+absolute tolerances mean little: budgets are written as what an option spends above the cheapest of
+its layer, in units of what may be spent above the cheapest choice. An option that breaks a budget
+with all other layers at their cheapest is left out, and so is one that is worse than a known choice
+with all others at their best.
 
-The best choice by integer programming (HiGHS through `scipy.optimize.milp`).
+**Exactly** (HiGHS through `scipy.optimize.milp`). HiGHS may overstep a constraint by 1e-6. A choice
+that does is cut off and the rest solved again, so that what is returned meets the limits in exact
+sums.
 
-HiGHS may overstep a constraint by 1e-6. A choice that does is cut off and the rest solved again, so
-that what is returned meets the limits in exact sums.
-
-A good choice fast, with a lower bound: prices on the budgets in place of the budgets.
-
-With a price p_j >= 0 per unit of budget j the layers no longer depend on each other:
+**By prices** on the budgets in place of the budgets. With a price p_j >= 0 per unit of budget j the
+layers no longer depend on each other:
 
     L(p) = sum_l min_i ( f_l[i] + sum_j p_j g_jl[i] ) - sum_j p_j limit_j
 

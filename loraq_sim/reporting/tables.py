@@ -21,9 +21,9 @@ from loraq_sim.results.columns import (
     column_for,
     is_missing,
     plain_rows,
-    plain_value,
     settings_that_matter,
 )
+from loraq_sim.results.rows import plain_value
 
 if TYPE_CHECKING:
     from rich.table import Table

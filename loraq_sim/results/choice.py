@@ -13,20 +13,17 @@ taken among the members of the front beyond ties. Of those that tie with the kne
 with the fewest bytes is taken, then with the least error, energy and DRAM traffic. Candidates of at
 most `WORST_ERROR` come first: others are chosen only where there is no better one.
 
-Why a split loses, read from what its total says of its roundings.
+**Margin of a latency.** The error of a measured GEMM is predicted / measured - 1. With w the worst
+absolute one of a device, the true latency is taken to lie between predicted / (1 + w) and
+predicted / (1 - w). A device with fewer than `FEWEST_ROWS` measured GEMMs gets the worst of all
+devices: few rows say little. What the model gets wrong for all splits alike cancels between them,
+so that differences of splits may be known better than the bounds suggest. Energies have no measured
+table, so they have no bounds.
 
-Rounding P between the factors of a branch is a reason where a P of 16 bits, whose error is measured
-beside that of the split, would take away a fifth of the error or more. Of the answer it is said
-what causes at least half of its squared error.
-
-How far the cost model may be off on an accelerator, from the measured table it is checked on.
-
-The error of a measured GEMM is predicted / measured - 1. With w the worst absolute one of a device,
-the true latency is taken to lie between predicted / (1 + w) and predicted / (1 - w). A device with
-fewer than `FEWEST_ROWS` measured GEMMs gets the worst of all devices: few rows say little. What the
-model gets wrong for all splits alike cancels between them, so that differences of splits may be
-known better than the bounds suggest.
-Energies have no measured table, so they have no bounds.
+**Why a split loses** is read from what its total says of its roundings. Rounding P between the
+factors of a branch is a reason where a P of 16 bits, whose error is measured beside that of the
+split, would take away a fifth of the error or more. Of the answer it is said what causes at least
+half of its squared error.
 """
 
 import functools

@@ -1,19 +1,14 @@
-"""How a column of raw numbers is written for people: one unit a column, three significant digits.
+"""Numbers of result columns as people read and write them: headings, units, digits, and limits.
 
-Rows keep SI base units (seconds, joules, bytes, fractions). Only what a person reads is scaled,
-and the unit then stands in the heading, so that the cells of a column compare at a glance.
-Powers of 1024 carry binary symbols (KiB, MiB); times and energies use powers of 1000.
+Rows keep SI base units (seconds, joules, bytes, fractions). Only what a person reads is scaled: one
+unit a column, which stands in the heading, and three significant digits, so that the cells of a
+column compare at a glance. Powers of 1024 carry binary symbols (KiB, MiB); times and energies use
+powers of 1000. A column that `column_for` does not list is read from its suffix (``_s`` seconds,
+``_j`` joules, ``_bytes``, ``_db``), so that new columns print sensibly at once.
 
-What each result column is called and how its numbers are shown.
-
-A result row keeps plain names and base units; this table gives the heading and the quantity that
-decides scale, unit and digits. A column that is not listed is read from its suffix
-(``_s`` seconds, ``_j`` joules, ``_bytes``, ``_db``), so new columns print sensibly at once.
-
-Limits on columns, as people write them: ``latency_s=3ms``, ``weight_bytes=400MB``, ``5%``.
-
-A number alone is in base units (s, J, bytes, fractions). Units of a column are those of its
-suffix; K, M and G are powers of 1000, Ki, Mi and Gi of 1024.
+People write limits the same way round: ``latency_s=3ms``, ``weight_bytes=400MB``,
+``output_error=5%``. A number alone is in base units; units of a column are those of its suffix;
+K, M and G are powers of 1000, Ki, Mi and Gi of 1024.
 """
 
 import math
@@ -26,6 +21,7 @@ from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import shown_line
+from loraq_sim.results.rows import plain_value
 
 __all__ = [
     "Column",
@@ -43,7 +39,6 @@ __all__ = [
     "number_of",
     "parse_limits",
     "plain_rows",
-    "plain_value",
     "settings_that_matter",
 ]
 
@@ -288,13 +283,6 @@ def settings_that_matter(rows: Sequence[Mapping[str, Any]], keys: Sequence[str])
     return [key for key in keys if any(k == key and len(v) > 1 for (k, _), v in values.items())]
 
 
-def plain_value(value: Any) -> Any:
-    """Python scalar of a NumPy scalar; None for a pandas missing value; anything else as it is."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return value.item()
-    return None if type(value).__name__ in ("NAType", "NaTType") else value
-
-
 Limits = Mapping[str, float]
 """Largest value of each column, in base units."""
 
@@ -302,7 +290,7 @@ _SI = {"n": -9, "u": -6, "µ": -6, "m": -3, "": 0}
 _LARGE = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9}
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30}
 # Exact sizes, so that 2.95ms is the number 0.00295.
-_limits_UNITS = {
+_WRITTEN_UNITS = {
     "_s": {f"{prefix}s": Decimal(10) ** power for prefix, power in _SI.items()},
     "_j": {f"{prefix}J": Decimal(10) ** power for prefix, power in {**_SI, "p": -12}.items()},
     "_bytes": {f"{prefix}B": Decimal(10) ** power for prefix, power in _LARGE.items()}
@@ -351,7 +339,7 @@ def checked_limits(limits: Limits, known: Iterable[str]) -> dict[str, float]:
 
 
 def _number(column: str, text: str) -> float:
-    units = next((units for suffix, units in _limits_UNITS.items() if column.endswith(suffix)), {})
+    units = next((units for suffix, units in _WRITTEN_UNITS.items() if column.endswith(suffix)), {})
     match = _NUMBER.fullmatch(text)
     if match is None or (match[2] and match[2] not in units):
         accepted = ", ".join(units) or "no unit"

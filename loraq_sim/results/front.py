@@ -1,14 +1,11 @@
-"""Pareto fronts of result rows: exact, for any number of objectives.
+"""Pareto fronts of result rows, for any number of objectives, and what a front says.
 
 A row dominates another when it is no worse in every objective and better in at least one. The
 front holds every row that no other dominates; rows that are equal in all objectives do not
 dominate each other, so ties are all kept. A row whose status is not ``ok``, or that lacks an
 objective (None or NaN), is never on the front and dominates nothing. Infinities are numbers, but
 for an infinite error, that of an output that is not finite: such a row is on no front either.
-
 Rows are a DataFrame or a list of dicts; what comes back has the same type and order.
-
-What a front says: its knee, the volume it dominates, and the best row within limits.
 
 **Knee.** Each objective is scaled to 0 at its best and 1 at its worst value on the front; the knee
 is the member of the smallest sum (V. Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS
@@ -33,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.results.columns import Limits, checked_limits
+from loraq_sim.results.columns import Limits, checked_limits, is_missing
 
 if TYPE_CHECKING:
     import pandas
@@ -270,14 +267,9 @@ def _values(frame: Frame, name: str) -> list:
 def _numbers(frame: Frame, name: str) -> NDArray[np.float64]:
     values = _values(frame, name)
     try:
-        return np.array([np.nan if _is_missing(v) else float(v) for v in values], dtype=np.float64)
+        return np.array([np.nan if is_missing(v) else float(v) for v in values], dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"column {name!r} is not numeric and cannot be an objective") from None
-
-
-def _is_missing(value: object) -> bool:
-    # A pandas NA has no truth value and is not a float; its type name is all NumPy code can ask.
-    return value is None or type(value).__name__ == "NAType"
 
 
 def _take(frame: Frame, indices: NDArray[np.intp]) -> Frame:
@@ -412,7 +404,6 @@ def survey_front(
     """
     given = _given(reference, minimize, maximize)
     points, eligible = eligible_points(rows, minimize, maximize)
-    names = (minimize,) if isinstance(minimize, str) else tuple(minimize)
     group_of = {int(i): n for n, group in enumerate(group_members(rows, by)) for i in group}
     fronts: dict[int, list[int]] = {}
     for index in front_indices(rows, minimize, maximize, by=by):
@@ -421,7 +412,7 @@ def survey_front(
     for number, members in enumerate(group_members(rows, by)):
         front = fronts.get(number, [])
         volume = _share(points[members[eligible[members]]], given) if front else None
-        knee = knee_of(points[front], names) if front else None
+        knee = knee_of(points[front], _names(minimize)) if front else None
         for place, index in enumerate(front):
             facts = {"pareto": True, "is_knee": place == knee, "hypervolume": volume}
             found.append(rows[index] | facts)
@@ -432,8 +423,7 @@ def _given(
     reference: Limits | None, minimize: Sequence[str], maximize: Sequence[str]
 ) -> NDArray[np.float64]:
     """The reference point as far as it is given, smaller better, NaN where it is not."""
-    minimize = (minimize,) if isinstance(minimize, str) else tuple(minimize)
-    maximize = (maximize,) if isinstance(maximize, str) else tuple(maximize)
+    minimize, maximize = _names(minimize), _names(maximize)
     known = checked_limits(reference or {}, (*minimize, *maximize))
     values = [known.get(name, np.nan) for name in minimize]
     return np.array(values + [-known.get(name, np.nan) for name in maximize], dtype=np.float64)

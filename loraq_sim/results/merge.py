@@ -1,9 +1,11 @@
-"""One store from several: shards of a sweep become that sweep, other sweeps stand side by side.
+"""Two or more sets of result rows: made one store, or compared.
 
-Rows of one case must agree in everything but the time they took; a finished row goes before a
-failed one. Runs that are parts of one plan become one run, with the order of the whole plan.
+Merging: shards of a sweep become that sweep, other sweeps stand side by side. Rows of one case must
+agree in everything but the time they took; a finished row goes before a failed one. Runs that are
+parts of one plan become one run, with the order of the whole plan.
 
-What changed between two sets of result rows, and whether that is worse than allowed.
+Comparing: rows are matched by `results.rows.IDENTITY`; what changed between the two sets is listed,
+and whether a change is worse than a limit such as ``output_error>+1%`` allows.
 """
 
 import json

@@ -4,9 +4,8 @@ The store, the CSV file, the DataFrame and the JSON objects all take their colum
 of them, from `COLUMNS`. A value that is missing or not a number is None in a row, NULL in the
 store, an empty CSV field and NaN in a DataFrame. Infinities are kept as they are: the SQNR of an
 exact result, and the errors of an output that is not finite (status ``overflow``). JSON has none:
-there they are null.
-
-What result rows say about values beyond their float format, in one sentence for all doors.
+there they are null. What rows say about values beyond their float format is one sentence for all
+doors (`clipped_note`).
 """
 
 import difflib
@@ -153,12 +152,15 @@ def every_name(rows: Sequence[Row]) -> list[str]:
 
 
 def plain_value(value: Any) -> Any:
-    """A value SQLite and JSON can hold: NumPy scalars become Python ones, NaN becomes None."""
+    """A value SQLite and JSON can hold: NumPy scalars become Python ones, missing ones None.
+
+    Missing are NaN and pandas' NA and NaT.
+    """
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def clipped_note(rows: Sequence[Row]) -> str | None:

@@ -220,7 +220,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         yield
     except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
         if "interrupted" in str(error):
-            # Nothing but Ctrl-C interrupts a statement (`store_guard.restrict`).
+            # Nothing but Ctrl-C interrupts a statement (`store_snapshot.restrict`).
             raise KeyboardInterrupt from None
         # SQLite's words may hold a piece of the file and several lines.
         text = " ".join(str(error).split())

@@ -1,12 +1,11 @@
-"""Rows and runs as they are stored, and back: a file may come from anyone, so types are checked.
+"""Rows and runs as records of files: of the store, and back, and of CSV and Parquet.
 
-SQLite keeps any type in any column, and JSON text may be anything. What comes back from here has
-the types of `rows.COLUMNS`, ``options`` that are a JSON object, and provenance whose
-known facts have the types this package writes; everything else is one ValueError.
+A store may come from anyone, SQLite keeps any type in any column, and JSON text may be anything.
+What comes back from here has the types of `rows.COLUMNS`, ``options`` that are a JSON object, and
+provenance whose known facts have the types this package writes; everything else is one ValueError.
+What is added up or drawn must also be possible (`check_possible`).
 
-CSV files of result rows, replaced as a whole or not at all.
-
-Parquet files of result rows, replaced as a whole or not at all.
+Files of result rows are replaced as a whole or not at all.
 """
 
 import csv

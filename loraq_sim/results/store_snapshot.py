@@ -1,30 +1,26 @@
-"""Open the file of a result store: for writing, or for reading and leaving nothing beside it.
+"""Open the file of a result store: for one writer, or for readers who leave nothing beside it.
 
-SQLite makes a log and an index beside a write-ahead-log file for whoever opens it, and a reader
-without the right to write cannot remove them again. So a file that nobody writes is opened as
-immutable; what tells that a writer has come is compared before and after each read. What a killed
-writer left in its log is read from a copy.
+**Reading.** SQLite makes a log and an index beside a write-ahead-log file for whoever opens it, and
+a reader without the right to write cannot remove them again. So a file that nobody writes is opened
+as immutable; what tells that a writer has come is compared before and after each read. What a
+killed writer left in its log is read from a copy.
 
-A write-ahead log needs memory that processes share through the file system. Where that cannot be
-had (some network and cluster file systems), a writer uses SQLite's rollback journal.
+**Strangers' files.** SQLite runs what a file's schema says: a view or a generated column can
+compute for ever or fill the memory, a trigger can delete rows. So nothing of a file is read before
+its schema is known to be one that a release wrote; cells and rows are limited; and Ctrl-C ends
+every statement at once. Source: sqlite.org/security.html, "Untrusted SQLite Database Files".
 
-What may be in the file of a result store, and how much: it may come from anyone.
+**Writing.** A write-ahead log needs memory that processes share through the file system. Where that
+cannot be had (some network and cluster file systems), a writer uses SQLite's rollback journal. One
+process writes at a time, by a lock on a small file beside the store: closing any handle of an
+SQLite file drops SQLite's own POSIX locks on it (sqlite.org/howtocorrupt.html, section 2.2). Where
+the system has advisory locks it frees them when their holder dies, however it dies, so a killed
+sweep never blocks the next one.
 
-SQLite runs what a file's schema says: a view or a generated column can compute for ever or fill the
-memory, a trigger can delete rows. So nothing of a file is read before its schema is known to be one
-that a release wrote; cells and rows are limited; and Ctrl-C ends every statement at once.
-
-Source: sqlite.org/security.html, "Untrusted SQLite Database Files".
-
-One writer at a time: a lock on a small file beside the store.
-
-The lock is on a file of its own because closing any handle of an SQLite file drops SQLite's own
-POSIX locks on it (sqlite.org/howtocorrupt.html, section 2.2). Where the system has advisory locks
-it frees them when their holder dies, however it dies, so a killed sweep never blocks the next one.
-
-Some file systems have none (Lustre without the option ``flock``, some FUSE mounts). There a second
-file that only one process can make is the lock. It says which process of which machine holds it;
-a holder of this machine that is gone is found out, one of another machine has to be looked after.
+Some file systems have no such locks (Lustre without the option ``flock``, some FUSE mounts). There
+a second file that only one process can make is the lock. It says which process of which machine
+holds it; a holder of this machine that is gone is found out, one of another machine has to be
+looked after.
 """
 
 import errno

@@ -22,6 +22,7 @@ __all__ = [
     "WEIGHT_ERROR_FORMULA",
     "as_asked",
     "model_totals",
+    "records_of",
 ]
 
 
@@ -105,7 +106,7 @@ def model_totals(
     InputError
         If a layer has two rows in one combination, or the aggregate is unknown.
     """
-    rows = frame if isinstance(frame, list) else _records(frame)
+    rows = frame if isinstance(frame, list) else records_of(frame)
     combinations: dict[tuple, dict[str, Row]] = {}
     members: dict[Any, set[str]] = {}
     usable: dict[Any, set[str]] = {}
@@ -139,7 +140,8 @@ def as_asked(row: Row) -> Row:
     return row | asked | {"options": json.dumps(rest, sort_keys=True) if rest else ""}
 
 
-def _records(frame: "pandas.DataFrame") -> list[Row]:
+def records_of(frame: "pandas.DataFrame") -> list[Row]:
+    """The rows of a DataFrame as dicts, missing values None."""
     # NaN would break the grouping (it differs from itself), so missing values are None again.
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 

@@ -1,9 +1,8 @@
-"""How results are put into words: values with units, lists, and what one row gains over another.
+"""How results are put into words: values with units, comparisons, lists, and names of cases.
 
-Short names of cases: the split, what is done to its inputs, and what tells cases apart.
-
-Rotation and smoothing are named always, for a label says what runs; other settings are named where
-cases of one split differ in them.
+The name of a case is its split and what is done to its inputs: rotation and smoothing are named
+always, for a label says what runs. Other settings are named where cases of one split differ in
+them.
 """
 
 import json

@@ -1,15 +1,16 @@
-"""The name of a case: a digest of everything its result depends on.
+"""The cases of one layer: every combination of what a plan asks for, overrides applied.
 
-The same command run again finds its cases in the store by these names and skips them. Names are
-made of content: the values of the layer, the accelerator's description, settings, and the code
-that computes (`loraq_sim.sweeps.digests`). A dump that is renamed, re-ordered or converted
-gives the same names; a changed value anywhere gives new ones, so nothing stale is ever taken for
-fresh.
+Cases and tasks travel to workers, so they hold paths, names and settings, never arrays.
 
-The columns of a row that are known before it is evaluated, and the settings without one.
+**Name.** A digest of everything a result depends on: the values of the layer, the accelerator's
+description, the settings, and the code that computes (`loraq_sim.sweeps.digests`). The same command
+run again finds its cases in the store by these names and skips them. A dump that is renamed,
+re-ordered or converted gives the same names; a changed value anywhere gives new ones, so nothing
+stale is ever taken for fresh.
 
-How much work a case is next to others of its effort. What a unit of it takes is measured.
+**Labels.** The columns of a row that are known before it is evaluated; a row that fails has them.
 
+**Work.** How much a case is next to others of its effort; what a unit of it takes is measured.
 Nothing here knows what a solver does inside: cases of one effort (a method with a preset, plain
 rounding, or a solution that an earlier case has) are compared by the size of the layer alone,
 
@@ -17,8 +18,6 @@ rounding, or a solution that an earlier case has) are compared by the size of th
 
 with N K weights, rank r and T activation rows. Seconds per unit come from a probe of each effort
 or from finished cases (`loraq_sim.sweeps.forecast`, `loraq_sim.sweeps.run`).
-
-The cases of one layer: every combination of what a plan asks for, overrides applied.
 """
 
 import hashlib

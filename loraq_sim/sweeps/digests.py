@@ -1,29 +1,26 @@
-"""Digests of the code that results depend on, one per subsystem.
+"""What is not computed twice: digests of code and layers, and the solutions kept under them.
 
-A subsystem is an entry module and everything of this project it imports, directly or not, found
-in the text of the sources: a new kernel is covered the moment something imports it, and code of
-reports, commands, stores and sweeps is never reached. While the code is being changed, every edit
-of a covered file makes a new digest, and earlier results of that subsystem are not reused.
+**Code**, one digest per subsystem. A subsystem is an entry module and everything of this project it
+imports, directly or not, found in the text of the sources: a new kernel is covered the moment
+something imports it, and code of reports, commands, stores and sweeps is never reached. While the
+code is being changed, every edit of a covered file makes a new digest, and earlier results of that
+subsystem are not reused.
 
-Where caches are kept: ``LORAQ_SIM_CACHE``, or the user's cache folder.
+**Layers.** A layer's digest covers its values (`Layer.digest`), so it takes reading them: 2 GB of
+weights are some seconds. They are written down for the file's path, size, inode and time of change,
+and the next plan over the same file reads none. A worker computes the digest again from the values
+it works on and refuses a layer that differs, so a stale record can cost a message, never a wrong
+row.
 
-Digests of the layers of a dump, remembered per version of its file.
+**Solutions**, so that a changed accelerator or accumulator solves nothing again. One file each, in
+the layout of `loraq_sim.quantized_model`, named by its key (a digest of the layer's values, the
+split, the solver's settings and the solver's code) and by a digest of its bytes. A file appears
+whole or not at all; one whose bytes do not match its name is removed and counts as missing.
+Whatever goes wrong with the cache, a case is solved instead. The least recently used files go when
+the folder grows past its size. Each process looks at the folder when it first writes and after
+every 1/16 of the size, so several processes may exceed it by that much each for a while.
 
-A layer's digest covers its values (`Layer.digest`), so it takes reading them: 2 GB of weights are
-some seconds. They are written down for the file's path, size, inode and time of change, and the
-next plan over the same file reads none. A worker computes the digest again from the values it
-works on and refuses a layer that differs, so a stale record can cost a message, never a wrong row.
-
-Solutions on disk by content, so that a changed accelerator or accumulator solves nothing again.
-
-One file per solution, in the layout of `loraq_sim.quantized_model`, named by its key (a digest of
-the layer's values, the split, the solver's settings and the solver's code) and by a digest of its
-bytes. A file appears whole or not at all; one whose bytes do not match its name is removed and
-counts as missing. Whatever goes wrong with the cache, a case is solved instead.
-
-The least recently used files go when the folder grows past its size. Each process looks at the
-folder when it first writes and after every 1/16 of the size, so several processes may exceed it by
-that much each for a while.
+All of it is kept in the folder of ``LORAQ_SIM_CACHE``, or the user's cache folder.
 """
 
 import hashlib

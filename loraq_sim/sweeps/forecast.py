@@ -1,24 +1,21 @@
-"""How much memory a worker takes at its largest layer.
+"""What a sweep will take: time on this machine, and memory of a worker.
 
-bytes = c_0 + max( c_s N K, c_w N K + c_x T (N + K) ) + c_k S N K + 4 T_all K
+**Time** is units of work (`loraq_sim.sweeps.cases`) times what a unit takes. Seconds per unit are
+learned by effort: from rows that the store has, and for other efforts from a probe, which runs one
+real case of each on a small layer. The probe is a process on one thread that imports what a worker
+imports, so that it also says how long a worker takes to start.
+
+**Memory** at the largest layer, in bytes of peak resident memory:
+
+    c_0 + max( c_s N K, c_w N K + c_x T (N + K) ) + c_k S N K + 4 T_all K
 
     c_0: interpreter and libraries    c_s: solving    c_w, c_x: emulation and reference output
     S: different solutions of the layer, which are kept until its last case    c_k: one of them
     T: activation rows used    T_all: rows in the dump, which are loaded before rows are chosen
 
-The constants are bytes of peak resident memory. Those of single cases are fitted to nine runs with
-N and K from 64 to 4608 and T from 16 to 2048, and are within 10 % of all nine. Of whole sweeps (the
-example dumps, ten PixArt layers in 12 splits, three of SANA) the sum is 0.9 to 1.3 times the peak.
-
-How fast this machine is: real cases of each effort on a small layer, in a process like a worker.
-
-The process computes on one thread, like a worker, whatever this one does, and imports what a
-worker imports, so that it also says how long a worker takes to start.
-
-How long a sweep will take: units of work, times what a unit takes on this machine.
-
-Seconds per unit are learned by effort (`loraq_sim.sweeps.cases`): from rows that the store has, and
-for other efforts from a probe, which runs one real case of each on a small layer.
+The constants of single cases are fitted to nine runs with N and K from 64 to 4608 and T from 16 to
+2048, and are within 10 % of all nine. Of whole sweeps (the example dumps, ten PixArt layers in 12
+splits, three of SANA) the sum is 0.9 to 1.3 times the peak.
 """
 
 import json

@@ -1,14 +1,13 @@
-"""Worker processes that may die without taking the sweep with them.
-
-Each worker has a pipe of its own: a worker killed while it holds a shared queue's lock would block
-all others. It asks for a task, sends a result per case, and asks again. When one dies, what it had
-finished is kept, the rest of its task goes to a fresh worker, and the case that kills two workers
-is marked failed.
-
-Where tasks run: in this process, or in worker processes.
+"""Where tasks run: in this process, or in worker processes, whose death a sweep survives.
 
 An executor takes tasks and yields `CaseResult` as each case finishes and `WorkerLost` when a
-worker dies. Closing the iterator, or an exception inside it, stops all work at once.
+worker dies. Closing what it yields from, or an exception inside it, stops all work at once.
+
+Each worker process has a pipe of its own: a worker killed while it holds a shared queue's lock
+would block all others. It asks for a task, sends a result per case, and asks again. When one dies,
+what it had finished is kept and the rest of its task goes to a fresh worker. The case that was
+running is suspected; one that two workers died of is marked failed, and the rest of its task goes
+on (`LossRecord`, which holds for clusters too).
 """
 
 import os

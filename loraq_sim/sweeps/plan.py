@@ -1,15 +1,13 @@
-"""The splits a sweep looks at when the user names none.
+"""From what the user asks for to the list of tasks: every name checked before anything runs.
 
-No branch, the 16-bit branch of SVDQuant, and low-precision branches that fit the same bytes (the
-question of LoRaQ), on a 4-bit main branch with 4-bit and with 8-bit activations.
+**Splits**, where the user names none: no branch, the 16-bit branch of SVDQuant, and low-precision
+branches that fit the same bytes (the question of LoRaQ), on a 4-bit main branch with 4-bit and with
+8-bit activations.
 
-From what the user asks for to the list of tasks: every name checked before anything runs.
-
-A sweep in n parts that together are the whole: for array jobs that share nothing but files.
-
-Every job composes the same plan and takes its part, so the parts depend on the plan alone: layers
-go, longest first (by formula, not by clock), to the part with the least work so far; ties go by
-name. A layer is never divided, because its cases share what is loaded and solved.
+**Shards**: a sweep in n parts that together are the whole, for array jobs that share nothing but
+files. Every job composes the same plan and takes its part, so the parts depend on the plan alone:
+layers go, longest first (by formula, not by clock), to the part with the least work so far; ties go
+by name. A layer is never divided, because its cases share what is loaded and solved.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""A sweep plan as a TOML file, checked key by key; messages name the file, the line and the key.
+"""What a sweep is asked for: the plan as a record, and as a TOML file that is checked key by key.
 
     dump = "minilm.pt"                  # beside the plan file
     hw = ["aie2", "a100"]
@@ -12,7 +12,8 @@
     layers = "ffn_*"
     rank = 16
 
-Every key of the tables is in `PLAN_KEYS`; ``key=value`` texts change them afterwards.
+Every key of the tables is in `PLAN_KEYS`; ``key=value`` texts change them afterwards. Messages name
+the file, the line and the key.
 """
 
 import re

@@ -1,11 +1,8 @@
-"""What a sweep tells its caller while it runs and when it has ended.
-
-Where results come from: versions, machine, command, and digests of everything read.
-
-Run a sweep: tasks to the executor, rows to the store, progress to the caller.
+"""Run a sweep: tasks to the executor, rows to the store, progress to the caller.
 
 Only this process writes the store, one transaction per case, so whatever stops the sweep leaves
-every finished row behind and the same command continues.
+every finished row behind and the same command continues. The store also keeps where its results
+come from: versions, machine, command, and digests of everything read.
 """
 
 import os

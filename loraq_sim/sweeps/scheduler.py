@@ -5,18 +5,15 @@
     slurm              jobs submitted by dask-jobqueue, which end with the sweep
 
 Slurm options are keys of `SLURM_OPTIONS`; what is not given comes from the user's Dask
-configuration (``jobqueue.slurm``, ``distributed.comm.tls``), and then from here.
+configuration (``jobqueue.slurm``, ``distributed.comm.tls``), and then from here. Whoever controls a
+scheduler decides what its workers run, so a scheduler and its options are named on the command line
+alone, never by a file.
 
-Whoever controls a scheduler decides what its workers run, so a scheduler and its options are named
-on the command line alone, never by a file. What it sends back is data (`plain_comm`).
-
-Connections to a Dask scheduler that carry data and nothing that would run.
-
-Dask unpickles what a scheduler sends (exceptions, warnings, types), so whoever answers at its
-address could run code here. These connections decode MessagePack alone: texts, numbers, lists,
-mappings. A pickle, or bytes of any kind, arrives as `NOT_LOADED`. What is sent is as in Dask.
-
-Source: the frames are those of ``distributed.protocol.utils.pack_frames_prelude``.
+What a scheduler sends back is data and nothing that would run. Dask unpickles exceptions, warnings
+and types, so whoever answers at its address could run code here; the connections made here decode
+MessagePack alone: texts, numbers, lists, mappings. A pickle, or bytes of any kind, arrives as
+`NOT_LOADED`. What is sent is as in Dask. Source: the frames are those of
+``distributed.protocol.utils.pack_frames_prelude``.
 """
 
 import math

@@ -1,10 +1,8 @@
-"""What is done for one task, in this process: load the layer once, evaluate its cases in turn.
+"""What is done for one task, in the process it runs in: load the layer once, evaluate its cases.
 
-Whatever goes wrong with one layer or case becomes the row of that case and touches no other.
-
-The main loop of a worker process.
-
-One thread per worker: more would fight for the cores, and sum in another order.
+Whatever goes wrong with one layer or case becomes the row of that case and touches no other. A
+worker process (`serve`) does this for one task after the other, on one thread: more would fight for
+the cores, and sum in another order.
 """
 
 import logging
