@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,31 @@ def make_plan():
 def store(tmp_path):
     with ResultStore.open(tmp_path / "results.sqlite", create=True) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two worker processes of Dask with nannies that start a new one for each that dies."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        # A worker that dies twice within this time is not started again.
+        settings = {"distributed.deploy.lost-worker-timeout": "1h"}
+        with (
+            dask.config.set(settings),
+            distributed.LocalCluster(
+                n_workers=2,
+                threads_per_worker=1,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
+            ) as started,
+        ):
+            yield started
+
+
+@pytest.fixture
+def client(cluster):
+    import distributed
+
+    with distributed.Client(cluster.scheduler_address, set_as_default=False) as connected:
+        yield connected
