@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.results.rows import COLUMN_NAMES
+from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
 from loraq_sim.settings import CaseSettings
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.problem import SharedStages
@@ -76,7 +76,7 @@ def evaluate_layer(
     rows: int | None = None,
     datapath: Mapping[str, Any] | None = None,
     solution: Solution | None = None,
-) -> dict[str, Any]:
+) -> ResultRow:
     """Error and cost of one layer in one precision split on one accelerator, as a result row.
 
     The output error compares the emulated integer data path with the full-precision layer (float64,
@@ -127,7 +127,7 @@ def evaluate_case(
     accelerator: "str | hwmodels.Accelerator",
     *,
     solution: Solution | None = None,
-) -> dict[str, Any]:
+) -> ResultRow:
     """`evaluate_layer` with the settings of one record; `solution` is what they solve to."""
     started = time.perf_counter()
     split = settings.split
@@ -139,7 +139,7 @@ def evaluate_case(
         solution = solve_case(layer, settings)
     m = layer.m if settings.rows is None else settings.rows
     run = None if x is None else _emulated(layer, x, solution, split, path)
-    row = {
+    row: dict[str, Any] = {
         **_identity(layer, m, settings, accelerator, x),
         **_transforms(settings, solution),
         "method": solution.method,
@@ -159,7 +159,8 @@ def evaluate_case(
         "seed": settings.seed,
         "pareto": False,
     }
-    return {name: row[name] for name in COLUMN_NAMES if name in row}
+    # The columns of a row are those of its type.
+    return cast(ResultRow, {name: row[name] for name in COLUMN_NAMES if name in row})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -35,6 +35,8 @@ from loraq_sim.results.columns import Limits, checked_limits, is_missing
 if TYPE_CHECKING:
     import pandas
 
+    from loraq_sim.results.rows import ResultRow
+
 __all__ = [
     "COST_OBJECTIVE",
     "ERROR_OBJECTIVE",
@@ -63,7 +65,7 @@ _LAYER_KEYS = ("dump", "accelerator", "layer")
 _BLOCK = 256
 _TOLERANCE = 1e-9
 
-Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
+Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict[str, Any]]", "list[ResultRow]")
 
 
 def pareto_front(

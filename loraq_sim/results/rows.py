@@ -12,7 +12,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from loraq_sim.errors import InputError
 
@@ -22,6 +22,7 @@ __all__ = [
     "Column",
     "EVALUATED",
     "IDENTITY",
+    "ResultRow",
     "Row",
     "clipped_note",
     "every_name",
@@ -31,7 +32,7 @@ __all__ = [
 
 
 Row = dict[str, Any]
-"""One result as ``{column: value}``; values are str, int, float, bool or None."""
+"""One result as ``{column: value}``, as rows are put together; `ResultRow` has the types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,72 @@ IDENTITY = (
     *("accumulators", "options"),
 )
 """What a reader tells two rows apart by. Rows equal in these differ only in what produced them."""
+
+
+class ResultRow(TypedDict, total=False):
+    """The columns of a result row with their types; `COLUMNS` says what they mean.
+
+    A row may lack columns that only a sweep knows, and hold further keys.
+    """
+
+    layer: str
+    kind: str | None
+    group: str | None
+    m: int | None
+    m_source: str | None
+    n: int
+    k: int
+    tokens: int | None
+    calls_per_step: int | None
+    split: str
+    rotation: str | None
+    smooth: float | None
+    method: str | None
+    preset: str | None
+    accelerator: str
+    rank: int | None
+    weight_bytes: int | None
+    bits_per_weight: float | None
+    weight_error: float | None
+    output_error: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs_error: float | None
+    output_rms: float | None
+    overflow_count: int | None
+    safe_acc_bits: int | None
+    guaranteed_acc_bits: int | None
+    first_overflow: str | None
+    clipped_count: int | None
+    first_clipped: str | None
+    activation_error_share: float | None
+    p_error_share: float | None
+    wide_p_error: float | None
+    p_format: str | None
+    arithmetic: str | None
+    latency_s: float | None
+    cycles: float | None  # of a model, so not whole; SQLite keeps a fraction in its INTEGER column
+    energy_j: float | None
+    dram_bytes: int | None
+    utilization: float | None
+    bound: str | None
+    peak_activation_bytes: int | None
+    working_set_bytes: int | None
+    fits_in: str | None
+    status: Literal["ok", "overflow", "failed"]
+    message: str | None
+    seconds: float | None
+    seed: int | None
+    pareto: bool | None
+    dump: str | None
+    family: str | None
+    group_size: int | None
+    token_limit: int | None
+    acc_bits: int | None
+    overflow: str | None
+    products_per_add: int | None
+    accumulators: int | None
+    options: str | None
 
 
 def failed_row(message: str, known: Mapping[str, Any]) -> Row:

@@ -7,11 +7,11 @@ Costs are sums over layers of the cost of one call times the calls per step. Err
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, overload
 
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
-from loraq_sim.results.rows import EVALUATED, IDENTITY, Row
+from loraq_sim.results.rows import EVALUATED, IDENTITY, ResultRow, Row
 
 if TYPE_CHECKING:
     import pandas
@@ -42,12 +42,21 @@ _NUMBERS = (
 MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
 """Columns of the totals, in order."""
 
-Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict]")
 
-
+@overload
 def model_totals(
-    frame: Frame, *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
-) -> Frame:
+    frame: "list[Row] | list[ResultRow]",
+    *,
+    layers: Collection[str] = (),
+    aggregate: str = DEFAULT_AGGREGATE,
+) -> list[Row]: ...
+@overload
+def model_totals(
+    frame: "pandas.DataFrame", *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+) -> "pandas.DataFrame": ...
+def model_totals(
+    frame: Any, *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+) -> Any:
     """Totals per (split, method, preset, accelerator, ...) over all layers of a dump.
 
     Parameters
@@ -106,7 +115,7 @@ def model_totals(
     InputError
         If a layer has two rows in one combination, or the aggregate is unknown.
     """
-    rows = frame if isinstance(frame, list) else records_of(frame)
+    rows: list[Row] = frame if isinstance(frame, list) else records_of(frame)
     combinations: dict[tuple, dict[str, Row]] = {}
     members: dict[Any, set[str]] = {}
     usable: dict[Any, set[str]] = {}

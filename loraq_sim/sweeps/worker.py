@@ -77,7 +77,7 @@ def evaluate_case(layer: Layer, case: SweepCase) -> Row:
     started = time.perf_counter()
     solution = _solution(layer, case)
     row = evaluate_case(layer, case.settings, _accelerator(case.accelerator), solution=solution)
-    return row | {"seconds": time.perf_counter() - started}
+    return {**row, "seconds": time.perf_counter() - started}
 
 
 def _solution(layer: Layer, case: SweepCase) -> "Solution":

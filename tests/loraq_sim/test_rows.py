@@ -1,7 +1,19 @@
+from typing import get_args, get_type_hints
+
+import numpy as np
 import pytest
 
 from loraq_sim.errors import InputError
-from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, IDENTITY, failed_row
+from loraq_sim.evaluate import evaluate_layer
+from loraq_sim.layers import Layer
+from loraq_sim.results.rows import (
+    COLUMN_NAMES,
+    COLUMNS,
+    EVALUATED,
+    IDENTITY,
+    ResultRow,
+    failed_row,
+)
 
 # design.md 3.3, written out: users' scripts rely on these names.
 PROMISED = """
@@ -38,3 +50,27 @@ def test_failed_row_keeps_what_is_known_and_leaves_the_rest_empty():
 def test_failed_row_refuses_what_is_no_column():
     with pytest.raises(InputError, match="'latncy_s' is not a column.*did you mean 'latency_s'"):
         failed_row("", {"latncy_s": 1.0})
+
+
+def test_the_type_of_a_row_has_every_column_with_the_type_it_is_stored_in():
+    stored = {"TEXT": str, "INTEGER": int, "REAL": float}
+    hints = get_type_hints(ResultRow)
+    assert tuple(hints) == COLUMN_NAMES
+    for column in COLUMNS:
+        kinds = set(get_args(hints[column.name])) or {hints[column.name]}
+        kinds -= {type(None)}
+        if column.name == "status":
+            assert kinds == {*EVALUATED, "failed"}
+        else:
+            # SQLite has no truth values, and keeps a fraction in an integer column.
+            other = {"pareto": bool, "cycles": float}
+            assert kinds == {other.get(column.name, stored[column.sql_type])}
+
+
+def test_an_evaluated_row_is_of_its_type():
+    layer = Layer(name="a", weight=np.ones((8, 16), np.float32), rows_per_call=4)
+    hints = get_type_hints(ResultRow)
+    row = evaluate_layer(layer, "W4A4+W8A8r2", "aie2", preset="fast")
+    for name, value in row.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        assert name == "status" or isinstance(value, kinds), (name, value, kinds)
