@@ -1,17 +1,16 @@
-"""Smoothing: move activation outliers into the weight, W diag(s) and X diag(1/s).
+"""What a layer's input channels go through before its weight is quantized: smoothing, rotation.
 
-SmoothQuant (Xiao et al., ICML 2023, eq. 4): s_k = max_t|x_tk|^alpha / max_n|w_nk|^(1 - alpha),
-here normalized to a geometric mean of 1.
+Smoothing moves activation outliers into the weight, W diag(s) and X diag(1/s). SmoothQuant (Xiao et
+al., ICML 2023, eq. 4): s_k = max_t|x_tk|^alpha / max_n|w_nk|^(1 - alpha), here normalized to a
+geometric mean of 1.
 
-Rotation of input channels by a block-diagonal Hadamard matrix: outliers spread over a block.
-
-With H = diag(H_b, H_b, ...) / sqrt(b), where H_b is Sylvester's Hadamard matrix of order b, the
-rows of W and of X both become (.) H, and X W^T is unchanged: H is symmetric and its own inverse.
-Rounding sees W H and X H, whose channels are mixtures of b channels. At run time that is
-log2(b) additions per activation (the fast Walsh-Hadamard transform) and one multiplication by
-1/sqrt(b), which a scale can absorb.
-
-Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", NeurIPS 2024.
+Rotation by a block-diagonal Hadamard matrix spreads outliers over a block. With
+H = diag(H_b, H_b, ...) / sqrt(b), where H_b is Sylvester's Hadamard matrix of order b, the rows of
+W and of X both become (.) H, and X W^T is unchanged: H is symmetric and its own inverse. Rounding
+sees W H and X H, whose channels are mixtures of b channels. At run time that is log2(b) additions
+per activation (the fast Walsh-Hadamard transform) and one multiplication by 1/sqrt(b), which a
+scale can absorb. Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", NeurIPS
+2024.
 """
 
 import numpy as np

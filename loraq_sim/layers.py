@@ -7,6 +7,7 @@ receives a `Layer` never checks shapes, dtypes or finiteness again.
 import hashlib
 import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -81,14 +82,19 @@ class Layer:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        tensors = {
-            tensor: None if getattr(self, tensor) is None else _as_array(self.name, tensor, self)
-            for tensor in ("weight", "bias", "activations")
-        }
-        if tensors["weight"] is None:
+        if self.weight is None:
             raise InputError(f"layer {self.name!r}: weight is None; give an array of shape (N, K)")
-        check_shapes(self.name, **{t: None if a is None else a.shape for t, a in tensors.items()})
-        for tensor, array in tensors.items():
+        weight = _as_array(self.name, "weight", self.weight)
+        bias = None if self.bias is None else _as_array(self.name, "bias", self.bias)
+        rows = self.activations
+        rows = None if rows is None else _as_array(self.name, "activations", rows)
+        check_shapes(
+            self.name,
+            weight.shape,
+            None if bias is None else bias.shape,
+            None if rows is None else rows.shape,
+        )
+        for tensor, array in (("weight", weight), ("bias", bias), ("activations", rows)):
             if array is not None:
                 object.__setattr__(self, tensor, _as_float32(self.name, tensor, array))
         for field in ("kind", "group", "rows_source"):
@@ -223,10 +229,12 @@ def check_dtype(name: str, tensor: str, dtype: str) -> None:
         )
 
 
-def check_count(name: str, field: str, value: int) -> int:
+def check_count(name: str, field: str, value: object) -> int:
     """Return `value` as an int; raise InputError unless it is a whole number from 1 to 2**40."""
     try:
-        count = 0 if isinstance(value, bool) else operator.index(value)
+        count = 0
+        if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+            count = operator.index(value)
     except TypeError:
         count = 0
     if 1 <= count <= MAX_COUNT:
@@ -237,8 +245,7 @@ def check_count(name: str, field: str, value: int) -> int:
     raise InputError(f"layer {name!r}: {field} must be a positive integer up to 2**40, got {shown}")
 
 
-def _as_array(name: str, tensor: str, layer: Layer) -> NDArray:
-    value = getattr(layer, tensor)
+def _as_array(name: str, tensor: str, value: ArrayLike) -> NDArray:
     try:
         array = as_array(value)
     except (TypeError, ValueError, RuntimeError):

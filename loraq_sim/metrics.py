@@ -1,6 +1,4 @@
-"""Error measures of an approximation against its reference.
-
-How the errors of layers become one number of the model: the one place that decides it.
+"""Error measures of one layer's output, and how those of layers become one number of the model.
 
 Every aggregate is sqrt( sum_l w_l e_l^2 / sum_l w_l ) over layers l with relative errors e_l, and
 differs in the weights w_l only. Weights depend on the layer, never on its split, so squared errors

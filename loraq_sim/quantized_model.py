@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from loraq_sim.conditioning import hadamard_block
 from loraq_sim.dumps.stored import first_line
@@ -34,9 +36,14 @@ __all__ = ["QuantizedModel", "read_quantized_model", "write_quantized_model"]
 
 _FORMAT = "loraq-sim-quantized-v1"
 _PARTS = ("main", "left", "right")
-_NUMBER = (int, float)
-_FACTS = {"method": str, "preset": str, "seed": int, "weight_error": _NUMBER, "seconds": _NUMBER}
-_NAMES = {str: "text", int: "whole number", _NUMBER: "number"}
+_FACTS = {
+    "method": "text",
+    "preset": "text",
+    "seed": "whole number",
+    "weight_error": "number",
+    "seconds": "number",
+}
+_TYPES = {"text": (str,), "whole number": (int,), "number": (int, float)}
 
 
 def write_quantized_model(
@@ -53,8 +60,6 @@ def write_quantized_model(
     InputError
         If there is nothing to write, or the file exists and `overwrite` is False.
     """
-    from safetensors.numpy import save
-
     path = Path(path)
     if not solutions:
         raise InputError(f"{path}: no solved layer to write")
@@ -144,16 +149,25 @@ class QuantizedModel(Mapping[str, Solution]):
                     part: _part(file.get_tensor(f"{homes[part]}.{part}").tobytes(), part, facts)
                     for part, facts in record["parts"].items()
                 }
-                smooth = f"{homes['smooth']}.smooth"
-                smooth = file.get_tensor(smooth) if smooth in keys else None
-                _check_fit(smooth=smooth, **parts)
+                if not parts.keys() <= set(_PARTS):
+                    raise TypeError(f"unknown parts {sorted(parts.keys() - set(_PARTS))!r:.60}")
+                key = f"{homes['smooth']}.smooth"
+                smooth: np.ndarray | None = file.get_tensor(key) if key in keys else None
+                main, left, right = parts["main"], parts.get("left"), parts.get("right")
+                _check_fit(main, left, right, smooth)
                 _check_facts(record)
                 return Solution(
-                    **{fact: record[fact] for fact in _FACTS},
-                    **{part: parts.get(part) for part in _PARTS},
+                    method=record["method"],
+                    preset=record["preset"],
+                    seed=record["seed"],
+                    weight_error=record["weight_error"],
+                    seconds=record["seconds"],
+                    main=main,
+                    left=left,
+                    right=right,
                     smooth=None if smooth is None else smooth.astype(np.float32),
                     trace=[],
-                    rotation=_rotation(record, parts["main"].shape[1]),
+                    rotation=_rotation(record, main.shape[1]),
                     charged=record.get("charged", {}),
                 )
             except InputError as error:
@@ -179,17 +193,20 @@ def _part(data: bytes, part: str, facts: Mapping[str, Any]) -> QuantizedTensor:
 
 def _check_fit(
     main: QuantizedTensor,
-    left: QuantizedTensor | None = None,
-    right: QuantizedTensor | None = None,
-    smooth: np.ndarray | None = None,
+    left: QuantizedTensor | None,
+    right: QuantizedTensor | None,
+    smooth: np.ndarray | None,
 ) -> None:
     n, k = main.shape
-    if (left is None) != (right is None):
+    if left is not None and right is not None:
+        rank = left.shape[1]
+        if (left.shape, right.shape) != ((n, rank), (rank, k)):
+            raise InputError(
+                f"factors of shape {left.shape} and {right.shape} do not fit a weight of "
+                f"{main.shape}"
+            )
+    elif left is not None or right is not None:
         raise InputError("has one factor of a branch, but not the other")
-    if left is not None and (left.shape, right.shape) != ((n, left.shape[1]), (left.shape[1], k)):
-        raise InputError(
-            f"factors of shape {left.shape} and {right.shape} do not fit a weight of {main.shape}"
-        )
     if smooth is None:
         return
     if smooth.shape != (k,) or smooth.dtype != np.float16:
@@ -201,9 +218,9 @@ def _check_fit(
 def _check_facts(record: Mapping[str, Any]) -> None:
     for fact in _FACTS:
         value, wanted = record[fact], _FACTS[fact]
-        is_right = isinstance(value, wanted) and not isinstance(value, bool)
+        is_right = isinstance(value, _TYPES[wanted]) and not isinstance(value, bool)
         if not is_right or (not isinstance(value, str) and not -(2.0**63) < value < 2.0**63):
-            raise InputError(f"{fact} must be of type {_NAMES[wanted]}, got {value!r:.60}")
+            raise InputError(f"{fact} must be of type {wanted}, got {value!r:.60}")
 
 
 def _rotation(record: dict[str, Any], k: int) -> int | None:
@@ -240,9 +257,7 @@ def read_quantized_model(path: str | Path) -> QuantizedModel:
     return QuantizedModel(path, layers, meta)
 
 
-def _opened(path: Path):
-    from safetensors import SafetensorError, safe_open
-
+def _opened(path: Path) -> safe_open:
     try:
         require_regular_file(path, "quantized model")
         return safe_open(path, framework="numpy")

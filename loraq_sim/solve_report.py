@@ -1,10 +1,10 @@
 """What a solved layer is worth: bytes, errors, and the gain over baselines of the same bytes.
 
-Solvers side by side on one layer, each as published, at equal bytes.
-
-The split sets the bytes of the branch. ``lqer``, ``l2qer``, ``alternating`` and ``loraq`` spend
-them on a branch in the split's format; the methods published with a 16-bit branch on the fp16
-branch of the largest rank that fits the same bytes. ``rtn`` has no branch and takes less.
+`report_solution` is the row of one solution. `compare_methods` sets solvers side by side on one
+layer, each as published, at equal bytes: the split sets the bytes of the branch; ``lqer``,
+``l2qer``, ``alternating`` and ``loraq`` spend them on a branch in the split's format; the methods
+published with a 16-bit branch on the fp16 branch of the largest rank that fits the same bytes.
+``rtn`` has no branch and takes less.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import reference_output, sample_rows, solve_split
-from loraq_sim.formats import parse_format
+from loraq_sim.formats import Format, parse_format
 from loraq_sim.layers import Layer
 from loraq_sim.metrics import relative_error
 from loraq_sim.solvers import Solution, solve
@@ -92,38 +92,49 @@ def _gains(
     layer: Layer, solution: Solution, split: PrecisionSplit, seed: int
 ) -> dict[str, float | None]:
     plain = solve(layer.weight, "rtn", split.main_weight)
-    gains = {"gain_over_rtn": _ratio(plain.weight_error, solution.weight_error)}
-    gains["gain_over_svdquant"] = None
-    if solution.rank:
+    gains = {
+        "gain_over_rtn": _ratio(plain.weight_error, solution.weight_error),
+        "gain_over_svdquant": None,
+    }
+    if solution.rank and split.branch_weight is not None:
         spent = branch_bytes(layer.n, layer.k, solution.rank, split.branch_weight)
-        rank = min(spent // (_FP16_BYTES * (layer.n + layer.k)), layer.n, layer.k)
+        rank = _fp16_rank(layer, spent)
         if rank:
-            published = solve(
-                layer.weight, "svdquant", split.main_weight, "fp16", int(rank), seed=seed
-            )
+            published = solve(layer.weight, "svdquant", split.main_weight, "fp16", rank, seed=seed)
             gains["gain_over_svdquant"] = _ratio(published.weight_error, solution.weight_error)
     return gains
 
 
-def _ratio(baseline: float, error: float) -> float | None:
-    return baseline / error if error else None
+def _fp16_rank(layer: Layer, spent: int) -> int:
+    """The largest rank of an fp16 branch in `spent` bytes; 0 if not even rank 1 fits."""
+    return min(spent // (_FP16_BYTES * (layer.n + layer.k)), layer.n, layer.k)
+
+
+def _ratio(baseline: float | None, error: float | None) -> float | None:
+    return baseline / error if baseline is not None and error else None
 
 
 def mean_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Arithmetic means over layers per (split, method); a column with a missing value is None."""
-    combinations: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["status"] == "ok":
-            combinations.setdefault((row["split"], row["method"]), []).append(row)
     return [
         {"split": split, "method": method, "layers": len(members)}
         | {name: _mean([row[name] for row in members]) for name in _MEANS}
-        for (split, method), members in combinations.items()
+        for (split, method), members in _combinations(rows).items()
     ]
 
 
-def _mean(values: list[float | None]) -> float | None:
-    return None if any(value is None for value in values) else statistics.fmean(values)
+def _combinations(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows that are ok, by split and method."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            found.setdefault((row["split"], row["method"]), []).append(row)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 # Published with factors in 16 bits: arXiv 2411.05007, 2310.08659, 2410.06040.
@@ -150,40 +161,40 @@ def compare_methods(
     InputError
         If the split has no branch, or its bytes hold no 16-bit rank-1 branch where one is needed.
     """
-    if not split.has_branch:
+    if split.branch_weight is None:
         raise InputError(
             f"comparing methods needs a split with a branch, got {split}; "
             f"write for example {split}+W8A8@fp16r32"
         )
     rows = []
     for method in methods:
-        chosen = _as_published(method, split, layer)
+        chosen = _as_published(method, split, split.branch_weight, layer)
         options = {"method": method, "preset": preset, "seed": seed, "device": device}
         solution = solve_split(layer, chosen, **options)
         rows.append(_row(layer, solution, chosen, split, method, tokens) | {"seed": seed})
     last = rows[-1]
     for row in rows:
-        row["gain"] = _gain_ratio(row["weight_error"], last["weight_error"])
-        row["output_gain"] = _gain_ratio(row["output_error"], last["output_error"])
+        row["gain"] = _ratio(row["weight_error"], last["weight_error"])
+        row["output_gain"] = _ratio(row["output_error"], last["output_error"])
     return rows
 
 
-def _as_published(method: str, split: PrecisionSplit, layer: Layer) -> PrecisionSplit:
+def _as_published(
+    method: str, split: PrecisionSplit, branch: Format, layer: Layer
+) -> PrecisionSplit:
     if method not in _SIXTEEN_BIT_BRANCH:
         return split
-    rank = split.rank
+    rank = split.rank or 0
     if split.budget is not None:
-        rank = rank_for_budget(layer.n, layer.k, split.branch_weight, split.budget)
-    spent = branch_bytes(layer.n, layer.k, rank, split.branch_weight)
-    fits = min(spent // (_FP16_BYTES * (layer.n + layer.k)), layer.n, layer.k)
+        rank = rank_for_budget(layer.n, layer.k, branch, split.budget)
+    spent = branch_bytes(layer.n, layer.k, rank, branch)
+    fits = _fp16_rank(layer, spent)
     if not fits:
         raise InputError(
             f"layer {layer.name!r}, split {split}: its branch takes {spent} bytes, less than the "
             f"{_FP16_BYTES * (layer.n + layer.k)} of the 16-bit rank-1 branch {method} would need"
         )
-    return dataclasses.replace(
-        split, branch_weight=parse_format("fp16"), rank=int(fits), budget=None
-    )
+    return dataclasses.replace(split, branch_weight=parse_format("fp16"), rank=fits, budget=None)
 
 
 def _row(
@@ -237,18 +248,10 @@ def comparison_table_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]
 
 def comparison_means(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per (split, method) over layers: mean errors, geometric mean and smallest of the gains."""
-    combinations: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["status"] == "ok":
-            combinations.setdefault((row["split"], row["method"]), []).append(row)
-    return [_mean_row(*key, members) for key, members in combinations.items()]
+    return [_mean_row(*key, members) for key, members in _combinations(rows).items()]
 
 
 def _mean_row(split: str, method: str, members: list[dict[str, Any]]) -> dict[str, Any]:
-    def mean(name: str) -> float | None:
-        values = [row[name] for row in members]
-        return None if None in values else statistics.fmean(values)
-
     gains = [row["gain"] for row in members]
     known = None not in gains and min(gains) > 0
     return {
@@ -256,12 +259,11 @@ def _mean_row(split: str, method: str, members: list[dict[str, Any]]) -> dict[st
         "method": method,
         "layers": len(members),
         "weight_bytes": sum(row["weight_bytes"] for row in members),
-        **{name: mean(name) for name in ("bits_per_weight", "weight_error", "output_error")},
+        **{
+            name: _mean([row[name] for row in members])
+            for name in ("bits_per_weight", "weight_error", "output_error")
+        },
         "mean_gain": math.exp(statistics.fmean(map(math.log, gains))) if known else None,
         "least_gain": min(gains) if known else None,
         "seconds": sum(row["seconds"] for row in members),
     }
-
-
-def _gain_ratio(error: float | None, last: float | None) -> float | None:
-    return error / last if error is not None and last else None

@@ -1,6 +1,4 @@
-"""Bytes of a low-rank branch, and the rank that fits a byte budget.
-
-Precision splits: which formats the main branch and the low-rank branch of a layer use.
+"""Precision splits: which formats the main branch and the low-rank branch of a layer use.
 
 ``W4A4``                no branch
 ``W4A4+W8A8r64``        branch of rank 64 with 8-bit factors and 8-bit activations
@@ -8,11 +6,12 @@ Precision splits: which formats the main branch and the low-rank branch of a lay
 
 The text of a split says what runs. A format that was replaced in Python is written out where it is
 not the one its width stands for: ``W4A4u`` for zero points in the split's own groups, else the
-format in brackets, as in ``W4A4[uint4/row/fp16]``.
+format in brackets, as in ``W4A4[uint4/row/fp16]``. What a branch takes in bytes, and the rank that
+fits a budget of them, follow from its format.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format
@@ -25,53 +24,6 @@ __all__ = [
     "rank_for_budget",
 ]
 
-
-_BUDGET = re.compile(r"([a-z0-9_/]+)@([1-9]\d{0,6})")
-
-
-def branch_bytes(n: int, k: int, rank: int, fmt: Format) -> int:
-    """Stored bytes of L (n, rank) and R (rank, k) in `fmt`; 0 for rank 0."""
-    if rank == 0:
-        return 0
-    return fmt.storage_bytes((n, rank)) + fmt.storage_bytes((rank, k))
-
-
-def rank_for_budget(n: int, k: int, fmt: Format, budget: str) -> int:
-    """Largest rank whose branch in `fmt` takes no more bytes than `budget`.
-
-    Parameters
-    ----------
-    n, k : int
-        Shape of the weight.
-    fmt : Format
-        Format of both factors.
-    budget : str
-        ``"fp16@32"``: the bytes of a rank-32 branch stored as fp16. The rank is at most min(n, k).
-
-    Raises
-    ------
-    InputError
-        If `budget` is malformed or too small for one rank.
-    """
-    match = _BUDGET.fullmatch(str(budget).strip().lower())
-    if match is None:
-        raise InputError(f"budget must look like 'fp16@32' (format@rank), got {budget!r}")
-    allowed = branch_bytes(n, k, int(match.group(2)), parse_format(match.group(1)))
-    low, high = 0, min(n, k)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if branch_bytes(n, k, middle, fmt) <= allowed:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
-        raise InputError(
-            f"budget {budget!r} is {allowed} bytes for a weight of shape ({n}, {k}), less than the "
-            f"{branch_bytes(n, k, 1, fmt)} bytes of a rank-1 branch in {fmt}"
-        )
-    return low
-
-
 # Element of each width by family; one line a family. 16 bits are fp16 in every family.
 _ELEMENTS = {
     "int": {bits: f"int{bits}" for bits in range(2, 9)},
@@ -82,6 +34,7 @@ _ELEMENTS = {
 FAMILIES = tuple(_ELEMENTS)
 
 _PART = r"w(\d{1,3})a(\d{1,3})"
+_BUDGET = re.compile(r"([a-z0-9_/]+)@([1-9]\d{0,6})")
 _SPLIT = re.compile(rf"{_PART}(?:\+{_PART}(?:r(\d{{1,6}})|@(fp16|bf16)r(\d{{1,6}})))?")
 
 
@@ -182,27 +135,27 @@ def parse_split(
             "W4A4+W8A8r64 (rank 64) or W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch)"
         )
     main_w, main_a, branch_w, branch_a, rank, budget_format, budget_rank = match.groups()
-    fields = {
-        "family": family,
-        "group": group,
-        "main_weight": _format(main_w, family, group, text),
-        "main_activation": _format(main_a, family, group, text),
-    }
+    plain_split = PrecisionSplit(
+        family=family,
+        group=group,
+        main_weight=_format(main_w, family, group, text),
+        main_activation=_format(main_a, family, group, text),
+    )
     if branch_w is None:
-        return PrecisionSplit(**fields)
+        return plain_split
     size = int(rank if rank is not None else budget_rank)
     if size == 0:
         plain = f"W{int(main_w)}A{int(main_a)}"
         raise InputError(
             f"split {str(text)!r:.100}: rank must be at least 1; write {plain} instead"
         )
-    fields |= {
-        "branch_weight": _format(branch_w, family, group, text),
-        "branch_activation": _format(branch_a, family, group, text),
-    }
-    if rank is not None:
-        return PrecisionSplit(rank=size, **fields)
-    return PrecisionSplit(budget=f"{budget_format}@{size}", **fields)
+    return replace(
+        plain_split,
+        branch_weight=_format(branch_w, family, group, text),
+        branch_activation=_format(branch_a, family, group, text),
+        rank=None if rank is None else size,
+        budget=None if rank is not None else f"{budget_format}@{size}",
+    )
 
 
 def _with_zero_points(bits: int, group: int) -> Format | None:
@@ -221,3 +174,46 @@ def _format(bits: str, family: str, group: int, text: str) -> Format:
             f"got {width}"
         )
     return parse_format(f"{element}/g{group}" if family == "int" else element)
+
+
+def branch_bytes(n: int, k: int, rank: int, fmt: Format) -> int:
+    """Stored bytes of L (n, rank) and R (rank, k) in `fmt`; 0 for rank 0."""
+    if rank == 0:
+        return 0
+    return fmt.storage_bytes((n, rank)) + fmt.storage_bytes((rank, k))
+
+
+def rank_for_budget(n: int, k: int, fmt: Format, budget: str) -> int:
+    """Largest rank whose branch in `fmt` takes no more bytes than `budget`.
+
+    Parameters
+    ----------
+    n, k : int
+        Shape of the weight.
+    fmt : Format
+        Format of both factors.
+    budget : str
+        ``"fp16@32"``: the bytes of a rank-32 branch stored as fp16. The rank is at most min(n, k).
+
+    Raises
+    ------
+    InputError
+        If `budget` is malformed or too small for one rank.
+    """
+    match = _BUDGET.fullmatch(str(budget).strip().lower())
+    if match is None:
+        raise InputError(f"budget must look like 'fp16@32' (format@rank), got {budget!r}")
+    allowed = branch_bytes(n, k, int(match.group(2)), parse_format(match.group(1)))
+    low, high = 0, min(n, k)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if branch_bytes(n, k, middle, fmt) <= allowed:
+            low = middle
+        else:
+            high = middle - 1
+    if low == 0:
+        raise InputError(
+            f"budget {budget!r} is {allowed} bytes for a weight of shape ({n}, {k}), less than the "
+            f"{branch_bytes(n, k, 1, fmt)} bytes of a rank-1 branch in {fmt}"
+        )
+    return low

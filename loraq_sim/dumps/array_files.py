@@ -1,8 +1,10 @@
-"""Layer dumps in NumPy .npz archives.
+"""Layer dumps in NumPy .npz archives and in safetensors files.
 
-Members are named as in `flat_keys`, with ``.npy`` appended by NumPy: ``<layer>.weight`` (N, K),
-``<layer>.bias`` (N,), ``<layer>.activations`` (T, K), in float16, float32 or float64. An optional
-member ``__metadata__`` (a 0-d string, or the UTF-8 bytes as uint8) holds JSON:
+In both, tensors are named ``<layer>.weight`` (N, K), ``<layer>.bias`` (N,) and
+``<layer>.activations`` (T, K), and metadata holds what names cannot carry (see `stored`).
+
+**.npz**: NumPy appends ``.npy`` to the names; float16, float32 or float64. An optional member
+``__metadata__`` (a 0-d string, or the UTF-8 bytes as uint8) holds JSON:
 
     {"format": "layer-dump-v0", "meta": {...}, "layers": {"<layer>": {...}}}
 
@@ -11,19 +13,15 @@ object arrays are refused, and so is a member whose declared size does not follo
 header, or that unpacks to more than 100 times its size (over 64 MiB): a zip bomb. The same holds
 for all members together, and for metadata, which is text, from 1 MiB on.
 
-Layer dumps in safetensors files.
-
-Tensors are named as in `flat_keys`: ``<layer>.weight`` (N, K), ``<layer>.bias`` (N,) and
-``<layer>.activations`` (T, K), in F16, BF16, F32 or F64. The file's string metadata holds
+**.safetensors**: F16, BF16, F32 or F64. The file's string metadata holds
 
 - ``format``: ``layer-dump-v0``
 - ``meta``: a JSON object about the model
-- ``layers``: a JSON object of per-layer records (see `flat_keys`); its order is the layers' order
+- ``layers``: a JSON object of per-layer records; its order is the layers' order
 
-All three are optional: any safetensors checkpoint is a dump without activations.
-
-The safetensors library checks the directory (sizes, overlaps, holes); values are then read with one
-plain read per tensor, so no mapping stays open and a layer is private to its reader.
+All three are optional: any safetensors checkpoint is a dump without activations. The safetensors
+library checks the directory (sizes, overlaps, holes); values are then read with one plain read per
+tensor, so no mapping stays open and a layer is private to its reader.
 """
 
 import json
@@ -34,6 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -50,14 +49,7 @@ from loraq_sim.dumps.stored import (
 )
 from loraq_sim.errors import DumpError
 
-__all__ = [
-    "MAX_COMPRESSION",
-    "METADATA_KEY",
-    "SAFETENSORS_DTYPES",
-    "open_npz_file",
-    "open_safetensors_file",
-]
-
+__all__ = ["MAX_COMPRESSION", "METADATA_KEY", "open_npz_file", "open_safetensors_file"]
 
 METADATA_KEY = "__metadata__"
 
@@ -135,7 +127,7 @@ def _directory_entry(
     )
 
 
-def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -182,7 +174,7 @@ def _metadata(path: Path, stored: StoredTensor | None) -> dict[str, object]:
     return parse_json_object(path, METADATA_KEY, text)
 
 
-SAFETENSORS_DTYPES = {
+_SAFETENSORS_DTYPES = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype("<f4"),
@@ -228,7 +220,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     tensors = {}
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
-        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
         shape = tuple(entry["shape"])
         tensors[key] = StoredTensor(
             key=key,
@@ -248,7 +240,11 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _load_safetensors(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+def _load_safetensors(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype | None
+) -> NDArray:
+    if dtype is None:
+        raise DumpError(f"{path}: holds a tensor of a dtype that layers do not have")
     count = int(np.prod(shape, dtype=np.int64))
     values = np.fromfile(path, dtype=dtype, count=count, offset=offset)
     if values.size != count:

@@ -1,11 +1,10 @@
 """Record the linear layers of a running torch model as a layer dump.
 
 The model and what it is run on come as a `CaptureSource`, made from a Python function
-(`capture_entry`) or from a local diffusers folder (`capture_diffusers`), or by hand:
-
-``calls`` is an iterable of ``(time_step, inputs)``, one item a model call. ``time_step`` is a
-number; ``inputs`` is a dict of keyword arguments, a tuple of positional ones, or one tensor. If
-``calls`` is a generator, the model's output is what its ``yield`` returns, so a denoising loop is
+(`load_entry`) or from a local diffusers folder (`capture_diffusers`), or by hand. Its ``calls`` is
+an iterable of ``(time_step, inputs)``, one item a model call. ``time_step`` is a number; ``inputs``
+is a dict of keyword arguments, a tuple of positional ones, or one tensor. If ``calls`` is a
+generator, the model's output is what its ``yield`` returns, so a denoising loop is
 
     def calls():
         x = noise
@@ -15,11 +14,10 @@ number; ``inputs`` is a dict of keyword arguments, a tuple of positional ones, o
 
 (A generator that hands on a list does so with ``for``; ``yield from`` a list takes nothing back.)
 
-Take a model and its inputs from a Python function that the user names.
-
-``package.module:function`` or ``path/to/file.py:function``. The function takes no argument and
-returns ``(model, calls)``: a torch module, and an iterable or generator as `capture` describes. It
-is the user's own code and runs as such; nothing is ever loaded from a dump.
+An entry point (`load_entry`) is a Python function that the user names,
+``package.module:function`` or ``path/to/file.py:function``. It takes no argument and returns
+``(model, calls)``, a torch module and calls as above. It is the user's own code and runs as such;
+nothing is ever loaded from a dump.
 """
 
 import importlib
@@ -48,6 +46,8 @@ from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     import torch
+
+    from loraq_sim.dumps.capture_hooks import LinearModule
 
 __all__ = [
     "CaptureSource",
@@ -124,7 +124,8 @@ def capture_layers(
             "check the model and its inputs"
         )
     groups = _name_groups({name: id(layer.sample) for name, layer in ran.items()})
-    rows = {id(layer.sample): layer.sample.in_order() for layer in ran.values()}
+    samples = {id(layer.sample): layer.sample for layer in ran.values()}
+    rows = {key: sample.in_order() for key, sample in samples.items() if sample is not None}
     kinds = kinds_of(find_linear_layers(source.model))
     steps_of_rows = {groups[name]: rows[id(layer.sample)][1] for name, layer in ran.items()}
     meta = {
@@ -139,6 +140,7 @@ def capture_layers(
     }
     layers = {}
     for name, layer in ran.items():
+        bias = modules[name].bias
         layers[name] = StoredLayer(
             name=name,
             kind=kinds[name],
@@ -146,13 +148,14 @@ def capture_layers(
             rows_per_call=layer.rows_per_call,
             calls_per_step=layer.most_in_call,
             activations=_sampled(groups[name], layer.dtype, rows[id(layer.sample)][0]),
-            **_parameters(name, modules[name]),
+            weight=_parameter(name, "weight", modules[name].weight),
+            bias=None if bias is None else _parameter(name, "bias", bias),
         )
     skipped = {name: "did not run" for name in modules if name not in ran}
     return LayerDump(Path(source.name), StoredDump(layers=layers, meta=meta, skipped=skipped))
 
 
-def _choose(source: CaptureSource, patterns: list[str]) -> "dict[str, torch.nn.Module]":
+def _choose(source: CaptureSource, patterns: list[str]) -> "dict[str, LinearModule]":
     modules = find_linear_layers(source.model)
     if not modules:
         raise DumpError(f"{source.name}: the model has no Linear layer and no 1x1 convolution")
@@ -202,13 +205,15 @@ def _failed(source: CaptureSource, what: str, error: Exception) -> DumpError:
     return DumpError(f"{source.name}: {what} failed: {type(error).__name__}: {first_line(error)}")
 
 
-def _parse_call(source: CaptureSource, number: int, item: object) -> tuple[float, tuple, dict]:
+def _parse_call(
+    source: CaptureSource, number: int, item: object
+) -> tuple[float, tuple[Any, ...], dict[str, Any]]:
     import torch
 
     step, inputs = item if isinstance(item, tuple) and len(item) == 2 else (None, None)
     if isinstance(step, torch.Tensor) and step.numel() == 1:
         step = step.item()
-    if isinstance(step, Real) and np.isfinite(step):
+    if isinstance(step, Real) and np.isfinite(float(step)):
         step = step if isinstance(step, int) else float(step)
         if isinstance(inputs, torch.Tensor):
             return step, (inputs,), {}
@@ -234,7 +239,7 @@ def _name_groups(samples: Mapping[str, int]) -> dict[str, str]:
     for name, sample in samples.items():
         members.setdefault(sample, []).append(name)
     taken: set[str] = set()
-    groups = {}
+    groups: dict[str, str] = {}
     for names in members.values():
         group = names[0]
         if len(names) > 1:
@@ -257,19 +262,14 @@ def _sampled(group: str, dtype: str, rows: NDArray[np.float32]) -> StoredTensor:
     )
 
 
-def _parameters(name: str, module: "torch.nn.Module") -> dict[str, StoredTensor]:
-    found = {"weight": module.weight, "bias": module.bias}
-    return {
-        tensor: StoredTensor(
-            key=f"{name}.{tensor}",
-            shape=tuple(values.shape),
-            dtype=str(values.dtype).removeprefix("torch."),
-            nbytes=values.numel() * values.element_size(),
-            load=partial(_values, values),
-        )
-        for tensor, values in found.items()
-        if values is not None
-    }
+def _parameter(name: str, tensor: str, values: "torch.Tensor") -> StoredTensor:
+    return StoredTensor(
+        key=f"{name}.{tensor}",
+        shape=tuple(values.shape),
+        dtype=str(values.dtype).removeprefix("torch."),
+        nbytes=values.numel() * values.element_size(),
+        load=partial(_values, values),
+    )
 
 
 def _values(parameter: "torch.Tensor") -> NDArray:
@@ -350,6 +350,8 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,16 +1,14 @@
-"""Denoise images with a diffusion transformer, one model call at a time.
+"""Denoise images with a diffusion transformer of a diffusers folder, one model call at a time.
+
+The folder holds ``config.json`` and the weights as safetensors (pickled weights are not loaded), or
+has them in ``transformer/``. Its class must be a key of `EXTRA_INPUTS`; nothing is downloaded and
+no code from the folder runs. Needs the extra ``[diffusion]``.
 
 The denoising loop is plain Euler for models trained as flows, where the output is a velocity v and
 x(t) = (1 - t) image + t noise, so x <- x - v / steps from t = 1 on, with time step 1000 t. For a
 model that predicts noise and its variance (PixArt-Σ: twice as many output channels as input
 channels) it is DDIM (arXiv 2010.02502) with the linear schedule of DiT. Both with classifier-free
 guidance in one batch: conditional samples first, then unconditional ones.
-
-Take a diffusion transformer from a local diffusers folder, and denoise images with it.
-
-The folder holds ``config.json`` and the weights as safetensors (pickled weights are not loaded), or
-has them in ``transformer/``. Its class must be one that `capture_denoising` knows; nothing is
-downloaded and no code from the folder runs. Needs the extra ``[diffusion]``.
 """
 
 import json
@@ -27,14 +25,7 @@ from loraq_sim.errors import DumpError, InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "EXTRA_INPUTS",
-    "Transformer",
-    "denoising_calls",
-    "load_diffusers_folder",
-    "load_transformer",
-]
-
+__all__ = ["Transformer", "denoising_calls", "load_diffusers_folder", "load_transformer"]
 
 _TRAINED_STEPS = 1000
 
@@ -72,7 +63,9 @@ def denoising_calls(
     """
     import torch
 
-    config, device = model.config, next(model.parameters()).device
+    # A mixin of diffusers, unknown to torch.
+    config: Any = model.config
+    device = next(model.parameters()).device
     channels, size = config.in_channels, config.sample_size
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(first + images, channels, size, size, generator=generator)
@@ -117,7 +110,7 @@ def _kept_signal(step: float) -> float:
 
 
 def _pixart_inputs(config: Any, x: "torch.Tensor") -> dict[str, Any]:
-    conditions = {"resolution": None, "aspect_ratio": None}
+    conditions: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
     if config.use_additional_conditions:
         import torch
 
@@ -215,7 +208,7 @@ class Transformer:
     """A diffusion transformer and the text embeddings it is run with.
 
     ``text`` is (captions, tokens, channels), the last caption unconditional; ``captions`` says
-    where it comes from. ``class_name`` is a key of `capture_denoising.EXTRA_INPUTS`.
+    where it comes from. ``class_name`` is a key of `EXTRA_INPUTS`.
     """
 
     folder: Path
@@ -338,7 +331,8 @@ def _text(model: "torch.nn.Module", captions: Path | None, seed: int) -> "torch.
     """Text embeddings of shape (captions, tokens, channels), the last one unconditional."""
     import torch
 
-    channels = model.config.caption_channels
+    config: Any = model.config
+    channels: int = config.caption_channels
     if captions is None:
         generator = torch.Generator().manual_seed(seed + 1)
         return torch.randn(2, _TEXT_TOKENS, channels, generator=generator)

@@ -1,10 +1,8 @@
-"""A uniform sample of a stream of rows, in memory of a fixed size.
+"""Watch the inputs of a model's linear layers while it runs, and keep a sample of their rows.
 
-Watch the inputs of a model's linear layers while it runs.
-
-Layers that read the same tensor (q, k and v) share one sample of rows. Whether they do is seen in
-the first model call, and checked in every later one: a layer that goes its own way from some call
-on continues with a sample of its own.
+Layers that read the same tensor (q, k and v) share one `RowSample`, uniform and of a fixed size.
+Whether they do is seen in the first model call, and checked in every later one: a layer that goes
+its own way from some call on continues with a sample of its own.
 """
 
 import hashlib
@@ -12,7 +10,8 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ from loraq_sim.errors import DumpError
 
 if TYPE_CHECKING:
     import torch
+
+    LinearModule = torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d
 
 __all__ = [
     "InputRecorder",
@@ -51,7 +52,8 @@ class RowSample:
         self._keys = np.empty(0)
         # Firing, time step and place in the stream of each kept row.
         self._origin = np.empty((0, 3), dtype=np.int64)
-        self._rows: NDArray[np.float32] | None = None
+        # Without columns until the width is known.
+        self._rows: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
         self._n_seen = 0
 
     def choose(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -93,7 +95,7 @@ class RowSample:
         self._n_seen += count
         self._keys = np.concatenate([self._keys, keys])
         self._origin = np.concatenate([self._origin, origin])
-        self._rows = rows if self._rows is None else np.concatenate([self._rows, rows])
+        self._rows = np.concatenate([self._rows, rows]) if self._rows.size else rows
         if len(self._keys) > self._budget:
             kept = np.argpartition(self._keys, self._budget)
             self._bound = float(self._keys[kept[self._budget]])
@@ -120,21 +122,24 @@ class RowSample:
 
     def _keep(self, places: NDArray[np.int64]) -> None:
         self._keys, self._origin = self._keys[places], self._origin[places]
-        if self._rows is not None:
-            self._rows = self._rows[places]
+        self._rows = self._rows[places]
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()))
 
 
-def find_linear_layers(model: "torch.nn.Module") -> dict[str, "torch.nn.Module"]:
+def find_linear_layers(model: "torch.nn.Module") -> dict[str, "LinearModule"]:
     """Every Linear and every 1x1 convolution of a model, by name, in the order of definition."""
     import torch
 
-    found = {}
+    found: dict[str, LinearModule] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) or _is_1x1_convolution(module):
+        if (
+            isinstance(module, torch.nn.Linear)
+            or isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
+            and _is_1x1(module)
+        ):
             found[name or "model"] = module
     return found
 
@@ -156,7 +161,7 @@ class _Watched:
 class _Sighting:
     """A tensor that a layer has read in the current call; `tensor` is a weak reference."""
 
-    tensor: weakref.ref
+    tensor: "weakref.ref[torch.Tensor]"
     layer: str
     firing: int
 
@@ -179,7 +184,7 @@ class InputRecorder:
         one model call) and `dtype` of its inputs. Shared samples are one object.
     """
 
-    def __init__(self, modules: Mapping[str, "torch.nn.Module"], budget: int, seed: int) -> None:
+    def __init__(self, modules: Mapping[str, "LinearModule"], budget: int, seed: int) -> None:
         self.layers = {name: _Watched() for name in modules}
         self._modules = modules
         self._budget = budget
@@ -193,10 +198,7 @@ class InputRecorder:
         handles = []
         try:
             for name, module in self._modules.items():
-
-                def hook(module, args, kwargs, name=name) -> None:
-                    self._fire(name, module, args[0] if args else kwargs["input"])
-
+                hook = partial(self._hook, name)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
         finally:
@@ -213,7 +215,10 @@ class InputRecorder:
         for layer in self.layers.values():
             layer.n_in_call = 0
 
-    def _fire(self, name: str, module: "torch.nn.Module", x: "torch.Tensor") -> None:
+    def _hook(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._fire(name, module, args[0] if args else kwargs["input"])
+
+    def _fire(self, name: str, module: "LinearModule", x: "torch.Tensor") -> None:
         layer = self.layers[name]
         firing = layer.n_firings
         seen = self._see(name, x, firing)
@@ -225,14 +230,14 @@ class InputRecorder:
             if seen.layer != name and seen.firing == 0:
                 layer.shares_with = seen.layer
                 layer.sample = self.layers[seen.layer].sample
-            else:
-                layer.sample = RowSample(self._budget, self._seed, name)
         if layer.shares_with:
             if seen.layer == layer.shares_with and seen.firing == firing:
                 layer.rows_per_call = self.layers[seen.layer].rows_per_call
                 return
             self._part(name, layer, firing)
-        self._record(name, layer, module, x, firing)
+        if layer.sample is None:
+            layer.sample = RowSample(self._budget, self._seed, name)
+        self._record(name, layer, layer.sample, module, x, firing)
 
     def _see(self, name: str, x: "torch.Tensor", firing: int) -> _Sighting:
         """Whoever read this very tensor first in the current call; perhaps this layer itself."""
@@ -249,14 +254,16 @@ class InputRecorder:
     def _part(self, name: str, layer: _Watched, firing: int | None = None) -> None:
         """Give a layer a sample of its own, with what it shared until then."""
         until = layer.n_firings if firing is None else firing
-        layer.sample = layer.sample.before(until, self._seed, name)
+        if layer.sample is not None:
+            layer.sample = layer.sample.before(until, self._seed, name)
         layer.shares_with = ""
 
     def _record(
         self,
         name: str,
         layer: _Watched,
-        module: "torch.nn.Module",
+        sample: RowSample,
+        module: "LinearModule",
         x: "torch.Tensor",
         firing: int,
     ) -> None:
@@ -269,7 +276,7 @@ class InputRecorder:
                 f"{module.weight.shape[1]}"
             )
         layer.rows_per_call = max(layer.rows_per_call, len(rows))
-        places, keys = layer.sample.choose(len(rows))
+        places, keys = sample.choose(len(rows))
         chosen = rows[torch.from_numpy(places).to(rows.device)]
         values = chosen.to("cpu", torch.float32).numpy()
         if not np.isfinite(values).all():
@@ -277,22 +284,19 @@ class InputRecorder:
                 f"layer {name!r}: its inputs hold NaN or Inf at time step number {self._step + 1}; "
                 "run the model in a wider dtype, or on inputs it was made for"
             )
-        layer.sample.add(values, places, keys, count=len(rows), firing=firing, step=self._step)
+        sample.add(values, places, keys, count=len(rows), firing=firing, step=self._step)
 
 
-def _is_1x1_convolution(module: "torch.nn.Module") -> bool:
-    import torch
-
+def _is_1x1(module: "torch.nn.Conv1d | torch.nn.Conv2d") -> bool:
     return (
-        isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
-        and set(module.kernel_size) == set(module.stride) == {1}
+        set(module.kernel_size) == set(module.stride) == {1}
         and module.groups == 1
         and module.padding in (0, "valid", (0,), (0, 0))
     )
 
 
-def _as_rows(module: "torch.nn.Module", x: "torch.Tensor") -> "torch.Tensor":
+def _as_rows(module: "LinearModule", x: "torch.Tensor") -> "torch.Tensor":
     """Input rows of shape (rows, K); a convolution has its channels before the image axes."""
-    kernel = getattr(module, "kernel_size", ())
+    kernel: tuple[int, ...] = getattr(module, "kernel_size", ())
     channels_last = x.movedim(-1 - len(kernel), -1)
     return channels_last.detach().reshape(-1, channels_last.shape[-1])

@@ -1,9 +1,12 @@
-"""Recognize a file by its first bytes and, for a zip, by its directory; refuse everything else.
+"""What a file is, judged by its content, and whether its pickle may be loaded.
 
-Read a pickle's instructions without running them, and refuse names that no tensor file needs.
+`file_kind` recognizes a file by its first bytes and, for a zip, by its directory; everything but a
+layer dump is refused, with what was found.
 
-torch.load(weights_only=True) has its own list of allowed names. This scan stands before it: the
-error then says what the file wanted to call, and safety does not hang on one torch version alone.
+`find_unsafe_name` reads a pickle's instructions without running them, and finds names that no
+tensor file needs. torch.load(weights_only=True) has its own list of allowed names. This scan stands
+before it: the error then says what the file wanted to call, and safety does not hang on one torch
+version alone.
 """
 
 import pickletools
@@ -13,19 +16,16 @@ import warnings
 import zipfile
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import DumpError
 
 __all__ = [
     "MAX_PICKLE_BYTES",
-    "TORCH_LEGACY_MAGIC",
     "file_kind",
     "find_unsafe_name",
-    "first_global",
 ]
-
 
 TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of a torch.save file older than torch 1.6 (a pickled magic number)."""
@@ -126,7 +126,6 @@ def _zip_kind(path: Path) -> str:
 
 
 def _plain_pickle_message(path: Path) -> str:
-
     with warnings.catch_warnings():
         # Python's parser complains of a damaged text's backslashes.
         warnings.simplefilter("ignore")
@@ -163,7 +162,7 @@ _ALLOWED = re.compile(
 _UNSAFE_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
 
 
-def find_unsafe_name(file: BinaryIO) -> str | None:
+def find_unsafe_name(file: IO[bytes]) -> str | None:
     """Return the first name or opcode a tensor file may not hold, or None; runs nothing.
 
     Reads one pickle from the current position of `file`.
@@ -177,9 +176,9 @@ def find_unsafe_name(file: BinaryIO) -> str | None:
     start = file.tell()
     nesting = _Nesting()
     for opcode, argument, position in pickletools.genops(file):
-        if position - start > MAX_PICKLE_BYTES:
+        if position is not None and position - start > MAX_PICKLE_BYTES:
             raise ValueError("a directory of tensors over 16 MiB")
-        if opcode.name == "PROTO" and argument > MAX_PROTOCOL:
+        if opcode.name == "PROTO" and isinstance(argument, int) and argument > MAX_PROTOCOL:
             raise ValueError(f"pickle protocol {argument}, which does not exist")
         if opcode.name == "GLOBAL":
             dotted = str(argument).replace(" ", ".")
@@ -196,7 +195,7 @@ class _Nesting:
 
     def __init__(self) -> None:
         self.stack: list[tuple[int, int]] = []
-        self.memo: dict[int, tuple[int, int]] = {}
+        self.memo: dict[object, tuple[int, int]] = {}
 
     def follow(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
         """Apply one opcode; raise ValueError if an object nests too deep or expands too far."""
@@ -224,7 +223,7 @@ class _Nesting:
                 raise ValueError(f"nested tuples of more than {MAX_EXPANDED} objects")
         self.stack.extend([(depth, size)] * len(opcode.stack_after))
 
-    def _pop(self, taken: list) -> list[tuple[int, int]]:
+    def _pop(self, taken: list[pickletools.StackObject]) -> list[tuple[int, int]]:
         popped = []
         count = len(taken)
         if pickletools.markobject in taken:

@@ -1,19 +1,16 @@
-"""The role of a layer, read off its name in a diffusion transformer or U-Net.
+"""What a plain checkpoint does not say of its layers: their kinds, and the rows M of one call.
 
-Names are those of diffusers first, then those of the original releases of DiT, PixArt, SD3 and
-FLUX. A wrapper before all of them, such as ``module.`` or ``transformer.``, is left out.
+Kinds are read off the names (`kinds_of`): those of diffusers first, then those of the original
+releases of DiT, PixArt, SD3 and FLUX. A wrapper before all of them, such as ``module.`` or
+``transformer.``, is left out.
 
-Every linear layer of the published diffusion transformers: shapes, rows and calls, no values.
+Inventories list every linear layer of the published diffusion transformers: shapes, rows and calls,
+no values. One JSON file a model in ``inventories/``; each names the source of its shapes. Layers of
+repeated blocks stand there once, with ``{}`` for the number of the block.
 
-One JSON file a model in ``inventories/``; each names the source of its shapes. Layers of repeated
-blocks stand there once, with ``{}`` for the number of the block.
-
-What a plain checkpoint does not say of its layers: their kinds, and the rows M of one call.
-
-Kinds are read off the names, by the table that `capture` uses. Rows come, in this order, from the
-file itself, from a diffusers ``config.json`` beside it, or, where the user names the model, from an
-inventory of a published model (`rows_of_model`). Nothing is guessed: a layer whose rows none of
-these tells has none, and no cost.
+Rows come, in this order, from the file itself, from a diffusers ``config.json`` beside it, or,
+where the user names the model, from its inventory (`rows_of_model`). Nothing is guessed: a layer
+whose rows none of these tells has none, and no cost.
 
 Rows of a kind of layer follow the image: rows = a * (image rows) + c, with a and c from the
 inventory of the same class at both of its resolutions, and (image rows) = samples per call *
@@ -21,14 +18,14 @@ inventory of the same class at both of its resolutions, and (image rows) = sampl
 """
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from loraq_sim.dumps.stored import StoredDump
 from loraq_sim.errors import InputError, unknown_name
@@ -194,7 +191,7 @@ def list_models() -> list[str]:
     )
 
 
-@functools.cache
+@cache
 def load_inventory(model: str, *, resolution: int = 1024) -> ModelInventory:
     """Return the layers of a model, with the rows per call at an image size.
 
@@ -237,7 +234,7 @@ def _folder() -> resources.abc.Traversable:
     return resources.files("loraq_sim.dumps") / "inventories"
 
 
-def _layer(row: dict, block: int, size: int) -> InventoryLayer:
+def _layer(row: dict[str, Any], block: int, size: int) -> InventoryLayer:
     name = row["name"].replace("{}", str(block))
     return InventoryLayer(
         name=name,
@@ -333,11 +330,15 @@ def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
 
 def _recorded(meta: Mapping[str, object]) -> str:
     """Source of rows that a dump states, with the samples of a call where it says them."""
-    batch, images = (meta.get(key, 1) for key in ("cfg_batch", "images"))
-    if "cfg_batch" not in meta or not all(type(n) is int and n > 0 for n in (batch, images)):
+    batch, images = meta.get("cfg_batch"), meta.get("images", 1)
+    if not (_is_count(batch) and _is_count(images)):
         return "dump"
     of_images = f"{images} images, " if images > 1 else ""
     return f"dump, {of_images}{_samples(batch * images)}"
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value > 0
 
 
 def _samples(count: int) -> str:
@@ -375,13 +376,14 @@ def _patches(config: Mapping[str, object]) -> int | None:
     """Patches of one image, None if the config does not say both sizes."""
     patch, size = config.get("patch_size"), config.get("sample_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
-    for number in (patch, *sides):
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 2**16:
-            return None
-    return (sides[0] // patch) * (sides[1] // patch) or None
+    numbers = [n for n in (patch, *sides) if _is_count(n) and n <= 2**16]
+    if len(numbers) < 3:
+        return None
+    edge, height, width = numbers
+    return (height // edge) * (width // edge) or None
 
 
-@lru_cache(maxsize=1)
+@cache
 def _inventories() -> dict[object, ModelInventory]:
     """The inventory of each class of models; models of one class agree in rows."""
     return {inventory.model_class: inventory for inventory in map(load_inventory, list_models())}
@@ -419,7 +421,7 @@ def _rows_at(inventory: ModelInventory, image: int) -> dict[str, int]:
     return rows
 
 
-@lru_cache(maxsize=1)
+@cache
 def _image_kinds() -> set[str]:
     """Kinds whose rows are those of the image in every model: for a class without an inventory."""
     kinds: dict[str, bool] = {}

@@ -1,9 +1,9 @@
-"""A read-only mapping of layer names to layers; a layer's tensors load when it is asked for.
+"""Layer dumps as users see them: open a file, ask for its layers by name.
 
-Open a layer dump: decide what the file is from its content, then hand it to that reader.
-
-The suffix is never trusted. Each format documents its own layout: `torch_file` (.pt),
-`safetensors_file` (.safetensors) and `npz_file` (.npz).
+`read_layer_dump` decides what a file is from its content, never from its suffix, and hands it to
+that format's reader; each documents its own layout: `torch_file` (.pt) and `array_files`
+(.safetensors, .npz). The `LayerDump` it returns is a read-only mapping of layer names to layers,
+whose tensors load when a layer is asked for.
 """
 
 import difflib
@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import loraq_sim.dumps.array_files as array_files
+import loraq_sim.dumps.torch_file as torch_file
 from loraq_sim.dumps.file_kind import file_kind
 from loraq_sim.dumps.kinds import with_roles
 from loraq_sim.dumps.stored import (
@@ -106,17 +108,18 @@ class LayerDump(Mapping[str, Layer]):
     def __getitem__(self, name: str) -> Layer:
         stored = self._find(name)
         info = self.info(name)
-        shared = self._activations.get(info.activation_key)
+        key = info.activation_key
+        rows = None if key is None else self._activations.get(key)
         try:
+            weight = self._load(name, "weight", stored.usable_weight()).reshape(info.n, info.k)
+            bias = None if stored.bias is None else self._load(name, "bias", stored.bias)
+            if rows is None and stored.activations is not None:
+                rows = self._load(name, "activations", stored.activations)
             layer = Layer(
                 name=name,
-                weight=self._load(name, "weight", stored.weight).reshape(info.n, info.k),
-                bias=self._load(name, "bias", stored.bias),
-                activations=(
-                    self._load(name, "activations", stored.activations)
-                    if shared is None
-                    else shared
-                ),
+                weight=weight,
+                bias=bias,
+                activations=rows,
                 kind=info.kind,
                 group=info.group,
                 rows_per_call=info.rows_per_call,
@@ -127,8 +130,8 @@ class LayerDump(Mapping[str, Layer]):
             raise
         except InputError as error:
             raise DumpError(f"{self.path}: {error}") from None
-        if layer.activations is not None:
-            self._activations[info.activation_key] = layer.activations
+        if key is not None and layer.activations is not None:
+            self._activations[key] = layer.activations
         return layer
 
     def __iter__(self) -> Iterator[str]:
@@ -170,8 +173,6 @@ class LayerDump(Mapping[str, Layer]):
         stored = self._find(name)
         try:
             check_name(name)
-            if stored.problem:
-                raise InputError(f"layer {name!r}: {stored.problem}")
             return _describe(stored)
         except InputError as error:
             raise DumpError(f"{self.path}: {error}") from None
@@ -246,9 +247,7 @@ class LayerDump(Mapping[str, Layer]):
     def _why_left_out(self, name: str) -> str:
         return self.skipped.get(name) or self.skipped.get(f"{name}.weight", "")
 
-    def _load(self, name: str, tensor: str, stored: StoredTensor | None) -> NDArray | None:
-        if stored is None:
-            return None
+    def _load(self, name: str, tensor: str, stored: StoredTensor) -> NDArray:
         what = f"layer {name!r}: {tensor}"
         if _file_version(self.path) != self._version:
             # Offsets read at opening would now point at other bytes.
@@ -284,43 +283,49 @@ def _file_version(path: Path) -> tuple[int, int, int] | None:
 
 
 def _reopen(path: Path, names: tuple[str, ...]) -> LayerDump:
-
     dump = read_layer_dump(path)
     return dump._restricted(names)
 
 
 def _describe(stored: StoredLayer) -> LayerInfo:
-    name = stored.name
-    tensors = {"weight": stored.weight, "bias": stored.bias, "activations": stored.activations}
-    shapes = {key: _matrix_shape(t) for key, t in tensors.items() if t is not None}
-    check_shapes(name, **shapes)
-    for key, tensor in tensors.items():
+    name, weight = stored.name, stored.usable_weight()
+    bias, activations = stored.bias, stored.activations
+    check_shapes(
+        name,
+        _matrix_shape(weight),
+        None if bias is None else _matrix_shape(bias),
+        None if activations is None else _matrix_shape(activations),
+    )
+    for key, tensor in (("weight", weight), ("bias", bias), ("activations", activations)):
         if tensor is not None:
             check_dtype(name, key, tensor.dtype)
-    kind = "linear" if stored.kind is None else stored.kind
-    for field, value in (("kind", kind), ("group", stored.group)):
-        if not isinstance(value, str) or not (value == "" or value.isprintable()):
-            raise InputError(f"layer {name!r}: {field} must be a printable string")
-    n, k = shapes["weight"]
+    kind = _text(name, "kind", "linear" if stored.kind is None else stored.kind)
+    group = _text(name, "group", stored.group)
+    n, k = _matrix_shape(weight)
     rows = stored.rows_per_call
-    activations = stored.activations
     return LayerInfo(
         name=name,
         n=n,
         k=k,
         tokens=None if activations is None else activations.shape[0],
         kind=kind,
-        group=stored.group,
-        has_bias=stored.bias is not None,
+        group=group,
+        has_bias=bias is not None,
         rows_per_call=None if rows is None else check_count(name, "rows_per_call", rows),
         calls_per_step=check_count(name, "calls_per_step", stored.calls_per_step),
-        dtype=stored.weight.dtype,
-        bias_dtype=None if stored.bias is None else stored.bias.dtype,
+        dtype=weight.dtype,
+        bias_dtype=None if bias is None else bias.dtype,
         activation_dtype=None if activations is None else activations.dtype,
-        nbytes=stored.weight.nbytes + (0 if stored.bias is None else stored.bias.nbytes),
+        nbytes=weight.nbytes + (0 if bias is None else bias.nbytes),
         activation_key=None if activations is None else activations.key,
         rows_source=stored.rows_source,
     )
+
+
+def _text(name: str, field: str, value: object) -> str:
+    if not isinstance(value, str) or not (value == "" or value.isprintable()):
+        raise InputError(f"layer {name!r}: {field} must be a printable string")
+    return value
 
 
 def _matrix_shape(tensor: StoredTensor) -> tuple[int, ...]:
@@ -369,13 +374,7 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
 
 def _open(path: Path, kind: str) -> StoredDump:
     if kind == "torch":
-        from loraq_sim.dumps.torch_file import open_torch_file
-
-        return open_torch_file(path)
+        return torch_file.open_torch_file(path)
     if kind == "safetensors":
-        from loraq_sim.dumps.array_files import open_safetensors_file
-
-        return open_safetensors_file(path)
-    from loraq_sim.dumps.array_files import open_npz_file
-
-    return open_npz_file(path)
+        return array_files.open_safetensors_file(path)
+    return array_files.open_npz_file(path)

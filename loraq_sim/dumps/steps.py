@@ -1,16 +1,15 @@
-"""Which denoising step each activation row of a dump comes from.
+"""What the values of a dump look like, layer by layer and at each denoising step.
 
-A dump's ``meta`` says it once, rows being stored in order of time step:
+Which denoising step each activation row comes from, a dump's ``meta`` says once, rows being stored
+in order of time step:
 
     {"time_steps": {"values": [999, 949, ...], "rows": {"<group>": [13, 12, ...]}}}
 
 with the time step's value as the model got it, and for each group of layers (one stored input) the
 number of rows from each step. A count under ``*`` holds for every group that is not listed.
 
-What the inputs of each layer look like at each denoising step.
-
-Over the rows x of one time step, with r_c the root mean square and a_c the largest magnitude of
-channel c in these rows:
+Inputs at each step (`step_statistics`): over the rows x of one time step, with r_c the root mean
+square and a_c the largest magnitude of channel c in these rows,
 
 - ``rms`` = sqrt(mean x^2), ``amax`` = max |x|
 - ``channel_amax_ratio`` = max_c a_c / median_c a_c: how far outlier channels stand out
@@ -18,18 +17,15 @@ channel c in these rows:
 - ``first_step_correlation``: Pearson correlation over c of r_c with that of the first step that
   has rows; 1 while the channels keep their relative sizes, lower as they drift
 
-A ratio over zero is None, and so is everything at a step without rows.
-
-Rows for ``dump info``: sizes of every layer and, on request, what its values look like.
-
-With w the weight's values and r_c the root mean square of activation channel c over the tokens:
+Layers as a whole (`summarize`, for ``dump info``): with w the weight's values and r_c the root mean
+square of activation channel c over the tokens,
 
 - ``weight_std`` = sqrt(mean((w - mean w)^2)), ``weight_max_over_std`` = max|w| / weight_std
 - ``weight_kurtosis`` = mean((w - mean w)^4) / weight_std^4 - 3, which is 0 for a Gaussian
 - ``weight_top32_energy`` = sum of the 32 largest squared singular values / sum of all
 - ``activation_outlier_ratio`` = max_c r_c / median_c r_c
 
-A ratio over zero is None.
+A ratio over zero is None, and so is everything at a step without rows.
 """
 
 from collections.abc import Mapping
@@ -117,6 +113,8 @@ def step_counts(dump: LayerDump, name: str) -> tuple[NDArray[np.float64], NDArra
     if record is None or info.tokens is None:
         return None
     try:
+        if not isinstance(record, Mapping):
+            raise TypeError
         rows = record["rows"]
         counts = rows[info.group] if info.group in rows else rows["*"]
         values = np.asarray(record["values"], dtype=np.float64)
@@ -213,7 +211,8 @@ def _layer_rows(dump: LayerDump, name: str, measured: dict[tuple, list]) -> list
     values, counts = steps
     key = (info.activation_key, tuple(counts))
     if key not in measured:
-        measured[key] = step_statistics_of_rows(dump[name].activations, counts)
+        inputs = dump[name].activations
+        measured[key] = [] if inputs is None else step_statistics_of_rows(inputs, counts)
     return [
         _row(**shared, step=plain_step(value), rows=int(count), **statistics)
         for value, count, statistics in zip(values, counts, measured[key], strict=True)
@@ -258,7 +257,7 @@ _TOP = 32
 
 _SIZES = ("layer", "kind", "group", "n", "k", "tokens", "rows_per_call", "calls_per_step")
 _STORAGE = ("dtype", "bytes")
-_summary_STATISTICS = (
+_SUMMARY_STATISTICS = (
     "weight_std",
     "weight_max_abs",
     "weight_max_over_std",
@@ -292,7 +291,7 @@ def summarize(
     """
     columns = [*_SIZES, *_STORAGE]
     if statistics:
-        columns += _summary_STATISTICS
+        columns += _SUMMARY_STATISTICS
     if singular_values:
         columns.append("weight_top32_energy")
     rows = []

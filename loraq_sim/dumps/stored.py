@@ -3,10 +3,9 @@
 Readers fill these records from a file's directory alone. A layer that cannot be used still gets a
 record, with `problem` saying why, so that one bad layer never hides the others.
 
-Group tensors named ``<layer>.weight``, ``.bias`` and ``.activations`` into layers.
-
-This naming is shared by .safetensors, .npz and flat state dicts. What names cannot carry stands in
-a JSON metadata record, one object per layer:
+In .safetensors, .npz and flat state dicts, tensors are grouped into layers by their names,
+``<layer>.weight``, ``.bias`` and ``.activations`` (`layers_from_keys`). What names cannot carry
+stands in a JSON metadata record, one object per layer:
 
     {"<layer>": {"kind": "self_q", "group": "block0.attn1", "rows_per_call": 8192,
                  "calls_per_step": 1, "activations": "block0.attn1.to_q.activations"}}
@@ -25,10 +24,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
-from loraq_sim.errors import DumpError
+from loraq_sim.errors import DumpError, InputError
 
 __all__ = [
     "DUMP_FORMAT",
@@ -40,6 +40,7 @@ __all__ = [
     "layers_from_keys",
     "parse_json_object",
     "plain_meta",
+    "stated_fields",
     "without_adapters",
 ]
 
@@ -96,6 +97,21 @@ class StoredLayer:
     rows_source: str = ""
     calls_per_step: object = 1
     problem: str = ""
+
+    def usable_weight(self) -> StoredTensor:
+        """The weight, or an InputError that says why the layer cannot be used."""
+        if self.weight is None or self.problem:
+            raise InputError(f"layer {self.name!r}: {self.problem or 'has no weight'}")
+        return self.weight
+
+
+class StatedFields(TypedDict, total=False):
+    """The fields of a `StoredLayer` that a file may state, unchecked."""
+
+    kind: object
+    group: object
+    rows_per_call: object
+    calls_per_step: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +195,9 @@ def plain_meta(path: Path, meta: object) -> dict[str, object]:
             return value
         raise DumpError(f"{path}: meta holds a {type(value).__name__}; use plain numbers and text")
 
-    return copy(meta, 0)
-
-
-_FIELDS = ("kind", "group", "rows_per_call", "calls_per_step")
+    copied = copy(meta, 0)
+    # A copy of a mapping is a dict: one with keys that are not text was refused.
+    return copied if isinstance(copied, dict) else {}
 
 
 def layers_from_keys(
@@ -307,12 +322,25 @@ def _one_layer(name: str, tensors: Mapping[str, StoredTensor], record: object) -
     if "activations" in record and activations is None:
         shown = repr(key[:200]) if isinstance(key, str) else f"a {type(key).__name__}"
         problem = problem or f"its activations refer to {shown}, which the file does not hold"
-    fields = {field: record[field] for field in _FIELDS if record.get(field) is not None}
     return StoredLayer(
         name=name,
         weight=tensors.get(f"{name}.weight"),
         bias=tensors.get(f"{name}.bias"),
         activations=activations,
         problem=problem,
-        **fields,
+        **stated_fields(record),
     )
+
+
+def stated_fields(record: Mapping[Any, object]) -> StatedFields:
+    """What the record of a layer says of its role and its calls, as found."""
+    found: StatedFields = {}
+    if record.get("kind") is not None:
+        found["kind"] = record["kind"]
+    if record.get("group") is not None:
+        found["group"] = record["group"]
+    if record.get("rows_per_call") is not None:
+        found["rows_per_call"] = record["rows_per_call"]
+    if record.get("calls_per_step") is not None:
+        found["calls_per_step"] = record["calls_per_step"]
+    return found

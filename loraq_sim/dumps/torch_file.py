@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 from numpy.typing import NDArray
 
@@ -34,6 +34,7 @@ from loraq_sim.dumps.stored import (
     first_line,
     layers_from_keys,
     plain_meta,
+    stated_fields,
 )
 from loraq_sim.errors import DumpError
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["import_torch", "load_object", "open_torch_file"]
-
-_ENTRY_FIELDS = ("kind", "group", "rows_per_call", "calls_per_step")
 
 
 def open_torch_file(path: Path) -> StoredDump:
@@ -85,7 +84,7 @@ def _load(torch: ModuleType, path: Path) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def import_torch(path: Path) -> "torch":
+def import_torch(path: Path) -> ModuleType:
     """Return the torch module; raise DumpError if it is missing or older than 2.6."""
     try:
         import torch
@@ -124,7 +123,7 @@ def _refuse_unsafe(path: Path) -> None:
             _scan(path, file)
 
 
-def _scan(path: Path, file: BinaryIO) -> None:
+def _scan(path: Path, file: IO[bytes]) -> None:
     try:
         with warnings.catch_warnings():
             # Python's parser complains of a damaged text's backslashes.
@@ -169,7 +168,9 @@ def _read_root(path: Path, root: object) -> StoredDump:
     return layers_from_keys(tensors, layers={}, meta={})
 
 
-def _structured(entries: Mapping, meta: dict, file_bytes: int) -> StoredDump:
+def _structured(
+    entries: Mapping[object, object], meta: dict[str, object], file_bytes: int
+) -> StoredDump:
     layers = {}
     for position, (name, entry) in enumerate(entries.items()):
         if isinstance(name, str):
@@ -186,7 +187,7 @@ def _stored_layer(name: str, entry: object, file_bytes: int) -> StoredLayer:
         return StoredLayer(
             name=name, problem=f"is a {type(entry).__name__}, expected a mapping with 'weight'"
         )
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for tensor in ("weight", "bias", "activations"):
         value = entry.get(tensor)
         if value is None:
@@ -196,9 +197,13 @@ def _stored_layer(name: str, entry: object, file_bytes: int) -> StoredLayer:
                 name=name, problem=f"{tensor} is a {type(value).__name__}, expected a tensor"
             )
         tensors[tensor] = _stored_tensor(value, file_bytes)
-    fields = {key: entry[key] for key in _ENTRY_FIELDS if entry.get(key) is not None}
     return StoredLayer(
-        name=name, problem="" if "weight" in tensors else "has no weight", **tensors, **fields
+        name=name,
+        problem="" if "weight" in tensors else "has no weight",
+        weight=tensors.get("weight"),
+        bias=tensors.get("bias"),
+        activations=tensors.get("activations"),
+        **stated_fields(entry),
     )
 
 

@@ -1,11 +1,8 @@
-"""Write layers to a .pt, .safetensors or .npz dump.
+"""Write layers to a .pt, .safetensors or .npz dump, or copy a dump into another of them.
 
 The layouts are those that the readers document. Activations that layers share are stored once. The
-.safetensors and .npz writers hold one layer at a time, so a dump may be larger than memory.
-
-Copy a dump into another file format or storage dtype.
-
-A layer at a time is in memory, except that torch writes a .pt from tensors that are all there.
+.safetensors and .npz writers hold one layer at a time, so a dump may be larger than memory; torch
+writes a .pt from tensors that are all there.
 """
 
 import hashlib
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 from loraq_sim.dumps.array_files import METADATA_KEY
 from loraq_sim.dumps.layer_dump import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.stored import DUMP_FORMAT, plain_meta
+from loraq_sim.dumps.torch_file import import_torch
 from loraq_sim.errors import DumpError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.layers import Layer, check_name
@@ -144,8 +142,11 @@ def _plan_layer(source: _Source, name: str, info: LayerInfo, first_with: dict[st
     if info.rows_per_call is not None:
         record["rows_per_call"] = info.rows_per_call
     record["calls_per_step"] = info.calls_per_step
-    parts = {"weight": (info.dtype, (info.n, info.k)), "bias": (info.bias_dtype, (info.n,))}
-    if info.activation_key is not None:
+    parts: dict[str, tuple[str | None, tuple[int, ...]]] = {
+        "weight": (info.dtype, (info.n, info.k)),
+        "bias": (info.bias_dtype, (info.n,)),
+    }
+    if info.activation_key is not None and info.tokens is not None:
         key = first_with.setdefault(info.activation_key, f"{name}.activations")
         record["activations"] = key
         if key not in source.dtypes:
@@ -243,8 +244,6 @@ def _add_member(archive: zipfile.ZipFile, key: str, array: NDArray) -> None:
 
 
 def _write_torch(path: Path, file: BinaryIO, source: _Source) -> None:
-    from loraq_sim.dumps.torch_file import import_torch
-
     torch = import_torch(path)
     values = {}
     for key, array in source.tensors(path):
@@ -253,12 +252,12 @@ def _write_torch(path: Path, file: BinaryIO, source: _Source) -> None:
         values[key] = tensor.view(torch.bfloat16) if bits is not array else tensor
     entries = {}
     for name, record in source.records.items():
-        key = record.get("activations")
+        rows = record.get("activations")
         entries[name] = {
             "weight": values[f"{name}.weight"],
             "bias": values.get(f"{name}.bias"),
             **record,
-            "activations": None if key is None else values[key],
+            "activations": values[rows] if isinstance(rows, str) else None,
         }
     torch.save({"format": DUMP_FORMAT, "meta": source.meta, "layers": entries}, file)
 

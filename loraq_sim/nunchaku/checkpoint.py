@@ -1,13 +1,13 @@
-"""Layers as kernels run them: q, k and v that share one R as one layer, all others alone.
+"""A whole model in nunchaku's key layout: one safetensors file of `layer_tensors`.
 
-A whole model in nunchaku's key layout: one safetensors file of `layer_tensors`.
-
-Layers keep their names, but for q, k and v that share one R (`loraq_sim.solve_group`): nunchaku
-runs them as one layer ``<attention>.to_qkv``, rows of q, k and v below each other. The metadata key
-``loraq_sim`` (JSON) says what is not in the tensors: {name: {members: {layer: N}, k, rank, facts}}.
-Files of other programs lack it; their layers are read as they are stored, padding included.
+Layers keep their names, but for q, k and v that share one R (`loraq_sim.solve_group`): kernels run
+them as one layer ``<attention>.to_qkv``, rows of q, k and v below each other (`FusedLayer`). The
+metadata key ``loraq_sim`` (JSON) says what is not in the tensors:
+{name: {members: {layer: N}, k, rank, facts}}. Files of other programs lack it; their layers are
+read as they are stored, padding included.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,30 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing, replaced_file, require_regular_file
 from loraq_sim.nunchaku.layer_tensors import layer_tensors, read_layer
-from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.main_grid import stack_rows, take_rows
+from loraq_sim.solvers.problem import Branches
 from loraq_sim.solvers.shared_inputs import share_out
 
 __all__ = [
     "FusedLayer",
-    "UNKNOWN",
+    "as_solution",
     "fused_layers",
     "read_nunchaku",
     "split_layer",
     "write_nunchaku",
 ]
 
-
+_KEY = "loraq_sim"
 _ORDER = ("to_q", "to_k", "to_v")
 _FUSED = "to_qkv"
 _FACTS = ("method", "preset", "seed", "weight_error", "seconds")
 # Facts of a solution that other programs do not store.
-UNKNOWN = {"method": "", "preset": "", "seed": 0, "weight_error": 0.0, "seconds": 0.0}
+_UNKNOWN: dict[str, Any] = dict(zip(_FACTS, ("", "", 0, 0.0, 0.0), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +63,22 @@ class FusedLayer:
             "facts": dict(self.facts),
         }
 
-    @classmethod
-    def of_parts(
-        cls,
-        name: str,
-        parts: Mapping[str, Any],
-        bias: np.ndarray,
-        *,
-        members: Mapping[str, int],
-        facts: Mapping[str, Any] | None = None,
-    ) -> "FusedLayer":
-        """A layer as read from a file."""
-        solution = Solution(**parts, **UNKNOWN, trace=[])
-        return cls(name=name, solution=solution, bias=bias, members=members, facts=facts or {})
+
+def as_solution(parts: Branches, facts: Mapping[str, Any] | None = None) -> Solution:
+    """The solution of stored `parts`; `facts` of it that a file does not say are empty or 0."""
+    known = _UNKNOWN | dict(facts or {})
+    return Solution(
+        method=known["method"],
+        preset=known["preset"],
+        seed=known["seed"],
+        weight_error=known["weight_error"],
+        seconds=known["seconds"],
+        main=parts.main,
+        left=parts.left,
+        right=parts.right,
+        smooth=parts.smooth,
+        trace=[],
+    )
 
 
 def fused_layers(
@@ -96,21 +102,23 @@ def fused_layers(
 
 
 def split_layer(layer: FusedLayer) -> dict[str, tuple[Solution, np.ndarray]]:
-    """The members of a layer, each with its bias; R and smoothing are one object for all."""
-    found, start, solution = {}, 0, layer.solution
+    """The members of a layer, each with its bias, zeros where the layer has none.
+
+    R and smoothing are one object for all.
+    """
+    start, solution = 0, layer.solution
+    bias = np.zeros(solution.main.shape[0], np.float32) if layer.bias is None else layer.bias
+    found: dict[str, tuple[Solution, np.ndarray]] = {}
     for member, n_rows in layer.members.items():
         rows = slice(start, start + n_rows)
         start += n_rows
-        facts = {**UNKNOWN, **dict(layer.facts.get(member, {}))}
-        part = Solution(
-            **{fact: facts[fact] for fact in _FACTS},
-            main=_rows(solution.main, rows),
-            left=None if solution.left is None else _rows(solution.left, rows),
+        part = Branches(
+            main=take_rows(solution.main, rows),
+            left=None if solution.left is None else take_rows(solution.left, rows),
             right=solution.right,
             smooth=solution.smooth,
-            trace=[],
         )
-        found[member] = (part, layer.bias[rows])
+        found[member] = (as_solution(part, layer.facts.get(member)), bias[rows])
     if len(found) == 1:
         return found
     shared = share_out({name: part for name, (part, _) in found.items()}, ("right", "smooth"))
@@ -140,14 +148,15 @@ def _stacked(solutions: list[Solution]) -> Solution:
     first = solutions[0]
     if len(solutions) == 1:
         return first
-    return Solution(
-        **{fact: getattr(first, fact) for fact in _FACTS},
-        main=_joined([solution.main for solution in solutions]),
-        left=_joined([solution.left for solution in solutions]),
-        right=first.right,
-        smooth=first.smooth,
-        rotation=first.rotation,
+    # Layers that share R have a left factor each.
+    lefts = [solution.left for solution in solutions if solution.left is not None]
+    return dataclasses.replace(
+        first,
+        main=stack_rows([solution.main for solution in solutions]),
+        left=stack_rows(lefts),
         trace=[],
+        branch_noise=None,
+        charged={},
     )
 
 
@@ -160,20 +169,6 @@ def _stacked_bias(
         for bias, size in zip(biases, sizes, strict=True)
     ]
     return np.concatenate(filled)
-
-
-def _joined(parts: list[QuantizedTensor]) -> QuantizedTensor:
-    scales = None if parts[0].scales is None else np.concatenate([part.scales for part in parts])
-    codes = np.concatenate([part.codes for part in parts])
-    return QuantizedTensor(codes=codes, scales=scales, format=parts[0].format)
-
-
-def _rows(part: QuantizedTensor, rows: slice) -> QuantizedTensor:
-    scales = None if part.scales is None else part.scales[rows]
-    return QuantizedTensor(codes=part.codes[rows], scales=scales, format=part.format)
-
-
-_KEY = "loraq_sim"
 
 
 def write_nunchaku(
@@ -200,8 +195,6 @@ def write_nunchaku(
     InputError
         If a layer is none that the kernels can run, or the file is there.
     """
-    from safetensors.numpy import save
-
     path = Path(path)
     if not solutions:
         raise InputError(f"{path}: no solved layer to write")
@@ -225,8 +218,6 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
     InputError
         If the file is no such file; the message names the layer.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     require_regular_file(path, "quantized model")
     try:
@@ -259,10 +250,13 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
 def _read(name: str, tensors: dict[str, np.ndarray], note: dict[str, Any] | None) -> FusedLayer:
     if note is None:
         parts, bias = read_layer(name, tensors)
-        return FusedLayer.of_parts(name, parts, bias, members={name: parts["main"].shape[0]})
+        members = {name: parts.main.shape[0]}
+        return FusedLayer(name=name, solution=as_solution(parts), bias=bias, members=members)
     members = {str(member): int(rows) for member, rows in note["members"].items()}
     if not members or min(members.values()) < 1:
         raise InputError(f"layer {name!r}: members must have rows, got {members!r:.80}")
     shape = sum(members.values()), int(note["k"])
     parts, bias = read_layer(name, tensors, shape, int(note["rank"]))
-    return FusedLayer.of_parts(name, parts, bias, members=members, facts=note["facts"])
+    return FusedLayer(
+        name=name, solution=as_solution(parts), bias=bias, members=members, facts=note["facts"]
+    )

@@ -10,7 +10,7 @@ away from it. q, k and v that share R have one branch and one smoothing under th
 the rows of L below each other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,17 @@ from loraq_sim.dumps.torch_file import load_object
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.formats import parse_format
-from loraq_sim.nunchaku.checkpoint import UNKNOWN, FusedLayer, fused_layers, split_layer
-from loraq_sim.nunchaku.layer_tensors import BRANCH_FORMAT, GROUP, MAIN_FORMAT, check_fits
+from loraq_sim.nunchaku.checkpoint import FusedLayer, as_solution, fused_layers, split_layer
+from loraq_sim.nunchaku.layer_tensors import (
+    GROUP,
+    MAIN_FORMAT,
+    check_fits,
+    plain_factor,
+    stored_scales,
+)
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.problem import Branches
 from loraq_sim.solvers.shared_inputs import share_out
 
 __all__ = ["read_deepcompressor", "write_deepcompressor"]
@@ -73,8 +80,8 @@ def _add(content: dict[str, dict[str, Any]], layer: FusedLayer) -> None:
             f"layer {name!r}: K={k} is no multiple of {GROUP}, which deepcompressor needs; "
             "the nunchaku layout pads"
         )
-    for member, (solution, bias) in split_layer(_with_bias(layer)).items():
-        scales = solution.main.scales.astype(np.float16)
+    for member, (solution, bias) in split_layer(layer).items():
+        scales = stored_scales(solution.main)
         content["model"][f"{member}.weight"] = _half(solution.main.dequantize())
         if layer.bias is not None:
             content["model"][f"{member}.bias"] = _half(bias)
@@ -82,7 +89,7 @@ def _add(content: dict[str, dict[str, Any]], layer: FusedLayer) -> None:
     solution = layer.solution
     if solution.smooth is not None:
         content["smooth"][name] = _half(solution.smooth)
-    if solution.right is not None:
+    if solution.left is not None and solution.right is not None:
         left, right = solution.left.codes, solution.right.codes
         content["branch"][name] = {"a.weight": _half(right), "b.weight": _half(left)}
 
@@ -103,7 +110,7 @@ def read_deepcompressor(folder: str | Path) -> tuple[dict[str, Solution], dict[s
     try:
         mains = {name: _main(name, model, scale[name + _SCALE]) for name in names}
         biases = {name: _bias(model, name, len(mains[name].codes)) for name in names}
-        solutions = {}
+        solutions: dict[str, Solution] = {}
         for home in names:
             members = {
                 name: _solution(mains[name], left, right, smooth.get(home))
@@ -151,7 +158,9 @@ def _bias(model: dict[str, Any], name: str, n: int) -> np.ndarray:
     return np.zeros(n, np.float32) if bias is None else bias.float().numpy()
 
 
-def _branches(home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[str, Any]):
+def _branches(
+    home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[str, Any]
+) -> Iterator[tuple[str, QuantizedTensor | None, QuantizedTensor | None]]:
     """(layer, L, R) of the layers whose branch lies under the name `home`."""
     n = len(mains[home].codes)
     if home not in branch:
@@ -176,28 +185,15 @@ def _is_common(home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[
     return home in branch and len(branch[home]["b.weight"]) > len(mains[home].codes)
 
 
-def _solution(main: QuantizedTensor, left: Any, right: Any, smooth: Any) -> Solution:
-    parts = {"main": main, "left": left, "right": right}
-    smooth = None if smooth is None else smooth.float().numpy()
-    return Solution(**parts, smooth=smooth, **UNKNOWN, trace=[])
-
-
-def _with_bias(layer: FusedLayer) -> FusedLayer:
-    if layer.bias is not None:
-        return layer
-    n = layer.solution.main.shape[0]
-    return FusedLayer(
-        name=layer.name,
-        solution=layer.solution,
-        bias=np.zeros(n, np.float32),
-        members=layer.members,
-        facts=layer.facts,
-    )
+def _solution(
+    main: QuantizedTensor, left: QuantizedTensor | None, right: QuantizedTensor | None, smooth: Any
+) -> Solution:
+    factors = None if smooth is None else smooth.float().numpy()
+    return as_solution(Branches(main=main, left=left, right=right, smooth=factors))
 
 
 def _plain(values: Any) -> QuantizedTensor:
-    codes = values.half().numpy()
-    return QuantizedTensor(codes=codes, scales=None, format=parse_format(BRANCH_FORMAT))
+    return plain_factor(values.half().numpy())
 
 
 def _half(values: np.ndarray) -> Any:

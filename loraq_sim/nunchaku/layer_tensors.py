@@ -1,20 +1,4 @@
-"""The order in which nunchaku's W4A4 kernels store the elements of a matrix.
-
-A warp multiplies with ``mma.m16n8k64`` (4-bit) and ``mma.m16n8k16`` (16-bit); every lane finds what
-it multiplies in consecutive bytes. Lane l of 32 is (row l // 4, column l % 4) of a fragment:
-
-- **weights**, tiles of 128 rows by 64 columns, row tiles outermost. In a tile: fragments of 16
-  rows, then lanes, then the two halves of 8 rows, then the two halves of 32 columns, then 8 codes
-  in one 32-bit word, the first in its lowest bits;
-- **scales** (also bias and smoothing, as one column), blocks of 128 rows; in a block group by
-  group: 8 runs of 16 rows, where lane column c takes rows 2c, 2c + 1, 8 + 2c and 9 + 2c;
-- **low-rank factors** (16 bit), tiles of 16 by 16: lanes, then halves of 8 rows, then halves of 8
-  columns, then two elements. The down projection (r, K) is tiled along K first, the up projection
-  (N, r) along N first.
-
-The tests follow every element to its place by index arithmetic of their own.
-
-One solved layer as the tensors of a nunchaku W4A4 linear layer, and back.
+"""One solved layer as the tensors of a nunchaku W4A4 linear layer, and back.
 
     qweight    (N', K'/2) int8     codes, two a byte
     wscales    (K'/64, N') fp16    one scale per 64 weights along K
@@ -27,6 +11,21 @@ N' and K' are N and K rounded up to 128, r' is the rank rounded up to 16 (scales
 ones, all else with zeros). Everything survives the way there and back bit by bit but one thing:
 with smoothing, nunchaku's R acts on activations that are not divided yet, so R / smooth is stored
 in fp16, and R comes back within 2^-10 of what it was (two roundings to 11 bits).
+
+The order of the elements is that of the kernels. A warp multiplies with ``mma.m16n8k64`` (4-bit)
+and ``mma.m16n8k16`` (16-bit); every lane finds what it multiplies in consecutive bytes. Lane l of
+32 is (row l // 4, column l % 4) of a fragment:
+
+- **weights**, tiles of 128 rows by 64 columns, row tiles outermost. In a tile: fragments of 16
+  rows, then lanes, then the two halves of 8 rows, then the two halves of 32 columns, then 8 codes
+  in one 32-bit word, the first in its lowest bits;
+- **scales** (also bias and smoothing, as one column), blocks of 128 rows; in a block group by
+  group: 8 runs of 16 rows, where lane column c takes rows 2c, 2c + 1, 8 + 2c and 9 + 2c;
+- **low-rank factors** (16 bit), tiles of 16 by 16: lanes, then halves of 8 rows, then halves of 8
+  columns, then two elements. The down projection (r, K) is tiled along K first, the up projection
+  (N, r) along N first.
+
+The tests follow every element to its place by index arithmetic of their own.
 """
 
 from collections.abc import Mapping
@@ -37,21 +36,20 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.problem import Branches
 
 __all__ = [
     "BRANCH_FORMAT",
-    "COLUMN_TILE",
     "GROUP",
     "MAIN_FORMAT",
-    "RANK_TILE",
-    "ROW_TILE",
     "check_fits",
     "layer_tensors",
     "pack_codes",
     "pack_low_rank",
     "pack_scales",
-    "padded",
+    "plain_factor",
     "read_layer",
+    "stored_scales",
     "unpack_codes",
     "unpack_low_rank",
     "unpack_scales",
@@ -174,7 +172,7 @@ def layer_tensors(
     n, k = solution.main.shape
     codes = padded(solution.main.codes, (ROW_TILE, COLUMN_TILE))
     # A short last group becomes a full one of zero codes; groups come in pairs.
-    scales = _half(name, "a scale", solution.main.scales.reshape(n, -1))
+    scales = _half(name, "a scale", stored_scales(solution.main))
     smooth = np.ones(k, np.float32) if solution.smooth is None else solution.smooth
     bias = np.zeros(n, np.float32) if bias is None else bias
     tensors = {
@@ -184,7 +182,7 @@ def layer_tensors(
         "smooth": _column(_half(name, "the smoothing", smooth), COLUMN_TILE, 1),
     }
     tensors["smooth_orig"] = tensors["smooth"].copy()
-    if solution.right is not None:
+    if solution.left is not None and solution.right is not None:
         down = solution.right.dequantize() / smooth
         up = solution.left.dequantize()
         down = padded(_half(name, "R / smooth", down), (RANK_TILE, COLUMN_TILE))
@@ -199,8 +197,8 @@ def read_layer(
     tensors: Mapping[str, np.ndarray],
     shape: tuple[int, int] | None = None,
     rank: int | None = None,
-) -> tuple[dict[str, QuantizedTensor | np.ndarray | None], np.ndarray]:
-    """Parts (``main left right smooth``) of one layer, and its bias (N,) float32.
+) -> tuple[Branches, np.ndarray]:
+    """The stored parts of one layer, and its bias (N,) float32.
 
     Parameters
     ----------
@@ -233,18 +231,17 @@ def read_layer(
         scales=np.ascontiguousarray(scales),
         format=parse_format(MAIN_FORMAT),
     )
-    smooth = unpack_scales(tensors["smooth"][None])[:k, 0].astype(np.float32)
-    smooth = None if (smooth == 1).all() else smooth
-    parts: dict[str, QuantizedTensor | np.ndarray | None]
-    parts = {"main": main, "left": None, "right": None, "smooth": smooth}
+    factors = unpack_scales(tensors["smooth"][None])[:k, 0].astype(np.float32)
+    smooth = None if (factors == 1).all() else factors
+    left = right = None
     if full_rank:
         rank = full_rank if rank is None else rank
         down = unpack_low_rank(tensors["lora_down"], is_down=True)[:rank, :k].astype(np.float32)
         up = unpack_low_rank(tensors["lora_up"], is_down=False)[:n, :rank]
-        parts["left"] = _plain(up)
-        parts["right"] = _plain(down if smooth is None else down * smooth)
+        left = plain_factor(up)
+        right = plain_factor(down if smooth is None else down * smooth)
     bias = unpack_scales(tensors["bias"][None])[:n, 0].astype(np.float32)
-    return parts, bias
+    return Branches(main=main, left=left, right=right, smooth=smooth), bias
 
 
 def _check(name: str, tensors: Mapping[str, np.ndarray], n: int, k: int, rank: int) -> None:
@@ -272,6 +269,13 @@ def _check(name: str, tensors: Mapping[str, np.ndarray], n: int, k: int, rank: i
             raise InputError(f"layer {name!r}: {key} holds values that are NaN or Inf")
 
 
+def stored_scales(main: QuantizedTensor) -> np.ndarray:
+    """Scales (N, groups) of a main branch that `check_fits`."""
+    if main.scales is None:
+        raise InputError(f"a main branch of {main.format} has no scales; needs {MAIN_FORMAT}")
+    return main.scales.reshape(main.shape[0], -1)
+
+
 def _half(name: str, what: str, values: np.ndarray) -> np.ndarray:
     largest = float(np.abs(values).max())
     if largest > float(np.finfo(np.float16).max):
@@ -283,6 +287,7 @@ def _column(values: np.ndarray, tile: int, fill: float) -> np.ndarray:
     return pack_scales(padded(values, (tile,), fill)[:, None]).reshape(-1)
 
 
-def _plain(values: np.ndarray) -> QuantizedTensor:
+def plain_factor(values: np.ndarray) -> QuantizedTensor:
+    """A factor (N, r) or (r, K) stored as fp16."""
     codes = np.ascontiguousarray(values, dtype=np.float16)
     return QuantizedTensor(codes=codes, scales=None, format=parse_format(BRANCH_FORMAT))

@@ -6,8 +6,7 @@ import pytest
 from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.dumps.steps import steps_of_layer
 from loraq_sim.dumps.synthesize import synthesize_layers
-from loraq_sim.dumps.synthesize_inputs import InputModel
-from loraq_sim.dumps.synthesize_table import statistics_of
+from loraq_sim.dumps.synthesize_statistics import InputModel, statistics_of
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError, InputError
 
