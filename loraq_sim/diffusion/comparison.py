@@ -1,10 +1,10 @@
-"""How far images are from reference images: PSNR and SSIM.
+"""Images of one transformer under several arithmetics, against full precision at the same noise.
+
+`compare_images` says how far images are from reference images; `ImageStudy` draws both.
 
 PSNR = 10 log10(range^2 / mean square difference), per image. SSIM is that of Wang et al. (IEEE
 Trans. Image Processing 13, 2004): Gaussian window of 11 x 11 (sigma 1.5), K1 = 0.01, K2 = 0.03,
 the mean over all pixels whose window lies inside the image, over channels, per image.
-
-Images of one transformer under several arithmetics, against full precision at the same noise.
 """
 
 import time
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import hwmodels
 from loraq_sim.diffusion.emulated_model import EmulatedModel, LayerSource, emulate_model
@@ -30,21 +31,21 @@ __all__ = [
     "compare_images",
 ]
 
-
 HIGHEST_PSNR_DB = 150.0
 """PSNR of equal images, so that means and spreads stay finite; about what float32 can resolve."""
 
 _SIGMA = 1.5
 _RADIUS = 5
 _K1, _K2 = 0.01, 0.03
+_PIXEL_RANGE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageError:
     """PSNR in dB and SSIM of each image, (images,) float64; None where images are too small."""
 
-    psnr_db: np.ndarray
-    ssim: np.ndarray | None
+    psnr_db: NDArray[np.float64]
+    ssim: NDArray[np.float64] | None
 
     @property
     def mean_psnr_db(self) -> float:
@@ -63,8 +64,8 @@ class ImageError:
 
 
 def compare_images(
-    images: np.ndarray,
-    reference: np.ndarray,
+    images: NDArray[np.floating],
+    reference: NDArray[np.floating],
     *,
     data_range: float | None = None,
     allow_non_finite: bool = False,
@@ -102,7 +103,9 @@ def compare_images(
     return ImageError(psnr_db=psnr, ssim=np.where(finite, _ssim(x, y, data_range), 0.0))
 
 
-def _check(images: np.ndarray, reference: np.ndarray, allow_non_finite: bool) -> None:
+def _check(
+    images: NDArray[np.floating], reference: NDArray[np.floating], allow_non_finite: bool
+) -> None:
     if images.shape != reference.shape or images.ndim != 4 or images.size == 0:
         raise InputError(
             "images and reference must both be (images, channels, height, width), got "
@@ -114,7 +117,7 @@ def _check(images: np.ndarray, reference: np.ndarray, allow_non_finite: bool) ->
             raise InputError(f"{name} hold NaN or Inf: the model has left its range")
 
 
-def _ssim(x: np.ndarray, y: np.ndarray, data_range: float) -> np.ndarray:
+def _ssim(x: NDArray[np.float64], y: NDArray[np.float64], data_range: float) -> NDArray[np.float64]:
     mean_x, mean_y = _smoothed(x), _smoothed(y)
     variance_x = _smoothed(x * x) - mean_x**2
     variance_y = _smoothed(y * y) - mean_y**2
@@ -126,13 +129,10 @@ def _ssim(x: np.ndarray, y: np.ndarray, data_range: float) -> np.ndarray:
     return (luminance * structure)[inside].mean(axis=(1, 2, 3))
 
 
-def _smoothed(x: np.ndarray) -> np.ndarray:
+def _smoothed(x: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(x, _SIGMA, axes=(2, 3), radius=_RADIUS)
-
-
-_PIXEL_RANGE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class ImageVariant:
 class VariantImages:
     """Decoded images of a variant, how far they are from the reference, and the result row."""
 
-    images: np.ndarray
+    images: NDArray[np.float32]
     error: ImageError
     emulated: EmulatedModel
     row: dict[str, Any]
@@ -218,7 +218,7 @@ class ImageStudy:
         row = self._row(variant, emulated, error) | {"seconds": time.perf_counter() - started}
         return VariantImages(images=images, error=error, emulated=emulated, row=row)
 
-    def _draw(self, on_call: Callable[[], None] | None) -> np.ndarray:
+    def _draw(self, on_call: Callable[[], None] | None) -> NDArray[np.float32]:
         return self.decoder.decode(
             sample_images(self.transformer, on_call=on_call, **self.sampling)
         )

@@ -1,17 +1,18 @@
-"""One Linear or 1x1 convolution of a torch model, run through the emulated data path.
+"""A torch model whose linear layers run on an accelerator's emulated data path, for a while.
 
-Which layers of a model are emulated, in which split, with which solution.
-
-A torch model whose linear layers run on an accelerator's emulated data path, for a while.
+`plan_layers` says which layers are emulated, in which split and with which solution; an
+`EmulatedLayer` takes the place of one Linear or 1x1 convolution; `EmulatedModel` puts them in and
+takes them out again.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 import hwmodels
 from loraq_sim.dumps.capture_hooks import find_linear_layers
@@ -38,10 +39,14 @@ __all__ = [
     "LayerPlan",
     "LayerSource",
     "emulate_model",
-    "module_bias",
-    "module_weight",
     "plan_layers",
 ]
+
+LayerSource = str | PrecisionSplit | Recipe | QuantizedModel | Mapping[str, Any]
+"""What names the split or the solution of every layer; see `plan_layers`."""
+
+_Choice = tuple[PrecisionSplit, Solution | dict[str, Any]]
+_SOLVER_SETTINGS = ("method", "preset", "seed", "smooth", "rotate")
 
 
 class EmulatedLayer:
@@ -82,7 +87,7 @@ class EmulatedLayer:
         self.gemms: dict[str, GemmStatistics] = {}
         self.n_calls = self.n_rows = self.clipped_count = self.n_wild_calls = 0
         self.first_clipped: Clipping | None = None
-        self._bias = module_bias(module)
+        self._bias = _module_bias(module)
         # Axes of an image behind the channels of a convolution.
         self._image_axes = len(getattr(module, "kernel_size", ()))
 
@@ -95,7 +100,7 @@ class EmulatedLayer:
         y = torch.from_numpy(self.run(rows.numpy())).to(x.device, x.dtype)
         return y.reshape(*channels_last.shape[:-1], -1).movedim(-1, -1 - self._image_axes)
 
-    def run(self, rows: np.ndarray) -> np.ndarray:
+    def run(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Output (M, N) of input rows (M, K), float32; counted in the statistics."""
         try:
             out = run_layer(rows, self.stored, self.split, self.datapath, self._bias)
@@ -113,25 +118,22 @@ class EmulatedLayer:
         return out.y
 
 
-def module_weight(module: "torch.nn.Module") -> np.ndarray:
-    """Weight of a Linear or 1x1 convolution as a matrix (N, K), float32."""
-    import torch
-
-    weight = module.weight.detach().to("cpu", torch.float32).numpy()
+def _module_weight(module: "torch.nn.Module") -> NDArray[np.float32]:
+    """Weight of a Linear or 1x1 convolution as a matrix (N, K)."""
+    weight = _stored(cast("torch.Tensor", module.weight))
     return weight.reshape(len(weight), -1)
 
 
-def module_bias(module: "torch.nn.Module") -> np.ndarray | None:
-    """Bias (N,) as float32, or None."""
+def _module_bias(module: "torch.nn.Module") -> NDArray[np.float32] | None:
+    # torch types attributes of a module as tensors or modules; a layer without bias has None.
+    bias = cast("torch.Tensor | None", module.bias)
+    return None if bias is None else _stored(bias)
+
+
+def _stored(tensor: "torch.Tensor") -> NDArray[np.float32]:
     import torch
 
-    return None if module.bias is None else module.bias.detach().to("cpu", torch.float32).numpy()
-
-
-LayerSource = str | PrecisionSplit | Recipe | QuantizedModel | Mapping[str, Any]
-"""What names the split or the solution of every layer; see `plan_layers`."""
-
-_SOLVER_SETTINGS = ("method", "preset", "seed", "smooth", "rotate")
+    return tensor.detach().to("cpu", torch.float32).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +202,12 @@ def plan_layers(
     for name, (split, found) in chosen.items():
         if skipped(name, kinds[name], skip):
             continue
-        solution = found
-        if not isinstance(solution, Solution):
+        if isinstance(found, Solution):
+            solution = found
+        else:
             layer = _layer(name, kinds[name], modules[name], calibration)
             solution = solve_split(layer, split, **found)
-        _check_fit(name, solution, split, module_weight(modules[name]).shape)
+        _check_fit(name, solution, split, _module_weight(modules[name]).shape)
         plan = LayerPlan(
             name=name, kind=kinds[name], module=modules[name], split=split, solution=solution
         )
@@ -224,7 +227,7 @@ def _choices(
     kinds: Mapping[str, str],
     options: Mapping[str, Any],
     splits: "str | PrecisionSplit | Mapping[str, str] | None",
-) -> dict[str, tuple[PrecisionSplit, "Solution | dict[str, Any]"]]:
+) -> dict[str, _Choice]:
     """Split of each named layer, with its solution or the settings to solve it with."""
     if isinstance(source, str | PrecisionSplit):
         return {name: _unsolved({"split": source}, options) for name in kinds}
@@ -233,7 +236,7 @@ def _choices(
         return {name: _unsolved(s, options) for name, s in settings.items() if s is not None}
     if splits is None and isinstance(source, QuantizedModel):
         splits = source.meta.get("splits")
-    choices = {}
+    choices: dict[str, _Choice] = {}
     for name in source:
         if name not in kinds:
             raise InputError(unknown_name("layer of the model", name, tuple(kinds)))
@@ -245,9 +248,7 @@ def _choices(
     return choices
 
 
-def _unsolved(
-    settings: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[PrecisionSplit, dict[str, Any]]:
+def _unsolved(settings: Mapping[str, Any], options: Mapping[str, Any]) -> _Choice:
     merged = {**options, **settings}
     return split_of(merged), {key: merged[key] for key in _SOLVER_SETTINGS}
 
@@ -278,8 +279,8 @@ def _layer(
     return Layer(
         name=name,
         kind=kind,
-        weight=module_weight(module),
-        bias=module_bias(module),
+        weight=_module_weight(module),
+        bias=_module_bias(module),
         activations=rows,
     )
 
@@ -296,11 +297,12 @@ def _check_fit(
             f"layer {name!r}: the solution's main branch is {solution.main.format}, "
             f"split {split} asks for {split.main_weight}"
         )
-    if solution.rank and not split.has_branch:
+    branch = solution.right
+    if branch is not None and not split.has_branch:
         raise InputError(f"layer {name!r}: the solution has a branch, split {split} has none")
-    if solution.rank and solution.right.format != split.branch_weight:
+    if branch is not None and branch.format != split.branch_weight:
         raise InputError(
-            f"layer {name!r}: the solution's branch is {solution.right.format}, "
+            f"layer {name!r}: the solution's branch is {branch.format}, "
             f"split {split} asks for {split.branch_weight}"
         )
 

@@ -1,16 +1,17 @@
-"""Denoise many images with a transformer, in batches that fit memory.
+"""Denoise images with a transformer of a local diffusers folder: in batches, decoded, captured.
 
-A local diffusers folder as something to denoise images with: transformer, captions, decoder.
-
-Input rows of a transformer's layers, captured while it denoises other noise.
+`sample_images` denoises many images in batches that fit memory; a `Decoder` makes of them what is
+compared, pixels where there is a VAE; `capture_transformer` keeps the input rows of the layers
+while the transformer denoises other noise, for calibration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loraq_sim.dumps.capture import CaptureSource, capture_layers
 from loraq_sim.dumps.capture_diffusers import Transformer, denoising_calls, load_transformer
@@ -31,9 +32,9 @@ __all__ = [
     "sample_images",
 ]
 
-
 # Image tokens denoised at once, the two halves of guidance apart: four images of 1024 pixels.
 _TOKENS_AT_ONCE = 2**14
+_IMAGE_CHANNELS = (1, 3)
 
 
 def sample_images(
@@ -45,7 +46,7 @@ def sample_images(
     seed: int = 0,
     batch: int | None = None,
     on_call: Callable[[], None] | None = None,
-) -> np.ndarray:
+) -> NDArray[np.float32]:
     """Denoise noise of one seed, with classifier-free guidance, captions in turn.
 
     Parameters
@@ -98,13 +99,17 @@ def sample_images(
 
 def batch_sizes(transformer: Transformer, *, images: int, batch: int | None = None) -> list[int]:
     """Images of each batch; a batch takes `steps` model calls."""
-    config = transformer.model.config
+    config: Any = transformer.model.config
     tokens = (config.sample_size // config.patch_size) ** 2
     size = batch or max(1, _TOKENS_AT_ONCE // tokens)
     return [min(size, images - start) for start in range(0, images, size)]
 
 
-def _denoised(transformer: Transformer, calls, on_call: Callable[[], None] | None) -> np.ndarray:
+def _denoised(
+    transformer: Transformer,
+    calls: "Generator[tuple[float, dict[str, Any]], Any, torch.Tensor]",
+    on_call: Callable[[], None] | None,
+) -> NDArray[np.float32]:
     import torch
 
     output = None
@@ -125,7 +130,14 @@ def _denoised(transformer: Transformer, calls, on_call: Callable[[], None] | Non
                 on_call()
 
 
-_IMAGE_CHANNELS = (1, 3)
+class _Vae(Protocol):
+    """What a diffusers autoencoder is used for here; its configuration is not typed."""
+
+    config: Any
+
+    def parameters(self) -> "Iterator[torch.nn.Parameter]": ...
+
+    def decode(self, z: "torch.Tensor", *, return_dict: bool) -> "tuple[torch.Tensor, ...]": ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +149,9 @@ class Decoder:
     """
 
     space: str
-    vae: "torch.nn.Module | None" = None
+    vae: _Vae | None = None
 
-    def decode(self, x: np.ndarray) -> np.ndarray:
+    def decode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (images, channels, height, width) float32 of denoised tensors, one at a time."""
         if self.space == "latents":
             return x
@@ -168,7 +180,8 @@ def load_decoder(folder: Path, transformer: Transformer) -> Decoder:
     DumpError
         If there is a VAE that cannot be loaded, or that does not fit the transformer.
     """
-    channels = transformer.model.config.in_channels
+    config: Any = transformer.model.config
+    channels = config.in_channels
     if channels in _IMAGE_CHANNELS:
         return Decoder(space="pixels")
     place = folder / "vae"

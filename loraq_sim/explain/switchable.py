@@ -1,19 +1,4 @@
-"""The float branch a stored one stands for.
-
-Let Q be the stored main weight, L R the stored branch and W the weight, smoothed and rotated as the
-solution is. Two steps of
-least squares take the rounding out of the branch: L' fits W - Q with the stored R, then R' fits it
-with L'. With B = L' R' the error of the weight is the sum of two parts,
-
-    Q + L R - W = (Q + B - W) + (L R - B):
-
-what the branch before its rounding does not take up of the main weight's rounding, and what
-rounding the factors adds. (The best fit of all, a truncated SVD, would say less: where singular
-values are nearly equal it is far from the stored branch and hardly better.)
-
-What can make the output of a layer wrong, each in one sentence.
-
-The data path of a layer in float64, in which every source of error has a switch.
+"""The data path of a layer in float64, in which every source of error has a switch.
 
 It walks the steps of `loraq_sim.emulator.datapath`. Roundings of operands are switched by taking
 the operand before or after its rounding. What an accumulator or a sum did wrong is measured in the
@@ -21,6 +6,17 @@ emulated run, as the difference from the exact sum of the same operands, and add
 is on. Values beyond a float format have a switch of their own: a second emulated run, in formats
 whose exponents have no limits, tells them from rounding. With all switches on the output is that
 of `run_layer`, with all off that of the full-precision layer.
+
+The rounding of the branch is switched off by the float branch that the stored one stands for. Let Q
+be the stored main weight, L R the stored branch and W the weight, smoothed and rotated as the
+solution is. Two steps of least squares take the rounding out of the branch: L' fits W - Q with the
+stored R, then R' fits it with L'. With B = L' R' the error of the weight is the sum of two parts,
+
+    Q + L R - W = (Q + B - W) + (L R - B):
+
+what the branch before its rounding does not take up of the main weight's rounding, and what
+rounding the factors adds. (The best fit of all, a truncated SVD, would say less: where singular
+values are nearly equal it is far from the stored branch and hardly better.)
 """
 
 from collections.abc import Collection
@@ -35,6 +31,7 @@ from loraq_sim.emulator.datapath import TRANSFORMS, Datapath, Step, datapath_ste
 from loraq_sim.emulator.float_overflow import Clipping, FloatOverflow, rounded_tensor
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
+from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
@@ -42,15 +39,36 @@ from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "BRANCH_SOURCES",
-    "FloatBranch",
     "OVERFLOW",
     "SOURCES",
     "SwitchableLayer",
-    "entering_rows",
     "float_branch",
     "leaving_rows",
     "stored_weight",
 ]
+
+OVERFLOW = "float_overflow"
+
+SOURCES = {
+    "main_weight": "rounding of the main weight, less what the branch takes up of it",
+    "branch_weight": "rounding of the factors L and R",
+    "main_activation": "rounding of the activations that enter the main branch",
+    "branch_activation": "rounding of the activations that enter the low-rank branch",
+    "p_rounding": "rounding of P between the two factors of the branch",
+    "accumulator": "overflow of accumulators: wrapped or saturated sums, in all GEMMs",
+    "combine": "rounding of sums outside the accumulators: group partials, branches, bias",
+    "output_rounding": "rounding of the output to its format",
+    OVERFLOW: "values beyond the range of a float format (P, output, scales, sums): infinite or "
+    "clamped",
+}
+"""In the order of the data path."""
+
+BRANCH_SOURCES = ("branch_weight", "branch_activation", "p_rounding")
+
+_WIDE = MacArray(acc_bits=64)
+_ROUNDED_OPERANDS = {"main": "main_activation", "down": "branch_activation"}
+_STORED_OPERANDS = {"main": "main_weight", "down": "branch_weight", "up": "branch_weight"}
+_ROUNDINGS = {"round_p": "p_rounding", "output": "output_rounding"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +90,7 @@ def stored_weight(layer: Layer, solution: Solution) -> NDArray[np.float64]:
     return _rotated(weight if smooth is None else weight * smooth.astype(np.float64), solution)
 
 
-def entering_rows(x: NDArray[np.float32], solution: Solution) -> NDArray[np.float64]:
+def _entering_rows(x: NDArray[np.float32], solution: Solution) -> NDArray[np.float64]:
     """Activations (M, K) as the branches take them, without any rounding."""
     exact, smooth = x.astype(np.float64), solution.smooth
     return _rotated(exact if smooth is None else exact / smooth.astype(np.float64), solution)
@@ -97,37 +115,12 @@ def _rotated(rows: NDArray[np.float64], solution: Solution) -> NDArray[np.float6
 
 def float_branch(layer: Layer, solution: Solution) -> FloatBranch | None:
     """The float branch beside the solution's main weight; None without a branch."""
-    if solution.left is None:
+    if solution.right is None:
         return None
     residual = stored_weight(layer, solution) - solution.main.dequantize()
     stored = solution.right.dequantize().astype(np.float64)
     left = residual @ np.linalg.pinv(stored)
     return FloatBranch(left=left, right=np.linalg.pinv(left) @ residual)
-
-
-OVERFLOW = "float_overflow"
-
-SOURCES = {
-    "main_weight": "rounding of the main weight, less what the branch takes up of it",
-    "branch_weight": "rounding of the factors L and R",
-    "main_activation": "rounding of the activations that enter the main branch",
-    "branch_activation": "rounding of the activations that enter the low-rank branch",
-    "p_rounding": "rounding of P between the two factors of the branch",
-    "accumulator": "overflow of accumulators: wrapped or saturated sums, in all GEMMs",
-    "combine": "rounding of sums outside the accumulators: group partials, branches, bias",
-    "output_rounding": "rounding of the output to its format",
-    OVERFLOW: "values beyond the range of a float format (P, output, scales, sums): infinite or "
-    "clamped",
-}
-"""In the order of the data path."""
-
-BRANCH_SOURCES = ("branch_weight", "branch_activation", "p_rounding")
-
-
-_WIDE = MacArray(acc_bits=64)
-_ROUNDED_OPERANDS = {"main": "main_activation", "down": "branch_activation"}
-_STORED_OPERANDS = {"main": "main_weight", "down": "branch_weight", "up": "branch_weight"}
-_ROUNDINGS = {"round_p": "p_rounding", "output": "output_rounding"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,8 +129,8 @@ class _Walk:
 
     path: Datapath
     operands: dict[str, NDArray[np.float64]]
-    accumulator: dict[str, Any]
-    sums: dict[str, Any]
+    accumulator: dict[str, NDArray[np.float64]]
+    sums: dict[str, NDArray[np.float64]]
     overflows: int
     clipped: tuple[Clipping, ...]
 
@@ -176,7 +169,7 @@ class SwitchableLayer:
         self.sources = tuple(s for s in SOURCES if has_branch or s not in BRANCH_SOURCES)
         self._steps = datapath_steps(solution, split, datapath, bias=layer.bias is not None)
         self._bias = None if layer.bias is None else layer.bias.astype(np.float64)
-        self._exact_x = entering_rows(x, solution)
+        self._exact_x = _entering_rows(x, solution)
         self._weights = _operand_weights(layer, solution)
         emulated = _walk(x, solution, split, datapath, layer.bias)
         self.overflows, self.clipped = emulated.overflows, emulated.clipped
@@ -199,10 +192,9 @@ class SwitchableLayer:
         if step.operation in TRANSFORMS:
             # Both at once, in float64; their rounding belongs to that of the activations.
             return self._exact_x
-        if step.operation == "round":
+        if step.format is not None:
             if step.name in _ROUNDINGS:
-                is_on = _ROUNDINGS[step.name] in on
-                return self._rounded(step, tensors[step.inputs[0]], is_on, OVERFLOW in on)
+                return self._rounded(step, step.format, tensors[step.inputs[0]], on)
             # Activations: which of its operand's values a GEMM reads is that GEMM's switch.
             return step.result
         if step.operation == "gemm":
@@ -231,7 +223,9 @@ class SwitchableLayer:
     def _errors(self, step: Step, on: Collection[str]) -> NDArray[np.float64] | float:
         """What accumulators and sums of this step did wrong, as far as it is switched on."""
         walk, free = self._walks[OVERFLOW in on], self._walks[False]
-        error = walk.accumulator.get(step.name, 0.0) if "accumulator" in on else 0.0
+        error: NDArray[np.float64] | float = 0.0
+        if "accumulator" in on:
+            error = walk.accumulator.get(step.name, 0.0)
         if "combine" in on:
             error = error + free.sums[step.name]
         if walk is not free:
@@ -239,15 +233,20 @@ class SwitchableLayer:
         return error
 
     def _rounded(
-        self, step: Step, values: NDArray[np.float64], is_on: bool, overflows: bool
+        self, step: Step, fmt: Format, values: NDArray[np.float64], on: Collection[str]
     ) -> NDArray[np.float64]:
+        is_on, overflows = _ROUNDINGS[step.name] in on, OVERFLOW in on
         if not is_on and not (overflows and self.clipped):
             return values
         narrow = _float32_where_it_fits(values)
-        rounded = _rounded_values(step, narrow, self._walks[overflows].path)
-        if is_on:
-            return rounded
-        return _clipped_as(values, rounded, _rounded_values(step, narrow, self._walks[False].path))
+
+        def rounded(path: Datapath) -> NDArray[np.float64]:
+            rule = path.float_overflow
+            stored, _ = rounded_tensor(step.result, narrow, fmt, path.rounding, rule)
+            return _values(stored)
+
+        taken = rounded(self._walks[overflows].path)
+        return taken if is_on else _clipped_as(values, taken, rounded(self._walks[False].path))
 
 
 def _walk(
@@ -259,21 +258,24 @@ def _walk(
 ) -> _Walk:
     """Walk the emulated data path and compare every sum with the exact one of its operands."""
     operands: dict[str, NDArray[np.float64]] = {}
-    accumulator: dict[str, Any] = {}
-    sums: dict[str, Any] = {}
-    overflows, clipped = 0, []
+    accumulator: dict[str, NDArray[np.float64]] = {}
+    sums: dict[str, NDArray[np.float64]] = {}
+    overflows = 0
+    clipped: list[Clipping] = []
     for done in walk_steps(x, solution, split, path, bias):
-        name, clipped = done.step.name, [*clipped, *done.clipped]
+        name = done.step.name
+        clipped += done.clipped
         if done.step.operation == "round" and name not in _ROUNDINGS:
             operands[done.step.result] = _values(done.result)
-        elif done.step.operation == "gemm":
+        elif done.statistics is not None:
             overflows += done.statistics.overflow_count
             safe = done.result
             if done.statistics.overflow_count:
                 # Without an overflow the accumulators hold the exact sums.
-                is_clamped = path.float_overflow.rule(path.combine) == "saturate"
-                options = {"saturate": is_clamped}
-                safe, _ = scaled_gemm(done.inputs[0], done.weight, _WIDE, path.combine, **options)
+                safe, _ = scaled_gemm(
+                    done.inputs[0], done.weight, _WIDE, path.combine,
+                    saturate=path.float_overflow.rule(path.combine) == "saturate",
+                )  # fmt: skip
                 accumulator[name] = _difference(done.result, safe.astype(np.float64))
             with np.errstate(over="ignore", invalid="ignore"):
                 exact = _values(done.inputs[0]) @ _values(done.weight).T
@@ -283,24 +285,27 @@ def _walk(
             with np.errstate(over="ignore", invalid="ignore"):
                 total = terms[0].astype(np.float64) + terms[1]
             sums[name] = _difference(done.result, total)
-    facts = {"accumulator": accumulator, "sums": sums, "clipped": tuple(clipped)}
-    return _Walk(path=path, operands=operands, overflows=overflows, **facts)
+    return _Walk(
+        path=path, operands=operands, accumulator=accumulator, sums=sums,
+        overflows=overflows, clipped=tuple(clipped),
+    )  # fmt: skip
 
 
-def _operand_weights(layer: Layer, solution: Solution) -> dict[tuple[str, bool], NDArray]:
+def _operand_weights(
+    layer: Layer, solution: Solution
+) -> dict[tuple[str, bool], NDArray[np.float64]]:
     """What each GEMM multiplies with, by its name and whether the weight is taken as stored."""
     weight, branch = stored_weight(layer, solution), float_branch(layer, solution)
-    weights = {
-        ("main", True): _values(solution.main),
-        ("main", False): weight - (branch.product() if branch else 0.0),
-    }
-    if branch is not None:
-        weights |= {("down", True): _values(solution.right), ("down", False): branch.right}
-        weights |= {("up", True): _values(solution.left), ("up", False): branch.left}
+    weights = {("main", True): _values(solution.main), ("main", False): weight}
+    left, right = solution.left, solution.right
+    if branch is not None and left is not None and right is not None:
+        weights["main", False] = weight - branch.product()
+        weights |= {("down", True): _values(right), ("down", False): branch.right}
+        weights |= {("up", True): _values(left), ("up", False): branch.left}
     return weights
 
 
-def _difference(result: NDArray, exact: NDArray[np.float64]) -> NDArray[np.float64]:
+def _difference(result: NDArray[Any], exact: NDArray[np.float64]) -> NDArray[np.float64]:
     """`result` less `exact`; 0 where `exact` is not finite, as its operands tell already."""
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(exact), result.astype(np.float64) - exact, 0.0)
@@ -318,11 +323,6 @@ def _float32_where_it_fits(values: NDArray[np.float64]) -> NDArray[np.floating]:
     narrow = values.astype(np.float32)
     beyond = np.isinf(narrow) & np.isfinite(values)
     return np.where(beyond, values, narrow.astype(np.float64)) if beyond.any() else narrow
-
-
-def _rounded_values(step: Step, x: NDArray[np.floating], path: Datapath) -> NDArray[np.float64]:
-    stored, _ = rounded_tensor(step.result, x, step.format, path.rounding, path.float_overflow)
-    return _values(stored)
 
 
 def _values(stored: QuantizedTensor) -> NDArray[np.float64]:

@@ -1,14 +1,13 @@
-"""Each source of error switched off in turn, and each alone.
+"""One layer, split and accelerator taken apart: where its error comes from, where its cost goes.
 
-With e the error vector of the whole layer and d_s what switching source s off changes of it,
+Each source of error is switched off in turn, and each is measured alone. With e the error vector of
+the whole layer and d_s what switching source s off changes of it,
 
     share_s = <d_s, e> / <e, e>
 
 is how much of the squared error is due to s. Shares add up to 1 where errors add up; what is left
 is interaction (one rounding changes what another one sees). Independent errors add in squares:
 the root of the sum of squares of each alone would then be the whole error.
-
-`explain_case`: one layer, split and accelerator taken apart into errors and costs.
 """
 
 import math
@@ -49,9 +48,9 @@ __all__ = [
     "weight_terms",
 ]
 
-
 INTERACTION = "interaction"
 Terms = list[dict[str, Any]]
+_DEFAULT_TOKENS = 256
 
 
 def output_terms(
@@ -128,11 +127,13 @@ def weight_terms(layer: Layer, solution: Solution) -> tuple[Terms, dict[str, Any
     """
     weight = stored_weight(layer, solution)
     branch = float_branch(layer, solution)
-    fit = branch.product() if branch is not None else 0.0
-    parts = {"main_weight": solution.main.dequantize() + fit - weight}
-    if branch is not None:
-        stored = solution.left.dequantize().astype(np.float64) @ solution.right.dequantize()
-        parts["branch_weight"] = stored - fit
+    main, left, right = solution.main.dequantize(), solution.left, solution.right
+    if branch is None or left is None or right is None:
+        parts = {"main_weight": main - weight}
+    else:
+        fit = branch.product()
+        stored = left.dequantize().astype(np.float64) @ right.dequantize()
+        parts = {"main_weight": main + fit - weight, "branch_weight": stored - fit}
     parts = {name: leaving_rows(part, solution) for name, part in parts.items()}
     size = float(np.linalg.norm(layer.weight.astype(np.float64))) or 1.0
     error = sum(parts.values())
@@ -161,9 +162,6 @@ def _finished(rows: Terms) -> Terms:
     left |= {"error_without": None, "error_alone": None}
     left["meaning"] = "what the sources do to each other: one rounding changes what another sees"
     return [*rows, left]
-
-
-_DEFAULT_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,10 +1,8 @@
-"""Which time steps a solver sees: ``all``, ``first:5``, ``1000``, ``600..400+40``.
+"""Output error of one layer at each time step, solved with the activations of chosen steps.
 
-Steps are named as the dump records them, in the order they were run; ``+`` joins several choices.
-
-Fewer activation rows, with every time step still among them.
-
-Output error of one layer at each time step: emulated once, bit exact, then split by row.
+The solver sees the steps that a text names (`chosen_steps`): ``all``, ``first:5``, ``1000``,
+``600..400+40``. The error is measured on the rows of every step (`rows_of_steps` thins them out and
+loses none): the layer is emulated once, bit exact, and its rows are told apart by step.
 
 With d the emulated minus the full-precision output and y the latter, over the rows of step s,
 
@@ -16,7 +14,7 @@ and the layer's output error is sqrt(sum_s squared_error / sum_s squared_output)
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +25,9 @@ from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.dumps.steps import require_steps, step_counts
 from loraq_sim.emulator.datapath import run_layer
 from loraq_sim.errors import InputError
-from loraq_sim.evaluate import reference_output
-from loraq_sim.layers import Layer
+from loraq_sim.evaluate import reference_output, solve_split
 from loraq_sim.machine import datapath_for
-from loraq_sim.solvers import Solution, solve
+from loraq_sim.solvers import Solution
 from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
@@ -40,7 +37,6 @@ __all__ = [
     "evaluate_steps",
     "rows_of_steps",
 ]
-
 
 CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera")
 """Methods that look at activations; all others do only when smoothing by strength is asked for."""
@@ -98,10 +94,11 @@ def _named(part: str, values: NDArray[np.float64]) -> NDArray[np.bool_] | None:
         order = np.arange(len(values))
         return order < n_wanted if end == "first" else order >= len(values) - n_wanted
     low, is_range, high = part.partition(_RANGE)
-    ends = [_number(low), _number(high)] if is_range else [_number(part)] * 2
-    if None in ends:
+    ends = [_number(text) for text in ([low, high] if is_range else [part])]
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends):
         return None
-    return (values >= min(ends)) & (values <= max(ends))
+    return (values >= min(known)) & (values <= max(known))
 
 
 def _count(text: str) -> int | None:
@@ -267,16 +264,22 @@ def evaluate_steps(
         accelerator = hwmodels.load_accelerator(accelerator)
     path = datapath_for(accelerator, datapath)
     found = step_counts(dump, name)
-    if found is None:
+    layer = dump[name]
+    rows = layer.activations
+    if found is None or rows is None:
         raise InputError(f"{dump.path}: layer {name!r} has no activations, so no error per step")
     values, counts = found
-    layer = dump[name]
-    seen = _calibration_rows(layer, values, counts, calibrate_on)
+    seen = rows[np.repeat(chosen_steps(calibrate_on, values), counts)]
+    if not len(seen):
+        raise InputError(
+            f"layer {name!r} has no activation row at time steps {calibrate_on}; calibrate on more "
+            "steps"
+        )
     if solution is None:
         options = {"method": method, "preset": preset, "smooth": smooth, "seed": seed}
-        solution = _solved(layer, split, seen, options)
+        solution = solve_split(replace(layer, activations=seen), split, **options)
     index = rows_of_steps(counts, tokens)
-    x = layer.activations[index]
+    x = rows[index]
     step_of_row = np.repeat(np.arange(len(counts)), counts)[index]
     emulated = run_layer(x, solution, split, path, layer.bias)
     y = reference_output(layer, x)
@@ -314,38 +317,9 @@ def evaluate_steps(
     )
 
 
-def _calibration_rows(
-    layer: Layer, values: NDArray[np.float64], counts: NDArray[np.int64], calibrate_on: str
-) -> NDArray[np.float32]:
-    seen = layer.activations[np.repeat(chosen_steps(calibrate_on, values), counts)]
-    if not len(seen):
-        raise InputError(
-            f"layer {layer.name!r} has no activation row at time steps {calibrate_on}; calibrate "
-            "on more steps"
-        )
-    return seen
-
-
-def _solved(
-    layer: Layer, split: PrecisionSplit, seen: NDArray[np.float32], options: dict[str, Any]
-) -> Solution:
-    try:
-        return solve(
-            layer.weight,
-            main=split.main_weight,
-            branch=split.branch_weight,
-            rank=split.rank,
-            budget=split.budget,
-            activations=seen,
-            **options,
-        )
-    except InputError as error:
-        raise InputError(f"layer {layer.name!r}, split {split}: {error}") from error
-
-
 def _by_step(
     values: NDArray[np.float64], step_of_row: NDArray[np.int64], n_steps: int
 ) -> NDArray[np.float64]:
     """Sum of squares over the rows of each step, (S,)."""
     per_row = np.einsum("mn,mn->m", values, values)
-    return np.bincount(step_of_row, weights=per_row, minlength=n_steps)
+    return np.asarray(np.bincount(step_of_row, per_row, n_steps), dtype=np.float64)
