@@ -62,10 +62,17 @@ class StoredLayer(Protocol):
     each part only whether it is None, so shapes without values will do there.
     """
 
-    main: QuantizedTensor
-    left: QuantizedTensor | None
-    right: QuantizedTensor | None
-    smooth: np.ndarray | None
+    @property
+    def main(self) -> QuantizedTensor: ...
+
+    @property
+    def left(self) -> QuantizedTensor | None: ...
+
+    @property
+    def right(self) -> QuantizedTensor | None: ...
+
+    @property
+    def smooth(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,8 +91,8 @@ def test_a_choice_that_changes_nothing_is_told(command):
 def test_machines_share_one_solution(command, monkeypatch):
     from loraq_sim.time_steps import errors
 
-    solved, solve = [], errors.solve
-    monkeypatch.setattr(errors, "solve", lambda *a, **k: solved.append(1) or solve(*a, **k))
+    solved, solve = [], errors.solve_split
+    monkeypatch.setattr(errors, "solve_split", lambda *a, **k: solved.append(1) or solve(*a, **k))
     words = (*WORDS, "--layers", "*.0.attn1.to_q", "--hw", "a100", "--format", "json")
     cases = json.loads(command(*words).stdout)["cases"]
     assert [one["case"]["accelerator"] for one in cases] == ["aie2", "a100"]
