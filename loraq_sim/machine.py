@@ -17,13 +17,13 @@ from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
+from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS
 from loraq_sim.split import PrecisionSplit, rank_for_budget
 
 if TYPE_CHECKING:
     from loraq_sim.solvers import Solution
 
 __all__ = [
-    "DATAPATH_KEYS",
     "cost_split",
     "datapath_for",
     "solved_workload",
@@ -32,27 +32,12 @@ __all__ = [
     "workload_for",
 ]
 
-_MAC_KEYS = (
-    "acc_bits",
-    "overflow",
-    "products_per_add",
-    "accumulators",
-    "tree_bits",
-    "tree_overflow",
-)
 # Steps that every workload charges: as MACs, as vector work, or in passing where a tile of y is
 # scaled, summed and drained.
 _CHARGED = {
     *("main", "down", "up", "round_main", "round_branch", "round_p"),
     *("combine", "bias", "output"),
 }
-DATAPATH_KEYS = (
-    *(*_MAC_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow", "array"),
-)
-"""What of an accelerator's datapath a caller may override.
-
-`array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``.
-"""
 
 
 def datapath_for(
@@ -86,9 +71,9 @@ def _mac_array(
 ) -> MacArray | TwoLevelArray:
     """The array of the accelerator's file, or the preset named instead, with its overrides."""
     if "array" not in overrides:
-        return MacArray(**{key: described[key] for key in _MAC_KEYS})
+        return MacArray(**{key: described[key] for key in ARRAY_KEYS})
     array = array_preset(overrides["array"]).array
-    given = {key: overrides[key] for key in _MAC_KEYS if key in overrides}
+    given = {key: overrides[key] for key in ARRAY_KEYS if key in overrides}
     if isinstance(array, MacArray):
         return dataclasses.replace(array, **given)
     # Of a two-level array, width and overflow are the wide accumulator's, the rest the column's.

@@ -27,7 +27,9 @@ from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
+    "ARRAY_KEYS",
     "CaseSettings",
+    "DATAPATH_KEYS",
     "NONE",
     "OVERRIDE_KEYS",
     "Override",
@@ -44,6 +46,20 @@ __all__ = [
     "settings_with",
     "skipped",
 ]
+
+
+ARRAY_KEYS = (
+    *("acc_bits", "overflow", "products_per_add", "accumulators", "tree_bits", "tree_overflow"),
+)
+"""Settings of a MAC array."""
+
+DATAPATH_KEYS = (
+    *(*ARRAY_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow", "array"),
+)
+"""What of an accelerator's datapath a caller may override.
+
+`array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,8 +206,7 @@ def _row_columns() -> str:
 
 
 def _plan_keys() -> str:
-    from loraq_sim.machine import DATAPATH_KEYS
-    from loraq_sim.settings import OVERRIDE_KEYS
+    from loraq_sim.settings import DATAPATH_KEYS, OVERRIDE_KEYS
     from loraq_sim.sweeps.plan_file import PLAN_KEYS
 
     inner = {

@@ -348,7 +348,7 @@ def emulate_model(
     splits, calibration, skip, method, preset, family, group, smooth, seed, on_layer
         See `loraq_sim.diffusion.plan_layers`.
     datapath : mapping, optional
-        Overrides of the accelerator's data path, of the keys in `loraq_sim.machine.DATAPATH_KEYS`.
+        Overrides of the accelerator's data path, of the keys in `loraq_sim.settings.DATAPATH_KEYS`.
 
     Raises
     ------

@@ -116,6 +116,7 @@ def case_labels(
 
     `rows_source` says where the rows of the settings come from, if they have any.
     """
+    # Workers import this module before they know how many threads to compute on.
     from loraq_sim.emulator.mac_array import describe_array
     from loraq_sim.machine import datapath_for
 

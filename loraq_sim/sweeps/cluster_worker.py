@@ -18,7 +18,12 @@ from typing import Any
 from loraq_sim.results.rows import plain_value
 from loraq_sim.sweeps.cases import SweepTask
 from loraq_sim.sweeps.digests import code_digest
-from loraq_sim.sweeps.worker import CaseResult, computing_on_one_thread
+from loraq_sim.sweeps.worker import (
+    CaseResult,
+    computing_on_one_thread,
+    load_evaluate,
+    run_task,
+)
 
 __all__ = [
     "Report",
@@ -164,8 +169,6 @@ def run_cluster_task(
 
     Stops between two cases when its future is cancelled or the driver is gone.
     """
-    from loraq_sim.sweeps.worker import load_evaluate, run_task
-
     if process != _PROCESS:
         _tell(topic, assignment, "displaced")
         return

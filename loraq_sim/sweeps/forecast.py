@@ -29,6 +29,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loraq_sim.dumps import LayerInfo
+from loraq_sim.layers import Layer
+from loraq_sim.settings import CaseSettings
+from loraq_sim.split import parse_split
 from loraq_sim.sweeps.cases import (
     SOLVED,
     SweepCase,
@@ -148,11 +151,7 @@ def run_probe(efforts: list[str]) -> tuple[dict[str, float], float]:
     import numpy as np
 
     import hwmodels
-    from loraq_sim.dumps import LayerInfo
     from loraq_sim.evaluate import evaluate_case, solve_case
-    from loraq_sim.layers import Layer
-    from loraq_sim.settings import CaseSettings
-    from loraq_sim.split import parse_split
 
     rng = np.random.default_rng(0)
     n, k = _SHAPE

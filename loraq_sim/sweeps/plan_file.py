@@ -24,8 +24,13 @@ from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import line_of, read_toml, toml_value
-from loraq_sim.machine import DATAPATH_KEYS
-from loraq_sim.settings import OVERRIDE_KEYS, Override, checked_override, parse_rows
+from loraq_sim.settings import (
+    DATAPATH_KEYS,
+    OVERRIDE_KEYS,
+    Override,
+    checked_override,
+    parse_rows,
+)
 
 __all__ = [
     "PLAN_KEYS",

@@ -11,7 +11,8 @@ from functools import lru_cache
 from loraq_sim.conditioning import hadamard_block
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError
-from loraq_sim.split import PrecisionSplit
+from loraq_sim.formats import parse_format
+from loraq_sim.split import PrecisionSplit, branch_bytes
 from loraq_sim.sweeps.cases import SweepTask
 
 __all__ = [
@@ -129,9 +130,6 @@ def _refusal(split: PrecisionSplit, layers: dict[str, LayerInfo]) -> str:
 
 def _nearest_size(split: PrecisionSplit, info: LayerInfo) -> int:
     """The largest rank the layer takes, or the least rank of a budget that holds one rank."""
-    from loraq_sim.formats import parse_format
-    from loraq_sim.split import branch_bytes
-
     if split.budget is None or split.branch_weight is None:
         return min(info.n, info.k)
     least = branch_bytes(info.n, info.k, 1, split.branch_weight)

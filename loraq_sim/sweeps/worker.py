@@ -216,9 +216,6 @@ def serve(pipe: Connection, evaluate: str) -> None:
 
 
 def _serve(pipe: Connection, evaluate: str) -> None:
-    # Imported here so that `serve` itself loads in a moment and with SIGINT held.
-    from loraq_sim.errors import InputError
-
     try:
         function = load_evaluate(evaluate)
     except InputError as error:

@@ -74,3 +74,14 @@ def test_at_least_one_job_is_needed():
     with pytest.raises(InputError, match="jobs must be at least 1, got -1"):
         executor_for(-1)
     assert available_cpus() >= 1
+
+
+def test_a_worker_has_not_loaded_numba_before_it_knows_its_threads():
+    script = (
+        "import sys, loraq_sim.sweeps.worker, loraq_sim.sweeps.cluster_worker; "
+        "print('numba' in sys.modules, 'loraq_sim.emulator' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False False\n"
