@@ -58,7 +58,8 @@ def info_command(
     if output is OutputFormat.JSON:
         print_json({"path": str(source), "layers": rows})
     else:
-        print_table(result_table(rows), output)
+        shown = [row | {"smoothed": "yes" if row["smoothed"] else ""} for row in rows]
+        print_table(result_table(shown), output)
 
 
 @app.command("convert", epilog=_CONVERT)
@@ -157,6 +158,7 @@ def _facts(name: str, solution: "Solution") -> dict[str, Any]:
         "main": str(solution.main.format),
         "branch": "" if right is None else str(right.format),
         "rank": solution.rank,
+        "rotation": None if solution.rotation is None else f"hadamard:{solution.rotation}",
         "smoothed": solution.smooth is not None,
         "bytes": solution.nbytes,
         "bits_per_weight": solution.bits_per_weight,

@@ -289,10 +289,13 @@ def _gaps(data: ReportData, context: str) -> list[str]:
         n = len(own)
         found.append(f"{failed} of {n} layer cases failed; they are listed at the end.")
     partial = {
-        str(row["message"])
+        part
         for row in data.totals
         if row["context"] == context and row.get("message")
+        for part in str(row["message"]).split("; ")
     }
+    notes = data.verdict.on[context].notes if context in data.verdict.on else ()
+    partial = {part for part in partial if not any(note.startswith(part) for note in notes)}
     return found + [f"{text[:1].upper()}{text[1:]}." for text in sorted(partial)]
 
 

@@ -28,7 +28,7 @@ half of its squared error.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,7 +234,7 @@ def diagnoses(
     losing = [
         (candidate, row)
         for index, (candidate, row) in enumerate(cases)
-        if index != chosen and _is_hurt_by_p(candidate, row)
+        if index != chosen and _is_hurt_by_p(candidate, row, candidates)
     ]
     if losing:
         found.append(_p_sentence(*max(losing, key=lambda case: case[1]["p_error_share"]), cases))
@@ -243,22 +243,29 @@ def diagnoses(
     return found
 
 
-def _is_hurt_by_p(candidate: Candidate, row: Row) -> bool:
+def _is_hurt_by_p(candidate: Candidate, row: Row, candidates: Sequence[Candidate]) -> bool:
     share, wide = number_of(row, "p_error_share"), number_of(row, "wide_p_error")
     if share is None or wide is None or not math.isfinite(candidate.error):
         return False
-    return share > 0 and wide <= _WORTH_IT * candidate.error
+    # However little it takes, where it turns a branch that helps into one that harms.
+    harms = any(wide < plain.error for plain in _without_branch(candidate, candidates))
+    return share > 0 and (harms or wide <= _WORTH_IT * candidate.error)
+
+
+def _without_branch(candidate: Candidate, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Candidates of the same main branch alone that are no worse."""
+    main, plus, _ = candidate.split.partition("+")
+    return [c for c in candidates if plus and c.split == main and c.error <= candidate.error]
 
 
 def _p_sentence(candidate: Candidate, row: Row, cases: Sequence[tuple[Candidate, Row]]) -> str:
     text = f"{candidate.label} loses because P rounded to {_bits_text(row.get('p_format'))} causes "
     text += f"{_share_text(row['p_error_share'])} of its squared error; a 16-bit P gives "
     text += value_text("output_error", row["wide_p_error"])
-    main = candidate.split.partition("+")[0]
-    plain = [c for c, _ in cases if c.split == main and c.error <= candidate.error]
+    plain = _without_branch(candidate, (c for c, _ in cases))
     if plain:
         told = value_text("output_error", plain[0].error)
-        text += f", and {main} without a branch {told}"
+        text += f", and {plain[0].label} without a branch {told}"
     return f"{text}."
 
 

@@ -347,6 +347,13 @@ def _changes_line(case: Case, best: Candidate, changes: Sequence[Change]) -> lis
 def _notes(case: Case) -> tuple[str, ...]:
     labels = [c.label for c in case.candidates if c.error == float("inf")]
     notes = list(diagnoses(case.candidates, case.rows, case.error, case.chosen))
+    gaps = [row for row in case.rows if not is_missing(row.get("n_missing")) and row["n_missing"]]
+    if gaps:
+        # The totals that are compared all lack the same layers.
+        n = gaps[0]["n_missing"]
+        notes.append(
+            f"{n} of {gaps[0]['n_layers'] + n} layers missing: no number here counts them."
+        )
     if case.error == "weight_error" and case.candidates:
         notes.append(
             "Ranked by the error of the weights: output errors are not known without activations."

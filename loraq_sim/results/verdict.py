@@ -312,7 +312,8 @@ def _joint_case(cases: Sequence[Case]) -> Case:
 def _joint_line(joint: Case, found: Mapping[str, Verdict]) -> str:
     best = joint.best
     if best is None:
-        return f"No split has a result on all of {listing(list(found))}."
+        has = "is fit to build" if joint.candidates else "has a result"
+        return f"No split {has} on all of {listing(list(found))}."
     worst = f"{value_text(joint.error, best.error)} {joint.error.replace('_', ' ')} at worst"
     fit = "" if joint.is_fit else ", which is more than 25 %: none of them is fit for all"
     return f"One split for all of {listing(list(found))}: {best.label}, with {worst}{fit}."

@@ -1,6 +1,7 @@
 """``loraq-sim model``: quantized models listed, and in the layouts of other engines."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -51,6 +52,20 @@ def test_info_lists_layers(ours, command):
     assert result.exit_code == 0, result.stderr
     (layer,) = json.loads(result.stdout)["layers"]
     assert (layer["layer"], layer["n"], layer["rank"]) == ("block.fc", 128, 4)
+
+
+def test_info_names_rotation_and_smoothing(tmp_path, command):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(32, 64)).astype("f4"), rng.normal(size=(16, 64)).astype("f4")
+    solution = lq.solve(
+        weight, rank=4, preset="fast", activations=x, smooth=0.5, rotate="hadamard:16"
+    )
+    path = write_quantized_model(tmp_path / "turned.safetensors", {"fc": solution})
+    (layer,) = json.loads(command("model", "info", path, "--format", "json").stdout)["layers"]
+    assert (layer["rotation"], layer["smoothed"]) == ("hadamard:16", True)
+    assert re.search(
+        r"rotation +smoothed[\s\S]+hadamard:16 +yes", command("model", "info", path).stdout
+    )
 
 
 def test_a_missing_layer_in_the_dump_is_named(ours, tmp_path, command):

@@ -176,6 +176,18 @@ def test_accelerators_that_agree_share_the_headline_and_others_get_one_split_for
     none = verdict_of([APART[0], *[row for row in gpu if row["split"] == "W8A8"]])
     assert none.split is None
     assert "No split has a result on all of aie2 and h100." in none.text
+    wild = [
+        row | {"accelerator": "t4", "status": "overflow", "output_error": None} for row in APART
+    ]
+    assert "No split is fit to build on all of aie2 and t4." in verdict_of(APART + wild).text
+
+
+def test_layers_without_a_result_are_said():
+    rows = [row | {"n_layers": 18, "n_missing": 2} for row in APART]
+    assert verdict_of(rows).notes == ("2 of 20 layers missing: no number here counts them.",)
+    assert verdict_of(rows).text.endswith("\n2 of 20 layers missing: no number here counts them.")
+    whole = [row | {"n_layers": 20, "n_missing": 0} for row in APART]
+    assert "missing" not in verdict_of(whole).text
 
 
 def random_totals(rng):
@@ -272,8 +284,11 @@ def test_a_split_that_loses_for_the_rounding_of_p_says_so_with_the_cure():
         "90 % of the squared error of W4A4+W8A8r16 is rounding the activations of its main branch.",
     )
     assert all(note in verdict.text for note in verdict.notes)
+    # A few percent are reason enough where they make a branch that helps one that harms.
+    rows[1] |= {"output_error": 0.105, "p_error_share": 0.3, "wide_p_error": 0.09}
+    assert "W4A4+W4A4r16 loses because P rounded to 4 bits causes 30 %" in verdict_of(rows).text
     # Where a wide P would not help, it is no reason.
-    rows[1]["wide_p_error"] = 0.15
+    rows[1]["wide_p_error"] = 0.10
     assert "loses because" not in verdict_of(rows).text
 
 
