@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 __all__ = [
     "BytesPerCycle", "BytesPerSecond", "Capacity", "Count", "ElementsPerCycle", "Fraction", "Hertz",
-    "L1Capacity", "MacRate", "Name", "Nanometers", "NonNegative", "Picojoules", "Positive",
-    "Seconds", "Side", "Text", "Watts",
+    "L1Capacity", "MacRate", "Name", "Nanometers", "NonNegative", "Picojoules", "Seconds",
+    "Side", "Text", "Watts",
 ]  # fmt: skip
 
 
@@ -54,7 +54,6 @@ _JOULES = (("J", 1e12), ("nJ", 1e3), ("fJ", 1e-3))
 _BYTE_SIZES = (("KiB", 1024), ("MiB", 2**20), ("GiB", 2**30))
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
-Positive = Annotated[float, Field(gt=0, le=1e15)]
 NonNegative = Annotated[float, Field(ge=0, le=1e15)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$")]

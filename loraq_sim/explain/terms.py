@@ -36,6 +36,7 @@ from loraq_sim.explain.switchable import (
 )
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, solved_workload
+from loraq_sim.results.rows import ResultRow
 from loraq_sim.settings import CaseSettings
 from loraq_sim.solvers import Solution
 from loraq_sim.split import PrecisionSplit, parse_split
@@ -170,7 +171,7 @@ class Explanation:
 
     Attributes
     ----------
-    row : dict
+    row : ResultRow
         The result row of the case, as `loraq_sim.evaluate_layer` gives it.
     errors : list of dict
         One row per source of error and one for their interaction: ``source``, ``share`` of the
@@ -185,7 +186,7 @@ class Explanation:
         What could not be told.
     """
 
-    row: dict[str, Any]
+    row: ResultRow
     errors: list[dict[str, Any]]
     summary: dict[str, Any]
     costs: list[dict[str, Any]]
@@ -261,7 +262,9 @@ def explain_case(
         summary |= {"measure": "output_error", "overflows": switchable.overflows}
         summary["clipped_count"] = sum(found.count for found in switchable.clipped)
         # What is not known of the costs is said below.
-        notes = tuple(text for text in row["message"].split("; ") if text and text != UNKNOWN_ROWS)
+        notes = tuple(
+            text for text in (row["message"] or "").split("; ") if text and text != UNKNOWN_ROWS
+        )
     costs = []
     if row["m"] is None:
         notes = (*notes, f"layer {layer.name!r}: {UNKNOWN_ROWS}")
