@@ -1,8 +1,8 @@
-"""A whole model's denoising step as rows: one per kind of layer, then the total.
+"""``loraq-sim cost``: memory, latency and energy of shapes, dumps or models, without arrays.
 
-Which machines a command costs: names, variants, ``--set`` and the grid of ``--vary``.
-
-``loraq-sim cost``: memory, latency and energy of shapes, dumps or models, without arrays.
+Machines are names, files and variants with ``--set``; ``--vary`` makes a grid of them. Shapes and
+dumps give a row for each layer, split and machine; a model gives the rows of one denoising step,
+one per kind of layer, and their total.
 """
 
 import functools
@@ -42,12 +42,10 @@ if TYPE_CHECKING:
     from hwmodels.inventory import InventoryEntry
 
 __all__ = [
-    "CostOf",
     "EXAMPLES",
     "MODEL_COLUMNS",
     "Sets",
     "Variants",
-    "Varies",
     "checked_schedule",
     "chosen_machines",
     "cost_command",
@@ -56,97 +54,40 @@ __all__ = [
     "workload_of_split",
 ]
 
-
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A4 --split W4A4+W8A8r64\n\n"
+    "loraq-sim cost --hw aie2,a100 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8\n\n"
+    "loraq-sim cost --model pixart-sigma --hw aie2,h100 --split W4A4+W8A8r64 --resolution 512\n\n"
+    "loraq-sim cost --hw mi355x --family mxfp --schedule recompute --shape 4096x3072x12288\n\n"
+    "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A8 "
+    "--vary clock_hz=1e9,1.5e9 --set memories.dram.bandwidth_bytes_per_s=30e9\n\n"
+    "loraq-sim cost --hw aie2 --shape 4096x1152x1152 --split W4A4+W8A8r32 --rotate hadamard:64 "
+    "--smooth 0.5 --shared-by 3 --batch 4"
+)
+_COLUMNS = (
+    *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
+    *("utilization", "bound", "peak_activation_bytes", "working_set_bytes", "fits_in"),
+    *("tile_mkn", "modes", "parts"),
+)
+_SHOWN = (
+    *("layer", "m", "k", "n", "split", "rank", "accelerator", "weight_bytes", "latency_s"),
+    *("roofline_latency_s", "energy_j", "dram_bytes", "utilization", "bound"),
+    *("peak_activation_bytes", "fits_in"),
+)
+# Shown where one of them was asked for.
+_EXTRAS = ("batch", "guidance", "transforms", "shared_by")
+_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 MODEL_COLUMNS = (
     *("model", "accelerator", "split", "kind", "precision", "calls", "macs", "weight_bytes"),
     *("latency_s", "share", "energy_j", "dram_bytes", "bound", "peak_activation_bytes"),
     *("batch", "guidance"),
 )
 _SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
+_MOST_MACHINES = 10_000
 CostOf = Callable[
     [tuple[int, int, int], PrecisionSplit, "Accelerator", str], "tuple[GemmWorkload, Cost]"
 ]
-
-
-def model_rows(
-    model: str,
-    resolution: int,
-    split: PrecisionSplit,
-    accelerator: "Accelerator",
-    schedule: str,
-    cost_of: CostOf,
-    batch: int = 1,
-    guidance: int | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of every kind of layer of one step, in order of the model, and their total.
-
-    All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
-    one call. `cost_of` costs one GEMM in a split. `share` is the part of the step's latency, and
-    the peak of activations is the largest of one call.
-    """
-    import hwmodels
-
-    inventory = hwmodels.load_model(model, resolution)
-    passes = guidance or inventory.guidance_batch
-    scale = Fraction(batch * passes, inventory.guidance_batch)
-    entries = [entry.scaled(scale) for entry in inventory.entries]
-    where = {"batch": batch, "guidance": passes}
-    where |= {"model": model, "resolution": resolution, "split": split.text}
-    where |= {"accelerator": accelerator.name, "schedule": schedule}
-    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in entries:
-        try:
-            costed = _entry_row(entry, split, accelerator, schedule, cost_of)
-        except Exception as error:
-            message = f"{model}, {entry.kind}: {case_failure(error)}"
-            return [where | {"kind": entry.kind, "status": "failed", "message": message}]
-        by_kind.setdefault((entry.kind, costed["precision"]), []).append(costed)
-    rows = [_summed(parts) for parts in by_kind.values()]
-    total = _summed(rows) | {"kind": "total", "precision": "all"}
-    rows.append(total)
-    for row in rows:
-        row["share"] = row["latency_s"] / total["latency_s"]
-    return [where | row | {"status": "ok", "message": ""} for row in rows]
-
-
-def _entry_row(
-    entry: "InventoryEntry",
-    split: PrecisionSplit,
-    accelerator: "Accelerator",
-    schedule: str,
-    cost_of: CostOf,
-) -> dict[str, Any]:
-    import hwmodels
-
-    precision = entry.precision
-    if entry.op == "gemm":
-        used = split
-        if precision != "split":
-            used = parse_split(precision, family="int", group=split.group)
-        precision = used.text
-        _, cost = cost_of((entry.m, entry.k, entry.n), used, accelerator, schedule)
-    else:
-        cost = hwmodels.product_cost(entry, accelerator)
-    each = {name: getattr(cost, name) for name in _SUMS[2:]}
-    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
-    row = peak | {name: value * entry.calls for name, value in each.items()}
-    row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
-    return row | {"bound": cost.bound}
-
-
-def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of rows; the bound is what paces most of their time."""
-    row = {name: parts[0][name] for name in ("kind", "precision")}
-    row |= {name: sum(part[name] for part in parts) for name in _SUMS}
-    row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
-    paced: Counter[str] = Counter()
-    for part in parts:
-        paced[part["bound"]] += part["latency_s"]
-    return row | {"bound": paced.most_common(1)[0][0]}
-
-
-_MOST_MACHINES = 10_000
-
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -176,76 +117,6 @@ Variants = Annotated[
         show_default=False,
     ),
 ]
-
-
-def chosen_machines(
-    names: Iterable[str],
-    variants: Iterable[str] | None,
-    sets: Iterable[str] | None,
-    varies: Iterable[str] | None,
-) -> "list[tuple[dict[str, Any], Accelerator]]":
-    """(varied keys and values, machine) of every combination, in the order given."""
-    import hwmodels
-
-    fixed = dict(_assignment(text, "--set") for text in sets or ())
-    grid = [
-        [(key, value) for value in listed([values])]
-        for key, values in (_split(text, "--vary") for text in varies or ())
-    ]
-    n_points = 1
-    for axis in grid:
-        n_points *= len(axis)
-    if n_points > _MOST_MACHINES:
-        raise InputError(f"--vary asks for {n_points} machines; {_MOST_MACHINES} are the most")
-    machines = []
-    for name, variant in itertools.product(names, listed(variants) or (None,)):
-        base = hwmodels.load_accelerator(name, variant)
-        for point in itertools.product(*grid):
-            varied = {key: hwmodels.parse_value(value) for key, value in point}
-            changes = fixed | varied
-            machine = hwmodels.with_overrides(base, changes) if changes else base
-            machines.append((varied, machine))
-    return machines
-
-
-def _assignment(text: str, flag: str) -> tuple[str, Any]:
-    import hwmodels
-
-    key, value = _split(text, flag)
-    return key, hwmodels.parse_value(value)
-
-
-def _split(text: str, flag: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (equals and key.strip() and value.strip()):
-        raise InputError(f"{flag} must be KEY=VALUE such as clock_hz=1.5e9, got {text!r}")
-    return key.strip(), value.strip()
-
-
-EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A4 --split W4A4+W8A8r64\n\n"
-    "loraq-sim cost --hw aie2,a100 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8\n\n"
-    "loraq-sim cost --model pixart-sigma --hw aie2,h100 --split W4A4+W8A8r64 --resolution 512\n\n"
-    "loraq-sim cost --hw mi355x --family mxfp --schedule recompute --shape 4096x3072x12288\n\n"
-    "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A8 "
-    "--vary clock_hz=1e9,1.5e9 --set memories.dram.bandwidth_bytes_per_s=30e9\n\n"
-    "loraq-sim cost --hw aie2 --shape 4096x1152x1152 --split W4A4+W8A8r32 --rotate hadamard:64 "
-    "--smooth 0.5 --shared-by 3 --batch 4"
-)
-_COLUMNS = (
-    *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
-    *("utilization", "bound", "peak_activation_bytes", "working_set_bytes", "fits_in"),
-    *("tile_mkn", "modes", "parts"),
-)
-_SHOWN = (
-    *("layer", "m", "k", "n", "split", "rank", "accelerator", "weight_bytes", "latency_s"),
-    *("roofline_latency_s", "energy_j", "dram_bytes", "utilization", "bound"),
-    *("peak_activation_bytes", "fits_in"),
-)
-# Shown where one of them was asked for.
-_EXTRAS = ("batch", "guidance", "transforms", "shared_by")
-_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
 
 @one_line_failures
@@ -334,9 +205,9 @@ def cost_command(
     varied = list(dict.fromkeys(key for point, _ in machines for key in point))
     extra = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
     asked = [key for key, value in extra.items() if value not in (None, 1)]
-    cost_of = functools.partial(_cost_of, **extra)
+    cost_of = functools.partial(_cost_of, smooth=smooth, rotate=rotate, shared_by=shared_by)
     if model:
-        rows = [
+        costed = [
             {**row, **point}
             for name in listed(model)
             for split in chosen
@@ -346,7 +217,7 @@ def cost_command(
         columns, title = [*MODEL_COLUMNS], f"Cost of one denoising step at {resolution} px"
     else:
         scale = batch * (guidance or 1)
-        rows = [
+        costed = [
             {"batch": batch, "guidance": guidance or 1}
             | _row(name, (scale * m, k, n), split, machine, way, cost_of)
             | point
@@ -362,9 +233,9 @@ def cost_command(
 
     def show(has_messages: bool) -> None:
         shown = [*columns, *varied, *(["message"] if has_messages else [])]
-        print_table(result_table(rows, shown, title=title), output)
+        print_table(result_table(costed, shown, title=title), output)
 
-    end_with(rows, show)
+    end_with(costed, show)
 
 
 def checked_schedule(schedule: str | None, *, unfused: bool) -> str:
@@ -376,6 +247,97 @@ def checked_schedule(schedule: str | None, *, unfused: bool) -> str:
     if unfused and schedule != "unfused":
         raise InputError(f"--unfused and --schedule {schedule} contradict each other; give one")
     return schedule
+
+
+def chosen_machines(
+    names: Iterable[str],
+    variants: Iterable[str] | None,
+    sets: Iterable[str] | None,
+    varies: Iterable[str] | None,
+) -> "list[tuple[dict[str, Any], Accelerator]]":
+    """(varied keys and values, machine) of every combination, in the order given."""
+    import hwmodels
+
+    fixed = dict(_assignment(text, "--set") for text in sets or ())
+    grid = [
+        [(key, value) for value in listed([values])]
+        for key, values in (_split(text, "--vary") for text in varies or ())
+    ]
+    n_points = 1
+    for axis in grid:
+        n_points *= len(axis)
+    if n_points > _MOST_MACHINES:
+        raise InputError(f"--vary asks for {n_points} machines; {_MOST_MACHINES} are the most")
+    machines = []
+    for name, variant in itertools.product(names, listed(variants) or (None,)):
+        base = hwmodels.load_accelerator(name, variant)
+        for point in itertools.product(*grid):
+            varied = {key: hwmodels.parse_value(value) for key, value in point}
+            changes = fixed | varied
+            machine = hwmodels.with_overrides(base, changes) if changes else base
+            machines.append((varied, machine))
+    return machines
+
+
+def _assignment(text: str, flag: str) -> tuple[str, Any]:
+    import hwmodels
+
+    key, value = _split(text, flag)
+    return key, hwmodels.parse_value(value)
+
+
+def _split(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (equals and key.strip() and value.strip()):
+        raise InputError(f"{flag} must be KEY=VALUE such as clock_hz=1.5e9, got {text!r}")
+    return key.strip(), value.strip()
+
+
+def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
+    """A rank that suits the narrowest layer: 32, or an eighth of its smaller side."""
+    rank = max(1, min(32, min(min(k, n) for _, k, n in sizes.values()) // 8))
+    branches = (f"W16A16r{rank}", f"W8A8r{rank}", f"W4A8r{rank}")
+    return ["W4A4", "W4A8", "W8A8", *(f"W4A4+{branch}" for branch in branches)]
+
+
+def _sizes(
+    shapes: tuple[str, ...],
+    layer_dump: Path | None,
+    layers: tuple[str, ...],
+    rows: dict[str, int],
+) -> dict[str, tuple[int, int, int]]:
+    """(m, k, n) by name."""
+    if layer_dump is None:
+        if rows:
+            raise InputError("--rows is for --layer-dump: --shape MxKxN says the rows itself")
+        return {text: parse_shape(text) for text in shapes}
+    from loraq_sim.dumps import read_layer_dump
+
+    dump = read_layer_dump(layer_dump)
+    if layers:
+        dump = dump.select(layers)
+    infos = [dump.info(name) for name in dump]
+    known = {i.name: (i.m, i.m_source) for i in infos}
+    for info in infos:
+        count = rows_of(info.name, info.kind, rows)
+        known[info.name] = known[info.name] if count is None else (count, "given")
+    notes = rows_notes(known)
+    if all(m is None for m, _ in known.values()):
+        raise InputError(f"{layer_dump}: {notes[0]}")
+    for text in notes:
+        note(text)
+    return {i.name: (m, i.k, i.n) for i in infos if (m := known[i.name][0]) is not None}
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """(m, k, n) of ``MxKxN``."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(
+            f"--shape must be MxKxN with positive integers, such as 4096x1152x4608, got {text!r}"
+        )
+    m, k, n = (int(part) for part in parts)
+    return m, k, n
 
 
 def _row(
@@ -429,57 +391,88 @@ def workload_of_split(
 
     m, k, n = size
     rank = split.rank or 0
-    if split.budget is not None:
+    if split.budget is not None and split.branch_weight is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
     path = datapath_for(accelerator)
-    extra = {"transforms": transforms_asked(k, split, path, smooth=smooth, rotate=rotate)}
-    extra |= {"shared_by": shared_by}
-    work = workload_for(m, n, k, split, rank, path, fused=True, **extra)
+    asked = transforms_asked(k, split, path, smooth=smooth, rotate=rotate)
+    work = workload_for(
+        m, n, k, split, rank, path, fused=True, transforms=asked, shared_by=shared_by
+    )
     return dataclasses.replace(work, family=split.family, branch_schedule=schedule)
 
 
-def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
-    """A rank that suits the narrowest layer: 32, or an eighth of its smaller side."""
-    rank = max(1, min(32, min(min(k, n) for _, k, n in sizes.values()) // 8))
-    branches = (f"W16A16r{rank}", f"W8A8r{rank}", f"W4A8r{rank}")
-    return ["W4A4", "W4A8", "W8A8", *(f"W4A4+{branch}" for branch in branches)]
+def model_rows(
+    model: str,
+    resolution: int,
+    split: PrecisionSplit,
+    accelerator: "Accelerator",
+    schedule: str,
+    cost_of: CostOf,
+    batch: int = 1,
+    guidance: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of every kind of layer of one step, in order of the model, and their total.
+
+    All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
+    one call. `cost_of` costs one GEMM in a split. `share` is the part of the step's latency, and
+    the peak of activations is the largest of one call.
+    """
+    import hwmodels
+
+    inventory = hwmodels.load_model(model, resolution)
+    passes = guidance or inventory.guidance_batch
+    scale = Fraction(batch * passes, inventory.guidance_batch)
+    entries = [entry.scaled(scale) for entry in inventory.entries]
+    where = {"batch": batch, "guidance": passes}
+    where |= {"model": model, "resolution": resolution, "split": split.text}
+    where |= {"accelerator": accelerator.name, "schedule": schedule}
+    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        try:
+            costed = _entry_row(entry, split, accelerator, schedule, cost_of)
+        except Exception as error:
+            message = f"{model}, {entry.kind}: {case_failure(error)}"
+            return [where | {"kind": entry.kind, "status": "failed", "message": message}]
+        by_kind.setdefault((entry.kind, costed["precision"]), []).append(costed)
+    rows = [_summed(parts) for parts in by_kind.values()]
+    total = _summed(rows) | {"kind": "total", "precision": "all"}
+    rows.append(total)
+    for row in rows:
+        row["share"] = row["latency_s"] / total["latency_s"]
+    return [where | row | {"status": "ok", "message": ""} for row in rows]
 
 
-def _sizes(
-    shapes: tuple[str, ...],
-    layer_dump: Path | None,
-    layers: tuple[str, ...],
-    rows: dict[str, int],
-) -> dict[str, tuple[int, int, int]]:
-    """(m, k, n) by name."""
-    if shapes:
-        if rows:
-            raise InputError("--rows is for --layer-dump: --shape MxKxN says the rows itself")
-        return {text: parse_shape(text) for text in shapes}
-    from loraq_sim.dumps import read_layer_dump
+def _entry_row(
+    entry: "InventoryEntry",
+    split: PrecisionSplit,
+    accelerator: "Accelerator",
+    schedule: str,
+    cost_of: CostOf,
+) -> dict[str, Any]:
+    import hwmodels
 
-    dump = read_layer_dump(layer_dump)
-    if layers:
-        dump = dump.select(layers)
-    infos = [dump.info(name) for name in dump]
-    known = {i.name: (i.m, i.m_source) for i in infos}
-    for info in infos:
-        count = rows_of(info.name, info.kind, rows)
-        known[info.name] = known[info.name] if count is None else (count, "given")
-    notes = rows_notes(known)
-    if all(m is None for m, _ in known.values()):
-        raise InputError(f"{layer_dump}: {notes[0]}")
-    for text in notes:
-        note(text)
-    return {i.name: (m, i.k, i.n) for i in infos if (m := known[i.name][0]) is not None}
+    precision = entry.precision
+    if entry.op == "gemm":
+        used = split
+        if precision != "split":
+            used = parse_split(precision, family="int", group=split.group)
+        precision = used.text
+        _, cost = cost_of((entry.m, entry.k, entry.n), used, accelerator, schedule)
+    else:
+        cost = hwmodels.product_cost(entry, accelerator)
+    each = {name: getattr(cost, name) for name in _SUMS[2:]}
+    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
+    row = peak | {name: value * entry.calls for name, value in each.items()}
+    row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
+    return row | {"bound": cost.bound}
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """(m, k, n) of ``MxKxN``."""
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
-        raise InputError(
-            f"--shape must be MxKxN with positive integers, such as 4096x1152x4608, got {text!r}"
-        )
-    m, k, n = (int(part) for part in parts)
-    return m, k, n
+def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of rows; the bound is what paces most of their time."""
+    row = {name: parts[0][name] for name in ("kind", "precision")}
+    row |= {name: sum(part[name] for part in parts) for name in _SUMS}
+    row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
+    paced: Counter[str] = Counter()
+    for part in parts:
+        paced[part["bound"]] += part["latency_s"]
+    return row | {"bound": paced.most_common(1)[0][0]}

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,8 +23,10 @@ EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim doctor\n\nloraq-sim doctor --form
 _BROKEN = 1
 _LEAST_FREE_BYTES = 2**20
 # (distribution, module): torch takes seconds to import, so its metadata must do.
-_NEEDED = (("numpy", "numpy"), ("numba", "numba"), ("scipy", "scipy"), ("torch", None))
-_NEEDED += (("pandas", "pandas"), ("safetensors", "safetensors"), ("ml-dtypes", "ml_dtypes"))
+_NEEDED: tuple[tuple[str, str | None], ...] = (
+    *(("numpy", "numpy"), ("numba", "numba"), ("scipy", "scipy"), ("torch", None)),
+    *(("pandas", "pandas"), ("safetensors", "safetensors"), ("ml-dtypes", "ml_dtypes")),
+)
 # What each extra of the package adds, as distributions.
 _EXTRAS = {
     "report": ("jinja2", "plotly"),
@@ -60,7 +63,7 @@ def _checks() -> Iterator[dict[str, str]]:
 
     yield _row("loraq-sim", "ok", f"{__version__}, Python {platform.python_version()}")
     for distribution, module in _NEEDED:
-        yield _checked(distribution, lambda d=distribution, m=module: _package(d, m))
+        yield _checked(distribution, partial(_package, distribution, module))
     for extra, distributions in _EXTRAS.items():
         yield _extra(extra, distributions)
     yield _checked("processor", _processor)

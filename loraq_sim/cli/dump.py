@@ -1,15 +1,13 @@
-"""``loraq-sim dump synth``: layers of a published model's true shapes, with drawn values.
+"""``loraq-sim dump``: what a layer dump holds, and how to make one.
 
-``loraq-sim dump convert``: a dump in another file format or storage dtype.
-
-``loraq-sim dump capture``: weights and sampled inputs of a torch model while it runs.
-
-``loraq-sim dump``: what a layer dump holds; its other commands have files of their own.
+``info`` reads a dump's directory. ``convert`` writes another file format or storage dtype.
+``capture`` samples weights and inputs of a torch model while it runs. ``synth`` draws layers of a
+published model's true shapes with the statistics of trained ones.
 """
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,20 +28,10 @@ from loraq_sim.files import refuse_existing
 if TYPE_CHECKING:
     from loraq_sim.dumps.capture import CaptureSource
 
-__all__ = [
-    "CAPTURE_EXAMPLES",
-    "CONVERT_EXAMPLES",
-    "DumpOut",
-    "SYNTH_EXAMPLES",
-    "StorageDtype",
-    "app",
-    "capture_command",
-    "convert_command",
-    "synth_command",
-]
+__all__ = ["app"]
 
-
-SYNTH_EXAMPLES = (
+app = typer.Typer(no_args_is_help=True)
+_SYNTH_EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim dump synth --model sana-1.6b --layers 'transformer_blocks.0.*' "
     "--out runs/sana.safetensors\n\n"
@@ -51,7 +39,39 @@ SYNTH_EXAMPLES = (
     "loraq-sim dump synth --model pixart-sigma --all --layers 'transformer_blocks.*' "
     "--resolution 512 --out runs/pixart_blocks.safetensors"
 )
-
+_CAPTURE_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump capture examples/capture_entry.py:two_layers --out runs/two_layers.safetensors"
+    "\n\n"
+    "loraq-sim dump capture examples/tiny_pixart --steps 25 --images 10 --guidance 3 "
+    "--out runs/tiny.safetensors\n\n"
+    "loraq-sim dump capture pixart_folder --layers 'transformer_blocks.*' --tokens 256 "
+    "--dtype float16 --out runs/pixart.safetensors\n\n"
+    "A Python entry point takes no argument and returns (model, calls): a torch module, and an "
+    "iterable of (time step, inputs) with a dict, tuple or tensor for each model call; a generator "
+    "is sent the model's output. See examples/capture_entry.py."
+)
+_CONVERT_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump convert examples/tiny_pixart.pt runs/tiny_pixart.safetensors\n\n"
+    "loraq-sim dump convert examples/minilm.pt runs/ffn.npz --layers 'ffn_*' --dtype float32"
+)
+_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim dump info examples/tiny_pixart.pt\n\n"
+    "loraq-sim dump info examples/minilm.pt --layers 'ffn_*' --format json\n\n"
+    "loraq-sim dump info examples/tiny_pixart.pt --layers ffn_down --steps"
+)
+_SHOWN = (
+    *("layer", "kind", "n", "k", "tokens", "dtype", "bytes"),
+    *("weight_std", "weight_max_over_std", "weight_kurtosis"),
+    *("activation_rms", "activation_outlier_ratio"),
+)
+_SHOWN_OF_STEPS = (
+    *("layer", "step", "rows", "rms", "amax", "channel_amax_ratio", "kurtosis"),
+    "first_step_correlation",
+)
+_META_WIDTH = 200
 DumpOut = Annotated[
     Path,
     typer.Option(
@@ -72,6 +92,12 @@ StorageDtype = Annotated[
 ]
 
 
+@app.callback()
+def _group() -> None:
+    """Look into layer dumps, make and convert them."""
+
+
+@app.command("synth", epilog=_SYNTH_EXAMPLES)
 @one_line_failures
 def synth_command(
     model: Annotated[
@@ -135,56 +161,11 @@ def synth_command(
     print_written(out, seconds=seconds_since(started), output=output)
 
 
-CONVERT_EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "loraq-sim dump convert examples/tiny_pixart.pt runs/tiny_pixart.safetensors\n\n"
-    "loraq-sim dump convert examples/minilm.pt runs/ffn.npz --layers 'ffn_*' --dtype float32"
-)
+# One line a command.
+app.command("synth", epilog=_SYNTH_EXAMPLES)(synth_command)
 
 
-@one_line_failures
-def convert_command(
-    source: Annotated[Path, typer.Argument(help="Dump to read: .pt, .safetensors or .npz.")],
-    target: Annotated[Path, typer.Argument(help="Dump to write; its suffix chooses the format.")],
-    layers: Layers = None,
-    dtype: StorageDtype = None,
-    force: Force = False,
-    output: OutFormat = OutputFormat.TABLE,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-) -> None:
-    """Copy a dump to another format; values, names, roles and shared inputs are kept."""
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.dumps.write import convert_dump
-
-    refuse_existing(target, overwrite=force, error=DumpError)
-    started = time.monotonic()
-    dump = read_layer_dump(source)
-    patterns = listed(layers)
-    names = list(dump.select(patterns) if patterns else dump)
-    if dump.skipped:
-        note(f"{len(dump.skipped)} tensors that are no linear layer stay behind", quiet=quiet)
-    with layer_progress(names, "converting", quiet=quiet or no_progress) as on_layer:
-        convert_dump(
-            source, target, dtype=dtype, patterns=patterns, overwrite=force, on_layer=on_layer
-        )
-    print_written(target, seconds=seconds_since(started), output=output)
-
-
-CAPTURE_EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "loraq-sim dump capture examples/capture_entry.py:two_layers --out runs/two_layers.safetensors"
-    "\n\n"
-    "loraq-sim dump capture examples/tiny_pixart --steps 25 --images 10 --guidance 3 "
-    "--out runs/tiny.safetensors\n\n"
-    "loraq-sim dump capture pixart_folder --layers 'transformer_blocks.*' --tokens 256 "
-    "--dtype float16 --out runs/pixart.safetensors\n\n"
-    "A Python entry point takes no argument and returns (model, calls): a torch module, and an "
-    "iterable of (time step, inputs) with a dict, tuple or tensor for each model call; a generator "
-    "is sent the model's output. See examples/capture_entry.py."
-)
-
-
+@app.command("capture", epilog=_CAPTURE_EXAMPLES)
 @one_line_failures
 def capture_command(
     source: Annotated[
@@ -265,8 +246,9 @@ def capture_command(
             seed=seed,
             on_call=lambda: on_call(""),
         )
-    calls, values = dump.meta["model_calls"], dump.meta["time_steps"]["values"]
-    note(f"{len(dump)} layers ran in {calls} calls over {len(values)} time steps", quiet=quiet)
+    recorded: Any = dump.meta["time_steps"]
+    ran = f"{len(dump)} layers ran in {dump.meta['model_calls']} calls"
+    note(f"{ran} over {len(recorded['values'])} time steps", quiet=quiet)
     if dump.skipped:
         first = next(iter(dump.skipped))
         note(f"{len(dump.skipped)} layers did not run, such as {first}", quiet=quiet)
@@ -283,36 +265,34 @@ def _load_entry(source: str, seed: int) -> "CaptureSource":
     return load_entry(source, seed=seed)
 
 
-app = typer.Typer(no_args_is_help=True)
+@app.command("convert", epilog=_CONVERT_EXAMPLES)
+@one_line_failures
+def convert_command(
+    source: Annotated[Path, typer.Argument(help="Dump to read: .pt, .safetensors or .npz.")],
+    target: Annotated[Path, typer.Argument(help="Dump to write; its suffix chooses the format.")],
+    layers: Layers = None,
+    dtype: StorageDtype = None,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Copy a dump to another format; values, names, roles and shared inputs are kept."""
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.dumps.write import convert_dump
 
-_EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "loraq-sim dump info examples/tiny_pixart.pt\n\n"
-    "loraq-sim dump info examples/minilm.pt --layers 'ffn_*' --format json\n\n"
-    "loraq-sim dump info examples/tiny_pixart.pt --layers ffn_down --steps"
-)
-_SHOWN = (
-    *("layer", "kind", "n", "k", "tokens", "dtype", "bytes"),
-    *("weight_std", "weight_max_over_std", "weight_kurtosis"),
-    *("activation_rms", "activation_outlier_ratio"),
-)
-_SHOWN_OF_STEPS = (
-    *("layer", "step", "rows", "rms", "amax", "channel_amax_ratio", "kurtosis"),
-    "first_step_correlation",
-)
-
-
-# One line a command.
-app.command("synth", epilog=SYNTH_EXAMPLES)(synth_command)
-app.command("capture", epilog=CAPTURE_EXAMPLES)(capture_command)
-app.command("convert", epilog=CONVERT_EXAMPLES)(convert_command)
-
-_META_WIDTH = 200
-
-
-@app.callback()
-def _group() -> None:
-    """Look into layer dumps, make and convert them."""
+    refuse_existing(target, overwrite=force, error=DumpError)
+    started = time.monotonic()
+    dump = read_layer_dump(source)
+    patterns = listed(layers)
+    names = list(dump.select(patterns) if patterns else dump)
+    if dump.skipped:
+        note(f"{len(dump.skipped)} tensors that are no linear layer stay behind", quiet=quiet)
+    with layer_progress(names, "converting", quiet=quiet or no_progress) as on_layer:
+        convert_dump(
+            source, target, dtype=dtype, patterns=patterns, overwrite=force, on_layer=on_layer
+        )
+    print_written(target, seconds=seconds_since(started), output=output)
 
 
 @app.command("info", epilog=_EXAMPLES)

@@ -106,11 +106,23 @@ def explain_command(
         accumulators=accumulators,
         p_format=p_format,
     )
-    options = {"method": method, "preset": preset, "tokens": tokens, "seed": seed}
-    options |= {"fused": not unfused, "datapath": datapath, "smooth": smooth, "rotate": rotate}
-    options |= {"rows": rows_of(found.name, found.kind, parse_rows(rows or ()))}
     cases = [
-        explain_case(found, split, machine, **options) for machine in listed(hw) for split in chosen
+        explain_case(
+            found,
+            split,
+            machine,
+            method=method,
+            preset=preset,
+            tokens=tokens,
+            seed=seed,
+            fused=not unfused,
+            datapath=datapath,
+            smooth=smooth,
+            rotate=rotate,
+            rows=rows_of(found.name, found.kind, parse_rows(rows or ())),
+        )
+        for machine in listed(hw)
+        for split in chosen
     ]
     for text in dict.fromkeys(text for case in cases for text in case.notes):
         note(text, quiet=quiet)

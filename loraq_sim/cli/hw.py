@@ -1,10 +1,8 @@
-"""``loraq-sim hw explain``: where each second, byte and joule of one layer call comes from.
+"""``loraq-sim hw``: the accelerators, what is known of them, and how far to trust it.
 
-``loraq-sim hw validate``: predicted against measured GEMM times, row by row.
-
-``loraq-sim hw``: the accelerators, what is known of them, and how far to trust it.
-
-The picture of ``hw validate``: predicted against measured time on logarithmic axes.
+``list``, ``show`` and ``schema`` describe machines and their files. ``explain`` says where each
+second, byte and joule of one layer call comes from. ``validate`` sets predicted against measured
+GEMM times, row by row, and draws them on logarithmic axes.
 """
 
 from pathlib import Path
@@ -35,24 +33,98 @@ if TYPE_CHECKING:
     from hwmodels import Accelerator, Cost
     from loraq_sim.split import PrecisionSplit
 
-__all__ = [
-    "EXPLAIN_EXAMPLES",
-    "THRESHOLD_MISSED",
-    "VALIDATE_EXAMPLES",
-    "app",
-    "explain_command",
-    "validate_command",
-    "validation_figure",
-]
+__all__ = ["THRESHOLD_MISSED", "app"]
 
-
-EXPLAIN_EXAMPLES = (
+app = typer.Typer(no_args_is_help=True)
+_LIST_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw list\n\nloraq-sim hw list --format json"
+_SHOW_EXAMPLES = (
+    "[bold]Examples[/bold]\n\nloraq-sim hw show aie2\n\n"
+    "loraq-sim hw show a100 --split W4A4+W16A16r32\n\n"
+    "loraq-sim hw show aie2@emulated_int4\n\n"
+    "loraq-sim hw show mi355x --family mxfp --split W4A8+W8A8r64"
+)
+_EXPLAIN_EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim hw explain aie2 --shape 4096x1152x4608 --split W4A4+W8A8r64\n\n"
     "loraq-sim hw explain h100 --shape 4096x3072x3072 --split W4A4+W16A16r32 --schedule unfused"
 )
+_VALIDATE_EXAMPLES = (
+    "[bold]Examples[/bold]\n\nloraq-sim hw validate\n\n"
+    "loraq-sim hw validate --hw aie2,aie2p --max-error 0.15 --format json\n\n"
+    "loraq-sim hw validate --measured mine.csv --hw h100 --figure validation.png"
+)
+_SCHEMA_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw schema > accelerator.schema.json"
+_DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
+THRESHOLD_MISSED = 3
+_SHOWN = (
+    *("device", "kernel", "m", "n", "k", "out_bits", "tile_mkn", "measured_ms", "predicted_ms"),
+    *("error", "bound"),
+)
+_BAND = 0.15
 
 
+@app.command("list", epilog=_LIST_EXAMPLES)
+@one_line_failures
+def list_command(output: OutFormat = OutputFormat.TABLE) -> None:
+    """List the accelerators that come with the program."""
+    import hwmodels
+    from loraq_sim.reporting.tables import result_table
+
+    rows = []
+    for name in hwmodels.list_accelerators():
+        accelerator = hwmodels.load_accelerator(name)
+        rows.append(
+            {
+                "name": name,
+                "aliases": ", ".join(accelerator.aliases),
+                "variants": ", ".join(variant.name for variant in accelerator.variants),
+                "description": accelerator.title,
+            }
+        )
+    print_table(result_table(rows), output)
+
+
+@app.command("show", epilog=_SHOW_EXAMPLES)
+@one_line_failures
+def show_command(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME|FILE", help="Accelerator, NAME@VARIANT, or YAML file."),
+    ],
+    splits: Splits = None,
+    family: Family = "int",
+    output: OutFormat = OutputFormat.TABLE,
+) -> None:
+    """Show every number of an accelerator with its source, and the MAC mode each split uses."""
+    import hwmodels
+    from loraq_sim.reporting.tables import result_table
+    from loraq_sim.split import parse_split
+
+    accelerator = hwmodels.load_accelerator(name)
+    modes = []
+    for text in listed(splits) or _DEFAULT_SPLITS:
+        split = parse_split(text, family=family)
+        for mode in _modes_of(accelerator, split):
+            modes.append({"split": split.text} | mode)
+    facts = hwmodels.describe(accelerator)
+    idle = [{"key": key, "why": why} for key, why in hwmodels.idle_keys(accelerator).items()]
+    if output is OutputFormat.JSON:
+        print_json({"name": accelerator.name, "facts": facts, "modes": modes, "idle": idle})
+        return
+    title = f"{accelerator.name}: {accelerator.title}"
+    tables = [result_table(facts, title=title), result_table(modes, title="MAC modes of splits")]
+    if idle:
+        tables.append(result_table(idle, title="Values that change no result"))
+    print_tables(tables, output)
+
+
+def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
+    import hwmodels
+
+    return hwmodels.describe_modes(accelerator, split.main, split.branch, family=split.family)
+
+
+@app.command("explain", epilog=_EXPLAIN_EXAMPLES)
 @one_line_failures
 def explain_command(
     name: Annotated[
@@ -146,18 +218,7 @@ def _indexed(key: str, machine: Any) -> str:
     return key
 
 
-THRESHOLD_MISSED = 3
-VALIDATE_EXAMPLES = (
-    "[bold]Examples[/bold]\n\nloraq-sim hw validate\n\n"
-    "loraq-sim hw validate --hw aie2,aie2p --max-error 0.15 --format json\n\n"
-    "loraq-sim hw validate --measured mine.csv --hw h100 --figure validation.png"
-)
-_SHOWN = (
-    *("device", "kernel", "m", "n", "k", "out_bits", "tile_mkn", "measured_ms", "predicted_ms"),
-    *("error", "bound"),
-)
-
-
+@app.command("validate", epilog=_VALIDATE_EXAMPLES)
 @one_line_failures
 def validate_command(
     measured: Annotated[
@@ -274,96 +335,6 @@ def _fail_beyond(rows: list[dict[str, Any]], max_error: float | None) -> None:
     raise typer.Exit(THRESHOLD_MISSED)
 
 
-app = typer.Typer(no_args_is_help=True)
-
-_DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
-_LIST_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw list\n\nloraq-sim hw list --format json"
-_SHOW_EXAMPLES = (
-    "[bold]Examples[/bold]\n\nloraq-sim hw show aie2\n\n"
-    "loraq-sim hw show a100 --split W4A4+W16A16r32\n\n"
-    "loraq-sim hw show aie2@emulated_int4\n\n"
-    "loraq-sim hw show mi355x --family mxfp --split W4A8+W8A8r64"
-)
-_SCHEMA_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw schema > accelerator.schema.json"
-
-
-@app.command("list", epilog=_LIST_EXAMPLES)
-@one_line_failures
-def list_command(output: OutFormat = OutputFormat.TABLE) -> None:
-    """List the accelerators that come with the program."""
-    import hwmodels
-    from loraq_sim.reporting.tables import result_table
-
-    rows = []
-    for name in hwmodels.list_accelerators():
-        accelerator = hwmodels.load_accelerator(name)
-        rows.append(
-            {
-                "name": name,
-                "aliases": ", ".join(accelerator.aliases),
-                "variants": ", ".join(variant.name for variant in accelerator.variants),
-                "description": accelerator.title,
-            }
-        )
-    print_table(result_table(rows), output)
-
-
-@app.command("show", epilog=_SHOW_EXAMPLES)
-@one_line_failures
-def show_command(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME|FILE", help="Accelerator, NAME@VARIANT, or YAML file."),
-    ],
-    splits: Splits = None,
-    family: Family = "int",
-    output: OutFormat = OutputFormat.TABLE,
-) -> None:
-    """Show every number of an accelerator with its source, and the MAC mode each split uses."""
-    import hwmodels
-    from loraq_sim.reporting.tables import result_table
-    from loraq_sim.split import parse_split
-
-    accelerator = hwmodels.load_accelerator(name)
-    modes = []
-    for text in listed(splits) or _DEFAULT_SPLITS:
-        split = parse_split(text, family=family)
-        for mode in _modes_of(accelerator, split):
-            modes.append({"split": split.text} | mode)
-    facts = hwmodels.describe(accelerator)
-    idle = [{"key": key, "why": why} for key, why in hwmodels.idle_keys(accelerator).items()]
-    if output is OutputFormat.JSON:
-        print_json({"name": accelerator.name, "facts": facts, "modes": modes, "idle": idle})
-        return
-    title = f"{accelerator.name}: {accelerator.title}"
-    tables = [result_table(facts, title=title), result_table(modes, title="MAC modes of splits")]
-    if idle:
-        tables.append(result_table(idle, title="Values that change no result"))
-    print_tables(tables, output)
-
-
-def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
-    import hwmodels
-
-    return hwmodels.describe_modes(accelerator, split.main, split.branch, family=split.family)
-
-
-app.command("explain", epilog=EXPLAIN_EXAMPLES)(explain_command)
-app.command("validate", epilog=VALIDATE_EXAMPLES)(validate_command)
-
-
-@app.command("schema", epilog=_SCHEMA_EXAMPLES)
-@one_line_failures
-def schema_command() -> None:
-    """Print the JSON Schema of accelerator files, for editors and checkers."""
-    from hwmodels.description import Accelerator
-
-    print_json(Accelerator.model_json_schema())
-
-
-_BAND = 0.15
-
-
 def validation_figure(rows: list[dict[str, Any]]) -> "Figure":
     """Points per device around the line of equal times, with a band of 15 %."""
     from matplotlib.figure import Figure
@@ -392,3 +363,12 @@ def validation_figure(rows: list[dict[str, Any]]) -> "Figure":
     axes.set(xlabel="measured time (ms)", ylabel="predicted time (ms)")
     axes.legend(frameon=False, fontsize="small")
     return figure
+
+
+@app.command("schema", epilog=_SCHEMA_EXAMPLES)
+@one_line_failures
+def schema_command() -> None:
+    """Print the JSON Schema of accelerator files, for editors and checkers."""
+    from hwmodels.description import Accelerator
+
+    print_json(Accelerator.model_json_schema())

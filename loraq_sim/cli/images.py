@@ -283,7 +283,9 @@ def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpo
     from loraq_sim.reporting.layer_figures import sample_grid
 
     make_folder(out)
-    grid, arrays = {"full precision": (study.reference, "")}, {"reference": study.reference}
+    grid = {"full precision": (study.reference, "")}
+    # Any: to a type checker, one of the names could be an option of `savez_compressed`.
+    arrays: dict[str, Any] = {"reference": study.reference}
     for found in drawn:
         label = f"{found.row['split']} {found.row['method']}"
         said = f"{found.row['psnr_db']:.1f} dB ± {found.row['psnr_std']:.1f}"

@@ -16,6 +16,7 @@ __all__ = [
     "AccBits",
     "AccBitsGrid",
     "Accelerators",
+    "AcceleratorsOrPlan",
     "AggregateName",
     "ArrayGrid",
     "Accumulators",
@@ -26,6 +27,7 @@ __all__ = [
     "Group",
     "Jobs",
     "LayerDumpFile",
+    "LayerDumpOrPlan",
     "Layers",
     "Methods",
     "NoProgress",
@@ -66,24 +68,23 @@ class OutputFormat(enum.StrEnum):
     MD = "md"
 
 
-LayerDumpFile = Annotated[
-    Path,
-    typer.Option(
-        "--layer-dump",
-        metavar="FILE",
-        help="Layer dump: .pt, .safetensors or .npz.",
-        show_default=False,
-    ),
-]
-Accelerators = Annotated[
-    list[str],
-    typer.Option(
-        "--hw",
-        metavar="NAME|FILE",
-        help="Accelerator name or YAML file; repeat or separate by commas.",
-        show_default=False,
-    ),
-]
+_LAYER_DUMP = typer.Option(
+    "--layer-dump",
+    metavar="FILE",
+    help="Layer dump: .pt, .safetensors or .npz.",
+    show_default=False,
+)
+_HW = typer.Option(
+    "--hw",
+    metavar="NAME|FILE",
+    help="Accelerator name or YAML file; repeat or separate by commas.",
+    show_default=False,
+)
+LayerDumpFile = Annotated[Path, _LAYER_DUMP]
+Accelerators = Annotated[list[str], _HW]
+# Where a plan may name them instead.
+LayerDumpOrPlan = Annotated[Path | None, _LAYER_DUMP]
+AcceleratorsOrPlan = Annotated[list[str] | None, _HW]
 Layers = Annotated[
     list[str] | None,
     typer.Option(

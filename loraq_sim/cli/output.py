@@ -1,19 +1,15 @@
-"""Results to stdout in the format asked for; notes to stderr.
+"""What commands say, and how they end.
 
-How a command fails: one line on stderr and an exit code, never a traceback.
-
-Progress on stderr: a bar with ETA on a terminal, now and then a plain line elsewhere.
-
-Which file is meant where a command takes a result store, and rows to compute with.
-
-How commands that write a dump show their progress and what they wrote.
+Results go to stdout in the format asked for, everything else to stderr; no text from a file can
+steer a terminal. What a user can cause is one line on stderr and an exit code, never a traceback.
+Progress is a bar with an ETA on a terminal, now and then a plain line elsewhere.
 """
 
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -32,11 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_INPUT",
     "INTERRUPTED",
-    "OnLayer",
     "SOME_FAILED",
     "case_failure",
     "end_with",
-    "is_terminal",
     "layer_progress",
     "note",
     "one_line_failures",
@@ -52,6 +46,16 @@ __all__ = [
     "sweep_progress",
     "tracked",
 ]
+
+SOME_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+# Names from a file may be of any length.
+_LONGEST = 1000
+_DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
+_SECONDS_BETWEEN_LINES = 5.0
+Item = TypeVar("Item")
+OnLayer = Callable[[str], None]
 
 
 def print_table(table: ResultTable, output: OutputFormat) -> None:
@@ -74,12 +78,13 @@ def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
         say(str(tables[0].render(output.value)).rstrip("\n"))
 
 
-def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text, which may quote files from anywhere: a terminal obeys nothing in it.
+def _print_for_people(table: ResultTable) -> None:
+    if not is_terminal(sys.stdout):
+        say(table.to_text(), nl=False)
+        return
+    from rich.console import Console
 
-    Every line of the program goes through here or is a table.
-    """
-    typer.echo(shown(text), err=err, nl=nl)
+    Console().print(table.to_rich())
 
 
 def print_verdict(verdict: "Verdict", output: OutputFormat, *, within: str = "") -> None:
@@ -98,9 +103,35 @@ def print_json(value: Mapping[str, Any]) -> None:
     say(json_text(value), nl=False)
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether `stream` is a terminal; one that was closed before the start is None."""
-    return stream is not None and stream.isatty()
+def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
+    """Print one row about a dump that was just written; only its directory is read."""
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.reporting.tables import result_table
+
+    dump = read_layer_dump(path)
+    infos = [dump.info(name) for name in dump]
+    tokens = [info.tokens for info in infos if info.tokens is not None]
+    row = {
+        "file": str(path),
+        "layers": len(infos),
+        "inputs": len({info.activation_key for info in infos} - {None}),
+        "tokens": max(tokens, default=None),
+        "dtype": "/".join(dict.fromkeys(info.dtype for info in infos)),
+        "bytes": path.stat().st_size,
+        "seconds": seconds,
+    }
+    if output is OutputFormat.JSON:
+        print_json(row)
+    else:
+        print_table(result_table([row], title=f"wrote {path}"), output)
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text, which may quote files from anywhere: a terminal obeys nothing in it.
+
+    Every line of the program goes through here or is a table.
+    """
+    typer.echo(shown(text), err=err, nl=nl)
 
 
 def note(text: str, *, quiet: bool = False) -> None:
@@ -109,52 +140,15 @@ def note(text: str, *, quiet: bool = False) -> None:
         say(text, err=True)
 
 
-def _print_for_people(table: ResultTable) -> None:
-    if not is_terminal(sys.stdout):
-        say(table.to_text(), nl=False)
-        return
-    from rich.console import Console
-
-    Console().print(table.to_rich())
-
-
-SOME_FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
-
-# Names from a file may be of any length.
-_LONGEST = 1000
-_DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether `stream` is a terminal; one that was closed before the start is None."""
+    return stream is not None and stream.isatty()
 
 
 def set_debug(wanted: bool) -> None:
     """Let errors show their traceback (also in worker processes), for bug reports."""
     if wanted:
         os.environ[_DEBUG_VARIABLE] = "1"
-
-
-def case_failure(error: Exception) -> str:
-    """Why one case failed, in one line; the others go on. Re-raises under ``--debug``."""
-    if os.environ.get(_DEBUG_VARIABLE):
-        raise error
-    return _one_line(error) if _is_users(error) else f"{type(error).__name__}: {_one_line(error)}"
-
-
-def end_with(rows: list[dict], show: Callable[[bool], None]) -> None:
-    """Show the rows of a command and exit as its failed cases demand.
-
-    `show` prints the rows; its argument says whether any of them has a message to show. Nothing is
-    printed on stdout if no case at all succeeded.
-    """
-    failures = [row["message"] for row in rows if row["status"] == "failed"]
-    if len(failures) == len(rows):
-        say(f"error: {failures[0]}", err=True)
-        raise typer.Exit(BAD_INPUT)
-    show(any(row.get("message") for row in rows))
-    if failures:
-        text = f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}"
-        say(text, err=True)
-        raise typer.Exit(SOME_FAILED)
 
 
 def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
@@ -176,6 +170,13 @@ def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def case_failure(error: Exception) -> str:
+    """Why one case failed, in one line; the others go on. Re-raises under ``--debug``."""
+    if os.environ.get(_DEBUG_VARIABLE):
+        raise error
+    return _one_line(error) if _is_users(error) else f"{type(error).__name__}: {_one_line(error)}"
+
+
 def _is_users(error: Exception) -> bool:
     """Whether the error says something about the input or the machine, not about our code."""
     if isinstance(error, (LoraqError, OSError)):
@@ -192,12 +193,24 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-Item = TypeVar("Item")
+def end_with(rows: list[dict], show: Callable[[bool], None]) -> None:
+    """Show the rows of a command and exit as its failed cases demand.
 
-_SECONDS_BETWEEN_LINES = 5.0
+    `show` prints the rows; its argument says whether any of them has a message to show. Nothing is
+    printed on stdout if no case at all succeeded.
+    """
+    failures = [row["message"] for row in rows if row["status"] == "failed"]
+    if len(failures) == len(rows):
+        say(f"error: {failures[0]}", err=True)
+        raise typer.Exit(BAD_INPUT)
+    show(any(row.get("message") for row in rows))
+    if failures:
+        text = f"error: {len(failures)} of {len(rows)} cases failed; the first: {failures[0]}"
+        say(text, err=True)
+        raise typer.Exit(SOME_FAILED)
 
 
-def tracked(items: Sequence[Item], label: str, *, quiet: bool) -> Iterator[Item]:
+def tracked(items: Sequence[Item], label: str, *, quiet: bool) -> Generator[Item, None, None]:
     """Yield `items`, with progress unless `quiet`: a bar on a terminal, plain lines elsewhere."""
     if quiet:
         yield from items
@@ -224,6 +237,20 @@ def _with_lines(items: Sequence[Item], label: str) -> Iterator[Item]:
             last, has_spoken = now, True
             left = f", ETA {_clock((now - started) / n_done * n_left)}" if n_left else ""
             say(f"{label}: {n_done} of {len(items)}{left}", err=True)
+
+
+@contextmanager
+def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator[OnLayer]:
+    """Give the listener to call once for each of `names`, under `tracked` progress."""
+    with closing(tracked(names, label, quiet=quiet)) as steps:
+        next(steps, None)
+
+        def step(name: str) -> None:
+            next(steps, None)
+
+        yield step
+        # The bar ends when its last item has been asked for the next one.
+        next(steps, None)
 
 
 def sweep_progress(*, counts: bool, quiet: bool) -> AbstractContextManager[OnEvent]:
@@ -278,8 +305,8 @@ def _lines(counts: bool) -> Iterator[OnEvent]:
             return
         if event.kind == "end" or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            is_known = event.eta_s is not None and event.kind != "end"
-            left = f", ETA {_clock(event.eta_s)}" if is_known else ""
+            eta_s = None if event.kind == "end" else event.eta_s
+            left = "" if eta_s is None else f", ETA {_clock(eta_s)}"
             failed = f", {event.failed} failed" if event.failed else ""
             say(f"{event.done} of {event.total} cases{failed}{left}", err=True)
 
@@ -297,47 +324,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def store_file(path: Path) -> Path:
-    """The store in a folder that a sweep wrote, or the file itself."""
-    return path / "results.sqlite" if path.is_dir() else path
-
-
-OnLayer = Callable[[str], None]
-
-
-@contextmanager
-def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator[OnLayer]:
-    """Give the listener to call once for each of `names`, under `tracked` progress."""
-    with closing(tracked(names, label, quiet=quiet)) as steps:
-        next(steps, None)
-        yield lambda name: next(steps, None)
-        # The bar ends when its last item has been asked for the next one.
-        next(steps, None)
-
-
 def seconds_since(started: float) -> float:
     """Seconds since a `time.monotonic` reading."""
     return time.monotonic() - started
 
 
-def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
-    """Print one row about a dump that was just written; only its directory is read."""
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.reporting.tables import result_table
-
-    dump = read_layer_dump(path)
-    infos = [dump.info(name) for name in dump]
-    tokens = [info.tokens for info in infos if info.tokens is not None]
-    row = {
-        "file": str(path),
-        "layers": len(infos),
-        "inputs": len({info.activation_key for info in infos} - {None}),
-        "tokens": max(tokens, default=None),
-        "dtype": "/".join(dict.fromkeys(info.dtype for info in infos)),
-        "bytes": path.stat().st_size,
-        "seconds": seconds,
-    }
-    if output is OutputFormat.JSON:
-        print_json(row)
-    else:
-        print_table(result_table([row], title=f"wrote {path}"), output)
+def store_file(path: Path) -> Path:
+    """The store in a folder that a sweep wrote, or the file itself."""
+    return path / "results.sqlite" if path.is_dir() else path

@@ -1,9 +1,8 @@
-"""Which settings ``solve`` runs each layer with: recipe, flags and overrides put together.
+"""``loraq-sim solve``: split the weights of a dump and report error and bytes per layer.
 
-Where they disagree, an ``--override`` wins over a flag that was given, that over the recipe, and
-the recipe over the defaults of the flags.
-
-``loraq-sim solve``: split the weights of a dump and report error and bytes per layer.
+Each layer's settings are put together from recipe, flags and overrides. Where they disagree, an
+``--override`` wins over a flag that was given, that over the recipe, and the recipe over the
+defaults of the flags.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,7 +64,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXAMPLES",
-    "SolveSettings",
     "solve_command",
 ]
 

@@ -1,6 +1,7 @@
-"""``loraq-sim solve --compare``: methods side by side, layer by layer, at equal bytes.
+"""What ``solve`` does with several cases at once.
 
-Solving the cases of ``solve`` that read one input together, with ``--share-inputs common``.
+``--compare`` sets methods side by side, layer by layer, at equal bytes. ``--share-inputs common``
+solves the layers that read one input together, with one branch for all of them.
 """
 
 from enum import StrEnum
@@ -125,8 +126,8 @@ class SharedSolver:
         from loraq_sim.solve_report import solve_with
 
         key = self._key(case) if self._members else None
-        members = self._members.get(key, ())
-        if len(members) < 2 or not split.has_branch:
+        members = [] if key is None else self._members.get(key, [])
+        if key is None or len(members) < 2 or not split.has_branch:
             return solve_with(layer, split, case, case["seed"])
         if key not in self._solved:
             self._solved[key] = self._solve_group(members, split, case)

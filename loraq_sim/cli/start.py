@@ -18,7 +18,7 @@ class LastingStream(io.TextIOWrapper):
     def __init__(self, stream: TextIO) -> None:
         # A name that the terminal's encoding lacks is no reason to lose a table.
         super().__init__(
-            stream.buffer, stream.encoding, "replace", line_buffering=stream.line_buffering
+            stream.buffer, stream.encoding, "replace", line_buffering=bool(stream.line_buffering)
         )
         self._original = stream  # closes the buffer when it goes
 

@@ -1,6 +1,7 @@
-"""What ``loraq-sim steps`` prints, and the files it writes.
+"""``loraq-sim steps``: which layers and time steps dominate the error, and calibration on some.
 
-``loraq-sim steps``: which layers and time steps dominate the error, and calibration on some.
+Prints the largest shares, or the cases side by side; ``--out`` writes every cell as CSV and a heat
+map of each case.
 """
 
 import itertools
@@ -56,150 +57,8 @@ if TYPE_CHECKING:
 __all__ = [
     "EXAMPLES",
     "check_folder",
-    "print_reports",
     "steps_command",
-    "write_reports",
 ]
-
-
-Row = dict[str, Any]
-
-_TABLES = ("cells", "layers", "steps")
-_SETTINGS = ("accelerator", "split", "method", "calibration")
-_HEADINGS = {"share": "share (%)", "run_share": "run share (%)"}
-_LARGEST = 10
-
-
-def check_folder(out: Path | None, force: bool) -> None:
-    """Raise InputError if the folder has tables of an earlier run, unless they may be replaced."""
-    if out is not None:
-        refuse_existing(*(out / f"{name}.csv" for name in _TABLES), overwrite=force)
-
-
-def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, title: str) -> None:
-    """Tables for people; for programs everything as JSON, or the cells as CSV."""
-    from loraq_sim.reporting.tables import result_table
-
-    if output is OutputFormat.JSON:
-        print_json(
-            {
-                "cases": [
-                    {"case": one.case, "layers": one.layers, "steps": one.steps, "cells": one.cells}
-                    for one in reports
-                ]
-            }
-        )
-        return
-    if output is OutputFormat.CSV:
-        print_tables([result_table(_flat(reports, "cells"))], output)
-        return
-    columns = [
-        *_SETTINGS,
-        *("n_layers", "tokens", "output_error", "half_layers", "dominant_layer"),
-        *("half_steps", "dominant_step"),
-    ]
-    cases = [one.case | _named_step(one.case, "dominant_step") for one in reports]
-    summary = result_table(cases, columns, title=f"{title}: time steps")
-    if len(reports) > 1:
-        tables = [
-            result_table(
-                _side_by_side(reports, f"{key}s", key), title=f"Output error of each {key}"
-            )
-            for key in ("step", "layer")
-        ]
-    else:
-        tables = _tables(reports[0])
-    print_tables([summary, *tables], output)
-
-
-def write_reports(folder: Path, reports: Sequence["StepReport"], *, dump: str, quiet: bool) -> None:
-    """Write the tables of all cases and a heat map of each."""
-    from loraq_sim.reporting.figures import save_figure
-    from loraq_sim.reporting.layer_figures import step_heat_map
-    from loraq_sim.results.store_records import write_csv
-    from loraq_sim.version import __version__
-
-    make_folder(folder)
-    written = []
-    for name in _TABLES:
-        rows = _flat(reports, name)
-        written.append(folder / f"{name}.csv")
-        write_csv(written[-1], rows, list(rows[0]))
-    for one, label in zip(reports, _labels(reports), strict=True):
-        stem = "heat_map" + ("_" + re.sub(r"[^\w.+@-]+", "_", label).strip("_") if label else "")
-        provenance = {"dump": dump, "loraq-sim": __version__, "seed": one.case["seed"]}
-        figure = step_heat_map(one.case, one.cells, provenance=provenance)
-        written += [save_figure(figure, folder / f"{stem}{end}") for end in (".png", ".svg")]
-    for path in written:
-        note(f"wrote {path}", quiet=quiet)
-
-
-def _tables(one: "StepReport") -> list[Any]:
-    from loraq_sim.reporting.tables import result_table
-
-    def by_share(rows: Sequence[Row]) -> list[Row]:
-        return sorted(rows, key=lambda row: -(row["run_share"] or 0.0))
-
-    largest = by_share(one.cells)[:_LARGEST]
-    columns = ("rows", "output_error", "share", "run_share")
-    return [
-        result_table(_percent(one.steps, "step", *columns, "dominant_layer"), title="Time steps"),
-        result_table(
-            _percent(by_share(one.layers), "layer", "tokens", *columns[1:], "dominant_step"),
-            title="Layers, largest share first",
-        ),
-        result_table(
-            _percent(largest, "layer", "step", *columns), title=f"The {len(largest)} largest parts"
-        ),
-    ]
-
-
-def _percent(rows: Sequence[Row], *keys: str) -> list[Row]:
-    """Rows with the columns `keys`; shares in percent, under a heading that says so."""
-    shown = []
-    for row in rows:
-        row = row | _named_step(row, "step", "dominant_step")
-        row |= {key: 100 * row[key] for key in _HEADINGS if row[key] is not None}
-        shown.append({_HEADINGS.get(key, key): row[key] for key in keys})
-    return shown
-
-
-def _named_step(row: Row, *keys: str) -> Row:
-    """Time steps as words: three digits, as of a measured number, could not tell them apart."""
-    return {key: str(row[key]) for key in keys if row.get(key) is not None}
-
-
-def _side_by_side(reports: Sequence["StepReport"], table: str, key: str) -> list[Row]:
-    """The output error of each case, one column a case."""
-    names = _labels(reports)
-    rows: dict[Any, Row] = {}
-    for one, name in zip(reports, names, strict=True):
-        for i, row in enumerate(getattr(one, table)):
-            # Steps may repeat a value and are told apart by their place; a layer may have failed.
-            place = i if key == "step" else row[key]
-            rows.setdefault(place, {key: str(row[key])})[f"{name}_error"] = row["output_error"]
-    columns = [key, *(f"{name}_error" for name in names)]
-    return [dict.fromkeys(columns) | row for row in rows.values()]
-
-
-def _labels(reports: Sequence["StepReport"]) -> list[str]:
-    """What tells the cases apart; one case has no label."""
-    differ = [key for key in _SETTINGS if len({one.case[key] for one in reports}) > 1]
-    labels = [" ".join(str(one.case[key]) for key in differ) for one in reports]
-    # Two files may describe machines of one name.
-    return [
-        f"{label} #{i}".strip() if labels.count(label) > 1 else label
-        for i, label in enumerate(labels, start=1)
-    ]
-
-
-def _flat(reports: Sequence["StepReport"], table: str) -> list[Row]:
-    return [
-        {key: one.case[key] for key in _SETTINGS} | row
-        for one in reports
-        for row in getattr(one, table)
-    ]
-
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -209,6 +68,11 @@ EXAMPLES = (
     "--split W4A4+W8A8r8 --method qera --calibrate-on all,first,1000..800,last:5"
 )
 _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
+Row = dict[str, Any]
+_TABLES = ("cells", "layers", "steps")
+_SETTINGS = ("accelerator", "split", "method", "calibration")
+_HEADINGS = {"share": "share (%)", "run_share": "run share (%)"}
+_LARGEST = 10
 
 
 @one_line_failures
@@ -368,9 +232,17 @@ def _measured(
         solution = None
         for j, machine in enumerate(machines):
             row = {"layer": name, "status": "ok", "message": ""}
-            case = {"method": method, "calibrate_on": steps, "solution": solution}
             try:
-                errors = evaluate_steps(dump, name, split, machine, **case, **options)
+                errors = evaluate_steps(
+                    dump,
+                    name,
+                    split,
+                    machine,
+                    method=method,
+                    calibrate_on=steps,
+                    solution=solution,
+                    **options,
+                )
                 solution = errors.solution
                 found[i * len(machines) + j].append(errors)
                 row["status"] = errors.case["status"]
@@ -381,3 +253,134 @@ def _measured(
                 row |= {"status": "failed", "message": case_failure(error)}
             rows.append(row)
     return found, rows
+
+
+def check_folder(out: Path | None, force: bool) -> None:
+    """Raise InputError if the folder has tables of an earlier run, unless they may be replaced."""
+    if out is not None:
+        refuse_existing(*(out / f"{name}.csv" for name in _TABLES), overwrite=force)
+
+
+def write_reports(folder: Path, reports: Sequence["StepReport"], *, dump: str, quiet: bool) -> None:
+    """Write the tables of all cases and a heat map of each."""
+    from loraq_sim.reporting.figures import save_figure
+    from loraq_sim.reporting.layer_figures import step_heat_map
+    from loraq_sim.results.store_records import write_csv
+    from loraq_sim.version import __version__
+
+    make_folder(folder)
+    written = []
+    for name in _TABLES:
+        rows = _flat(reports, name)
+        written.append(folder / f"{name}.csv")
+        write_csv(written[-1], rows, list(rows[0]))
+    for one, label in zip(reports, _labels(reports), strict=True):
+        stem = "heat_map" + ("_" + re.sub(r"[^\w.+@-]+", "_", label).strip("_") if label else "")
+        provenance = {"dump": dump, "loraq-sim": __version__, "seed": one.case["seed"]}
+        figure = step_heat_map(one.case, one.cells, provenance=provenance)
+        written += [save_figure(figure, folder / f"{stem}{end}") for end in (".png", ".svg")]
+    for path in written:
+        note(f"wrote {path}", quiet=quiet)
+
+
+def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, title: str) -> None:
+    """Tables for people; for programs everything as JSON, or the cells as CSV."""
+    from loraq_sim.reporting.tables import result_table
+
+    if output is OutputFormat.JSON:
+        print_json(
+            {
+                "cases": [
+                    {"case": one.case, "layers": one.layers, "steps": one.steps, "cells": one.cells}
+                    for one in reports
+                ]
+            }
+        )
+        return
+    if output is OutputFormat.CSV:
+        print_tables([result_table(_flat(reports, "cells"))], output)
+        return
+    columns = [
+        *_SETTINGS,
+        *("n_layers", "tokens", "output_error", "half_layers", "dominant_layer"),
+        *("half_steps", "dominant_step"),
+    ]
+    cases = [one.case | _named_step(one.case, "dominant_step") for one in reports]
+    summary = result_table(cases, columns, title=f"{title}: time steps")
+    if len(reports) > 1:
+        tables = [
+            result_table(
+                _side_by_side(reports, f"{key}s", key), title=f"Output error of each {key}"
+            )
+            for key in ("step", "layer")
+        ]
+    else:
+        tables = _tables(reports[0])
+    print_tables([summary, *tables], output)
+
+
+def _tables(one: "StepReport") -> list[Any]:
+    from loraq_sim.reporting.tables import result_table
+
+    def by_share(rows: Sequence[Row]) -> list[Row]:
+        return sorted(rows, key=lambda row: -(row["run_share"] or 0.0))
+
+    largest = by_share(one.cells)[:_LARGEST]
+    columns = ("rows", "output_error", "share", "run_share")
+    return [
+        result_table(_percent(one.steps, "step", *columns, "dominant_layer"), title="Time steps"),
+        result_table(
+            _percent(by_share(one.layers), "layer", "tokens", *columns[1:], "dominant_step"),
+            title="Layers, largest share first",
+        ),
+        result_table(
+            _percent(largest, "layer", "step", *columns), title=f"The {len(largest)} largest parts"
+        ),
+    ]
+
+
+def _percent(rows: Sequence[Row], *keys: str) -> list[Row]:
+    """Rows with the columns `keys`; shares in percent, under a heading that says so."""
+    shown = []
+    for row in rows:
+        row = row | _named_step(row, "step", "dominant_step")
+        row |= {key: 100 * row[key] for key in _HEADINGS if row[key] is not None}
+        shown.append({_HEADINGS.get(key, key): row[key] for key in keys})
+    return shown
+
+
+def _named_step(row: Row, *keys: str) -> Row:
+    """Time steps as words: three digits, as of a measured number, could not tell them apart."""
+    return {key: str(row[key]) for key in keys if row.get(key) is not None}
+
+
+def _side_by_side(reports: Sequence["StepReport"], table: str, key: str) -> list[Row]:
+    """The output error of each case, one column a case."""
+    names = _labels(reports)
+    rows: dict[Any, Row] = {}
+    for one, name in zip(reports, names, strict=True):
+        for i, row in enumerate(getattr(one, table)):
+            # Steps may repeat a value and are told apart by their place; a layer may have failed.
+            place = i if key == "step" else row[key]
+            rows.setdefault(place, {key: str(row[key])})[f"{name}_error"] = row["output_error"]
+    columns = [key, *(f"{name}_error" for name in names)]
+    return [dict.fromkeys(columns) | row for row in rows.values()]
+
+
+def _labels(reports: Sequence["StepReport"]) -> list[str]:
+    """What tells the cases apart; one case has no label."""
+    differ = [key for key in _SETTINGS if len({one.case[key] for one in reports}) > 1]
+    labels = [" ".join(str(one.case[key]) for key in differ) for one in reports]
+    # Two files may describe machines of one name.
+    return [
+        f"{label} #{i}".strip() if labels.count(label) > 1 else label
+        for i, label in enumerate(labels, start=1)
+    ]
+
+
+def _flat(reports: Sequence["StepReport"], table: str) -> list[Row]:
+    return [
+        {key: one.case[key] for key in _SETTINGS} | row
+        for one in reports
+        for row in getattr(one, table)
+    ]

@@ -1,10 +1,8 @@
-"""``loraq-sim compare``: what changed between two result stores, and whether it got worse.
+"""The commands that work on result stores.
 
-``loraq-sim merge``: one store from several, such as the shards of a sweep.
-
-``loraq-sim export``: the rows of a store as a file for other programs.
-
-``loraq-sim report``: a result store as one page to decide by, with pictures and tables.
+``compare`` says what changed between two and whether it got worse, ``merge`` makes one of several,
+``export`` writes the rows as a file for other programs, and ``report`` makes a page to decide by,
+with pictures and tables.
 """
 
 from pathlib import Path
@@ -76,7 +74,7 @@ def compare_command(
     for path in (before, after):
         with ResultStore.open(store_file(path)) as store:
             sides.append(store.rows())
-    found = compare_rows(*sides, limits)
+    found = compare_rows(sides[0], sides[1], limits)
     _print(found, output)
     only = f"{len(found.only_before)} only before, {len(found.only_after)} only after"
     text = f"{found.n_matched} rows in both, {len(found.changes)} values changed; {only}"

@@ -1,6 +1,7 @@
-"""Where a sweep runs: processes of this machine, a Dask scheduler, or Slurm jobs.
+"""``loraq-sim sweep``: error and cost of every layer in every split, and the Pareto front.
 
-``loraq-sim sweep``: error and cost of every layer in every split, and the Pareto front.
+Plan and flags become one plan. It runs in processes of this machine, on a Dask scheduler or as
+Slurm jobs; all of them run the same cases into the same store.
 """
 
 import math
@@ -14,14 +15,14 @@ import typer
 
 from loraq_sim.cli.options import (
     AccBitsGrid,
-    Accelerators,
+    AcceleratorsOrPlan,
     AccumulatorsGrid,
     ArrayGrid,
     Family,
     Force,
     Group,
     Jobs,
-    LayerDumpFile,
+    LayerDumpOrPlan,
     Layers,
     Methods,
     NoProgress,
@@ -115,8 +116,8 @@ class Place:
         if self.scheduler is None:
             yield None, self.jobs
             return
-        settings = {"jobs": self.jobs, "worker_bytes": worker_bytes}
-        with connected(self.scheduler, self.options, **settings) as (executor, jobs):
+        found = connected(self.scheduler, self.options, jobs=self.jobs, worker_bytes=worker_bytes)
+        with found as (executor, jobs):
             yield executor, jobs
 
 
@@ -137,8 +138,8 @@ EXAMPLES = (
 @one_line_failures
 def sweep_command(
     context: typer.Context,
-    hw: Accelerators = (),
-    layer_dump: LayerDumpFile = None,
+    hw: AcceleratorsOrPlan = None,
+    layer_dump: LayerDumpOrPlan = None,
     plan: Annotated[
         Path | None,
         typer.Option(

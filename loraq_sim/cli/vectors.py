@@ -142,6 +142,7 @@ def vectors_command(
     """Write operands, accumulators and outputs of a tile as hex, with a runnable testbench."""
     import hwmodels
     from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors, write_vectors
     from loraq_sim.evaluate import sample_rows, solve_split
     from loraq_sim.machine import datapath_for
@@ -157,6 +158,8 @@ def vectors_command(
         p_format=p_format,
     )
     datapath = datapath_for(accelerator, overrides)
+    if not isinstance(datapath.mac, MacArray):
+        raise InputError(f"--hw {hw}: {datapath.mac} has two levels, and the testbench has one")
     chosen = parse_split(split, family=family, group=group)
     wanted = None if tile is None else _parse_tile(tile)
     dump = read_layer_dump(layer_dump)
@@ -173,7 +176,8 @@ def vectors_command(
         rounding=rounding or accelerator.datapath.rounding,
         saturation=saturation or accelerator.datapath.saturation,
     )
-    taken = wanted or tuple(min(*pair) for pair in zip(_DEFAULT_TILE, sizes, strict=True))
+    m, k, n = (min(most, size) for most, size in zip(_DEFAULT_TILE, sizes, strict=True))
+    taken = wanted or (m, k, n)
     vectors = make_vectors(*operands, taken, datapath.mac, setting)
     facts = {
         "title": f"{layer}, {part.value} GEMM of {chosen.text} on {accelerator.name}",

@@ -1,10 +1,11 @@
-"""Frames of a report, made from the rows of a store by the packages that own the computations.
+"""What a report shows, computed from the rows of a store by the rooms that own the computations.
 
-Allocations a report shows: one split per layer, and what that saves against uniform splits.
+`gather` is the only place where rows become totals, fronts, parts of a cost and validation for a
+page; it also allocates one split per layer and says what that saves against uniform splits.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "gather",
-    "mixed_models",
 ]
 
 
@@ -161,7 +161,7 @@ def _machines(
     import hwmodels
 
     asked = [str(a) for run in runs for a in (run.get("plan") or {}).get("accelerators") or ()]
-    found = {}
+    found: dict[str, hwmodels.Accelerator] = {}
     for source in dict.fromkeys([*reversed(asked), *names]):
         try:
             machine = hwmodels.load_accelerator(source)
@@ -292,7 +292,7 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
     """
     from loraq_sim.reporting.report_data import answers
 
-    found = []
+    found: list[MixedModel] = []
     for answer in answers(data):
         if answer.best is None:
             continue
@@ -305,7 +305,7 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
     return found
 
 
-def _rows_beside(data: "ReportData", best: Row) -> list[Row]:
+def _rows_beside(data: "ReportData", best: Mapping[str, Any]) -> list[Row]:
     """Rows that could run beside the answer: same dump, machine and measurement."""
     from loraq_sim.allocation.problem import MACHINE
 

@@ -1,18 +1,14 @@
-"""Where to put point labels so that they cover neither points nor each other.
+"""The label of a precision split in a picture: what it says, its color and marker, and its place.
 
-Works in pixels and knows no plotting library. Each label tries places around its point, from
-near to far; the cheapest place wins, where cost adds up covered points, covered labels, crossed
+A name is read without the parser of splits: results may come from an old store or another tool, so
+one that does not parse is no error here. The main branch sets the color and the branch the marker.
+Colors are Okabe and Ito's palette (Color Universal Design, 2008), told apart with every common form
+of color blindness; the shape repeats what matters, so a gray print still reads. Known precisions
+keep their color in every figure; others take the next free one in sorted order.
+
+Places are found in pixels, without a plotting library. Each label tries places around its point,
+from near to far; the cheapest wins, where cost adds up covered points, covered labels, crossed
 leader lines and distance. Labels move in turn until none gains (at most `_PASSES` rounds).
-
-What the name of a precision split says, read without the parser of `loraq_sim`.
-
-Results may come from an old store or another tool, so a name that does not parse is no error here.
-
-Color and marker of a precision split: the main branch sets the color, the branch the marker.
-
-Colors are Okabe and Ito's palette (Color Universal Design, 2008), told apart with every common
-form of color blindness; the shape repeats what matters, so a gray print still reads. Known
-precisions keep their color in every figure; others take the next free one in sorted order.
 """
 
 import math

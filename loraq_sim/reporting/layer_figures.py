@@ -1,14 +1,12 @@
-"""Pictures of layers: error of each layer and case, parts of the cost, accumulator widths.
+"""Pictures of layers: error by layer and case, parts of the cost, accumulator widths, time steps.
 
-The static counterparts of the plots in the report page; explicit `Figure` objects, no pyplot.
-
-Picture of which layers and time steps make up the error: a heat map with its margins.
-
-Sample grids: the same images under several arithmetics, one row each, the reference on top.
+They are the static counterparts of the plots in the report page, on explicit `Figure` objects, no
+pyplot. A heat map with its margins shows which layers and time steps make up the error; a sample
+grid shows the same images under several arithmetics, one row each, the reference on top.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -78,7 +76,7 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor", fontsize=7)
     for label in axes.get_yticklabels():
-        is_best = label.get_text() == _short(best, 44)
+        is_best = label.get_text() == _short(best, _NAME_LENGTH)
         label.set_fontweight("bold" if is_best else "normal")
     axes.tick_params(length=0)
     ticks = nice_log_ticks(*_ends(norm))
@@ -118,7 +116,7 @@ def latency_figure(data: ReportData, answer: Answer) -> "Figure | None":
         axes.barh(range(len(rows)), widths, left=start, color=color, height=0.66, label=name)
         start = [a + b for a, b in zip(start, widths, strict=True)]
     for i, (row, end) in enumerate(zip(rows, start, strict=True)):
-        bound = BOUND_NAMES.get(row["bound"], row["bound"])
+        bound = str(BOUND_NAMES.get(row["bound"], row["bound"]))
         axes.annotate(
             bound,
             (end, i),
@@ -161,7 +159,7 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
         left=[row["low"] - 0.18 for row in rows],
         color="#0072B2", height=0.5, label="needed on this input",
     )  # fmt: skip
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         "guaranteed": {
             "marker": "D",
             "mfc": "none",
@@ -222,7 +220,7 @@ def _figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [_short(label, 44) for label in labels]
+    shown = [_short(label, _NAME_LENGTH) for label in labels]
     left = 0.35 + 0.068 * max((len(text) for text in shown), default=0)
     tall = max(1.2, _LINE * len(labels))
     height = _TOP + above + tall + max(_BOTTOM, below)
@@ -248,9 +246,9 @@ def _short(text: str, most: int) -> str:
 _COLOR = "#08519C"
 _NAME_LENGTH = 44
 # Inches.
-_step_figures_WIDTH, _step_figures_LINE, _TALLEST = 11.0, 0.22, 16.0
+_MAP_WIDTH, _MAP_LINE, _TALLEST = 11.0, 0.22, 16.0
 _HEAD, _STEPS, _GAP, _BELOW = 1.0, 0.75, 0.1, 1.0
-_LAYERS, _BAR, _step_figures_RIGHT = 1.1, 0.14, 0.75
+_LAYERS, _BAR, _RIGHT_OF_MAP = 1.1, 0.14, 0.75
 
 
 def step_title(case: Row) -> str:
@@ -299,18 +297,16 @@ def step_heat_map(
     steps = [cell["step"] for cell in cells[: len(cells) // len(names)]]
     shares = [cell["run_share"] for cell in cells]
     z = np.array(shares, dtype=np.float64).reshape(len(names), len(steps)) * 100.0
-    shown = [_step_figures_short(name) for name in names]
+    shown = [_short(name, _NAME_LENGTH) for name in names]
     left = 0.4 + 0.072 * max(map(len, shown))
-    tall = min(_TALLEST, max(1.2, _step_figures_LINE * len(names)))
-    wide = _step_figures_WIDTH - left - _GAP - _LAYERS - 0.25 - _BAR - _step_figures_RIGHT
+    tall = min(_TALLEST, max(1.2, _MAP_LINE * len(names)))
+    wide = _MAP_WIDTH - left - _GAP - _LAYERS - 0.25 - _BAR - _RIGHT_OF_MAP
     height = _HEAD + _STEPS + _GAP + tall + _BELOW
-    figure = Figure(figsize=(_step_figures_WIDTH, height), dpi=100, facecolor="white")
+    figure = Figure(figsize=(_MAP_WIDTH, height), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
 
     def place(x: float, y: float, width: float, tall: float) -> "Axes":
-        return figure.add_axes(
-            (x / _step_figures_WIDTH, y / height, width / _step_figures_WIDTH, tall / height)
-        )
+        return figure.add_axes((x / _MAP_WIDTH, y / height, width / _MAP_WIDTH, tall / height))
 
     axes = place(left, _BELOW, wide, tall)
     above = place(left, _BELOW + tall + _GAP, wide, _STEPS)
@@ -319,8 +315,14 @@ def step_heat_map(
     axes.set_facecolor("#F0F0F0")
     axes.patch.set(hatch="////", edgecolor="#B0B0B0")
     top = float(z[np.isfinite(z)].max()) if np.isfinite(z).any() else 0.0
-    look = {"aspect": "auto", "cmap": "Blues", "interpolation": "nearest"}
-    image = axes.imshow(np.ma.masked_invalid(z), vmin=0.0, vmax=top or 1.0, **look)
+    image = axes.imshow(
+        np.ma.masked_invalid(z),
+        vmin=0.0,
+        vmax=top or 1.0,
+        aspect="auto",
+        cmap="Blues",
+        interpolation="nearest",
+    )
     filled = np.nan_to_num(z)
     above.bar(range(len(steps)), filled.sum(axis=0), width=0.84, color=_COLOR)
     beside.barh(range(len(names)), filled.sum(axis=1), height=0.74, color=_COLOR)
@@ -371,17 +373,13 @@ def _mark_margins(above: "Axes", beside: "Axes", axes: "Axes") -> None:
     beside.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     above.set_title("sum over layers", loc="left", fontsize=8, color=MUTED, pad=3)
     beside.set_title("sum over steps", loc="left", fontsize=8, color=MUTED, pad=3)
+    along: Literal["x", "y"]
     for margin, along in ((above, "y"), (beside, "x")):
         margin.grid(True, axis=along, color=GRID, linewidth=0.7)
         margin.set_axisbelow(True)
         margin.tick_params(colors=MUTED, labelsize=8, length=0)
         for side in margin.spines.values():
             side.set_visible(False)
-
-
-def _step_figures_short(text: str) -> str:
-    half = _NAME_LENGTH // 2
-    return text if len(text) <= _NAME_LENGTH else f"{text[: half - 1]}…{text[-half:]}"
 
 
 # Inches.
@@ -425,7 +423,7 @@ def sample_grid(
         bottom = height - top - _MARGIN - (r + 1) * _SIZE - r * _GRID_GAP
         middle = (bottom + _SIZE / 2) / height
         left = (_LABEL - 0.12) / width
-        look = {"ha": "right", "color": INK if r else MUTED}
+        look: dict[str, Any] = {"ha": "right", "color": INK if r else MUTED}
         figure.text(left, middle, label, fontsize=9, va="bottom" if note else "center", **look)
         figure.text(left, middle - 0.04 / height, note, fontsize=8.5, va="top", **look)
         for i, image in enumerate(images[:n_images]):

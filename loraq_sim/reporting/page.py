@@ -1,14 +1,13 @@
-"""Where the numbers of a report come from, as short facts for its last section.
+"""One self-contained HTML page: text, tables, data and every script inside, nothing fetched.
 
-One self-contained HTML page: text, tables, data and every script inside, nothing fetched.
-
-Names of layers, accelerators and files come from strangers. The template escapes all text, the
-data are JSON in which no tag can begin, and a content security policy lets only the scripts of
-this page run, by their digests, and forbids every request.
+Names of layers, accelerators and files come from strangers. The template escapes all text, the data
+are JSON in which no tag can begin, and a content security policy lets only the scripts of this page
+run, by their digests, and forbids every request.
 
 Plotly's script is stored compressed (gzip, base64) and unpacked by the browser, which keeps the
 page at a third of its size; that needs a browser of 2023 or newer. The matrices of a large model's
-layers are stored so too, at a tenth of their size.
+layers are stored so too, at a tenth of their size. The last section says where the numbers come
+from.
 """
 
 import base64
@@ -35,86 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_report_extra",
     "html_report",
-    "provenance_view",
 ]
-
-
-_DIGEST_DIGITS = 16
-
-
-def provenance_view(data: ReportData) -> dict[str, Any]:
-    """Facts of each sweep, its plan, and each accelerator's numbers with their sources."""
-    return {
-        "runs": [{"title": _title(run), "facts": _facts(run)} for run in data.runs],
-        "machines": [
-            {"name": name, "title": machine.get("title") or "", "facts": _sourced(machine)}
-            for name, machine in data.machines.items()
-        ],
-    }
-
-
-def _title(run: Mapping[str, Any]) -> str:
-    started = run.get("started")
-    return f"Sweep {run.get('run', '')} of {started}" if started else f"Sweep {run.get('run', '')}"
-
-
-def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    plan = run.get("plan") or {}
-    facts: list[tuple[str, Any]] = [
-        ("Command", " ".join(map(str, run.get("command") or ()))),
-        ("Layer dump", plan.get("dump")),
-        ("Digest of the dump's layers", _digest(run.get("dump_digest"))),
-    ]
-    for name, digest in (run.get("accelerator_digests") or {}).items():
-        facts.append((f"Digest of {name}", _digest(digest)))
-    facts += [
-        ("Digest of the code", _digest(run.get("code_digest"))),
-        ("Plan", _settings(plan, without=("dump",))),
-        ("Seed", run.get("seed")),
-        ("Cases", _counts(run)),
-        ("Versions", _settings(run.get("versions") or {})),
-        ("Machine", _listing(run, ("cpu", "machine", "platform"))),
-        ("Started, ended", _listing(run, ("started", "ended"))),
-        ("Remarks", "; ".join(map(str, run.get("notes") or ()))),
-    ]
-    return [(name, str(value)) for name, value in facts if value not in (None, "", [], {})]
-
-
-def _digest(value: Any) -> str:
-    return str(value)[:_DIGEST_DIGITS] if value else ""
-
-
-def _settings(values: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
-    parts = []
-    for name, value in values.items():
-        if name in without or value in (None, "", [], {}):
-            continue
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        parts.append(f"{name.replace('_', ' ')} {shown}")
-    return "; ".join(parts)
-
-
-def _counts(run: Mapping[str, Any]) -> str:
-    words = (("n_ok", "ok"), ("n_failed", "failed"), ("n_skipped", "found from earlier sweeps"))
-    return ", ".join(f"{run[key]:,} {word}" for key, word in words if run.get(key))
-
-
-def _listing(run: Mapping[str, Any], keys: Iterable[str]) -> str:
-    return ", ".join(str(run[key]) for key in keys if run.get(key))
-
-
-def _sourced(machine: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Numbers of one machine by source, so that a source is read once."""
-    by_source: dict[tuple[str, str], list[str]] = {}
-    for fact in machine.get("facts") or ():
-        where = (str(fact.get("source") or "not stated"), str(fact.get("confidence") or ""))
-        value = f"{fact['value']} {fact.get('unit') or ''}".strip()
-        by_source.setdefault(where, []).append(f"{fact['key']} = {value}")
-    return [
-        {"source": source, "confidence": confidence, "numbers": "; ".join(numbers)}
-        for (source, confidence), numbers in by_source.items()
-    ]
-
 
 _SCRIPTS = (
     *("core", "controls", "pareto", "layers", "costs", "accumulators", "comparisons", "start"),
@@ -123,6 +43,7 @@ _MANY_ROWS = 16
 # Characters of the matrices of layers that stand in the page as they are.
 _MOST_PLAIN = 500_000
 _NAME_LENGTH = 36
+_DIGEST_DIGITS = 16
 
 
 def check_report_extra() -> None:
@@ -290,3 +211,77 @@ def _policy(*scripts: str) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
+
+
+def provenance_view(data: ReportData) -> dict[str, Any]:
+    """Facts of each sweep, its plan, and each accelerator's numbers with their sources."""
+    return {
+        "runs": [{"title": _title(run), "facts": _facts(run)} for run in data.runs],
+        "machines": [
+            {"name": name, "title": machine.get("title") or "", "facts": _sourced(machine)}
+            for name, machine in data.machines.items()
+        ],
+    }
+
+
+def _title(run: Mapping[str, Any]) -> str:
+    started = run.get("started")
+    return f"Sweep {run.get('run', '')} of {started}" if started else f"Sweep {run.get('run', '')}"
+
+
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    plan = run.get("plan") or {}
+    facts: list[tuple[str, Any]] = [
+        ("Command", " ".join(map(str, run.get("command") or ()))),
+        ("Layer dump", plan.get("dump")),
+        ("Digest of the dump's layers", _digest(run.get("dump_digest"))),
+    ]
+    for name, digest in (run.get("accelerator_digests") or {}).items():
+        facts.append((f"Digest of {name}", _digest(digest)))
+    facts += [
+        ("Digest of the code", _digest(run.get("code_digest"))),
+        ("Plan", _settings(plan, without=("dump",))),
+        ("Seed", run.get("seed")),
+        ("Cases", _counts(run)),
+        ("Versions", _settings(run.get("versions") or {})),
+        ("Machine", _listing(run, ("cpu", "machine", "platform"))),
+        ("Started, ended", _listing(run, ("started", "ended"))),
+        ("Remarks", "; ".join(map(str, run.get("notes") or ()))),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "", [], {})]
+
+
+def _digest(value: Any) -> str:
+    return str(value)[:_DIGEST_DIGITS] if value else ""
+
+
+def _settings(values: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
+    parts = []
+    for name, value in values.items():
+        if name in without or value in (None, "", [], {}):
+            continue
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        parts.append(f"{name.replace('_', ' ')} {shown}")
+    return "; ".join(parts)
+
+
+def _counts(run: Mapping[str, Any]) -> str:
+    words = (("n_ok", "ok"), ("n_failed", "failed"), ("n_skipped", "found from earlier sweeps"))
+    return ", ".join(f"{run[key]:,} {word}" for key, word in words if run.get(key))
+
+
+def _listing(run: Mapping[str, Any], keys: Iterable[str]) -> str:
+    return ", ".join(str(run[key]) for key in keys if run.get(key))
+
+
+def _sourced(machine: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Numbers of one machine by source, so that a source is read once."""
+    by_source: dict[tuple[str, str], list[str]] = {}
+    for fact in machine.get("facts") or ():
+        where = (str(fact.get("source") or "not stated"), str(fact.get("confidence") or ""))
+        value = f"{fact['value']} {fact.get('unit') or ''}".strip()
+        by_source.setdefault(where, []).append(f"{fact['key']} = {value}")
+    return [
+        {"source": source, "confidence": confidence, "numbers": "; ".join(numbers)}
+        for (source, confidence), numbers in by_source.items()
+    ]

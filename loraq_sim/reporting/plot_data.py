@@ -1,11 +1,10 @@
-"""One number for every layer in every case: the matrices behind the heat map.
-
-They are most of a large page. So a line of equal values is one value, what the page can divide
-itself is not stored twice, and a page of many cells has three digits instead of five.
-
-What the scripts of the page draw, as plain values for JSON: every number once, no markup.
+"""What the scripts of the page draw, as plain values for JSON: every number once, no markup.
 
 The keys of the result are the names the scripts use. Colors come in pairs, light and dark.
+
+The matrices behind the heat map, one number for every layer in every case, are most of a large
+page. So a line of equal values is one value, what the page can divide itself is not stored twice,
+and a page of many cells has three digits instead of five.
 """
 
 import math
@@ -28,7 +27,6 @@ from loraq_sim.results.columns import choose_unit, column_for, is_missing
 from loraq_sim.results.wording import pretty_unit
 
 __all__ = [
-    "common_prefix",
     "layer_cells",
     "plot_data",
     "rounded",
@@ -142,8 +140,8 @@ def _values(key: str, line: Sequence[Row], digits: int) -> list[Any]:
     if way == "share":
         # One call's cost times the calls, over the sum of all layers.
         times = [
-            None if is_missing(value) else value * (row.get("calls_per_step") or 1)
-            for value, row in zip(values, line, strict=True)
+            None if is_missing(row.get(column)) else row[column] * (row.get("calls_per_step") or 1)
+            for row in line
         ]
         values = _over(times, sum(value for value in times if value is not None))
     return [rounded(value, digits) for value in values]

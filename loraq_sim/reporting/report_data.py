@@ -1,11 +1,9 @@
-"""Everything a report shows, gathered elsewhere: frames of plain rows and where they come from.
+"""Everything a report shows, gathered elsewhere, and its answer: the verdict in each context.
 
-What the parts of a cost are called where people read them.
-
-The answer of a report: the verdict in each context, and what else to know about it.
-
-Which split to build is the verdict's (`loraq_sim.results.verdict`); here it gets the numbers around
-it: how sure the costs are, what overflows, what a mix would save, what is missing.
+`ReportData` holds frames of plain rows and where they come from. Which split to build is the
+verdict's (`loraq_sim.results.verdict`); here it gets the numbers around it: how sure the costs are,
+what overflows, what a mix would save, what is missing. Parts of a cost get the names that people
+read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,7 +97,7 @@ class ReportData:
 
     title: str
     error: str
-    rows: Sequence[Row]
+    rows: Sequence[dict[str, Any]]
     totals: Sequence[Row]
     kinds: Sequence[Row] = ()
     parts: Sequence[Row] = ()
