@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from loraq_sim.errors import DumpError, InputError, StoreError, unknown_name
 from loraq_sim.results.front import mark_front, per_layer_front
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from loraq_sim.sweeps.plan import ComposedSweep
     from loraq_sim.sweeps.run import OnEvent, SweepOutcome
 
-__all__ = ["Study", "open_study", "sweep"]
+__all__ = ["Study", "SweepSettings", "open_study", "sweep"]
 
 _STORE = "results.sqlite"
 _PLACES = {"model": ("dump", "accelerator"), "layer": ("dump", "accelerator", "layer")}
@@ -211,6 +211,25 @@ class Study:
         return "\n".join(lines)
 
 
+class SweepSettings(TypedDict, total=False):
+    """Keys of a sweep plan that `sweep` takes besides its own arguments; one value or several."""
+
+    layers: str | Sequence[str]
+    methods: str | Sequence[str]
+    presets: str | Sequence[str]
+    seeds: int | Sequence[int]
+    family: str
+    group: int
+    smooth: float | None
+    rotate: str | None
+    rows: int | str | Sequence[int | str]
+    model: str | None
+    resolution: int
+    fused: bool
+    datapath: Mapping[str, Any]
+    override: Sequence[Mapping[str, Any]]
+
+
 def sweep(
     dump: str | Path,
     hw: str | Sequence[str],
@@ -221,7 +240,7 @@ def sweep(
     out: str | Path | None = None,
     force: bool = False,
     on_event: "OnEvent | None" = None,
-    **settings: Any,
+    **settings: Unpack[SweepSettings],
 ) -> Study:
     """Evaluate every layer of a dump in every split on every accelerator.
 
@@ -246,8 +265,7 @@ def sweep(
     on_event : callable, optional
         Called with a `SweepEvent` per step.
     **settings
-        Further keys of a sweep plan: ``layers``, ``methods``, ``presets``, ``seeds``, ``family``,
-        ``group``, ``fused``, ``datapath`` and others, one value or several.
+        Further keys of a sweep plan, one value or several: those of `SweepSettings`.
 
     Returns
     -------
@@ -266,7 +284,12 @@ def sweep(
     from loraq_sim.sweeps.plan import compose
     from loraq_sim.sweeps.plan_file import checked_values, plan_from_values
 
-    asked = {"dump": str(dump), "hw": _texts(hw), "splits": _texts(splits), "tokens": tokens}
+    asked: dict[str, Any] = {
+        "dump": str(dump),
+        "hw": _texts(hw),
+        "splits": _texts(splits),
+        "tokens": tokens,
+    }
     asked |= {name: _plain(value) for name, value in settings.items()}
     asked = {name: value for name, value in asked.items() if value not in (None, ())}
     composed = compose(plan_from_values(checked_values(asked)))

@@ -11,6 +11,8 @@ import pytest
 
 import hwmodels
 import loraq_sim
+from loraq_sim.study import SweepSettings
+from loraq_sim.sweeps.plan_file import PLAN_KEYS
 
 FIXED = {
     loraq_sim: (
@@ -69,3 +71,8 @@ def test_importing_a_package_loads_nothing_heavy(package):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_sweep_is_typed_with_every_key_of_a_plan():
+    named = {"dump", "out", "hw", "splits", "tokens"}
+    assert set(SweepSettings.__annotations__) == PLAN_KEYS.keys() - named
