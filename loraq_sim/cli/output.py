@@ -20,10 +20,10 @@ from loraq_sim.cli.options import OutputFormat
 from loraq_sim.errors import LoraqError
 from loraq_sim.files import markdown_text, shown
 from loraq_sim.reporting.tables import ResultTable, json_text
-from loraq_sim.sweeps.run import OnEvent, SweepEvent
 
 if TYPE_CHECKING:
     from loraq_sim.results.verdict import Verdict
+    from loraq_sim.sweeps.run import OnEvent, SweepEvent
 
 __all__ = [
     "BAD_INPUT",
@@ -253,7 +253,7 @@ def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator
         next(steps, None)
 
 
-def sweep_progress(*, counts: bool, quiet: bool) -> AbstractContextManager[OnEvent]:
+def sweep_progress(*, counts: bool, quiet: bool) -> "AbstractContextManager[OnEvent]":
     """Context that gives the listener of a sweep's events; without `counts`, of its problems."""
     if quiet:
         return _silent()
@@ -261,12 +261,12 @@ def sweep_progress(*, counts: bool, quiet: bool) -> AbstractContextManager[OnEve
 
 
 @contextmanager
-def _silent() -> Iterator[OnEvent]:
+def _silent() -> "Iterator[OnEvent]":
     yield lambda event: None
 
 
 @contextmanager
-def _bar() -> Iterator[OnEvent]:
+def _bar() -> "Iterator[OnEvent]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -280,7 +280,7 @@ def _bar() -> Iterator[OnEvent]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("sweep", total=None, left="", failures="")
 
-        def show(event: SweepEvent) -> None:
+        def show(event: "SweepEvent") -> None:
             left = "" if event.eta_s is None else f"ETA {_clock(event.eta_s)}"
             failures = f"{event.failed} failed" if event.failed else ""
             progress.update(
@@ -293,10 +293,10 @@ def _bar() -> Iterator[OnEvent]:
 
 
 @contextmanager
-def _lines(counts: bool) -> Iterator[OnEvent]:
+def _lines(counts: bool) -> "Iterator[OnEvent]":
     last = time.monotonic()
 
-    def show(event: SweepEvent) -> None:
+    def show(event: "SweepEvent") -> None:
         nonlocal last
         if event.message and (event.kind != "case" or event.status == "failed"):
             say(_problem(event), err=True)
@@ -313,7 +313,7 @@ def _lines(counts: bool) -> Iterator[OnEvent]:
     yield show
 
 
-def _problem(event: SweepEvent) -> str:
+def _problem(event: "SweepEvent") -> str:
     what = " ".join(filter(None, (event.layer, event.split, event.status)))
     return f"{what}: {event.message}" if what else event.message
 
