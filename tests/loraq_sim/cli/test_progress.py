@@ -89,9 +89,25 @@ def commands(command=None, path=()):
         yield " ".join(path), command
 
 
+def names_used(function):
+    """Names that a function uses, and those used by functions and classes of its own module."""
+    function = inspect.unwrap(function)
+    own, found, left = vars(inspect.getmodule(function)), set(), [function.__code__]
+    while left:
+        code = left.pop()
+        left += [inner for inner in code.co_consts if inspect.iscode(inner)]
+        for name in set(code.co_names) - found:
+            found.add(name)
+            value = inspect.unwrap(own[name]) if name in own else None
+            if getattr(value, "__module__", "") != function.__module__:
+                continue
+            parts = vars(value).values() if inspect.isclass(value) else [value]
+            left += [part.__code__ for part in parts if inspect.isfunction(part)]
+    return found
+
+
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda value: str(value)[:24])
 def test_commands_that_show_progress_can_be_told_not_to(name, command):
-    module = inspect.getmodule(inspect.unwrap(command.callback))
-    if not {"tracked", "layer_progress", "sweep_progress"} & vars(module).keys():
+    if not {"tracked", "layer_progress", "sweep_progress"} & names_used(command.callback):
         return
     assert "--no-progress" in {word for option in command.params for word in option.opts}, name
