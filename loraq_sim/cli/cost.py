@@ -39,7 +39,7 @@ from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from hwmodels import Accelerator, Cost, GemmWorkload
-    from hwmodels.inventory import InventoryEntry
+    from hwmodels.inventory import InventoryEntry, ProductCost
 
 __all__ = [
     "EXAMPLES",
@@ -423,7 +423,7 @@ def model_rows(
     passes = guidance or inventory.guidance_batch
     scale = Fraction(batch * passes, inventory.guidance_batch)
     entries = [entry.scaled(scale) for entry in inventory.entries]
-    where = {"batch": batch, "guidance": passes}
+    where: dict[str, Any] = {"batch": batch, "guidance": passes}
     where |= {"model": model, "resolution": resolution, "split": split.text}
     where |= {"accelerator": accelerator.name, "schedule": schedule}
     by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -452,6 +452,7 @@ def _entry_row(
     import hwmodels
 
     precision = entry.precision
+    cost: Cost | ProductCost
     if entry.op == "gemm":
         used = split
         if precision != "split":

@@ -278,8 +278,8 @@ def validate_command(
     machines = [hwmodels.load_accelerator(n) for n in listed(hw) or hwmodels.list_accelerators()]
     rows = [row for machine in machines for row in _predict(machine, table, search_tiles)]
     if not rows:
-        devices = ", ".join(sorted({row["device"] for row in table}))
-        raise InputError(f"{path} has no row of the accelerators asked for; its devices: {devices}")
+        known = ", ".join(sorted({row["device"] for row in table}))
+        raise InputError(f"{path} has no row of the accelerators asked for; its devices: {known}")
     if not hw:
         _note_strangers(table, machines)
     devices = hwmodels.summarize(rows)
@@ -291,7 +291,7 @@ def validate_command(
         note(f"wrote {save_figure(validation_figure(rows), figure)}")
     if output is OutputFormat.JSON:
         passed = max_error is None or worst <= max_error
-        report = {"measured": str(path.name), "rows": rows, "devices": devices}
+        report: dict[str, Any] = {"measured": path.name, "rows": rows, "devices": devices}
         report |= {"overheads": overheads, "max_error": max_error, "passed": passed}
         print_json(report)
     elif output is OutputFormat.CSV:

@@ -193,7 +193,7 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def end_with(rows: list[dict], show: Callable[[bool], None]) -> None:
+def end_with(rows: Sequence[Mapping[str, Any]], show: Callable[[bool], None]) -> None:
     """Show the rows of a command and exit as its failed cases demand.
 
     `show` prints the rows; its argument says whether any of them has a message to show. Nothing is
