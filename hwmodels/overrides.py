@@ -189,7 +189,7 @@ def _keys_at(where: KeyPath) -> list[str]:
     return list(kind.model_fields) if hasattr(kind, "model_fields") else []
 
 
-def _literals_at(where: KeyPath) -> tuple:
+def _literals_at(where: KeyPath) -> tuple[Any, ...]:
     kind = _annotation_at(where)
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 

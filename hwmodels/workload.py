@@ -171,7 +171,9 @@ class GemmWorkload:
             )
         object.__setattr__(self, name, whole)
 
-    def _require_member(self, name: str, valid: tuple, *, booleans: bool = False) -> None:
+    def _require_member(
+        self, name: str, valid: tuple[object, ...], *, booleans: bool = False
+    ) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) is not booleans or value not in valid:
             raise AcceleratorError(
