@@ -232,17 +232,20 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
     by_layer = {name: parts for name, parts in by_layer.items() if "qweight" in parts}
     if not by_layer:
         raise InputError(f"{path}: holds no layer in nunchaku's layout (no key ends in .qweight)")
+    if not isinstance(notes, dict):
+        raise InputError(f"{path}: its metadata {_KEY!r} must be a JSON object, got {notes!r:.40}")
     solutions: dict[str, Solution] = {}
     biases: dict[str, np.ndarray] = {}
     # safetensors sorts its keys; the notes have the order of the model.
     for name in dict.fromkeys((*(name for name in notes if name in by_layer), *by_layer)):
         try:
-            layer = _read(name, by_layer[name], notes.get(name))
+            found = split_layer(_read(name, by_layer[name], notes.get(name)))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # Notes of strangers hold any JSON at any place: infinities, numbers for objects.
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}: layer {name!r} is damaged: {first_line(error)}") from None
-        for member, (solution, bias) in split_layer(layer).items():
+        for member, (solution, bias) in found.items():
             solutions[member], biases[member] = solution, bias
     return solutions, biases
 

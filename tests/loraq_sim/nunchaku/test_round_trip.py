@@ -1,9 +1,11 @@
 """Solved layers through the layouts of nunchaku and deepcompressor and back."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loraq_sim as lq
@@ -217,3 +219,34 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK not a zip")
     with pytest.raises(InputError, match=r"model\.pt"):
         read_deepcompressor(tmp_path)
+
+
+def places(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def test_notes_that_hold_anything_end_in_one_line(solutions, tmp_path):
+    path = write_nunchaku(tmp_path / "model.safetensors", solutions)
+    with safe_open(path, framework="numpy") as file:
+        told = file.metadata()["loraq_sim"]
+    tensors, refused = load_file(path), []
+    for place in places(json.loads(told)):
+        for odd in (math.inf, -1, 2.5, "x", None, [], {}, 10**15):
+            notes = json.loads(told)
+            if place:
+                inner = notes
+                for key in place[:-1]:
+                    inner = inner[key]
+                inner[place[-1]] = odd
+            else:
+                notes = odd
+            save_file(tensors, path, metadata={"loraq_sim": json.dumps(notes)})
+            try:
+                read_nunchaku(path)
+            except InputError as error:
+                refused.append(str(error))
+    assert len(refused) > 50
+    assert [text for text in refused if "\n" in text] == []
