@@ -50,7 +50,6 @@ __all__ = [
     "Recipe",
     "RecipeEntry",
     "read_recipe",
-    "recipe_text",
     "split_of",
     "write_recipe",
 ]
@@ -65,7 +64,7 @@ _HEAD = """\
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def recipe_text(content: Mapping[str, Any]) -> str:
+def _recipe_text(content: Mapping[str, Any]) -> str:
     """TOML text of a recipe's plain values.
 
     Raises
@@ -283,7 +282,7 @@ def write_recipe(path: str | Path, recipe: Recipe, *, overwrite: bool = False) -
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
     content = recipe.model_dump(exclude_none=True)
-    text = recipe_text(content)
+    text = _recipe_text(content)
     make_folder(path.parent)
     return write_file(path, text)
 

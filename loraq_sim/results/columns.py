@@ -26,7 +26,6 @@ from loraq_sim.results.rows import plain_value
 __all__ = [
     "Column",
     "Limits",
-    "NO_VALUE",
     "Unit",
     "cells",
     "checked_limits",
@@ -43,7 +42,7 @@ __all__ = [
 ]
 
 
-NO_VALUE = "-"
+_NO_VALUE = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ def format_numbers(values: Sequence[float | None], digits: int = 3) -> list[str]
 
     def cell(value: float | None) -> str:
         if value is None or is_missing(value):
-            return NO_VALUE
+            return _NO_VALUE
         if even and math.isfinite(value):
             return f"{value:,.{decimals}f}"
         return format_number(value, digits)
@@ -238,7 +237,7 @@ def cells(column: Column, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[
         return "", ["*" if value == 1 else "" for value in values]
     if column.quantity == "text":
         return "", [
-            NO_VALUE if is_missing(value) or value == "" else shown_line(str(value))
+            _NO_VALUE if is_missing(value) or value == "" else shown_line(str(value))
             for value in values
         ]
     numbers = [value if _is_number(value) else None for value in values]
@@ -252,7 +251,7 @@ def cells(column: Column, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[
 
 def _numeric_cells(column: Column, numbers: list[float | None]) -> tuple[Unit, list[str]]:
     if column.quantity == "count":
-        texts = [NO_VALUE if n is None or is_missing(n) else format_count(n) for n in numbers]
+        texts = [_NO_VALUE if n is None or is_missing(n) else format_count(n) for n in numbers]
         return Unit(symbol="", size=1.0), texts
     unit = choose_unit(numbers, column.quantity)
     scaled = [None if n is None or is_missing(n) else n / unit.size for n in numbers]

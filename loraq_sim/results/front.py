@@ -38,12 +38,9 @@ if TYPE_CHECKING:
     from loraq_sim.results.rows import ResultRow
 
 __all__ = [
-    "COST_OBJECTIVE",
     "ERROR_OBJECTIVE",
     "best_under",
     "dominated_volume",
-    "eligible_points",
-    "front_indices",
     "group_members",
     "hypervolume",
     "knee_of",
@@ -59,8 +56,7 @@ __all__ = [
 
 
 ERROR_OBJECTIVE = "output_error"
-COST_OBJECTIVE = "latency_s"
-_DEFAULT_OBJECTIVES = (ERROR_OBJECTIVE, COST_OBJECTIVE)
+_DEFAULT_OBJECTIVES = (ERROR_OBJECTIVE, "latency_s")
 _LAYER_KEYS = ("dump", "accelerator", "layer")
 _BLOCK = 256
 _TOLERANCE = 1e-9
@@ -84,7 +80,7 @@ def pareto_front(
     InputError
         If there is no objective, or one is not a column or not numeric.
     """
-    return _take(frame, front_indices(frame, minimize, maximize, by=()))
+    return _take(frame, _front_indices(frame, minimize, maximize, by=()))
 
 
 def per_layer_front(
@@ -99,7 +95,7 @@ def per_layer_front(
     Rows that agree in all columns of `by` compete with each other and with no others; columns of
     the default that `frame` does not have are left out. Otherwise as `pareto_front`.
     """
-    return _take(frame, front_indices(frame, minimize, maximize, by=by))
+    return _take(frame, _front_indices(frame, minimize, maximize, by=by))
 
 
 def mark_front(
@@ -114,7 +110,7 @@ def mark_front(
     With ``by=()`` all rows compete with each other.
     """
     marks = np.zeros(len(frame), dtype=bool)
-    marks[front_indices(frame, minimize, maximize, by=by)] = True
+    marks[_front_indices(frame, minimize, maximize, by=by)] = True
     if isinstance(frame, list):
         return [row | {"pareto": bool(mark)} for row, mark in zip(frame, marks, strict=True)]
     return frame.assign(pareto=marks)
@@ -182,7 +178,7 @@ def _dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[
     return np.any(no_worse & better, axis=1)
 
 
-def eligible_points(
+def _eligible_points(
     frame: Frame, minimize: Sequence[str] = _DEFAULT_OBJECTIVES, maximize: Sequence[str] = ()
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Objectives of every row, smaller better, and which rows may be on a front.
@@ -212,7 +208,7 @@ def eligible_points(
     return points, eligible
 
 
-def front_indices(
+def _front_indices(
     frame: Frame,
     minimize: Sequence[str] = _DEFAULT_OBJECTIVES,
     maximize: Sequence[str] = (),
@@ -223,7 +219,7 @@ def front_indices(
 
     The fronts stand in the order in which their groups appear in `frame`.
     """
-    points, eligible = eligible_points(frame, minimize, maximize)
+    points, eligible = _eligible_points(frame, minimize, maximize)
     found = [np.zeros(0, dtype=np.intp)]
     for members in group_members(frame, by):
         members = members[eligible[members]]
@@ -342,7 +338,7 @@ def hypervolume(
     `reference` gives the worst value of some or all objectives by column. None if no row is
     eligible or the box has no volume.
     """
-    points, eligible = eligible_points(frame, minimize, maximize)
+    points, eligible = _eligible_points(frame, minimize, maximize)
     return _share(points[eligible], _given(reference, minimize, maximize))
 
 
@@ -366,7 +362,7 @@ def best_under(
     -------
     DataFrame or list of dict, as `frame`
     """
-    points, eligible = eligible_points(frame, (minimize,))
+    points, eligible = _eligible_points(frame, (minimize,))
     eligible &= within(frame, limits)
     chosen = []
     for members in group_members(frame, by):
@@ -386,7 +382,7 @@ def within(frame: Any, limits: Limits) -> NDArray[np.bool_]:
     limits = checked_limits(limits, sorted(map(str, columns)))
     meets = np.ones(len(frame), dtype=bool)
     for column, limit in limits.items():
-        values, _ = eligible_points(frame, (column,))
+        values, _ = _eligible_points(frame, (column,))
         # A missing value is NaN, which is not below anything.
         meets &= values[:, 0] <= limit + _TOLERANCE * abs(limit)
     return meets
@@ -405,10 +401,10 @@ def survey_front(
     Adds ``pareto`` (True), ``is_knee`` and ``hypervolume``, that of the row's group.
     """
     given = _given(reference, minimize, maximize)
-    points, eligible = eligible_points(rows, minimize, maximize)
+    points, eligible = _eligible_points(rows, minimize, maximize)
     group_of = {int(i): n for n, group in enumerate(group_members(rows, by)) for i in group}
     fronts: dict[int, list[int]] = {}
-    for index in front_indices(rows, minimize, maximize, by=by):
+    for index in _front_indices(rows, minimize, maximize, by=by):
         fronts.setdefault(group_of[int(index)], []).append(int(index))
     found = []
     for number, members in enumerate(group_members(rows, by)):
@@ -466,7 +462,7 @@ def least_possible(frame: Any, limits: Limits) -> str:
     """What no row meets, as a sentence: each limited column and the least value there is."""
     parts = []
     for column, limit in limits.items():
-        values, eligible = eligible_points(frame, (column,))
+        values, eligible = _eligible_points(frame, (column,))
         if eligible.any():
             parts.append(f"{column} <= {limit:.6g} (least: {values[eligible, 0].min():.6g})")
     if not parts:

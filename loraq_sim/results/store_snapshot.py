@@ -42,11 +42,9 @@ from loraq_sim.errors import StoreError
 
 __all__ = [
     "MAX_CELL_BYTES",
-    "MAX_ROWS",
     "WriterLock",
     "check_schema",
     "check_size",
-    "file_state",
     "is_outdated",
     "open_for_writing",
     "open_snapshot",
@@ -67,7 +65,7 @@ _NO_SHARED_MEMORY = (
 FileState = tuple[tuple[int, int, int] | None, ...]
 
 
-def file_state(path: Path) -> FileState:
+def _file_state(path: Path) -> FileState:
     """Identity, size and time of the file and of what its writers have not moved into it yet."""
     return (_identity(path), *(_identity(_beside(path, end)) for end in _LOGS))
 
@@ -75,7 +73,7 @@ def file_state(path: Path) -> FileState:
 def is_outdated(path: Path, seen: FileState | None) -> bool:
     """Whether a snapshot of state `seen` may be older than the file; None means it never is."""
     # A file that was removed stays readable for who has it open.
-    return seen is not None and (now := file_state(path))[0] is not None and now != seen
+    return seen is not None and (now := _file_state(path))[0] is not None and now != seen
 
 
 def open_for_writing(path: Path, **options: Any) -> sqlite3.Connection:
@@ -128,7 +126,7 @@ def open_snapshot(path: Path, **options: Any) -> tuple[sqlite3.Connection, FileS
     sqlite3.Error
         If the file cannot be read as a database.
     """
-    state = file_state(path)
+    state = _file_state(path)
     if not any(state[1:]):
         return _opened(path, "immutable=1", options), state
     if state[1] is None or _beside(path, _INDEX).exists():
@@ -143,7 +141,7 @@ def open_snapshot(path: Path, **options: Any) -> tuple[sqlite3.Connection, FileS
 def _open_copy(path: Path, options: dict[str, Any]) -> tuple[sqlite3.Connection, FileState]:
     """The file with its log worked in, from a copy that is gone when the connection is."""
     for _ in range(_COPY_ATTEMPTS):
-        state = file_state(path)
+        state = _file_state(path)
         with tempfile.TemporaryDirectory(prefix="loraq-sim-") as folder:
             copy = Path(folder) / "store.sqlite"
             try:
@@ -155,7 +153,7 @@ def _open_copy(path: Path, options: dict[str, Any]) -> tuple[sqlite3.Connection,
                 raise sqlite3.OperationalError(
                     f"cannot copy it with its log to {tempfile.gettempdir()}: {error.strerror}"
                 ) from error
-            if file_state(path) != state:
+            if _file_state(path) != state:
                 continue
             connection = sqlite3.connect(copy, isolation_level=None)
             try:
@@ -193,7 +191,7 @@ def _beside(path: Path, end: str) -> Path:
 
 MAX_CELL_BYTES = 32 * 2**20
 """Of one text; the provenance of a sweep of 1,000 layers is below 1 MiB."""
-MAX_ROWS = 2_000_000
+_MAX_ROWS = 2_000_000
 """Of one table; 100,000 are a large sweep, and reading takes about 2 KiB of memory each."""
 _STEPS_BETWEEN_SIGNALS = 100_000
 _AUTOMATIC = re.compile(r"sqlite_autoindex_(?:rows|planned)_\d")
@@ -233,8 +231,8 @@ def check_size(connection: sqlite3.Connection) -> str:
     """What is too large, in a few words, or nothing."""
     for table in ("rows", "runs", "planned"):
         (count,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
-        if count > MAX_ROWS:
-            return f"its table {table} has {count:,} records, at most {MAX_ROWS:,} are read"
+        if count > _MAX_ROWS:
+            return f"its table {table} has {count:,} records, at most {_MAX_ROWS:,} are read"
     return ""
 
 

@@ -23,8 +23,6 @@ __all__ = [
     "percent_text",
     "pretty_unit",
     "some_of",
-    "split_label",
-    "transform_words",
     "value_text",
 ]
 
@@ -169,13 +167,7 @@ def labels_of(rows: Sequence[Row]) -> list[str]:
     return [_label(row, named[str(row.get("split"))]) for row in rows]
 
 
-def split_label(row: Row) -> str:
-    """The split with what is done to its inputs, such as ``W4A4+W8A8r8 (rotated, smooth 0.3)``."""
-    words = ", ".join(transform_words(row))
-    return f"{row.get('split')} ({words})" if words else str(row.get("split"))
-
-
-def transform_words(row: Row) -> list[str]:
+def _transform_words(row: Row) -> list[str]:
     """What is done to the inputs of a case before they are rounded; empty for nothing."""
     words = []
     rotation, smooth = row.get("rotation"), row.get("smooth")
@@ -209,7 +201,7 @@ def _label(row: Row, keys: Iterable[str]) -> str:
             words.append(f"all {word}" if key == "token_limit" else "")
         else:
             words.append(f"{word} {value}".strip())
-    told = ", ".join(word for word in (*transform_words(row), *words) if word)
+    told = ", ".join(word for word in (*_transform_words(row), *words) if word)
     return f"{row.get('split')} ({told})" if told else str(row.get("split"))
 
 

@@ -46,7 +46,6 @@ __all__ = [
     "SweepCase",
     "SweepTask",
     "case_identity",
-    "case_labels",
     "case_work",
     "effort_of",
     "rank_of",
@@ -103,7 +102,7 @@ def case_identity(**facts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def case_labels(
+def _case_labels(
     dump: str,
     name: str,
     info: LayerInfo | None,
@@ -292,7 +291,7 @@ class CaseGrid:
             accelerator=ref,
             settings=settings,
             asked=asked,
-            labels=case_labels(
+            labels=_case_labels(
                 self._plan.dump, name, info, settings, accelerator, asked, rows_source
             ),
         )

@@ -29,7 +29,6 @@ __all__ = [
     "Report",
     "Requirements",
     "anywhere",
-    "describe_code",
     "inspect_worker",
     "read_report",
     "report_text",
@@ -126,7 +125,7 @@ def _check_result(content: Any) -> None:
             raise ValueError(f"a result without a {name}")
 
 
-def describe_code() -> tuple[str, dict[str, str]]:
+def _describe_code() -> tuple[str, dict[str, str]]:
     """Digest of the code and versions of the libraries that results depend on, here."""
     return code_digest(), {name: _version(name) for name in _COMPUTING}
 
@@ -146,7 +145,7 @@ def requirements(tasks: Iterable[SweepTask]) -> Requirements:
     """What a worker needs for `tasks`."""
     import hwmodels
 
-    code, versions = describe_code()
+    code, versions = _describe_code()
     references = {case.accelerator for task in tasks for case in task.cases}
     return Requirements(
         code=code,
@@ -219,7 +218,7 @@ def _is_unwanted() -> bool:
 
 
 def _problem(needed: Requirements) -> str:
-    code, versions = describe_code()
+    code, versions = _describe_code()
     if code != needed.code:
         return "has other code of loraq-sim; install the same release there and here"
     for name, expected in needed.versions.items():

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CACHE_VARIABLE",
-    "DEFAULT_MAX_BYTES",
     "SolutionCache",
     "cache_folder",
     "code_digest",
@@ -246,7 +245,7 @@ def _write(record: Path, version: list[int], digests: Mapping[str, str]) -> None
         logger.info("%s", error)
 
 
-DEFAULT_MAX_BYTES = 2 * 2**30
+_DEFAULT_MAX_BYTES = 2 * 2**30
 _LAYER = "solution"
 _KEPT_AFTER_CLEANING = 0.9
 _CHECKS_PER_SIZE = 16
@@ -275,7 +274,7 @@ class SolutionCache:
     """
 
     folder: str
-    max_bytes: int = DEFAULT_MAX_BYTES
+    max_bytes: int = _DEFAULT_MAX_BYTES
     least_seconds: float = 0.05
 
     def load(self, key: str) -> "Solution | None":

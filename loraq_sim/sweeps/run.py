@@ -34,7 +34,6 @@ __all__ = [
     "ProgressClock",
     "SweepEvent",
     "SweepOutcome",
-    "collect_provenance",
     "run_sweep",
     "utc_now",
 ]
@@ -145,7 +144,9 @@ class ProgressClock:
 _PACKAGES = ("loraq-sim", "numpy", "numba", "scipy", "torch", "ml-dtypes", "safetensors", "pandas")
 
 
-def collect_provenance(sweep: "ComposedSweep", *, jobs: int, scheduler: str = "") -> dict[str, Any]:
+def _collect_provenance(
+    sweep: "ComposedSweep", *, jobs: int, scheduler: str = ""
+) -> dict[str, Any]:
     """Facts about a sweep that is about to start, as values JSON can hold."""
     return {
         "started": utc_now(),
@@ -233,7 +234,7 @@ def run_sweep(
     jobs = available_cpus() if jobs is None else jobs
     damaged = store.drop_damaged()
     run = _Run(sweep, store, on_event, force, cache, jobs)
-    facts = collect_provenance(sweep, jobs=jobs, scheduler=getattr(executor, "address", ""))
+    facts = _collect_provenance(sweep, jobs=jobs, scheduler=getattr(executor, "address", ""))
     number = store.begin_run(facts, sweep.case_ids, positions=sweep.positions)
     # Names of files and groups are no part of a case's identity; rows follow the latest.
     store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
