@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from hwmodels.cost import Cost
     from hwmodels.description import Accelerator
 
-__all__ = ["accelerator_card", "cost_card", "html_card"]
+__all__ = ["accelerator_card", "bar_text", "cost_card", "html_card"]
 
 _BAR_CHARACTERS = 20
+_MOST_ROWS = 60
 _QUANTITIES = {
     "latency_s": ("latency", "us", 1e6),
     "energy_j": ("energy", "uJ", 1e6),
@@ -19,15 +20,33 @@ _QUANTITIES = {
 }
 
 
-def html_card(title: str, facts: Mapping[str, str], *tables: Sequence[Mapping[str, str]]) -> str:
-    """HTML of a title, facts by name and tables given as rows; every text is escaped."""
+def html_card(
+    title: str, facts: Mapping[str, object], *tables: Sequence[Mapping[str, object]]
+) -> str:
+    """HTML of a title, facts by name (None is left out) and tables given as rows.
+
+    Tables longer than 60 rows are cut; a line says by how many.
+    """
     import pandas as pd
 
     look = {"index": False, "border": 0}
+    known = [(name, str(value)) for name, value in facts.items() if value is not None]
+    shown = []
     with pd.option_context("display.max_colwidth", None):
-        shown = [pd.DataFrame(list(facts.items())).to_html(header=False, **look)]
-        shown += [pd.DataFrame(list(rows)).to_html(**look) for rows in tables if rows]
+        if known:
+            shown.append(pd.DataFrame(known).to_html(header=False, **look))
+        for rows in tables:
+            texts = [{name: str(cell) for name, cell in row.items()} for row in rows[:_MOST_ROWS]]
+            if texts:
+                shown.append(pd.DataFrame(texts).to_html(**look))
+            if len(rows) > _MOST_ROWS:
+                shown.append(f"<p>{len(rows) - _MOST_ROWS:,} more rows are not shown</p>")
     return f"<strong>{escape(title)}</strong>{''.join(shown)}"
+
+
+def bar_text(share: float) -> str:
+    """A bar of up to 20 characters; shares outside 0 to 1 are cut."""
+    return "\N{FULL BLOCK}" * round(_BAR_CHARACTERS * min(1.0, max(0.0, share)))
 
 
 def accelerator_card(hw: "Accelerator") -> str:
@@ -89,5 +108,5 @@ def _part_row(quantity: str, part: str, value: float, total: float) -> dict[str,
         "part": part,
         "value": f"{value * scale:,.4g} {unit}",
         "share": f"{share:.1%}",
-        "": "\N{FULL BLOCK}" * round(_BAR_CHARACTERS * share),
+        "": bar_text(share),
     }

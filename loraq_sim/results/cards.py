@@ -1,50 +1,22 @@
 """How Jupyter shows results: a title, facts and tables as HTML, every text escaped.
 
 Each card takes the object whose ``_repr_html_`` it is; this room stands below theirs, so it names
-their types in words only. `hwmodels.cards` is the same for machines and costs.
+their types in words only. Machines and costs have theirs in `hwmodels.cards`, which makes the HTML.
 """
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
+
+from hwmodels.cards import bar_text, html_card
 
 __all__ = [
     "allocation_card",
     "dump_card",
     "explanation_card",
     "gemm_card",
-    "html_card",
     "model_card",
     "solution_card",
 ]
-
-
-_BAR_CHARACTERS = 20
-_MOST_ROWS = 60
-
-
-def html_card(
-    title: str, facts: Mapping[str, object], *tables: Sequence[Mapping[str, object]]
-) -> str:
-    """HTML of a title, facts by name (None is left out) and tables given as rows.
-
-    Tables longer than 60 rows are cut; a line says by how many.
-    """
-    import pandas as pd
-
-    look = {"index": False, "border": 0}
-    known = [(name, str(value)) for name, value in facts.items() if value is not None]
-    shown = []
-    with pd.option_context("display.max_colwidth", None):
-        if known:
-            shown.append(pd.DataFrame(known).to_html(header=False, **look))
-        for rows in tables:
-            texts = [{name: str(cell) for name, cell in row.items()} for row in rows[:_MOST_ROWS]]
-            if texts:
-                shown.append(pd.DataFrame(texts).to_html(**look))
-            if len(rows) > _MOST_ROWS:
-                shown.append(f"<p>{len(rows) - _MOST_ROWS:,} more rows are not shown</p>")
-    return f"<strong>{escape(title)}</strong>{''.join(shown)}"
 
 
 def solution_card(solution: Any) -> str:
@@ -70,7 +42,7 @@ def solution_card(solution: Any) -> str:
             ),
             "bytes": f"{size:,}",
             "share": f"{size / solution.nbytes:.1%}",
-            "": _bar(size / solution.nbytes),
+            "": bar_text(size / solution.nbytes),
         }
         for part, size in solution.bytes_by_part.items()
         if size
@@ -123,7 +95,7 @@ def explanation_card(explanation: Any) -> str:
         {
             "source": term["source"],
             "share of the squared error": f"{term['share']:.1%}",
-            "": _bar(term["share"]),
+            "": bar_text(term["share"]),
             "error without it": _percent(term.get("error_without")),
             "error alone": _percent(term.get("error_alone")),
             "meaning": term["meaning"],
@@ -136,7 +108,7 @@ def explanation_card(explanation: Any) -> str:
             "part": part["part"],
             "value": f"{part['value']:,.5g}",
             "share": f"{part['share']:.1%}",
-            "": _bar(part["share"]),
+            "": bar_text(part["share"]),
         }
         for part in explanation.costs
     ]
@@ -197,11 +169,6 @@ def _count(count: int | None, of: int | None = None) -> str:
 def _percent(value: object) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{value:.3%}" if is_number else ""
-
-
-def _bar(share: float) -> str:
-    """A bar of up to 20 characters; shares outside 0 to 1 are cut."""
-    return "\N{FULL BLOCK}" * round(_BAR_CHARACTERS * min(1.0, max(0.0, share)))
 
 
 def _bytes_text(size: float) -> str:

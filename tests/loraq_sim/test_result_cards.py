@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.results.cards import html_card
+from hwmodels.cards import html_card
 
 
 @pytest.fixture(scope="module")
