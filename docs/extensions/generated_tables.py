@@ -150,16 +150,14 @@ def _array_presets() -> str:
 
 
 def _methods() -> str:
-    import importlib
-
     from loraq_sim.solvers import METHODS
+    from loraq_sim.solvers.baselines import round_to_nearest
 
     rows = []
-    for name in METHODS:
-        module = importlib.import_module(f"loraq_sim.solvers.{name}")
-        first = module.__doc__.strip().split("\n\n")[0].replace("\n", " ")
+    for name, run in METHODS.items():
+        first = (run or round_to_nearest).__doc__.partition("\n")[0]
         data = "yes" if name in ("l2qer", "qera") else "no"
-        rows.append((f"`{name}`", first.split(": ", 1)[-1], data))
+        rows.append((f"`{name}`", first, data))
     return table(("method", "what it does", "needs activations"), rows)
 
 

@@ -11,7 +11,7 @@ number of rows from each step. A count under ``*`` holds for every group that is
 Inputs at each step (`step_statistics`): over the rows x of one time step, with r_c the root mean
 square and a_c the largest magnitude of channel c in these rows,
 
-- ``rms`` = sqrt(mean x^2), ``amax`` = max |x|
+- ``rms`` = sqrt(mean x^2), ``amax`` = ``max |x|``
 - ``channel_amax_ratio`` = max_c a_c / median_c a_c: how far outlier channels stand out
 - ``kurtosis`` = mean((x - mean x)^4) / mean((x - mean x)^2)^2 - 3, which is 0 for a Gaussian
 - ``first_step_correlation``: Pearson correlation over c of r_c with that of the first step that
@@ -20,7 +20,7 @@ square and a_c the largest magnitude of channel c in these rows,
 Layers as a whole (`summarize`, for ``dump info``): with w the weight's values and r_c the root mean
 square of activation channel c over the tokens,
 
-- ``weight_std`` = sqrt(mean((w - mean w)^2)), ``weight_max_over_std`` = max|w| / weight_std
+- ``weight_std`` = sqrt(mean((w - mean w)^2)), ``weight_max_over_std`` = ``max |w| / weight_std``
 - ``weight_kurtosis`` = mean((w - mean w)^4) / weight_std^4 - 3, which is 0 for a Gaussian
 - ``weight_top32_energy`` = sum of the 32 largest squared singular values / sum of all
 - ``activation_outlier_ratio`` = max_c r_c / median_c r_c

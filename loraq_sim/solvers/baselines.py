@@ -5,7 +5,7 @@ With round() nearest codes by the default scales of the format and SVD_r the bes
 - ``rtn``: Q = round(W), no branch.
 - ``lqer``: Q = round(W); L R = SVD_r(W - Q). Zhang et al., "LQER: Low-Rank Quantization Error
   Reconstruction for LLMs", ICML 2024 (the data-free form).
-- ``l2qer``: L R S = SVD_r((W - Q) S) with S = diag(mean |x|), section 3.2 there. Needs data.
+- ``l2qer``: L R S = SVD_r((W - Q) S) with S = ``diag(mean |x|)``, section 3.2 there. Needs data.
 - ``qera``: L R = SVD_r((W - Q) C) C^-1 with C = (X^T X / T)^(1/2), which minimizes the error of the
   layer's output. Zhang et al., "QERA: an Analytical Framework for Quantization Error
   Reconstruction", ICLR 2025, theorem 1 (QERA-exact). Needs data.
@@ -83,12 +83,12 @@ _ROW_SLACK = 1.3
 
 
 def round_to_nearest(weight: np.ndarray, main: Format) -> Branches:
-    """Quantize `weight` (N, K) to `main` with the default scales of the format, no branch."""
+    """Round to nearest: the main branch alone, scales by the default rule of the format."""
     return Branches(main=quantize(weight, main))
 
 
 def solve_lqer(problem: Problem) -> Branches:
-    """One rounding of W, one truncated SVD of what is left, one rounding of the branch."""
+    """Quantize first, then fit the rounding error with a low-rank branch."""
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     _, rows = problem.truncated_svd(residual)
@@ -97,7 +97,7 @@ def solve_lqer(problem: Problem) -> Branches:
 
 
 def solve_l2qer(problem: Problem) -> Branches:
-    """One rounding of W and one truncated SVD of the scaled error."""
+    """LQER with the rounding error scaled by the activations' magnitudes."""
     scale = _mean_magnitudes(_required_activations(problem, "l2qer"))
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
@@ -107,7 +107,7 @@ def solve_l2qer(problem: Problem) -> Branches:
 
 
 def solve_qera(problem: Problem) -> Branches:
-    """One rounding of W and one truncated SVD of the error in the activations' metric."""
+    """The low-rank term that minimizes the error of the layer's output, in closed form."""
     root, inverse = _second_moment_root(_required_activations(problem, "qera"))
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
@@ -117,7 +117,7 @@ def solve_qera(problem: Problem) -> Branches:
 
 
 def solve_svdquant(problem: Problem) -> Branches:
-    """One truncated SVD of W, one rounding of the branch, one rounding of what is left."""
+    """Take the best rank-r part of W away, then round the rest; no smoothing."""
     columns, rows = problem.truncated_svd(problem.weight)
     left, right = round_branch(columns @ rows, rows, problem.branch, problem.branch_rotation)
     main = quantize(problem.weight - product(left, right), problem.main)
@@ -125,7 +125,10 @@ def solve_svdquant(problem: Problem) -> Branches:
 
 
 def solve_svdquant_tuned(problem: Problem) -> Branches:
-    """Choose the smoothing, then iterate; ``smooth`` of the result holds the factors."""
+    """SVDQuant with what its authors run on top: a grid of smoothing strengths, and iterations.
+
+    ``smooth`` of the result holds the factors.
+    """
     x, factors = problem.activations, None
     if x is not None and not problem.is_smoothed:
         factors = _best_factors(problem, x)
@@ -194,7 +197,7 @@ def _best_factors(problem: Problem, activations: np.ndarray) -> np.ndarray | Non
 
 
 def solve_loftq(problem: Problem) -> Branches:
-    """Alternate from the rounded weight; return the best stored iterate."""
+    """Rounding and low-rank fit in turn, starting from the rounding."""
     return _best_iterate(_loftq_iterates(problem))
 
 
@@ -211,7 +214,7 @@ def _loftq_iterates(problem: Problem) -> Iterator[Branches]:
 
 
 def solve_alternating(problem: Problem) -> Branches:
-    """Alternate main rounding and low-rank fit; return the best stored iterate."""
+    """Block descent on main codes and branch in turn, from the best low-rank part of the weight."""
     return _best_iterate(_alternating_iterates(problem))
 
 

@@ -129,7 +129,10 @@ _PLANS_ROUGH = (
 
 
 def solve_loraq(problem: Problem) -> Branches:
-    """The best of a descent, of what needs none, and of what less effort gives."""
+    """Data-free optimization of a quantized low-rank branch against the rounding error.
+
+    The best of a descent, of what needs none, and of what less effort gives.
+    """
     below = problem.effort.below
     if below is None:
         return _solve_once(problem)
