@@ -1,6 +1,13 @@
-"""The routes of the emulated GEMM: pack operands, call one kernel, unpack the result.
+"""A GEMM on one level of accumulators: the choice of a route, the routes, and the report.
 
-The caller has checked the operands and proved that the route it chose is exact for them.
+All routes give the same bits; `accumulate` takes the fastest that is proved exact for the operands.
+
+exact        float32 BLAS: no overflow is possible, or the sums wrap, which commutes with adding
+tiles        vector kernels (`loraq_sim.emulator.tile_route`)
+exact+tiles  the same, some tiles proved free of overflow, the others not
+lanes        32-bit loops: no tiles here, or reports of trees that may overflow in front of several
+             accumulators
+wide         64-bit loops: any width, always measured
 """
 
 import math
@@ -9,13 +16,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Bounds
+from loraq_sim.emulator.bounds import Bounds, guaranteed_bits, signed_width
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
-from loraq_sim.emulator.tile_job import TileJob
-from loraq_sim.emulator.tile_route import count_overflows, measure, run_nested, run_plain
-from loraq_sim.kernels.jit import NEVER
+from loraq_sim.emulator.tile_job import TileJob, result_dtype
+from loraq_sim.emulator.tile_ready import run_ready
+from loraq_sim.emulator.tile_route import (
+    count_overflows,
+    measure,
+    nested_fits,
+    run_nested,
+    run_plain,
+    tiles_fit,
+)
+from loraq_sim.kernels.processor import NEVER
 
-__all__ = ["Accumulation", "run_exact", "run_lanes", "run_tiled", "run_tree", "run_wide", "wrap_to"]
+__all__ = ["Accumulation", "GemmReport", "accumulate", "report_of"]
 
 # Columns of one panel, at most. Wide panels amortize the per-row calls of the kernel (1152 columns
 # ran 2x as fast as 384), and streaming W from an outer cache costs less than those calls.
@@ -23,6 +38,49 @@ _PANEL_WIDTH = 2048
 # Above this many columns the copy back from a transposed run costs more than it gains.
 _WIDE_ENOUGH = 512
 _LANE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmReport:
+    """Accumulators of one GEMM and what happened on the way.
+
+    Attributes
+    ----------
+    acc : ndarray of shape (M, N), int32 (acc_bits <= 32) or int64
+    overflow_count : int or None
+        Adds into an accumulator, merges included, whose exact result left its range.
+    tree_overflow_count : int or None
+        Chunk sums that left the tree's range.
+    outputs_affected : int or None
+        Outputs with at least one of either.
+    first_overflow_k : int or None
+        Lowest K index of a chunk whose add overflowed an accumulator; K if only merges did.
+        None if nothing overflowed (or where `overflow_count` is None).
+    safe_acc_bits : int or None
+        Narrowest two's complement accumulator that holds every exact prefix of these operands in
+        this order (the chunk sums taken as the tree delivers them). Measured; may be below 8.
+    guaranteed_acc_bits : int
+        Narrowest one that holds every prefix for any activations of the given range.
+    route : str
+        ``exact``, ``tiles``, ``exact+tiles``, ``lanes`` or ``wide``.
+
+    The counts are None only with ``statistics=False``, where not known without measuring: None says
+    unknown, 0 that there is provably none.
+    """
+
+    acc: NDArray[np.int32] | NDArray[np.int64]
+    overflow_count: int | None
+    tree_overflow_count: int | None
+    outputs_affected: int | None
+    first_overflow_k: int | None
+    safe_acc_bits: int | None
+    guaranteed_acc_bits: int
+    route: str
+
+    def _repr_html_(self) -> str:
+        from loraq_sim.results.cards import gemm_card
+
+        return gemm_card(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +96,46 @@ class Accumulation:
     extremes: tuple[int, int] | None = None
 
 
-def wrap_to(values: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
-    """Return the low `bits` of each value as a two's complement number, same dtype."""
-    if bits >= values.dtype.itemsize * 8:
-        return values
-    sign = values.dtype.type(2 ** (bits - 1))
-    mask = values.dtype.type(2**bits - 1)
-    return ((values & mask) ^ sign) - sign
+def accumulate(job: TileJob[MacArray], *, statistics: bool) -> Accumulation:
+    """Run the fastest route that is proved exact for these operands."""
+    if not statistics and (ready := run_ready(job)) is not None:
+        return Accumulation(acc=ready[0], route=ready[1], tree_overflow_count=0)
+    if tiles_fit(job, statistics=statistics):
+        return _run_tiled(job, statistics)
+    mac, bounds = job.mac, job.bounds
+    if mac.tree_bits is not None and nested_fits(job, bounds, statistics=statistics):
+        return _run_tree(job, statistics)
+    exact = bounds.tree_fits(mac) and (mac.overflow == "wrap" or bounds.accumulator_fits(mac))
+    operands = (job.a, job.weight.codes, mac, job.init)
+    if exact and not statistics:
+        return _run_exact(*operands, bounds)
+    if bounds.lanes_fit(mac):
+        return run_lanes(*operands, bounds, statistics)
+    return run_wide(*operands)
 
 
-def run_tiled(job: TileJob, statistics: bool) -> Accumulation:
+def report_of(job: TileJob[MacArray], a_range: tuple[int, int], *, statistics: bool) -> GemmReport:
+    """Return the report of a GEMM whose activations may be anything within `a_range`."""
+    result = accumulate(job, statistics=statistics)
+    # Without statistics a kernel counts nothing, but a proof says that there is nothing to count.
+    proved = not statistics and job.bounds.accumulator_fits(job.mac)
+    overflows = 0 if proved else result.overflow_count
+    affected = result.outputs_affected
+    if affected is None and overflows == 0 and result.tree_overflow_count == 0:
+        affected = 0
+    return GemmReport(
+        acc=result.acc.astype(result_dtype(job.mac), copy=False),
+        overflow_count=overflows,
+        tree_overflow_count=result.tree_overflow_count,
+        outputs_affected=affected,
+        first_overflow_k=result.first_overflow_k,
+        safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
+        guaranteed_acc_bits=guaranteed_bits(job.weight, a_range, job.init, job.mac),
+        route=result.route,
+    )
+
+
+def _run_tiled(job: TileJob[MacArray], statistics: bool) -> Accumulation:
     """Run the vector kernels, twice where overflow must be both measured and applied."""
     if not statistics:
         acc, route = run_plain(job)
@@ -67,7 +155,7 @@ def run_tiled(job: TileJob, statistics: bool) -> Accumulation:
     )
 
 
-def run_tree(job: TileJob, statistics: bool) -> Accumulation:
+def _run_tree(job: TileJob[MacArray], statistics: bool) -> Accumulation:
     """Run the vector kernel of a tree that may overflow in front of an accumulator."""
     acc, totals = run_nested(job, job.bounds, statistics=statistics)
     if not statistics:
@@ -83,20 +171,18 @@ def run_tree(job: TileJob, statistics: bool) -> Accumulation:
     )
 
 
-def run_exact(
+def _run_exact(
     a: NDArray[np.integer],
     w: NDArray[np.integer],
     mac: MacArray,
     init: NDArray[np.int64] | None,
     bounds: Bounds,
-    statistics: bool,
 ) -> Accumulation:
     """Multiply exactly in float32 BLAS, K block by K block, then wrap.
 
     float32 holds every integer up to 2**24, so a block of K whose every partial sum stays below
     that is exact in any order. The blocks add up in integers.
     """
-    del statistics  # this route measures none
     safe = bounds.accumulator_fits(mac)
     reach = max(bounds.init_high, -bounds.init_low) + bounds.total
     acc = np.zeros((a.shape[0], w.shape[0]), np.int32 if reach < 2**31 else np.int64)
@@ -109,12 +195,21 @@ def run_exact(
         right = w[:, start : start + block].astype(np.float32)
         acc += (left @ right.T).astype(acc.dtype)
     return Accumulation(
-        acc=acc if safe else wrap_to(acc, mac.acc_bits),
+        acc=acc if safe else _wrap_to(acc, mac.acc_bits),
         route="exact",
         overflow_count=0 if safe else None,
         tree_overflow_count=0,
         outputs_affected=0 if safe else None,
     )
+
+
+def _wrap_to(values: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
+    """Return the low `bits` of each value as a two's complement number, same dtype."""
+    if bits >= values.dtype.itemsize * 8:
+        return values
+    sign = values.dtype.type(2 ** (bits - 1))
+    mask = values.dtype.type(2**bits - 1)
+    return ((values & mask) ^ sign) - sign
 
 
 def run_lanes(
@@ -144,7 +239,7 @@ def run_lanes(
     acc, extremes, totals = _call_lanes(*lanes, limited=False, count=False)
     if not (mac.lo <= extremes[0] and extremes[1] <= mac.hi):
         if not statistics:
-            return Accumulation(acc=wrap_to(acc, mac.acc_bits), route="lanes")
+            return Accumulation(acc=_wrap_to(acc, mac.acc_bits), route="lanes")
         acc, _, totals = _call_lanes(*lanes, limited=True, count=True)
     return Accumulation(
         acc=acc,
@@ -162,19 +257,16 @@ def run_wide(
     w: NDArray[np.integer],
     mac: MacArray,
     init: NDArray[np.int64] | None,
-    bounds: Bounds,
-    statistics: bool,
 ) -> Accumulation:
     """Run the 64-bit kernel, which takes any width and always measures."""
-    from loraq_sim.kernels.accumulate import _accumulate_wide
+    from loraq_sim.kernels.accumulate import accumulate_wide
 
-    del bounds, statistics
     out = np.zeros((a.shape[0], w.shape[0]), np.int64)
     if init is not None:
         out[:] = init
     extremes, beyond = np.zeros(2, np.int64), np.zeros(1, np.bool_)
     totals = np.array([0, 0, 0, NEVER], np.int64)
-    _accumulate_wide(
+    accumulate_wide(
         np.ascontiguousarray(a, dtype=np.int32),
         np.ascontiguousarray(w, dtype=np.int8),
         mac.products_per_add,
@@ -246,7 +338,7 @@ def _pack_panels(w: NDArray[np.int8]) -> NDArray[np.int8]:
 
 def _call_lanes(a, panels, ends, mac, init, n, k, *, limited, count):
     """Run the lane kernel; `limited` applies the accumulator's rule, else the sums are exact."""
-    from loraq_sim.kernels.accumulate import _accumulate_lanes
+    from loraq_sim.kernels.accumulate import accumulate_lanes
 
     tiles, _, width = panels.shape
     out = np.zeros((a.shape[0], tiles * width), np.int32)
@@ -255,7 +347,7 @@ def _call_lanes(a, panels, ends, mac, init, n, k, *, limited, count):
     extremes, totals = np.zeros(2, np.int32), np.array([0, 0, 0, NEVER], np.int64)
     tree = _rule(mac.tree_rule, mac.tree_bits, np.int32)
     rule = _rule(mac.overflow, mac.acc_bits if limited else None, np.int32)
-    _accumulate_lanes(
+    accumulate_lanes(
         a, panels, ends, mac.products_per_add, tree, rule, count, extremes, totals, k, out
     )
     return out[:, :n], (int(extremes[0]), int(extremes[1])), totals

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 
 if TYPE_CHECKING:
     from loraq_sim.emulator.packed_weight import PackedWeight
@@ -162,12 +162,12 @@ class Bounds:
     @classmethod
     def of_codes(cls, top: int, w: Norms, init: NDArray[np.int64] | None) -> "Bounds":
         """Compute weaker bounds for any activations of magnitudes up to `top`."""
-        has_init = init is not None and init.size > 0
+        starts = np.zeros(1, np.int64) if init is None or init.size == 0 else init
         return cls(
             product=top * w.top,
             total=top * w.longest,
-            init_low=min(0, int(init.min())) if has_init else 0,
-            init_high=max(0, int(init.max())) if has_init else 0,
+            init_low=min(0, int(starts.min())),
+            init_high=max(0, int(starts.max())),
         )
 
     @property
@@ -182,7 +182,7 @@ class Bounds:
         chunk = min(self.product * mac.products_per_add, self.total)
         return chunk <= overflow_limits(mac.tree_bits, "saturate_symmetric")[1]
 
-    def accumulator_fits(self, mac: MacArray) -> bool:
+    def accumulator_fits(self, mac: MacArray | TwoLevelArray) -> bool:
         """Whether no prefix or merge can leave the accumulator."""
         return self.init_low - self.total >= mac.lo and self.init_high + self.total <= mac.hi
 
@@ -255,13 +255,13 @@ def guaranteed_bits(
     sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. Initial values count as
     they are. Of a narrow tree each chunk counts with the extremes of what the tree may deliver.
     """
-    has_init = init is not None and init.size > 0
-    if mac.tree_bits is None and not has_init:
-        return weight.norms.guaranteed_bits(a_range)
-    low, high = _sums_delivered(weight, a_range, mac)
-    first = last = np.zeros(1, np.int64)
-    if has_init:
+    if init is None or init.size == 0:
+        if mac.tree_bits is None:
+            return weight.norms.guaranteed_bits(a_range)
+        first = last = np.zeros(1, np.int64)
+    else:
         first, last = init.min(axis=0), init.max(axis=0)
+    low, high = _sums_delivered(weight, a_range, mac)
     if mac.accumulators > 1:
         # The other accumulators start at zero, whatever the first one holds.
         first, last = np.minimum(first, 0), np.maximum(last, 0)

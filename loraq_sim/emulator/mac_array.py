@@ -12,10 +12,14 @@ to a wide accumulator, in order.
 
 import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from loraq_sim.errors import InputError, unknown_name
 
-__all__ = ["OVERFLOW_RULES", "MacArray", "TwoLevelArray", "describe_array", "overflow_limits"]
+__all__ = [
+    *("OVERFLOW_RULES", "MacArray", "TwoLevelArray"),
+    *("checked_int", "describe_array", "overflow_limits"),
+]
 
 OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
 
@@ -27,6 +31,22 @@ def overflow_limits(bits: int, overflow: str) -> tuple[int, int]:
     """
     high = 2 ** (bits - 1) - 1
     return (-high if overflow == "saturate_symmetric" else -high - 1), high
+
+
+def checked_int(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """Return `value` as a Python integer, or raise InputError with the value and the rule."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise InputError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    return number
+
+
+def _check_field(record: "MacArray | TwoLevelArray", field: str, low: int, high: int) -> None:
+    # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
+    object.__setattr__(record, field, checked_int(field, getattr(record, field), low, high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +83,11 @@ class MacArray:
     tree_overflow: str | None = None
 
     def __post_init__(self) -> None:
-        _check_int(self, "acc_bits", 8, 64)
-        _check_int(self, "products_per_add", 1, 64)
-        _check_int(self, "accumulators", 1, 64)
+        _check_field(self, "acc_bits", 8, 64)
+        _check_field(self, "products_per_add", 1, 64)
+        _check_field(self, "accumulators", 1, 64)
         if self.tree_bits is not None:
-            _check_int(self, "tree_bits", 2, 64)
+            _check_field(self, "tree_bits", 2, 64)
         if self.overflow not in OVERFLOW_RULES:
             raise InputError(unknown_name("overflow", self.overflow, OVERFLOW_RULES))
         if self.tree_overflow is None:
@@ -138,8 +158,8 @@ class TwoLevelArray:
     def __post_init__(self) -> None:
         if not isinstance(self.column, MacArray):
             raise InputError(f"column must be a MacArray, got {self.column!r}")
-        _check_int(self, "column_k", 1, 4096)
-        _check_int(self, "acc_bits", 8, 64)
+        _check_field(self, "column_k", 1, 4096)
+        _check_field(self, "acc_bits", 8, 64)
         if self.overflow not in OVERFLOW_RULES:
             raise InputError(unknown_name("overflow", self.overflow, OVERFLOW_RULES))
 
@@ -160,18 +180,6 @@ class TwoLevelArray:
 
     def __str__(self) -> str:
         return f"acc{self.acc_bits} {self.overflow} over columns of {self.column_k}: {self.column}"
-
-
-def _check_int(record: MacArray | TwoLevelArray, field: str, low: int, high: int) -> None:
-    value = getattr(record, field)
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
-        raise InputError(f"{field} must be an integer from {low} to {high}, got {value!r}")
-    # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
-    object.__setattr__(record, field, number)
 
 
 def describe_array(array: MacArray | TwoLevelArray) -> dict[str, int | str]:

@@ -1,11 +1,12 @@
 """A weight matrix checked once and packed once for each kernel that asks for it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from loraq_sim.emulator.bounds import Norms
 from loraq_sim.errors import InputError
@@ -129,7 +130,7 @@ class PackedWeight:
         self._panels: dict[Layout, Panels] = {}
         self._longest: dict[int, int] = {}
         # Decisions of `emulator.tile_ready`, by array, activations and output.
-        self.ready: dict = {}
+        self.ready: dict[Hashable, Any] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -155,12 +156,13 @@ class PackedWeight:
         """Sums of the positive and of the negative codes of each stretch, (N, stretches) each."""
         starts = range(0, self.shape[1], length)
         if self.codes.size == 0:
-            return np.zeros((2, self.shape[0], len(starts)), np.int64)
-        positive, negative = (
-            np.add.reduceat(limit(self.codes, 0), starts, axis=1, dtype=np.int64)
-            for limit in (np.maximum, np.minimum)
+            nothing = np.zeros((self.shape[0], len(starts)), np.int64)
+            return nothing, nothing
+        positive, negative = np.maximum(self.codes, 0), np.minimum(self.codes, 0)
+        return (
+            np.add.reduceat(positive, starts, axis=1, dtype=np.int64),
+            np.add.reduceat(negative, starts, axis=1, dtype=np.int64),
         )
-        return positive, negative
 
     def panels(self, layout: Layout) -> Panels:
         """Return W packed as a kernel wants it."""
@@ -206,7 +208,9 @@ def checked_codes(
     if low < -128 or high > highest or (low < 0 and high > 127):
         ranges = "-128..127" if highest == 127 else "-128..127 (signed) or 0..255 (unsigned)"
         raise InputError(f"{name} holds codes from {low} to {high}; they must lie within {ranges}")
-    return codes.astype(np.uint8 if high > 127 else np.int8, copy=False)
+    if high > 127:
+        return codes.astype(np.uint8, copy=False)
+    return codes.astype(np.int8, copy=False)
 
 
 def address_of(array: NDArray) -> int:
@@ -214,7 +218,7 @@ def address_of(array: NDArray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def aligned_empty(shape: tuple[int, int], dtype: type) -> NDArray:
+def aligned_empty(shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
     """Return an uninitialized matrix that starts on a cache line."""
     size = np.dtype(dtype).itemsize * shape[0] * shape[1]
     raw = np.empty(size + _ALIGNMENT, np.int8)

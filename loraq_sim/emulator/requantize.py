@@ -1,9 +1,19 @@
-"""Narrow an accumulator to an output (SRS) and widen a vector into an accumulator (UPS).
+"""Narrow an accumulator to an output, and widen a vector into an accumulator (UPS).
 
-The definitions are those of AMD AI Engines (UG1583, aie_api); SRS was checked against silicon by
-xdna-emu: rounding uses the whole accumulator, and the range test sees the exact rounded value.
-Requantization by a multiplier or a float scale is in `loraq_sim.emulator.multiplier` and can be
-imported from here as well.
+Four ways to narrow, each ending in a clamp to the output's range; they differ in how the scale is
+held and where rounding happens, which decides last bits:
+
+    srs              a right shift, ten rounding modes, three saturations
+    gemmlowp         scale = multiplier * 2**(exponent - 31); two roundings: the product to 32 bits
+                     (ties toward plus infinity), then the power of two (ties away from zero)
+    single rounding  scale = multiplier * 2**-shift; one rounding, ties toward plus infinity
+    float            scale is a float32; accumulator and product round to float32 (ties to even),
+                     then to an integer, ties to even
+
+Shift-round-saturate and upshift are those of AMD AI Engines (UG1583, aie_api); SRS was checked
+against silicon by xdna-emu: rounding uses the whole accumulator, and the range test sees the exact
+rounded value. The other three add a zero point before the clamp, and their scales may differ from
+column to column (per output channel): arrays of shape (N,).
 """
 
 from dataclasses import dataclass
@@ -11,39 +21,64 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.multiplier import (
-    checked_int,
-    checked_integers,
-    float_requantize,
-    gemmlowp_requantize,
-    output_dtype,
-    output_limits,
-    quantize_multiplier,
-    single_rounding_requantize,
-)
+from loraq_sim.emulator.mac_array import checked_int
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import Saturation, parse_rounding
+from loraq_sim.formats import Saturation, parse_rounding, parse_saturation
 
 __all__ = [
-    "CLAMP_ORDERS",
-    "SHIFT_RANGE",
-    "UPSHIFT_RANGE",
-    "SrsReport",
-    "float_requantize",
-    "gemmlowp_requantize",
-    "output_limits",
-    "quantize_multiplier",
+    *(
+        "CLAMP_ORDERS",
+        "SHIFT_RANGE",
+        "SrsReport",
+        "output_dtype",
+        "output_limits",
+        "srs",
+        "srs_report",
+        "ups",
+    ),
+    *("float_requantize", "gemmlowp_requantize", "quantize_multiplier"),
     "single_rounding_requantize",
-    "srs",
-    "srs_report",
-    "ups",
 ]
 
 # UG1583: the shift register holds -4 to 59; a negative shift is a left shift.
 SHIFT_RANGE = (-4, 59)
 # UG1583: an upshift is 0 to 63 bits.
-UPSHIFT_RANGE = (0, 63)
+_UPSHIFT_RANGE = (0, 63)
 CLAMP_ORDERS = ("after", "before")
+
+
+_INT32 = np.iinfo(np.int32)
+
+
+def output_limits(
+    out_bits: int, *, signed: bool = True, saturation: str = "saturate"
+) -> tuple[int, int]:
+    """Return the (lowest, highest) output value; InputError if an argument is out of range.
+
+    `out_bits` is 2 to 32. ``symmetric`` gives up the most negative value of a signed output.
+    """
+    mode = parse_saturation(saturation)
+    out_bits = checked_int("out_bits", out_bits, 2, 32)
+    if not signed:
+        return 0, 2**out_bits - 1
+    high = 2 ** (out_bits - 1) - 1
+    return (-high if mode is Saturation.SYMMETRIC else -high - 1), high
+
+
+def output_dtype(out_bits: int, signed: bool) -> np.dtype:
+    """Return the smallest of int8, int16, int32 (or unsigned) that holds `out_bits`."""
+    width = 8 if out_bits <= 8 else 16 if out_bits <= 16 else 32
+    return np.dtype(f"{'int' if signed else 'uint'}{width}")
+
+
+def _checked_integers(name: str, values: ArrayLike) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Return integers as int32 or int64 without changing a value, or raise InputError."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{name} must hold integers, got dtype {array.dtype}")
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{name} holds {int(array.max())}, which does not fit in int64")
+    return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +134,12 @@ def srs(
     ----------
     .. [1] AMD UG1583, AIE-ML kernel guide; Xilinx/aie_api ``aie::rounding_mode``.
     """
-    from loraq_sim.kernels.shift_round import _shift_left, _shift_right_round, rounding_constants
+    from loraq_sim.kernels.shift_round import rounding_constants, shift_left, shift_right_round
 
-    rounding = parse_rounding(rounding)
+    mode = parse_rounding(rounding).value
     lo, hi = output_limits(out_bits, signed=signed, saturation=saturation)
     shift = checked_int("shift", shift, *SHIFT_RANGE)
-    values = checked_integers("acc", acc)
+    values = _checked_integers("acc", acc)
     clamp = saturation != Saturation.NONE
     mask = np.int64(2**out_bits - 1)
     sign = np.int64(2 ** (out_bits - 1) if signed else 0)
@@ -112,10 +147,10 @@ def srs(
     flat = np.ascontiguousarray(values).reshape(-1)
     finish = (clamp, np.int64(lo), np.int64(hi), mask, sign, out)
     if shift < 0:
-        _shift_left(flat, np.int64(-shift), *finish)
+        shift_left(flat, np.int64(-shift), *finish)
     else:
-        constants = (np.int64(c) for c in rounding_constants(rounding.value, shift))
-        _shift_right_round(flat, np.int64(shift), *constants, *finish)
+        constants = (np.int64(c) for c in rounding_constants(mode, shift))
+        shift_right_round(flat, np.int64(shift), *constants, *finish)
     return out.reshape(values.shape)
 
 
@@ -129,17 +164,18 @@ def srs_report(
     saturation: str = "saturate",
 ) -> SrsReport:
     """Shift, round and saturate as `srs` does, and count the values that were out of range."""
-    from loraq_sim.kernels.shift_round import _count_outside, rounding_constants
+    from loraq_sim.kernels.shift_round import count_outside, rounding_constants
 
-    options = {"out_bits": out_bits, "signed": signed}
-    out = srs(acc, shift, rounding=rounding, saturation=saturation, **options)
-    lo, hi = output_limits(saturation=saturation, **options)
-    flat = np.ascontiguousarray(checked_integers("acc", acc)).reshape(-1)
+    out = srs(
+        acc, shift, out_bits=out_bits, signed=signed, rounding=rounding, saturation=saturation
+    )
+    lo, hi = output_limits(out_bits, signed=signed, saturation=saturation)
+    flat = np.ascontiguousarray(_checked_integers("acc", acc)).reshape(-1)
     if shift < 0:
         # x << n lies within [lo, hi] exactly where x lies within these.
         lo, hi, shift = -(-lo >> -shift), hi >> -shift, 0
     constants = (np.int64(c) for c in rounding_constants(parse_rounding(rounding).value, shift))
-    outside = _count_outside(flat, np.int64(shift), *constants, np.int64(lo), np.int64(hi))
+    outside = count_outside(flat, np.int64(shift), *constants, np.int64(lo), np.int64(hi))
     return SrsReport(out=out, out_of_range_count=int(outside))
 
 
@@ -179,21 +215,278 @@ def ups(
     ----------
     .. [1] AMD UG1583, AIE-ML kernel guide, upshift; hardware tests of the xdna-emu project.
     """
-    from loraq_sim.kernels.shift_round import _shift_up
+    from loraq_sim.kernels.shift_round import shift_up
 
-    shift = checked_int("shift", shift, *UPSHIFT_RANGE)
+    shift = checked_int("shift", shift, *_UPSHIFT_RANGE)
     acc_bits = checked_int("acc_bits", acc_bits, 8, 64)
     if clamp not in CLAMP_ORDERS:
         raise InputError(unknown_name("clamp", clamp, CLAMP_ORDERS))
-    values = checked_integers("x", x)
+    values = _checked_integers("x", x)
     lowest, highest = -(2 ** (acc_bits - 1)), 2 ** (acc_bits - 1) - 1
     # The inputs that fit, exactly: lowest <= x * 2**shift <= highest.
     bottom, top = -(-lowest >> shift), highest >> shift
     if clamp == "before":
         lowest, highest = bottom << shift, top << shift
     limits = (np.int64(v) for v in (bottom, top, lowest, highest))
-    out = np.empty(values.size, dtype=np.int32 if acc_bits <= 32 else np.int64)
+    dtype: type[np.int32] | type[np.int64] = np.int32 if acc_bits <= 32 else np.int64
+    out = np.empty(values.size, dtype=dtype)
     flat = np.ascontiguousarray(values).reshape(-1)
     # Bits above the accumulator's are dropped by moving them out of int64 and back.
-    _shift_up(flat, np.int64(shift), bool(saturate), *limits, np.int64(64 - acc_bits), out)
+    shift_up(flat, np.int64(shift), bool(saturate), *limits, np.int64(64 - acc_bits), out)
     return out.reshape(values.shape)
+
+
+def quantize_multiplier(scale: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return (multiplier, exponent) int32, the nearest ``multiplier * 2**(exponent - 31)``.
+
+    `scale` is one float or an array of any shape, finite, at least 0 and below 2**30. A scale
+    other than 0 gives a multiplier in [2**30, 2**31); one below 2**-32 gives (0, 0). For
+    `single_rounding_requantize`, shift = 31 - exponent.
+
+    Raises
+    ------
+    InputError
+        If a scale is negative, not finite or too large.
+
+    References
+    ----------
+    .. [1] TensorFlow Lite, ``QuantizeMultiplier`` in kernels/internal/quantization_util.cc.
+    """
+    values = np.asarray(scale, dtype=np.float64)
+    bad = ~(np.isfinite(values) & (values >= 0) & (values < 2.0**30))
+    if bad.any():
+        raise InputError(
+            f"scale must be finite, at least 0 and below 2**30, got {values[bad].flat[0]}"
+        )
+    fraction, exponent = np.frexp(values)
+    # Half away from zero, as TfLiteRound; the fraction has 53 bits, so the sum is exact.
+    multiplier = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
+    carried = multiplier == 2**31
+    multiplier, exponent = np.where(carried, 2**30, multiplier), exponent + carried
+    # Only a scale that rounds up to 2**30 itself; the nearest that fits, as TFLite does.
+    multiplier = np.where(exponent > 30, 2**31 - 1, multiplier)
+    exponent = np.minimum(exponent, 30)
+    vanished = (exponent < -31) | (multiplier == 0)
+    return (
+        np.where(vanished, 0, multiplier).astype(np.int32),
+        np.where(vanished, 0, exponent).astype(np.int32),
+    )
+
+
+def gemmlowp_requantize(
+    acc: ArrayLike,
+    multiplier: ArrayLike,
+    exponent: ArrayLike,
+    *,
+    zero_point: int = 0,
+    out_bits: int = 8,
+    signed: bool = True,
+    clamp: tuple[int, int] | None = None,
+) -> NDArray[np.integer]:
+    """Requantize by a fixed-point multiplier with the two roundings of gemmlowp and TFLite.
+
+    With x = acc * 2**max(exponent, 0) and n = max(-exponent, 0)::
+
+        high = (x * multiplier + nudge) / 2**31     C division (truncates); nudge is 2**30 where
+                                                    the product is >= 0, else 1 - 2**30
+        out  = clamp(RoundingDivideByPOT(high, n) + zero_point)
+
+    The first step (SaturatingRoundingDoublingHighMul) sends ties toward plus infinity and gives
+    2**31 - 1 for the one product that leaves int32; the second sends ties away from zero.
+
+    Parameters
+    ----------
+    acc : array of shape (..., N), integers within int32
+        Not modified.
+    multiplier : int or array of shape (N,)
+        Within int32; TFLite uses [2**30, 2**31).
+    exponent : int or array of shape (N,)
+        -31 to 30, so that scale = multiplier * 2**(exponent - 31); see `quantize_multiplier`.
+    zero_point : int
+        Added after the rounding; within the output range.
+    out_bits, signed
+        Width (2 to 32) and signedness of the output.
+    clamp : (int, int), optional
+        Narrower output limits, as a fused activation sets them.
+
+    Returns
+    -------
+    out : ndarray of the shape of `acc`
+        The smallest of int8, int16, int32 (or unsigned) that holds `out_bits`.
+
+    Raises
+    ------
+    InputError
+        If an argument is outside its range, shapes do not match, or acc * 2**exponent leaves
+        int32, where the C++ is undefined.
+
+    References
+    ----------
+    .. [1] google/gemmlowp, fixedpoint/fixedpoint.h.
+    .. [2] TensorFlow Lite, ``MultiplyByQuantizedMultiplier`` in kernels/internal/common.h, built
+       without TFLITE_SINGLE_ROUNDING.
+    """
+    from loraq_sim.kernels.shift_round import gemmlowp
+
+    values = _int32_values(acc)
+    n = values.shape[1]
+    multipliers = _per_column("multiplier", multiplier, n, _INT32.min, _INT32.max)
+    exponents = _per_column("exponent", exponent, n, -31, 30)
+    left, right = np.maximum(exponents, 0), np.maximum(-exponents, 0)
+    if left.any() and values.size:
+        shifted = values.astype(np.int64) << left
+        if shifted.min() < _INT32.min or shifted.max() > _INT32.max:
+            worst = int(np.abs(shifted).max())
+            raise InputError(
+                f"acc * 2**exponent reaches {worst} in magnitude and must fit int32; "
+                "use a smaller exponent with a larger multiplier"
+            )
+    finish = _finish(zero_point, out_bits, signed, clamp)
+    out = np.empty(values.shape, output_dtype(out_bits, signed))
+    gemmlowp(values, multipliers, left, right, *(np.int64(v) for v in finish), out)
+    return out.reshape(np.shape(acc))
+
+
+def single_rounding_requantize(
+    acc: ArrayLike,
+    multiplier: ArrayLike,
+    shift: ArrayLike,
+    *,
+    zero_point: int = 0,
+    out_bits: int = 8,
+    signed: bool = True,
+    clamp: tuple[int, int] | None = None,
+) -> NDArray[np.integer]:
+    """Requantize by a fixed-point multiplier with one rounding, ties toward plus infinity.
+
+    ``out = clamp(int32((acc * multiplier + 2**(shift-1)) >> shift) + zero_point)``; the inner
+    result is clamped to int32, which TFLite and TOSA require to be without effect.
+
+    Parameters
+    ----------
+    acc : array of shape (..., N), integers within int32
+        Not modified.
+    multiplier : int or array of shape (N,)
+        0 to 2**31 - 1.
+    shift : int or array of shape (N,)
+        1 to 62; scale = multiplier * 2**-shift. TFLite's shift s is 31 - shift here.
+    zero_point, out_bits, signed, clamp
+        As for `gemmlowp_requantize`.
+
+    Returns
+    -------
+    out : ndarray of the shape of `acc`
+
+    Raises
+    ------
+    InputError
+        If an argument is outside its range or shapes do not match.
+
+    References
+    ----------
+    .. [1] TensorFlow Lite, ``MultiplyByQuantizedMultiplier`` in kernels/internal/common.h, built
+       with TFLITE_SINGLE_ROUNDING; google/ruy, apply_multiplier.cc.
+    .. [2] TOSA specification, ``apply_scale_32`` without double rounding.
+    """
+    from loraq_sim.kernels.shift_round import single_rounding
+
+    values = _int32_values(acc)
+    n = values.shape[1]
+    multipliers = _per_column("multiplier", multiplier, n, 0, _INT32.max)
+    shifts = _per_column("shift", shift, n, 1, 62)
+    finish = _finish(zero_point, out_bits, signed, clamp)
+    out = np.empty(values.shape, output_dtype(out_bits, signed))
+    single_rounding(values, multipliers, shifts, *(np.int64(v) for v in finish), out)
+    return out.reshape(np.shape(acc))
+
+
+def float_requantize(
+    acc: ArrayLike,
+    scale: ArrayLike,
+    *,
+    zero_point: int = 0,
+    out_bits: int = 8,
+    signed: bool = True,
+    clamp: tuple[int, int] | None = None,
+) -> NDArray[np.integer]:
+    """Requantize by a float32 scale, rounding half to even.
+
+    ``out = clamp(rint(float32(acc) * scale) + zero_point)``: accumulators beyond 2**24 round when
+    they become float32, the product rounds to float32, and only then to an integer. Clamping the
+    float product first, as some kernels do, gives the same values.
+
+    Parameters
+    ----------
+    acc : array of shape (..., N), integers within int64
+        Not modified.
+    scale : float or array of shape (N,)
+        Finite; rounded to float32 if it is not.
+    zero_point, out_bits, signed, clamp
+        As for `gemmlowp_requantize`.
+
+    Returns
+    -------
+    out : ndarray of the shape of `acc`
+
+    Raises
+    ------
+    InputError
+        If an argument is outside its range or shapes do not match.
+
+    References
+    ----------
+    .. [1] google/XNNPACK, fp32 ``lrintf`` and magic-bias requantization; ONNX ``QuantizeLinear``.
+    """
+    from loraq_sim.kernels.shift_round import float_scale
+
+    values = _as_matrix(_checked_integers("acc", acc))
+    scales = np.asarray(scale, dtype=np.float64)
+    # Rounding to float32 must not make an infinity; float32 has none below this.
+    if not (np.abs(scales) <= np.finfo(np.float32).max).all():
+        raise InputError(f"scale must be finite in float32, got {scales.reshape(-1).tolist()[:4]}")
+    scales = _spread("scale", scales.astype(np.float32), values.shape[1])
+    finish = _finish(zero_point, out_bits, signed, clamp)
+    out = np.empty(values.shape, output_dtype(out_bits, signed))
+    float_scale(values, scales, *(np.float64(v) for v in finish), out)
+    return out.reshape(np.shape(acc))
+
+
+def _finish(
+    zero_point: int, out_bits: int, signed: bool, clamp: tuple[int, int] | None
+) -> tuple[int, int, int]:
+    """Return (zero point, lowest, highest output), checked."""
+    lo, hi = output_limits(out_bits, signed=signed)
+    zero_point = checked_int("zero_point", zero_point, lo, hi)
+    if clamp is None:
+        return zero_point, lo, hi
+    low = checked_int("clamp[0]", clamp[0], lo, hi)
+    return zero_point, low, checked_int("clamp[1]", clamp[1], low, hi)
+
+
+def _int32_values(acc: ArrayLike) -> NDArray[np.integer]:
+    values = _checked_integers("acc", acc)
+    if values.size and (values.min() < _INT32.min or values.max() > _INT32.max):
+        worst = max(int(values.max()), int(values.min()), key=abs)
+        raise InputError(f"acc must fit int32, got {worst}; these multipliers are defined on int32")
+    return _as_matrix(values)
+
+
+def _as_matrix(values: NDArray[np.integer]) -> NDArray[np.integer]:
+    n = values.shape[-1] if values.ndim else 1
+    return np.ascontiguousarray(values).reshape(values.size // n if n else 0, n)
+
+
+def _per_column(name: str, values: ArrayLike, n: int, low: int, high: int) -> NDArray[np.int64]:
+    array = _checked_integers(name, values).astype(np.int64)
+    if array.size and (array.min() < low or array.max() > high):
+        worst = int(array.min()) if array.min() < low else int(array.max())
+        raise InputError(f"{name} must be from {low} to {high}, got {worst}")
+    return _spread(name, array, n)
+
+
+def _spread(name: str, array: NDArray, n: int) -> NDArray:
+    if array.shape not in ((), (1,), (n,)):
+        raise InputError(
+            f"{name} has shape {array.shape}; give one value or one per column, ({n},)"
+        )
+    return np.ascontiguousarray(np.broadcast_to(array, (n,)))

@@ -1,71 +1,45 @@
-"""What a tile kernel needs to know of a GEMM before it sees any code: layout, limits, shifts.
+"""One GEMM as the routes of the emulator pass it on: operands, checks, and what follows from them.
 
-The operands of one GEMM as the tile routes pass them on, with what is derived from them.
+`checked_job` makes a `TileJob` of what a caller gave; its norms and bounds are computed when a
+route asks for them. `plan_of` says what a tile kernel needs to know before it sees any code: the
+packed layout, where each accumulator's share of K lies, limits, shifts.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms, Sample
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
-from loraq_sim.emulator.packed_weight import Order, PackedWeight
-from loraq_sim.kernels.processor import LOOPS, KernelUnavailable, refuse_path
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, checked_int, overflow_limits
+from loraq_sim.emulator.packed_weight import Order, PackedWeight, checked_codes
+from loraq_sim.errors import InputError
+from loraq_sim.kernels.processor import LOOPS, KernelUnavailable, choose_path, refuse_path
+
+if TYPE_CHECKING:
+    from loraq_sim.kernels.tile import TileShape
+    from loraq_sim.kernels.tiles import TileKernel
 
 __all__ = [
-    "ACCUMULATORS",
-    "Choice",
-    "Output",
-    "Plan",
-    "TileJob",
-    "kernels_of",
-    "on_a_path_that_compiles",
-    "plan_of",
+    *("ACCUMULATORS", "AnyJob", "Choice", "Output", "Plan", "TileJob"),
+    *("activation_range", "checked_job", "kernels_of", "on_a_path_that_compiles", "plan_of"),
+    "result_dtype",
 ]
 
-
-class Choice(NamedTuple):
-    """A kernel by name and how it wants its operands."""
-
-    name: str
-    order: Order
-    a_shift: int = 0
-    w_shift: int = 0
-
-
-class Plan(NamedTuple):
-    """How a kernel runs, whatever the codes are."""
-
-    packing: tuple[int, int, int]
-    dwords: int
-    segments: list[tuple[int, int, int, int]]
-    inner: int
-    limits: tuple[int, int]
-    shifts: tuple[int, int]
-    mode: str
-    statistics: int
-    chunk: int
-    lane: type
-    nested: tuple[int, int, int, int]
-
-    @property
-    def start_shift(self) -> int:
-        """Left shift of initial values: an aligned accumulator starts aligned.
-
-        A wrapping one has its low bits where they are.
-        """
-        return 0 if self.shifts[0] else self.shifts[1]
+Array = TypeVar("Array", MacArray, TwoLevelArray)
+ArrayOf = TypeVar("ArrayOf", bound=MacArray | TwoLevelArray, covariant=True)
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a tile stores: its dtype, and the arguments of `kernels.tile_arguments` that say so."""
+    """What a tile stores: its dtype, and the `TileArguments` that say so."""
 
-    dtype: np.dtype
+    dtype: np.dtype[np.integer]
     arguments: Mapping[str, int]
 
 
@@ -75,95 +49,13 @@ ACCUMULATORS = Output(
 )
 
 
-@lru_cache(maxsize=1024)
-def plan_of(choice: Choice, shape, k: int, mac: MacArray | TwoLevelArray, unsigned: bool) -> Plan:
-    """Return how a kernel of `shape` runs over K = `k`."""
-    order = choice.order
-    group = 1 if shape.single else order.group
-    return Plan(
-        packing=_packing(choice, shape, unsigned),
-        dwords=int(order.ends(k)[-1]) // group * shape.rows,
-        segments=_segments(order, shape, k),
-        inner=1 if order.chunk <= 1 else order.padded_chunk // order.group,
-        limits=_lane_limits(mac, choice),
-        shifts=_result_shifts(mac, choice),
-        mode="count" if shape.rule.startswith("count") else shape.rule,
-        statistics=shape.statistics_vectors * shape.width // shape.vectors,
-        chunk=max(order.turn, 1),
-        lane=np.int16 if order.codes == "halves" else np.int32,
-        nested=_inner_rule(mac, order) if shape.nested else (0, 0, 0, 0),
-    )
-
-
-def _packing(choice: Choice, shape, unsigned: bool) -> tuple[int, int, int]:
-    """(kind, flip or mask, shift) for `kernels.pack_panels.pack_rows`."""
-    from loraq_sim.kernels.pack_panels import BYTES, DOUBLED, WORDS, WORDS_SINGLE
-
-    mask = 255 if unsigned else -1
-    if choice.order.codes == "bytes":
-        return BYTES, 0 if unsigned else -0x7F7F7F80, 0
-    if choice.order.codes == "halves":
-        return DOUBLED, mask, 0
-    return WORDS_SINGLE if shape.single else WORDS, mask, choice.a_shift
-
-
-def _inner_rule(mac: MacArray | TwoLevelArray, order: Order) -> tuple[int, int, int, int]:
-    """(chunks of a column, high bits that its sum drops, lowest, highest sum) in 32-bit lanes."""
-    if isinstance(mac, TwoLevelArray):
-        bits, overflow = min(mac.column.acc_bits, 32), mac.column.overflow
-    else:
-        bits, overflow = min(mac.tree_bits, 32), mac.tree_rule
-    drop = 32 - bits if overflow == "wrap" else 0
-    limits = overflow_limits(32 if drop else bits, overflow)
-    return order.padded_turn // order.padded_chunk, drop, *limits
-
-
-def _lane_limits(mac: MacArray | TwoLevelArray, choice: Choice) -> tuple[int, int]:
-    if choice.name.startswith("nested") and mac.overflow == "wrap":
-        return overflow_limits(32, "wrap")
-    if choice.name == "exact":
-        return 0, 0
-    if choice.name.startswith("symmetric"):
-        return mac.lo << (choice.a_shift + choice.w_shift), 0
-    return overflow_limits(min(mac.acc_bits, 32), mac.overflow)
-
-
-def _result_shifts(mac: MacArray | TwoLevelArray, choice: Choice) -> tuple[int, int]:
-    """(up, down) of ``(acc << up) >> down``: wrap to the width, or take off the alignment."""
-    if choice.name.startswith(("exact", "count_wrap", "nested")):
-        spare = max(32 - mac.acc_bits, 0) if mac.overflow == "wrap" else 0
-        return spare, spare
-    return 0, choice.a_shift + choice.w_shift
-
-
-def _segments(order: Order, shape, k: int) -> list[tuple[int, int, int, int]]:
-    """For each accumulator, bytes into panels of A, W and offsets, and turns of the chunk loop."""
-    ends = order.ends(k).tolist()
-    lane_bytes = {"bytes": 1, "words": 2, "halves": 2}[order.codes]
-    dword_bytes = 8 if shape.single else 4
-    by_dot = order.chunk == 0 or shape.single or shape.rule in ("none", "raise")
-    turn = order.group if by_dot else order.padded_turn
-    return [
-        (
-            start // order.group * dword_bytes * shape.rows,
-            start * lane_bytes * shape.width,
-            start // order.padded_chunk * 4 * shape.width,
-            (end - start) // turn,
-        )
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ]
-
-
-Run = TypeVar("Run", bound=Callable)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TileJob:
+class TileJob(Generic[ArrayOf]):
     """The operands of one GEMM; codes of `a` are int8 or uint8. Norms and bounds come on demand."""
 
     a: NDArray[np.int8] | NDArray[np.uint8]
     weight: PackedWeight
-    mac: MacArray | TwoLevelArray
+    mac: ArrayOf
     init: NDArray[np.int64] | None
     path: str
     threads: int = 1
@@ -175,9 +67,9 @@ class TileJob:
         return Norms(self.a)
 
     @cached_property
-    def bounds(self) -> Bounds:
+    def bounds(self: "TileJob[MacArray]") -> Bounds:
         """What is proved of the sums, as far as it matters for this array."""
-        init = None if self.init is None else self.init_ends
+        init = self.init_ends
         anything = Bounds.of_codes(255 if self.unsigned else 128, self.weight.norms, init)
         if self._enough(anything):
             return anything
@@ -190,13 +82,15 @@ class TileJob:
             return quick
         return Bounds.of_norms(self.a_norms, self.weight.norms, init)
 
-    def _enough(self, bounds: Bounds) -> bool:
+    def _enough(self: "TileJob[MacArray]", bounds: Bounds) -> bool:
         fits = bounds.accumulator_fits(self.mac) and bounds.reach < 2**31
         return fits and self.mac.tree_bits is None
 
     @cached_property
     def init_rows(self) -> NDArray[np.int64]:
-        """Initial values (1 or M, N): one row where all rows start alike."""
+        """Initial values (1 or M, N), one row where all rows start alike; (0, 0) for none."""
+        if self.init is None:
+            return np.zeros((0, 0), np.int64)
         alike = self.init.strides[0] == 0
         return np.ascontiguousarray(self.init[:1] if alike else self.init)
 
@@ -225,16 +119,102 @@ class TileJob:
     @property
     def chunk(self) -> int:
         """Products per add into an accumulator, as far as K goes."""
-        two_level = isinstance(self.mac, TwoLevelArray)
-        products = self.mac.column_k if two_level else self.mac.products_per_add
+        mac = self.mac
+        products = mac.column_k if isinstance(mac, TwoLevelArray) else mac.products_per_add
         return min(products, max(self.a.shape[1], 1))
 
 
-def on_a_path_that_compiles(run: Run) -> Run:
+AnyJob = TileJob[MacArray | TwoLevelArray]
+
+
+def checked_job(
+    a: ArrayLike,
+    w: ArrayLike | PackedWeight,
+    mac: Array,
+    init: ArrayLike | None,
+    threads: int,
+    output: Output = ACCUMULATORS,
+) -> TileJob[Array]:
+    """Return the operands of a GEMM, checked; errors as of `emulate_gemm`."""
+    if not isinstance(mac, MacArray | TwoLevelArray):
+        raise InputError(
+            f"mac must be a MacArray or a TwoLevelArray, got {mac!r}; describe one, such as "
+            "MacArray(acc_bits=20, overflow='saturate'), or take array_preset('aie2').array"
+        )
+    codes = checked_codes("a", a, 255)
+    weight = (
+        w
+        if isinstance(w, PackedWeight)
+        else PackedWeight(checked_codes("w", w, 127).astype(np.int8, copy=False))
+    )
+    if codes.shape[1] != weight.shape[1]:
+        raise InputError(
+            f"a has shape {codes.shape} and w has shape {weight.shape}: both must be "
+            f"(rows, K) with the same K, got K={codes.shape[1]} and K={weight.shape[1]}"
+        )
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
+        raise InputError(f"threads must be an integer of 1 or more, got {threads!r}")
+    start = _checked_init(init, (codes.shape[0], weight.shape[0]), mac)
+    return TileJob(
+        a=codes,
+        weight=weight,
+        mac=mac,
+        init=start,
+        path=choose_path(),
+        threads=int(threads),
+        output=output,
+    )
+
+
+def _checked_init(
+    init: ArrayLike | None, shape: tuple[int, int], mac: MacArray | TwoLevelArray
+) -> NDArray[np.int64] | None:
+    if init is None:
+        return None
+    values = np.asarray(init)
+    if values.dtype.kind not in "iu":
+        raise InputError(f"init must hold integers, got dtype {values.dtype}")
+    if values.size:
+        low, high = int(values.min()), int(values.max())
+        if low < mac.lo or high > mac.hi:
+            raise InputError(
+                f"init holds values from {low} to {high}, outside the {mac.acc_bits}-bit "
+                f"accumulator ({mac.lo}..{mac.hi}); widen acc_bits or add the bias later"
+            )
+    try:
+        return np.broadcast_to(values.astype(np.int64), shape)
+    except ValueError:
+        raise InputError(
+            f"init has shape {values.shape}, which does not broadcast to (M, N) = {shape}"
+        ) from None
+
+
+def activation_range(dtype: np.dtype, job: AnyJob, a_bits: int) -> tuple[int, int]:
+    """Return the ends of the range of `a_bits`-bit activations; InputError if a code leaves it."""
+    a_bits = checked_int("a_bits", a_bits, 2, 8)
+    unsigned = dtype.kind == "u" or job.unsigned
+    allowed = (0, 2**a_bits - 1) if unsigned else overflow_limits(a_bits, "wrap")
+    if a_bits == 8:  # as the checks of the codes have shown
+        return allowed
+    low, high = job.a_norms.low, job.a_norms.high
+    if low < allowed[0] or high > allowed[1]:
+        raise InputError(
+            f"a holds codes from {low} to {high}, outside a_bits={a_bits} "
+            f"({allowed[0]}..{allowed[1]})"
+        )
+    return allowed
+
+
+def result_dtype(mac: MacArray | TwoLevelArray) -> type[np.int32] | type[np.int64]:
+    """dtype in which callers get accumulators: int32 for up to 32 bits, int64 above."""
+    return np.int32 if mac.acc_bits <= 32 else np.int64
+
+
+def on_a_path_that_compiles(run: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """Run again on the next path where the tiles of one do not compile."""
 
     @wraps(run)
-    def call(*args, **options):
+    def call(*args: Given.args, **options: Given.kwargs) -> Returned:
         while True:
             try:
                 return run(*args, **options)
@@ -244,8 +224,123 @@ def on_a_path_that_compiles(run: Run) -> Run:
     return call
 
 
-def kernels_of(job: TileJob) -> Mapping:
+def kernels_of(job: AnyJob) -> Mapping[str, "TileKernel"]:
     """Return the tile kernels of the job's path by name."""
-    from loraq_sim.kernels.processor import tile_kernels
+    from loraq_sim.kernels.tiles import tile_kernels
 
     return tile_kernels(job.path)
+
+
+class Choice(NamedTuple):
+    """A kernel by name and how it wants its operands."""
+
+    name: str
+    order: Order
+    a_shift: int = 0
+    w_shift: int = 0
+
+
+class Plan(NamedTuple):
+    """How a kernel runs, whatever the codes are."""
+
+    packing: tuple[int, int, int]
+    dwords: int
+    segments: list[tuple[int, int, int, int]]
+    inner: int
+    limits: tuple[int, int]
+    shifts: tuple[int, int]
+    mode: str
+    statistics: int
+    chunk: int
+    lane: type[np.int16] | type[np.int32]
+    nested: tuple[int, int, int, int]
+
+    @property
+    def start_shift(self) -> int:
+        """Left shift of initial values: an aligned accumulator starts aligned.
+
+        A wrapping one has its low bits where they are.
+        """
+        return 0 if self.shifts[0] else self.shifts[1]
+
+
+@lru_cache(maxsize=1024)
+def plan_of(
+    choice: Choice, shape: "TileShape", k: int, mac: MacArray | TwoLevelArray, unsigned: bool
+) -> Plan:
+    """Return how a kernel of `shape` runs over K = `k`."""
+    order = choice.order
+    group = 1 if shape.single else order.group
+    return Plan(
+        packing=_packing(choice, shape, unsigned),
+        dwords=int(order.ends(k)[-1]) // group * shape.rows,
+        segments=_segments(order, shape, k),
+        inner=1 if order.chunk <= 1 else order.padded_chunk // order.group,
+        limits=_lane_limits(mac, choice),
+        shifts=_result_shifts(mac, choice),
+        mode="count" if shape.rule.startswith("count") else shape.rule,
+        statistics=shape.statistics_vectors * shape.width // shape.vectors,
+        chunk=max(order.turn, 1),
+        lane=np.int16 if order.codes == "halves" else np.int32,
+        nested=_inner_rule(mac, order) if shape.nested else (0, 0, 0, 0),
+    )
+
+
+def _packing(choice: Choice, shape: "TileShape", unsigned: bool) -> tuple[int, int, int]:
+    """(kind, flip or mask, shift) for `kernels.pack_panels.pack_rows`."""
+    from loraq_sim.kernels.pack_panels import BYTES, DOUBLED, WORDS, WORDS_SINGLE
+
+    mask = 255 if unsigned else -1
+    if choice.order.codes == "bytes":
+        return BYTES, 0 if unsigned else -0x7F7F7F80, 0
+    if choice.order.codes == "halves":
+        return DOUBLED, mask, 0
+    return WORDS_SINGLE if shape.single else WORDS, mask, choice.a_shift
+
+
+def _inner_rule(mac: MacArray | TwoLevelArray, order: Order) -> tuple[int, int, int, int]:
+    """(chunks of a column, high bits that its sum drops, lowest, highest sum) in 32-bit lanes."""
+    if isinstance(mac, TwoLevelArray):
+        bits, overflow = mac.column.acc_bits, mac.column.overflow
+    else:
+        bits, overflow = mac.tree_bits or 32, mac.tree_rule
+    bits = min(bits, 32)
+    drop = 32 - bits if overflow == "wrap" else 0
+    limits = overflow_limits(32 if drop else bits, overflow)
+    return order.padded_turn // order.padded_chunk, drop, *limits
+
+
+def _lane_limits(mac: MacArray | TwoLevelArray, choice: Choice) -> tuple[int, int]:
+    if choice.name.startswith("nested") and mac.overflow == "wrap":
+        return overflow_limits(32, "wrap")
+    if choice.name == "exact":
+        return 0, 0
+    if choice.name.startswith("symmetric"):
+        return mac.lo << (choice.a_shift + choice.w_shift), 0
+    return overflow_limits(min(mac.acc_bits, 32), mac.overflow)
+
+
+def _result_shifts(mac: MacArray | TwoLevelArray, choice: Choice) -> tuple[int, int]:
+    """(up, down) of ``(acc << up) >> down``: wrap to the width, or take off the alignment."""
+    if choice.name.startswith(("exact", "count_wrap", "nested")):
+        spare = max(32 - mac.acc_bits, 0) if mac.overflow == "wrap" else 0
+        return spare, spare
+    return 0, choice.a_shift + choice.w_shift
+
+
+def _segments(order: Order, shape: "TileShape", k: int) -> list[tuple[int, int, int, int]]:
+    """For each accumulator, bytes into panels of A, W and offsets, and turns of the chunk loop."""
+    ends = order.ends(k).tolist()
+    lane_bytes = {"bytes": 1, "words": 2, "halves": 2}[order.codes]
+    dword_bytes = 8 if shape.single else 4
+    by_dot = order.chunk == 0 or shape.single or shape.rule in ("none", "raise")
+    turn = order.group if by_dot else order.padded_turn
+    return [
+        (
+            start // order.group * dword_bytes * shape.rows,
+            start * lane_bytes * shape.width,
+            start // order.padded_chunk * 4 * shape.width,
+            (end - start) // turn,
+        )
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]

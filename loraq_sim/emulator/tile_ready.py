@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms
+from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.packed_weight import Order, Panels, aligned_empty
 from loraq_sim.emulator.tile_job import ACCUMULATORS, Choice, Plan, TileJob, kernels_of
 from loraq_sim.emulator.tile_route import choose_ruled
@@ -30,7 +31,6 @@ _ANY_CODE = 128
 # Arrays and outputs that one weight is kept ready for.
 _KEPT = 256
 _MASKS = {False: np.int16(-1), True: np.int16(255)}
-_NO_INIT = np.zeros((0, 0), np.int64)
 # Multiply-adds that a thread takes at once: some 5 to 50 microseconds.
 _UNIT = 2**21
 # Sums of a second accumulator that stay in the first cache but one until they are merged.
@@ -59,7 +59,7 @@ class Ready(NamedTuple):
     route: str
 
 
-def run_ready(job: TileJob) -> tuple[NDArray[np.integer], str] | None:
+def run_ready(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str] | None:
     """Return the job's output and the route, or None where the choice depends on this call."""
     if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
         return None
@@ -85,7 +85,7 @@ def run_ready(job: TileJob) -> tuple[NDArray[np.integer], str] | None:
 class _Call:
     """One GEMM, run by any number of threads at once."""
 
-    def __init__(self, job: TileJob, ready: Ready) -> None:
+    def __init__(self, job: TileJob[MacArray], ready: Ready) -> None:
         self.ready = ready
         self.mask = _MASKS[job.unsigned]
         m, n = job.a.shape[0], job.weight.shape[0]
@@ -101,7 +101,7 @@ class _Call:
             tall = 4 * self.block * ready.height * ready.width
             self.unit = min(self.unit, max(1, _SPARE_BYTES // tall))
         self.codes = np.ascontiguousarray(job.a).view(np.int8)
-        self.init = _NO_INIT if job.init is None else job.init_rows
+        self.init = job.init_rows
         self.out = aligned_empty((row_panels * ready.height, n), job.output.dtype)
         blocks = -(-row_panels // self.block)
         self.queue = np.zeros(3 + blocks, np.int64)
@@ -156,14 +156,13 @@ class _Call:
         )
 
 
-def _safe(job: TileJob) -> bool:
+def _safe(job: TileJob[MacArray]) -> bool:
     """Whether any activations of this dtype leave the accumulator and the lanes alone."""
-    ends = None if job.init is None else job.init_ends
-    bounds = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, ends)
+    bounds = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, job.init_ends)
     return bounds.accumulator_fits(job.mac) and bounds.reach < 2**31
 
 
-def _prepare(job: TileJob) -> Ready | None:
+def _prepare(job: TileJob[MacArray]) -> Ready | None:
     """Decide for any activations of this dtype, or return None."""
     mac, norms = job.mac, job.weight.norms
     plain = kernels_of(job)["exact"].shape
@@ -182,7 +181,9 @@ def _prepare(job: TileJob) -> Ready | None:
     return None if limits is None else _ready(job, choice, "tiles", (*limits, most))
 
 
-def _ready(job: TileJob, choice: Choice, route: str, limits: tuple[int, int, int, int]) -> Ready:
+def _ready(
+    job: TileJob[MacArray], choice: Choice, route: str, limits: tuple[int, int, int, int]
+) -> Ready:
     k, mac = job.a.shape[1], job.mac
     kernel, plan, panels, arguments = plain_arguments(job, choice)
     packed_k, order = choice.order.index(k)

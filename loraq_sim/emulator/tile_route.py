@@ -10,8 +10,10 @@ The tiles take every MAC array but those whose tree may overflow, as long as the
   the next add leaves the lane exactly where x + p leaves the accumulator.
 - Otherwise: the dot of a chunk, then a clamp. Unsigned bytes hold a + 128, so the lanes carry an
   offset of 128 * (prefix sum of w) that the limits follow.
+- A tree that may overflow, or a two-level array: one rule inside the other (`run_nested`).
 
-Shift-round-saturate as the last step of a tile, where its arithmetic fits 32-bit lanes.
+Shift-round-saturate may be the last step of a tile, where its arithmetic fits 32-bit lanes
+(`srs_output`).
 """
 
 from functools import lru_cache
@@ -20,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Norms, proved_tiles
-from loraq_sim.emulator.mac_array import TwoLevelArray
-from loraq_sim.emulator.multiplier import checked_int, output_dtype, output_limits
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, checked_int
 from loraq_sim.emulator.packed_weight import Order
-from loraq_sim.emulator.requantize import SHIFT_RANGE
-from loraq_sim.emulator.tile_job import Choice, Output, TileJob, kernels_of
+from loraq_sim.emulator.requantize import SHIFT_RANGE, output_dtype, output_limits
+from loraq_sim.emulator.tile_job import AnyJob, Choice, Output, TileJob, kernels_of
 from loraq_sim.emulator.tile_run import Totals, run_kernel
 from loraq_sim.formats import Saturation, parse_rounding, parse_saturation
 from loraq_sim.kernels.processor import LOOPS
@@ -45,7 +46,7 @@ __all__ = [
 _ENOUGH_PROVED = 0.25
 
 
-def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
+def tiles_fit(job: TileJob[MacArray], *, statistics: bool) -> bool:
     """Whether every value of this GEMM fits the lanes of the tiles."""
     mac = job.mac
     if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
@@ -64,7 +65,7 @@ def tiles_fit(job: TileJob, *, statistics: bool) -> bool:
     return limited or _aligned(job) is not None
 
 
-def nested_fits(job: TileJob, bounds: Bounds, *, statistics: bool) -> bool:
+def nested_fits(job: AnyJob, bounds: Bounds, *, statistics: bool) -> bool:
     """Whether the tile of nested rules takes this tree or two-level array, whatever overflows.
 
     An inner rule never returns more than the sum of the magnitudes it was given, which `bounds`
@@ -89,7 +90,7 @@ def nested_fits(job: TileJob, bounds: Bounds, *, statistics: bool) -> bool:
 
 
 def run_nested(
-    job: TileJob, bounds: Bounds, *, statistics: bool
+    job: AnyJob, bounds: Bounds, *, statistics: bool
 ) -> tuple[NDArray[np.integer], Totals]:
     """Return the job's output under both rules, and with `statistics` what they did."""
     mac, chunk = job.mac, job.chunk
@@ -105,7 +106,7 @@ def run_nested(
     return _cropped(job, out), totals._replace(low=low, high=high)
 
 
-def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:
+def run_plain(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str]:
     """Return the job's output and the route, without statistics: the fastest kernels."""
     exact = Choice("exact", Order(_exact_codes(job), 0, 1))
     if job.mac.overflow == "wrap" or job.bounds.accumulator_fits(job.mac):
@@ -124,7 +125,7 @@ def run_plain(job: TileJob) -> tuple[NDArray[np.integer], str]:
     return _cropped(job, run_kernel(job, ruled)[0]), "tiles"
 
 
-def choose_ruled(job: TileJob) -> tuple[Choice, int]:
+def choose_ruled(job: TileJob[MacArray]) -> tuple[Choice, int]:
     """Return a saturating kernel and the codes it takes, -x..x - 1, as many as this job needs."""
     anything = 128
     if job.chunk > 2:
@@ -139,7 +140,7 @@ def choose_ruled(job: TileJob) -> tuple[Choice, int]:
     return choice, 2 ** (15 - a_shift)
 
 
-def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
+def measure(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], Totals]:
     """Return the exact sums, unlimited, and the extremes of all their prefixes."""
     offset = 0 if job.unsigned else 128 * job.weight.norms.longest
     if job.chunk == 1:
@@ -154,7 +155,7 @@ def measure(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
     return _cropped(job, out), totals._replace(low=low, high=high)
 
 
-def count_overflows(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
+def count_overflows(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], Totals]:
     """Return the accumulators under the overflow rule and what overflowed."""
     rule = "wrap" if job.mac.overflow == "wrap" else "clamp"
     name = f"count_{rule}_{'single' if job.chunk == 1 else 'words'}"
@@ -162,19 +163,19 @@ def count_overflows(job: TileJob) -> tuple[NDArray[np.int32], Totals]:
     return _cropped(job, out), totals
 
 
-def _cropped(job: TileJob, out: NDArray[np.integer]) -> NDArray[np.integer]:
+def _cropped(job: AnyJob, out: NDArray[np.integer]) -> NDArray[np.integer]:
     return np.ascontiguousarray(out[: job.a.shape[0], : job.weight.shape[0]])
 
 
-def _order(job: TileJob, codes: str) -> Order:
+def _order(job: TileJob[MacArray], codes: str) -> Order:
     return Order(codes, job.chunk, job.mac.accumulators)
 
 
-def _exact_codes(job: TileJob) -> str:
+def _exact_codes(job: TileJob[MacArray]) -> str:
     return kernels_of(job)["exact"].shape.layout
 
 
-def _aligned(job: TileJob) -> Choice | None:
+def _aligned(job: TileJob[MacArray]) -> Choice | None:
     """The kernel whose dot saturates by itself, if the operands leave it enough headroom."""
     mac = job.mac
     single = job.chunk == 1
@@ -199,7 +200,7 @@ def _headroom(norms: Norms) -> int:
     return 15 - max(norms.high.bit_length(), (-norms.low - 1).bit_length() if norms.low else 0)
 
 
-def _clamping(job: TileJob, top: int) -> Choice:
+def _clamping(job: TileJob[MacArray], top: int) -> Choice:
     """The kernel that clamps, for activations of magnitudes up to `top`."""
     kernels, mac = kernels_of(job), job.mac
     if job.chunk == 1:
@@ -238,7 +239,7 @@ def _output(
     shift: int, out_bits: int, signed: bool, rounding: str, limits: tuple[int, int] | None
 ) -> Output | None:
     from loraq_sim.kernels.shift_round import rounding_constants
-    from loraq_sim.kernels.tile import MAX_SHIFT
+    from loraq_sim.kernels.vector_ir import MAX_SHIFT
 
     dtype = output_dtype(out_bits, signed)
     if not 0 <= shift <= MAX_SHIFT or (limits is None and out_bits != 8 * dtype.itemsize):

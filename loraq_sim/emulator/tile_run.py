@@ -1,6 +1,7 @@
-"""Standing threads that help a caller with work which all of them take from one queue.
+"""Run one tile kernel over a whole GEMM: pack A, say where everything lies, collect the totals.
 
-Run one tile kernel over a whole GEMM: pack A, say where everything lies, collect the totals.
+Blocks of rows are work that threads take from one queue. The threads stand by and help a caller
+(`run_together`): to start one takes longer than a small GEMM.
 """
 
 import math
@@ -9,14 +10,18 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from loraq_sim.emulator.packed_weight import Layout, Panels, address_of, aligned_empty
-from loraq_sim.emulator.tile_job import Choice, Plan, TileJob, kernels_of, plan_of
-from loraq_sim.kernels.jit import NEVER, TileArguments
+from loraq_sim.emulator.tile_job import AnyJob, Choice, Plan, kernels_of, plan_of
+from loraq_sim.kernels.processor import NEVER, TileArguments
+
+if TYPE_CHECKING:
+    from loraq_sim.kernels.tile import TileShape
+    from loraq_sim.kernels.tiles import TileKernel
 
 __all__ = [
     "Totals",
@@ -145,7 +150,7 @@ class Totals(NamedTuple):
 
 
 def run_kernel(
-    job: TileJob,
+    job: AnyJob,
     choice: Choice,
     only: tuple[NDArray[np.bool_], int] | None = None,
     out: NDArray[np.integer] | None = None,
@@ -192,7 +197,7 @@ def run_kernel(
     )
 
 
-def _layout(job: TileJob, choice: Choice, shape) -> Layout:
+def _layout(job: AnyJob, choice: Choice, shape: "TileShape") -> Layout:
     offset = 128 if choice.order.codes == "bytes" and not job.unsigned else 0
     return Layout(choice.order, shape.width, choice.w_shift, offset, shape.moving)
 
@@ -200,7 +205,7 @@ def _layout(job: TileJob, choice: Choice, shape) -> Layout:
 _THREAD = threading.local()
 
 
-def scratch(name: str, shape: tuple[int, int], dtype: type) -> NDArray:
+def scratch(name: str, shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
     """Return room for an array, which this thread overwrites when it asks for the same name.
 
     Fresh pages would cost more than packing.
@@ -223,7 +228,7 @@ def block_panels(row_panels: int, dwords: int, threads: int) -> int:
     return -(-row_panels // blocks)
 
 
-def plain_arguments(job: TileJob, choice: Choice) -> tuple["TileKernel", Plan, Panels, list[int]]:  # noqa: F821
+def plain_arguments(job: AnyJob, choice: Choice) -> tuple["TileKernel", Plan, Panels, list[int]]:
     """Return a plain kernel, its plan, its W and its arguments, with addresses of A and out 0."""
     kernel = kernels_of(job)[choice.name]
     shape, nothing = kernel.shape, np.zeros(0, np.int32)
@@ -239,14 +244,21 @@ def plain_arguments(job: TileJob, choice: Choice) -> tuple["TileKernel", Plan, P
 class _Blocks(NamedTuple):
     """One kernel over blocks of row panels: a block of packed A stays in cache."""
 
-    job: TileJob
+    job: AnyJob
     choice: Choice
-    kernel: "TileKernel"  # noqa: F821 (imported where it is made)
+    kernel: "TileKernel"
     panels: Panels
     out: NDArray[np.integer]
     only: tuple[NDArray[np.bool_], int] | None
 
-    def run(self, plan: Plan, first: int, stop: int, packed, totals) -> None:
+    def run(
+        self,
+        plan: Plan,
+        first: int,
+        stop: int,
+        packed: NDArray[np.int32],
+        totals: NDArray[np.int64],
+    ) -> None:
         """Compute row panels first..stop of `out`."""
         from loraq_sim.kernels.pack_panels import pack_rows
         from loraq_sim.kernels.run_blocks import merge_exact, merge_limited
@@ -304,8 +316,17 @@ class _Blocks(NamedTuple):
         return values
 
     def arguments(
-        self, plan: Plan, p: int, first: int, packed, start, statistics, changed, part
+        self,
+        plan: Plan,
+        p: int,
+        first: int,
+        packed: NDArray[np.int32],
+        start: NDArray[np.integer],
+        statistics: NDArray[np.int32],
+        changed: NDArray[np.int32],
+        part: NDArray[np.integer],
     ) -> TileArguments:
+        """Where accumulator `p` of the block that begins at row panel `first` finds everything."""
         job, shape, panels = self.job, self.kernel.shape, self.panels
         a, w, offsets, chunks = plan.segments[p]
         w_address, offsets_address, last_address = panels.addresses

@@ -1,15 +1,14 @@
-"""A two-level array tile by tile: one emulated GEMM for each, then the adds of the wide level.
-
-This takes every column there is, and checks the registers that run both levels at once.
-
-Integer GEMM on a two-level array: narrow column sums, then a wide accumulator.
+"""Integer GEMM on a two-level array: narrow column sums, then a wide accumulator.
 
     for each tile t of column_k products, in order of K:
-        partial[t] = column sums the tile from zero          (`emulate_gemm`, its own overflow rule)
+        partial[t] = column sums the tile from zero          (`accumulation`, its own overflow rule)
         acc        = fit(acc + partial[t], acc_bits, overflow)
 
-A tile is one pass through a systolic array; the wide accumulator is the memory behind it. Columns
-of one accumulator and no narrow tree run both levels in registers; others run tile by tile.
+A tile is one pass through a systolic array; the wide accumulator is the memory behind it. Three
+ways give the same bits: columns that provably fit are exact trees in front of the wide accumulator;
+columns of one accumulator and no narrow tree run both levels in registers; all others run tile by
+tile, one emulated GEMM and one add each. The last takes every column there is, and checks the
+registers.
 """
 
 from dataclasses import dataclass, replace
@@ -17,82 +16,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from loraq_sim.emulator.accumulation import Accumulation, accumulate
 from loraq_sim.emulator.bounds import Bounds, signed_width
-from loraq_sim.emulator.gemm import (
-    GemmReport,
-    activation_range,
-    checked_job,
-    emulate_gemm,
-    emulate_gemm_report,
-)
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight
-from loraq_sim.emulator.tile_job import TileJob, on_a_path_that_compiles
+from loraq_sim.emulator.tile_job import (
+    TileJob,
+    activation_range,
+    checked_job,
+    on_a_path_that_compiles,
+    result_dtype,
+)
 from loraq_sim.emulator.tile_route import nested_fits, run_nested
 from loraq_sim.errors import InputError
 
-__all__ = [
-    "TileByTile",
-    "TwoLevelReport",
-    "emulate_two_level",
-    "emulate_two_level_report",
-]
-
-
-class TileByTile:
-    """The wide accumulators (M, N) of one GEMM, what they would hold exactly, and the counts."""
-
-    def __init__(
-        self, array: TwoLevelArray, start: NDArray[np.int64] | None, shape: tuple[int, int]
-    ) -> None:
-        self.array = array
-        first = np.zeros(shape, np.int64) if start is None else start
-        self.value = np.array(first, dtype=np.int64, order="C")
-        self.touched = np.zeros(shape, dtype=np.bool_)
-        self.overflow_count = 0
-        self.first_overflow_k: int | None = None
-        self.reports: list[GemmReport] = []
-        self._exact = self.value.copy()
-        ends = (first.min(), first.max()) if first.size else (0, 0)
-        self._extremes = np.array(ends, dtype=np.int64)
-        self._beyond = np.zeros(1, dtype=np.bool_)
-
-    def run(self, a: NDArray[np.integer], w: NDArray[np.int8], *, reports: bool) -> None:
-        """Add all tiles of (M, K) and (N, K) codes; keep the reports of the columns if asked."""
-        for k in range(0, a.shape[1], self.array.column_k):
-            tile = slice(k, k + self.array.column_k)
-            if not reports:
-                self._add(emulate_gemm(a[:, tile], w[:, tile], self.array.column), k)
-                continue
-            self.reports.append(emulate_gemm_report(a[:, tile], w[:, tile], self.array.column))
-            self._add(self.reports[-1].acc, k)
-
-    def _add(self, partial: NDArray[np.integer], k: int) -> None:
-        from loraq_sim.kernels.run_blocks import _add_partials
-
-        bits = self.array.acc_bits
-        count = _add_partials(
-            np.ascontiguousarray(partial).reshape(-1),
-            self.array.overflow != "wrap",
-            np.int64(self.array.lo),
-            np.int64(self.array.hi),
-            np.int64(-1 if bits == 64 else 2**bits - 1),
-            np.int64(-(2**63) if bits == 64 else 2 ** (bits - 1)),
-            self.value.reshape(-1),
-            self._exact.reshape(-1),
-            self.touched.reshape(-1),
-            self._extremes,
-            self._beyond,
-        )
-        self.overflow_count += int(count)
-        if count and self.first_overflow_k is None:
-            self.first_overflow_k = k
-
-    @property
-    def safe_bits(self) -> int:
-        """Width that holds every exact prefix of the partial sums."""
-        # A sum beyond int64 needs one bit more: all partial sums together stay below 2**63.
-        return 65 if self._beyond[0] else signed_width(*(int(x) for x in self._extremes))
+__all__ = ["TwoLevelReport", "emulate_two_level", "emulate_two_level_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +104,15 @@ def emulate_two_level(
     job = _checked(a, w, array, init, threads)
     one_level = _same_in_one_level(job)
     if one_level is not None:
-        return emulate_gemm(job.a, job.weight, one_level, init=job.init, threads=threads)
+        same = checked_job(job.a, job.weight, one_level, job.init, threads)
+        return accumulate(same, statistics=False).acc.astype(result_dtype(array), copy=False)
     bounds = _bounds(job, statistics=False)
     if nested_fits(job, bounds, statistics=False):
         acc = run_nested(job, bounds, statistics=False)[0]
-        return acc.astype(_result_dtype(array), copy=False)
-    return _tile_by_tile(job, reports=False).value.astype(_result_dtype(array))
+        return acc.astype(result_dtype(array), copy=False)
+    loop = _TileByTile(job)
+    loop.run(job, statistics=False)
+    return loop.value.astype(result_dtype(array))
 
 
 @on_a_path_that_compiles
@@ -197,7 +138,7 @@ def emulate_two_level_report(
         acc, totals = run_nested(job, bounds, statistics=True)
         overflows, low, high, partials = totals.inner
         report = TwoLevelReport(
-            acc=acc.astype(_result_dtype(array), copy=False),
+            acc=acc.astype(result_dtype(array), copy=False),
             overflow_count=totals.overflows,
             outputs_affected=totals.affected,
             first_overflow_k=totals.first_k,
@@ -210,7 +151,9 @@ def emulate_two_level_report(
             guaranteed_column_bits=0,
         )
     else:
-        report = _report_of(_tile_by_tile(job, reports=True))
+        loop = _TileByTile(job)
+        loop.run(job, statistics=True)
+        report = loop.report()
     wide, narrow = _guaranteed(job, a_range)
     return replace(report, guaranteed_acc_bits=wide, guaranteed_column_bits=narrow)
 
@@ -221,7 +164,7 @@ def _checked(
     array: TwoLevelArray,
     init: ArrayLike | None,
     threads: int,
-) -> TileJob:
+) -> TileJob[TwoLevelArray]:
     if not isinstance(array, TwoLevelArray):
         raise InputError(
             f"array must be a TwoLevelArray, got {array!r}; a MacArray runs in emulate_gemm"
@@ -229,20 +172,16 @@ def _checked(
     return checked_job(a, w, array, init, threads)
 
 
-def _result_dtype(array: TwoLevelArray) -> type:
-    return np.int32 if array.acc_bits <= 32 else np.int64
-
-
-def _bounds(job: TileJob, *, statistics: bool) -> Bounds:
+def _bounds(job: TileJob[TwoLevelArray], *, statistics: bool) -> Bounds:
     """Bounds that let the registers take both levels, if any do."""
-    ends = None if job.init is None else job.init_ends
+    ends = job.init_ends
     quick = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, ends)
     if nested_fits(job, quick, statistics=statistics):
         return quick
     return Bounds.of_norms(job.a_norms, job.weight.norms, ends)
 
 
-def _same_in_one_level(job: TileJob) -> MacArray | None:
+def _same_in_one_level(job: TileJob[TwoLevelArray]) -> MacArray | None:
     """Return a MacArray with the same result for these operands, if columns provably fit.
 
     Then they are exact trees in front of the wide accumulator, of any size where that wraps.
@@ -258,7 +197,7 @@ def _same_in_one_level(job: TileJob) -> MacArray | None:
     )
 
 
-def _columns_fit(job: TileJob) -> bool:
+def _columns_fit(job: TileJob[TwoLevelArray]) -> bool:
     """Whether max|a| * ||w||_1 of every tile, which bounds any part of its sum, fits a column."""
     if job.a.size == 0 or job.weight.codes.size == 0:
         return False
@@ -269,30 +208,7 @@ def _columns_fit(job: TileJob) -> bool:
     return (255 if job.unsigned else 128) * longest <= room or job.a_norms.top * longest <= room
 
 
-def _tile_by_tile(job: TileJob, *, reports: bool) -> TileByTile:
-    loop = TileByTile(job.mac, job.init, (job.a.shape[0], job.weight.shape[0]))
-    loop.run(job.a, job.weight.codes, reports=reports)
-    return loop
-
-
-def _report_of(loop: TileByTile) -> TwoLevelReport:
-    reports = loop.reports
-    return TwoLevelReport(
-        acc=loop.value.astype(_result_dtype(loop.array)),
-        overflow_count=loop.overflow_count,
-        outputs_affected=int(np.count_nonzero(loop.touched)),
-        first_overflow_k=loop.first_overflow_k,
-        safe_acc_bits=loop.safe_bits,
-        guaranteed_acc_bits=0,
-        column_overflow_count=sum(report.overflow_count for report in reports),
-        column_tree_overflow_count=sum(report.tree_overflow_count for report in reports),
-        partials_affected=sum(report.outputs_affected for report in reports),
-        safe_column_bits=max((report.safe_acc_bits for report in reports), default=1),
-        guaranteed_column_bits=0,
-    )
-
-
-def _guaranteed(job: TileJob, a_range: tuple[int, int]) -> tuple[int, int]:
+def _guaranteed(job: TileJob[TwoLevelArray], a_range: tuple[int, int]) -> tuple[int, int]:
     """Widths of the wide accumulator and of a column that no activations in a range overflow.
 
     Each product takes its own extreme. A clamped sum stays between the exact sums of the negative
@@ -315,3 +231,80 @@ def _guaranteed(job: TileJob, a_range: tuple[int, int]) -> tuple[int, int]:
     if job.init is not None and job.init.shape[0]:
         lows, highs = lows + job.init.min(axis=0), highs + job.init.max(axis=0)
     return signed_width(min(lows.tolist(), default=0), max(highs.tolist(), default=0)), narrow
+
+
+class _TileByTile:
+    """The wide accumulators (M, N) of one GEMM, what they would hold exactly, and the counts."""
+
+    def __init__(self, job: TileJob[TwoLevelArray]) -> None:
+        shape = job.a.shape[0], job.weight.shape[0]
+        first = np.zeros(shape, np.int64) if job.init is None else job.init
+        self.array = job.mac
+        self.value = np.array(first, dtype=np.int64, order="C")
+        self._exact = self.value.copy()
+        self._touched = np.zeros(shape, dtype=np.bool_)
+        self._overflow_count = 0
+        self._first_overflow_k: int | None = None
+        self._column_overflows = self._tree_overflows = self._partials_affected = 0
+        self._safe_column_bits = 1
+        ends = (first.min(), first.max()) if first.size else (0, 0)
+        self._extremes = np.array(ends, dtype=np.int64)
+        self._beyond = np.zeros(1, dtype=np.bool_)
+
+    def run(self, job: TileJob[TwoLevelArray], *, statistics: bool) -> None:
+        """Add all tiles of the job; with `statistics` see what the columns do."""
+        for k in range(0, job.a.shape[1], self.array.column_k):
+            tile = slice(k, k + self.array.column_k)
+            codes = job.weight.codes[:, tile]
+            column = checked_job(job.a[:, tile], codes, self.array.column, None, 1)
+            partial = accumulate(column, statistics=statistics)
+            if statistics:
+                self._see(partial)
+            self._add(partial.acc, k)
+
+    def _see(self, partial: Accumulation) -> None:
+        # Routes that measure leave none of these open.
+        self._column_overflows += partial.overflow_count or 0
+        self._tree_overflows += partial.tree_overflow_count or 0
+        self._partials_affected += partial.outputs_affected or 0
+        width = signed_width(*(partial.extremes or (0, 0)))
+        self._safe_column_bits = max(self._safe_column_bits, width)
+
+    def _add(self, partial: NDArray[np.integer], k: int) -> None:
+        from loraq_sim.kernels.run_blocks import add_partials
+
+        bits = self.array.acc_bits
+        count = add_partials(
+            np.ascontiguousarray(partial).reshape(-1),
+            self.array.overflow != "wrap",
+            np.int64(self.array.lo),
+            np.int64(self.array.hi),
+            np.int64(-1 if bits == 64 else 2**bits - 1),
+            np.int64(-(2**63) if bits == 64 else 2 ** (bits - 1)),
+            self.value.reshape(-1),
+            self._exact.reshape(-1),
+            self._touched.reshape(-1),
+            self._extremes,
+            self._beyond,
+        )
+        self._overflow_count += int(count)
+        if count and self._first_overflow_k is None:
+            self._first_overflow_k = k
+
+    def report(self) -> TwoLevelReport:
+        """What was seen; the guaranteed widths are still to be filled in."""
+        # A sum beyond int64 needs one bit more: all partial sums together stay below 2**63.
+        low, high = self._extremes.tolist()
+        return TwoLevelReport(
+            acc=self.value.astype(result_dtype(self.array)),
+            overflow_count=self._overflow_count,
+            outputs_affected=int(np.count_nonzero(self._touched)),
+            first_overflow_k=self._first_overflow_k,
+            safe_acc_bits=65 if self._beyond[0] else signed_width(low, high),
+            guaranteed_acc_bits=0,
+            column_overflow_count=self._column_overflows,
+            column_tree_overflow_count=self._tree_overflows,
+            partials_affected=self._partials_affected,
+            safe_column_bits=self._safe_column_bits,
+            guaranteed_column_bits=0,
+        )

@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.datapath import Datapath, StoredLayer, walk_steps
 from loraq_sim.emulator.gemm import emulate_gemm_report
-from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.multiplier import checked_int
+from loraq_sim.emulator.mac_array import MacArray, checked_int
 from loraq_sim.emulator.requantize import SHIFT_RANGE, srs_report
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, write_together

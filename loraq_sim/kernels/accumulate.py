@@ -1,34 +1,27 @@
-"""Accumulate products of codes as a MAC array does, in vectorizable 32-bit lanes.
+"""Accumulate products of codes as a MAC array does, without tiles: two loops with the same bits.
 
-Operands come packed: K is ordered so that each accumulator's chunks are contiguous (segment p
-holds accumulator p's chunks in order), every chunk is padded with zeros to c products and every
-segment to a multiple of `BLOCK` chunks. Adding zero never overflows, so padding changes nothing.
-W is in panels (tiles, K, width): the inner loops run over one panel row, contiguous and of one
-width, which is what lets LLVM vectorize them.
+*Lanes*, 32-bit and vectorizable. Operands come packed: K is ordered so that each accumulator's
+chunks are contiguous (segment p holds accumulator p's chunks in order), every chunk is padded with
+zeros to c products and every segment to a multiple of `BLOCK` chunks. Adding zero never overflows,
+so padding changes nothing. W is in panels (tiles, K, width): the inner loops run over one panel
+row, contiguous and of one width, which is what lets LLVM vectorize them. A step runs in two stages:
+the exact sums of `BLOCK` chunks, then `BLOCK` adds under the overflow rule; stage two exists once
+per rule. The caller proves that every lane value fits int32: chunk sums are at most
+64 * 255 * 128 < 2**21, and accumulators have at most 30 bits or provably stay inside int32 (then
+the rule is EXACT).
 
-A step runs in two stages: the exact sums of `BLOCK` chunks, then `BLOCK` adds under the overflow
-rule. Stage two exists once per rule. The caller proves that every lane value fits int32: chunk
-sums are at most 64 * 255 * 128 < 2**21, and accumulators have at most 30 bits or provably stay
-inside int32 (then the rule is EXACT).
-
-Accumulate one output at a time in 64 bits: every width, every rule, no lane proof needed.
-
-This route serves what the 32-bit lanes cannot hold (accumulators of 31 to 64 bits that may really
-overflow, sums beyond int32). It reads operands unpacked and in order, so it also checks the lanes.
-No step overflows int64: an add first asks whether the room left is enough.
+*Wide*, one output at a time in 64 bits: every width, every rule, no lane proof needed. It serves
+what the lanes cannot hold (accumulators of 31 to 64 bits that may really overflow, sums beyond
+int32) and checks them, since it reads operands unpacked and in order. No step overflows int64: an
+add first asks whether the room left is enough.
 """
 
 import numpy as np
 
-from loraq_sim.kernels.jit import NEVER, njit
+from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.processor import NEVER
 
-__all__ = [
-    "BLOCK",
-    "CLAMP",
-    "EXACT",
-    "WRAP",
-]
-
+__all__ = ["BLOCK", "CLAMP", "EXACT", "WRAP", "accumulate_lanes", "accumulate_wide"]
 
 EXACT, CLAMP, WRAP = 0, 1, 2
 BLOCK = 4
@@ -176,7 +169,7 @@ def _merge(total, acc, rule, lo, hi, mask, low, high, events):
 
 
 @njit(cache=True)
-def _accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals, k, out):
+def accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals, k, out):
     """Accumulate every output; `out` holds the initial values and is overwritten in place.
 
     Parameters
@@ -281,7 +274,7 @@ def _add(x, y, rule, lo, hi):
 
 
 @njit(cache=True)
-def _accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, out):
+def accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, out):
     """Accumulate every output; `out` holds the initial values and is overwritten in place.
 
     Parameters

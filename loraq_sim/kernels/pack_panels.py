@@ -13,17 +13,8 @@ from loraq_sim.kernels.jit import njit
 
 __all__ = [
     *("BYTES", "DOUBLED", "WORDS", "WORDS_SINGLE"),
-    *(
-        "chunk_offsets",
-        "code_range",
-        "gather_codes",
-        "pack_bytes",
-        "pack_doubled",
-        "pack_halves",
-        "pack_rows",
-        "pack_words",
-    ),
-    *("row_norms", "sampled_norms"),
+    *("pack_bytes", "pack_halves", "pack_rows", "pack_words"),
+    *("chunk_offsets", "code_range", "gather_codes", "row_norms", "sampled_norms"),
 ]
 
 # How `pack_rows` packs.
@@ -147,7 +138,7 @@ def pack_words(codes, mask, shift, single, width, out):
 
 
 @njit(cache=True, nogil=True)
-def pack_doubled(codes, mask, width, out):
+def _pack_doubled(codes, mask, width, out):
     """One code a dword, in both halves. codes (R, K) int8; mask as above; out int32."""
     k = codes.shape[1]
     wide = np.empty(k, np.int32)
@@ -188,7 +179,7 @@ def pack_rows(codes, packing, width, out):
     if kind == BYTES:
         pack_bytes(codes.view(np.int32), np.int32(extra), width, out)
     elif kind == DOUBLED:
-        pack_doubled(codes, np.int16(extra), width, out)
+        _pack_doubled(codes, np.int16(extra), width, out)
     else:
         pack_words(codes, np.int16(extra), np.int16(shift), kind == WORDS_SINGLE, width, out)
 

@@ -1,25 +1,22 @@
-"""Which tiles this processor, this LLVM and this environment can run."""
+"""Tiles as their callers see them: which of them can run here, and what a block of them reads.
+
+A tile is a block of accumulators in vector registers over all of K (`loraq_sim.kernels.tile`).
+There is a set of them for each path: AVX-512 with VNNI, AVX2, and any processor. Nothing here loads
+a compiler, so that describing a GEMM does not.
+"""
 
 import logging
 import multiprocessing
 import os
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
+from typing import NamedTuple
 
 from loraq_sim.errors import InputError
 
 __all__ = [
-    *("LOOPS", "PATHS", "PATH_VARIABLE", "KernelUnavailable"),
-    *(
-        "choose_path",
-        "forced_path",
-        "found_features",
-        "is_jit_off",
-        "refuse_path",
-        "refused_paths",
-        "tile_kernels",
-    ),
+    *("LOOPS", "NEVER", "PATHS", "PATH_VARIABLE", "KernelUnavailable", "TileArguments"),
+    *("choose_path", "forced_path", "found_features", "is_jit_off", "refuse_path", "refused_paths"),
 ]
 
 logger = logging.getLogger(__name__)
@@ -41,9 +38,11 @@ def _features() -> frozenset[str]:
     from llvmlite import binding
     from numba import config
 
-    if config.CPU_NAME or config.CPU_FEATURES is not None:
-        named = (config.CPU_FEATURES or "").split(",")
-        extra = {"x86-64-v3": {"avx2"}, "x86-64-v4": {"avx2"}}.get(config.CPU_NAME, set())
+    # Numba makes these names from the environment, where no type checker sees them.
+    cpu, features = vars(config)["CPU_NAME"], vars(config)["CPU_FEATURES"]
+    if cpu or features is not None:
+        named = (features or "").split(",")
+        extra = {"x86-64-v3": {"avx2"}, "x86-64-v4": {"avx2"}}.get(cpu, set())
         return frozenset({name[1:] for name in named if name[:1] == "+"} | extra)
     try:
         return frozenset(name for name, on in binding.get_host_cpu_features().items() if on)
@@ -102,7 +101,7 @@ def is_jit_off() -> bool:
     """Whether Numba compiles nothing (``NUMBA_DISABLE_JIT``)."""
     from numba import config
 
-    return bool(config.DISABLE_JIT)
+    return bool(vars(config)["DISABLE_JIT"])
 
 
 def refuse_path(error: KernelUnavailable) -> None:
@@ -126,7 +125,81 @@ def _fastest_path() -> str:
     return next(able, LOOPS)
 
 
-@cache
-def tile_kernels(path: str) -> Mapping:
-    """Return the kernels of a path by name (see `kernels.tile_intrinsic.TileKernel`)."""
-    return import_module(f"loraq_sim.kernels.tiles_{path}").KERNELS
+# First chunk or K index where nothing overflowed.
+NEVER = 2**31 - 1
+
+
+class TileArguments(NamedTuple):
+    """What the code of a block reads, in this order, as 64-bit integers.
+
+    Addresses are of the first tile; strides are in bytes, from one panel of rows or of columns to
+    the next unless said otherwise. Matrices are padded to whole tiles.
+
+    Attributes
+    ----------
+    a, a_stride, w, w_stride : packed operands
+    offsets, offsets_stride : chunk offsets of each column panel, (chunks, width)
+    start, start_row, start_panel : accumulators to start from, lanes of the accumulator; the
+        strides from row to row and from column panel to column panel (both 0 for one row of zeros)
+    statistics : (2, width), read and written: extremes, or counts and first changed chunks. Of
+        nested rules (8, width): overflows of the inner rule, lowest and highest inner sums, columns
+        with overflows, lowest and highest outer sums, overflows, first changed columns
+    changed : int32 matrix like `out`, read and written: bits that the rule changed, ever
+    last : int32, what to take off each column's sums at the end
+    out, out_row, out_panel : result matrix and the strides from row to row and from column panel to
+        column panel
+    row_panels, column_panels : tiles
+    first_panel : column panel to start at, of `column_panels` from there
+    todo, todo_stride, wanted : address of one byte a tile, from one row panel to the next, and the
+        byte of the tiles to compute; address 0 for all
+    chunks, inner : turns of the chunk loop (pairs of products for single products), dot steps each
+    inner_chunks, inner_drop, inner_lo, inner_hi : of nested rules, chunks of a column, high bits
+        that its sum drops, and limits
+    lo, hi : limits
+    up, down : the result is ``((acc - last) << up) >> down``; ``count_wrap`` also shifts by `up`,
+        both ways, after each chunk
+    out_bytes : bytes of a stored result after shift-round-saturate; 0 stores the int32 as it is.
+        Tiles that measure or count take 0 only
+    srs_shift, srs_dropped, srs_add, srs_negative, srs_odd, srs_lo, srs_hi : s, 2**s - 1, the three
+        constants of the rounding mode and the limits (see `kernels.vector_ir`)
+    """
+
+    a: int
+    a_stride: int
+    w: int
+    w_stride: int
+    offsets: int
+    offsets_stride: int
+    start: int
+    start_row: int
+    start_panel: int
+    statistics: int
+    changed: int
+    last: int
+    out: int
+    out_row: int
+    out_panel: int
+    out_bytes: int
+    srs_shift: int
+    srs_dropped: int
+    srs_add: int
+    srs_negative: int
+    srs_odd: int
+    srs_lo: int
+    srs_hi: int
+    row_panels: int
+    column_panels: int
+    first_panel: int
+    todo: int
+    todo_stride: int
+    wanted: int
+    chunks: int
+    inner: int
+    inner_chunks: int = 0
+    inner_drop: int = 0
+    inner_lo: int = 0
+    inner_hi: int = 0
+    lo: int = 0
+    hi: int = 0
+    up: int = 0
+    down: int = 0

@@ -1,27 +1,26 @@
-"""Round groups of a row to integer codes, with the best of several candidate scales each.
+"""Round groups of values to codes, and what descent on W - P asks of such rounding.
 
-Squared errors are summed in 32 lanes, which a compiler may keep in vector registers without being
-allowed to reorder a float sum (with 16, LLVM 20 unrolls the loop into scalar code, at half the
-speed). Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
-integer, ties to even.
+`quantize_groups` takes the best of several candidate scales for each group. A search sums each
+candidate twice at most: first in whatever order is quickest (`reassoc`), then, if that comes near
+the least error so far, in the one order that decides. The quick sum also rounds by `rint`, which
+gives the same codes. Neither may use fused products (`contract`): their errors differ by more than
+a share of the sum where values lie on the grid.
 
-A search sums each candidate twice at most: first in whatever order is quickest (`reassoc`), then,
-if that comes near the least error so far, in the one order that decides. The quick sum also rounds
-by `rint`, which gives the same codes. Neither may use fused products (`contract`): their errors
-differ by more than a share of the sum where values lie on the grid.
+`round_residual` and `round_residual_e2m1` say what rounding leaves of W - P, group by group, with
+scales that follow a slowly moving P. Each call tries the group's last scale, one a step below or
+above it, and now and then a fresh one from the range of the group: a search that costs two
+candidates instead of some thirty, because P moves little between calls.
 
-What rounding leaves of W - P, group by group, with scales that follow a slowly moving P.
-
-Each call tries the group's last scale, one a step below or above it, and now and then a fresh one
-from the range of the group: a search that costs two candidates instead of some thirty, because P
-moves little between calls. Sums are kept in lanes as in `loraq_sim.kernels.quantize`.
-
-Gradient of a smooth measure of the range of each group of W - P.
-
+`range_direction` is the gradient of a smooth measure of the range of each group of W - P.
 F_p = 1/2 sum_g ||v_g - c_g||_p^2, v = W - P. For large p this is half the squared half-range, and
 with integers of free scale the rounding error of a group is proportional to its range. The center
 c_g is 0, or half a step towards the extreme for a grid with one more code on that side; it is
 treated as constant. -dF/dv = -amax |u|^(p-2) u (sum |u|^p)^(2/p - 1) with u = (v - c) / amax.
+
+Sums are kept in 32 lanes, which a compiler may keep in vector registers without being allowed to
+reorder a float sum (with 16, LLVM 20 unrolls the loop into scalar code, at half the speed). Adding
+and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest integer, ties
+to even.
 """
 
 import math
@@ -31,21 +30,16 @@ import numpy as np
 from loraq_sim.kernels.jit import njit
 
 __all__ = [
-    "group_error",
-    "group_extremes",
-    "quantize_groups",
-    "range_direction",
-    "round_residual",
-    "round_residual_e2m1",
+    *("group_extremes", "quantize_groups"),
+    *("range_direction", "round_residual", "round_residual_e2m1"),
 ]
-
 
 _LANES = 32
 _ROUND = np.float32(1.5 * 2**23)
 
 
 @njit(inline="always")
-def group_error(values, n, scale, lo, hi, lanes):
+def _group_error(values, n, scale, lo, hi, lanes):
     """Squared error of the first `n` float32 `values` on the integer grid of `scale`.
 
     Codes come from a product with 1 / scale: at a tie they may differ from those of a division,
@@ -138,7 +132,7 @@ def _best_candidate(values, tried, guess, lo, hi, lanes):
     # The smallest factors of a tiny scale are zero in its stored format: nothing to divide by.
     best = guess if tried[guess] != np.float32(0) else 0
     guess = best
-    least = group_error(values, values.size, tried[best], lo, hi, lanes)
+    least = _group_error(values, values.size, tried[best], lo, hi, lanes)
     if not least < np.inf:
         best, least = 0, np.float32(np.inf)
     for c in range(tried.size):
@@ -148,7 +142,7 @@ def _best_candidate(values, tried, guess, lo, hi, lanes):
             or _quick_error(values, tried[c], lo, hi) > least * slack
         ):
             continue
-        error = group_error(values, values.size, tried[c], lo, hi, lanes)
+        error = _group_error(values, values.size, tried[c], lo, hi, lanes)
         if error < least or (error == least and c < best):
             best, least = c, error
     return best
@@ -156,7 +150,7 @@ def _best_candidate(values, tried, guess, lo, hi, lanes):
 
 @njit(fastmath={"reassoc", "nnan"})
 def _quick_error(values, scale, lo, hi):
-    """As `group_error`, summed in another order."""
+    """As `_group_error`, summed in another order."""
     inverse = np.float32(1) / scale
     error = np.float32(0)
     for j in range(values.size):
@@ -215,13 +209,13 @@ def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scale
             if best != np.float32(0):
                 last = best
                 for c in range(steps.size):
-                    trial = group_error(v, n, last * steps[c], lo, hi, lanes)
+                    trial = _group_error(v, n, last * steps[c], lo, hi, lanes)
                     if trial < error:
                         best, error = last * steps[c], trial
             if fresh != np.float32(0) or best == np.float32(0):
                 scale = _fresh_scale(v, n, fresh if fresh != np.float32(0) else hi, is_power)
                 if scale != np.float32(0):
-                    trial = group_error(v, n, scale, lo, hi, lanes)
+                    trial = _group_error(v, n, scale, lo, hi, lanes)
                     if trial < error:
                         best, error = scale, trial
             scales[i, g] = best

@@ -1,14 +1,13 @@
-"""Add scaled integer partial sums to a float32 matrix, in one pass.
+"""A GEMM on tiles in one compiled call for each thread, and the adds of partial sums around it.
 
-Merge partial accumulators under the overflow rule, with the statistics of the rule.
+`run_blocks` packs rows of A and runs a tile kernel over them. Python between the blocks would find
+its own code and data evicted from the caches by each block. The threads share a queue. Each takes
+the next block of rows, packs it and takes its columns unit by unit; when no block is left, it takes
+units of the blocks that others are still at.
 
-Add partial sums to wide accumulators under an overflow rule, and see what happens.
-
-A plain GEMM in one compiled call for each thread: pack rows of A, run a tile kernel over them.
-
-Python between the blocks would find its own code and data evicted from the caches by each block.
-The threads share a queue. Each takes the next block of rows, packs it and takes its columns unit by
-unit; when no block is left, it takes units of the blocks that others are still at.
+Partial sums meet here as well: `merge_exact` and `merge_limited` add the accumulators of an array
+under its overflow rule, `add_partials` the columns of a two-level array to its wide accumulator,
+`add_scaled` the passes of scale groups in floating point.
 """
 
 import numpy as np
@@ -16,19 +15,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from loraq_sim.kernels.jit import TileArguments, njit
+from loraq_sim.kernels.jit import njit
 from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
+from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [
-    "DONE",
-    "REFUSED",
-    "add_limited",
-    "add_scaled",
-    "merge_exact",
-    "merge_limited",
-    "run_blocks",
+    *("DONE", "REFUSED", "run_blocks"),
+    *("add_partials", "add_scaled", "merge_exact", "merge_limited"),
 ]
-
 
 _HALF, _ONE, _KEPT = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF0000)
 _SHIFT = np.uint32(16)
@@ -78,14 +72,6 @@ def merge_exact(total, part, totals):
 
 
 @njit(cache=True, nogil=True)
-def add_limited(total, part, limits):
-    """Add `part` to `total`, both (N,) int32 of at most 31 bits, clamped to limits (lo, hi)."""
-    lo, hi = np.int32(limits[0]), np.int32(limits[1])
-    for n in range(total.size):
-        total[n] = min(max(np.int32(total[n] + part[n]), lo), hi)
-
-
-@njit(cache=True, nogil=True)
 def merge_limited(total, part, wraps, lo, hi, k, changed, totals):
     """Add `part` to `total`, both (M, N) int32, under the rule of an accumulator [lo, hi], int64.
 
@@ -107,11 +93,8 @@ def merge_limited(total, part, wraps, lo, hi, k, changed, totals):
                 changed[m, n] |= 1
 
 
-__all__: list[str] = []
-
-
 @njit(cache=True)
-def _add_partials(partial, clamp, lo, hi, mask, sign, held, exact, touched, extremes, beyond):
+def add_partials(partial, clamp, lo, hi, mask, sign, held, exact, touched, extremes, beyond):
     """Add `partial` to `held` element by element; return how many adds left [lo, hi].
 
     partial (S,) int32 or int64; held (S,), the accumulators, and exact (S,), what they would hold
@@ -223,6 +206,14 @@ def _prepare(codes, first, order, packing, sizes, init, rooms, given):
         given[_START_PANEL] = width * starts.itemsize
 
 
+@njit(cache=True, nogil=True)
+def _add_limited(total, part, limits):
+    """Add `part` to `total`, both (N,) int32 of at most 31 bits, clamped to limits (lo, hi)."""
+    lo, hi = np.int32(limits[0]), np.int32(limits[1])
+    for n in range(total.size):
+        total[n] = min(max(np.int32(total[n] + part[n]), lo), hi)
+
+
 @njit(nogil=True)
 def _merge_others(given, target, begin, rows, segments, limits, spare, function):
     """Run the accumulators after the first over the tiles of `given`, and add each to `target`."""
@@ -238,7 +229,7 @@ def _merge_others(given, target, begin, rows, segments, limits, spare, function)
         _call_tile(function, other.ctypes.data)
         for r in range(rows):
             part = spare[r * size // 4 : (r + 1) * size // 4]
-            add_limited(target[r, begin : begin + size].view(np.int32), part, limits)
+            _add_limited(target[r, begin : begin + size].view(np.int32), part, limits)
 
 
 @njit(nogil=True)

@@ -1,12 +1,11 @@
-"""Shift, round and saturate integers: one branch-free body for every rounding mode.
+"""Narrow integers and widen them: shift-round-saturate, upshift, multipliers and float scales.
 
-With x = q * 2**s + r and 0 <= r < 2**s (q is the arithmetic shift, the floor), every mode is
+Shift, round and saturate is one branch-free body for every rounding mode. With x = q * 2**s + r and
+0 <= r < 2**s (q is the arithmetic shift, the floor), every mode is
 ``q + ((r + c0 + c1 * [x < 0] + c2 * [q odd]) >> s)`` for three constants of the mode, so all modes
 cost the same. Adding the constants to the remainder instead of to x cannot overflow int64.
 
-Shift integers left into an accumulator, wrapping or clamping.
-
-Requantize accumulators by fixed-point multipliers or float32 scales, one per column.
+The other three requantizations take a multiplier or a float32 scale for each column.
 """
 
 import numpy as np
@@ -14,8 +13,12 @@ import numpy as np
 from loraq_sim.kernels.jit import njit
 
 __all__ = [
-    "rounding_constants",
+    *("count_outside", "rounding_constants", "shift_left", "shift_right_round", "shift_up"),
+    *("float_scale", "gemmlowp", "single_rounding"),
 ]
+
+_INT32_MIN = -(2**31)
+_INT32_MAX = 2**31 - 1
 
 
 def rounding_constants(rounding: str, shift: int) -> tuple[int, int, int]:
@@ -41,7 +44,7 @@ def rounding_constants(rounding: str, shift: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True)
-def _shift_right_round(acc, shift, c0, c1, c2, clamp, lo, hi, mask, sign, out):
+def shift_right_round(acc, shift, c0, c1, c2, clamp, lo, hi, mask, sign, out):
     """Write round(acc / 2**shift) to `out`, clamped to [lo, hi] or cut to its low bits.
 
     acc (S,) int32 or int64; shift 0..59; every other scalar int64 but `clamp`, a bool.
@@ -65,7 +68,7 @@ def _shift_right_round(acc, shift, c0, c1, c2, clamp, lo, hi, mask, sign, out):
 
 
 @njit(cache=True)
-def _shift_left(acc, shift, clamp, lo, hi, mask, sign, out):
+def shift_left(acc, shift, clamp, lo, hi, mask, sign, out):
     """Write acc * 2**shift to `out`, clamped or cut to its low bits; shift 1..4.
 
     acc (S,) int32 or int64. The limits are applied to acc before the shift, exactly: outputs
@@ -85,7 +88,7 @@ def _shift_left(acc, shift, clamp, lo, hi, mask, sign, out):
 
 
 @njit(cache=True)
-def _count_outside(acc, shift, c0, c1, c2, lo, hi):
+def count_outside(acc, shift, c0, c1, c2, lo, hi):
     """Return how many values of round(acc / 2**shift) lie outside [lo, hi].
 
     acc (S,) int32 or int64; shift 0..59; every other scalar int64.
@@ -103,11 +106,8 @@ def _count_outside(acc, shift, c0, c1, c2, lo, hi):
     return outside
 
 
-__all__: list[str] = []
-
-
 @njit(cache=True)
-def _shift_up(x, shift, clamp, bottom, top, lowest, highest, spare, out):
+def shift_up(x, shift, clamp, bottom, top, lowest, highest, spare, out):
     """Write x * 2**shift to `out`, in an accumulator of ``64 - spare`` bits.
 
     x (S,) int32 or int64; shift 0..63. With `clamp`, an x below `bottom` or above `top` becomes
@@ -128,14 +128,8 @@ def _shift_up(x, shift, clamp, bottom, top, lowest, highest, spare, out):
             out[i] = ((np.int64(x[i]) << shift) << spare) >> spare
 
 
-__all__: list[str] = []
-
-_INT32_MIN = -(2**31)
-_INT32_MAX = 2**31 - 1
-
-
 @njit(cache=True)
-def _gemmlowp(acc, multiplier, left, right, zero_point, lo, hi, out):
+def gemmlowp(acc, multiplier, left, right, zero_point, lo, hi, out):
     """Double rounding: doubling high multiply, then a rounding divide by a power of two.
 
     acc (R, N) int32 or int64 within int32, also after the left shift; multiplier, left (0..30)
@@ -160,7 +154,7 @@ def _gemmlowp(acc, multiplier, left, right, zero_point, lo, hi, out):
 
 
 @njit(cache=True)
-def _single_rounding(acc, multiplier, shift, zero_point, lo, hi, out):
+def single_rounding(acc, multiplier, shift, zero_point, lo, hi, out):
     """One rounding, ties toward plus infinity: (acc * multiplier + 2**(shift-1)) >> shift.
 
     acc (R, N) int32 or int64 within int32; multiplier (0..2**31-1) and shift (1..62) (N,) int64;
@@ -176,7 +170,7 @@ def _single_rounding(acc, multiplier, shift, zero_point, lo, hi, out):
 
 
 @njit(cache=True)
-def _float_scale(acc, scale, zero_point, lo, hi, out):
+def float_scale(acc, scale, zero_point, lo, hi, out):
     """Float32 convert, float32 multiply, round half to even, zero point, clamp.
 
     acc (R, N) int32 or int64; scale (N,) float32; zero_point, lo and hi float64 holding integers;

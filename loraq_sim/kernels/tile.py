@@ -1,10 +1,4 @@
-"""How the results of a tile leave it: as int32, or shifted, rounded and saturated (SRS).
-
-With x = q * 2**s + r and 0 <= r < 2**s, every rounding mode is
-``q + ((r + c0 + c1 * [x < 0] + c2 * [q odd]) >> s)``, as in `kernels.shift_round`. Shifts of at
-most `MAX_SHIFT` keep the sum within int32, so that a tile rounds while its sums are in registers.
-
-A block of a GEMM as LLVM code: loops over register tiles, dot products, the overflow rule.
+"""A block of a GEMM as LLVM code: loops over register tiles, dot products, the overflow rule.
 
 Rules after each chunk of products:
 
@@ -13,7 +7,17 @@ Rules after each chunk of products:
 - ``clamp``: to [lo, hi].
 - ``measure``: nothing is changed; the extreme sums of each column are kept.
 - ``count_clamp``, ``count_wrap``: clamp, or keep the low bits, and count the sums this changed.
-- ``nested``, ``nested_report``: two rules, one inside the other; see `kernels.tile_nested`.
+- ``nested``, ``nested_report``: two rules, one inside the other::
+
+      for each column:                      (a tile of K in a systolic array; a chunk under a tree)
+          inner = 0
+          for each chunk of it: inner = fit(inner + dot of the chunk)
+          acc = fit(acc + inner)
+
+  ``nested`` keeps the accumulators alone. ``nested_report`` also counts what both rules change and
+  keeps the extremes of the sums that no rule limits: of the inner ones, each column from zero, and
+  of the outer ones, over the inner sums as their rule leaves them. Its `changed` has bit 0 where
+  the outer rule changed anything, bit 1 where the inner one did.
 """
 
 from collections.abc import Callable
@@ -22,85 +26,22 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from loraq_sim.kernels.jit import TileArguments
+from loraq_sim.kernels.processor import TileArguments
 from loraq_sim.kernels.vector_ir import (
     I8,
     I32,
     I64,
     Instructions,
     Loop,
+    Vectors,
     broadcast,
-    extreme,
     load,
     prefetch,
     store,
+    store_results,
 )
 
-__all__ = [
-    "MAX_SHIFT",
-    "TileCode",
-    "TileShape",
-    "Vectors",
-    "store_results",
-]
-
-
-# r and the constants are below 2**s each: their sum stays below 2**31.
-MAX_SHIFT = 30
-_OUTPUT_BYTES = (1, 2, 4)
-
-
-def store_results(
-    builder: ir.IRBuilder, rows: list[list[ir.Value]], given: TileArguments, address: ir.Value
-) -> None:
-    """Store int32 vectors row by row from `address` on, as `given.out_bytes` asks."""
-    plain, after = builder.append_basic_block(), builder.append_basic_block()
-    choice = builder.switch(given.out_bytes, plain)
-    builder.position_at_end(plain)
-    _store_rows(builder, rows, given.out_row, address)
-    builder.branch(after)
-    for size in _OUTPUT_BYTES:
-        block = builder.append_basic_block()
-        choice.add_case(I64(size), block)
-        builder.position_at_end(block)
-        rounded = [[_rounded(builder, x, given, size) for x in row] for row in rows]
-        _store_rows(builder, rounded, given.out_row, address)
-        builder.branch(after)
-    builder.position_at_end(after)
-
-
-def _store_rows(builder, rows, stride, address) -> None:
-    for row in rows:
-        for v, value in enumerate(row):
-            width = value.type.count * value.type.element.width // 8
-            store(builder, value, address, width * v)
-        address = builder.add(address, stride)
-
-
-def _rounded(builder, x: ir.Value, given: TileArguments, size: int) -> ir.Value:
-    """One vector, shifted, rounded, clamped and cut to `size` bytes."""
-    wide, zero = x.type, ir.Constant(x.type, None)
-
-    def spread(scalar):
-        return broadcast(builder, builder.trunc(scalar, I32), wide.count)
-
-    shift = spread(given.srs_shift)
-    kept = builder.ashr(x, shift)
-    rest = builder.and_(x, spread(given.srs_dropped))
-    total = builder.add(rest, spread(given.srs_add))
-    negative = builder.icmp_signed("<", x, zero)
-    total = builder.add(total, builder.select(negative, spread(given.srs_negative), zero))
-    odd = builder.trunc(kept, ir.VectorType(ir.IntType(1), wide.count))
-    total = builder.add(total, builder.select(odd, spread(given.srs_odd), zero))
-    result = builder.add(kept, builder.ashr(total, shift))
-    result = extreme(builder, "smax", result, spread(given.srs_lo))
-    result = extreme(builder, "smin", result, spread(given.srs_hi))
-    if size == 4:
-        return result
-    return builder.trunc(result, ir.VectorType(ir.IntType(8 * size), wide.count))
-
-
-Vectors = list[ir.Value]
+__all__ = ["NestedCode", "TileCode", "TileShape"]
 
 
 class TileShape(NamedTuple):
@@ -378,3 +319,133 @@ class TileCode:
             earlier = self.ops.smallest(builder, first, here)
             firsts.append(builder.select(some, earlier, first))
         return [*changed, *counts, *firsts]
+
+
+class _Limits(NamedTuple):
+    """A rule: keep all but the `drop` highest bits, then clamp; one of the two does nothing."""
+
+    drop: ir.Value
+    low: ir.Value
+    high: ir.Value
+
+
+class NestedCode(TileCode):
+    """Emits the code of one block of nested tiles."""
+
+    def __init__(self, builder: ir.IRBuilder, shape: TileShape, arguments: ir.Value) -> None:
+        super().__init__(builder, shape, arguments)
+        given = (self.given.inner_drop, self.given.inner_lo, self.given.inner_hi)
+        self.inner = _Limits(*(self._spread(builder.trunc(x, I32)) for x in given))
+        # Without counts a sum that wraps needs no rule of its own: the result is cut at the end.
+        self.outer = _Limits(self.up, self.low, self.high)
+        self.zero = ir.Constant(self.ops.accumulator, None)
+
+    def _chunk(self, loop, a, w, offsets, acc, statistics):
+        """One turn of the loop over columns."""
+        del offsets
+        if self.shape.counts:
+            return self._reported(loop, a, w, acc, statistics)
+        columns = Loop(self.builder, self.given.inner_chunks, [a, w, *[self.zero] * len(acc)])
+        a, w, *inner = columns.values
+        a, w, summed = self._dots(a, w, inner)
+        a, w, *inner = columns.end([a, w, *self._fitted(summed, self.inner)])
+        added = [self.builder.add(x, y) for x, y in zip(acc, inner, strict=True)]
+        return a, w, self._clamped_to(added, self.outer), statistics
+
+    def _reported(self, loop, a, w, acc, statistics):
+        """The same with counts; statistics: marks, free outer sums, then eight per vector."""
+        builder, held, vectors = self.builder, len(acc), self.shape.vectors
+        marks, free = statistics[:held], statistics[held : 2 * held]
+        counted = statistics[2 * held :]
+        inner_stats = counted[: 3 * vectors]
+        nothing = [self.zero] * held
+        columns = Loop(
+            builder, self.given.inner_chunks, [a, w, *nothing, *nothing, *nothing, *inner_stats]
+        )
+        a, w, *state = columns.values
+        inner, unlimited, touched = (state[i * held : (i + 1) * held] for i in range(3))
+        a, w, dots = self._dots(a, w, nothing)
+        unlimited = [builder.add(x, y) for x, y in zip(unlimited, dots, strict=True)]
+        summed = [builder.add(x, y) for x, y in zip(inner, dots, strict=True)]
+        fitted = self._fitted(summed, self.inner)
+        changes = [builder.xor(x, y) for x, y in zip(summed, fitted, strict=True)]
+        touched = [builder.or_(x, y) for x, y in zip(touched, changes, strict=True)]
+        stats = state[3 * held :]
+        stats = [
+            *self._counts(stats[:vectors], changes),
+            *self._extremes(stats[vectors:], unlimited),
+        ]
+        a, w, *state = columns.end([a, w, *fitted, *unlimited, *touched, *stats])
+        inner, _, touched = (state[i * held : (i + 1) * held] for i in range(3))
+        inner_stats = state[3 * held :]
+        partials = self._counts(counted[3 * vectors : 4 * vectors], touched)
+        free = [builder.add(x, y) for x, y in zip(free, inner, strict=True)]
+        extremes = self._extremes(counted[4 * vectors : 6 * vectors], free)
+        summed = [builder.add(x, y) for x, y in zip(acc, inner, strict=True)]
+        acc = self._fitted(summed, self.outer)
+        changes = [builder.xor(x, y) for x, y in zip(summed, acc, strict=True)]
+        overflows = self._counts(counted[6 * vectors : 7 * vectors], changes)
+        firsts = self._firsts(counted[7 * vectors :], changes, loop.counter)
+        marks = self._marked(self._marked(marks, changes, 1), touched, 2)
+        counted = [*inner_stats, *partials, *extremes, *overflows, *firsts]
+        return a, w, acc, [*marks, *free, *counted]
+
+    def _more(self, acc: Vectors) -> Vectors:
+        """The outer sums that no rule limits."""
+        return list(acc) if self.shape.counts else []
+
+    def _dots(self, a, w, acc: Vectors):
+        steps = Loop(self.builder, self.given.inner, [a, w, *acc])
+        a, w, *summed = steps.values
+        summed = self._step(summed, a, self._weights(w), 0)
+        a, w, *summed = steps.end([*self._advanced(a, w, 1), *summed])
+        return a, w, summed
+
+    def _fitted(self, summed: Vectors, rule: _Limits) -> Vectors:
+        builder = self.builder
+        raised = [builder.shl(x, rule.drop) for x in summed]
+        return self._clamped_to([builder.ashr(x, rule.drop) for x in raised], rule)
+
+    def _clamped_to(self, summed: Vectors, rule: _Limits) -> Vectors:
+        raised = [self.ops.largest(self.builder, x, rule.low) for x in summed]
+        return [self.ops.smallest(self.builder, x, rule.high) for x in raised]
+
+    def _different(self, change: ir.Value) -> ir.Value:
+        return self.builder.icmp_signed("!=", change, self.zero)
+
+    def _counts(self, counts: Vectors, changes: Vectors) -> Vectors:
+        """Add to each vector of counts how many sums of its columns changed."""
+        builder, totals = self.builder, []
+        for v, total in enumerate(counts):
+            for change in changes[v :: self.shape.vectors]:
+                ones = builder.sext(self._different(change), self.ops.accumulator)
+                total = builder.sub(total, ones)
+            totals.append(total)
+        return totals
+
+    def _extremes(self, extremes: Vectors, sums: Vectors) -> Vectors:
+        """Lowest sums of each vector of columns, then highest."""
+        kept, vectors = [], self.shape.vectors
+        for i, before in enumerate(extremes):
+            pick = self.ops.smallest if i < vectors else self.ops.largest
+            kept.append(
+                pick(self.builder, before, self._reduced(pick, sums[i % vectors :: vectors]))
+            )
+        return kept
+
+    def _firsts(self, firsts: Vectors, changes: Vectors, counter: ir.Value) -> Vectors:
+        builder, kept = self.builder, []
+        here = self._spread(builder.trunc(counter, I32))
+        for v, first in enumerate(firsts):
+            flags = [self._different(x) for x in changes[v :: self.shape.vectors]]
+            earlier = self.ops.smallest(builder, first, here)
+            kept.append(builder.select(reduce(builder.or_, flags), earlier, first))
+        return kept
+
+    def _marked(self, marks: Vectors, changes: Vectors, bit: int) -> Vectors:
+        builder, mark = self.builder, self._spread(I32(bit))
+        flags = [builder.select(self._different(x), mark, self.zero) for x in changes]
+        return [builder.or_(x, y) for x, y in zip(marks, flags, strict=True)]
+
+    def _spread(self, scalar: ir.Value) -> ir.Value:
+        return broadcast(self.builder, scalar, self.ops.lanes)

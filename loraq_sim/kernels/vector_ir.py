@@ -7,6 +7,11 @@ Compilers do not find the dot-product instructions in loops over arrays (a plain
 A tile reads A as ``[step][row]`` dwords, each broadcast to all lanes, and W as ``[step][vector]``
 registers. One dword holds four bytes (dot ``bytes``: unsigned A x signed W), two 16-bit numbers
 (dot ``words``) or one 16-bit number twice (dot ``halves``: 16-bit lanes, no sum).
+
+Results leave a tile as int32, or shifted, rounded and saturated (SRS) while they are in registers.
+With x = q * 2**s + r and 0 <= r < 2**s, every rounding mode is
+``q + ((r + c0 + c1 * [x < 0] + c2 * [q odd]) >> s)``, as in `kernels.shift_round`; shifts of at
+most `MAX_SHIFT` keep the sum within int32.
 """
 
 from functools import cache
@@ -14,10 +19,14 @@ from typing import NamedTuple
 
 from llvmlite import binding, ir
 
+from loraq_sim.kernels.processor import TileArguments
+
 __all__ = [
-    *("I8", "I32", "I64", "Instructions", "Loop"),
-    *("broadcast", "call", "extreme", "load", "prefetch", "store"),
+    *("I8", "I32", "I64", "MAX_SHIFT", "Instructions", "Loop", "Vectors"),
+    *("broadcast", "load", "prefetch", "store", "store_results"),
 ]
+
+Vectors = list[ir.Value]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1)}
@@ -58,7 +67,7 @@ def broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def call(builder: ir.IRBuilder, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
+def _call(builder: ir.IRBuilder, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
     """Call an LLVM intrinsic, declared on first use."""
     kind = ir.FunctionType(returned, [arg.type for arg in args])
     module = builder.module
@@ -66,10 +75,10 @@ def call(builder: ir.IRBuilder, name: str, returned: ir.Type, *args: ir.Value) -
     return builder.call(function, args)
 
 
-def extreme(builder: ir.IRBuilder, which: str, x: ir.Value, y: ir.Value) -> ir.Value:
+def _extreme(builder: ir.IRBuilder, which: str, x: ir.Value, y: ir.Value) -> ir.Value:
     """Return the signed minimum (``smin``) or maximum (``smax``) of each lane."""
     name = f"llvm.{which}.v{x.type.count}i{x.type.element.width}"
-    return call(builder, name, x.type, x, y)
+    return _call(builder, name, x.type, x, y)
 
 
 @cache
@@ -138,9 +147,9 @@ class Instructions(NamedTuple):
             }[self.dot]
             if not _takes_codes(name):
                 a, w = (builder.bitcast(operand, self.accumulator) for operand in (a, w))
-            return call(builder, name, self.accumulator, acc, a, w)
+            return _call(builder, name, self.accumulator, acc, a, w)
         if self.path == "avx2":
-            pairs = call(builder, "llvm.x86.avx2.pmadd.wd", self.accumulator, a, w)
+            pairs = _call(builder, "llvm.x86.avx2.pmadd.wd", self.accumulator, a, w)
             return builder.add(acc, pairs)
         total = acc
         for half in range(2):
@@ -158,11 +167,11 @@ class Instructions(NamedTuple):
 
     def smallest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return the signed minimum of each lane."""
-        return extreme(builder, "smin", x, y)
+        return _extreme(builder, "smin", x, y)
 
     def largest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return the signed maximum of each lane."""
-        return extreme(builder, "smax", x, y)
+        return _extreme(builder, "smax", x, y)
 
 
 class Loop:
@@ -198,3 +207,58 @@ class Loop:
         for phi, value in zip(left, carried, strict=True):
             phi.add_incoming(value, last)
         return left
+
+
+# r and the constants are below 2**s each: their sum stays below 2**31.
+MAX_SHIFT = 30
+_OUTPUT_BYTES = (1, 2, 4)
+
+
+def store_results(
+    builder: ir.IRBuilder, rows: list[list[ir.Value]], given: TileArguments, address: ir.Value
+) -> None:
+    """Store int32 vectors row by row from `address` on, as `given.out_bytes` asks."""
+    plain, after = builder.append_basic_block(), builder.append_basic_block()
+    choice = builder.switch(given.out_bytes, plain)
+    builder.position_at_end(plain)
+    _store_rows(builder, rows, given.out_row, address)
+    builder.branch(after)
+    for size in _OUTPUT_BYTES:
+        block = builder.append_basic_block()
+        choice.add_case(I64(size), block)
+        builder.position_at_end(block)
+        rounded = [[_rounded(builder, x, given, size) for x in row] for row in rows]
+        _store_rows(builder, rounded, given.out_row, address)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def _store_rows(builder, rows, stride, address) -> None:
+    for row in rows:
+        for v, value in enumerate(row):
+            width = value.type.count * value.type.element.width // 8
+            store(builder, value, address, width * v)
+        address = builder.add(address, stride)
+
+
+def _rounded(builder, x: ir.Value, given: TileArguments, size: int) -> ir.Value:
+    """One vector, shifted, rounded, clamped and cut to `size` bytes."""
+    wide, zero = x.type, ir.Constant(x.type, None)
+
+    def spread(scalar):
+        return broadcast(builder, builder.trunc(scalar, I32), wide.count)
+
+    shift = spread(given.srs_shift)
+    kept = builder.ashr(x, shift)
+    rest = builder.and_(x, spread(given.srs_dropped))
+    total = builder.add(rest, spread(given.srs_add))
+    negative = builder.icmp_signed("<", x, zero)
+    total = builder.add(total, builder.select(negative, spread(given.srs_negative), zero))
+    odd = builder.trunc(kept, ir.VectorType(ir.IntType(1), wide.count))
+    total = builder.add(total, builder.select(odd, spread(given.srs_odd), zero))
+    result = builder.add(kept, builder.ashr(total, shift))
+    result = _extreme(builder, "smax", result, spread(given.srs_lo))
+    result = _extreme(builder, "smin", result, spread(given.srs_hi))
+    if size == 4:
+        return result
+    return builder.trunc(result, ir.VectorType(ir.IntType(8 * size), wide.count))

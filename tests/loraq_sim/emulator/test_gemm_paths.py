@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraq_sim.emulator.accumulation import run_wide
-from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.reference import reference_report
 from loraq_sim.emulator.requantize import srs
-from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path, tile_kernels
+from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
+from loraq_sim.kernels.tiles import tile_kernels
 
 HERE = PATHS[PATHS.index(choose_path()) :]  # a path's instructions exist on the faster ones too
 # Where one kernel hands over to the next: 12-bit INT6 and 8-bit INT4 alignment, 16-bit lanes, the
@@ -85,7 +85,7 @@ def test_whole_matrices_match_the_naive_kernel(path, shape, kind):
                 products_per_add=chunk,
                 accumulators=accumulators,
             )
-            naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+            naive = run_wide(a, w, mac, None)
             report = emulate_gemm_report(a, weight, mac)
             np.testing.assert_array_equal(report.acc, naive.acc)
             np.testing.assert_array_equal(emulate_gemm(a, weight, mac), naive.acc)
@@ -104,7 +104,7 @@ def test_many_rows_give_the_same_bits_on_any_number_of_threads(path, threads):
         MacArray(acc_bits=16, overflow="saturate", products_per_add=2),
         MacArray(acc_bits=17, overflow="saturate_symmetric", products_per_add=4, accumulators=2),
     ):
-        naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+        naive = run_wide(a, w, mac, None)
         np.testing.assert_array_equal(emulate_gemm(a, w, mac, threads=threads), naive.acc)
         report = emulate_gemm_report(a, w, mac, threads=threads)
         np.testing.assert_array_equal(report.acc, naive.acc)
@@ -127,7 +127,7 @@ def test_proved_tiles_leave_only_the_others_to_the_overflow_rule(path):
             )
             report = emulate_gemm_report(a, w, mac, statistics=False)
             assert report.route == "exact+tiles"
-            naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+            naive = run_wide(a, w, mac, None)
             assert naive.overflow_count > 0
             np.testing.assert_array_equal(report.acc, naive.acc)
 
@@ -171,7 +171,7 @@ def test_whole_matrices_under_trees_match_the_naive_kernel(path, threads):
             tree_bits=15,
             tree_overflow=tree_overflow,
         )
-        naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+        naive = run_wide(a, w, mac, None)
         report = emulate_gemm_report(a, w, mac, threads=threads)
         assert report.route == "tiles"
         np.testing.assert_array_equal(emulate_gemm(a, w, mac, threads=threads), naive.acc)

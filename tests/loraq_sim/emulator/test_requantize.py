@@ -73,11 +73,11 @@ def test_every_integer_dtype_is_accepted(dtype):
     np.testing.assert_array_equal(srs(acc, 1, out_bits=16), expected)
 
 
-@pytest.mark.parametrize("name", ["_shift_right_round", "_shift_left"])
+@pytest.mark.parametrize("name", ["shift_right_round", "shift_left"])
 @pytest.mark.parametrize("saturation", list(Saturation))
 def test_compiled_and_plain_agree(monkeypatch, name, saturation):
     kernel = getattr(kernels, name)
-    shifts = (-4, -1) if name == "_shift_left" else (0, 1, 7, 59)
+    shifts = (-4, -1) if name == "shift_left" else (0, 1, 7, 59)
     for shift in shifts:
         for rounding in Rounding:
             acc = edge_values(shift, 8)

@@ -198,15 +198,15 @@ def test_scales_at_the_ends_are_held_as_tflite_holds_them():
     np.testing.assert_array_equal(exponent, [0, 0, -31, 1, 30])
 
 
-@pytest.mark.parametrize("name", ["_gemmlowp", "_single_rounding", "_float_scale"])
+@pytest.mark.parametrize("name", ["gemmlowp", "single_rounding", "float_scale"])
 def test_compiled_and_plain_agree(monkeypatch, name):
     acc = np.resize(EDGES, (40, 4))
     call = {
-        "_gemmlowp": lambda: gemmlowp_requantize(acc, [2**30, 2**31 - 1, -5, 77], [0, -9, -31, -1]),
-        "_single_rounding": lambda: single_rounding_requantize(
+        "gemmlowp": lambda: gemmlowp_requantize(acc, [2**30, 2**31 - 1, -5, 77], [0, -9, -31, -1]),
+        "single_rounding": lambda: single_rounding_requantize(
             acc, [3, 2**31 - 1, 9, 0], [1, 62, 7, 31]
         ),
-        "_float_scale": lambda: float_requantize(acc, [0.5, 1e-3, -7.25, 3e38], zero_point=-3),
+        "float_scale": lambda: float_requantize(acc, [0.5, 1e-3, -7.25, 3e38], zero_point=-3),
     }[name]
     compiled = call()
     monkeypatch.setattr(kernels, name, getattr(kernels, name).py_func)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from loraq_sim.emulator import gemm
+from loraq_sim.emulator import accumulation
 from loraq_sim.emulator.accumulation import run_wide
-from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
@@ -39,7 +38,7 @@ def test_a_weight_met_before_gives_the_bits_of_the_naive_kernel(monkeypatch, pat
     ]
     for mac in ARRAYS:
         for a in drawn:
-            naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True)
+            naive = run_wide(a, w, mac, None)
             np.testing.assert_array_equal(emulate_gemm(a, weight, mac), naive.acc)
 
 
@@ -50,7 +49,7 @@ def test_both_ways_to_the_same_route_agree(monkeypatch):
     for mac in ARRAYS:
         ready = emulate_gemm(a, weight, mac)
         with monkeypatch.context() as patch:
-            patch.setattr(gemm, "run_ready", lambda job: None)
+            patch.setattr(accumulation, "run_ready", lambda job: None)
             np.testing.assert_array_equal(ready, emulate_gemm(a, weight, mac))
 
 

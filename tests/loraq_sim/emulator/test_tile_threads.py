@@ -10,7 +10,6 @@ import pytest
 
 from loraq_sim.emulator import tile_ready, tile_run
 from loraq_sim.emulator.accumulation import run_wide
-from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
@@ -52,7 +51,7 @@ def test_any_number_of_threads_gives_the_bits_of_the_naive_kernel(monkeypatch, p
     init = None if shape is None else rng.integers(-1500, 1500, shape)
     full = None if init is None else np.broadcast_to(init, (53, 141)).astype(np.int64)
     for mac in ARRAYS:
-        naive = run_wide(a, w, mac, full, Bounds.of(a, w, full), True).acc
+        naive = run_wide(a, w, mac, full).acc
         for threads in (1, 2, 3, 16):
             acc = emulate_gemm(a, weight, mac, init=init, threads=threads)
             np.testing.assert_array_equal(acc, naive)
@@ -68,7 +67,7 @@ def test_narrow_codes_that_one_weight_was_made_ready_for_may_be_followed_by_wide
         mac = MacArray(acc_bits=10, overflow="saturate", products_per_add=chunk)
         for high in (8, 128, 20, 33, 32, 8):
             a = rng.integers(-high, high, (40, 90)).astype(np.int8)
-            naive = run_wide(a, w, mac, None, Bounds.of(a, w, None), True).acc
+            naive = run_wide(a, w, mac, None).acc
             for threads in (1, 2):
                 acc = emulate_gemm(a, weight, mac, threads=threads)
                 np.testing.assert_array_equal(acc, naive)

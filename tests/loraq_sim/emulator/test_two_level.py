@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 import loraq_sim.emulator.two_level as two_level
 import loraq_sim.kernels.run_blocks as kernels
-from loraq_sim.emulator.gemm import checked_job, emulate_gemm, emulate_gemm_report, emulate_gemm_srs
+from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray, TwoLevelArray
 from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.reference import ReferenceTwoLevel, reference_two_level
 from loraq_sim.emulator.requantize import srs
+from loraq_sim.emulator.tile_job import checked_job
 from loraq_sim.emulator.two_level import TwoLevelReport, emulate_two_level, emulate_two_level_report
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
@@ -258,7 +259,7 @@ def test_compiled_and_plain_agree(monkeypatch, overflow, acc_bits):
     compiled = emulate_two_level_report(a, w, array, init=init)
     for field in fields(compiled):
         np.testing.assert_array_equal(getattr(registers, field.name), getattr(compiled, field.name))
-    monkeypatch.setattr(kernels, "_add_partials", kernels._add_partials.py_func)
+    monkeypatch.setattr(kernels, "add_partials", kernels.add_partials.py_func)
     # NumPy scalars warn of the int64 wrap that the kernel means.
     with np.errstate(over="ignore"):
         plain = emulate_two_level_report(a, w, array, init=init)

@@ -18,7 +18,7 @@ LANE_KERNELS = (
     "_add_clamped_counted",
     "_add_wrapped_counted",
     "_merge",
-    "_accumulate_lanes",
+    "accumulate_lanes",
 )
 
 
@@ -61,11 +61,10 @@ def test_wide_kernel_compiled_and_plain_agree(monkeypatch, overflow, acc_bits):
     a, w = codes(3, 4, 40, acc_bits)
     mac = MacArray(acc_bits=acc_bits, overflow=overflow, products_per_add=3, accumulators=3)
     start = np.random.default_rng(1).choice([mac.lo, mac.hi, 0], (3, 4)).astype(np.int64)
-    bounds = Bounds.of(a, w, start)
-    compiled = run_wide(a, w, mac, start, bounds, True)
-    for name in ("_add", "_accumulate_wide"):
+    compiled = run_wide(a, w, mac, start)
+    for name in ("_add", "accumulate_wide"):
         monkeypatch.setattr(wide, name, getattr(wide, name).py_func)
-    plain = run_wide(a, w, mac, start, bounds, True)
+    plain = run_wide(a, w, mac, start)
     assert_same_report(compiled, plain)
     assert compiled.extremes == plain.extremes
 
@@ -96,7 +95,7 @@ def test_whole_matrices_match_the_naive_kernel(overflow, acc_bits, chunk, accumu
     bounds = Bounds.of(a, w, None)
     assert bounds.lanes_fit(mac)
     fast = run_lanes(a, w, mac, None, bounds, True)
-    naive = run_wide(a, w, mac, None, bounds, True)
+    naive = run_wide(a, w, mac, None)
     assert_same_report(fast, naive)
     assert fast.extremes == naive.extremes
     quick = run_lanes(a, w, mac, None, bounds, False)
@@ -108,7 +107,7 @@ def test_more_columns_than_one_panel_match_the_naive_kernel():
     mac = MacArray(acc_bits=16, overflow="saturate")
     bounds = Bounds.of(a, w, None)
     fast = run_lanes(a, w, mac, None, bounds, True)
-    assert_same_report(fast, run_wide(a, w, mac, None, bounds, True))
+    assert_same_report(fast, run_wide(a, w, mac, None))
 
 
 @pytest.mark.parametrize("low", [-128, 0], ids=["signed", "unsigned"])
@@ -120,7 +119,7 @@ def test_more_rows_than_columns_match_the_naive_kernel(low, statistics):
     init = rng.integers(mac.lo, mac.hi, (70, 3))
     bounds = Bounds.of(a, w, init)
     fast = run_lanes(a, w, mac, init, bounds, statistics)
-    naive = run_wide(a, w, mac, init, bounds, True)
+    naive = run_wide(a, w, mac, init)
     np.testing.assert_array_equal(fast.acc, naive.acc)
     if statistics:
         assert_same_report(fast, naive)

@@ -11,7 +11,7 @@ import pytest
 import loraq_sim as lq
 from loraq_sim.kernels import processor
 from loraq_sim.kernels.processor import LOOPS, PATH_VARIABLE
-from loraq_sim.kernels.tile_kernel import TileKernel
+from loraq_sim.kernels.tiles import TileKernel
 
 MACS = (
     lq.MacArray(acc_bits=32),

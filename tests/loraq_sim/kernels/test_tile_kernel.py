@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from loraq_sim.kernels import processor, tile_kernel
+from loraq_sim.kernels import processor, tiles
 
 PROGRAM = """
 import numpy as np
 from loraq_sim.emulator.gemm import emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.kernels import run_blocks, tile_kernel
-from loraq_sim.kernels.processor import choose_path, tile_kernels
+from loraq_sim.kernels import run_blocks, tiles
+from loraq_sim.kernels.processor import choose_path
 
-tile_kernel._fingerprint = lambda: {stamp!r}
+tiles._fingerprint = lambda: {stamp!r}
 codes = np.full((3, 8), -128, np.int8)
 emulate_gemm(codes, codes, MacArray(acc_bits=16, overflow="saturate", products_per_add=4))
-ran = [k.compiled for k in tile_kernels(choose_path()).values() if "compiled" in vars(k)]
+ran = [k.compiled for k in tiles.tile_kernels(choose_path()).values() if "compiled" in vars(k)]
 packing = run_blocks.run_blocks.stats
 print(len(ran), sum(k.cache_hits for k in ran), sum(packing.cache_hits.values()))
 """
@@ -45,7 +45,7 @@ def test_a_second_process_finds_the_kernels_on_disk_unless_an_emitter_changed(tm
 
 
 def test_the_fingerprint_covers_every_file_that_emits_code():
-    folder, emitting = Path(tile_kernel.__file__).parent, set(tile_kernel._SOURCES)
+    folder, emitting = Path(tiles.__file__).parent, set(tiles._SOURCES)
     text = "".join((folder / name).read_text(encoding="utf-8") for name in emitting)
     imported = {line.split()[1] for line in text.splitlines() if "from loraq_sim.kernels" in line}
     assert {name.rsplit(".", 1)[1] + ".py" for name in imported} <= emitting

@@ -79,7 +79,7 @@ def test_the_real_packages_are_followed_into_solvers_kernels_and_costs():
     assert {"loraq_sim.solvers.solve", "loraq_sim.quantizers.quantize"} <= solver
     assert "loraq_sim.kernels.quantize" in solver
     assert "loraq_sim.emulator.gemm" not in solver
-    assert {"loraq_sim.emulator.gemm", "loraq_sim.kernels.tiles_portable"} <= emulator
+    assert {"loraq_sim.emulator.gemm", "loraq_sim.kernels.tiles"} <= emulator
     assert "hwmodels.cost" in module._reached(module._ENTRIES["cost"], found, {})
     for name in (
         "loraq_sim.cli",

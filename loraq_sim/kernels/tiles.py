@@ -1,0 +1,173 @@
+"""The tiles of each path, compiled on first use, and a disk cache that knows what emits them.
+
+A tile has rows x vectors accumulators in registers. With AVX-512 24 of them hide the latency of a
+dot and leave room for operands in 32 registers. With AVX2 there are 16 registers and no four-way
+dot that is exact (vpmaddubsw saturates at 16 bits), so all tiles but the 16-bit lanes multiply
+words. The portable ones are plain LLVM vectors, which LLVM splits into the registers there are.
+Extremes and counts take registers from the accumulators.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
+from pathlib import Path
+from types import FunctionType
+
+from numba import types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from loraq_sim.kernels.jit import keep_compiled
+from loraq_sim.kernels.processor import KernelUnavailable, TileArguments
+from loraq_sim.kernels.tile import NestedCode, TileCode, TileShape
+from loraq_sim.kernels.vector_ir import Instructions
+
+__all__ = ["TileKernel", "tile_kernels"]
+
+# What the emulator asks for by name: the rule after a chunk, and the dot; ``exact`` has no rule, so
+# the fastest dot of the path serves it.
+_RULES = {
+    "exact": ("none", ""),
+    "saturate_pair": ("none", "words_saturating"),
+    "saturate_single": ("none", "words_saturating"),
+    "symmetric_pair": ("raise", "words_saturating"),
+    "symmetric_single": ("raise", "words_saturating"),
+    "clamp_bytes": ("clamp", "bytes"),
+    "clamp_words": ("clamp", "words"),
+    "clamp_single": ("clamp", "words"),
+    "clamp_halves": ("clamp", "halves"),
+    "measure_bytes": ("measure", "bytes"),
+    "measure_words": ("measure", "words"),
+    "measure_single": ("measure", "words"),
+    "count_clamp_words": ("count_clamp", "words"),
+    "count_clamp_single": ("count_clamp", "words"),
+    "count_wrap_words": ("count_wrap", "words"),
+    "count_wrap_single": ("count_wrap", "words"),
+    "nested": ("nested", "words"),
+    "nested_report": ("nested_report", "words"),
+}
+# Rows of a tile by rule; of ``clamp`` in 16-bit lanes where they differ.
+_ROWS = {
+    "avx512": {"none": 12, "raise": 12, "clamp": 12, "measure": 8, "count": 6, "nested": 6,
+               "nested_report": 4},
+    "avx2": {"none": 5, "clamp": 5, "halves": 6, "measure": 4, "count": 3, "nested": 3,
+             "nested_report": 2},
+    "portable": {"none": 4, "clamp": 4, "measure": 4, "count": 3, "nested": 2, "nested_report": 2},
+}  # fmt: skip
+# Only VNNI has these dots.
+_VNNI = ("bytes", "words_saturating")
+# Every file that emits code: Numba compares the file of the compiled function alone.
+_SOURCES = ("jit.py", "processor.py", "tile.py", "tiles.py", "vector_ir.py")
+
+
+@cache
+def tile_kernels(path: str) -> Mapping[str, "TileKernel"]:
+    """Return the kernels of a path by name."""
+    return {
+        name: TileKernel(shape, _function(f"{path}_{name}", shape))
+        for name in _RULES
+        if (shape := _shape(path, name)) is not None
+    }
+
+
+def _shape(path: str, name: str) -> TileShape | None:
+    rule, dot = _RULES[name]
+    if path != "avx512" and dot in _VNNI:
+        return None
+    dot = dot or ("bytes" if path == "avx512" else "words")
+    rows = _ROWS[path]
+    return TileShape(
+        Instructions(path, dot),
+        rule,
+        moving=dot == "bytes" and rule != "none",
+        single=name.endswith("_single"),
+        rows=rows.get(dot) or rows[rule.removesuffix("_clamp").removesuffix("_wrap")],
+        vectors=1 if rule == "nested_report" else 2,
+    )
+
+
+def _function(name: str, shape: TileShape) -> Callable[[int], None]:
+    """A function of its own for Numba to compile, which keeps code on disk by name.
+
+    The tile is one of its globals: a variable of a closure would be part of the key, and an
+    intrinsic is another one in every process.
+    """
+    named = {"_tile": _make_tile(shape), "__name__": __name__}
+    function = FunctionType(_run_tile.__code__, named, name)
+    function.__qualname__ = name
+    return function
+
+
+def _run_tile(arguments: int) -> None:
+    _tile(arguments)
+
+
+def _tile(arguments: int) -> None:
+    """Stands for the tile of each function."""
+
+
+def _make_tile(shape: TileShape) -> Callable[[int], None]:
+    """Return the intrinsic ``tile(arguments)`` of the i64 address of `TileArguments`."""
+
+    @intrinsic
+    def tile(typingctx, arguments):
+        return types.void(types.int64), emit
+
+    def emit(context, builder, signature, args):
+        code = NestedCode if shape.nested else TileCode
+        code(builder, shape, args[0]).emit()
+        return context.get_dummy_value()
+
+    return tile
+
+
+class TileKernel:
+    """The code of a block of tiles of one shape, compiled when it first runs.
+
+    Cached on disk until its file or any file that emits code changes: Numba compares the file of
+    the function alone, so a changed tile would go unseen. Numba also keeps the processor's name
+    and features in the key: another processor compiles anew.
+    """
+
+    def __init__(self, shape: TileShape, function: Callable) -> None:
+        self.shape, self._function = shape, function
+
+    @cached_property
+    def compiled(self) -> CFunc:
+        """The compiled function; its ``cache_hits`` tell whether the disk cache had it.
+
+        Raises `KernelUnavailable` if it does not compile here.
+        """
+        kernel = CFunc(self._function, ((types.int64,), types.void), {}, {"nopython": True})
+        keep_compiled(kernel, self._function)
+        files = getattr(kernel._cache, "_cache_file", None)
+        if files is not None:
+            files._source_stamp = (files._source_stamp, _fingerprint())
+        try:
+            kernel.compile()
+        # An LLVM that does not know an instruction, or whose declaration of it is another.
+        except Exception as error:
+            raise KernelUnavailable(self.shape.instructions.path, error) from error
+        return kernel
+
+    @cached_property
+    def _call(self) -> Callable:
+        return self.compiled.ctypes
+
+    @property
+    def address(self) -> int:
+        """Where the compiled function starts."""
+        return self.compiled.address
+
+    def run(self, arguments: TileArguments) -> None:
+        """Compute the tiles of a block, without the GIL; trusts every address."""
+        values = array("q", arguments)
+        self._call(values.buffer_info()[0])
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
