@@ -1,19 +1,17 @@
-"""Files this project writes: whole or not at all, and never over what is there unasked.
+"""Files of this project and of strangers: written whole, read with care, shown harmless.
 
-Every file the package, its command line and its reports write comes through here, so that a full
-disk, a quota or Ctrl-C leaves either the old file or the new one, and the message names the file.
+Written: every file the package, its command line and its reports write comes through here, so that
+a full disk, a quota or Ctrl-C leaves either the old file or the new one, and the message names the
+file; nothing that is there is replaced unasked.
 
-Files that people give: regular ones, and of those that hold text or TOML, what is safe to parse.
-
-A pipe would be waited for, a device need not end, and the TOML reader takes minutes for a key of
-ten thousand parts; all of that is refused in one line. The rules are those of accelerator files
+Read: a file that a person names must be a regular one, and text or TOML must be safe to parse. A
+pipe would be waited for, a device need not end, and the TOML reader takes minutes for a key of ten
+thousand parts; all of that is refused in one line. The rules are those of accelerator files
 (`hwmodels.errors`), so every text a user names is read by one function.
 
-Text from files of strangers, made harmless for where it is shown: one rule for each place.
-
-Names of layers, messages, provenance and whatever else a file holds may carry characters that a
-terminal obeys, that Markdown reads as markup, or that a spreadsheet runs. Values themselves stay as
-they are; these functions stand where text leaves the program.
+Shown: names of layers, messages, provenance and whatever else a file holds may carry characters
+that a terminal obeys, that Markdown reads as markup, or that a spreadsheet runs. Values themselves
+stay as they are; one function for each place stands where text leaves the program.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Number formats: what one stored tensor costs in bytes, and which codes it may hold.
+"""Number formats: what one stored tensor costs in bytes, which codes it holds, how values round.
 
 A format string is ``element/granularity[/scale]``, for example ``int4/g64/fp16``:
 
@@ -21,9 +21,8 @@ Block elements bring their granularity and scale along, so their name is a whole
 
 To add an element, add one line to ``ELEMENTS``; to add a scale format, one line to ``SCALES``.
 
-Names, meanings and register codes of rounding and saturation modes (shift-round-saturate).
-
-The names are those of ``aie::rounding_mode``. The increments follow the table of AMD UG1583 and
+How a number gets into a format is said by `Rounding` and `Saturation` (shift-round-saturate). Their
+names are those of ``aie::rounding_mode``; the increments follow the table of AMD UG1583 and
 ``aie_api`` (AIE-ML, AIE2P). The two AI Engine generations number the same modes differently, so a
 raw code means nothing without its generation: use `rounding_code` and `rounding_from_code`.
 """
@@ -179,6 +178,13 @@ class Format:
         return f"{self.element.name}/{where}/{self.scale.name}"
 
     @property
+    def scale_format(self) -> ScaleFormat:
+        """`scale` of a format that has one; TypeError for plain floats."""
+        if self.scale is None:
+            raise TypeError(f"{self} is stored without scales")
+        return self.scale
+
+    @property
     def has_tensor_scale(self) -> bool:
         """Whether a tensor stores one fp32 scale on top of its e4m3 scales."""
         return self.scale is not None and self.scale.name == "e4m3"
@@ -188,9 +194,13 @@ class Format:
         """Whether one scale serves several rows, so that they cannot be quantized apart."""
         return self.granularity == "tensor" or self.has_tensor_scale
 
+    def group_width(self, k: int) -> int:
+        """Elements that share a scale along the last axis of length `k`; never more than `k`."""
+        return k if self.group_size is None else min(self.group_size, k)
+
     def n_groups(self, k: int) -> int:
         """Scales along the last axis of length `k` (the last group may be short)."""
-        return -(-k // self.group_size) if self.granularity == "group" else 1
+        return 1 if self.group_size is None else -(-k // self.group_size)
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the scale array of a tensor of `shape`; ``(1, ..., 1)`` for ``tensor``."""
@@ -245,7 +255,7 @@ def _parse(text: str) -> Format:
             )
         return Format(element=element, granularity="none")
     if element.block is not None:
-        return _parse_block(element, parts, text)
+        return _parse_block(element, element.block, parts, text)
     if len(parts) not in (2, 3):
         raise InputError(
             f"format {text!r:.100} must be element/granularity[/scale]; "
@@ -260,9 +270,10 @@ def _parse(text: str) -> Format:
     )
 
 
-def _parse_block(element: Element, parts: list[str], text: str) -> Format:
+def _parse_block(element: Element, block: tuple[int, str], parts: list[str], text: str) -> Format:
     """A block element alone, or with another group size; its scale format is part of it."""
-    group, scale = element.block
+    group: int | None
+    group, scale = block
     if len(parts) > 1:
         granularity, group = _parse_granularity(parts[1], text)
         if granularity != "group" or parts[2:] not in ([], [scale]):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds, guaranteed_bits, signed_width
 from loraq_sim.emulator.mac_array import MacArray, overflow_limits
-from loraq_sim.emulator.tile_job import TileJob, result_dtype
+from loraq_sim.emulator.tile_job import TileJob, as_accumulators
 from loraq_sim.emulator.tile_ready import run_ready
 from loraq_sim.emulator.tile_route import (
     count_overflows,
@@ -30,7 +30,7 @@ from loraq_sim.emulator.tile_route import (
 )
 from loraq_sim.kernels.processor import NEVER
 
-__all__ = ["Accumulation", "GemmReport", "accumulate", "report_of"]
+__all__ = ["Accumulation", "GemmReport", "accumulate", "measured", "report_of"]
 
 # Columns of one panel, at most. Wide panels amortize the per-row calls of the kernel (1152 columns
 # ran 2x as fast as 384), and streaming W from an outer cache costs less than those calls.
@@ -96,6 +96,13 @@ class Accumulation:
     extremes: tuple[int, int] | None = None
 
 
+def measured(count: int | None) -> int:
+    """A count of a report with statistics, which leaves none open; TypeError for None."""
+    if count is None:
+        raise TypeError("this count was not measured; ask for statistics")
+    return count
+
+
 def accumulate(job: TileJob[MacArray], *, statistics: bool) -> Accumulation:
     """Run the fastest route that is proved exact for these operands."""
     if not statistics and (ready := run_ready(job)) is not None:
@@ -124,7 +131,7 @@ def report_of(job: TileJob[MacArray], a_range: tuple[int, int], *, statistics: b
     if affected is None and overflows == 0 and result.tree_overflow_count == 0:
         affected = 0
     return GemmReport(
-        acc=result.acc.astype(result_dtype(job.mac), copy=False),
+        acc=as_accumulators(result.acc, job.mac),
         overflow_count=overflows,
         tree_overflow_count=result.tree_overflow_count,
         outputs_affected=affected,

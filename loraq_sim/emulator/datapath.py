@@ -191,7 +191,7 @@ def datapath_steps(
         x_branch = "X_a"
         if split.branch_activation != split.main_activation:
             x_branch = "X_b"
-            steps.append(_round("round_branch", x, x_branch, split.branch_activation))
+            steps.append(_round("round_branch", x, x_branch, _branch_activation(split)))
         steps += [
             Step(
                 name="down", operation="gemm", inputs=(x_branch,), result="X_b R^T", weight="right"
@@ -275,10 +275,19 @@ def run_layer(
 def p_format_of(split: PrecisionSplit, datapath: Datapath) -> Format:
     """The format P is rounded to between the two factors."""
     if datapath.p_format == "branch":
-        return split.branch_activation
+        return _branch_activation(split)
     if datapath.p_format.startswith("int"):
         return parse_format(f"{datapath.p_format}/g{split.group}")
     return parse_format(datapath.p_format)
+
+
+def _branch_activation(split: PrecisionSplit) -> Format:
+    if split.branch_activation is None:
+        raise InputError(
+            f"split {split} has no low-rank branch, but the layer has factors; use a split such as "
+            "W4A4+W8A8r8"
+        )
+    return split.branch_activation
 
 
 def _round(name: str, x: str, result: str, fmt: Format) -> Step:
@@ -296,6 +305,8 @@ def _transform(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> St
 
 
 def _rounding(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
+    if step.format is None:
+        raise TypeError(f"step {step.name!r} names no format to round to")
     rules = datapath.float_overflow
     result, records = rounded_tensor(step.result, inputs[0], step.format, datapath.rounding, rules)
     return StepResult(step=step, inputs=inputs, weight=weight, result=result, clipped=records)
@@ -304,21 +315,27 @@ def _rounding(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> Ste
 def _gemm(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
     (x,) = inputs
     rule = datapath.float_overflow.rule(datapath.combine)
-    options = {"saturate": rule == "saturate"}
-    y, seen = scaled_gemm(x, weight, datapath.mac, datapath.combine, **options)
+    y, seen = scaled_gemm(x, weight, datapath.mac, datapath.combine, saturate=rule == "saturate")
     records: tuple[Clipping, ...] = ()
     if seen.clipped_count:
         # Shifts are exact until their sum becomes a float32, as sums of 16-bit floats are.
         is_fp32 = datapath.combine == "shift" or seen.arithmetic in (FLOAT_MODEL, ZERO_POINT_MODEL)
         fmt = "fp32" if is_fp32 else datapath.combine
-        facts = {"format": fmt, "rule": rule, "size": y.size}
-        facts |= {"count": seen.clipped_count, "first_row": seen.first_clipped_row}
-        records = (Clipping(tensor=f"the sums {step.result}", **facts),)
+        found = Clipping(
+            tensor=f"the sums {step.result}",
+            format=fmt,
+            rule=rule,
+            count=seen.clipped_count,
+            size=y.size,
+            first_row=seen.first_clipped_row or 0,
+        )
+        records = (found,)
         if rule == UNBOUNDED:
             exact = _exact(x) @ _exact(weight).T
             y = np.where(np.isfinite(y), y.astype(np.float64), exact)
-    facts = {"statistics": seen, "clipped": records}
-    return StepResult(step=step, inputs=inputs, weight=weight, result=y, **facts)
+    return StepResult(
+        step=step, inputs=inputs, weight=weight, result=y, statistics=seen, clipped=records
+    )
 
 
 def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:

@@ -24,7 +24,10 @@ from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.quantize import quantize_rounded
 from loraq_sim.quantizers.tensor import as_rows, float_dtype, group_ends
 
-__all__ = ["FLOAT_RULES", "Clipping", "FloatOverflow", "rounded_float", "rounded_tensor"]
+__all__ = [
+    *("FLOAT_RULES", "UNBOUNDED", "Clipping", "FloatOverflow"),
+    *("clipping", "rounded_float", "rounded_tensor"),
+]
 
 FLOAT_RULES = ("infinity", "saturate")
 UNBOUNDED = "unbounded"
@@ -115,8 +118,15 @@ def clipping(
     if clipped is None or not clipped.any():
         return ()
     rows = np.flatnonzero(clipped.reshape(len(clipped), -1).any(axis=1))
-    facts = {"tensor": tensor, "format": fmt, "rule": rule, "size": clipped.size}
-    return (Clipping(count=int(clipped.sum()), first_row=int(rows[0]), **facts),)
+    found = Clipping(
+        tensor=tensor,
+        format=fmt,
+        rule=rule,
+        count=int(clipped.sum()),
+        size=clipped.size,
+        first_row=int(rows[0]),
+    )
+    return (found,)
 
 
 def rounded_float(
@@ -199,14 +209,15 @@ def _scales_that_overflow(
     """`stored`, whose scales were clamped, with those beyond their format as the rule has them."""
     fmt = stored.format
     # The exponent of a block is taken from its values, and so is within its range.
-    if fmt.element.block is not None or not (stored.scales >= fmt.scale.largest).any():
+    held, kept = fmt.scale_format, stored.group_scales
+    if fmt.element.block is not None or not np.any(kept >= held.largest):
         return stored, ()
     low, high = group_ends(*as_rows(x, fmt))
     span = high - low if fmt.element.has_zero_point else np.maximum(high, -low)
-    exact = (span / fmt.element.hi).reshape(stored.scales.shape)
-    name = fmt.scale.name
+    exact = (span / fmt.element.hi).reshape(kept.shape)
+    name = held.name
     if name == "e8m0":
-        return stored, clipping(f"scales of {tensor}", name, "saturate", exact > fmt.scale.largest)
+        return stored, clipping(f"scales of {tensor}", name, "saturate", exact > held.largest)
     rule = overflow.rule(name)
     scales, clipped = rounded_float(exact, name, rule)
     if clipped is None:
@@ -217,7 +228,7 @@ def _scales_that_overflow(
     if rule == UNBOUNDED:
         wide = quantize_rounded(x, replace(fmt, scale=SCALES["fp32"]), rounding)
         return _replaced(wide, format=fmt), records
-    scales = np.where(clipped, scales.astype(np.float32), stored.scales)
+    scales = np.where(clipped, scales.astype(np.float32), kept)
     return _emptied(stored, clipped, scales), records
 
 
@@ -230,8 +241,9 @@ def _with_wild_groups(
     overflow: FloatOverflow,
 ) -> tuple[QuantizedTensor, tuple[Clipping, ...]]:
     """As `rounded_tensor`, of rows some of whose values are not finite."""
-    rule = overflow.rule(fmt.scale.name)
-    if fmt.element.block is None and rule == "saturate" and fmt.scale.name != "e8m0":
+    name = fmt.scale_format.name
+    rule = overflow.rule(name)
+    if fmt.element.block is None and rule == "saturate" and name != "e8m0":
         # A clamped scale leaves codes at their ends, as a value of the largest float32 does.
         largest = np.finfo(np.float32).max
         kept = np.where(np.isnan(x), np.float32(0), np.clip(x, -largest, largest))
@@ -239,14 +251,15 @@ def _with_wild_groups(
     else:
         kept, wild = np.where(finite, x, np.float32(0)), ~finite
     stored, records = rounded_tensor(tensor, kept, fmt, rounding, overflow)
+    scales = stored.group_scales
     if fmt.has_tensor_scale:
         # One scale of the tensor: a value that is not finite reaches every block.
-        groups = np.full(stored.scales.shape, wild.any())
+        groups = np.full(scales.shape, wild.any())
     else:
         rows, group = as_rows(wild, fmt)
         starts = np.arange(0, rows.shape[1], group)
-        groups = np.logical_or.reduceat(rows, starts, axis=1).reshape(stored.scales.shape)
-    return _emptied(stored, groups, np.where(groups, np.float32(np.nan), stored.scales)), records
+        groups = np.logical_or.reduceat(rows, starts, axis=1).reshape(scales.shape)
+    return _emptied(stored, groups, np.where(groups, np.float32(np.nan), scales)), records
 
 
 def _emptied(
@@ -269,14 +282,13 @@ def _replaced(stored: QuantizedTensor, **changes: Any) -> QuantizedTensor:
 
 
 def _along_groups(per_group: NDArray[Any], stored: QuantizedTensor) -> NDArray[Any]:
-    fmt, k = stored.format, stored.codes.shape[-1]
-    width = min(fmt.group_size, k) if fmt.granularity == "group" else k
-    return np.repeat(per_group, width, axis=-1)[..., :k]
+    k = stored.codes.shape[-1]
+    return np.repeat(per_group, stored.format.group_width(k), axis=-1)[..., :k]
 
 
 def _per_element(stored: QuantizedTensor, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Scales of every element; 1 where a zero scale marks a group of zeros."""
-    scales = np.where(stored.scales == 0, np.float32(1), stored.scales)
+    scales = np.where(stored.group_scales == 0, np.float32(1), stored.group_scales)
     return np.broadcast_to(_along_groups(scales, stored), shape)
 
 

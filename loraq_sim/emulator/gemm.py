@@ -19,9 +19,9 @@ from loraq_sim.emulator.requantize import srs
 from loraq_sim.emulator.tile_job import (
     ACCUMULATORS,
     activation_range,
+    as_accumulators,
     checked_job,
     on_a_path_that_compiles,
-    result_dtype,
 )
 from loraq_sim.emulator.tile_ready import run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
@@ -74,7 +74,7 @@ def emulate_gemm(
     if isinstance(mac, TwoLevelArray):
         return emulate_two_level(a, w, mac, init=init, threads=threads)
     acc = accumulate(checked_job(a, w, mac, init, threads), statistics=False).acc
-    return acc.astype(result_dtype(mac), copy=False)
+    return as_accumulators(acc, mac)
 
 
 @on_a_path_that_compiles

@@ -1,13 +1,9 @@
-"""The slow reference: Python integers and fractions, one add at a time, no kernel shared.
+"""The slow reference: Python integers and fractions, one value at a time, no kernel shared.
 
 This file is the meaning of the emulator. Everything faster must agree with it, value for value.
-It is meant for tests and for a handful of outputs: about a million products per second.
-
-The slow reference of upshift and scaled requantization: Python integers and fractions.
-
-One value at a time, no code shared with the kernels. Each rounding is written as its meaning on
-exact fractions, not as the shifts and nudges of the C sources, so that an error in one cannot hide
-in the other.
+Each rounding is written as its meaning on exact fractions, not as the shifts and nudges of the C
+sources, so that an error in one cannot hide in the other. It is meant for tests and for a handful
+of outputs: about a million products per second.
 """
 
 from dataclasses import dataclass

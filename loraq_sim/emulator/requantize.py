@@ -228,8 +228,7 @@ def ups(
     if clamp == "before":
         lowest, highest = bottom << shift, top << shift
     limits = (np.int64(v) for v in (bottom, top, lowest, highest))
-    dtype: type[np.int32] | type[np.int64] = np.int32 if acc_bits <= 32 else np.int64
-    out = np.empty(values.size, dtype=dtype)
+    out = np.empty(values.size, dtype=np.dtype("int32" if acc_bits <= 32 else "int64"))
     flat = np.ascontiguousarray(values).reshape(-1)
     # Bits above the accumulator's are dropped by moving them out of int64 and back.
     shift_up(flat, np.int64(shift), bool(saturate), *limits, np.int64(64 - acc_bits), out)

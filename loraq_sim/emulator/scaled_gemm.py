@@ -1,4 +1,18 @@
-"""How partial sums of scale groups are combined, each step rounded to the accelerator's format.
+"""One GEMM of stored tensors: groups of K through the MAC array, their partial sums combined.
+
+What is exact and what is a model:
+
+- integer elements (``intN``, ``mxintN``, ``bfp16ebs8``): bit exact. Inside a stretch of K with
+  constant scales `emulate_gemm` accumulates; partial sums combine in order of K as below.
+- small float elements (``mxfpN``, ``nvfp4``), also with integers: the products and the sum of one
+  stretch are exact (for ``mxfp8_e5m2`` to float64), then rounded once to float32 and combined as
+  below. Real tensor cores round inside the stretch too, in an order that is not published: a model.
+- 16- and 32-bit floats (a 16-bit branch, P kept in fp16): float32 products accumulated in float32
+  by the host's matrix multiply: a model.
+- integers with zero points: the same, so no accumulator is emulated and none can overflow: a model
+  that says so by its name.
+
+Partial sums are combined in the accelerator's format, each step rounded to it:
 
 fp32   y <- fl32(y + fl32(partial))
 bf16   y <- bf16(y + bf16(partial))
@@ -8,26 +22,8 @@ fp22   y <- trunc14(y + fl32(partial)): 14 significant bits, truncated toward ze
        section 3.5.2); the alignment inside one instruction is not modeled
 shift  integers aligned by the exponents of power-of-two scales and added exactly
 
-Sums beyond a format become infinite, or are clamped at every step where the data path says so
-(`loraq_sim.emulator.float_overflow`).
-
-One GEMM of stored tensors: groups of K through the MAC array, their partial sums combined.
-
-What is exact and what is a model:
-
-- integer elements (``intN``, ``mxintN``, ``bfp16ebs8``): bit exact. Inside a stretch of K with
-  constant scales `emulate_gemm` accumulates; partial sums combine in order of K as
-  `loraq_sim.emulator.scaled_gemm` says.
-- small float elements (``mxfpN``, ``nvfp4``), also with integers: the products and the sum of one
-  stretch are exact (for ``mxfp8_e5m2`` to float64), then rounded once to float32 and combined as
-  above. Real tensor cores round inside the stretch too, in an order that is not published: a model.
-- 16- and 32-bit floats (a 16-bit branch, P kept in fp16): float32 products accumulated in float32
-  by the host's matrix multiply: a model.
-- integers with zero points: the same, so no accumulator is emulated and none can overflow: a model
-  that says so by its name.
-
-Sums beyond the format they are combined in become infinite or are clamped, and are counted
-(`loraq_sim.emulator.float_overflow`).
+Sums beyond the format become infinite, or are clamped at every step where the data path says so,
+and are counted (`loraq_sim.emulator.float_overflow`).
 """
 
 import dataclasses
@@ -35,24 +31,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from loraq_sim.emulator.accumulation import GemmReport, measured
 from loraq_sim.emulator.gemm import emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
-from loraq_sim.emulator.two_level import emulate_two_level_report
+from loraq_sim.emulator.two_level import TwoLevelReport
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
 
 __all__ = [
-    "COMBINES",
-    "GemmStatistics",
-    "ShiftCombiner",
-    "SumCombiner",
-    "clamped",
-    "rounded",
-    "scaled_gemm",
+    *("BIT_EXACT", "BLOCK_MODEL", "COMBINES", "FLOAT_MODEL", "ZERO_POINT_MODEL"),
+    *("GemmStatistics", "clamped", "rounded", "scaled_gemm"),
 ]
-
 
 COMBINES = ("fp32", "bf16", "fp16", "fp22", "shift")
 
@@ -60,133 +52,6 @@ COMBINES = ("fp32", "bf16", "fp16", "fp22", "shift")
 _FP22_MASK = np.uint32(0xFFFFFFFF << (23 - 13) & 0xFFFFFFFF)
 # Magnitude bits of aligned sums, which are int64.
 _ALIGNED_BITS = 62
-
-
-def rounded(values: np.ndarray, combine: str) -> np.ndarray:
-    """Float32 `values` rounded to the format of a combine step; infinite beyond it."""
-    if combine in ("bf16", "fp16"):
-        with np.errstate(over="ignore"):
-            return values.astype(_dtype(combine)).astype(np.float32)
-    if combine == "fp22":
-        # Cut bits would make a NaN with a small payload infinite.
-        cut = (np.ascontiguousarray(values).view(np.uint32) & _FP22_MASK).view(np.float32)
-        return np.where(np.isnan(values), values, cut)
-    return values
-
-
-def clamped(values: np.ndarray, combine: str) -> tuple[np.ndarray, np.ndarray]:
-    """`values` with infinities replaced by the largest value of a combine step's format, and where.
-
-    The largest value of fp22 is float32's with the last bits cut.
-    """
-    largest = np.float32(np.finfo(np.float32).max)
-    if combine in ("bf16", "fp16"):
-        import ml_dtypes
-
-        largest = np.float32(ml_dtypes.finfo(_dtype(combine)).max)
-    infinite = np.isinf(values)
-    return np.where(infinite, np.copysign(rounded(largest, combine), values), values), infinite
-
-
-class SumCombiner:
-    """Floating-point combination in order of K; with `saturate` every step is clamped."""
-
-    def __init__(self, shape: tuple[int, int], combine: str, *, saturate: bool = False) -> None:
-        self._sum = np.zeros(shape, dtype=np.float32)
-        self._combine = combine
-        self.clipped = np.zeros(shape, dtype=np.bool_) if saturate else None
-
-    def add(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray) -> None:
-        """Add fl32(acc) * fl32(x_scale w_scale); acc (M, N), scales (M,) and (N,)."""
-        is_fast = acc.dtype == np.int32 and self._combine in ("fp32", "bf16")
-        if is_fast and self.clipped is None:
-            from loraq_sim.kernels.run_blocks import add_scaled
-
-            # The formula below in one pass over memory.
-            scales = (np.ascontiguousarray(s, np.float32) for s in (x_scale, w_scale))
-            acc = np.ascontiguousarray(acc)
-            add_scaled(acc, *scales, self._combine == "bf16", self._sum)
-            return
-        # Infinities are results here, and 0 times infinity is NaN.
-        with np.errstate(over="ignore", invalid="ignore"):
-            partial = acc.astype(np.float32) * (x_scale[:, None] * w_scale[None, :])
-            if self._combine in ("bf16", "fp16"):
-                partial = self._step(partial)
-            self._sum = self._step(self._sum + partial)
-
-    def result(self) -> np.ndarray:
-        """The sum, (M, N) float32."""
-        return self._sum
-
-    def _step(self, values: np.ndarray) -> np.ndarray:
-        values = rounded(values, self._combine)
-        if self.clipped is None:
-            return values
-        values, infinite = clamped(values, self._combine)
-        self.clipped |= infinite
-        return values
-
-
-class ShiftCombiner:
-    """Exact integer combination: acc << (exponent - smallest exponent of the row and column).
-
-    Rows and columns with a scale that is not finite are NaN.
-    """
-
-    clipped = None
-
-    def __init__(self, x_scales: np.ndarray, w_scales: np.ndarray) -> None:
-        self._wild = ~np.isfinite(x_scales).all(axis=1)[:, None] | ~np.isfinite(w_scales).all(
-            axis=1
-        )
-        self._x_base, self._w_base = _smallest_exponents(x_scales), _smallest_exponents(w_scales)
-        self._sum = np.zeros((len(x_scales), len(w_scales)), dtype=np.int64)
-        self._bound = 0
-
-    def add(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray) -> None:
-        """Add acc (M, N) integers, aligned by the exponents of the scales (M,) and (N,)."""
-        # A zero scale marks a group of zeros: its accumulators are zero and need no shift.
-        x_shift = np.where(x_scale == 0, 0, _exponents(x_scale) - self._x_base)
-        w_shift = np.where(w_scale == 0, 0, _exponents(w_scale) - self._w_base)
-        shift = x_shift[:, None] + w_shift[None, :]
-        shift[(acc == 0) | self._wild] = 0
-        _, magnitude = np.frexp(np.abs(acc.astype(np.float64)))
-        self._bound += 2 ** int((magnitude + shift).max())
-        if self._bound >= 2**_ALIGNED_BITS:
-            bits = self._bound.bit_length() + 1
-            raise InputError(
-                f"combine 'shift' needs an aligned sum of {bits} bits, more than the "
-                f"{_ALIGNED_BITS + 1} emulated: the scales of a row lie too far apart; use fp32"
-            )
-        self._sum += acc.astype(np.int64) << shift.astype(np.int64)
-
-    def result(self) -> np.ndarray:
-        """The sum rounded once to float32, (M, N)."""
-        exponent = self._x_base[:, None] + self._w_base[None, :]
-        with np.errstate(over="ignore"):
-            y = np.ldexp(self._sum.astype(np.float32), exponent).astype(np.float32)
-        return np.where(self._wild, np.float32(np.nan), y) if self._wild.any() else y
-
-
-def _dtype(combine: str) -> np.dtype:
-    if combine == "fp16":
-        return np.dtype(np.float16)
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
-
-
-def _exponents(scales: np.ndarray) -> np.ndarray:
-    """e of scales 2**e; of no meaning for a zero scale."""
-    return np.frexp(scales)[1] - 1
-
-
-def _smallest_exponents(scales: np.ndarray) -> np.ndarray:
-    """Smallest exponent of each row of (rows, groups) power-of-two scales; 0 for zero rows."""
-    highest = np.iinfo(np.int32).max
-    counts = np.isfinite(scales) & (scales != 0)
-    smallest = np.where(counts, _exponents(np.where(counts, scales, 1)), highest).min(axis=1)
-    return np.where(smallest == highest, 0, smallest)
 
 
 BIT_EXACT = "bit exact"
@@ -306,16 +171,15 @@ def _accumulate(
     x: np.ndarray, w: np.ndarray, mac: "MacArray | TwoLevelArray", x_bits: int, start: int
 ) -> tuple[np.ndarray, GemmStatistics]:
     """Accumulators (M, N) of one stretch of K that begins at `start`, and what happened there."""
-    if isinstance(mac, TwoLevelArray):
-        report = emulate_two_level_report(x, w, mac, a_bits=x_bits)
+    report: GemmReport | TwoLevelReport = emulate_gemm_report(x, w, mac, a_bits=x_bits)
+    if isinstance(report, TwoLevelReport):
         inner = report.column_overflow_count + report.column_tree_overflow_count
     else:
-        report = emulate_gemm_report(x, w, mac, a_bits=x_bits)
-        inner = report.tree_overflow_count
+        inner = measured(report.tree_overflow_count)
     first = report.first_overflow_k
     return report.acc, GemmStatistics(
-        overflow_count=report.overflow_count + inner,
-        outputs_affected=report.outputs_affected,
+        overflow_count=measured(report.overflow_count) + inner,
+        outputs_affected=measured(report.outputs_affected),
         first_overflow_k=None if first is None else start + first,
         safe_acc_bits=report.safe_acc_bits,
         guaranteed_acc_bits=report.guaranteed_acc_bits,
@@ -330,13 +194,141 @@ def _has_block_products(fmt: Format) -> bool:
     return not fmt.element.is_plain_float and not fmt.element.has_zero_point
 
 
+def rounded(values: NDArray[np.float32], combine: str) -> NDArray[np.float32]:
+    """Float32 `values` rounded to the format of a combine step; infinite beyond it."""
+    if combine in ("bf16", "fp16"):
+        with np.errstate(over="ignore"):
+            return values.astype(_dtype(combine)).astype(np.float32)
+    if combine == "fp22":
+        # Cut bits would make a NaN with a small payload infinite.
+        cut = (np.ascontiguousarray(values).view(np.uint32) & _FP22_MASK).view(np.float32)
+        return np.where(np.isnan(values), values, cut)
+    return values
+
+
+def clamped(values: np.ndarray, combine: str) -> tuple[np.ndarray, np.ndarray]:
+    """`values` with infinities replaced by the largest value of a combine step's format, and where.
+
+    The largest value of fp22 is float32's with the last bits cut.
+    """
+    largest = np.float32(np.finfo(np.float32).max)
+    if combine in ("bf16", "fp16"):
+        import ml_dtypes
+
+        largest = np.float32(ml_dtypes.finfo(_dtype(combine)).max)
+    infinite = np.isinf(values)
+    end = rounded(np.asarray(largest), combine)
+    return np.where(infinite, np.copysign(end, values), values), infinite
+
+
+class SumCombiner:
+    """Floating-point combination in order of K; with `saturate` every step is clamped."""
+
+    def __init__(self, shape: tuple[int, int], combine: str, *, saturate: bool = False) -> None:
+        self._sum = np.zeros(shape, dtype=np.float32)
+        self._combine = combine
+        self.clipped = np.zeros(shape, dtype=np.bool_) if saturate else None
+
+    def add(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray) -> None:
+        """Add fl32(acc) * fl32(x_scale w_scale); acc (M, N), scales (M,) and (N,)."""
+        is_fast = acc.dtype == np.int32 and self._combine in ("fp32", "bf16")
+        if is_fast and self.clipped is None:
+            from loraq_sim.kernels.run_blocks import add_scaled
+
+            # The formula below in one pass over memory.
+            scales = (np.ascontiguousarray(s, np.float32) for s in (x_scale, w_scale))
+            acc = np.ascontiguousarray(acc)
+            add_scaled(acc, *scales, self._combine == "bf16", self._sum)
+            return
+        # Infinities are results here, and 0 times infinity is NaN.
+        with np.errstate(over="ignore", invalid="ignore"):
+            partial = acc.astype(np.float32) * (x_scale[:, None] * w_scale[None, :])
+            if self._combine in ("bf16", "fp16"):
+                partial = self._step(partial)
+            self._sum = self._step(self._sum + partial)
+
+    def result(self) -> np.ndarray:
+        """The sum, (M, N) float32."""
+        return self._sum
+
+    def _step(self, values: np.ndarray) -> np.ndarray:
+        values = rounded(values, self._combine)
+        if self.clipped is None:
+            return values
+        values, infinite = clamped(values, self._combine)
+        self.clipped |= infinite
+        return values
+
+
+class ShiftCombiner:
+    """Exact integer combination: acc << (exponent - smallest exponent of the row and column).
+
+    Rows and columns with a scale that is not finite are NaN.
+    """
+
+    clipped = None
+
+    def __init__(self, x_scales: np.ndarray, w_scales: np.ndarray) -> None:
+        self._wild = ~np.isfinite(x_scales).all(axis=1)[:, None] | ~np.isfinite(w_scales).all(
+            axis=1
+        )
+        self._x_base, self._w_base = _smallest_exponents(x_scales), _smallest_exponents(w_scales)
+        self._sum = np.zeros((len(x_scales), len(w_scales)), dtype=np.int64)
+        self._bound = 0
+
+    def add(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray) -> None:
+        """Add acc (M, N) integers, aligned by the exponents of the scales (M,) and (N,)."""
+        # A zero scale marks a group of zeros: its accumulators are zero and need no shift.
+        x_shift = np.where(x_scale == 0, 0, _exponents(x_scale) - self._x_base)
+        w_shift = np.where(w_scale == 0, 0, _exponents(w_scale) - self._w_base)
+        shift = x_shift[:, None] + w_shift[None, :]
+        shift[(acc == 0) | self._wild] = 0
+        _, magnitude = np.frexp(np.abs(acc.astype(np.float64)))
+        self._bound += 2 ** int((magnitude + shift).max())
+        if self._bound >= 2**_ALIGNED_BITS:
+            bits = self._bound.bit_length() + 1
+            raise InputError(
+                f"combine 'shift' needs an aligned sum of {bits} bits, more than the "
+                f"{_ALIGNED_BITS + 1} emulated: the scales of a row lie too far apart; use fp32"
+            )
+        self._sum += acc.astype(np.int64) << shift.astype(np.int64)
+
+    def result(self) -> np.ndarray:
+        """The sum rounded once to float32, (M, N)."""
+        exponent = self._x_base[:, None] + self._w_base[None, :]
+        with np.errstate(over="ignore"):
+            y = np.ldexp(self._sum.astype(np.float32), exponent).astype(np.float32)
+        return np.where(self._wild, np.float32(np.nan), y) if self._wild.any() else y
+
+
+def _dtype(combine: str) -> np.dtype:
+    if combine == "fp16":
+        return np.dtype(np.float16)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _exponents(scales: np.ndarray) -> np.ndarray:
+    """e of scales 2**e; of no meaning for a zero scale."""
+    return np.frexp(scales)[1] - 1
+
+
+def _smallest_exponents(scales: np.ndarray) -> np.ndarray:
+    """Smallest exponent of each row of (rows, groups) power-of-two scales; 0 for zero rows."""
+    highest = np.iinfo(np.int32).max
+    counts = np.isfinite(scales) & (scales != 0)
+    smallest = np.where(counts, _exponents(np.where(counts, scales, 1)), highest).min(axis=1)
+    return np.where(smallest == highest, 0, smallest)
+
+
 def _combiner(
     x: QuantizedTensor, w: QuantizedTensor, combine: str, is_integer: bool, saturate: bool
 ) -> SumCombiner | ShiftCombiner:
     if combine != "shift":
         return SumCombiner((x.shape[0], w.shape[0]), combine, saturate=saturate)
     for operand in (x, w):
-        if not is_integer or operand.format.scale.name != "e8m0":
+        if not is_integer or operand.format.scale_format.name != "e8m0":
             raise InputError(
                 f"combine 'shift' needs integers with power-of-two (e8m0) scales, got "
                 f"{operand.format}; use the element family mxint, or combine fp32"
@@ -347,9 +339,8 @@ def _combiner(
 def _scales_that_count(tensor: QuantizedTensor) -> np.ndarray:
     """Scales (rows, groups), 0 for groups of zeros: theirs says nothing about alignment."""
     rows, k = tensor.shape
-    scales = np.broadcast_to(tensor.scales, (rows, tensor.scales.shape[1]))
-    width = min(tensor.format.group_size, k) if tensor.format.granularity == "group" else k
-    starts = np.arange(0, k, width)
+    scales = np.broadcast_to(tensor.group_scales, (rows, tensor.group_scales.shape[1]))
+    starts = np.arange(0, k, tensor.format.group_width(k))
     is_empty = ~np.logical_or.reduceat(tensor.codes != 0, starts, axis=1)
     return np.where(is_empty & np.isfinite(scales), np.float32(0), scales)
 
@@ -357,13 +348,12 @@ def _scales_that_count(tensor: QuantizedTensor) -> np.ndarray:
 def _constant_scale_stretches(k: int, *formats: Format) -> list[tuple[int, int]]:
     edges = {0, k}
     for fmt in formats:
-        if fmt.granularity == "group":
-            edges.update(range(0, k, fmt.group_size))
+        edges.update(range(0, k, fmt.group_width(k)) if k else ())
     ordered = sorted(edges)
     return list(zip(ordered[:-1], ordered[1:], strict=True))
 
 
 def _scale_at(tensor: QuantizedTensor, k: int) -> np.ndarray:
     """Scale of every row at position `k` of the last axis, (rows,) float32."""
-    group = k // tensor.format.group_size if tensor.format.granularity == "group" else 0
-    return np.broadcast_to(tensor.scales[:, group], (tensor.shape[0],))
+    group = k // tensor.format.group_width(tensor.shape[1])
+    return np.broadcast_to(tensor.group_scales[:, group], (tensor.shape[0],))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ACCUMULATORS", "AnyJob", "Choice", "Output", "Plan", "TileJob"),
-    *("activation_range", "checked_job", "kernels_of", "on_a_path_that_compiles", "plan_of"),
-    "result_dtype",
+    *("activation_range", "as_accumulators", "checked_job", "kernels_of"),
+    *("on_a_path_that_compiles", "plan_of"),
 ]
 
 Array = TypeVar("Array", MacArray, TwoLevelArray)
@@ -205,9 +205,13 @@ def activation_range(dtype: np.dtype, job: AnyJob, a_bits: int) -> tuple[int, in
     return allowed
 
 
-def result_dtype(mac: MacArray | TwoLevelArray) -> type[np.int32] | type[np.int64]:
-    """dtype in which callers get accumulators: int32 for up to 32 bits, int64 above."""
-    return np.int32 if mac.acc_bits <= 32 else np.int64
+def as_accumulators(
+    values: NDArray[np.integer], mac: MacArray | TwoLevelArray
+) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Sums in the dtype that callers get: int32 for accumulators of up to 32 bits, int64 above."""
+    if mac.acc_bits <= 32:
+        return values.astype(np.int32, copy=False)
+    return values.astype(np.int64, copy=False)
 
 
 def on_a_path_that_compiles(run: Callable[Given, Returned]) -> Callable[Given, Returned]:

@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.accumulation import Accumulation, accumulate
+from loraq_sim.emulator.accumulation import Accumulation, accumulate, measured
 from loraq_sim.emulator.bounds import Bounds, signed_width
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.tile_job import (
     TileJob,
     activation_range,
+    as_accumulators,
     checked_job,
     on_a_path_that_compiles,
-    result_dtype,
 )
 from loraq_sim.emulator.tile_route import nested_fits, run_nested
 from loraq_sim.errors import InputError
@@ -105,14 +105,14 @@ def emulate_two_level(
     one_level = _same_in_one_level(job)
     if one_level is not None:
         same = checked_job(job.a, job.weight, one_level, job.init, threads)
-        return accumulate(same, statistics=False).acc.astype(result_dtype(array), copy=False)
+        return as_accumulators(accumulate(same, statistics=False).acc, array)
     bounds = _bounds(job, statistics=False)
     if nested_fits(job, bounds, statistics=False):
         acc = run_nested(job, bounds, statistics=False)[0]
-        return acc.astype(result_dtype(array), copy=False)
+        return as_accumulators(acc, array)
     loop = _TileByTile(job)
     loop.run(job, statistics=False)
-    return loop.value.astype(result_dtype(array))
+    return as_accumulators(loop.value, array)
 
 
 @on_a_path_that_compiles
@@ -138,7 +138,7 @@ def emulate_two_level_report(
         acc, totals = run_nested(job, bounds, statistics=True)
         overflows, low, high, partials = totals.inner
         report = TwoLevelReport(
-            acc=acc.astype(result_dtype(array), copy=False),
+            acc=as_accumulators(acc, array),
             overflow_count=totals.overflows,
             outputs_affected=totals.affected,
             first_overflow_k=totals.first_k,
@@ -263,10 +263,9 @@ class _TileByTile:
             self._add(partial.acc, k)
 
     def _see(self, partial: Accumulation) -> None:
-        # Routes that measure leave none of these open.
-        self._column_overflows += partial.overflow_count or 0
-        self._tree_overflows += partial.tree_overflow_count or 0
-        self._partials_affected += partial.outputs_affected or 0
+        self._column_overflows += measured(partial.overflow_count)
+        self._tree_overflows += measured(partial.tree_overflow_count)
+        self._partials_affected += measured(partial.outputs_affected)
         width = signed_width(*(partial.extremes or (0, 0)))
         self._safe_column_bits = max(self._safe_column_bits, width)
 
@@ -296,7 +295,7 @@ class _TileByTile:
         # A sum beyond int64 needs one bit more: all partial sums together stay below 2**63.
         low, high = self._extremes.tolist()
         return TwoLevelReport(
-            acc=self.value.astype(result_dtype(self.array)),
+            acc=as_accumulators(self.value, self.array),
             overflow_count=self._overflow_count,
             outputs_affected=int(np.count_nonzero(self._touched)),
             first_overflow_k=self._first_overflow_k,

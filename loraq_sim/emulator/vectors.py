@@ -1,27 +1,26 @@
 """Test vectors of a tile of a GEMM: operand codes, accumulators and SRS outputs, bit exact.
 
-A tile takes the first M rows, N columns and K products. Group scales cut K into passes: the MAC
-array runs each stretch of constant scales from zero, so there are accumulators and outputs of every
-pass. (The data path multiplies each pass by its scales and adds them up; that is not part of the
-vectors.)
-
-Write test vectors as $readmemh hex, a JSON manifest and a SystemVerilog testbench.
-
-Every hex file holds one word per line, two's complement, zero-padded to whole hex digits, in
-row-major order. The manifest says shapes, widths, order and digests. No file takes its place before
-all are written, and the manifest is the last.
-
-The stored operands that each GEMM of a layer multiplies on an accelerator's data path.
+`gemm_operands` takes the stored operands of one GEMM of a layer from its data path:
 
 main   X_a Q^T     activations and weight of the main branch
 down   X_b R^T     activations of the branch and its right factor
 up     P^ L^T      P = X_b R^T as the data path stores it, and the left factor
+
+`make_vectors` emulates its first M rows, N columns and K products. Group scales cut K into passes:
+the MAC array runs each stretch of constant scales from zero, so there are accumulators and outputs
+of every pass. (The data path multiplies each pass by its scales and adds them up; that is not part
+of the vectors.)
+
+`write_vectors` writes $readmemh hex, a JSON manifest and a SystemVerilog testbench. Every hex file
+holds one word per line, two's complement, zero-padded to whole hex digits, in row-major order. The
+manifest says shapes, widths, order and digests. No file takes its place before all are written, and
+the manifest is the last.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loraq_sim.emulator.accumulation import measured
 from loraq_sim.emulator.datapath import Datapath, StoredLayer, walk_steps
 from loraq_sim.emulator.gemm import emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray, checked_int
-from loraq_sim.emulator.requantize import SHIFT_RANGE, srs_report
+from loraq_sim.emulator.requantize import SHIFT_RANGE, SrsReport, srs_report
+from loraq_sim.emulator.tile_job import as_accumulators
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, write_together
 from loraq_sim.formats import rounding_code
@@ -49,6 +50,15 @@ __all__ = [
     "make_vectors",
     "write_vectors",
 ]
+
+
+PARTS = ("main", "down", "up")
+MANIFEST = "manifest.json"
+_RTL_FILES = ("dut.sv", "mac.sv", "srs.sv")
+VECTOR_FILES = ("a.hex", "w.hex", "acc.hex", "out.hex", "testbench.sv", *_RTL_FILES, MANIFEST)
+
+_OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
+_SATURATION_CODES = {"none": 0, "saturate": 1, "symmetric": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +108,41 @@ class GemmVectors:
     out_of_range_count: int
 
 
+def gemm_operands(
+    part: str,
+    activations: np.ndarray,
+    stored: StoredLayer,
+    split: PrecisionSplit,
+    datapath: Datapath,
+) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """Return what one GEMM multiplies: (M, K) activations and (N, K) weights, both stored.
+
+    K is the layer's for ``main`` and ``down``, where N is the rank; the rank for ``up``.
+
+    Parameters
+    ----------
+    part : {"main", "down", "up"}
+    activations : ndarray of shape (M, K), float32
+        Full-precision input rows.
+    stored, split, datapath
+        As for `loraq_sim.emulator.datapath.run_layer`.
+
+    Raises
+    ------
+    InputError
+        If `part` is unknown, or names a branch that the layer does not have.
+    """
+    if part not in PARTS:
+        raise InputError(unknown_name("part", part, PARTS))
+    for done in walk_steps(activations, stored, split, datapath):
+        if done.step.name == part:
+            return done.inputs[0], done.weight
+    raise InputError(
+        f"split {split} has no low-rank branch, so there is no part {part!r}; use part 'main' "
+        "or a split such as W4A4+W8A8r8"
+    )
+
+
 def make_vectors(
     x: QuantizedTensor,
     w: QuantizedTensor,
@@ -143,10 +188,9 @@ def make_vectors(
         )
         for s in range(0, k, pass_k)
     ]
-    acc = np.stack([report.acc for report in reports])
-    setting, reason = _with_shift(acc, srs)
-    options = {"rounding": setting.rounding, "saturation": setting.saturation}
-    narrowed = srs_report(acc, setting.shift, out_bits=setting.out_bits, **options)
+    acc = as_accumulators(np.stack([report.acc for report in reports]), mac)
+    shift, reason = _shift_of(acc, srs)
+    narrowed = _narrowed(acc, shift, srs)
     return GemmVectors(
         a=a_codes,
         w=w_codes,
@@ -155,18 +199,18 @@ def make_vectors(
         pass_k=pass_k,
         mac=mac,
         acc=acc,
-        srs=setting,
+        srs=replace(srs, shift=shift),
         out=narrowed.out,
         shift_reason=reason,
-        overflow_count=sum(report.overflow_count for report in reports),
-        safe_acc_bits=max(report.safe_acc_bits for report in reports),
+        overflow_count=sum(measured(report.overflow_count) for report in reports),
+        safe_acc_bits=max(measured(report.safe_acc_bits) for report in reports),
         out_of_range_count=narrowed.out_of_range_count,
     )
 
 
 def _common_group(x: QuantizedTensor, w: QuantizedTensor, k: int) -> int:
     """Products over which both scales are constant, at most `k`."""
-    sizes = {t.format.group_size if t.format.granularity == "group" else t.shape[1] for t in (x, w)}
+    sizes = {t.format.group_size or t.shape[1] for t in (x, w)}
     if len(sizes) > 1 and min(sizes) < k:
         raise InputError(
             f"activations are stored as {x.format} and weights as {w.format}: vectors need equal "
@@ -175,33 +219,26 @@ def _common_group(x: QuantizedTensor, w: QuantizedTensor, k: int) -> int:
     return min(*sizes, k)
 
 
-def _with_shift(acc: NDArray[np.integer], srs: SrsSetting) -> tuple[SrsSetting, str]:
-    options = {
-        "out_bits": srs.out_bits,
-        "rounding": srs.rounding,
-        "saturation": srs.saturation,
-    }
+def _shift_of(acc: NDArray[np.integer], srs: SrsSetting) -> tuple[int, str]:
+    """The shift of the vectors and why that one."""
     if srs.shift is not None:
-        return SrsSetting(shift=checked_int("shift", srs.shift, *SHIFT_RANGE), **options), "given"
+        return checked_int("shift", srs.shift, *SHIFT_RANGE), "given"
     # Sums of 8-bit products stay far below 2**59, so the last shift of the hardware always fits.
+    last = SHIFT_RANGE[1]
     shift = next(
-        s
-        for s in range(SHIFT_RANGE[1] + 1)
-        if s == SHIFT_RANGE[1] or srs_report(acc, s, **options).out_of_range_count == 0
+        s for s in range(last + 1) if s == last or _narrowed(acc, s, srs).out_of_range_count == 0
     )
     reason = (
         f"smallest from 0 at which no output of this tile leaves {srs.out_bits} bits; "
         f"the largest accumulator magnitude is {max(int(acc.max()), -int(acc.min()))}"
     )
-    return SrsSetting(shift=shift, **options), reason
+    return shift, reason
 
 
-MANIFEST = "manifest.json"
-_RTL_FILES = ("dut.sv", "mac.sv", "srs.sv")
-VECTOR_FILES = ("a.hex", "w.hex", "acc.hex", "out.hex", "testbench.sv", *_RTL_FILES, MANIFEST)
-
-_OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
-_SATURATION_CODES = {"none": 0, "saturate": 1, "symmetric": 3}
+def _narrowed(acc: NDArray[np.integer], shift: int, srs: SrsSetting) -> SrsReport:
+    return srs_report(
+        acc, shift, out_bits=srs.out_bits, rounding=srs.rounding, saturation=srs.saturation
+    )
 
 
 def write_vectors(
@@ -371,41 +408,3 @@ def _describe(vectors: GemmVectors) -> dict[str, Any]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-PARTS = ("main", "down", "up")
-
-
-def gemm_operands(
-    part: str,
-    activations: np.ndarray,
-    stored: StoredLayer,
-    split: PrecisionSplit,
-    datapath: Datapath,
-) -> tuple[QuantizedTensor, QuantizedTensor]:
-    """Return what one GEMM multiplies: (M, K) activations and (N, K) weights, both stored.
-
-    K is the layer's for ``main`` and ``down``, where N is the rank; the rank for ``up``.
-
-    Parameters
-    ----------
-    part : {"main", "down", "up"}
-    activations : ndarray of shape (M, K), float32
-        Full-precision input rows.
-    stored, split, datapath
-        As for `loraq_sim.emulator.datapath.run_layer`.
-
-    Raises
-    ------
-    InputError
-        If `part` is unknown, or names a branch that the layer does not have.
-    """
-    if part not in PARTS:
-        raise InputError(unknown_name("part", part, PARTS))
-    for done in walk_steps(activations, stored, split, datapath):
-        if done.step.name == part:
-            return done.inputs[0], done.weight
-    raise InputError(
-        f"split {split} has no low-rank branch, so there is no part {part!r}; use part 'main' "
-        "or a split such as W4A4+W8A8r8"
-    )

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
+import numba.extending
 from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
 
-__all__ = ["keep_compiled", "kept_in", "njit", "why_not_kept"]
+__all__ = ["intrinsic", "keep_compiled", "kept_in", "njit", "why_not_kept"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,21 @@ def njit(function: Callable | None = None, *, cache: bool = False, **options: An
     return compiled
 
 
-def keep_compiled(compiled: Any, function: Callable) -> None:
+def intrinsic(emit: Callable[..., Any]) -> Callable[..., Any]:
+    """As `numba.extending.intrinsic`, typed as compiled code calls it: without a typing context."""
+    return numba.extending.intrinsic(emit)
+
+
+def keep_compiled(compiled: Any, function: Callable) -> FunctionCache | None:
     """Let a dispatcher or callback of Numba keep the code of `function` on disk, if possible."""
     try:
-        compiled._cache = _ForgivingCache(function)
+        kept = compiled._cache = _ForgivingCache(function)
     # No folder of Numba's choice can be written, or the source cannot be read.
     except (RuntimeError, OSError) as error:
         _tell(error)
-    else:
-        _state.setdefault("folder", compiled._cache.cache_path)
+        return None
+    _state.setdefault("folder", kept.cache_path)
+    return kept
 
 
 def kept_in() -> Path | None:

@@ -7,9 +7,8 @@ the matrix are packed as zeros. K must be a multiple of what a dword holds.
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import intrinsic, njit
 
 __all__ = [
     *("BYTES", "DOUBLED", "WORDS", "WORDS_SINGLE"),

@@ -13,9 +13,8 @@ under its overflow rule, `add_partials` the columns of a two-level array to its 
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import intrinsic, njit
 from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
 from loraq_sim.kernels.processor import TileArguments
 

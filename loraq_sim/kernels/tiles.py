@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
+from typing import cast
 
 from numba import types
 from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
 
-from loraq_sim.kernels.jit import keep_compiled
+from loraq_sim.kernels.jit import intrinsic, keep_compiled
 from loraq_sim.kernels.processor import KernelUnavailable, TileArguments
 from loraq_sim.kernels.tile import NestedCode, TileCode, TileShape
 from loraq_sim.kernels.vector_ir import Instructions
@@ -140,8 +140,8 @@ class TileKernel:
         Raises `KernelUnavailable` if it does not compile here.
         """
         kernel = CFunc(self._function, ((types.int64,), types.void), {}, {"nopython": True})
-        keep_compiled(kernel, self._function)
-        files = getattr(kernel._cache, "_cache_file", None)
+        kept = keep_compiled(kernel, self._function)
+        files = getattr(kept, "_cache_file", None)
         if files is not None:
             files._source_stamp = (files._source_stamp, _fingerprint())
         try:
@@ -158,7 +158,7 @@ class TileKernel:
     @property
     def address(self) -> int:
         """Where the compiled function starts."""
-        return self.compiled.address
+        return cast(int, self.compiled.address)  # compiled by now
 
     def run(self, arguments: TileArguments) -> None:
         """Compute the tiles of a block, without the GIL; trusts every address."""

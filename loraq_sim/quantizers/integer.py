@@ -96,7 +96,7 @@ def _quantize_symmetric(
     from loraq_sim.kernels.quantize import group_extremes, quantize_groups
 
     element = fmt.element
-    if rule == "signed_mse" and fmt.scale.name == "e8m0":
+    if rule == "signed_mse" and fmt.scale_format.name == "e8m0":
         raise InputError(f"{fmt}: e8m0 scales have no sign; use the rule 'mse'")
     rows, group = as_rows(values, fmt)
     extreme = np.empty((len(rows), -(-rows.shape[1] // group)), dtype=np.float32)
@@ -172,14 +172,16 @@ def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> Quantize
 
 def _tensor_scale(reach: float, fmt: Format) -> np.float32 | None:
     """What an e4m3 scale of 1 is worth, where `reach` is the largest range of the codes 0 to hi."""
-    return scale_of_tensor(reach, fmt.element.hi, fmt.scale) if fmt.has_tensor_scale else None
+    return (
+        scale_of_tensor(reach, fmt.element.hi, fmt.scale_format) if fmt.has_tensor_scale else None
+    )
 
 
 def _stored(scales: np.ndarray, fmt: Format, unit: np.float32 | None) -> np.ndarray:
     """Positive `scales` as the format holds them, float32."""
     if unit is None:
-        return round_scales(scales, fmt.scale)
-    return round_scales(scales / unit, fmt.scale) * unit
+        return round_scales(scales, fmt.scale_format)
+    return round_scales(scales / unit, fmt.scale_format) * unit
 
 
 def _ratios(bits: int) -> np.ndarray:
@@ -206,7 +208,7 @@ def quantize_block(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTenso
     if fmt.has_tensor_scale:
         if rule not in ("absmax", "mse"):
             raise InputError(f"{fmt}: the rule {rule!r} is for power-of-two scales; use 'absmax'")
-        tensor_scale = scale_of_tensor(float(amax.max()), float(_largest(fmt)), fmt.scale)
+        tensor_scale = scale_of_tensor(float(amax.max()), float(_largest(fmt)), fmt.scale_format)
         candidates = _e4m3_candidates(amax, fmt, rule, tensor_scale)
     else:
         candidates = _power_candidates(amax, fmt, rule)
@@ -242,7 +244,7 @@ def _power_candidates(amax: np.ndarray, fmt: Format, rule: str) -> np.ndarray:
     steps = np.array([0, -1, 1] if rule == "mse" else [0], dtype=np.int32)
     # From 2**(128 - emax) on, the largest elements would not be finite in float32.
     powers = np.ldexp(1.0, np.minimum(e[..., None] + steps, 127 - fmt.element.emax))
-    return round_scales(np.where(amax[..., None] == 0, 0.0, powers), fmt.scale)
+    return round_scales(np.where(amax[..., None] == 0, 0.0, powers), fmt.scale_format)
 
 
 def _e4m3_candidates(
@@ -250,7 +252,7 @@ def _e4m3_candidates(
 ) -> np.ndarray:
     exact = amax.astype(np.float64) / float(_largest(fmt)) / float(tensor_scale)
     ratios = _NVFP4_RATIOS if rule == "mse" else np.ones(1, dtype=np.float32)
-    return round_scales(exact[..., None] * ratios, fmt.scale)
+    return round_scales(exact[..., None] * ratios, fmt.scale_format)
 
 
 def _best(

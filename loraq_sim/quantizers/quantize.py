@@ -119,8 +119,7 @@ def quantize_rounded(
     if mode is Rounding.CONV_EVEN or not fmt.element.is_integer or fmt.element.has_zero_point:
         return stored
     k = x.shape[-1]
-    width = min(fmt.group_size, k) if fmt.granularity == "group" else k
-    per_element = np.repeat(stored.scales, width, axis=-1)[..., :k]
+    per_element = np.repeat(stored.group_scales, fmt.group_width(k), axis=-1)[..., :k]
     # The quotient is rounded to float32 first, as `quantize` does; a zero scale marks zeros.
     steps = np.asarray(x, np.float32) / np.where(per_element == 0, np.float32(1), per_element)
     codes = np.clip(round_values(steps, mode), fmt.element.lo, fmt.element.hi)
@@ -148,7 +147,7 @@ def _ties_to_odd(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x - down == 0.5, down + (down % 2 == 0), np.rint(x))
 
 
-_ROUND = {
+_ROUND: dict[Rounding, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     Rounding.FLOOR: np.floor,
     Rounding.CEIL: np.ceil,
     Rounding.SYMMETRIC_FLOOR: np.trunc,

@@ -1,10 +1,8 @@
-"""Tight packing of 2- to 8-bit codes: little-endian bits, every row starts on a byte.
+"""A quantized tensor: codes and scales in memory, and the bytes they are stored as.
 
-How scales are rounded to their stored format, written and read back.
-
-A quantized tensor: integer codes with their scales, or the elements of a plain float format.
-
-Groups of elements that share one scale.
+Elements that share one scale form a group along the last axis (`as_rows` says which). Codes of 2 to
+8 bits are packed tightly, little-endian bits, and every row starts on a byte; scales follow in
+their own format, rounded to it before any code is computed.
 """
 
 from dataclasses import dataclass
@@ -15,18 +13,9 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import Format, ScaleFormat, parse_format
 
 __all__ = [
-    "QuantizedTensor",
-    "as_rows",
-    "float_dtype",
-    "group_extremes",
-    "pack_rows",
-    "padded_groups",
-    "round_scales",
-    "scale_of_tensor",
-    "scale_unit",
-    "scales_from_bytes",
-    "scales_to_bytes",
-    "unpack_rows",
+    *("QuantizedTensor", "as_rows", "float_dtype", "group_ends", "group_extremes", "padded_groups"),
+    *("round_scales", "scale_of_tensor", "scale_unit", "scales_from_bytes", "scales_to_bytes"),
+    *("pack_rows", "unpack_rows"),
 ]
 
 
@@ -146,7 +135,7 @@ class QuantizedTensor:
     tensor_scale: np.float32 | None = None
 
     def __post_init__(self) -> None:
-        if self.scales is None or self.format.scale.name != "e8m0" or self.scales.all():
+        if self.scales is None or self.format.scale_format.name != "e8m0" or self.scales.all():
             return
         smallest = np.float32(2.0**-127) * self._scale_unit()
         filled = np.where(self.scales == 0, smallest, self.scales).astype(np.float32)
@@ -156,6 +145,13 @@ class QuantizedTensor:
     def shape(self) -> tuple[int, ...]:
         """Shape of the original tensor."""
         return self.codes.shape
+
+    @property
+    def group_scales(self) -> np.ndarray:
+        """`scales` of a tensor that has them; TypeError for plain floats."""
+        if self.scales is None:
+            raise TypeError(f"{self.format} is stored without scales")
+        return self.scales
 
     @property
     def nbytes(self) -> int:
@@ -171,7 +167,7 @@ class QuantizedTensor:
         if self.scales is None:
             return 0
         stored = np.abs(self.scales / self._scale_unit())
-        scale = self.format.scale
+        scale = self.format.scale_format
         clipped = (stored >= scale.largest) & (self.tensor_scale is None)
         return int((clipped | (stored == scale.smallest)).sum())
 
@@ -189,7 +185,7 @@ class QuantizedTensor:
             # The largest block has the largest scale by construction.
             return 0
         stored = np.abs(self.scales / self._scale_unit())
-        return int((stored >= self.format.scale.largest).sum())
+        return int((stored >= self.format.scale_format.largest).sum())
 
     def dequantize(self) -> np.ndarray:
         """Values as float32; each is the float32 product of (code - zero point) and scale."""
@@ -209,7 +205,7 @@ class QuantizedTensor:
             return np.ascontiguousarray(self.codes).tobytes()
         bits = self.format.element.bits
         stored = self.scales / self._scale_unit()
-        parts = [pack_rows(self.codes, bits), scales_to_bytes(stored, self.format.scale)]
+        parts = [pack_rows(self.codes, bits), scales_to_bytes(stored, self.format.scale_format)]
         if self.tensor_scale is not None:
             parts.append(np.float32(self.tensor_scale).tobytes())
         if self.zero_points is not None:
@@ -263,8 +259,7 @@ class QuantizedTensor:
         if self.format.granularity != "group":
             return per_group
         k = self.codes.shape[-1]
-        # A group may be far longer than the row; nothing longer than the row is built.
-        return np.repeat(per_group, min(self.format.group_size, k), axis=-1)[..., :k]
+        return np.repeat(per_group, self.format.group_width(k), axis=-1)[..., :k]
 
 
 def scale_unit(fmt: Format, tensor_scale: np.float32 | None = None) -> np.float32:
@@ -288,7 +283,7 @@ def as_rows(values: np.ndarray, fmt: Format) -> tuple[np.ndarray, int]:
     if fmt.granularity == "tensor":
         return values.reshape(1, -1), values.size
     k = values.shape[-1]
-    return values.reshape(-1, k), min(fmt.group_size, k) if fmt.granularity == "group" else k
+    return values.reshape(-1, k), fmt.group_width(k)
 
 
 def padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
