@@ -17,7 +17,7 @@ import numpy as np
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
-from loraq_sim.quantizers.integer import quantize_near
+from loraq_sim.quantizers.quantize import quantize_near
 from loraq_sim.quantizers.tensor import as_rows, float_dtype
 
 __all__ = [

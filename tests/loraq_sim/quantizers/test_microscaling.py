@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraq_sim.formats import ELEMENTS, parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize
-from loraq_sim.quantizers.integer import BLOCK_RULES
+from loraq_sim.quantizers.quantize import BLOCK_RULES
 
 # Exponent bits, mantissa bits, bias, and codes at the top that are Inf or NaN (OCP FP8, MX v1.0).
 LAYOUTS = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loraq_sim.errors import InputError
 from loraq_sim.formats import ELEMENTS, parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize
-from loraq_sim.quantizers.integer import INTEGER_RULES
+from loraq_sim.quantizers.quantize import INTEGER_RULES
 
 INTEGERS = [name for name, e in ELEMENTS.items() if e.is_integer and e.block is None]
 FLOATS = [name for name, element in ELEMENTS.items() if element.is_plain_float]

@@ -6,7 +6,7 @@ import pytest
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import quantize
-from loraq_sim.quantizers.integer import quantize_near
+from loraq_sim.quantizers.quantize import quantize_near
 from loraq_sim.solvers import METHODS, solve
 from loraq_sim.solvers.main_grid import requantize, stack_rows
 
