@@ -110,12 +110,16 @@ class _Call:
     @property
     def refused(self) -> bool:
         """Whether the activations did not let the kernel run."""
-        return bool(self.queue[1])
+        from loraq_sim.kernels.run_blocks import REFUSED
+
+        return bool(self.queue[REFUSED])
 
     @property
     def done(self) -> bool:
         """Whether all of the output is there."""
-        return self.queue[2] == self.total
+        from loraq_sim.kernels.run_blocks import DONE
+
+        return bool(self.queue[DONE] == self.total)
 
     def run(self, *, waits: bool = False) -> None:
         """Take part until nothing is left to take, or to the end if it comes soon."""
