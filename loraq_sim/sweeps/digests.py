@@ -76,8 +76,6 @@ _IMPORT = re.compile(
     r"|^[ \t]*import[ \t]+((?:loraq_sim|hwmodels)[\w.]*)",
     re.MULTILINE,
 )
-# ``import_module(f"loraq_sim.kernels.tiles_{path}")`` may load any module that begins like this.
-_BY_NAME = re.compile(r"""import_module\(\s*f?["']((?:loraq_sim|hwmodels)[\w.]*)""")
 
 
 @lru_cache(maxsize=1)
@@ -130,11 +128,11 @@ def _reached(
         seen.add(name)
         if name not in texts:
             texts[name] = sources[name].read_bytes().replace(b"\r\n", b"\n")
-        waiting += _imports(texts[name].decode("utf-8"), sources)
+        waiting += _imports(texts[name].decode("utf-8"))
     return seen
 
 
-def _imports(text: str, sources: dict[str, Path]) -> Iterator[str]:
+def _imports(text: str) -> Iterator[str]:
     for base, names, plain in _IMPORT.findall(text):
         module = base or plain
         found = [module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))]
@@ -145,8 +143,6 @@ def _imports(text: str, sources: dict[str, Path]) -> Iterator[str]:
             # What `hwmodels` is to the data flow, the digest of ``cost`` says.
             if name not in _WITHOUT_EFFECT and not name.startswith("hwmodels"):
                 yield name
-    for prefix in _BY_NAME.findall(text):
-        yield from (name for name in sources if name.startswith(prefix))
 
 
 CACHE_VARIABLE = "LORAQ_SIM_CACHE"
