@@ -292,6 +292,13 @@ def test_importing_a_package_loads_nothing_heavy(package):
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("module", ["loraq_sim.machine", "loraq_sim.allocation"])
+def test_costs_and_reports_load_no_compiled_kernels(module):
+    code = f"import sys, {module}; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 # ---------------------------------------------------------------- files and statements
 
 

@@ -33,10 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.accumulation import GemmReport, measured
-from loraq_sim.emulator.gemm import emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
-from loraq_sim.emulator.two_level import TwoLevelReport
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
@@ -171,6 +168,11 @@ def _accumulate(
     x: np.ndarray, w: np.ndarray, mac: "MacArray | TwoLevelArray", x_bits: int, start: int
 ) -> tuple[np.ndarray, GemmStatistics]:
     """Accumulators (M, N) of one stretch of K that begins at `start`, and what happened there."""
+    # Only here: describing a data path, for its cost, does not load the compiled kernels.
+    from loraq_sim.emulator.accumulation import GemmReport, measured
+    from loraq_sim.emulator.gemm import emulate_gemm_report
+    from loraq_sim.emulator.two_level import TwoLevelReport
+
     report: GemmReport | TwoLevelReport = emulate_gemm_report(x, w, mac, a_bits=x_bits)
     if isinstance(report, TwoLevelReport):
         inner = report.column_overflow_count + report.column_tree_overflow_count
