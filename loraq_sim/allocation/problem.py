@@ -167,8 +167,9 @@ class AllocationProblem:
 def machines_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The distinct values of `MACHINE` in `rows`, in order of appearance."""
     found: dict[tuple, dict[str, Any]] = {}
-    for row in rows:
-        machine = _machine(row)
+    # Rows of a sweep are of a few machines.
+    for own in dict.fromkeys(tuple(map(row.get, MACHINE)) for row in rows):
+        machine = _machine(dict(zip(MACHINE, own, strict=True)))
         found.setdefault(tuple(machine.values()), machine)
     return list(found.values())
 
@@ -183,7 +184,11 @@ def build_problem(
     InputError
         If no layer has an option, or no row knows a needed column.
     """
-    own = [row for row in rows if _machine(row) == machine]
+    alike = {
+        own: _machine(dict(zip(MACHINE, own, strict=True))) == machine
+        for own in dict.fromkeys(tuple(map(row.get, MACHINE)) for row in rows)
+    }
+    own = [row for row in rows if alike[tuple(map(row.get, MACHINE))]]
     by_layer: dict[str, list[Row]] = {row["layer"]: [] for row in own}
     for row in own:
         if row.get("status") == "ok" and all(_is_number(row.get(name)) for name in needed):

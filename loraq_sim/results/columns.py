@@ -67,9 +67,9 @@ _UNITS = {
 
 def is_missing(value: Any) -> bool:
     """True for None, NaN of any float type, and pandas' NA and NaT."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float) and math.isnan(value)
+    if value is None or isinstance(value, float):
+        return value is None or math.isnan(value)
+    return type(value).__name__ in ("NAType", "NaTType")
 
 
 def number_of(row: Mapping[str, Any], name: str) -> float | None:

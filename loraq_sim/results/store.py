@@ -11,8 +11,10 @@ A result that is not a number (NaN) is stored as NULL, like a missing one; infin
 
 import json
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,20 +62,16 @@ _UNSEALED_OR_WHOLE = f"(checksum = '' OR checksum IS {ROW_CHECKSUM})"
 _MOST_NAMED = 3
 _MOST_REOPENED = 5
 
-# Only where all rows are asked for: it sorts them by every column of their identity.
-_NEWEST = """ROW_NUMBER() OVER (
-        PARTITION BY {identity}
-        ORDER BY COALESCE(planned.run, 0) DESC, rows.rowid DESC
-    ) AS newest"""
-
-# Rows in the order their sweeps planned them; `newest` is 1 for the row of the sweep that asked
-# last among rows a reader could not tell apart (a changed dump, accelerator file or release).
+# Rows in the order their sweeps planned them, with what tells which of them came last.
 _SELECT = """
 SELECT case_id, extra, {columns}, {is_whole} AS is_whole,
-    {newest}
+    COALESCE(planned.run, 0), rows.rowid
 FROM rows LEFT JOIN planned USING (case_id)
 ORDER BY COALESCE(planned.run, 0), planned.position, rows.rowid
 """
+_IS_WHOLE = -3
+_identity_of = itemgetter(*(2 + COLUMN_NAMES.index(name) for name in IDENTITY))
+_age_of = itemgetter(-2, -1)
 
 
 class ResultStore:
@@ -98,7 +96,6 @@ class ResultStore:
         column = {name: f'"{name}"' if name in stored else "NULL" for name in COLUMN_NAMES}
         self._parts = {
             "columns": ", ".join(f'{column[name]} AS "{name}"' for name in COLUMN_NAMES),
-            "identity": ", ".join(column[name] for name in IDENTITY),
             "is_whole": self._is_whole,
         }
 
@@ -242,16 +239,14 @@ class ResultStore:
             If the store cannot be read or one of these rows is damaged.
         """
         with explained(self.path, "read"):
-            newest = _NEWEST if case_ids is None else "1 AS newest"
-            query = _SELECT.replace("{newest}", newest)
-            query = query.replace("{is_whole}", "1") if is_sealed else query
+            query = _SELECT.replace("{is_whole}", "1") if is_sealed else _SELECT
             found: list[Any] = self._read(query)
             if case_ids is not None:
                 by_id = {record[0]: record for record in found}
                 found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
             self._check_whole(found)
             if case_ids is None:
-                found = [record for record in found if record[-1] == 1]
+                found = _newest(found)
             # In its own place: a large store is not in memory twice.
             for place, record in enumerate(found):
                 found[place] = row_of(record)
@@ -370,7 +365,7 @@ class ResultStore:
         usual = self._connection.text_factory
         self._connection.text_factory = str
         try:
-            return self._connection.execute(query).fetchall()
+            return list(map(_with_shared_texts, self._connection.execute(query)))
         except sqlite3.OperationalError as error:
             if "decode" not in str(error):
                 raise
@@ -379,7 +374,7 @@ class ResultStore:
         return self._connection.execute(query).fetchall()
 
     def _check_whole(self, records: Sequence[tuple]) -> None:
-        damaged = [record for record in records if not record[-2]]
+        damaged = [record for record in records if not record[_IS_WHOLE]]
         if damaged:
             layer, split = (COLUMN_NAMES.index(name) + 2 for name in ("layer", "split"))
             names = ", ".join(_name(r[layer], r[split]) for r in damaged[:_MOST_NAMED])
@@ -408,6 +403,30 @@ def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
         elif column.sql_type != "TEXT":
             frame[column.name] = pandas.to_numeric(frame[column.name])
     return frame
+
+
+def _with_shared_texts(record: tuple) -> tuple:
+    """`record` with each text kept once: they repeat in thousands of rows, a KiB in each."""
+    case_id, *values = record
+    return (
+        case_id,
+        *[sys.intern(value) if type(value) is str else value for value in values],
+    )
+
+
+def _newest(records: list[tuple]) -> list[tuple]:
+    """Of records a reader could not tell apart the one of the sweep that asked last.
+
+    They come from a changed dump, accelerator file or release.
+    """
+    newest: dict[tuple, tuple] = {}
+    for record in records:
+        key = _identity_of(record)
+        if key not in newest or _age_of(record) > _age_of(newest[key]):
+            newest[key] = record
+    if len(newest) == len(records):
+        return records
+    return [record for record in records if newest[_identity_of(record)] is record]
 
 
 def _name(layer: Any, split: Any) -> str:

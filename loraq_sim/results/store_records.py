@@ -40,8 +40,9 @@ _AS_IT_IS = frozenset((str, int, _NONE))
 # Rows of a store have their types in few patterns; each is looked at once.
 _seen: set[tuple[type, ...]] = set()
 _MOST_SEEN = 1000
+# Texts of a CSV file whose cells are remembered.
+_MOST_CELLS = 10_000
 _TYPES = tuple(str if column.sql_type == "TEXT" else _NUMBER for column in COLUMNS)
-_TEXT_PLACES = tuple(place for place, kind in enumerate(_TYPES) if kind is str)
 # Sizes and calls of a layer that is one.
 _POSITIVE = ("m", "n", "k", "calls_per_step", "group_size")
 _SIGNED = ("sqnr_db", "cosine", "seed", "pareto", "activation_error_share", "p_error_share")
@@ -88,14 +89,14 @@ def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
 
 
 def row_of(record: tuple) -> Row:
-    """The row behind a record of case id, extra, columns, and two facts that are no part of it.
+    """The row behind a record of case id, extra, columns, and three facts that are no part of it.
 
     Raises
     ------
     ValueError, TypeError, RecursionError
         If no release wrote such a record.
     """
-    case_id, extra, *values, _is_whole, _newest = record
+    case_id, extra, *values, _is_whole, _run, _number = record
     kinds = tuple(map(type, values))
     if kinds not in _seen:
         for kind, wanted, name in zip(kinds, _TYPES, COLUMN_NAMES, strict=True):
@@ -108,10 +109,6 @@ def row_of(record: tuple) -> Row:
             raise ValueError(f"it has no {name}")
     if not isinstance(case_id, str):
         raise TypeError("its case_id is no text")
-    for place in _TEXT_PLACES:
-        if values[place] is not None:
-            # Texts repeat in thousands of rows; each is kept once.
-            values[place] = sys.intern(values[place])
     row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
     if row["options"]:
         row |= _checked_options(row["options"])
@@ -241,7 +238,7 @@ def write_csv(
         writer = csv.writer(text, lineterminator=line_end)
         writer.writerow(map(csv_cell, names))
         # Texts repeat: a name of a layer stands in hundreds of rows.
-        cell = lru_cache(csv_cell)
+        cell = lru_cache(maxsize=_MOST_CELLS)(csv_cell)
         writer.writerows(
             [cell(value) if type(value) is str else value for value in map(row.get, names)]
             for row in rows

@@ -121,7 +121,7 @@ def model_totals(
     usable: dict[Any, set[str]] = {}
     for row in rows:
         row = as_asked(row)
-        key = tuple(row.get(name) for name in _KEYS)
+        key = tuple(map(row.get, _KEYS))
         _insert(combinations.setdefault(key, {}), row)
         members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
         if row.get("status") in EVALUATED:
