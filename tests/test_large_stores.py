@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from loraq_sim.allocation import solve
 from loraq_sim.cli.app import app
+from loraq_sim.reporting.figures import save_figure
 from loraq_sim.reporting.gather import gather
 from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure
 from loraq_sim.reporting.page import html_report
@@ -113,7 +114,7 @@ def test_texts_are_kept_once_and_rows_named_in_place(store):
 
 
 def test_mixes_of_many_layers_come_from_one_front(big_store, tmp_path, monkeypatch):
-    """One choice for each context and cost, whatever the number of splits."""
+    """One choice for each context, whatever the number of costs and splits."""
     path = tmp_path / "results.sqlite"
     # 110 layers in 60 splits on 5 accelerators.
     big_store.write_store(path, 110 * 300)
@@ -127,7 +128,7 @@ def test_mixes_of_many_layers_come_from_one_front(big_store, tmp_path, monkeypat
     )
     data = gather(rows, [], in_place=True)
     assert len(data.mixed) == 10
-    assert len(chosen) == 10
+    assert len(chosen) == 5
     assert all(len(mix.gains) == 60 and len(mix.frontier) <= 200 for mix in data.mixed)
     text = html_report(data)
     own = len(text) - len(re.search(r'id="library">(.*?)</script>', text)[1])
@@ -150,3 +151,37 @@ def test_pictures_of_many_cases_draw_some(store):
         assert len(labels) == 48
         assert drawn["answers"][context] in labels
         assert "48 of 60 cases" in " ".join(text.get_text() for text in figure.texts)
+
+
+def test_a_cost_that_fewer_rows_know_has_a_problem_of_its_own(store):
+    with ResultStore.open(store) as opened:
+        rows = opened.rows()
+    rows[0]["latency_s"] = None
+    data = gather(rows, [])
+    context = str(rows[0]["accelerator"])
+    totals = {
+        mix.cost: {gain["split"]: gain[mix.cost] for gain in mix.gains}
+        for mix in data.mixed
+        if mix.context == context
+    }
+    # The split of the row without a time runs in all layers by its bytes only.
+    assert rows[0]["split"] not in totals["latency_s"]
+    own = [r for r in rows if (r["split"], r["accelerator"]) == (rows[0]["split"], context)]
+    assert totals["weight_bytes"][rows[0]["split"]] == sum(row["weight_bytes"] for row in own)
+
+
+def test_a_heat_map_is_no_image_and_its_file_has_few_pixels(store, tmp_path):
+    from PIL import Image
+
+    with ResultStore.open(store) as opened:
+        data = gather(opened.rows(), [], in_place=True)
+    drawn = plot_data(data, answers(data), compare_methods(data))
+    figure = heat_map_figure(drawn, data.contexts[0], data.error)
+    # Matplotlib scales images to the pixels of the file as floats.
+    assert not any(axes.images for axes in figure.axes[:1])
+    (cells,) = [found for found in figure.axes[0].collections if found.get_array() is not None]
+    assert cells.get_array().shape == (48, len(drawn["layers"][data.contexts[0]]["names"]))
+    with Image.open(save_figure(figure, tmp_path / "few.png", most_pixels=1e6)) as few:
+        assert 0.9e6 < few.width * few.height <= 1e6
+    with Image.open(save_figure(figure, tmp_path / "all.png")) as every:
+        assert every.width == 11 * 200

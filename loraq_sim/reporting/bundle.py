@@ -28,6 +28,8 @@ __all__ = [
 
 
 _PICTURES = (".png", ".svg")
+# Of a PNG: a picture of 48 lines has 6 million at 200 dots per inch, and takes 130 MB to draw.
+_MOST_PIXELS = 3_200_000
 # Longer tables are for programs.
 _MOST_FOR_PEOPLE = 200
 # What the page computes for itself.
@@ -77,13 +79,20 @@ def write_report(
         if len(table.rows) <= _MOST_FOR_PEOPLE:
             written.append(write_file(folder / f"{name}.md", table.to_markdown()))
     pictures = []
-    # One after the other: each takes tens of MB to draw.
-    for name, figure in _pictures(data, drawn, validation):
-        pictures.append(name)
-        written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in _PICTURES]
-        # A figure and its canvas hold each other, and 20 MB of pixels.
-        del figure
-        gc.collect()
+    # A figure and its canvas hold each other, and 10 MB of pixels: each is collected before the
+    # next, for which the rows of a large store need not be searched again.
+    gc.freeze()
+    try:
+        for name, figure in _pictures(data, drawn, validation):
+            pictures.append(name)
+            written += [
+                save_figure(figure, folder / f"{name}{suffix}", most_pixels=_MOST_PIXELS)
+                for suffix in _PICTURES
+            ]
+            del figure
+            gc.collect()
+    finally:
+        gc.unfreeze()
     written.append(write_file(folder / "summary.md", _summary(data, pictures)))
     return written
 
@@ -166,7 +175,7 @@ def _pareto(data: ReportData, answer: Answer) -> "Figure":
         x=known[:2],
         y=answer.verdict.error,
         model=data.title,
-        layers=len({row["layer"] for row in data.rows if row["context"] == answer.context}),
+        layers=len({row["layer"] for row in data.rows_of(answer.context)}),
         provenance={"loraq-sim": data.version},
         verdict=answer.verdict,
     )

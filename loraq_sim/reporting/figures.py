@@ -39,6 +39,7 @@ __all__ = [
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
 _DIGEST_DIGITS = 12
+_DPI = 200
 _MAX_PER_ROW = 3
 # Inches.
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.9, 3.75
@@ -143,10 +144,11 @@ def pareto_figure(
 
 
 @without_math
-def save_figure(figure: "Figure", path: str | Path) -> Path:
+def save_figure(figure: "Figure", path: str | Path, *, most_pixels: float = math.inf) -> Path:
     """Write a figure as PNG (200 dpi), SVG or PDF, by the suffix of `path`; returns the path.
 
-    Equal figures give equal files: no date is written and SVG ids do not vary.
+    What would have more than `most_pixels` is written with fewer dots per inch. Equal figures give
+    equal files: no date is written and SVG ids do not vary.
 
     Raises
     ------
@@ -167,7 +169,10 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
         ".svg": {"Creator": "loraq-sim", "Date": None},
         ".pdf": {"Creator": "loraq-sim", "CreationDate": None},
     }[suffix]
-    settings: dict[str, Any] = {"format": suffix[1:], "dpi": 200, "metadata": metadata}
+    width, height = figure.get_size_inches()
+    # Of what is drawn as pixels in SVG and PDF too.
+    dpi = min(_DPI, math.sqrt(most_pixels / (width * height)))
+    settings: dict[str, Any] = {"format": suffix[1:], "dpi": dpi, "metadata": metadata}
     if suffix == ".png":
         # Half the time of the usual level; lines and flat areas grow little.
         settings["pil_kwargs"] = {"compress_level": 3}

@@ -15,6 +15,7 @@ from loraq_sim.files import shown_line
 
 if TYPE_CHECKING:
     import hwmodels
+    from loraq_sim.allocation import Allocation
     from loraq_sim.reporting.report_data import MixedModel, ReportData
 
 __all__ = [
@@ -137,16 +138,18 @@ def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
     from loraq_sim.results.rows import IDENTITY
 
     keys = [name for name in IDENTITY if name != "layer"]
-    labels = {tuple(row.get(key) for key in keys): row["label"] for row in rows}
-    return [row | {"label": labels[tuple(row.get(key) for key in keys)]} for row in totals]
+    labels = {tuple(map(row.get, keys)): row["label"] for row in rows}
+    return [row | {"label": labels[tuple(map(row.get, keys))]} for row in totals]
 
 
 def _kinds(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
     from loraq_sim.results.totals import model_totals
 
     found = []
-    for kind in dict.fromkeys(row.get("kind") for row in rows):
-        own = [row for row in rows if row.get("kind") == kind]
+    by_kind: dict[str | None, list[Row]] = {}
+    for row in rows:
+        by_kind.setdefault(row.get("kind"), []).append(row)
+    for kind, own in by_kind.items():
         totals = model_totals(own)
         _name(totals, dumps)
         totals = _with_labels(totals, own)
@@ -195,7 +198,7 @@ def _parts(
         if row.get("m") is None:
             # Rows per call are not known, so there never was a cost.
             continue
-        sizes = tuple(row.get(key) for key in ("kind", "m", "n", "k"))
+        sizes = tuple(map(row.get, ("kind", "m", "n", "k")))
         key = (row["context"], row["label"], *sizes, row["run_split"], row["rank"])
         if key in shapes:
             shapes[key]["n_layers"] += 1
@@ -299,9 +302,11 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
         rows = _rows_beside(data, answer.best)
         if len({row["split"] for row in rows}) > 1:
             labels = {_settings(row): row["label"] for row in rows}
-            found += filter(
-                None, (_mixed(data, answer.context, rows, labels, cost) for cost in _COSTS)
-            )
+            allocation = None
+            for cost in _COSTS:
+                allocation = _allocation(data, rows, cost, allocation)
+                if mix := allocation and _mixed(data, answer.context, allocation, labels, cost):
+                    found.append(mix)
     return found
 
 
@@ -313,27 +318,48 @@ def _rows_beside(data: "ReportData", best: Mapping[str, Any]) -> list[Row]:
     wanted = tuple(map(best.get, keys))
     return [
         row
-        for row in data.rows
+        for row in data.rows_of(best["context"])
         if tuple(map(row.get, keys)) == wanted
         and (row.get("options") or "") == (best.get("options") or "")
     ]
 
 
-def _mixed(
-    data: "ReportData", context: str, rows: Sequence[Row], labels: dict[tuple, str], cost: str
-) -> "MixedModel | None":
+def _allocation(
+    data: "ReportData", rows: Sequence[Row], cost: str, other: "Allocation | None"
+) -> "Allocation | None":
+    """An allocation that may spend all it likes of `cost`; None where there is nothing to trade.
+
+    The problem of the `other` cost is taken where the same rows know this one.
+    """
     from loraq_sim.allocation import allocate
+
+    budget = {cost: _ample(rows, cost)}
+    if other is not None and cost in other.problem.contributions:
+        usable = sum(
+            row.get("status") == "ok" and None not in (row.get(data.error), row.get(cost))
+            for row in rows
+        )
+        if usable == sum(map(len, other.problem.options)):
+            return replace(other, budget=budget)
+    try:
+        return allocate(rows, budget, data.error, "lagrangian")
+    except InputError:
+        # No layer knows both columns.
+        return None
+
+
+def _mixed(
+    data: "ReportData", context: str, allocation: "Allocation", labels: dict[tuple, str], cost: str
+) -> "MixedModel | None":
     from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
     from loraq_sim.reporting.report_data import MixedModel
 
     try:
-        allocation = allocate(rows, {cost: _ample(rows, cost)}, data.error, "lagrangian")
         frontier = frontier_rows(allocation.problem, cost, data.error, most=_MOST_POINTS)
         uniform = compare_with_uniform(
             allocation, on_front=len(allocation.problem.layers) > _MANY_LAYERS
         )
     except InputError:
-        # No layer knows both columns: there is nothing to trade.
         return None
     if len(frontier) < 2:
         return None
@@ -357,4 +383,4 @@ def _ample(rows: Sequence[Row], cost: str) -> float:
 
 
 def _settings(row: Row) -> tuple:
-    return tuple(row.get(key) for key in _UNIFORM)
+    return tuple(map(row.get, _UNIFORM))

@@ -152,15 +152,17 @@ class _Puzzle:
         for c in sorted(range(len(self.places[i])), key=self.own_costs[i].__getitem__):
             if self.own_costs[i][c] >= least:
                 break  # Rivals only add cost, so no later place can win.
-            cost = self._cost(i, c, rivals)
+            cost = self._cost(i, c, rivals, most=least)
             if cost < least:
                 best, least = c, cost
         return best
 
-    def _cost(self, i: int, c: int, rivals: list) -> float:
+    def _cost(self, i: int, c: int, rivals: list, *, most: float = math.inf) -> float:
+        """Cost of a place; from `most` on it is not added up to its end."""
         reach = self.reaches[i][c]
         near = [rival[:2] for rival in rivals if reach.overlaps(rival[2])]
-        return self.own_costs[i][c] + _rival_cost(self.places[i][c][0], self.anchors[i], near)
+        own = self.own_costs[i][c]
+        return own + _rival_cost(self.places[i][c][0], self.anchors[i], near, most - own)
 
     def _rivals(self, i: int, chosen: dict[int, int]) -> list:
         return [
@@ -223,6 +225,7 @@ def _rival_cost(
     box: Box,
     anchor: tuple[float, float],
     rivals: Sequence[tuple[Box, tuple[float, float]]],
+    most: float,
 ) -> float:
     near = box.grown(1.5)
     leader = (anchor, box.nearest(anchor))
@@ -234,6 +237,8 @@ def _rival_cost(
         cost += _COST_CROSSING * (
             _segment_enters(leader, other) + _segment_enters(other_leader, box)
         )
+        if cost > most:
+            break
     return cost
 
 
@@ -252,6 +257,12 @@ def _segments_cross(a: tuple, b: tuple) -> bool:
 
 
 def _segment_enters(segment: tuple, box: Box) -> bool:
+    (x0, y0), (x1, y1) = segment
+    # Most lie beside the box altogether.
+    if (x0 < box.x0 and x1 < box.x0) or (x0 > box.x1 and x1 > box.x1):
+        return False
+    if (y0 < box.y0 and y1 < box.y0) or (y0 > box.y1 and y1 > box.y1):
+        return False
     corners = [(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)]
     return any(_segments_cross(segment, (corners[i], corners[i - 1])) for i in range(4))
 

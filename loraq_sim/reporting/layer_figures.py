@@ -54,6 +54,7 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
         Which of its contexts, and the key of one of that context's quantities, a fraction.
     """
     import numpy as np
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
     layers = drawn["layers"][context]
@@ -69,7 +70,11 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     figure, axes = _figure(labels, below=1.6, right=0.6)
     low, high = (z.min(), z.max()) if z.count() else (1.0, 10.0)
     norm = LogNorm(vmin=low, vmax=high if high > low else low * 1.1)
-    image = axes.imshow(z, aspect="auto", cmap="cividis_r", norm=norm, interpolation="nearest")
+    look = ScalarMappable(norm=norm, cmap="cividis_r")
+    # Not an image, which is scaled to the pixels of the picture in 100 MB of floats.
+    edges = np.arange(width + 1) - 0.5, np.arange(len(labels) + 1) - 0.5
+    axes.pcolormesh(*edges, z, cmap=look.cmap, norm=norm, rasterized=True)
+    axes.set_xlim(-0.5, width - 0.5)
     step = max(1, -(-len(layers["names"]) // _MOST_TICKS))
     places = range(0, len(layers["names"]), step)
     axes.set_xticks(places, [_short(layers["names"][i], 26) for i in places], rotation=60)
@@ -82,7 +87,7 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     ticks = nice_log_ticks(*_ends(norm))
     place = axes.get_position()
     beside = figure.add_axes((place.x1 + 0.12 / _WIDTH, place.y0, 0.14 / _WIDTH, place.height))
-    bar = figure.colorbar(image, cax=beside, ticks=ticks)
+    bar = figure.colorbar(look, cax=beside, ticks=ticks)
     bar.ax.set_yticklabels([f"{text} %" for text in tick_texts(ticks)], fontsize=8, color=MUTED)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)

@@ -59,9 +59,9 @@ def common_prefix(names: Sequence[str]) -> str:
 
 def rounded(value: Any, digits: int = _DIGITS) -> Any:
     """Numbers cut to the digits a reader sees; what JSON cannot hold as null."""
-    if is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return None if is_missing(value) else value
 
 
 def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
     A line ``z[case]`` of equal values is that value. A quantity without ``z`` is the one it is
     ``of``, each line divided by its number in ``by``.
     """
-    rows = [row for row in data.rows if row["context"] == context]
+    rows = data.rows_of(context)
     names = list(dict.fromkeys(str(row["layer"]) for row in rows))
     kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
     labels = _by_error(data, context, rows)

@@ -125,6 +125,17 @@ class ReportData:
         """Name of the accelerator of a context."""
         return next(str(r["accelerator"]) for r in self.totals if r["context"] == context)
 
+    @cached_property
+    def _rows_by_context(self) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row["context"], []).append(row)
+        return found
+
+    def rows_of(self, context: str) -> list[Row]:
+        """Rows of layers in one context."""
+        return self._rows_by_context.get(context, [])
+
     def totals_of(self, context: str) -> list[Row]:
         """Totals of one context that hold numbers."""
         return [
@@ -280,7 +291,7 @@ def _mixed(data: ReportData, context: str, best: Row, cost: str) -> list[str]:
 
 
 def _gaps(data: ReportData, context: str) -> list[str]:
-    own = [row for row in data.rows if row["context"] == context]
+    own = data.rows_of(context)
     failed = sum(row.get("status") not in EVALUATED for row in own)
     found = []
     if failed:

@@ -136,8 +136,8 @@ def costs_table(data: ReportData, answer: Answer) -> ResultTable:
 def accumulators_table(data: ReportData, context: str) -> ResultTable:
     """Width of the array, what this input needed, what any input could need, and overflows."""
     layers: dict[str, list[Row]] = {}
-    for row in data.rows:
-        if row["context"] == context and not is_missing(row.get("safe_acc_bits")):
+    for row in data.rows_of(context):
+        if not is_missing(row.get("safe_acc_bits")):
             layers.setdefault(row["label"], []).append(row)
     rows = []
     for label, own in layers.items():
