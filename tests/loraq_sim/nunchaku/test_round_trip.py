@@ -3,6 +3,7 @@
 import json
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -250,3 +251,11 @@ def test_notes_that_hold_anything_end_in_one_line(solutions, tmp_path):
                 refused.append(str(error))
     assert len(refused) > 50
     assert [text for text in refused if "\n" in text] == []
+
+
+def test_fp8_scales_are_refused_in_one_line(solutions, tmp_path):
+    path = write_nunchaku(tmp_path / "model.safetensors", solutions)
+    scales = {"f.wscales": np.ones((4, 8), ml_dtypes.float8_e4m3fn)}
+    save_file(load_file(path) | scales, path)
+    with pytest.raises(InputError, match="'f.wscales' is F8_E4M3: NVFP4 layers are not read"):
+        read_nunchaku(path)
