@@ -229,7 +229,7 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
                 dtype = file.get_slice(key).get_dtype()
                 if dtype.startswith("F8"):
                     # NumPy has no such type, and the codes are of NVFP4, which is not read here.
-                    raise InputError(f"{path}: {key!r} is {dtype}: NVFP4 layers are not read")
+                    raise InputError(f"{key!r} is {dtype}: NVFP4 layers are not read")
                 by_layer.setdefault(name, {})[part] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {first_line(error)}") from None
