@@ -126,13 +126,13 @@ class ReportData:
         return next(str(r["accelerator"]) for r in self.totals if r["context"] == context)
 
     @cached_property
-    def _rows_by_context(self) -> dict[str, list[Row]]:
-        found: dict[str, list[Row]] = {}
+    def _rows_by_context(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
             found.setdefault(row["context"], []).append(row)
         return found
 
-    def rows_of(self, context: str) -> list[Row]:
+    def rows_of(self, context: str) -> list[dict[str, Any]]:
         """Rows of layers in one context."""
         return self._rows_by_context.get(context, [])
 
