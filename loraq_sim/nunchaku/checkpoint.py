@@ -25,7 +25,7 @@ from loraq_sim.nunchaku.layer_tensors import layer_tensors, read_layer
 from loraq_sim.solvers import Solution
 from loraq_sim.solvers.main_grid import stack_rows, take_rows
 from loraq_sim.solvers.problem import Branches
-from loraq_sim.solvers.shared_inputs import share_out
+from loraq_sim.solvers.solve import share_out
 
 __all__ = [
     "FusedLayer",

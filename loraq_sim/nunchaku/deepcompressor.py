@@ -33,7 +33,7 @@ from loraq_sim.nunchaku.layer_tensors import (
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
 from loraq_sim.solvers.problem import Branches
-from loraq_sim.solvers.shared_inputs import share_out
+from loraq_sim.solvers.solve import share_out
 
 __all__ = ["read_deepcompressor", "write_deepcompressor"]
 
