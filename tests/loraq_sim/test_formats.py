@@ -1,5 +1,7 @@
 """Format strings: what they mean, what they cost, and what is refused."""
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from loraq_sim.errors import InputError
@@ -79,14 +81,28 @@ def test_storage_bytes_counts_codes_scales_zero_points_and_padding(text, shape, 
     assert parse_format(text).storage_bytes(shape) == nbytes
 
 
-def test_integer_codes_span_all_two_to_the_bits_values():
-    for element in ELEMENTS.values():
-        if element.is_integer:
-            # Fixed-point block elements leave the code without a negative unused.
-            unused = 0 if element.block is None else 1
-            assert element.hi - element.lo + 1 == 2**element.bits - unused
+def test_integer_codes_are_those_of_the_width_in_the_name():
+    signed = {2: (-2, 1), 3: (-4, 3), 4: (-8, 7), 5: (-16, 15), 6: (-32, 31), 7: (-64, 63)}
+    signed |= {8: (-128, 127)}
+    expected = {f"int{bits}": ends for bits, ends in signed.items()}
+    expected |= {f"uint{bits}": (0, hi - lo) for bits, (lo, hi) in signed.items()}
+    # Fixed-point block elements leave the code without a negative unused.
+    expected |= {"mxint4": (-7, 7), "mxint6": (-31, 31), "mxint8": (-127, 127)}
+    expected |= {"bfp16ebs8": (-127, 127)}
+    found = {name: (e.lo, e.hi) for name, e in ELEMENTS.items() if e.is_integer}
+    assert found == expected
 
 
-def test_every_scale_format_orders_its_ends():
-    for scale in SCALES.values():
-        assert 0 < scale.smallest < scale.largest
+def test_the_ends_of_scale_formats_are_those_of_their_types():
+    float8, bfloat16 = ml_dtypes.finfo(ml_dtypes.float8_e4m3fn), ml_dtypes.finfo(ml_dtypes.bfloat16)
+    half, single = np.finfo(np.float16), np.finfo(np.float32)
+    # Where the subnormals cannot be divided by in float32, the smallest normal number ends it.
+    expected = {
+        "fp32": (4, single.smallest_normal, single.max),
+        "fp16": (2, half.smallest_subnormal, half.max),
+        "bf16": (2, bfloat16.smallest_normal, bfloat16.max),
+        "e4m3": (1, float8.smallest_subnormal, float8.max),
+        "e8m0": (1, 2.0**-126, 2.0**127),
+    }
+    found = {name: (s.nbytes, s.smallest, s.largest) for name, s in SCALES.items()}
+    assert found == {name: tuple(map(float, ends)) for name, ends in expected.items()}

@@ -110,7 +110,7 @@ def test_wrong_settings_are_named(settings, told):
 
 
 def test_options_are_keywords_only():
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="positional argument"):
         lq.sweep("examples/tiny_pixart.pt", "aie2", ["W4A4"])
 
 

@@ -2,7 +2,10 @@
 
 import builtins
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -13,7 +16,9 @@ SECTIONS = ("answer", "front", "layers", "costs", "accumulators", "methods", "mi
 
 
 def drawn(text):
-    return json.loads(re.search(r'id="drawn">(.*?)</script>', text, re.DOTALL)[1])
+    content = re.search(r'id="drawn">(.*?)</script>', text, re.DOTALL)[1]
+    # JSON.parse of a browser knows neither NaN nor Infinity, json.loads reads both.
+    return json.loads(content, parse_constant=pytest.fail)
 
 
 def test_the_page_has_every_section_and_is_small(gathered):
@@ -44,8 +49,20 @@ def test_the_page_names_no_address_to_load_from(gathered):
     assert "http" not in policy
 
 
-def test_equal_data_give_an_equal_page(gathered):
-    assert html_report(gathered(n_layers=3)) == html_report(gathered(n_layers=3))
+def test_equal_data_give_an_equal_page_in_every_process(invented_rows, gathered, tmp_path):
+    # Sets of words are walked in another order under another hash seed.
+    rows, path, page = invented_rows(n_layers=3), tmp_path / "rows.json", tmp_path / "page.html"
+    path.write_text(json.dumps(rows))
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from loraq_sim.reporting.gather import gather\n"
+        "from loraq_sim.reporting.page import html_report\n"
+        "rows = json.loads(Path(sys.argv[1]).read_text())\n"
+        "Path(sys.argv[2]).write_text(html_report(gather(rows, (), title=None)), 'utf-8')\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(page)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "1"})
+    assert page.read_text("utf-8") == html_report(gathered(rows))
 
 
 def test_the_headline_is_the_first_heading_and_the_title(gathered):
@@ -120,7 +137,9 @@ def test_infinite_and_missing_numbers_do_not_break_the_data(invented_rows, gathe
     rows = invented_rows(n_layers=2, accelerators=("aie2",))
     rows[0] |= {"sqnr_db": float("inf"), "output_error": 0.0, "energy_j": None}
     rows[1] |= {"dram_bytes": None, "calls_per_step": None, "group": None, "kind": None}
-    drawn(html_report(gathered(rows)))
+    text = html_report(gathered(rows))
+    assert len(drawn(text)["points"]) == len({row["split"] for row in rows})
+    assert not re.search(r">\s*-?(nan|inf|None|undefined)\b", text.split('id="library"')[0], re.I)
 
 
 @pytest.mark.parametrize("name", ["jinja2", "plotly"])

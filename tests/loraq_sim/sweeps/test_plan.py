@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -46,9 +49,23 @@ def test_layer_patterns_select_by_name_or_kind(make_dump, make_plan):
         compose(make_plan(dump, layers=("secnd",)))
 
 
-def test_composing_twice_gives_the_same_names(make_dump, make_plan):
-    dump = make_dump(a="linear")
-    assert compose(make_plan(dump)).case_ids == compose(make_plan(dump)).case_ids
+def test_every_process_gives_cases_the_same_names(make_dump, make_plan):
+    # Sets of words are walked in another order under another hash seed.
+    plan = make_plan(make_dump(a="linear"), smooth=0.5, datapath={"acc_bits": 20})
+    code = (
+        "import sys; from loraq_sim.sweeps import SweepPlan, compose\n"
+        "plan = SweepPlan(dump=sys.argv[1], accelerators=('aie2',), smooth=0.5,\n"
+        "    splits=('W4A4', 'W4A8', 'W8A8'), datapath={'acc_bits': 20})\n"
+        "print(*compose(plan).case_ids)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, plan.dump],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+    )
+    assert tuple(done.stdout.split()) == tuple(compose(plan).case_ids)
 
 
 @pytest.mark.parametrize(
@@ -232,10 +249,11 @@ def test_the_default_rank_suits_the_narrowest_layer(width, rank):
 
 @pytest.mark.parametrize("width", [8, 16, 24, 128, 384, 1152])
 def test_the_default_budgets_fit_the_narrowest_layer(width):
-    for text in default_splits([info("a", width, width)])[0]:
-        split = parse_split(text)
-        if split.budget is not None:
-            assert 1 <= rank_for_budget(width, width, split.branch_weight, split.budget) <= width
+    splits = [parse_split(text) for text in default_splits([info("a", width, width)])[0]]
+    with_budget = [split for split in splits if split.budget is not None]
+    assert with_budget
+    for split in with_budget:
+        assert 1 <= rank_for_budget(width, width, split.branch_weight, split.budget) <= width
 
 
 def test_a_dump_without_a_usable_layer_is_refused_with_the_reason(make_plan, tmp_path):

@@ -53,7 +53,7 @@ def test_what_cannot_be_meant_is_refused(text, options, message):
 
 @pytest.mark.parametrize("address", ["tcp://node-1.lan:8786", "tls://10.0.0.1:1", "tcp://[::1]:80"])
 def test_addresses_of_schedulers_are_accepted(address):
-    check_scheduler(address, {})
+    assert check_scheduler(address, {}) is None
 
 
 def test_silence_at_the_address_is_one_clear_line(monkeypatch):
@@ -97,9 +97,13 @@ def test_ctrl_c_means_the_same_after_dask_jobqueue_was_imported():
         "import signal; from loraq_sim.sweeps.scheduler import slurm_job_script\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "slurm_job_script({'queue': 'cpu'})\n"
-        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+        "import sys\n"
+        "print('dask_jobqueue' in sys.modules)\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_memory_is_the_users_where_it_is_given():
