@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Bounds, guaranteed_bits, signed_width
-from loraq_sim.emulator.mac_array import MacArray, overflow_limits
+from loraq_sim.emulator.bounds import Bounds, guaranteed_bits
+from loraq_sim.emulator.mac_array import MacArray, overflow_limits, signed_width
 from loraq_sim.emulator.tile_job import TileJob, as_accumulators
 from loraq_sim.emulator.tile_ready import run_ready
 from loraq_sim.emulator.tile_route import (

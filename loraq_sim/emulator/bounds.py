@@ -8,128 +8,22 @@ activations reach it.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import isqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits, signed_width
+from loraq_sim.emulator.packed_weight import Norms, PackedWeight
 
-if TYPE_CHECKING:
-    from loraq_sim.emulator.packed_weight import PackedWeight
-
-__all__ = ["Bounds", "Norms", "Sample", "guaranteed_bits", "proved_tiles", "signed_width"]
+__all__ = ["Bounds", "Sample", "guaranteed_bits", "proved_tiles"]
 
 # The int32 lanes of kernels/accumulate.py form (accumulator + chunk) - lower limit:
 # 2**29 + 2**21 + 2**29 < 2**31, and merge two accumulators: 2**29 + 2**29 + 2**29 < 2**31.
 _LANE_BITS = 30
 # Below this size no squared norm and no product of two of them leaves int64.
 _SQUARES_FIT = 2**15
-
-
-class Norms:
-    """Range and norms of the rows of a code matrix (R, K), computed when asked for.
-
-    The range costs a fraction of the norms and often proves enough. The codes must not change.
-    """
-
-    def __init__(self, codes: NDArray[np.integer]) -> None:
-        if codes.dtype not in (np.int8, np.uint8):
-            unsigned = codes.size > 0 and int(codes.max()) > 127
-            codes = codes.astype(np.uint8 if unsigned else np.int8)
-        self._codes = np.ascontiguousarray(codes)
-
-    @property
-    def k(self) -> int:
-        """Codes in a row."""
-        return self._codes.shape[1]
-
-    @cached_property
-    def rows(self) -> NDArray[np.int64]:
-        """Lowest code, highest (both with 0), sum, L1 norm, squared L2 norm of each row, (5, R)."""
-        from loraq_sim.kernels.pack_panels import row_norms
-
-        rows = np.empty((5, self._codes.shape[0]), np.int64)
-        mask = np.int16(255 if self._codes.dtype == np.uint8 else -1)
-        row_norms(self._codes.view(np.int8), mask, rows)
-        return rows
-
-    @cached_property
-    def _range(self) -> tuple[int, int]:
-        from loraq_sim.kernels.pack_panels import code_range
-
-        low, high = code_range(self._codes)
-        return int(low), int(high)
-
-    @property
-    def low(self) -> int:
-        """Lowest code, at most 0."""
-        return self._range[0]
-
-    @property
-    def high(self) -> int:
-        """Highest code, at least 0."""
-        return self._range[1]
-
-    @property
-    def top(self) -> int:
-        """Largest magnitude of a code."""
-        return max(self.high, -self.low)
-
-    @cached_property
-    def longest(self) -> int:
-        """Largest L1 norm of a row."""
-        return int(self.rows[3].max(initial=0))
-
-    @cached_property
-    def longest_squared(self) -> int:
-        """Largest squared L2 norm of a row."""
-        return int(self.rows[4].max(initial=0))
-
-    @cached_property
-    def _panels(self) -> dict[int, NDArray[np.int64]]:
-        return {}
-
-    def sums_within(self, a_range: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Extreme sums over subsets of each row with activations in a range, (R,) each."""
-        _, _, sums, norms, _ = self.rows
-        positive, negative = (norms + sums) // 2, (sums - norms) // 2
-        low = positive * a_range[0] + negative * a_range[1]
-        return low, positive * a_range[1] + negative * a_range[0]
-
-    def guaranteed_bits(self, a_range: tuple[int, int]) -> int:
-        """Width of a register for any such sum of any row, kept for each range."""
-        if a_range not in self._guaranteed:
-            low, high = self.sums_within(a_range)
-            width = signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
-            self._guaranteed[a_range] = width
-        return self._guaranteed[a_range]
-
-    @cached_property
-    def _guaranteed(self) -> dict[tuple[int, int], int]:
-        return {}
-
-    def of_panels(self, height: int) -> NDArray[np.int64]:
-        """Largest magnitude, L1 norm and squared L2 norm of every `height` rows, (3, panels)."""
-        if height not in self._panels:
-            tops = np.maximum(self.rows[1], -self.rows[0])
-            starts = np.arange(0, self.rows.shape[1], height)
-            stacked = np.stack([tops, *self.rows[3:]])
-            self._panels[height] = np.maximum.reduceat(stacked, starts, axis=1)
-        return self._panels[height]
-
-    def calmest_panel(self, height: int) -> tuple[int, int, int]:
-        """Smallest largest magnitude, L1 norm and squared L2 norm over those panels."""
-        if height not in self._calmest:
-            top, l1, l2 = self.of_panels(height).min(axis=1).tolist()
-            self._calmest[height] = top, l1, l2
-        return self._calmest[height]
-
-    @cached_property
-    def _calmest(self) -> dict[int, tuple[int, int, int]]:
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +141,7 @@ def proved_tiles(
 
 
 def guaranteed_bits(
-    weight: "PackedWeight", a_range: tuple[int, int], init: NDArray[np.int64] | None, mac: MacArray
+    weight: PackedWeight, a_range: tuple[int, int], init: NDArray[np.int64] | None, mac: MacArray
 ) -> int:
     """Return the accumulator width that no activations within `a_range` can overflow.
 
@@ -272,7 +166,7 @@ def guaranteed_bits(
 
 
 def _sums_delivered(
-    weight: "PackedWeight", a_range: tuple[int, int], mac: MacArray
+    weight: PackedWeight, a_range: tuple[int, int], mac: MacArray
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Extreme sums over subsets of the chunks of each row as the tree delivers them, (N,) each.
 
@@ -290,11 +184,3 @@ def _sums_delivered(
     low = np.where(wraps, least, np.maximum(low, least))
     high = np.where(wraps, most, np.minimum(high, most))
     return low.sum(axis=1), high.sum(axis=1)
-
-
-def signed_width(low: int, high: int) -> int:
-    """Return the bits of the narrowest two's complement register that holds low and high."""
-    return 1 + max(
-        (high if high >= 0 else -high - 1).bit_length(),
-        (low if low >= 0 else -low - 1).bit_length(),
-    )

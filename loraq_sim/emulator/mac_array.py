@@ -18,7 +18,7 @@ from loraq_sim.errors import InputError, unknown_name
 
 __all__ = [
     *("OVERFLOW_RULES", "MacArray", "TwoLevelArray"),
-    *("checked_int", "describe_array", "overflow_limits"),
+    *("checked_int", "describe_array", "overflow_limits", "signed_width"),
 ]
 
 OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
@@ -31,6 +31,14 @@ def overflow_limits(bits: int, overflow: str) -> tuple[int, int]:
     """
     high = 2 ** (bits - 1) - 1
     return (-high if overflow == "saturate_symmetric" else -high - 1), high
+
+
+def signed_width(low: int, high: int) -> int:
+    """Return the bits of the narrowest two's complement register that holds low and high."""
+    return 1 + max(
+        (high if high >= 0 else -high - 1).bit_length(),
+        (low if low >= 0 else -low - 1).bit_length(),
+    )
 
 
 def checked_int(name: str, value: SupportsIndex, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""A weight matrix checked once and packed once for each kernel that asks for it."""
+"""A weight matrix checked once: norms of its rows, and codes packed for each kernel that asks."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from loraq_sim.emulator.bounds import Norms
+from loraq_sim.emulator.mac_array import signed_width
 from loraq_sim.errors import InputError
 
 __all__ = [
-    *("Layout", "Order", "PackedWeight", "Panels"),
+    *("Layout", "Norms", "Order", "PackedWeight", "Panels"),
     *("address_of", "aligned_empty", "checked_codes", "pack_weight"),
 ]
 
@@ -116,6 +116,109 @@ class Panels(NamedTuple):
     offsets: NDArray[np.int32]
     last: NDArray[np.int32]
     addresses: tuple[int, int, int]
+
+
+class Norms:
+    """Range and norms of the rows of a code matrix (R, K), computed when asked for.
+
+    The range costs a fraction of the norms and often proves enough. The codes must not change.
+    """
+
+    def __init__(self, codes: NDArray[np.integer]) -> None:
+        if codes.dtype not in (np.int8, np.uint8):
+            unsigned = codes.size > 0 and int(codes.max()) > 127
+            codes = codes.astype(np.uint8 if unsigned else np.int8)
+        self._codes = np.ascontiguousarray(codes)
+
+    @property
+    def k(self) -> int:
+        """Codes in a row."""
+        return self._codes.shape[1]
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Lowest code, highest (both with 0), sum, L1 norm, squared L2 norm of each row, (5, R)."""
+        from loraq_sim.kernels.pack_panels import row_norms
+
+        rows = np.empty((5, self._codes.shape[0]), np.int64)
+        mask = np.int16(255 if self._codes.dtype == np.uint8 else -1)
+        row_norms(self._codes.view(np.int8), mask, rows)
+        return rows
+
+    @cached_property
+    def _range(self) -> tuple[int, int]:
+        from loraq_sim.kernels.pack_panels import code_range
+
+        low, high = code_range(self._codes)
+        return int(low), int(high)
+
+    @property
+    def low(self) -> int:
+        """Lowest code, at most 0."""
+        return self._range[0]
+
+    @property
+    def high(self) -> int:
+        """Highest code, at least 0."""
+        return self._range[1]
+
+    @property
+    def top(self) -> int:
+        """Largest magnitude of a code."""
+        return max(self.high, -self.low)
+
+    @cached_property
+    def longest(self) -> int:
+        """Largest L1 norm of a row."""
+        return int(self.rows[3].max(initial=0))
+
+    @cached_property
+    def longest_squared(self) -> int:
+        """Largest squared L2 norm of a row."""
+        return int(self.rows[4].max(initial=0))
+
+    @cached_property
+    def _panels(self) -> dict[int, NDArray[np.int64]]:
+        return {}
+
+    def sums_within(self, a_range: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Extreme sums over subsets of each row with activations in a range, (R,) each."""
+        _, _, sums, norms, _ = self.rows
+        positive, negative = (norms + sums) // 2, (sums - norms) // 2
+        low = positive * a_range[0] + negative * a_range[1]
+        return low, positive * a_range[1] + negative * a_range[0]
+
+    def guaranteed_bits(self, a_range: tuple[int, int]) -> int:
+        """Width of a register for any such sum of any row, kept for each range."""
+        if a_range not in self._guaranteed:
+            low, high = self.sums_within(a_range)
+            width = signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
+            self._guaranteed[a_range] = width
+        return self._guaranteed[a_range]
+
+    @cached_property
+    def _guaranteed(self) -> dict[tuple[int, int], int]:
+        return {}
+
+    def of_panels(self, height: int) -> NDArray[np.int64]:
+        """Largest magnitude, L1 norm and squared L2 norm of every `height` rows, (3, panels)."""
+        if height not in self._panels:
+            tops = np.maximum(self.rows[1], -self.rows[0])
+            starts = np.arange(0, self.rows.shape[1], height)
+            stacked = np.stack([tops, *self.rows[3:]])
+            self._panels[height] = np.maximum.reduceat(stacked, starts, axis=1)
+        return self._panels[height]
+
+    def calmest_panel(self, height: int) -> tuple[int, int, int]:
+        """Smallest largest magnitude, L1 norm and squared L2 norm over those panels."""
+        if height not in self._calmest:
+            top, l1, l2 = self.of_panels(height).min(axis=1).tolist()
+            self._calmest[height] = top, l1, l2
+        return self._calmest[height]
+
+    @cached_property
+    def _calmest(self) -> dict[int, tuple[int, int, int]]:
+        return {}
 
 
 class PackedWeight:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.bounds import Bounds, Norms, Sample
+from loraq_sim.emulator.bounds import Bounds, Sample
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, checked_int, overflow_limits
-from loraq_sim.emulator.packed_weight import Order, PackedWeight, checked_codes
+from loraq_sim.emulator.packed_weight import Norms, Order, PackedWeight, checked_codes
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import LOOPS, KernelUnavailable, choose_path, refuse_path
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Bounds, Norms
+from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.packed_weight import Order, Panels, aligned_empty
+from loraq_sim.emulator.packed_weight import Norms, Order, Panels, aligned_empty
 from loraq_sim.emulator.tile_job import ACCUMULATORS, Choice, Plan, TileJob, kernels_of
 from loraq_sim.emulator.tile_route import choose_ruled
 from loraq_sim.emulator.tile_run import (

@@ -21,9 +21,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.bounds import Bounds, Norms, proved_tiles
+from loraq_sim.emulator.bounds import Bounds, proved_tiles
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, checked_int
-from loraq_sim.emulator.packed_weight import Order
+from loraq_sim.emulator.packed_weight import Norms, Order
 from loraq_sim.emulator.requantize import SHIFT_RANGE, output_dtype, output_limits
 from loraq_sim.emulator.tile_job import AnyJob, Choice, Output, TileJob, kernels_of
 from loraq_sim.emulator.tile_run import Totals, run_kernel

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.accumulation import Accumulation, accumulate, measured
-from loraq_sim.emulator.bounds import Bounds, signed_width
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
+from loraq_sim.emulator.bounds import Bounds
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits, signed_width
 from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.tile_job import (
     TileJob,
