@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwmodels.branch import GemmKernel, split_into_kernels
+from hwmodels.cards import bar_text, html_card
 from hwmodels.description import Accelerator
 from hwmodels.kernel_cycles import (
     BusyCycles,
@@ -35,6 +36,15 @@ from hwmodels.traffic import (
 from hwmodels.workload import GemmWorkload
 
 __all__ = ["Cost", "KernelCost", "estimate_cost"]
+
+
+# How a card shows each quantity: name, unit, units in one of the cost's.
+_CARD_UNITS = {
+    "latency_s": ("latency", "us", 1e6),
+    "energy_j": ("energy", "uJ", 1e6),
+    "dram_bytes": ("DRAM traffic", "KiB", 1 / 1024),
+    "weight_bytes": ("stored weights", "KiB", 1 / 1024),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +119,7 @@ class Cost:
     kernels: tuple[KernelCost, ...]
 
     def _repr_html_(self) -> str:
-        from hwmodels.cards import cost_card
-
-        return cost_card(self)
+        return _card(self)
 
 
 def estimate_cost(
@@ -307,3 +315,35 @@ def _sum_parts(groups: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, value in group.items():
             total[name] = total.get(name, 0) + value
     return total
+
+
+def _card(cost: Cost) -> str:
+    """Totals of a cost, then every part of each with its share."""
+    facts = {
+        "latency": f"{cost.latency_s * 1e6:,.5g} us ({cost.cycles:,.0f} cycles)",
+        "bound by": cost.bound,
+        "utilization": f"{cost.utilization:.1%} of peak MACs",
+        "energy": f"{cost.energy_j * 1e6:,.4g} uJ",
+        "DRAM traffic": f"{cost.dram_bytes / 1024:,.1f} KiB",
+        "stored weights": f"{cost.weight_bytes / 1024:,.1f} KiB",
+        "MAC modes": ", ".join(f"{part} in {mode}" for part, mode in cost.modes.items()),
+    }
+    rows = [
+        _part_row(quantity, part, value, sum(cost.parts[quantity].values()))
+        for quantity in _CARD_UNITS
+        for part, value in cost.parts[quantity].items()
+        if value
+    ]
+    return html_card("Cost of one call", facts, rows)
+
+
+def _part_row(quantity: str, part: str, value: float, total: float) -> dict[str, str]:
+    name, unit, scale = _CARD_UNITS[quantity]
+    share = value / total
+    return {
+        "quantity": name,
+        "part": part,
+        "value": f"{value * scale:,.4g} {unit}",
+        "share": f"{share:.1%}",
+        "": bar_text(share),
+    }

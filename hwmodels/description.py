@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from hwmodels.cards import html_card
 from hwmodels.quantities import (
     BytesPerCycle,
     BytesPerSecond,
@@ -409,11 +410,40 @@ class Accelerator(Strict):
         return copy
 
     def _repr_html_(self) -> str:
-        from hwmodels.cards import accelerator_card
-
-        return accelerator_card(self)
+        return _card(self)
 
     def digest(self) -> str:
         """Hex sha256 of the canonical content: equal for equal descriptions."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _card(hw: Accelerator) -> str:
+    """Size, clock, memories and MAC modes of a machine, each with the confidence in it."""
+    units, memories = hw.units, hw.memories
+    facts = {
+        "compute": f"{units.organization} of {units.rows} x {units.columns} units "
+        f"at {units.clock_hz / 1e9:g} GHz ({units.confidence})",
+        "memory of a unit": f"{memories.l1.capacity_bytes / 1024:,.0f} KiB "
+        f"({memories.l1.confidence})",
+        "shared memory": f"{memories.l2.capacity_bytes / 1024:,.0f} KiB ({memories.l2.confidence})",
+        "DRAM": f"{memories.dram.sustained_bytes_per_s / 1e9:,.4g} GB/s sustained "
+        f"({memories.dram.confidence})",
+        "kernel start": f"{hw.dispatch.launch_s * 1e6:g} us ({hw.dispatch.confidence})",
+        "accumulator": f"{hw.datapath.acc_bits} bits, {hw.datapath.overflow}",
+        "variants": ", ".join(variant.name for variant in hw.variants) or "none",
+    }
+    per_cycle_s = units.count * units.clock_hz
+    modes = [
+        {
+            "mode": mode.name,
+            "activations": f"{mode.activation_bits} bit",
+            "weights": f"{mode.weight_bits} bit",
+            "MAC/cycle/unit": f"{mode.macs_per_cycle:,}",
+            "peak TOPS": f"{2 * mode.macs_per_cycle * per_cycle_s / 1e12:,.4g}",
+            "pJ/MAC": f"{mode.energy_pj_per_mac:g}",
+            "confidence": mode.confidence,
+        }
+        for mode in hw.modes
+    ]
+    return html_card(f"{hw.name}: {hw.title}", facts, modes)

@@ -1,7 +1,8 @@
 """How Jupyter shows results: a title, facts and tables as HTML, every text escaped.
 
 Each card takes the object whose ``_repr_html_`` it is; this room stands below theirs, so it names
-their types in words only. Machines and costs have theirs in `hwmodels.cards`, which makes the HTML.
+their types in words only. The HTML of all is made by `hwmodels.cards`; machines and costs have
+theirs beside them.
 """
 
 from collections.abc import Mapping
