@@ -5,8 +5,10 @@ A format string is ``element/granularity[/scale]``, for example ``int4/g64/fp16`
 - element: ``int2`` .. ``int8`` (two's complement, symmetric), ``uint2`` .. ``uint8`` (asymmetric,
   with a zero point per scale), a block element (below), or a plain float ``fp16``, ``bf16``,
   ``fp32`` (no scale);
-- granularity: ``tensor``, ``row`` (per output channel for weights, per token for activations) or
-  ``gN`` (N consecutive elements along the last axis; the last group may be short);
+- granularity: ``tensor``, ``row`` (per output channel for weights, per token for activations),
+  ``gN`` (N consecutive elements along the last axis; the last group may be short) or ``bN`` (blocks
+  of N rows x N columns: one scale serves products along either axis; those at the ends may be
+  smaller);
 - scale: ``fp32``, ``fp16``, ``bf16``, ``e4m3`` or ``e8m0``; by default fp32 for ``tensor``, else
   fp16. ``e4m3`` has four bits of range only, so that a tensor with such scales stores one fp32
   scale on top, as ``nvfp4`` does.
@@ -153,15 +155,16 @@ SCALES = {
 }
 
 _TENSOR_SCALE_BYTES = 4
-_GROUP = re.compile(r"g([1-9][0-9]*)")
+_GROUP = re.compile(r"([gb])([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A parsed format string.
 
-    ``granularity`` is ``"tensor"``, ``"row"``, ``"group"`` or, for plain floats, ``"none"``;
-    ``group_size`` is set for ``"group"`` only; ``scale`` is None for plain floats.
+    ``granularity`` is ``"tensor"``, ``"row"``, ``"group"``, ``"block"`` or, for plain floats,
+    ``"none"``; ``group_size`` is set for ``"group"`` and ``"block"`` only; ``scale`` is None for
+    plain floats.
     """
 
     element: Element
@@ -174,7 +177,9 @@ class Format:
             return self.element.name
         if self.element.block == (self.group_size, self.scale.name):
             return self.element.name
-        where = f"g{self.group_size}" if self.granularity == "group" else self.granularity
+        where = self.granularity
+        if self.group_size is not None:
+            where = f"{self.granularity[0]}{self.group_size}"
         return f"{self.element.name}/{where}/{self.scale.name}"
 
     @property
@@ -192,7 +197,7 @@ class Format:
     @property
     def spans_rows(self) -> bool:
         """Whether one scale serves several rows, so that they cannot be quantized apart."""
-        return self.granularity == "tensor" or self.has_tensor_scale
+        return self.granularity in ("tensor", "block") or self.has_tensor_scale
 
     def group_width(self, k: int) -> int:
         """Elements that share a scale along the last axis of length `k`; never more than `k`."""
@@ -206,7 +211,10 @@ class Format:
         """Shape of the scale array of a tensor of `shape`; ``(1, ..., 1)`` for ``tensor``."""
         if self.granularity == "tensor":
             return (1,) * len(shape)
-        return (*shape[:-1], self.n_groups(shape[-1]))
+        rows = shape[:-1]
+        if self.granularity == "block" and rows:
+            rows = (*rows[:-1], self.n_groups(rows[-1]))
+        return (*rows, self.n_groups(shape[-1]))
 
     def storage_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes a tensor of `shape` takes when packed.
@@ -290,10 +298,10 @@ def _parse_granularity(part: str, text: str) -> tuple[str, int | None]:
     match = _GROUP.fullmatch(part)
     if match is None or len(part) > 9:
         raise InputError(
-            f"format {text!r:.100}: granularity must be tensor, row or gN with N from 1 to "
+            f"format {text!r:.100}: granularity must be tensor, row, gN or bN with N from 1 to "
             f"99999999 (such as g64), got {part!r:.60}"
         )
-    return "group", int(match.group(1))
+    return {"g": "group", "b": "block"}[match.group(1)], int(match.group(2))
 
 
 def _packed_row_bytes(n_codes: int, bits: int) -> int:

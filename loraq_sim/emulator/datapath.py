@@ -226,6 +226,8 @@ def walk_steps(
         weight = None
         if step.weight is not None:
             weight = bias if step.weight == "bias" else getattr(stored, step.weight)
+            if isinstance(weight, QuantizedTensor):
+                weight = weight.by_rows()
         done = _OPERATIONS[step.operation](step, inputs, weight, datapath)
         tensors[step.result] = done.result
         # A large layer's activations are kept only while a step still reads them.

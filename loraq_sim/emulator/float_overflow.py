@@ -22,7 +22,7 @@ from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import SCALES, Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.quantize import quantize_rounded
-from loraq_sim.quantizers.tensor import as_rows, float_dtype, group_ends
+from loraq_sim.quantizers.tensor import as_rows, float_dtype, group_ends, spread
 
 __all__ = [
     *("FLOAT_RULES", "UNBOUNDED", "Clipping", "FloatOverflow"),
@@ -266,7 +266,7 @@ def _emptied(
     stored: QuantizedTensor, groups: NDArray[np.bool_], scales: NDArray[np.float32]
 ) -> QuantizedTensor:
     """`stored` with `scales` and with codes of zero in `groups`."""
-    inside = _along_groups(groups, stored)
+    inside = spread(groups, stored.format, stored.shape)
     zeros = stored.zero_points
     return _replaced(
         stored,
@@ -281,15 +281,10 @@ def _replaced(stored: QuantizedTensor, **changes: Any) -> QuantizedTensor:
     return QuantizedTensor(**{name: getattr(stored, name) for name in names} | changes)
 
 
-def _along_groups(per_group: NDArray[Any], stored: QuantizedTensor) -> NDArray[Any]:
-    k = stored.codes.shape[-1]
-    return np.repeat(per_group, stored.format.group_width(k), axis=-1)[..., :k]
-
-
 def _per_element(stored: QuantizedTensor, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Scales of every element; 1 where a zero scale marks a group of zeros."""
     scales = np.where(stored.group_scales == 0, np.float32(1), stored.group_scales)
-    return np.broadcast_to(_along_groups(scales, stored), shape)
+    return np.broadcast_to(spread(scales, stored.format, stored.shape), shape)
 
 
 def _within_float32(x: NDArray[np.floating], overflow: FloatOverflow) -> NDArray[np.float32]:

@@ -31,6 +31,7 @@ What enters a GEMM may be rounded in one of the ten modes of shift-round-saturat
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ from loraq_sim.quantizers.tensor import (
     round_scales,
     scale_of_tensor,
     scale_unit,
+    spread,
 )
 
 __all__ = ["SCALE_RULES", "quantize", "quantize_near", "quantize_rounded", "round_values"]
@@ -94,6 +96,8 @@ def quantize(x: np.ndarray, fmt: "str | Format", rule: str | None = None) -> Qua
     values = _checked(x)
     if fmt.element.is_plain_float:
         return _cast(values, fmt)
+    if fmt.granularity == "block":
+        return _quantize_blocks(values, fmt, rule)
     is_block = fmt.element.block is not None
     rules = BLOCK_RULES if is_block else INTEGER_RULES
     if rule is None:
@@ -101,6 +105,31 @@ def quantize(x: np.ndarray, fmt: "str | Format", rule: str | None = None) -> Qua
     elif rule not in rules:
         raise InputError(f"{fmt}: the scale rule must be one of {', '.join(rules)}, got {rule!r}")
     return (_quantize_block if is_block else _quantize_integer)(values, fmt, rule)
+
+
+def _quantize_blocks(values: np.ndarray, fmt: Format, rule: str | None) -> QuantizedTensor:
+    """Quantize finite float32 `values` (R, K) with one scale per block of N x N."""
+    if values.ndim != 2:
+        raise InputError(
+            f"{fmt} has blocks of rows and columns; quantize a matrix with it, got an array of "
+            f"shape {values.shape}"
+        )
+    (n_rows, n_columns), (height, width) = values.shape, map(fmt.group_width, values.shape)
+    # Zeros change neither the range of a block nor its error.
+    padded = np.pad(values, ((0, -n_rows % height), (0, -n_columns % width)))
+    high, wide = len(padded) // height, padded.shape[1] // width
+    blocks = padded.reshape(high, height, wide, width).swapaxes(1, 2).reshape(high * wide, -1)
+    one_each = quantize(blocks, replace(fmt, granularity="row", group_size=None), rule)
+    codes = one_each.codes.reshape(high, wide, height, width).swapaxes(1, 2)
+    codes = codes.reshape(padded.shape)[:n_rows, :n_columns]
+    zeros = one_each.zero_points
+    return replace(
+        one_each,
+        format=fmt,
+        codes=np.ascontiguousarray(codes),
+        scales=one_each.group_scales.reshape(high, wide),
+        zero_points=None if zeros is None else zeros.reshape(high, wide),
+    )
 
 
 def _checked(x: np.ndarray) -> np.ndarray:
@@ -153,8 +182,7 @@ def quantize_rounded(
     stored = quantize(x, fmt)
     if mode is Rounding.CONV_EVEN or not fmt.element.is_integer or fmt.element.has_zero_point:
         return stored
-    k = x.shape[-1]
-    per_element = np.repeat(stored.group_scales, fmt.group_width(k), axis=-1)[..., :k]
+    per_element = spread(stored.group_scales, fmt, x.shape)
     # The quotient is rounded to float32 first, as `quantize` does; a zero scale marks zeros.
     steps = np.asarray(x, np.float32) / np.where(per_element == 0, np.float32(1), per_element)
     codes = np.clip(round_values(steps, mode), fmt.element.lo, fmt.element.hi)

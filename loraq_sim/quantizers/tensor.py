@@ -5,7 +5,7 @@ Elements that share one scale form a group along the last axis (`as_rows` says w
 their own format, rounded to it before any code is computed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from loraq_sim.formats import Format, ScaleFormat, parse_format
 __all__ = [
     *("QuantizedTensor", "as_rows", "float_dtype", "group_ends", "group_extremes", "padded_groups"),
     *("round_scales", "scale_of_tensor", "scale_unit", "scales_from_bytes", "scales_to_bytes"),
-    *("pack_rows", "unpack_rows"),
+    *("pack_rows", "spread", "unpack_rows"),
 ]
 
 
@@ -193,10 +193,10 @@ class QuantizedTensor:
             return self.codes.astype(np.float32)
         levels = self.codes.astype(np.float32)
         if self.zero_points is not None:
-            levels -= self._along_last_axis(self.zero_points).astype(np.float32)
+            levels -= spread(self.zero_points, self.format, self.shape).astype(np.float32)
         # A scale that overflowed is infinite: 0 times infinity is NaN.
         with np.errstate(over="ignore", invalid="ignore"):
-            levels *= self._along_last_axis(self.scales)
+            levels *= spread(self.scales, self.format, self.shape)
         return levels
 
     def pack(self) -> bytes:
@@ -255,11 +255,54 @@ class QuantizedTensor:
     def _scale_unit(self) -> np.float32:
         return scale_unit(self.format, self.tensor_scale)
 
-    def _along_last_axis(self, per_group: np.ndarray) -> np.ndarray:
-        if self.format.granularity != "group":
-            return per_group
-        k = self.codes.shape[-1]
-        return np.repeat(per_group, self.format.group_width(k), axis=-1)[..., :k]
+    @property
+    def T(self) -> "QuantizedTensor":  # noqa: N802
+        """The transposed matrix, which has the same blocks.
+
+        Raises
+        ------
+        ValueError
+            If its scales belong to rows, so that the transposed matrix has another format.
+        """
+        if self.format.granularity not in ("block", "tensor", "none"):
+            raise ValueError(f"the scales of {self.format} run along one axis; use int8/b64")
+        scales, zeros = self.scales, self.zero_points
+        return replace(
+            self,
+            codes=np.ascontiguousarray(self.codes.T),
+            scales=None if scales is None else np.ascontiguousarray(scales.T),
+            zero_points=None if zeros is None else np.ascontiguousarray(zeros.T),
+        )
+
+    def by_rows(self) -> "QuantizedTensor":
+        """The same values with scales (and zero points) for each row: ``bN`` read as ``gN``."""
+        if self.format.granularity != "block":
+            return self
+
+        def of_each_row(per_block: np.ndarray | None) -> np.ndarray | None:
+            if per_block is None:
+                return None
+            rows = self.codes.shape[-2]
+            return np.repeat(per_block, self.format.group_width(rows), axis=-2)[..., :rows, :]
+
+        return replace(
+            self,
+            format=replace(self.format, granularity="group"),
+            scales=of_each_row(self.scales),
+            zero_points=of_each_row(self.zero_points),
+        )
+
+
+def spread(per_group: np.ndarray, fmt: Format, shape: tuple[int, ...]) -> np.ndarray:
+    """Values per group, in the shape of scales, as values per element that broadcast to `shape`."""
+    if fmt.group_size is None:
+        return per_group
+    # A group may be far longer than the row; nothing longer than the row is built.
+    k = shape[-1]
+    values = np.repeat(per_group, fmt.group_width(k), axis=-1)[..., :k]
+    if fmt.granularity == "block" and len(shape) > 1:
+        values = np.repeat(values, fmt.group_width(shape[-2]), axis=-2)[..., : shape[-2], :]
+    return values
 
 
 def scale_unit(fmt: Format, tensor_scale: np.float32 | None = None) -> np.float32:
@@ -279,7 +322,12 @@ def float_dtype(fmt: Format) -> np.dtype:
 
 
 def as_rows(values: np.ndarray, fmt: Format) -> tuple[np.ndarray, int]:
-    """`values` as (rows, K) with one scale per `group` consecutive elements of a row."""
+    """`values` as (rows, K) with one scale per `group` consecutive elements of a row.
+
+    Blocks do not lie in one piece: `loraq_sim.quantizers.quantize` takes them out first.
+    """
+    if fmt.granularity == "block":
+        raise TypeError(f"the scales of {fmt} do not run along rows")
     if fmt.granularity == "tensor":
         return values.reshape(1, -1), values.size
     k = values.shape[-1]

@@ -353,7 +353,7 @@ def _share_within(missed: np.ndarray, total: float, problem: Problem) -> float:
 def _search_may_help(problem: Problem, best: Branches, rule: str) -> bool:
     """Whether searched scales without a branch look nearly as good as `best` in some rows."""
     weight, main = problem.weight, problem.main
-    if main.granularity == "tensor" or len(weight) <= 2 * _ROWS:
+    if main.spans_rows or len(weight) <= 2 * _ROWS:
         return True
     squares = np.square(weight - best.reconstruct()).sum(axis=1, dtype=np.float64)
     ends = np.cumsum(squares)

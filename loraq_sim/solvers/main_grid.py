@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.quantizers.quantize import quantize_near
-from loraq_sim.quantizers.tensor import as_rows, float_dtype
+from loraq_sim.quantizers.tensor import as_rows, float_dtype, spread
 
 __all__ = [
     "Candidates",
@@ -66,8 +67,10 @@ class MainGrid:
         self.scales = np.zeros(fmt.scale_shape(shape), dtype=np.float32)
         element = fmt.element
         self.is_power = fmt.scale is not None and fmt.scale.name == "e8m0"
-        self._is_integer = element.is_integer and element.is_signed
-        self.is_e2m1 = element.minifloat == "float4_e2m1fn"
+        # The kernels walk along rows.
+        self._in_rows = fmt.granularity != "block"
+        self._is_integer = element.is_integer and element.is_signed and self._in_rows
+        self.is_e2m1 = element.minifloat == "float4_e2m1fn" and self._in_rows
 
     @property
     def has_kernel(self) -> bool:
@@ -77,7 +80,7 @@ class MainGrid:
     @property
     def is_uniform(self) -> bool:
         """Whether a smaller range of a group makes its steps smaller."""
-        return self.format.element.is_integer
+        return self.format.element.is_integer and self._in_rows
 
     @property
     def center_offset(self) -> float:
@@ -155,14 +158,14 @@ def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
     fmt = like.format
     if like.scales is None:
         return quantize(values, fmt)
-    steps = _along_last_axis(like.scales, like)
+    steps = spread(like.scales, fmt, like.shape)
     # Zero, and the smallest power that a format without zero has, mark a group of zeros.
     is_empty = np.abs(steps) < np.finfo(np.float32).tiny
     scaled = values / np.where(is_empty, np.float32(1), steps)
     if fmt.element.is_integer:
         codes = np.rint(scaled)
         if like.zero_points is not None:
-            codes += _along_last_axis(like.zero_points, like)
+            codes += spread(like.zero_points, fmt, like.shape)
         codes = np.clip(codes, fmt.element.lo, fmt.element.hi)
     else:
         largest = np.float32(ml_dtypes.finfo(float_dtype(fmt)).max)
@@ -171,8 +174,22 @@ def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
 
 
 def take_rows(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:
-    """Some rows of a matrix. One scale for all of it (``tensor``) is stored with each part."""
+    """Some rows of a matrix. One scale for all of it (``tensor``) is stored with each part.
+
+    Raises
+    ------
+    InputError
+        If its scales serve blocks of rows, and the part does not begin and end with one.
+    """
     of_groups = slice(None) if tensor.format.granularity == "tensor" else rows
+    if tensor.format.granularity == "block":
+        height = tensor.format.group_width(tensor.shape[0])
+        if rows.start % height or (rows.stop % height and rows.stop < tensor.shape[0]):
+            raise InputError(
+                f"rows {rows.start} to {rows.stop} cut blocks of {height} rows that share a scale "
+                f"in {tensor.format}; use a format with scales along rows, such as int4/g64"
+            )
+        of_groups = slice(rows.start // height, -(-rows.stop // height))
 
     def part(per_group: np.ndarray | None) -> np.ndarray | None:
         return None if per_group is None else np.ascontiguousarray(per_group[of_groups])
@@ -200,9 +217,3 @@ def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
 def _stacked(per_group: Sequence[np.ndarray | None]) -> np.ndarray | None:
     known = [values for values in per_group if values is not None]
     return np.concatenate(known) if known else None
-
-
-def _along_last_axis(per_group: np.ndarray, like: QuantizedTensor) -> np.ndarray:
-    size, k = like.format.group_size, like.shape[-1]
-    # A group may be far longer than the row; nothing longer than the row is built.
-    return per_group if size is None else np.repeat(per_group, min(size, k), axis=-1)[..., :k]

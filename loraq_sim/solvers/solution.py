@@ -141,7 +141,7 @@ def _diagnose(solution: Solution, weight: np.ndarray) -> Diagnostics:
     error = rest - solution.main.dequantize()
     squares = np.square(np.linalg.svd(error, compute_uv=False).astype(np.float64))
     total = float(squares.sum()) or 1.0
-    fmt = solution.main.format
+    fmt = solution.main.by_rows().format
     original = error if solution.rotation is None else rotate_channels(error, solution.rotation)
     unsmoothed = original if solution.smooth is None else original / solution.smooth
     size = float(np.linalg.norm(smoothed)) or 1.0

@@ -40,7 +40,7 @@ def test_parse_format_returns_a_format_as_it_is():
         ("int9/g64", r"unknown element 'int9'; did you mean"),
         ("", r"unknown element ''"),
         ("int4", r"must be element/granularity\[/scale\]; for example int4/g64"),
-        ("int4/g0", r"granularity must be tensor, row or gN .* got 'g0'"),
+        ("int4/g0", r"granularity must be tensor, row, gN or bN .* got 'g0'"),
         ("int4/channel", r"got 'channel'"),
         ("int4/g64/fp15", r"unknown scale 'fp15'; did you mean"),
         ("int4/g64/fp16/x", r"must be element/granularity"),
@@ -64,6 +64,9 @@ def test_parse_format_says_what_is_wrong(text, message):
         ("int6/g32", (3, 32), 3 * 24 + 3 * 2),
         ("int3/row/fp32", (5, 10), 5 * 4 + 5 * 4),
         ("int8/tensor", (5, 10), 50 + 4),
+        # Blocks of 64 x 64: 2 x 4 of them, those at the ends smaller.
+        ("int8/b64", (100, 200), 100 * 200 + 8 * 2),
+        ("uint4/b64", (65, 64), 65 * 32 + 2 * 2 + 2 * 1),
         # SANA's K = 5600 leaves a short group of 32: 88 scales a row.
         ("int4/g64", (2240, 5600), 2240 * (2800 + 88 * 2)),
         ("uint4/g64", (4, 128), 4 * 64 + 4 * 2 * 2 + 4 * 1),
