@@ -5,11 +5,9 @@ Slurm jobs; all of them run the same cases into the same store.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -63,62 +61,13 @@ from loraq_sim.settings import parse_override, parse_rows
 
 if TYPE_CHECKING:
     from loraq_sim.sweeps.digests import SolutionCache
-    from loraq_sim.sweeps.local import Executor
     from loraq_sim.sweeps.plan import ComposedSweep
+    from loraq_sim.sweeps.scheduler import Place
 
 __all__ = [
     "EXAMPLES",
-    "Place",
     "sweep_command",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What ``--scheduler``, ``--scheduler-option`` and ``--jobs`` ask for; None means local."""
-
-    scheduler: str | None
-    options: Mapping[str, Any]
-    jobs: int | None
-
-    def check(self) -> None:
-        """Raise InputError if the options cannot be meant."""
-        from loraq_sim.errors import InputError
-        from loraq_sim.sweeps.scheduler import check_scheduler
-
-        if self.scheduler is not None:
-            check_scheduler(self.scheduler, self.options)
-        elif self.options:
-            raise InputError("--scheduler-option needs --scheduler slurm")
-
-    @property
-    def expected_jobs(self) -> int:
-        """Workers to count on before any is there."""
-        from loraq_sim.sweeps.local import available_cpus
-
-        if self.jobs is not None:
-            return self.jobs
-        return int(self.options.get("cores", 1)) if self.scheduler else available_cpus()
-
-    def job_script(self, worker_bytes: int) -> str:
-        """What Slurm would get; empty elsewhere."""
-        from loraq_sim.sweeps.scheduler import slurm_job_script
-
-        if self.scheduler != "slurm":
-            return ""
-        return slurm_job_script(self.options, worker_bytes=worker_bytes)
-
-    @contextmanager
-    def executor(self, worker_bytes: int) -> "Iterator[tuple[Executor | None, int | None]]":
-        """What runs tasks (None: local processes), and how many workers it has (None: by CPU)."""
-        from loraq_sim.sweeps.scheduler import connected
-
-        if self.scheduler is None:
-            yield None, self.jobs
-            return
-        found = connected(self.scheduler, self.options, jobs=self.jobs, worker_bytes=worker_bytes)
-        with found as (executor, jobs):
-            yield executor, jobs
 
 
 EXAMPLES = (
@@ -244,6 +193,7 @@ def sweep_command(
     """
     from loraq_sim.sweeps.plan import compose, parse_shard, take_shard
     from loraq_sim.sweeps.plan_file import plan_from_values, read_plan_values, set_values
+    from loraq_sim.sweeps.scheduler import Place
 
     given = {
         "dump": None if layer_dump is None else str(layer_dump),
@@ -331,7 +281,7 @@ class _How:
     wait: bool
 
 
-def _run(composed: "ComposedSweep", folder: Path, place: Place, how: _How) -> None:
+def _run(composed: "ComposedSweep", folder: Path, place: "Place", how: _How) -> None:
     from loraq_sim.results.store import ResultStore
     from loraq_sim.sweeps.forecast import worker_bytes
     from loraq_sim.sweeps.run import run_sweep

@@ -8,11 +8,11 @@ from loraq_sim.cli.output import note, print_json, print_tables, print_verdict, 
 from loraq_sim.errors import InputError
 
 if TYPE_CHECKING:
-    from loraq_sim.cli.sweep import Place
     from loraq_sim.reporting.tables import ResultTable
     from loraq_sim.results.store import ResultStore
     from loraq_sim.results.verdict import Verdict
     from loraq_sim.sweeps.plan import ComposedSweep
+    from loraq_sim.sweeps.scheduler import Place
 
 __all__ = ["check_folder", "print_forecast", "report_sweep"]
 

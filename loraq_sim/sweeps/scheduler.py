@@ -1,4 +1,4 @@
-"""From ``--scheduler`` to an executor: a Dask scheduler that runs, or workers from Slurm.
+"""Where a sweep runs: on this machine, on a Dask scheduler, or on workers from Slurm.
 
     tcp://host:8786    the workers of that scheduler, started by the user
     tls://host:8786    the same, encrypted, with certificates that `TLS_OPTIONS` name
@@ -23,12 +23,14 @@ import signal
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError, LoraqError, unknown_name
 from loraq_sim.sweeps.cluster import ClusterExecutor
+from loraq_sim.sweeps.local import Executor, available_cpus
 from loraq_sim.sweeps.worker import ONE_THREAD
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_LOADED",
+    "Place",
     "SLURM_OPTIONS",
     "TLS_OPTIONS",
     "check_scheduler",
@@ -77,6 +80,45 @@ TLS_OPTIONS = {
 """Options of ``--scheduler tls://...``, and of slurm, whose jobs then read these files too."""
 
 _LISTS = {"directives": "job_extra_directives", "prologue": "job_script_prologue"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sweep runs, as ``--scheduler`` and ``--jobs`` say; None: on this machine."""
+
+    scheduler: str | None
+    options: Mapping[str, Any]
+    jobs: int | None
+
+    def check(self) -> None:
+        """Raise InputError if the options cannot be meant."""
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler, self.options)
+        elif self.options:
+            raise InputError("--scheduler-option needs --scheduler slurm")
+
+    @property
+    def expected_jobs(self) -> int:
+        """Workers to count on before any is there."""
+        if self.jobs is not None:
+            return self.jobs
+        return int(self.options.get("cores", 1)) if self.scheduler else available_cpus()
+
+    def job_script(self, worker_bytes: int) -> str:
+        """What Slurm would get; empty elsewhere."""
+        if self.scheduler != "slurm":
+            return ""
+        return slurm_job_script(self.options, worker_bytes=worker_bytes)
+
+    @contextmanager
+    def executor(self, worker_bytes: int) -> Iterator[tuple[Executor | None, int | None]]:
+        """What runs tasks (None: local processes), and how many workers it has (None: by CPU)."""
+        if self.scheduler is None:
+            yield None, self.jobs
+            return
+        found = connected(self.scheduler, self.options, jobs=self.jobs, worker_bytes=worker_bytes)
+        with found as (executor, jobs):
+            yield executor, jobs
 
 
 def check_scheduler(scheduler: str, options: Mapping[str, Any]) -> None:
