@@ -181,8 +181,8 @@ class Study:
         StoreError
             If a row has a number that no layer or machine can have.
         """
-        from loraq_sim.reporting.bundle import write_report
         from loraq_sim.reporting.gather import gather
+        from loraq_sim.reporting.page import write_report
 
         if not self.rows:
             raise InputError("the study holds no row to report")

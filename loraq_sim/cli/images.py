@@ -163,7 +163,7 @@ def images_command(
     and of the solver.
     """  # fmt: skip
     from loraq_sim.diffusion import ImageStudy, load_decoder, load_transformer
-    from loraq_sim.diffusion.sampling import batch_sizes
+    from loraq_sim.diffusion.images import batch_sizes
 
     refuse_existing(out / "samples.png", out / "images.npz", overwrite=force)
     overrides = datapath_overrides(

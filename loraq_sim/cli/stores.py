@@ -262,8 +262,7 @@ def report_command(
 
     The page needs no connection. It prints the answer on stdout.
     """
-    from loraq_sim.reporting.bundle import files_folder, write_report
-    from loraq_sim.reporting.page import check_report_extra
+    from loraq_sim.reporting.page import check_report_extra, files_folder, write_report
     from loraq_sim.reporting.report_data import answers
 
     check_report_extra()

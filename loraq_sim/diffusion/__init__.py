@@ -5,13 +5,6 @@
 arithmetic did to them.
 """
 
-from loraq_sim.diffusion.comparison import (
-    ImageError,
-    ImageStudy,
-    ImageVariant,
-    VariantImages,
-    compare_images,
-)
 from loraq_sim.diffusion.emulated_model import (
     EmulatedLayer,
     EmulatedModel,
@@ -19,10 +12,15 @@ from loraq_sim.diffusion.emulated_model import (
     emulate_model,
     plan_layers,
 )
-from loraq_sim.diffusion.sampling import (
+from loraq_sim.diffusion.images import (
     Decoder,
+    ImageError,
+    ImageStudy,
+    ImageVariant,
     Transformer,
+    VariantImages,
     capture_transformer,
+    compare_images,
     load_decoder,
     load_transformer,
     sample_images,

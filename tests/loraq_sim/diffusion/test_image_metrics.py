@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.diffusion.comparison import HIGHEST_PSNR_DB, compare_images
+from loraq_sim.diffusion.images import HIGHEST_PSNR_DB, compare_images
 from loraq_sim.errors import InputError
 
 SSIM = (0.8632234335399955, 0.7950114553748486)

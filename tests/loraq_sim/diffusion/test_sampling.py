@@ -15,7 +15,7 @@ from loraq_sim.diffusion import (
     load_transformer,
     sample_images,
 )
-from loraq_sim.diffusion.sampling import batch_sizes
+from loraq_sim.diffusion.images import batch_sizes
 from loraq_sim.dumps.capture_diffusers import denoising_calls
 from loraq_sim.errors import DumpError, InputError
 from loraq_sim.recipe import Recipe

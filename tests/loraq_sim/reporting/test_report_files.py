@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from loraq_sim.errors import InputError
-from loraq_sim.reporting.bundle import files_folder, write_report
+from loraq_sim.reporting.page import files_folder, write_report
 
 
 @pytest.fixture(scope="module")
