@@ -10,7 +10,7 @@ from loraq_sim.settings import parse_override
 from loraq_sim.solvers import solve
 from loraq_sim.split import parse_split
 from loraq_sim.sweeps import compose
-from loraq_sim.sweeps.split_fit import check_split_fit
+from loraq_sim.sweeps.plan import check_split_fit
 
 
 @pytest.fixture
