@@ -28,7 +28,6 @@ from loraq_sim.conditioning import hadamard_block
 from loraq_sim.emulator.datapath import Datapath, LayerOutput, StepResult, run_layer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
-from loraq_sim.emulator.scaled_gemm import ZERO_POINT_MODEL
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
@@ -313,12 +312,6 @@ def _remarks(layer: Layer, solution: Solution, run: _Run | None) -> Iterator[str
     if run is None:
         yield "no activations: output error not measured"
         return
-    gemms = run.output.gemms.items()
-    if beside := [name for name, seen in gemms if seen.arithmetic == ZERO_POINT_MODEL]:
-        yield (
-            f"zero points are not on the integer path: {', '.join(beside)} ran as float32 sums, so "
-            "no accumulator was emulated there and none could overflow"
-        )
 
 
 def _setting_remarks(settings: CaseSettings, m: int | None, solution: Solution) -> Iterator[str]:

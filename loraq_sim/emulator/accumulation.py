@@ -116,7 +116,7 @@ def accumulate(job: TileJob[MacArray], *, statistics: bool) -> Accumulation:
     operands = (job.a, job.weight.codes, mac, job.init)
     if exact and not statistics:
         return _run_exact(*operands, bounds)
-    if bounds.lanes_fit(mac):
+    if bounds.lanes_fit(mac) and not job.starts_outside:
         return run_lanes(*operands, bounds, statistics)
     return run_wide(*operands)
 
@@ -137,7 +137,7 @@ def report_of(job: TileJob[MacArray], a_range: tuple[int, int], *, statistics: b
         outputs_affected=affected,
         first_overflow_k=result.first_overflow_k,
         safe_acc_bits=None if result.extremes is None else signed_width(*result.extremes),
-        guaranteed_acc_bits=guaranteed_bits(job.weight, a_range, job.init, job.mac),
+        guaranteed_acc_bits=guaranteed_bits(job.weight, a_range, job.starts(a_range), job.mac),
         route=result.route,
     )
 
@@ -185,21 +185,24 @@ def _run_exact(
     init: NDArray[np.int64] | None,
     bounds: Bounds,
 ) -> Accumulation:
-    """Multiply exactly in float32 BLAS, K block by K block, then wrap.
+    """Multiply exactly in BLAS, K block by K block, then wrap.
 
     float32 holds every integer up to 2**24, so a block of K whose every partial sum stays below
-    that is exact in any order. The blocks add up in integers.
+    that is exact in any order. The blocks add up in integers. Products of 16-bit codes would make
+    blocks of a few: they take float64, up to 2**53.
     """
     safe = bounds.accumulator_fits(mac)
     reach = max(bounds.init_high, -bounds.init_low) + bounds.total
     acc = np.zeros((a.shape[0], w.shape[0]), np.int32 if reach < 2**31 else np.int64)
     if init is not None:
         acc += init.astype(acc.dtype)
-    k = a.shape[1]
-    block = k if bounds.total <= 2**24 else 2**24 // bounds.product
+    k, most = a.shape[1], 2**24
+    is_wide = bounds.total > most and bounds.product > 2**17
+    most, dtype = (2**53, "f8") if is_wide else (most, "f4")
+    block = k if bounds.total <= most else most // bounds.product
     for start in range(0, k, max(block, 1)):
-        left = a[:, start : start + block].astype(np.float32)
-        right = w[:, start : start + block].astype(np.float32)
+        left = a[:, start : start + block].astype(dtype)
+        right = w[:, start : start + block].astype(dtype)
         acc += (left @ right.T).astype(acc.dtype)
     return Accumulation(
         acc=acc if safe else _wrap_to(acc, mac.acc_bits),
@@ -237,7 +240,7 @@ def run_lanes(
         return replace(turned, acc=np.ascontiguousarray(turned.acc.T))
     order, ends = _segment_order(a.shape[1], mac)
     packed = _gather(a, order, np.int32)
-    panels = _pack_panels(_gather(w, order, np.int8))
+    panels = _pack_panels(_gather(w, order, _panel_dtype(w)))
     fits = bounds.accumulator_fits(mac)
     lanes = (packed, panels, ends, mac, init, *w.shape)
     if not (statistics or fits or mac.overflow == "wrap"):
@@ -275,7 +278,7 @@ def run_wide(
     totals = np.array([0, 0, 0, NEVER], np.int64)
     accumulate_wide(
         np.ascontiguousarray(a, dtype=np.int32),
-        np.ascontiguousarray(w, dtype=np.int8),
+        np.ascontiguousarray(w, dtype=np.int16),
         mac.products_per_add,
         mac.accumulators,
         _rule(mac.tree_rule, mac.tree_bits, np.int64)[:3],
@@ -304,7 +307,7 @@ def _runs_better_transposed(a: NDArray[np.integer], w: NDArray[np.integer]) -> b
     A product of two codes is the same either way, and so is the order of K.
     """
     few = w.shape[0] < _WIDE_ENOUGH and a.shape[0] > w.shape[0]
-    return few and (a.dtype == np.int8 or int(a.max(initial=0)) <= 127)
+    return few and a.dtype != np.int16 and int(a.max(initial=0)) <= 127
 
 
 def _segment_order(k: int, mac: MacArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -333,12 +336,17 @@ def _gather(codes: NDArray[np.integer], order: NDArray[np.int64], dtype: type) -
     return padded[:, order]
 
 
-def _pack_panels(w: NDArray[np.int8]) -> NDArray[np.int8]:
+def _panel_dtype(codes: NDArray[np.integer]) -> type[np.int8] | type[np.int16]:
+    """int8 panels, or int16 for codes beyond."""
+    return np.int8 if int(codes.max(initial=0)) <= 127 else np.int16
+
+
+def _pack_panels(w: NDArray[np.int8] | NDArray[np.int16]) -> NDArray[np.int8] | NDArray[np.int16]:
     """Return W as panels (tiles, K, width), zero columns filling the last one."""
     n, k = w.shape
     tiles = max(1, math.ceil(n / _PANEL_WIDTH))
     width = _LANE * math.ceil(n / tiles / _LANE)
-    full = np.zeros((tiles * width, k), np.int8)
+    full = np.zeros((tiles * width, k), w.dtype)
     full[:n] = w
     return np.ascontiguousarray(full.reshape(tiles, width, k).transpose(0, 2, 1))
 

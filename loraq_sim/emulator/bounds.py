@@ -20,7 +20,7 @@ from loraq_sim.emulator.packed_weight import Norms, PackedWeight
 __all__ = ["Bounds", "Sample", "guaranteed_bits", "proved_tiles"]
 
 # The int32 lanes of kernels/accumulate.py form (accumulator + chunk) - lower limit:
-# 2**29 + 2**21 + 2**29 < 2**31, and merge two accumulators: 2**29 + 2**29 + 2**29 < 2**31.
+# 2**29 + 2**29 + 2**29 < 2**31, and merge two accumulators: the same.
 _LANE_BITS = 30
 # Below this size no squared norm and no product of two of them leaves int64.
 _SQUARES_FIT = 2**15
@@ -141,20 +141,23 @@ def proved_tiles(
 
 
 def guaranteed_bits(
-    weight: PackedWeight, a_range: tuple[int, int], init: NDArray[np.int64] | None, mac: MacArray
+    weight: PackedWeight,
+    a_range: tuple[int, int],
+    starts: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    mac: MacArray,
 ) -> int:
     """Return the accumulator width that no activations within `a_range` can overflow.
 
     The extreme sum over any subset of K is reached by giving each product its own extreme:
-    sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. Initial values count as
-    they are. Of a narrow tree each chunk counts with the extremes of what the tree may deliver.
+    sum over k of max(0, w_k * a_low, w_k * a_high), and likewise downward. `starts` are the extreme
+    initial values (N,) for such activations. Of a narrow tree each chunk counts with the extremes
+    of what the tree may deliver.
     """
-    if init is None or init.size == 0:
+    if starts is None:
         if mac.tree_bits is None:
             return weight.norms.guaranteed_bits(a_range)
-        first = last = np.zeros(1, np.int64)
-    else:
-        first, last = init.min(axis=0), init.max(axis=0)
+        starts = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    first, last = starts
     low, high = _sums_delivered(weight, a_range, mac)
     if mac.accumulators > 1:
         # The other accumulators start at zero, whatever the first one holds.

@@ -32,12 +32,12 @@ from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import (
     COMBINES,
     FLOAT_MODEL,
-    ZERO_POINT_MODEL,
     GemmStatistics,
     clamped,
     rounded,
     scaled_gemm,
 )
+from loraq_sim.emulator.zero_points import ZERO_POINT_PLACES
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format, parse_rounding
 from loraq_sim.quantizers import QuantizedTensor
@@ -83,7 +83,9 @@ class Datapath:
     ``bf16`` or an integer such as ``int8``, in the groups of the split; ``out_format`` is the
     format y is written in, such as ``"bf16"``; ``rounding`` is the mode in which activations and P
     become integer codes; ``float_overflow``, a `FloatOverflow` or a mapping such as
-    ``{"fp16": "saturate"}``, says what becomes of values beyond a float format.
+    ``{"fp16": "saturate"}``, says what becomes of values beyond a float format; ``zero_point`` says
+    whether the correction of zero points is the accumulator's ``initial`` value or is added
+    ``after`` it (`loraq_sim.emulator.zero_points`).
     """
 
     mac: MacArray | TwoLevelArray = MacArray()
@@ -92,12 +94,15 @@ class Datapath:
     out_format: str = "fp16"
     rounding: str = "conv_even"
     float_overflow: FloatOverflow = FloatOverflow()
+    zero_point: str = "initial"
 
     def __post_init__(self) -> None:
         if self.combine not in COMBINES:
             raise InputError(unknown_name("combine rule", self.combine, COMBINES))
         if self.p_format not in P_FORMATS:
             raise InputError(unknown_name("format of P", self.p_format, P_FORMATS))
+        if self.zero_point not in ZERO_POINT_PLACES:
+            raise InputError(unknown_name("zero_point", self.zero_point, ZERO_POINT_PLACES))
         parse_format(self.out_format)
         parse_rounding(self.rounding)
         object.__setattr__(self, "float_overflow", FloatOverflow.of(self.float_overflow))
@@ -317,11 +322,18 @@ def _rounding(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> Ste
 def _gemm(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
     (x,) = inputs
     rule = datapath.float_overflow.rule(datapath.combine)
-    y, seen = scaled_gemm(x, weight, datapath.mac, datapath.combine, saturate=rule == "saturate")
+    y, seen = scaled_gemm(
+        x,
+        weight,
+        datapath.mac,
+        datapath.combine,
+        saturate=rule == "saturate",
+        zero_point=datapath.zero_point,
+    )
     records: tuple[Clipping, ...] = ()
     if seen.clipped_count:
         # Shifts are exact until their sum becomes a float32, as sums of 16-bit floats are.
-        is_fp32 = datapath.combine == "shift" or seen.arithmetic in (FLOAT_MODEL, ZERO_POINT_MODEL)
+        is_fp32 = datapath.combine == "shift" or seen.arithmetic == FLOAT_MODEL
         fmt = "fp32" if is_fp32 else datapath.combine
         found = Clipping(
             tensor=f"the sums {step.result}",

@@ -18,6 +18,7 @@ from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.requantize import srs
 from loraq_sim.emulator.tile_job import (
     ACCUMULATORS,
+    TileJob,
     activation_range,
     as_accumulators,
     checked_job,
@@ -25,11 +26,8 @@ from loraq_sim.emulator.tile_job import (
 )
 from loraq_sim.emulator.tile_ready import run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
-from loraq_sim.emulator.two_level import (
-    TwoLevelReport,
-    emulate_two_level,
-    emulate_two_level_report,
-)
+from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
+from loraq_sim.emulator.zero_points import GivenZeros
 
 __all__ = ["GemmReport", "emulate_gemm", "emulate_gemm_report", "emulate_gemm_srs"]
 
@@ -40,19 +38,33 @@ def emulate_gemm(
     w: ArrayLike | PackedWeight,
     mac: MacArray | TwoLevelArray,
     *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
     init: ArrayLike | None = None,
     threads: int = 1,
 ) -> NDArray[np.int32] | NDArray[np.int64]:
-    """Return the accumulators of ``a @ w.T`` on a MAC array, bit for bit.
+    """Return the accumulators of ``(a - a_zero) @ (w - w_zero).T`` on a MAC array, bit for bit.
+
+    The array multiplies codes; what zero points take off is one integer for each output
+    (`loraq_sim.emulator.zero_points`).
 
     Parameters
     ----------
     a : array of shape (M, K), any integer dtype
-        Activation codes, all within int8 (-128..127) or all within uint8 (0..255).
+        Activation codes, all within int8 (-128..127) or all within uint8 (0..255); or int16.
     w : array of shape (N, K), any integer dtype, or PackedWeight
-        Weight codes, within int8. `pack_weight` spares packing them again in the next call.
+        Weight codes, within int8; or within uint8, if that is their dtype or `w_zero` is given.
+        `pack_weight` spares packing them again in the next call.
     mac : MacArray or TwoLevelArray
         A `TwoLevelArray` runs as `loraq_sim.emulator.two_level.emulate_two_level` does.
+    a_zero : integer or array of shape (M,), or None
+        Zero point of all activations, or of each row; a code of `a`.
+    w_zero : integer or array of shape (N,), or None
+        Zero point of all weights, or of each row; a code of `w`.
+    zero_point : {"initial", "after"}
+        Whether the correction is part of the initial value, under the overflow rule, or is added
+        behind the accumulators, exactly and in int64.
     init : array broadcastable to (M, N), any integer dtype, or None
         Initial value of accumulator 0 (a bias or partial sums); must fit the accumulator. Of two
         levels the wide one starts there.
@@ -63,18 +75,25 @@ def emulate_gemm(
     Returns
     -------
     acc : ndarray of shape (M, N)
-        int32 for accumulators of up to 32 bits, int64 above.
+        int32 for accumulators of up to 32 bits, int64 above and with zero points corrected after.
 
     Raises
     ------
     InputError
-        If an operand is not a matrix of integers, codes or `init` leave their range, or shapes
-        do not match.
+        If an operand is not a matrix of integers, codes, zero points or `init` leave their range,
+        or shapes do not match.
     """
+    zeros = GivenZeros(a_zero, w_zero, zero_point)
     if isinstance(mac, TwoLevelArray):
-        return emulate_two_level(a, w, mac, init=init, threads=threads)
-    acc = accumulate(checked_job(a, w, mac, init, threads), statistics=False).acc
-    return as_accumulators(acc, mac)
+        nested = checked_job(a, w, mac, init, threads, zeros=zeros)
+        return nested.corrected(two_level_sums(nested))
+    return _sums(checked_job(a, w, mac, init, threads, zeros=zeros))
+
+
+def _sums(job: TileJob[MacArray]) -> NDArray[np.int32] | NDArray[np.int64]:
+    """The accumulators of a job, corrected where that comes after them."""
+    acc = accumulate(job, statistics=False).acc
+    return job.corrected(as_accumulators(acc, job.mac))
 
 
 @on_a_path_that_compiles
@@ -88,6 +107,9 @@ def emulate_gemm_srs(
     signed: bool = True,
     rounding: str = "conv_even",
     saturation: str = "saturate",
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
     init: ArrayLike | None = None,
     threads: int = 1,
 ) -> NDArray[np.integer]:
@@ -98,7 +120,7 @@ def emulate_gemm_srs(
 
     Parameters
     ----------
-    a, w, mac, init, threads
+    a, w, mac, a_zero, w_zero, zero_point, init, threads
         As for `emulate_gemm`.
     shift, out_bits, signed, rounding, saturation
         As for `loraq_sim.emulator.requantize.srs`.
@@ -119,17 +141,21 @@ def emulate_gemm_srs(
     output = srs_output(
         shift, out_bits=out_bits, signed=signed, rounding=rounding, saturation=saturation
     )
+    zeros = GivenZeros(a_zero, w_zero, zero_point)
     if isinstance(mac, TwoLevelArray):
-        return narrow(emulate_two_level(a, w, mac, init=init, threads=threads))
-    job = checked_job(a, w, mac, init, threads, output or ACCUMULATORS)
+        nested = checked_job(a, w, mac, init, threads, zeros=zeros)
+        return narrow(nested.corrected(two_level_sums(nested)))
+    job = checked_job(a, w, mac, init, threads, output or ACCUMULATORS, zeros)
+    if job.is_corrected_after:
+        return narrow(_sums(replace(job, output=ACCUMULATORS)))
     if output is not None and (ready := run_ready(job)) is not None:
         return ready[0]
     # Merging accumulators comes between their sums and the rounding.
     whole = mac.accumulators == 1 or mac.overflow == "wrap"
     if output is not None and whole and tiles_fit(job, statistics=False):
         return run_plain(job)[0]
-    nested = output is not None and whole and mac.tree_bits is not None
-    if nested and nested_fits(job, job.bounds, statistics=False):
+    has_tree = output is not None and whole and mac.tree_bits is not None
+    if has_tree and nested_fits(job, job.bounds, statistics=False):
         return run_nested(job, job.bounds, statistics=False)[0]
     return narrow(accumulate(replace(job, output=ACCUMULATORS), statistics=False).acc)
 
@@ -140,6 +166,9 @@ def emulate_gemm_report(
     w: ArrayLike | PackedWeight,
     mac: MacArray,
     *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
     init: ArrayLike | None = None,
     a_bits: int = 8,
     statistics: bool = True,
@@ -153,6 +182,9 @@ def emulate_gemm_report(
     w: ArrayLike | PackedWeight,
     mac: TwoLevelArray,
     *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
     init: ArrayLike | None = None,
     a_bits: int = 8,
     statistics: bool = True,
@@ -166,32 +198,43 @@ def emulate_gemm_report(
     w: ArrayLike | PackedWeight,
     mac: MacArray | TwoLevelArray,
     *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
     init: ArrayLike | None = None,
     a_bits: int = 8,
     statistics: bool = True,
     threads: int = 1,
 ) -> GemmReport | TwoLevelReport:
-    """Return the accumulators of ``a @ w.T`` with overflow counts and safe accumulator widths.
+    """Return the accumulators of `emulate_gemm` with overflow counts and safe accumulator widths.
 
-    A `TwoLevelArray` gives a `loraq_sim.emulator.two_level.TwoLevelReport`, always measured.
+    A `TwoLevelArray` gives a `loraq_sim.emulator.two_level.TwoLevelReport`, always measured. Counts
+    and widths are those of the accumulators: of what is corrected after them, without it.
 
     Parameters
     ----------
-    a, w, mac, init, threads
+    a, w, mac, a_zero, w_zero, zero_point, init, threads
         As for `emulate_gemm`.
     a_bits : int
-        Width of the activation codes, 2 to 8: the range `guaranteed_acc_bits` covers. Unsigned
-        where the dtype of `a` is unsigned or a code exceeds 127, signed otherwise.
+        Width of the activation codes, 2 to 8, of int16 arrays to 16: the range that
+        `guaranteed_acc_bits` covers. Unsigned where the dtype of `a` is unsigned or a code exceeds
+        127, signed otherwise.
     statistics : bool
         False takes the fastest route and leaves unmeasured fields None.
 
     Raises
     ------
     InputError
-        As `emulate_gemm`; also if a code of `a` does not fit `a_bits`.
+        As `emulate_gemm`; also if a code or a zero point of `a` does not fit `a_bits`.
     """
+    zeros = GivenZeros(a_zero, w_zero, zero_point)
+    report: GemmReport | TwoLevelReport
     if isinstance(mac, TwoLevelArray):
-        return emulate_two_level_report(a, w, mac, init=init, a_bits=a_bits, threads=threads)
-    job = checked_job(a, w, mac, init, threads)
+        nested = checked_job(a, w, mac, init, threads, zeros=zeros)
+        a_range = activation_range(np.asarray(a).dtype, nested, a_bits)
+        report = two_level_report(nested, a_range)
+        return replace(report, acc=nested.corrected(report.acc))
+    job = checked_job(a, w, mac, init, threads, zeros=zeros)
     a_range = activation_range(np.asarray(a).dtype, job, a_bits)
-    return report_of(job, a_range, statistics=statistics)
+    report = report_of(job, a_range, statistics=statistics)
+    return replace(report, acc=job.corrected(report.acc))

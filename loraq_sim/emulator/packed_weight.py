@@ -13,7 +13,7 @@ from loraq_sim.errors import InputError
 
 __all__ = [
     *("Layout", "Norms", "Order", "PackedWeight", "Panels"),
-    *("address_of", "aligned_empty", "checked_codes", "pack_weight"),
+    *("address_of", "aligned_empty", "checked_codes", "checked_weights", "pack_weight"),
 ]
 
 _GROUP = {"bytes": 4, "words": 2, "halves": 1}
@@ -125,7 +125,7 @@ class Norms:
     """
 
     def __init__(self, codes: NDArray[np.integer]) -> None:
-        if codes.dtype not in (np.int8, np.uint8):
+        if codes.dtype not in (np.int8, np.uint8, np.int16):
             unsigned = codes.size > 0 and int(codes.max()) > 127
             codes = codes.astype(np.uint8 if unsigned else np.int8)
         self._codes = np.ascontiguousarray(codes)
@@ -141,6 +141,12 @@ class Norms:
         from loraq_sim.kernels.pack_panels import row_norms
 
         rows = np.empty((5, self._codes.shape[0]), np.int64)
+        if self._codes.dtype == np.int16:
+            wide = self._codes.astype(np.int64)
+            rows[0], rows[1] = wide.min(axis=1, initial=0), wide.max(axis=1, initial=0)
+            rows[2], rows[3] = wide.sum(axis=1), np.abs(wide).sum(axis=1)
+            rows[4] = np.square(wide).sum(axis=1)
+            return rows
         mask = np.int16(255 if self._codes.dtype == np.uint8 else -1)
         row_norms(self._codes.view(np.int8), mask, rows)
         return rows
@@ -149,6 +155,8 @@ class Norms:
     def _range(self) -> tuple[int, int]:
         from loraq_sim.kernels.pack_panels import code_range
 
+        if self._codes.dtype == np.int16:
+            return int(self._codes.min(initial=0)), int(self._codes.max(initial=0))
         low, high = code_range(self._codes)
         return int(low), int(high)
 
@@ -228,7 +236,7 @@ class PackedWeight:
     accumulators is packed once for each layout they need. Holds a copy of the codes.
     """
 
-    def __init__(self, codes: NDArray[np.int8]) -> None:
+    def __init__(self, codes: NDArray[np.int8] | NDArray[np.uint8]) -> None:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
         self._longest: dict[int, int] = {}
@@ -270,7 +278,9 @@ class PackedWeight:
     def panels(self, layout: Layout) -> Panels:
         """Return W packed as a kernel wants it."""
         if layout not in self._panels:
-            self._panels[layout] = _pack(self.codes, layout)
+            if self.codes.dtype != np.int8:
+                raise TypeError("tiles take signed weights only; unsigned ones run without")
+            self._panels[layout] = _pack(self.codes.astype(np.int8, copy=False), layout)
         return self._panels[layout]
 
 
@@ -280,25 +290,36 @@ def pack_weight(w: ArrayLike) -> PackedWeight:
     Parameters
     ----------
     w : array of shape (N, K), any integer dtype
-        Weight codes, within int8 (-128..127).
+        Weight codes, within int8 (-128..127), or uint8.
 
     Raises
     ------
     InputError
         If `w` is not a matrix of integers or a code leaves its range.
     """
-    return PackedWeight(np.array(checked_codes("w", w, 127), np.int8, order="C"))
+    return PackedWeight(checked_weights(w).copy(order="C"))
 
 
 def checked_codes(
-    name: str, value: ArrayLike, highest: int
-) -> NDArray[np.int8] | NDArray[np.uint8]:
-    """Return a code matrix as int8, or uint8 where a code exceeds 127.
+    name: str, value: ArrayLike, *, unsigned: bool = True, words: bool = False
+) -> NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16]:
+    """Return a code matrix as int8, as uint8 where a code exceeds 127, or as int16.
+
+    Parameters
+    ----------
+    name : str
+        The operand, for messages.
+    value : array
+        Codes.
+    unsigned : bool
+        Whether 0..255 is a range whatever the dtype; else only of uint8.
+    words : bool
+        Whether a code that needs them may have 16 bits, if the dtype is int16.
 
     Raises
     ------
     InputError
-        If `value` is not a matrix of integers within -128..127, or 0..255 if `highest` says so.
+        If `value` is not a matrix of integers within one of these ranges.
     """
     codes = np.asarray(value)
     if codes.ndim != 2:
@@ -308,10 +329,24 @@ def checked_codes(
     if codes.dtype == np.int8 or codes.size == 0:
         return codes.astype(np.int8, copy=False)
     low, high = int(codes.min()), int(codes.max())
-    if low < -128 or high > highest or (low < 0 and high > 127):
-        ranges = "-128..127" if highest == 127 else "-128..127 (signed) or 0..255 (unsigned)"
-        raise InputError(f"{name} holds codes from {low} to {high}; they must lie within {ranges}")
-    if high > 127:
+    if low >= -128 and high <= 127:
+        return codes.astype(np.int8, copy=False)
+    if low >= 0 and high <= 255 and (unsigned or codes.dtype == np.uint8):
+        return codes.astype(np.uint8, copy=False)
+    if words and codes.dtype == np.int16:
+        return codes
+    ranges = "-128..127 (signed) or 0..255 (unsigned" + ("" if unsigned else ", as uint8") + ")"
+    if words:
+        ranges += ", or come as int16"
+    raise InputError(f"{name} holds codes from {low} to {high}; they must lie within {ranges}")
+
+
+def checked_weights(
+    w: ArrayLike, *, unsigned: bool = False
+) -> NDArray[np.int8] | NDArray[np.uint8]:
+    """Return weight codes as int8, or as uint8 where one exceeds 127; errors as `checked_codes`."""
+    codes = checked_codes("w", w, unsigned=unsigned)
+    if codes.dtype == np.uint8:
         return codes.astype(np.uint8, copy=False)
     return codes.astype(np.int8, copy=False)
 

@@ -49,30 +49,72 @@ class ReferenceReport:
 
 
 def reference_gemm(
-    a: ArrayLike, w: ArrayLike, mac: MacArray, init: ArrayLike | None = None
+    a: ArrayLike,
+    w: ArrayLike,
+    mac: MacArray,
+    init: ArrayLike | None = None,
+    *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
 ) -> NDArray[np.int64]:
-    """Return the accumulators of ``a @ w.T`` on a MAC array, (M, N) int64, in Python integers.
+    """Return the accumulators of a GEMM on a MAC array, (M, N) int64, in Python integers.
 
-    `a` (M, K) and `w` (N, K) integer codes, `init` broadcastable to (M, N) or None.
+    `a` (M, K) and `w` (N, K) integer codes, `init` broadcastable to (M, N) or None; zero points as
+    in `loraq_sim.emulate_gemm`.
     """
-    return reference_report(a, w, mac, init).acc
+    report = reference_report(a, w, mac, init, a_zero=a_zero, w_zero=w_zero, zero_point=zero_point)
+    return report.acc
+
+
+class _Zeros:
+    """What zero points take off one output: the sum of codes against that of shifted codes."""
+
+    def __init__(
+        self, rows: list, columns: list, a_zero: ArrayLike | None, w_zero: ArrayLike | None
+    ) -> None:
+        self.rows, self.columns = rows, columns
+        self.a = self._each(a_zero, len(rows))
+        self.w = self._each(w_zero, len(columns))
+
+    @staticmethod
+    def _each(given: ArrayLike | None, count: int) -> list[int]:
+        values = np.asarray(0 if given is None else given).reshape(-1).tolist()
+        return values * count if len(values) == 1 else values
+
+    def correction(self, i: int, j: int) -> int:
+        shifted = plain = 0
+        for x, y in zip(self.rows[i], self.columns[j], strict=True):
+            shifted += (x - self.a[i]) * (y - self.w[j])
+            plain += x * y
+        return shifted - plain
 
 
 def reference_report(
-    a: ArrayLike, w: ArrayLike, mac: MacArray, init: ArrayLike | None = None
+    a: ArrayLike,
+    w: ArrayLike,
+    mac: MacArray,
+    init: ArrayLike | None = None,
+    *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
 ) -> ReferenceReport:
-    """Return accumulators and overflow statistics of ``a @ w.T``, in Python integers."""
+    """Return accumulators and overflow statistics of `reference_gemm`, in Python integers."""
     rows, columns = np.asarray(a).tolist(), np.asarray(w).tolist()
     starts = np.broadcast_to(np.asarray(0 if init is None else init), (len(rows), len(columns)))
+    zeros = _Zeros(rows, columns, a_zero, w_zero)
     acc = np.zeros((len(rows), len(columns)), dtype=np.int64)
     adds = trees = affected = 0
     firsts: list[int] = []
     widest = 1
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
-            one = _Output(mac, int(starts[i, j]))
+            correction = zeros.correction(i, j)
+            is_after = zero_point == "after"
+            one = _Output(mac, int(starts[i, j]) + (0 if is_after else correction))
             one.run(row, column)
-            acc[i, j] = one.value
+            acc[i, j] = one.value + (correction if is_after else 0)
             adds += one.overflows
             trees += one.tree_overflows
             affected += one.overflows + one.tree_overflows > 0
@@ -105,18 +147,30 @@ class ReferenceTwoLevel:
 
 
 def reference_two_level(
-    a: ArrayLike, w: ArrayLike, array: TwoLevelArray, init: ArrayLike | None = None
+    a: ArrayLike,
+    w: ArrayLike,
+    array: TwoLevelArray,
+    init: ArrayLike | None = None,
+    *,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
 ) -> ReferenceTwoLevel:
-    """Return accumulators and statistics of ``a @ w.T`` on a two-level array."""
+    """Return accumulators and statistics of a GEMM on a two-level array, as `reference_report`."""
     rows, weights = np.asarray(a).tolist(), np.asarray(w).tolist()
     starts = np.broadcast_to(np.asarray(0 if init is None else init), (len(rows), len(weights)))
     acc = np.zeros((len(rows), len(weights)), dtype=np.int64)
+    zeros = _Zeros(rows, weights, a_zero, w_zero)
     wide_overflows: list[tuple[int, int, int]] = []  # row, column, first K of the tile
     columns: list[_Output] = []
     safe = 1
     for i, row in enumerate(rows):
         for j, weight in enumerate(weights):
-            held = exact = int(starts[i, j])
+            correction = zeros.correction(i, j)
+            exact = int(starts[i, j]) + (0 if zero_point == "after" else correction)
+            held = _fit(exact, array.acc_bits, array.overflow)
+            if held != exact:
+                wide_overflows.append((i, j, 0))
             safe = max(safe, _width(exact))
             for start in range(0, len(row), array.column_k):
                 tile = slice(start, start + array.column_k)
@@ -128,7 +182,7 @@ def reference_two_level(
                     wide_overflows.append((i, j, start))
                 exact += columns[-1].value
                 safe = max(safe, _width(exact))
-            acc[i, j] = held
+            acc[i, j] = held + (correction if zero_point == "after" else 0)
     return ReferenceTwoLevel(
         acc=acc,
         overflow_count=len(wide_overflows),
@@ -147,10 +201,11 @@ class _Output:
 
     def __init__(self, mac: MacArray, init: int) -> None:
         self.mac = mac
-        self.held = [init] + [0] * (mac.accumulators - 1)
-        self.exact = list(self.held)
-        self.overflows = self.tree_overflows = 0
-        self.first_k: int | None = None
+        self.held = [_fit(init, mac.acc_bits, mac.overflow)] + [0] * (mac.accumulators - 1)
+        self.exact = [init, *self.held[1:]]
+        self.tree_overflows = 0
+        self.overflows = int(self.held[0] != init)
+        self.first_k: int | None = 0 if self.overflows else None
         self.bits = _width(init)
 
     @property

@@ -2,15 +2,15 @@
 
 What is exact and what is a model:
 
-- integer elements (``intN``, ``mxintN``, ``bfp16ebs8``): bit exact. Inside a stretch of K with
-  constant scales `emulate_gemm` accumulates; partial sums combine in order of K as below.
+- integer elements (``intN``, ``uintN``, ``mxintN``, ``bfp16ebs8``): bit exact. Inside a stretch of
+  K with constant scales and zero points `emulate_gemm` accumulates, and the correction of the zero
+  points enters where the array takes it (`loraq_sim.emulator.zero_points`); partial sums combine in
+  order of K as below.
 - small float elements (``mxfpN``, ``nvfp4``), also with integers: the products and the sum of one
   stretch are exact (for ``mxfp8_e5m2`` to float64), then rounded once to float32 and combined as
   below. Real tensor cores round inside the stretch too, in an order that is not published: a model.
 - 16- and 32-bit floats (a 16-bit branch, P kept in fp16): float32 products accumulated in float32
   by the host's matrix multiply: a model.
-- integers with zero points: the same, so no accumulator is emulated and none can overflow: a model
-  that says so by its name.
 
 Partial sums are combined in the accelerator's format, each step rounded to it:
 
@@ -39,8 +39,8 @@ from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
 
 __all__ = [
-    *("BIT_EXACT", "BLOCK_MODEL", "COMBINES", "FLOAT_MODEL", "ZERO_POINT_MODEL"),
-    *("GemmStatistics", "clamped", "rounded", "scaled_gemm"),
+    *("BIT_EXACT", "BLOCK_MODEL", "COMBINES", "FLOAT_MODEL"),
+    *("GemmStatistics", "clamped", "rounded", "scaled_gemm", "zero_points_at"),
 ]
 
 COMBINES = ("fp32", "bf16", "fp16", "fp22", "shift")
@@ -54,8 +54,7 @@ _ALIGNED_BITS = 62
 BIT_EXACT = "bit exact"
 BLOCK_MODEL = "model: block sums rounded once"
 FLOAT_MODEL = "model: float32 sums"
-ZERO_POINT_MODEL = "model: float32 sums of codes with zero points"
-_ARITHMETICS = (BIT_EXACT, BLOCK_MODEL, FLOAT_MODEL, ZERO_POINT_MODEL)
+_ARITHMETICS = (BIT_EXACT, BLOCK_MODEL, FLOAT_MODEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +100,13 @@ def scaled_gemm(
     combine: str = "fp32",
     *,
     saturate: bool = False,
+    zero_point: str = "initial",
 ) -> tuple[np.ndarray, GemmStatistics]:
     """x w^T as float32 (M, N) of two stored tensors (M, K) and (N, K), and what accumulators saw.
 
     With `saturate` a sum outside the accumulators is clamped at the largest value of its format;
-    else it becomes infinite.
+    else it becomes infinite. `zero_point` says where zero points are corrected, as in
+    `loraq_sim.emulate_gemm`.
 
     Raises
     ------
@@ -118,14 +119,13 @@ def scaled_gemm(
     statistics = GemmStatistics(arithmetic=BIT_EXACT if is_integer else BLOCK_MODEL)
     combiner = _combiner(x, w, combine, is_integer, saturate)
     for start, stop in _constant_scale_stretches(x.shape[1], x.format, w.format):
-        x_codes, w_codes = x.codes[:, start:stop], w.codes[:, start:stop]
         if is_integer:
-            acc, seen = _accumulate(x_codes, w_codes, mac, x.format.element.bits, start)
+            acc, seen = _accumulate(x, w, mac, slice(start, stop), zero_point)
             statistics = statistics.joined(seen)
         else:
             # Small floats that a conversion without saturation left infinite stay so.
             with np.errstate(invalid="ignore"):
-                acc = x_codes.astype(np.float64) @ w_codes.astype(np.float64).T
+                acc = _levels(x, start, stop) @ _levels(w, start, stop).T
         combiner.add(acc, _scale_at(x, start), _scale_at(w, start))
     y = combiner.result()
     return y, _with_clipped(statistics, y, x, combiner.clipped)
@@ -134,14 +134,12 @@ def scaled_gemm(
 def _float_gemm(
     x: QuantizedTensor, w: QuantizedTensor, saturate: bool
 ) -> tuple[np.ndarray, GemmStatistics]:
-    has_zero_point = x.format.element.has_zero_point or w.format.element.has_zero_point
     with np.errstate(over="ignore", invalid="ignore"):
         y = x.dequantize() @ w.dequantize().T
     clipped = None
     if saturate:
         y, clipped = clamped(y, "fp32")
-    model = ZERO_POINT_MODEL if has_zero_point else FLOAT_MODEL
-    return y, _with_clipped(GemmStatistics(arithmetic=model), y, x, clipped)
+    return y, _with_clipped(GemmStatistics(arithmetic=FLOAT_MODEL), y, x, clipped)
 
 
 def _with_clipped(
@@ -164,16 +162,35 @@ def _with_clipped(
     return dataclasses.replace(statistics, clipped_count=count, first_clipped_row=first)
 
 
+def _levels(tensor: QuantizedTensor, start: int, stop: int) -> NDArray[np.float64]:
+    """Code minus zero point of a stretch of K, (rows, stretch): what a scale multiplies."""
+    levels = tensor.codes[:, start:stop].astype(np.float64)
+    zeros = zero_points_at(tensor, start)
+    return levels if zeros is None else levels - zeros[:, None]
+
+
 def _accumulate(
-    x: np.ndarray, w: np.ndarray, mac: "MacArray | TwoLevelArray", x_bits: int, start: int
+    x: QuantizedTensor,
+    w: QuantizedTensor,
+    mac: "MacArray | TwoLevelArray",
+    stretch: slice,
+    zero_point: str,
 ) -> tuple[np.ndarray, GemmStatistics]:
-    """Accumulators (M, N) of one stretch of K that begins at `start`, and what happened there."""
+    """Accumulators (M, N) of one stretch of K, and what happened there."""
     # Only here: describing a data path, for its cost, does not load the compiled kernels.
     from loraq_sim.emulator.accumulation import GemmReport, measured
     from loraq_sim.emulator.gemm import emulate_gemm_report
     from loraq_sim.emulator.two_level import TwoLevelReport
 
-    report: GemmReport | TwoLevelReport = emulate_gemm_report(x, w, mac, a_bits=x_bits)
+    report: GemmReport | TwoLevelReport = emulate_gemm_report(
+        x.codes[:, stretch],
+        w.codes[:, stretch],
+        mac,
+        a_zero=zero_points_at(x, stretch.start),
+        w_zero=zero_points_at(w, stretch.start),
+        zero_point=zero_point,
+        a_bits=x.format.element.bits,
+    )
     if isinstance(report, TwoLevelReport):
         inner = report.column_overflow_count + report.column_tree_overflow_count
     else:
@@ -182,7 +199,7 @@ def _accumulate(
     return report.acc, GemmStatistics(
         overflow_count=measured(report.overflow_count) + inner,
         outputs_affected=measured(report.outputs_affected),
-        first_overflow_k=None if first is None else start + first,
+        first_overflow_k=None if first is None else stretch.start + first,
         safe_acc_bits=report.safe_acc_bits,
         guaranteed_acc_bits=report.guaranteed_acc_bits,
     )
@@ -193,7 +210,7 @@ def _known(choose: Callable[..., int], *values: int | None) -> int | None:
 
 
 def _has_block_products(fmt: Format) -> bool:
-    return not fmt.element.is_plain_float and not fmt.element.has_zero_point
+    return not fmt.element.is_plain_float
 
 
 def rounded(values: NDArray[np.float32], combine: str) -> NDArray[np.float32]:
@@ -343,7 +360,11 @@ def _scales_that_count(tensor: QuantizedTensor) -> np.ndarray:
     rows, k = tensor.shape
     scales = np.broadcast_to(tensor.group_scales, (rows, tensor.group_scales.shape[1]))
     starts = np.arange(0, k, tensor.format.group_width(k))
-    is_empty = ~np.logical_or.reduceat(tensor.codes != 0, starts, axis=1)
+    is_level = tensor.codes != 0
+    if tensor.zero_points is not None:
+        zeros = np.repeat(tensor.zero_points, tensor.format.group_width(k), axis=1)[:, :k]
+        is_level = tensor.codes != zeros
+    is_empty = ~np.logical_or.reduceat(is_level, starts, axis=1)
     return np.where(is_empty & np.isfinite(scales), np.float32(0), scales)
 
 
@@ -353,6 +374,14 @@ def _constant_scale_stretches(k: int, *formats: Format) -> list[tuple[int, int]]
         edges.update(range(0, k, fmt.group_width(k)) if k else ())
     ordered = sorted(edges)
     return list(zip(ordered[:-1], ordered[1:], strict=True))
+
+
+def zero_points_at(tensor: QuantizedTensor, k: int) -> NDArray[np.integer] | None:
+    """Zero point of every row at position `k` of the last axis, (rows,) integers; or None."""
+    if tensor.zero_points is None:
+        return None
+    group = k // tensor.format.group_width(tensor.shape[1])
+    return np.broadcast_to(tensor.zero_points[:, group], (tensor.shape[0],))
 
 
 def _scale_at(tensor: QuantizedTensor, k: int) -> np.ndarray:

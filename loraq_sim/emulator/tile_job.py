@@ -15,7 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Sample
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, checked_int, overflow_limits
-from loraq_sim.emulator.packed_weight import Norms, Order, PackedWeight, checked_codes
+from loraq_sim.emulator.packed_weight import (
+    Norms,
+    Order,
+    PackedWeight,
+    checked_codes,
+    checked_weights,
+)
+from loraq_sim.emulator.zero_points import NO_ZEROS, GivenZeros, ZeroPoints, checked_zero_points
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import LOOPS, KernelUnavailable, choose_path, refuse_path
 
@@ -51,15 +58,51 @@ ACCUMULATORS = Output(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileJob(Generic[ArrayOf]):
-    """The operands of one GEMM; codes of `a` are int8 or uint8. Norms and bounds come on demand."""
+    """The operands of one GEMM. Norms and bounds come on demand.
 
-    a: NDArray[np.int8] | NDArray[np.uint8]
+    Codes of `a` are int8, uint8 or int16, those of the weight int8 or uint8. `init` is the exact
+    initial value, the correction of `zeros` included unless that comes after the accumulators;
+    only with zero points may it lie outside the accumulator (`starts_outside`).
+    """
+
+    a: NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16]
     weight: PackedWeight
     mac: ArrayOf
     init: NDArray[np.int64] | None
     path: str
     threads: int = 1
     output: Output = ACCUMULATORS
+    zeros: ZeroPoints | None = None
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the tiles take it: bytes, signed weights, initial values that fit."""
+        bytes_only = self.a.dtype != np.int16 and self.weight.codes.dtype == np.int8
+        return bytes_only and not self.starts_outside
+
+    @cached_property
+    def starts_outside(self) -> bool:
+        """Whether an initial value does not fit the accumulator."""
+        low, high = self.init_ends.tolist() if self.init_ends.size else (0, 0)
+        return self.zeros is not None and (low < self.mac.lo or high > self.mac.hi)
+
+    @property
+    def is_corrected_after(self) -> bool:
+        """Whether zero points are corrected behind the accumulators."""
+        return self.zeros is not None and self.zeros.after
+
+    def corrected(
+        self, acc: NDArray[np.int32] | NDArray[np.int64]
+    ) -> NDArray[np.int32] | NDArray[np.int64]:
+        """Accumulators with what is corrected behind them, then in int64."""
+        if self.zeros is None or not self.zeros.after:
+            return acc
+        return acc.astype(np.int64) + self.zeros.correction(self.a, self.weight.codes)
+
+    @property
+    def top_code(self) -> int:
+        """Largest magnitude of a code of `a`, whatever the codes are."""
+        return {"int8": 128, "uint8": 255, "int16": 32768}[self.a.dtype.name]
 
     @cached_property
     def a_norms(self) -> Norms:
@@ -70,9 +113,11 @@ class TileJob(Generic[ArrayOf]):
     def bounds(self: "TileJob[MacArray]") -> Bounds:
         """What is proved of the sums, as far as it matters for this array."""
         init = self.init_ends
-        anything = Bounds.of_codes(255 if self.unsigned else 128, self.weight.norms, init)
+        anything = Bounds.of_codes(self.top_code, self.weight.norms, init)
         if self._enough(anything):
             return anything
+        if not self.is_plain:
+            return Bounds.of_norms(self.a_norms, self.weight.norms, init)
         # Some rows refute a proof sooner than all of them: their norms are at most the largest.
         refuted = not self.sample.bounds(self.weight.norms, anything).accumulator_fits(self.mac)
         if refuted and anything.reach < 2**31 and self.mac.tree_bits is None:
@@ -99,6 +144,16 @@ class TileJob(Generic[ArrayOf]):
         """Lowest and highest initial value, (2,), or (0,) where there are none."""
         rows = self.init_rows
         return np.array([rows.min(), rows.max()] if rows.size else [], np.int64)
+
+    def starts(
+        self, a_range: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Extreme initial values (N,) for any activations within a range; None for no values."""
+        if self.init is None or self.init.size == 0:
+            return None
+        if self.zeros is None or self.zeros.after:
+            return self.init.min(axis=0), self.init.max(axis=0)
+        return self.zeros.starts(self.init, self.a, a_range)
 
     @cached_property
     def sample(self) -> Sample:
@@ -134,6 +189,7 @@ def checked_job(
     init: ArrayLike | None,
     threads: int,
     output: Output = ACCUMULATORS,
+    zeros: GivenZeros = NO_ZEROS,
 ) -> TileJob[Array]:
     """Return the operands of a GEMM, checked; errors as of `emulate_gemm`."""
     if not isinstance(mac, MacArray | TwoLevelArray):
@@ -141,12 +197,13 @@ def checked_job(
             f"mac must be a MacArray or a TwoLevelArray, got {mac!r}; describe one, such as "
             "MacArray(acc_bits=20, overflow='saturate'), or take array_preset('aie2').array"
         )
-    codes = checked_codes("a", a, 255)
-    weight = (
-        w
-        if isinstance(w, PackedWeight)
-        else PackedWeight(checked_codes("w", w, 127).astype(np.int8, copy=False))
-    )
+    codes = checked_codes("a", a, words=True)
+    if isinstance(w, PackedWeight):
+        weight, given = w, w.codes
+    else:
+        # Zero points say that 0..255 is meant; else only the dtype does.
+        weight = PackedWeight(checked_weights(w, unsigned=zeros.w is not None))
+        given = np.asarray(w)
     if codes.shape[1] != weight.shape[1]:
         raise InputError(
             f"a has shape {codes.shape} and w has shape {weight.shape}: both must be "
@@ -155,6 +212,9 @@ def checked_job(
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
         raise InputError(f"threads must be an integer of 1 or more, got {threads!r}")
     start = _checked_init(init, (codes.shape[0], weight.shape[0]), mac)
+    checked = checked_zero_points(zeros, np.asarray(a), given)
+    if checked is not None and not checked.after:
+        start = _with_correction(start, checked.correction(codes, weight.codes))
     return TileJob(
         a=codes,
         weight=weight,
@@ -163,7 +223,23 @@ def checked_job(
         path=choose_path(),
         threads=int(threads),
         output=output,
+        zeros=checked,
     )
+
+
+def _with_correction(
+    init: NDArray[np.int64] | None, correction: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Exact initial values: `init` and the correction of zero points."""
+    if init is None or not init.size:
+        return correction
+    reach = max(-int(init.min()), int(init.max())) + int(np.abs(correction).max())
+    if reach >= 2**63:
+        raise InputError(
+            f"init reaches {reach} with the correction of the zero points, beyond the 64 bits "
+            "emulated; add the bias later, or correct with zero_point='after'"
+        )
+    return init + correction
 
 
 def _checked_init(
@@ -191,10 +267,17 @@ def _checked_init(
 
 def activation_range(dtype: np.dtype, job: AnyJob, a_bits: int) -> tuple[int, int]:
     """Return the ends of the range of `a_bits`-bit activations; InputError if a code leaves it."""
-    a_bits = checked_int("a_bits", a_bits, 2, 8)
+    a_bits = checked_int("a_bits", a_bits, 2, 16 if dtype == np.int16 else 8)
     unsigned = dtype.kind == "u" or job.unsigned
     allowed = (0, 2**a_bits - 1) if unsigned else overflow_limits(a_bits, "wrap")
-    if a_bits == 8:  # as the checks of the codes have shown
+    if job.zeros is not None and job.zeros.a.size:
+        least, most = int(job.zeros.a.min()), int(job.zeros.a.max())
+        if least < allowed[0] or most > allowed[1]:
+            raise InputError(
+                f"a_zero holds values from {least} to {most}, outside a_bits={a_bits} "
+                f"({allowed[0]}..{allowed[1]}); a zero point is the code that stands for 0"
+            )
+    if a_bits == 8 and job.a.dtype != np.int16:  # as the checks of the codes have shown
         return allowed
     low, high = job.a_norms.low, job.a_norms.high
     if low < allowed[0] or high > allowed[1]:

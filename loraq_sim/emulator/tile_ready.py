@@ -61,7 +61,7 @@ class Ready(NamedTuple):
 
 def run_ready(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str] | None:
     """Return the job's output and the route, or None where the choice depends on this call."""
-    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
+    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0 or not job.is_plain:
         return None
     known = job.weight.ready
     # Initial values take room from the sums: whether enough is left depends on them.

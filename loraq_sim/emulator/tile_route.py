@@ -49,7 +49,7 @@ _ENOUGH_PROVED = 0.25
 def tiles_fit(job: TileJob[MacArray], *, statistics: bool) -> bool:
     """Whether every value of this GEMM fits the lanes of the tiles."""
     mac = job.mac
-    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
+    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0 or not job.is_plain:
         return False
     if mac.tree_bits is not None and not job.bounds.tree_fits(mac):
         return False
@@ -73,7 +73,7 @@ def nested_fits(job: AnyJob, bounds: Bounds, *, statistics: bool) -> bool:
     of 31 bits and 4096 products are at most 2**30 + 2**27.
     """
     mac = job.mac
-    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0:
+    if job.path == LOOPS or job.a.size == 0 or job.weight.codes.size == 0 or not job.is_plain:
         return False
     if isinstance(mac, TwoLevelArray):
         # Columns that wrap give the same sums however many accumulators they have.

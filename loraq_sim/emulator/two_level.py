@@ -12,6 +12,7 @@ registers.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,9 +29,13 @@ from loraq_sim.emulator.tile_job import (
     on_a_path_that_compiles,
 )
 from loraq_sim.emulator.tile_route import nested_fits, run_nested
+from loraq_sim.emulator.zero_points import fitted
 from loraq_sim.errors import InputError
 
-__all__ = ["TwoLevelReport", "emulate_two_level", "emulate_two_level_report"]
+__all__ = [
+    *("TwoLevelReport", "emulate_two_level", "emulate_two_level_report"),
+    *("two_level_report", "two_level_sums"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +106,14 @@ def emulate_two_level(
     InputError
         As `emulate_gemm`.
     """
-    job = _checked(a, w, array, init, threads)
-    one_level = _same_in_one_level(job)
+    return two_level_sums(_checked(a, w, array, init, threads))
+
+
+def two_level_sums(job: TileJob[TwoLevelArray]) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Return the accumulators of a job of `emulate_two_level`."""
+    array, one_level = job.mac, _same_in_one_level(job)
     if one_level is not None:
-        same = checked_job(job.a, job.weight, one_level, job.init, threads)
+        same: TileJob[MacArray] = replace(cast(Any, job), mac=one_level)
         return as_accumulators(accumulate(same, statistics=False).acc, array)
     bounds = _bounds(job, statistics=False)
     if nested_fits(job, bounds, statistics=False):
@@ -132,8 +141,12 @@ def emulate_two_level_report(
     `emulate_two_level`.
     """
     job = _checked(a, w, array, init, threads)
-    a_range = activation_range(np.asarray(a).dtype, job, a_bits)
-    bounds = _bounds(job, statistics=True)
+    return two_level_report(job, activation_range(np.asarray(a).dtype, job, a_bits))
+
+
+def two_level_report(job: TileJob[TwoLevelArray], a_range: tuple[int, int]) -> TwoLevelReport:
+    """Return the report of a job whose activations may be anything within `a_range`."""
+    array, bounds = job.mac, _bounds(job, statistics=True)
     if nested_fits(job, bounds, statistics=True):
         acc, totals = run_nested(job, bounds, statistics=True)
         overflows, low, high, partials = totals.inner
@@ -175,7 +188,7 @@ def _checked(
 def _bounds(job: TileJob[TwoLevelArray], *, statistics: bool) -> Bounds:
     """Bounds that let the registers take both levels, if any do."""
     ends = job.init_ends
-    quick = Bounds.of_codes(255 if job.unsigned else 128, job.weight.norms, ends)
+    quick = Bounds.of_codes(job.top_code, job.weight.norms, ends)
     if nested_fits(job, quick, statistics=statistics):
         return quick
     return Bounds.of_norms(job.a_norms, job.weight.norms, ends)
@@ -205,7 +218,7 @@ def _columns_fit(job: TileJob[TwoLevelArray]) -> bool:
     narrowest = min(column.acc_bits, column.tree_bits or column.acc_bits)
     room = overflow_limits(narrowest, "saturate_symmetric")[1]
     longest = job.weight.longest_stretch(job.mac.column_k)
-    return (255 if job.unsigned else 128) * longest <= room or job.a_norms.top * longest <= room
+    return job.top_code * longest <= room or job.a_norms.top * longest <= room
 
 
 def _guaranteed(job: TileJob[TwoLevelArray], a_range: tuple[int, int]) -> tuple[int, int]:
@@ -228,8 +241,8 @@ def _guaranteed(job: TileJob[TwoLevelArray], a_range: tuple[int, int]) -> tuple[
     # Python integers: many columns of 64 bits leave int64.
     lows = np.where(wraps, column.lo, np.maximum(low, column.lo)).sum(axis=1, dtype=object)
     highs = np.where(wraps, column.hi, np.minimum(high, column.hi)).sum(axis=1, dtype=object)
-    if job.init is not None and job.init.shape[0]:
-        lows, highs = lows + job.init.min(axis=0), highs + job.init.max(axis=0)
+    if (starts := job.starts(a_range)) is not None:
+        lows, highs = lows + starts[0], highs + starts[1]
     return signed_width(min(lows.tolist(), default=0), max(highs.tolist(), default=0)), narrow
 
 
@@ -240,11 +253,11 @@ class _TileByTile:
         shape = job.a.shape[0], job.weight.shape[0]
         first = np.zeros(shape, np.int64) if job.init is None else job.init
         self.array = job.mac
-        self.value = np.array(first, dtype=np.int64, order="C")
-        self._exact = self.value.copy()
-        self._touched = np.zeros(shape, dtype=np.bool_)
-        self._overflow_count = 0
-        self._first_overflow_k: int | None = None
+        self._exact = np.array(first, dtype=np.int64, order="C")
+        self.value = np.array(fitted(self._exact, job.mac), order="C")
+        self._touched = self.value != self._exact
+        self._overflow_count = int(np.count_nonzero(self._touched))
+        self._first_overflow_k: int | None = 0 if self._overflow_count else None
         self._column_overflows = self._tree_overflows = self._partials_affected = 0
         self._safe_column_bits = 1
         ends = (first.min(), first.max()) if first.size else (0, 0)

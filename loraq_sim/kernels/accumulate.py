@@ -7,7 +7,7 @@ so padding changes nothing. W is in panels (tiles, K, width): the inner loops ru
 row, contiguous and of one width, which is what lets LLVM vectorize them. A step runs in two stages:
 the exact sums of `BLOCK` chunks, then `BLOCK` adds under the overflow rule; stage two exists once
 per rule. The caller proves that every lane value fits int32: chunk sums are at most
-64 * 255 * 128 < 2**21, and accumulators have at most 30 bits or provably stay inside int32 (then
+64 * 2**15 * 255 < 2**29, and accumulators have at most 30 bits or provably stay inside int32 (then
 the rule is EXACT).
 
 *Wide*, one output at a time in 64 bits: every width, every rule, no lane proof needed. It serves
@@ -175,7 +175,7 @@ def accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals
     Parameters
     ----------
     a : (M, K) int32, packed
-    panels : (tiles, K, width) int8, packed
+    panels : (tiles, K, width) int8 or int16, packed
     ends : (P,) int64, end of each accumulator's segment of K
     c : int, products per chunk
     tree : (rule, lo, hi, mask), int32, rule EXACT for an unbounded tree
@@ -256,8 +256,8 @@ _LOWEST = np.int64(-(2**63 - 1) - 1)
 def _add(x, y, rule, lo, hi):
     """Return (x + y under the rule, whether the exact sum left [lo, hi]); all int64.
 
-    x lies in [lo, hi]. y does too, or is a chunk sum below 2**22 in magnitude. Wrapping needs the
-    modulus once when y is below it, which holds from 32 bits on; narrower sums use a mask.
+    x lies in [lo, hi]. y does too, or is a chunk sum of at most 2**29 in magnitude. Wrapping needs
+    the modulus once when y is below it, which holds from 32 bits on; narrower sums use a mask.
     """
     zero = np.int64(0)
     above = y > zero and x > hi - y
@@ -274,12 +274,28 @@ def _add(x, y, rule, lo, hi):
 
 
 @njit(cache=True)
+def _load(x, rule, lo, hi):
+    """Return (x as an accumulator of [lo, hi] holds it, whether it does not fit); int64."""
+    if lo <= x and x <= hi:
+        return x, False
+    if rule == CLAMP:
+        return (hi, True) if x > hi else (lo, True)
+    # Narrower than 64 bits, where everything fits: hi - lo is a mask of ones.
+    mask = hi - lo
+    low = x & mask
+    return (low - mask - np.int64(1), True) if low > hi else (low, True)
+
+
+@njit(cache=True)
 def accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, out):
     """Accumulate every output; `out` holds the initial values and is overwritten in place.
 
+    An initial value outside the accumulator is put there under its rule first, which counts as an
+    overflow at K index 0; exact prefixes start from the value itself.
+
     Parameters
     ----------
-    a : (M, K) int32 ; w : (N, K) int8
+    a : (M, K) int32 ; w : (N, K) int16
     c, n_acc : int, products per chunk and number of accumulators
     tree, acc_rule : (rule, lo, hi), int64
     extremes : (2,) int64, lowest and highest exact prefix that int64 holds
@@ -300,10 +316,12 @@ def accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, ou
             init = out[m, j]
             held[:] = zero
             exact[:] = zero
-            held[0] = init
+            held[0], over = _load(init, rule, lo, hi)
             # Accumulator 0 and the merges start at init; the exact sums are kept without it.
             low0, high0, low, high = zero, zero, zero, zero
-            overflows, tree_overflows = zero, zero
+            overflows, tree_overflows = np.int64(over), zero
+            if over:
+                totals[3] = zero
             p = 0
             for start in range(0, row.size, c):
                 total = zero
