@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,10 @@ from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
-from loraq_sim.settings import CaseSettings
+from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.problem import SharedStages
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "RoundingWatch",
@@ -63,18 +63,11 @@ def evaluate_layer(
     split: "str | PrecisionSplit",
     accelerator: "str | hwmodels.Accelerator",
     *,
-    seed: int = 0,
-    method: str = "loraq",
-    preset: str = "balanced",
-    tokens: int | None = None,
     family: str = "int",
     group: int = 64,
-    fused: bool = True,
-    smooth: float | None = None,
-    rotate: str | None = None,
-    rows: int | None = None,
     datapath: Mapping[str, Any] | None = None,
     solution: Solution | None = None,
+    **options: Unpack[CaseOptions],
 ) -> ResultRow:
     """Error and cost of one layer in one precision split on one accelerator, as a result row.
 
@@ -92,11 +85,14 @@ def evaluate_layer(
         Name, path of a YAML file, or a loaded description.
     family, group
         Element family and group of a split given as text.
-    seed, method, preset, tokens, fused, smooth, rotate, rows, datapath
-        See `loraq_sim.settings.CaseSettings`. A split without a branch is rounded to nearest
-        (``rtn``).
+    datapath : mapping, optional
+        Overrides of the accelerator's data path.
     solution : Solution, optional
         An earlier solution of this layer and split; solved here by default.
+    **options
+        ``seed``, ``method``, ``preset``, ``tokens``, ``fused``, ``smooth``, ``rotate`` and
+        ``rows`` as in `loraq_sim.settings.CaseSettings`. A split without a branch is rounded to
+        nearest (``rtn``).
 
     Raises
     ------
@@ -105,18 +101,7 @@ def evaluate_layer(
     hwmodels.AcceleratorError
         If the accelerator is unknown or its file is broken.
     """
-    settings = CaseSettings(
-        split=parse_split(split, family=family, group=group),
-        method=method,
-        preset=preset,
-        seed=seed,
-        smooth=smooth,
-        rotate=rotate,
-        tokens=tokens,
-        rows=rows,
-        fused=fused,
-        datapath=datapath or {},
-    )
+    settings = CaseSettings.of(split, family=family, group=group, datapath=datapath, **options)
     return evaluate_case(layer, settings, accelerator, solution=solution)
 
 

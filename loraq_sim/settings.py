@@ -21,13 +21,14 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.split import PrecisionSplit
+from loraq_sim.split import PrecisionSplit, parse_split
 
 __all__ = [
     "ARRAY_KEYS",
+    "CaseOptions",
     "CaseSettings",
     "DATAPATH_KEYS",
     "NONE",
@@ -60,6 +61,19 @@ DATAPATH_KEYS = (
 
 `array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``.
 """
+
+
+class CaseOptions(TypedDict, total=False):
+    """Keywords of every function that takes one case; `CaseSettings` says what they mean."""
+
+    method: str
+    preset: str
+    seed: int
+    smooth: float | None
+    rotate: str | None
+    tokens: int | None
+    rows: int | None
+    fused: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +115,20 @@ class CaseSettings:
     def __post_init__(self) -> None:
         for name in ("tokens", "rows"):
             object.__setattr__(self, name, checked_count(name, getattr(self, name)))
+
+    @classmethod
+    def of(
+        cls,
+        split: "str | PrecisionSplit",
+        *,
+        family: str = "int",
+        group: int = 64,
+        datapath: Mapping[str, Any] | None = None,
+        **options: Unpack[CaseOptions],
+    ) -> "CaseSettings":
+        """The settings that a caller names; `family` and `group` are of a split given as text."""
+        parsed = parse_split(split, family=family, group=group)
+        return cls(split=parsed, datapath=datapath or {}, **options)
 
     def solving(self) -> dict[str, Any]:
         """Arguments of `loraq_sim.solve` but the layer's own: hashable, in a fixed order."""

@@ -13,7 +13,7 @@ the root of the sum of squares of each alone would then be the whole error.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,9 @@ from loraq_sim.explain.switchable import (
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, solved_workload
 from loraq_sim.results.rows import ResultRow
-from loraq_sim.settings import CaseSettings
+from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "Explanation",
@@ -203,18 +203,11 @@ def explain_case(
     split: "str | PrecisionSplit",
     accelerator: "str | hwmodels.Accelerator",
     *,
-    seed: int = 0,
-    method: str = "loraq",
-    preset: str = "balanced",
-    tokens: int | None = _DEFAULT_TOKENS,
     family: str = "int",
     group: int = 64,
-    fused: bool = True,
-    smooth: float | None = None,
-    rotate: str | None = None,
-    rows: int | None = None,
     datapath: Mapping[str, Any] | None = None,
     solution: Solution | None = None,
+    **options: Unpack[CaseOptions],
 ) -> Explanation:
     """Where the error of one (layer, split, accelerator) comes from, and where its cost goes.
 
@@ -228,23 +221,13 @@ def explain_case(
     hwmodels.AcceleratorError
         If the accelerator is unknown or its file is broken.
     """
-    settings = CaseSettings(
-        split=parse_split(split, family=family, group=group),
-        method=method,
-        preset=preset,
-        seed=seed,
-        smooth=smooth,
-        rotate=rotate,
-        tokens=tokens,
-        rows=rows,
-        fused=fused,
-        datapath=datapath or {},
-    )
+    options.setdefault("tokens", _DEFAULT_TOKENS)
+    settings = CaseSettings.of(split, family=family, group=group, datapath=datapath, **options)
     split = settings.split
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
-    path = datapath_for(accelerator, datapath)
-    x = sample_rows(layer.activations, tokens)
+    path = datapath_for(accelerator, settings.datapath)
+    x = sample_rows(layer.activations, settings.tokens)
     if solution is None:
         solution = solve_case(layer, settings)
     row = evaluate_case(layer, settings, accelerator, solution=solution)
@@ -269,7 +252,7 @@ def explain_case(
     if row["m"] is None:
         notes = (*notes, f"layer {layer.name!r}: {UNKNOWN_ROWS}")
     else:
-        work = solved_workload(row["m"], solution, split, path, fused=fused)
+        work = solved_workload(row["m"], solution, split, path, fused=settings.fused)
         costs = _cost_parts(hwmodels.estimate_cost(work, accelerator))
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
 
