@@ -175,7 +175,8 @@ class Format:
     def __str__(self) -> str:
         if self.scale is None:
             return self.element.name
-        if self.element.block == (self.group_size, self.scale.name):
+        usual = ("group", *(self.element.block or ()))
+        if (self.granularity, self.group_size, self.scale.name) == usual:
             return self.element.name
         where = self.granularity
         if self.group_size is not None:
@@ -281,15 +282,15 @@ def _parse(text: str) -> Format:
 def _parse_block(element: Element, block: tuple[int, str], parts: list[str], text: str) -> Format:
     """A block element alone, or with another group size; its scale format is part of it."""
     group: int | None
-    group, scale = block
+    granularity, (group, scale) = "group", block
     if len(parts) > 1:
         granularity, group = _parse_granularity(parts[1], text)
-        if granularity != "group" or parts[2:] not in ([], [scale]):
+        if granularity not in ("group", "block") or parts[2:] not in ([], [scale]):
             raise InputError(
                 f"format {text!r:.100}: {element.name} has groups with {scale} scales; "
-                f"write {element.name!r} or, for other groups, '{element.name}/gN'"
+                f"write {element.name!r} or, for other groups, '{element.name}/gN' or '/bN'"
             )
-    return Format(element=element, granularity="group", group_size=group, scale=SCALES[scale])
+    return Format(element=element, granularity=granularity, group_size=group, scale=SCALES[scale])
 
 
 def _parse_granularity(part: str, text: str) -> tuple[str, int | None]:

@@ -3,7 +3,8 @@
 Layout, for each layer ``NAME``:
 
 - ``NAME.main``, ``NAME.left``, ``NAME.right``: uint8, the bytes of `QuantizedTensor.pack` (codes,
-  scales, zero points or tensor scale); no factors without a branch;
+  scales, zero points or tensor scale); no factors without a branch; ``NAME.feedback`` and
+  ``NAME.feedback_left`` likewise, only with a residual input (`loraq_sim.solvers.residual`);
 - ``NAME.smooth``: float16 of shape (K,), only with smoothing; the branches then approximate
   W diag(smooth) and activations are divided by it. With ``rotation`` B in the metadata, the
   channels are mixed by the Hadamard matrix of order B after that (`loraq_sim.conditioning`).
@@ -31,11 +32,11 @@ from loraq_sim.files import refuse_existing, replaced_file, require_regular_file
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.solution import QUANTIZED_PARTS
 
 __all__ = ["QuantizedModel", "read_quantized_model", "write_quantized_model"]
 
 _FORMAT = "loraq-sim-quantized-v1"
-_PARTS = ("main", "left", "right")
 _FACTS = {
     "method": "text",
     "preset": "text",
@@ -81,11 +82,9 @@ def write_quantized_model(
 
 
 def _tensors(solution: Solution) -> dict[str, np.ndarray]:
-    parts = {part: getattr(solution, part) for part in _PARTS}
     tensors = {
         part: np.frombuffer(stored.pack(), dtype=np.uint8)
-        for part, stored in parts.items()
-        if stored is not None
+        for part, stored in solution.parts.items()
     }
     if solution.smooth is not None:
         tensors["smooth"] = solution.smooth.astype(np.float16)
@@ -106,12 +105,10 @@ def _stored_elsewhere(
 
 
 def _record(solution: Solution, common: dict[str, str]) -> dict[str, Any]:
-    parts = {part: getattr(solution, part) for part in _PARTS}
     record = {fact: getattr(solution, fact) for fact in _FACTS}
     record["parts"] = {
         part: {"format": str(stored.format), "shape": list(stored.shape)}
-        for part, stored in parts.items()
-        if stored is not None
+        for part, stored in solution.parts.items()
     }
     if solution.rotation is not None:
         record["rotation"] = solution.rotation
@@ -141,7 +138,7 @@ class QuantizedModel(Mapping[str, Solution]):
 
     def __getitem__(self, name: str) -> Solution:
         record = self._layers[name]
-        homes = {part: name for part in (*_PARTS, "smooth")} | record.get("common", {})
+        homes = {part: name for part in (*QUANTIZED_PARTS, "smooth")} | record.get("common", {})
         with _opened(self.path) as file:
             keys = set(file.keys())
             try:
@@ -149,12 +146,12 @@ class QuantizedModel(Mapping[str, Solution]):
                     part: _part(file.get_tensor(f"{homes[part]}.{part}").tobytes(), part, facts)
                     for part, facts in record["parts"].items()
                 }
-                if not parts.keys() <= set(_PARTS):
-                    raise TypeError(f"unknown parts {sorted(parts.keys() - set(_PARTS))!r:.60}")
+                if unknown := parts.keys() - set(QUANTIZED_PARTS):
+                    raise TypeError(f"unknown parts {sorted(unknown)!r:.60}")
                 key = f"{homes['smooth']}.smooth"
                 smooth: np.ndarray | None = file.get_tensor(key) if key in keys else None
-                main, left, right = parts["main"], parts.get("left"), parts.get("right")
-                _check_fit(main, left, right, smooth)
+                main = parts["main"]
+                _check_fit(parts, smooth)
                 _check_facts(record)
                 return Solution(
                     method=record["method"],
@@ -163,8 +160,10 @@ class QuantizedModel(Mapping[str, Solution]):
                     weight_error=record["weight_error"],
                     seconds=record["seconds"],
                     main=main,
-                    left=left,
-                    right=right,
+                    left=parts.get("left"),
+                    right=parts.get("right"),
+                    feedback=parts.get("feedback"),
+                    feedback_left=parts.get("feedback_left"),
                     smooth=None if smooth is None else smooth.astype(np.float32),
                     trace=[],
                     rotation=_rotation(record, main.shape[1]),
@@ -191,22 +190,28 @@ def _part(data: bytes, part: str, facts: Mapping[str, Any]) -> QuantizedTensor:
     return found
 
 
-def _check_fit(
-    main: QuantizedTensor,
-    left: QuantizedTensor | None,
-    right: QuantizedTensor | None,
-    smooth: np.ndarray | None,
-) -> None:
-    n, k = main.shape
-    if left is not None and right is not None:
-        rank = left.shape[1]
-        if (left.shape, right.shape) != ((n, rank), (rank, k)):
-            raise InputError(
-                f"factors of shape {left.shape} and {right.shape} do not fit a weight of "
-                f"{main.shape}"
-            )
-    elif left is not None or right is not None:
-        raise InputError("has one factor of a branch, but not the other")
+def _check_fit(parts: Mapping[str, QuantizedTensor], smooth: np.ndarray | None) -> None:
+    n, k = parts["main"].shape
+    for columns, rows, what in (
+        ("left", "right", "a branch"),
+        ("feedback_left", "feedback", "a residual input"),
+    ):
+        left, right = parts.get(columns), parts.get(rows)
+        if left is not None and right is not None:
+            rank = left.shape[1]
+            if (left.shape, right.shape) != ((n, rank), (rank, k)):
+                raise InputError(
+                    f"factors of shape {left.shape} and {right.shape} do not fit a weight of "
+                    f"{(n, k)}"
+                )
+        elif left is not None or right is not None:
+            raise InputError(f"has one factor of {what}, but not the other")
+    feedback = parts.get("feedback")
+    if feedback is not None and feedback.format.granularity in ("row", "group"):
+        raise InputError(
+            f"feedback is stored in {feedback.format}, whose scales serve one of its two products "
+            "only; needs blocks, such as int8/b64"
+        )
     if smooth is None:
         return
     if smooth.shape != (k,) or smooth.dtype != np.float16:

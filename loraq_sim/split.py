@@ -11,6 +11,7 @@ fits a budget of them, follow from its format.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from loraq_sim.errors import InputError, unknown_name
@@ -20,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "PrecisionSplit",
     "branch_bytes",
+    "feedback_format",
     "parse_split",
     "rank_for_budget",
 ]
@@ -176,14 +178,43 @@ def _format(bits: str, family: str, group: int, text: str) -> Format:
     return parse_format(f"{element}/g{group}" if family == "int" else element)
 
 
-def branch_bytes(n: int, k: int, rank: int, fmt: Format) -> int:
-    """Stored bytes of L (n, rank) and R (rank, k) in `fmt`; 0 for rank 0."""
-    if rank == 0:
-        return 0
-    return fmt.storage_bytes((n, rank)) + fmt.storage_bytes((rank, k))
+_FEEDBACK_BLOCK = 64
 
 
-def rank_for_budget(n: int, k: int, fmt: Format, budget: str) -> int:
+def feedback_format(branch: Format) -> Format:
+    """How directions V are stored beside a branch in `branch`: scales per block of 64 x 64.
+
+    One stored V then serves X V^T and P V alike. Groups that block elements bring along become
+    blocks of that size; 16-bit floats stay as they are.
+    """
+    if branch.scale is None:
+        return branch
+    size = _FEEDBACK_BLOCK if branch.element.block is None else branch.group_size
+    return replace(branch, granularity="block", group_size=size)
+
+
+def branch_bytes(n: int, k: int, rank: int, fmt: Format, feedback_rank: int = 0) -> int:
+    """Stored bytes of a branch of `rank` in `fmt`, of which the residual input has `feedback_rank`.
+
+    L (n, r) and R (r, k) of the other components; V (feedback_rank, k) in `feedback_format` and
+    L_f (n, feedback_rank). 0 for rank 0.
+    """
+    total, others = 0, rank - feedback_rank
+    if others:
+        total += fmt.storage_bytes((n, others)) + fmt.storage_bytes((others, k))
+    if feedback_rank:
+        total += fmt.storage_bytes((n, feedback_rank))
+        total += feedback_format(fmt).storage_bytes((feedback_rank, k))
+    return total
+
+
+def rank_for_budget(
+    n: int,
+    k: int,
+    fmt: Format,
+    budget: str,
+    feedback_of: Callable[[int], int] = lambda rank: 0,
+) -> int:
     """Largest rank whose branch in `fmt` takes no more bytes than `budget`.
 
     Parameters
@@ -194,6 +225,8 @@ def rank_for_budget(n: int, k: int, fmt: Format, budget: str) -> int:
         Format of both factors.
     budget : str
         ``"fp16@32"``: the bytes of a rank-32 branch stored as fp16. The rank is at most min(n, k).
+    feedback_of : callable
+        How many components of a rank the residual input has.
 
     Raises
     ------
@@ -205,15 +238,16 @@ def rank_for_budget(n: int, k: int, fmt: Format, budget: str) -> int:
         raise InputError(f"budget must look like 'fp16@32' (format@rank), got {budget!r}")
     allowed = branch_bytes(n, k, int(match.group(2)), parse_format(match.group(1)))
     low, high = 0, min(n, k)
+    # Bytes grow with the rank, whatever the residual input has of it.
     while low < high:
         middle = (low + high + 1) // 2
-        if branch_bytes(n, k, middle, fmt) <= allowed:
+        if branch_bytes(n, k, middle, fmt, feedback_of(middle)) <= allowed:
             low = middle
         else:
             high = middle - 1
     if low == 0:
         raise InputError(
             f"budget {budget!r} is {allowed} bytes for a weight of shape ({n}, {k}), less than the "
-            f"{branch_bytes(n, k, 1, fmt)} bytes of a rank-1 branch in {fmt}"
+            f"{branch_bytes(n, k, 1, fmt, feedback_of(1))} bytes of a rank-1 branch in {fmt}"
         )
     return low

@@ -7,6 +7,14 @@
     down, round_p, up        P = X_b R^T, P^ = round(P), Z = P^ L^T
     combine, bias, output    y = round(Y + Z + bias)
 
+With a residual input (`loraq_sim.solvers.residual`) the branch deflates X' first, in float32, and
+all that is above reads D in place of X':
+
+    round_feedback           X_f = round(X')
+    feedback_down            P_f = X_f V^T, rounded to P^_f (round_feedback_p)
+    feedback_back, deflate   D   = X' - P^_f V      V is stored once, in blocks that serve both
+    feedback_up              Z_f = P^_f L_f^T, added before the bias (feedback_combine)
+
 `datapath_steps` says which steps a layer takes; it needs no arrays, so that a cost model can charge
 each of them. `walk_steps` takes them one by one. Whoever emulates, explains or exports a part of
 the data path walks these steps and no list of its own. Each GEMM is
@@ -58,8 +66,9 @@ TRANSFORMS = ("smooth", "rotate")
 class StoredLayer(Protocol):
     """What a data path reads of a solved layer (see `loraq_sim.solvers.Solution`).
 
-    It may also have a ``rotation``, the block size of a Hadamard matrix. `datapath_steps` asks of
-    each part only whether it is None, so shapes without values will do there.
+    It may also have a ``rotation``, the block size of a Hadamard matrix, and the ``feedback`` (r_f,
+    K) and ``feedback_left`` (N, r_f) of a residual input. `datapath_steps` asks of each part only
+    whether it is None, so shapes without values will do there.
     """
 
     @property
@@ -80,8 +89,9 @@ class Datapath:
     """Accumulator, combine rule and intermediate formats of an accelerator.
 
     ``p_format`` is ``"branch"`` (P is rounded to the branch's activation format), ``fp16``,
-    ``bf16`` or an integer such as ``int8``, in the groups of the split; ``out_format`` is the
-    format y is written in, such as ``"bf16"``; ``rounding`` is the mode in which activations and P
+    ``bf16`` or an integer such as ``int8``, in the groups of the split; ``feedback_p_format`` is
+    that of P_f of a residual input, by default that of P; ``out_format`` is the format y is written
+    in, such as ``"bf16"``; ``rounding`` is the mode in which activations and P
     become integer codes; ``float_overflow``, a `FloatOverflow` or a mapping such as
     ``{"fp16": "saturate"}``, says what becomes of values beyond a float format; ``zero_point`` says
     whether the correction of zero points is the accumulator's ``initial`` value or is added
@@ -91,6 +101,7 @@ class Datapath:
     mac: MacArray | TwoLevelArray = MacArray()
     combine: str = "fp32"
     p_format: str = "branch"
+    feedback_p_format: str | None = None
     out_format: str = "fp16"
     rounding: str = "conv_even"
     float_overflow: FloatOverflow = FloatOverflow()
@@ -99,8 +110,9 @@ class Datapath:
     def __post_init__(self) -> None:
         if self.combine not in COMBINES:
             raise InputError(unknown_name("combine rule", self.combine, COMBINES))
-        if self.p_format not in P_FORMATS:
-            raise InputError(unknown_name("format of P", self.p_format, P_FORMATS))
+        for p_format in (self.p_format, self.feedback_p_format or self.p_format):
+            if p_format not in P_FORMATS:
+                raise InputError(unknown_name("format of P", p_format, P_FORMATS))
         if self.zero_point not in ZERO_POINT_PLACES:
             raise InputError(unknown_name("zero_point", self.zero_point, ZERO_POINT_PLACES))
         parse_format(self.out_format)
@@ -112,8 +124,9 @@ class Datapath:
 class Step:
     """One step: what it is called, what it does, the tensors it reads and the one it makes.
 
-    ``operation`` is ``smooth``, ``rotate``, ``round`` (to ``format``), ``gemm`` or ``add``;
-    ``weight`` names the part of the stored layer it takes, if any.
+    ``operation`` is ``smooth``, ``rotate``, ``round`` (to ``format``), ``gemm``, ``add`` or
+    ``subtract``; ``weight`` names the part of the stored layer it takes, if any, and
+    ``is_transposed`` says that it takes the part's transpose.
     """
 
     name: str
@@ -121,6 +134,7 @@ class Step:
     inputs: tuple[str, ...]
     result: str
     weight: str | None = None
+    is_transposed: bool = False
     format: Format | None = None
 
 
@@ -144,7 +158,8 @@ class StepResult:
 class LayerOutput:
     """Output (M, N) as float32 values of the output format, with what each step saw.
 
-    ``gemms`` has ``main`` and, with a branch, ``down`` (X R^T) and ``up`` (P L^T); ``clipped``
+    ``gemms`` has ``main`` and, with a branch, ``down`` (X R^T) and ``up`` (P L^T), and, with a
+    residual input, ``feedback_down``, ``feedback_back`` and ``feedback_up``; ``clipped``
     lists the tensors with values beyond their float format, in the order of the data path. `y` may
     hold infinities and NaN.
     """
@@ -172,7 +187,7 @@ def datapath_steps(
     Parameters
     ----------
     stored : StoredLayer
-        Its ``smooth``, ``rotation`` and ``left`` count where they are not None.
+        Its ``smooth``, ``rotation``, ``left`` and ``feedback`` count where they are not None.
     split : PrecisionSplit
         Names the activation formats of the two branches.
     datapath : Datapath
@@ -187,25 +202,35 @@ def datapath_steps(
                 Step(name=name, operation=name, inputs=(x,), result=f"X {name}", weight=part)
             )
             x = f"X {name}"
-    y = "Y"
+    has_feedback = getattr(stored, "feedback", None) is not None
+    if has_feedback:
+        steps += _deflation(x, split, datapath)
+        x = "D"
+    letter = x[0]
+    x_main, x_branch, y = f"{letter}_a", f"{letter}_a", "Y"
     steps += [
-        _round("round_main", x, "X_a", split.main_activation),
-        Step(name="main", operation="gemm", inputs=("X_a",), result=y, weight="main"),
+        _round("round_main", x, x_main, split.main_activation),
+        _gemm_step("main", x_main, "main", y),
     ]
     if stored.left is not None:
-        x_branch = "X_a"
         if split.branch_activation != split.main_activation:
-            x_branch = "X_b"
+            x_branch = f"{letter}_b"
             steps.append(_round("round_branch", x, x_branch, _branch_activation(split)))
+        p = f"{letter}_b R^T"
         steps += [
-            Step(
-                name="down", operation="gemm", inputs=(x_branch,), result="X_b R^T", weight="right"
-            ),
-            _round("round_p", "X_b R^T", "P", p_format_of(split, datapath)),
-            Step(name="up", operation="gemm", inputs=("P",), result="P L^T", weight="left"),
-            Step(name="combine", operation="add", inputs=(y, "P L^T"), result="Y + P L^T"),
+            _gemm_step("down", x_branch, "right", p),
+            _round("round_p", p, "P", p_format_of(split, datapath)),
+            _gemm_step("up", "P", "left", "P L^T"),
+            Step(name="combine", operation="add", inputs=(y, "P L^T"), result=f"{y} + P L^T"),
         ]
-        y = "Y + P L^T"
+        y += " + P L^T"
+    if has_feedback:
+        summed = f"{y} + P_f L_f^T"
+        steps += [
+            _gemm_step("feedback_up", "P_f", "feedback_left", "P_f L_f^T"),
+            Step(name="feedback_combine", operation="add", inputs=(y, "P_f L_f^T"), result=summed),
+        ]
+        y = summed
     if bias:
         summed = f"{y} + bias"
         steps.append(Step(name="bias", operation="add", inputs=(y,), result=summed, weight="bias"))
@@ -232,7 +257,7 @@ def walk_steps(
         if step.weight is not None:
             weight = bias if step.weight == "bias" else getattr(stored, step.weight)
             if isinstance(weight, QuantizedTensor):
-                weight = weight.by_rows()
+                weight = (weight.T if step.is_transposed else weight).by_rows()
         done = _OPERATIONS[step.operation](step, inputs, weight, datapath)
         tensors[step.result] = done.result
         # A large layer's activations are kept only while a step still reads them.
@@ -279,13 +304,31 @@ def run_layer(
     return LayerOutput(y=done.result.dequantize(), gemms=gemms, clipped=tuple(clipped))
 
 
-def p_format_of(split: PrecisionSplit, datapath: Datapath) -> Format:
-    """The format P is rounded to between the two factors."""
-    if datapath.p_format == "branch":
+def p_format_of(split: PrecisionSplit, datapath: Datapath, *, is_feedback: bool = False) -> Format:
+    """The format P is rounded to between the two factors, or P_f of a residual input."""
+    name = datapath.p_format
+    if is_feedback and datapath.feedback_p_format is not None:
+        name = datapath.feedback_p_format
+    if name == "branch":
         return _branch_activation(split)
-    if datapath.p_format.startswith("int"):
-        return parse_format(f"{datapath.p_format}/g{split.group}")
-    return parse_format(datapath.p_format)
+    if name.startswith("int"):
+        return parse_format(f"{name}/g{split.group}")
+    return parse_format(name)
+
+
+def _deflation(x: str, split: PrecisionSplit, datapath: Datapath) -> list[Step]:
+    """From X to D, what the branch's loud directions leave of it."""
+    p_format = p_format_of(split, datapath, is_feedback=True)
+    return [
+        _round("round_feedback", x, "X_f", _branch_activation(split)),
+        _gemm_step("feedback_down", "X_f", "feedback", "X_f V^T"),
+        _round("round_feedback_p", "X_f V^T", "P_f", p_format),
+        Step(
+            name="feedback_back", operation="gemm", inputs=("P_f",), result="P_f V",
+            weight="feedback", is_transposed=True,
+        ),
+        Step(name="deflate", operation="subtract", inputs=(x, "P_f V"), result="D"),
+    ]  # fmt: skip
 
 
 def _branch_activation(split: PrecisionSplit) -> Format:
@@ -295,6 +338,10 @@ def _branch_activation(split: PrecisionSplit) -> Format:
             "W4A4+W8A8r8"
         )
     return split.branch_activation
+
+
+def _gemm_step(name: str, x: str, weight: str, result: str) -> Step:
+    return Step(name=name, operation="gemm", inputs=(x,), result=result, weight=weight)
 
 
 def _round(name: str, x: str, result: str, fmt: Format) -> Step:
@@ -354,8 +401,11 @@ def _gemm(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepRes
 
 def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
     terms = inputs if weight is None else (*inputs, weight)
-    # The bias is added in float32, whatever partial sums are combined in.
-    combine = datapath.combine if weight is None else "fp32"
+    # The bias is added in float32, whatever partial sums are combined in, and X has no others.
+    is_sum = weight is None and step.operation == "add"
+    combine = datapath.combine if is_sum else "fp32"
+    if step.operation == "subtract":
+        terms = (terms[0], -terms[1])
     rule = datapath.float_overflow.rule(combine)
     with np.errstate(over="ignore", invalid="ignore"):
         total = terms[0] + terms[1]
@@ -391,4 +441,5 @@ _OPERATIONS = {
     "round": _rounding,
     "gemm": _gemm,
     "add": _add,
+    "subtract": _add,
 }

@@ -14,8 +14,12 @@ from loraq_sim.errors import InputError
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.tensor import as_rows, group_extremes
 from loraq_sim.solvers.problem import Branches, Trace, product
+from loraq_sim.solvers.residual import with_residual_input
 
-__all__ = ["Diagnostics", "Solution"]
+__all__ = ["QUANTIZED_PARTS", "Diagnostics", "Solution"]
+
+QUANTIZED_PARTS = ("main", "left", "right", "feedback", "feedback_left")
+"""Tensors that a solution may hold in codes, in the order they are stored."""
 
 # Ranks at which the share of the remaining error that they could carry is reported.
 _RANKS = (8, 16, 32, 64, 128)
@@ -45,7 +49,9 @@ class Diagnostics:
 class Solution:
     """A solved layer: stored branches, what they cost and how close they are.
 
-    ``main`` is (N, K), ``left`` (N, r), ``right`` (r, K); the factors are None at rank 0.
+    ``main`` is (N, K), ``left`` (N, r_w), ``right`` (r_w, K); the factors are None where r_w is 0.
+    With a residual input (`loraq_sim.solvers.residual`) ``feedback`` holds the directions V
+    (r_f, K) and ``feedback_left`` what they contribute, L_f (N, r_f).
     ``smooth`` is (K,) float32 or None and ``rotation`` a block size or None: the branches
     approximate W diag(smooth) H, with H the block Hadamard matrix of `conditioning`; at run
     time the activations are divided by ``smooth``, then rotated. ``weight_error`` is
@@ -67,12 +73,30 @@ class Solution:
     seconds: float
     branch_noise: float | None = None
     rotation: int | None = None
+    feedback: QuantizedTensor | None = None
+    feedback_left: QuantizedTensor | None = None
     charged: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
-        """Rank of the branch; 0 without one."""
+        """Rank of the branch, the components of the residual input included; 0 without one."""
+        return self.weight_rank + self.feedback_rank
+
+    @property
+    def weight_rank(self) -> int:
+        """Components of the branch that take up the weight's rounding, r_w."""
         return 0 if self.left is None else self.left.shape[1]
+
+    @property
+    def feedback_rank(self) -> int:
+        """Components of the branch that the residual input spends, r_f; 0 without one."""
+        return 0 if self.feedback is None else self.feedback.shape[0]
+
+    @property
+    def parts(self) -> dict[str, QuantizedTensor]:
+        """The quantized tensors that are stored, by name."""
+        found = {name: getattr(self, name) for name in QUANTIZED_PARTS}
+        return {name: part for name, part in found.items() if part is not None}
 
     @property
     def shared_by(self) -> int:
@@ -85,8 +109,8 @@ class Solution:
     @property
     def bytes_by_part(self) -> dict[str, int]:
         """Stored bytes of each part, scales and padding included; a share of common parts."""
-        parts = {"main": self.main, "left": self.left, "right": self.right}
-        sizes = {name: 0 if part is None else part.nbytes for name, part in parts.items()}
+        sizes = dict.fromkeys(("main", "left", "right"), 0)
+        sizes |= {name: part.nbytes for name, part in self.parts.items()}
         sizes["smooth"] = 0 if self.smooth is None else 2 * self.smooth.size
         return sizes | dict(self.charged)
 
@@ -120,6 +144,8 @@ class Solution:
     def reconstruct(self) -> np.ndarray:
         """The weight as stored, (N, K) float32, rotation and smoothing undone."""
         stored = Branches(main=self.main, left=self.left, right=self.right).reconstruct()
+        if self.feedback is not None and self.feedback_left is not None:
+            stored = with_residual_input(stored, self.feedback, self.feedback_left)
         if self.rotation is not None:
             stored = rotate_channels(stored, self.rotation)
         return stored if self.smooth is None else stored / self.smooth

@@ -10,6 +10,7 @@ branch has the larger rank, but each of its components has to serve all members.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
@@ -42,6 +43,7 @@ from loraq_sim.solvers.problem import (
     array_key,
     relative_distance,
 )
+from loraq_sim.solvers.residual import ResidualInput, checked_feedback, spend_on_residual_input
 from loraq_sim.solvers.solution import Solution
 from loraq_sim.split import rank_for_budget
 
@@ -61,6 +63,7 @@ SHARE_INPUTS = ("own", "common")
 _BRANCH_ROTATIONS = (None, "learned")
 
 _DEFAULT_RANK = 64
+_DEFAULT_ACTIVATION = "int4/g64"
 _LARGEST = 2.0**48
 
 
@@ -90,6 +93,9 @@ def solve(
     smooth: "float | np.ndarray | None" = None,
     rotate: str | None = None,
     branch_rotation: str | None = None,
+    feedback: "int | str | None" = None,
+    main_activation: "str | Format | None" = None,
+    branch_activation: "str | Format | None" = None,
     seed: int = 0,
     device: str = "cpu",
     shared: SharedStages | None = None,
@@ -122,6 +128,12 @@ def solve(
     branch_rotation : None or "learned"
         Turn the components of the branch before it is rounded so that less is lost; see
         `loraq_sim.solvers.branch`.
+    feedback : None, int or "auto"
+        How many components of the rank the residual input takes (`loraq_sim.solvers.residual`), or
+        the share of the rank that does best on activation rows left out. Needs `activations`.
+    main_activation, branch_activation : str or Format, optional
+        What the inputs of the branches are rounded to at run time, which ``feedback="auto"``
+        compares with; by default int4/g64, and the format of the branch.
     seed : int
         Seeds the randomized factorization. Same seed, same bytes.
     device : str
@@ -153,13 +165,15 @@ def solve(
     main = parse_format(main)
     branch = None if branch is None else parse_format(branch)
     run = METHODS[method]
-    rank = 0 if run is None else resolve_rank(weight.shape, branch, rank, budget)
+    feedback = checked_feedback(feedback, method if run is None else None, branch, activations)
     factors = smoothing_vector(smooth, weight, activations)
+    _check_tuning(method, activations, factors, block, feedback)
     turned, entering = _as_stored(weight, activations, factors, block)
-    if run is None or branch is None or rank == 0:
-        solved = round_to_nearest(turned, main)
-    else:
-        _check_tuning(method, activations, factors, block)
+
+    def branches(rank: int, preset: str, x: np.ndarray | None) -> Branches:
+        """The method's branches of the turned weight, whose inputs are `x`."""
+        if run is None or branch is None or rank == 0:
+            return round_to_nearest(turned, main)
         problem = Problem(
             weight=turned,
             main=main,
@@ -167,7 +181,7 @@ def solve(
             rank=rank,
             effort=EFFORTS[preset],
             rng=np.random.default_rng(seed),
-            activations=entering,
+            activations=x,
             is_smoothed=factors is not None,
             branch_rotation=branch_rotation,
             device=place,
@@ -175,14 +189,31 @@ def solve(
             shared_key=(
                 ()
                 if shared is None
-                else (*_digests(turned, entering), str(main), preset, seed, place.name)
+                else (*_digests(turned, x), str(main), preset, seed, place.name)
             ),
         )
         key = ("solved", method, str(branch), rank, factors is None, branch_rotation)
-        solved = problem.shared.recall((*key, *problem.shared_key), lambda: run(problem))
-        factors = factors if solved.smooth is None else solved.smooth
+        return problem.shared.recall((*key, *problem.shared_key), lambda: run(problem))
+
+    total = 0 if run is None else resolve_rank(weight.shape, branch, rank, budget)
+    deflation: ResidualInput | None = None
+    if feedback is not None and branch is not None and entering is not None:
+        total, deflation = spend_on_residual_input(
+            turned,
+            entering,
+            feedback,
+            functools.partial(resolve_rank, weight.shape, branch, rank, budget),
+            lambda rank: branches(rank, "fast", entering),
+            branch=branch,
+            main_activation=parse_format(main_activation or _DEFAULT_ACTIVATION),
+            branch_activation=parse_format(branch_activation or branch),
+            rng=np.random.default_rng((seed, 1)),
+        )
+        entering = entering if deflation is None else deflation.left_of(entering)
+    solved = branches(total - (0 if deflation is None else deflation.rank), preset, entering)
+    factors = factors if solved.smooth is None else solved.smooth
     measured = Solution(
-        method=method if rank else "rtn",
+        method=method if total else "rtn",
         preset=preset,
         seed=seed,
         main=solved.main,
@@ -190,6 +221,8 @@ def solve(
         right=solved.right,
         smooth=factors,
         rotation=block,
+        feedback=None if deflation is None else deflation.feedback,
+        feedback_left=None if deflation is None else deflation.feedback_left,
         weight_error=np.nan,
         trace=solved.trace,
         branch_noise=solved.branch_noise,
@@ -216,13 +249,23 @@ def _as_stored(
 
 
 def _check_tuning(
-    method: str, activations: np.ndarray | None, factors: np.ndarray | None, block: int | None
+    method: str,
+    activations: np.ndarray | None,
+    factors: np.ndarray | None,
+    block: int | None,
+    feedback: "int | str | None",
 ) -> None:
-    if method == "svdquant_tuned" and block and activations is not None and factors is None:
-        raise InputError(
-            "method 'svdquant_tuned' chooses its smoothing in the channels of the layer, which "
-            "rotate= mixes; give smooth= (a strength such as 0.5) as well, or drop rotate="
-        )
+    if method != "svdquant_tuned" or activations is None or factors is not None:
+        return
+    for name, asked, what in (
+        ("rotate", block, "in the channels of the layer, which rotate= mixes"),
+        ("feedback", feedback, "for the inputs of the layer, which feedback= deflates first"),
+    ):
+        if asked:
+            raise InputError(
+                f"method 'svdquant_tuned' chooses its smoothing {what}; give smooth= (a strength "
+                f"such as 0.5) as well, or drop {name}="
+            )
 
 
 def _digests(weight: np.ndarray, activations: np.ndarray | None) -> tuple[Hashable, ...]:
@@ -408,9 +451,16 @@ def _check_names(method: str, preset: str, seed: int, branch_rotation: str | Non
 
 
 def resolve_rank(
-    shape: tuple[int, int], branch: Format | None, rank: int | None, budget: str | None
+    shape: tuple[int, int],
+    branch: Format | None,
+    rank: int | None,
+    budget: str | None,
+    feedback_of: Callable[[int], int] = lambda rank: 0,
 ) -> int:
-    """The rank that `rank`, `budget` or neither asks for; 0 without a branch."""
+    """The rank that `rank`, `budget` or neither asks for; 0 without a branch.
+
+    `feedback_of` as in `loraq_sim.split.rank_for_budget`.
+    """
     if rank is not None and budget is not None:
         raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
     if branch is None:
@@ -418,7 +468,7 @@ def resolve_rank(
             raise InputError("a rank or budget needs a branch format, got branch=None")
         return 0
     if budget is not None:
-        return rank_for_budget(*shape, branch, budget)
+        return rank_for_budget(*shape, branch, budget, feedback_of)
     if rank is None:
         return min(_DEFAULT_RANK, *shape)
     if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
