@@ -502,6 +502,7 @@ def test_every_floor_of_the_package_can_be_tested():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     floors = script.declared_floors(ROOT / "pyproject.toml")
+    assert all((ROOT / path).exists() for path in (*script.TESTS, *script.LEFT_OUT))
     assert {"numba", "typer", "torch", "pyarrow", "dask", "pytest"} <= floors.keys()
     with pytest.raises(SystemExit, match="no plain lower bound"):
         script._floor("numpy~=2.1")

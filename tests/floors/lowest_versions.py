@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ("cluster", "diffusion", "parquet", "report")
 TEST_TOOLS = ("hypothesis", "moocore", "pytest", "pytest-xdist")
 # Documentation, notebooks and fuzzing have tools of their own, which no user of the package needs.
-TESTS = ("tests/hwmodels", "tests/loraq_sim", "tests/reports", "tests/rtl")
-LEFT_OUT = ("tests/reports/test_page_in_browser.py",)
+TESTS = ("tests/hwmodels", "tests/loraq_sim", "tests/rtl")
+LEFT_OUT = ("tests/loraq_sim/reporting/test_page_in_browser.py",)
 WARNINGS = (
     "error",
     "ignore::DeprecationWarning",

@@ -311,6 +311,14 @@ def test_the_bound_is_named(name, fields, bound):
     assert _cost(MACHINES[name], fields).bound == bound
 
 
+def test_the_bound_of_several_kernels_is_that_of_most_of_the_time():
+    fields = {"m": 16384, "n": 4608, "k": 256, "main": "W8A8", "branch": "W8A8", "rank": 256}
+    cost = _cost(MACHINES["a100"], fields, fused=False)
+    assert [kernel.bound for kernel in cost.kernels] == ["compute", "compute", "dram"]
+    assert cost.kernels[2].latency_s > cost.latency_s / 2
+    assert cost.bound == "dram"
+
+
 def test_a_machine_too_small_for_any_tile_says_which_key():
     tiny = _changed(MACHINES["aie2"], "memories.l1", capacity_bytes=1100)
     with pytest.raises(AcceleratorError, match=r"memories.l1.capacity_bytes=1100"):

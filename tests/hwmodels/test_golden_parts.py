@@ -8,6 +8,7 @@ Floats: the hand count and the model differ in the order of a few operations; 1e
 import pytest
 
 from hwmodels import GemmWorkload, estimate_cost, load_accelerator
+from hwmodels.overrides import with_overrides
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,17 @@ def test_aie2_latency(aie2):
     check(aie2.parts["latency_s"], {name: ns * 1e-9 for name, ns in expected.items()})
     assert aie2.latency_s == pytest.approx((131_000 + 1056 + paced) * 1e-9, rel=1e-12)
     assert aie2.bound == "dispatch"
+
+
+def test_a_fused_branch_slows_the_macs_of_main_by_what_the_file_says():
+    halved = with_overrides(load_accelerator("aie2"), {"kernel.fused_rate_fraction": 0.5})
+    fields = {"m": 256, "n": 128, "k": 256, "main": "W4A8"}
+    alone = estimate_cost(GemmWorkload(**fields), halved, tile_mkn=(64, 64, 32))
+    fused = GemmWorkload(**fields, branch="W6A6", rank=32)
+    beside = estimate_cost(fused, halved, tile_mkn=(64, 64, 32))
+    assert alone.parts["latency_s"]["main"] == pytest.approx(AIE2_NS["main"] * 1e-9, rel=1e-12)
+    slower = AIE2_BLOCKS * (256 * 1.0 + 4 * AIE2_SLICE)
+    assert beside.parts["latency_s"]["main"] == pytest.approx(slower * 1e-9, rel=1e-12)
 
 
 def test_aie2_resources(aie2):
