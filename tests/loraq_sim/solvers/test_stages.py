@@ -10,6 +10,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers import SharedStages, solve, solve_many
+from loraq_sim.solvers import branch as branch_module
 from loraq_sim.solvers import problem as effort_module
 from loraq_sim.solvers.branch import FrozenBranch, round_branch
 from loraq_sim.solvers.loraq import descend
@@ -187,3 +188,70 @@ def test_steps_follow_the_published_rule_with_nesterov_s_momentum():
     descend(*still, lambda _l, _r, step: directions[step], steps=5, stride=0.3, moving=(1,))
     np.testing.assert_array_equal(still[0], left)
     assert not np.array_equal(still[1], right)
+
+
+def steep(seed=0, shape=(160, 192)):
+    """A weight whose components differ in size, as those of trained layers do."""
+    u, v = (np.linalg.qr(normal(size, 64, seed=seed + i))[0] for i, size in enumerate(shape))
+    sizes = (40 * np.arange(1, 65) ** -0.9).astype(np.float32)
+    return (u * sizes) @ v.T + 0.1 * normal(*shape, seed=seed + 2)
+
+
+def errors_of_weight_and_output(weight, fmt, bits):
+    """Relative errors, with X and P rounded to `bits` in groups of 64 as the data path does."""
+    solved = solve(weight, branch=fmt, rank=32, preset="fast")
+    x = normal(200, weight.shape[1], seed=9)
+    left, right, main = (
+        part.dequantize().astype(np.float64) for part in (solved.left, solved.right, solved.main)
+    )
+    wide, narrow = (quantize(x, f"int{b}/g64").dequantize() for b in (8, bits))
+    p = quantize((narrow @ right.T).astype(np.float32), f"int{bits}/g64").dequantize()
+    miss = wide @ main.T + p @ left.T - x @ weight.T.astype(np.float64)
+    return solved.weight_error, np.linalg.norm(miss) / np.linalg.norm(x @ weight.T)
+
+
+@pytest.mark.parametrize(("fmt", "bits"), [("int8/g64", 8), ("int6/g64", 6), ("mxint8", 8)])
+def test_sizes_of_components_in_l_lower_the_error_of_outputs_at_the_same_weight_error(
+    fmt, bits, monkeypatch
+):
+    with_gauge = [errors_of_weight_and_output(steep(s), fmt, bits) for s in (0, 10)]
+    monkeypatch.setattr(branch_module, "_GAUGES", ())
+    without = [errors_of_weight_and_output(steep(s), fmt, bits) for s in (0, 10)]
+    ratios = np.mean(np.divide(with_gauge, without), axis=0)
+    # Descents that differ by rounding noise end within a percent of each other.
+    assert ratios[0] < 1.01
+    assert ratios[1] < 0.95
+
+
+@pytest.mark.parametrize(("fmt", "power"), [("int8/g64", 0.75), ("int6/g64", 0.5), ("fp16", 0)])
+def test_rows_of_r_keep_the_rest_of_the_size(fmt, power, monkeypatch):
+    if power:
+        monkeypatch.setattr(branch_module, "_GAUGES", (power,))
+        monkeypatch.setattr(branch_module, "_GAUGE_NOISE", 10.0)
+    left, right = principal_factors(normal(96, 6), normal(6, 128, seed=1))
+    right *= np.float32(2.0) ** -np.arange(6, dtype=np.float32)[:, None]
+    branch = FrozenBranch(96, 6, parse_format(fmt), unit=1.0)
+    # In two parts: the second keeps to the unit of the first.
+    _, _, first_free, rest = branch.freeze(left, right, 2)
+    branch.freeze(*principal_factors(first_free, rest), 4)
+    sizes, stored = (
+        np.linalg.norm(rows.astype(np.float64), axis=1)
+        for rows in (right, branch.stored()[1].dequantize())
+    )
+    # Rows are refitted to an L of six bits: a few percent.
+    np.testing.assert_allclose(stored / stored[0], (sizes / sizes[0]) ** (1 - power), rtol=0.1)
+
+
+def test_sizes_stay_in_r_where_l_has_no_bits_for_them():
+    # int2 codes in one group: a column a hundred times as small as the first is lost.
+    left, right = principal_factors(normal(96, 6), normal(6, 128, seed=1))
+    right *= np.float32(4.0) ** -np.arange(6, dtype=np.float32)[:, None]
+    branch = FrozenBranch(96, 6, parse_format("int2/g64"), unit=1.0)
+    branch.freeze(left, right, 6)
+    assert branch.noise < 1.05 * plain_noise(left, right, "int2/g64")
+
+
+def plain_noise(left, right, fmt):
+    """||L^ R^ - L R||_F of both factors rounded as they are."""
+    rows, columns = (quantize(part, fmt, "signed_mse").dequantize() for part in (right, left))
+    return np.linalg.norm(columns.astype(np.float64) @ rows - left.astype(np.float64) @ right)
