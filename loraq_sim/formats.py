@@ -1,17 +1,19 @@
 """Number formats: what one stored tensor costs in bytes, which codes it holds, how values round.
 
-A format string is ``element/granularity[/scale]``, for example ``int4/g64/fp16``:
+A format string is ``element/granularity[/scale][/zN]``, for example ``int4/g64/fp16``:
 
-- element: ``int2`` .. ``int8`` (two's complement, symmetric), ``uint2`` .. ``uint8`` (asymmetric,
-  with a zero point per scale), a block element (below), or a plain float ``fp16``, ``bf16``,
-  ``fp32`` (no scale);
+- element: ``int2`` .. ``int8`` and ``int16`` (two's complement, symmetric), ``uint2`` .. ``uint8``
+  (asymmetric, with a zero point per scale), a block element (below), or a plain float ``fp16``,
+  ``bf16``, ``fp32`` (no scale);
 - granularity: ``tensor``, ``row`` (per output channel for weights, per token for activations),
   ``gN`` (N consecutive elements along the last axis; the last group may be short) or ``bN`` (blocks
   of N rows x N columns: one scale serves products along either axis; those at the ends may be
   smaller);
-- scale: ``fp32``, ``fp16``, ``bf16``, ``e4m3`` or ``e8m0``; by default fp32 for ``tensor``, else
-  fp16. ``e4m3`` has four bits of range only, so that a tensor with such scales stores one fp32
-  scale on top, as ``nvfp4`` does.
+- scale: ``fp32``, ``fp16``, ``bf16``, ``e4m3`` or ``e8m0``; by default fp32 for ``tensor`` and for
+  ``int16`` (in whose other scales codes are lost), else fp16. ``e4m3`` has four bits of range only,
+  so that a tensor with such scales stores one fp32 scale on top, as ``nvfp4`` does;
+- ``zN``: the code N stands for zero in the whole tensor, so that no zero points are stored:
+  ``uint8/tensor/fp32/z128``, ``int8/tensor/fp32/z-3``, ``uint4/g64/fp16/z0`` (nothing below zero).
 
 Block elements bring their granularity and scale along, so their name is a whole format string:
 
@@ -120,6 +122,7 @@ ELEMENTS = {
     for element in (
         *(Element(name=f"int{b}", bits=b, is_integer=True) for b in range(2, 9)),
         *(Element(name=f"uint{b}", bits=b, is_integer=True, is_signed=False) for b in range(2, 9)),
+        Element(name="int16", bits=16, is_integer=True),
         _fixed("mxint4", 4, 32),
         _fixed("mxint6", 6, 32),
         _fixed("mxint8", 8, 32),
@@ -156,6 +159,7 @@ SCALES = {
 
 _TENSOR_SCALE_BYTES = 4
 _GROUP = re.compile(r"([gb])([1-9][0-9]*)")
+_ZERO = re.compile(r"z-?[0-9]{1,6}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +168,15 @@ class Format:
 
     ``granularity`` is ``"tensor"``, ``"row"``, ``"group"``, ``"block"`` or, for plain floats,
     ``"none"``; ``group_size`` is set for ``"group"`` and ``"block"`` only; ``scale`` is None for
-    plain floats.
+    plain floats. ``zero`` is the code that stands for zero in all of a tensor, None where each
+    scale has a zero point of its own (``uintN``) or none.
     """
 
     element: Element
     granularity: str
     group_size: int | None = None
     scale: ScaleFormat | None = None
+    zero: int | None = None
 
     def __str__(self) -> str:
         if self.scale is None:
@@ -181,7 +187,18 @@ class Format:
         where = self.granularity
         if self.group_size is not None:
             where = f"{self.granularity[0]}{self.group_size}"
-        return f"{self.element.name}/{where}/{self.scale.name}"
+        fixed = "" if self.zero is None else f"/z{self.zero}"
+        return f"{self.element.name}/{where}/{self.scale.name}{fixed}"
+
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether a code other than 0 may stand for zero, stored or fixed."""
+        return self.element.has_zero_point or self.zero is not None
+
+    @property
+    def stores_zero_points(self) -> bool:
+        """Whether a tensor stores a zero point beside each scale."""
+        return self.element.has_zero_point and self.zero is None
 
     @property
     def scale_format(self) -> ScaleFormat:
@@ -231,14 +248,14 @@ class Format:
         total = code_bytes + _product(scale_shape) * self.scale.nbytes
         if self.has_tensor_scale:
             total += _TENSOR_SCALE_BYTES
-        if self.element.has_zero_point:
+        if self.stores_zero_points:
             zero_row_bytes = _packed_row_bytes(scale_shape[-1], self.element.bits)
             total += _product(scale_shape[:-1]) * zero_row_bytes
         return total
 
 
 def parse_format(text: "str | Format") -> Format:
-    """Parse ``element/granularity[/scale]``; a `Format` is returned as it is.
+    """Parse ``element/granularity[/scale][/zN]``; a `Format` is returned as it is.
 
     Raises
     ------
@@ -251,32 +268,53 @@ def parse_format(text: "str | Format") -> Format:
 @functools.lru_cache(maxsize=1024)
 def _parse(text: str) -> Format:
     parts = str(text).strip().lower().split("/")
+    zero = parts.pop() if len(parts) > 2 and _ZERO.fullmatch(parts[-1]) else None
     element = ELEMENTS.get(parts[0])
     if element is None:
         raise InputError(
             unknown_name("element", parts[0], ELEMENTS) + f" (in format {text!r:.100})"
         )
     if element.is_plain_float:
-        if len(parts) > 1:
+        if len(parts) > 1 or zero is not None:
             raise InputError(
                 f"format {text!r:.100}: {element.name} is stored without scales; "
                 f"write {element.name!r}"
             )
         return Format(element=element, granularity="none")
     if element.block is not None:
+        if zero is not None:
+            raise InputError(
+                f"format {text!r:.100}: {element.name} has no zero point; drop {zero!r}"
+            )
         return _parse_block(element, element.block, parts, text)
     if len(parts) not in (2, 3):
         raise InputError(
-            f"format {text!r:.100} must be element/granularity[/scale]; "
-            f"for example {element.name}/g64, {element.name}/row or {element.name}/tensor/fp32"
+            f"format {text!r:.100} must be element/granularity[/scale]; for example "
+            f"{element.name}/g64, {element.name}/row or {element.name}/tensor/fp32, and /zN last "
+            "for a zero point that is fixed"
         )
     granularity, group_size = _parse_granularity(parts[1], text)
-    name = parts[2] if len(parts) == 3 else ("fp32" if granularity == "tensor" else "fp16")
+    is_wide = granularity == "tensor" or element.bits == 16
+    name = parts[2] if len(parts) == 3 else ("fp32" if is_wide else "fp16")
     if name not in SCALES:
         raise InputError(unknown_name("scale", name, SCALES) + f" (in format {text!r:.100})")
     return Format(
-        element=element, granularity=granularity, group_size=group_size, scale=SCALES[name]
+        element=element,
+        granularity=granularity,
+        group_size=group_size,
+        scale=SCALES[name],
+        zero=None if zero is None else _fixed_zero(zero, element, text),
     )
+
+
+def _fixed_zero(part: str, element: Element, text: str) -> int:
+    code = int(part[1:])
+    if not element.lo <= code <= element.hi:
+        raise InputError(
+            f"format {text!r:.100}: zero point {code} is outside the codes of {element.name} "
+            f"({element.lo}..{element.hi}); it is the code that stands for 0"
+        )
+    return code
 
 
 def _parse_block(element: Element, block: tuple[int, str], parts: list[str], text: str) -> Format:

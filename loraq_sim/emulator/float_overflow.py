@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import SCALES, Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.quantizers.around_zero import exact_scales
 from loraq_sim.quantizers.quantize import quantize_rounded
-from loraq_sim.quantizers.tensor import as_rows, float_dtype, group_ends, spread
+from loraq_sim.quantizers.tensor import as_rows, float_dtype, spread
 
 __all__ = [
     *("FLOAT_RULES", "UNBOUNDED", "Clipping", "FloatOverflow"),
@@ -169,34 +170,39 @@ def rounded_float(
 
 
 def rounded_tensor(
-    tensor: str, x: NDArray[np.floating], fmt: Format, rounding: str, overflow: FloatOverflow
+    tensor: str,
+    x: NDArray[np.floating],
+    fmt: Format,
+    rounding: str,
+    overflow: FloatOverflow,
+    rule: str | None = None,
 ) -> tuple[QuantizedTensor, tuple[Clipping, ...]]:
     """Rows `x` (M, K) in `fmt` as a data path rounds them, and what left a float range there.
 
-    `tensor` names them in the records. Values that are not finite come from earlier overflows: a
-    group that holds one has a scale that is not finite, and is NaN as a whole; where its scale
-    format saturates, infinities are clamped with it.
+    `tensor` names them in the records, `rule` the scale rule (`loraq_sim.quantize`). Values that
+    are not finite come from earlier overflows: a group that holds one has a scale that is not
+    finite, and is NaN as a whole; where its scale format saturates, infinities are clamped with it.
     """
     if fmt.element.is_plain_float:
         name = fmt.element.name
-        rule = overflow.rule(name)
-        codes, clipped = rounded_float(x, name, rule)
+        beyond = overflow.rule(name)
+        codes, clipped = rounded_float(x, name, beyond)
         stored = QuantizedTensor(codes=codes, scales=None, format=fmt)
-        return stored, clipping(tensor, name, rule, clipped)
+        return stored, clipping(tensor, name, beyond, clipped)
     x = _within_float32(x, overflow)
     finite = np.isfinite(x)
     if not finite.all():
-        return _with_wild_groups(tensor, x, finite, fmt, rounding, overflow)
-    stored = quantize_rounded(x, fmt, rounding)
-    stored, records = _scales_that_overflow(tensor, x, stored, rounding, overflow)
+        return _with_wild_groups(tensor, x, finite, fmt, rounding, overflow, rule)
+    stored = quantize_rounded(x, fmt, rounding, rule)
+    stored, records = _scales_that_overflow(tensor, x, stored, rounding, overflow, rule)
     minifloat = _MINIFLOATS.get(fmt.element.minifloat or "")
     if minifloat is None or overflow.rule(minifloat) != "infinity":
         return stored, records
     with np.errstate(over="ignore", invalid="ignore"):
         codes = (x / _per_element(stored, x.shape)).astype(stored.codes.dtype)
-    beyond = ~np.isfinite(codes)
+    wild = ~np.isfinite(codes)
     free = _replaced(stored, codes=codes)
-    return free, (*records, *clipping(tensor, str(fmt), "infinity", beyond))
+    return free, (*records, *clipping(tensor, str(fmt), "infinity", wild))
 
 
 def _scales_that_overflow(
@@ -205,19 +211,20 @@ def _scales_that_overflow(
     stored: QuantizedTensor,
     rounding: str,
     overflow: FloatOverflow,
+    scale_rule: str | None,
 ) -> tuple[QuantizedTensor, tuple[Clipping, ...]]:
     """`stored`, whose scales were clamped, with those beyond their format as the rule has them."""
     fmt = stored.format
     # The exponent of a block is taken from its values, and so is within its range.
     held, kept = fmt.scale_format, stored.group_scales
-    if fmt.element.block is not None or not np.any(kept >= held.largest):
+    if fmt.element.block is not None or not np.any(np.abs(kept) >= held.largest):
         return stored, ()
-    low, high = group_ends(*as_rows(x, fmt))
-    span = high - low if fmt.element.has_zero_point else np.maximum(high, -low)
-    exact = (span / fmt.element.hi).reshape(kept.shape)
+    rows, group = as_rows(x, fmt)
+    exact = exact_scales(rows, group, fmt, scale_rule).astype(np.float32).reshape(kept.shape)
     name = held.name
     if name == "e8m0":
-        return stored, clipping(f"scales of {tensor}", name, "saturate", exact > held.largest)
+        beyond = np.abs(exact) > held.largest
+        return stored, clipping(f"scales of {tensor}", name, "saturate", beyond)
     rule = overflow.rule(name)
     scales, clipped = rounded_float(exact, name, rule)
     if clipped is None:
@@ -226,7 +233,7 @@ def _scales_that_overflow(
     if rule == "saturate":
         return stored, records
     if rule == UNBOUNDED:
-        wide = quantize_rounded(x, replace(fmt, scale=SCALES["fp32"]), rounding)
+        wide = quantize_rounded(x, replace(fmt, scale=SCALES["fp32"]), rounding, scale_rule)
         return _replaced(wide, format=fmt), records
     scales = np.where(clipped, scales.astype(np.float32), kept)
     return _emptied(stored, clipped, scales), records
@@ -239,6 +246,7 @@ def _with_wild_groups(
     fmt: Format,
     rounding: str,
     overflow: FloatOverflow,
+    scale_rule: str | None,
 ) -> tuple[QuantizedTensor, tuple[Clipping, ...]]:
     """As `rounded_tensor`, of rows some of whose values are not finite."""
     name = fmt.scale_format.name
@@ -250,7 +258,7 @@ def _with_wild_groups(
         wild = np.isnan(x)
     else:
         kept, wild = np.where(finite, x, np.float32(0)), ~finite
-    stored, records = rounded_tensor(tensor, kept, fmt, rounding, overflow)
+    stored, records = rounded_tensor(tensor, kept, fmt, rounding, overflow, scale_rule)
     scales = stored.group_scales
     if fmt.has_tensor_scale:
         # One scale of the tensor: a value that is not finite reaches every block.
@@ -272,7 +280,7 @@ def _emptied(
         stored,
         codes=np.where(inside, np.zeros_like(stored.codes), stored.codes),
         scales=scales.astype(np.float32),
-        zero_points=None if zeros is None else np.where(groups, np.uint8(0), zeros),
+        zero_points=None if zeros is None else np.where(groups, np.zeros_like(zeros), zeros),
     )
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from loraq_sim.kernels.jit import njit
 
 __all__ = [
-    *("group_extremes", "quantize_groups"),
+    *("group_extremes", "quantize_groups", "round_around"),
     *("range_direction", "round_residual", "round_residual_e2m1"),
 ]
 
@@ -103,7 +103,7 @@ def quantize_groups(x, candidates, group, lo, hi, codes, scales):
         Elements per scale; the last group of a row may be short.
     lo, hi : float32
         Smallest and largest code.
-    codes : ndarray of shape (rows, K), int8
+    codes : ndarray of shape (rows, K), int8 or int16
         Written in place: clip(round half to even(x / scale), lo, hi).
     scales : ndarray of shape (rows, groups), float32
         Written in place: the candidate of least squared error, the first one on ties.
@@ -166,7 +166,41 @@ def _round_group(values, scale, lo, hi, codes):
         codes[:] = 0
         return
     for j in range(values.size):
-        codes[j] = np.int8(np.int32(np.rint(min(max(values[j] / scale, lo), hi))))
+        codes[j] = np.int32(np.rint(min(max(values[j] / scale, lo), hi)))
+
+
+@njit(cache=True)
+def round_around(x, group, step, zero, lo, hi, codes, misses):
+    """Write clip(round half to even(x / step) + zero, lo, hi), and the squared error of each group.
+
+    Parameters
+    ----------
+    x : ndarray of shape (rows, K), float32
+    group : int
+        Elements per scale; the last group of a row may be short.
+    step, zero : ndarray of shape (rows, groups), float64
+        What to divide by, not 0, and the code of zero.
+    lo, hi : float64
+        Smallest and largest code.
+    codes : ndarray of shape (rows, K), uint8 or int8
+        Written in place.
+    misses : ndarray of shape (rows, groups), float64
+        Written in place; empty where nobody asks.
+    """
+    k = x.shape[1]
+    for i in range(x.shape[0]):
+        for g in range(step.shape[1]):
+            start, stop = g * group, min(g * group + group, k)
+            s, z = step[i, g], zero[i, g]
+            for j in range(start, stop):
+                codes[i, j] = np.int32(min(max(np.rint(np.float64(x[i, j]) / s) + z, lo), hi))
+            if misses.size == 0:
+                continue
+            error = 0.0
+            for j in range(start, stop):
+                miss = (np.float64(codes[i, j]) - z) * s - np.float64(x[i, j])
+                error += miss * miss
+            misses[i, g] = error
 
 
 _E2M1_MAX = np.float32(6)

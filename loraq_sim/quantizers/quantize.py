@@ -4,13 +4,16 @@
 axis; ``amax`` is the largest magnitude of a group. Scale rules of the symmetric integers:
 
 - ``absmax``: amax / hi; nothing is clipped (except by the rounding of the scale itself);
+- ``signed_absmax``: the scale has a sign, so that the extreme value lands on the code lo = -hi - 1
+  and all 2**b codes serve: -extreme / 2**(b - 1); a value of the other sign and nearly its size is
+  clipped to hi;
 - ``mse``: the best of amax / hi * ratio over a fixed grid of ratios, by squared error;
 - ``signed_mse``: as ``mse``, but scales may be negative, so that the extreme value may land on the
   code lo = -hi - 1 and all 2**b codes serve.
 
-Asymmetric integers cover [min(x, 0), max(x, 0)] of the group (``absmax``) or the best shrunken
-range (``mse``). Scales are rounded to their stored format before the codes are computed; those in
-e4m3 in units of the scale of the tensor, with which its largest group gets the largest e4m3 value.
+Asymmetric integers: `loraq_sim.quantizers.around_zero`. Scales are rounded to their stored format
+before the codes are computed; those in e4m3 in units of the scale of the tensor, with which its
+largest group gets the largest e4m3 value.
 
 Block formats are MX (OCP), NVFP4 (NVIDIA) and block floating point (AMD AIE2P). The shared scale of
 an MX block is a power of two, X = 2**e. With ``emax`` the exponent of the largest power of two of
@@ -34,14 +37,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, Rounding, parse_format, parse_rounding
 from loraq_sim.layers import as_array, is_floating
+from loraq_sim.quantizers.around_zero import checked_zeros, quantize_around_zero
 from loraq_sim.quantizers.tensor import (
     QuantizedTensor,
     as_rows,
+    clip_ratios,
     float_dtype,
     group_extremes,
     padded_groups,
@@ -49,20 +54,17 @@ from loraq_sim.quantizers.tensor import (
     scale_of_tensor,
     scale_unit,
     spread,
+    stored_scales,
+    unit_of_tensor,
 )
 
-__all__ = ["SCALE_RULES", "quantize", "quantize_near", "quantize_rounded", "round_values"]
+__all__ = [
+    *("SCALE_RULES", "quantize", "quantize_near", "quantize_rounded", "round_values"),
+]
 
-INTEGER_RULES = ("absmax", "mse", "signed_mse")
+INTEGER_RULES = ("absmax", "mse", "signed_absmax", "signed_mse")
 BLOCK_RULES = ("ocp", "amd", "absmax", "mse")
 SCALE_RULES = tuple(dict.fromkeys((*INTEGER_RULES, *BLOCK_RULES)))
-
-# Optimal clipping of a 2-bit group lies near 0.4 amax, of a 4-bit one near 0.8; wider grids clip
-# less. A step of 2.5 % costs less than 0.1 % of the error against a continuous search.
-_RATIOS = {2: np.linspace(1.0, 0.25, 31), 3: np.linspace(1.0, 0.4, 25)}
-_RATIOS_DEFAULT = np.linspace(1.0, 0.6, 17)
-_RATIOS_WIDE = np.linspace(1.0, 0.8, 9)
-
 
 # Neighbors of a scale that is already good.
 _NEAR = np.array([1.0, 0.985, 1.015, 0.97, 1.03], dtype=np.float32)
@@ -71,7 +73,13 @@ _NVFP4_RATIOS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
 _AMD_LIMIT = np.float32(1.75)
 
 
-def quantize(x: np.ndarray, fmt: "str | Format", rule: str | None = None) -> QuantizedTensor:
+def quantize(
+    x: np.ndarray,
+    fmt: "str | Format",
+    rule: str | None = None,
+    *,
+    zero: ArrayLike | None = None,
+) -> QuantizedTensor:
     """Quantize `x` to `fmt`, groups along the last axis.
 
     Parameters
@@ -81,33 +89,40 @@ def quantize(x: np.ndarray, fmt: "str | Format", rule: str | None = None) -> Qua
     fmt : str or Format
         For example ``"int4/g64"`` or ``"mxfp4"``; see `loraq_sim.formats`.
     rule : str, optional
-        Scale rule: ``absmax`` (default), ``mse`` or ``signed_mse`` for integers; ``ocp`` (default),
-        ``amd``, ``absmax`` or ``mse`` for block formats. Without effect on plain floats, which
-        round to nearest, ties to even, and saturate at the largest finite value.
+        Scale rule: ``absmax`` (default), ``signed_absmax``, ``mse`` or ``signed_mse`` for integers;
+        ``ocp`` (default), ``amd``, ``absmax`` or ``mse`` for block formats. Without effect on plain
+        floats, which round to nearest, ties to even, and saturate at the largest finite value.
+    zero : integer or array of `Format.scale_shape`, optional
+        Zero points of a ``uintN`` format, from calibration; by default each group has its own.
 
     Raises
     ------
     InputError
-        If `x` is not a finite floating array, or the format or rule does not fit.
+        If `x` is not a finite floating array, or the format, rule or zero points do not fit.
     """
     fmt = parse_format(fmt)
     if rule is not None and rule not in SCALE_RULES:
         raise InputError(unknown_name("scale rule", rule, SCALE_RULES))
     values = _checked(x)
+    zeros = None if zero is None else checked_zeros(zero, fmt, values.shape)
     if fmt.element.is_plain_float:
         return _cast(values, fmt)
     if fmt.granularity == "block":
-        return _quantize_blocks(values, fmt, rule)
+        return _quantize_blocks(values, fmt, rule, zeros)
     is_block = fmt.element.block is not None
     rules = BLOCK_RULES if is_block else INTEGER_RULES
     if rule is None:
         rule = _default_block_rule(fmt) if is_block else "absmax"
     elif rule not in rules:
         raise InputError(f"{fmt}: the scale rule must be one of {', '.join(rules)}, got {rule!r}")
-    return (_quantize_block if is_block else _quantize_integer)(values, fmt, rule)
+    if fmt.has_zero_point:
+        return quantize_around_zero(values, fmt, rule, zeros)
+    return (_quantize_block if is_block else _quantize_symmetric)(values, fmt, rule)
 
 
-def _quantize_blocks(values: np.ndarray, fmt: Format, rule: str | None) -> QuantizedTensor:
+def _quantize_blocks(
+    values: np.ndarray, fmt: Format, rule: str | None, zeros: NDArray[np.integer] | None
+) -> QuantizedTensor:
     """Quantize finite float32 `values` (R, K) with one scale per block of N x N."""
     if values.ndim != 2:
         raise InputError(
@@ -119,16 +134,18 @@ def _quantize_blocks(values: np.ndarray, fmt: Format, rule: str | None) -> Quant
     padded = np.pad(values, ((0, -n_rows % height), (0, -n_columns % width)))
     high, wide = len(padded) // height, padded.shape[1] // width
     blocks = padded.reshape(high, height, wide, width).swapaxes(1, 2).reshape(high * wide, -1)
-    one_each = quantize(blocks, replace(fmt, granularity="row", group_size=None), rule)
+    given = None if zeros is None else zeros.reshape(-1, 1)
+    in_rows = replace(fmt, granularity="row", group_size=None)
+    one_each = quantize(blocks, in_rows, rule, zero=given)
     codes = one_each.codes.reshape(high, wide, height, width).swapaxes(1, 2)
     codes = codes.reshape(padded.shape)[:n_rows, :n_columns]
-    zeros = one_each.zero_points
+    found = one_each.zero_points
     return replace(
         one_each,
         format=fmt,
         codes=np.ascontiguousarray(codes),
         scales=one_each.group_scales.reshape(high, wide),
-        zero_points=None if zeros is None else zeros.reshape(high, wide),
+        zero_points=None if found is None else found.reshape(high, wide),
     )
 
 
@@ -166,9 +183,12 @@ def _cast(values: np.ndarray, fmt: Format) -> QuantizedTensor:
 
 
 def quantize_rounded(
-    x: NDArray[np.float32], fmt: "str | Format", rounding: str = "conv_even"
+    x: NDArray[np.float32],
+    fmt: "str | Format",
+    rounding: str = "conv_even",
+    rule: str | None = None,
 ) -> QuantizedTensor:
-    """Quantize rows with absmax scales; integer codes are rounded in the mode.
+    """Quantize rows as a data path does; integer codes are rounded in the mode.
 
     Parameters
     ----------
@@ -177,21 +197,21 @@ def quantize_rounded(
         Float elements are rounded to nearest even whatever the mode.
     rounding : str
         One of `loraq_sim.formats.Rounding`.
+    rule : str, optional
+        Scale rule, as for `quantize`: ``absmax`` or ``signed_absmax`` where a machine is meant.
     """
     mode, fmt = parse_rounding(rounding), parse_format(fmt)
-    stored = quantize(x, fmt)
-    if mode is Rounding.CONV_EVEN or not fmt.element.is_integer or fmt.element.has_zero_point:
+    stored = quantize(x, fmt, rule)
+    if mode is Rounding.CONV_EVEN or not fmt.element.is_integer:
         return stored
     per_element = spread(stored.group_scales, fmt, x.shape)
     # The quotient is rounded to float32 first, as `quantize` does; a zero scale marks zeros.
     steps = np.asarray(x, np.float32) / np.where(per_element == 0, np.float32(1), per_element)
-    codes = np.clip(round_values(steps, mode), fmt.element.lo, fmt.element.hi)
-    return QuantizedTensor(
-        codes=codes.astype(np.int8),
-        scales=stored.scales,
-        format=fmt,
-        tensor_scale=stored.tensor_scale,
-    )
+    codes = round_values(steps, mode)
+    if stored.zero_points is not None:
+        codes = codes + spread(stored.zero_points, fmt, x.shape)
+    codes = np.clip(codes, fmt.element.lo, fmt.element.hi)
+    return replace(stored, codes=codes.astype(stored.codes.dtype))
 
 
 def round_values(values: NDArray[np.floating], mode: "str | Rounding") -> NDArray[np.float64]:
@@ -224,17 +244,10 @@ _ROUND: dict[Rounding, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
-def _quantize_integer(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
-    """Quantize finite float32 `values` (..., K) to ``intN`` or ``uintN`` codes."""
-    if fmt.element.has_zero_point:
-        return _quantize_asymmetric(values, fmt, rule)
-    return _quantize_symmetric(values, fmt, rule)
-
-
 def quantize_near(
     values: np.ndarray, fmt: Format, rule: str, scales: np.ndarray
 ) -> QuantizedTensor:
-    """As `quantize_integer` with a searching rule, trying the neighborhood of `scales` as well.
+    """As `quantize` to integers with a searching rule, trying the neighborhood of `scales` as well.
 
     Parameters
     ----------
@@ -255,30 +268,35 @@ def _quantize_symmetric(
     from loraq_sim.kernels.quantize import group_extremes, quantize_groups
 
     element = fmt.element
-    if rule == "signed_mse" and fmt.scale_format.name == "e8m0":
-        raise InputError(f"{fmt}: e8m0 scales have no sign; use the rule 'mse'")
+    if rule.startswith("signed") and fmt.scale_format.name == "e8m0":
+        raise InputError(
+            f"{fmt}: e8m0 scales have no sign; use the rule {rule.removeprefix('signed_')!r}"
+        )
     rows, group = as_rows(values, fmt)
     extreme = np.empty((len(rows), -(-rows.shape[1] // group)), dtype=np.float32)
     group_extremes(rows, group, extreme)
     steps = np.abs(extreme) / np.float32(element.hi)
-    unit = _tensor_scale(float(np.abs(extreme).max()), fmt)
+    unit = unit_of_tensor(float(np.abs(extreme).max()), fmt)
     if rule == "absmax":
-        candidates = _stored(steps, fmt, unit)[:, :, None]
+        candidates = stored_scales(steps, fmt, unit)[:, :, None]
+    elif rule == "signed_absmax":
+        sizes = stored_scales(np.abs(extreme) / np.float32(-element.lo), fmt, unit)
+        candidates = (sizes * -np.sign(extreme))[:, :, None]
     else:
-        ratios = _ratios(element.bits)
-        candidates = _stored(steps[:, :, None] * ratios, fmt, unit)
+        ratios = clip_ratios(element.bits)
+        candidates = stored_scales(steps[:, :, None] * ratios, fmt, unit)
         if rule == "signed_mse":
             flipped = np.abs(extreme) / np.float32(-element.lo)
-            mirrored = _stored(flipped[:, :, None] * ratios, fmt, unit)
+            mirrored = stored_scales(flipped[:, :, None] * ratios, fmt, unit)
             mirrored *= -np.sign(extreme)[:, :, None]
             candidates = np.concatenate([candidates, mirrored], axis=2)
     if near is not None:
         near = near.reshape(steps.shape)[:, :, None]
-        around = _stored(np.abs(near) * _NEAR, fmt, unit) * np.sign(near)
+        around = stored_scales(np.abs(near) * _NEAR, fmt, unit) * np.sign(near)
         # Where there is none the first cold candidate stands in: zero would end the search.
         around = np.where(around == 0, candidates[:, :, :1], around)
         candidates = np.concatenate([candidates, around], axis=2)
-    codes = np.empty(rows.shape, dtype=np.int8)
+    codes = np.empty(rows.shape, dtype=np.int16 if element.bits == 16 else np.int8)
     scales = np.empty(steps.shape, dtype=np.float32)
     quantize_groups(
         rows, candidates, group, np.float32(element.lo), np.float32(element.hi), codes, scales
@@ -289,63 +307,6 @@ def _quantize_symmetric(
         format=fmt,
         tensor_scale=unit,
     )
-
-
-def _quantize_asymmetric(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
-    if rule == "signed_mse":
-        raise InputError(f"{fmt}: signed_mse is for symmetric integers; use 'mse' or 'absmax'")
-    rows, group = as_rows(values, fmt)
-    # float64: the range and the squares of values near the end of float32 overflow there.
-    grouped = padded_groups(rows, group).astype(np.float64)
-    low = np.minimum(grouped.min(axis=2, keepdims=True), 0.0)
-    high = np.maximum(grouped.max(axis=2, keepdims=True), 0.0)
-    best_error = np.full(low.shape, np.inf, dtype=np.float64)
-    codes = np.zeros(grouped.shape, dtype=np.uint8)
-    scales = np.zeros(low.shape, dtype=np.float32)
-    zeros = np.zeros(low.shape, dtype=np.uint8)
-    ratios = _ratios(fmt.element.bits) if rule == "mse" else np.ones(1, dtype=np.float32)
-    hi = fmt.element.hi
-    unit = _tensor_scale(float((high - low).max()), fmt)
-    for ratio in ratios.astype(np.float64):
-        # One division in float64: `ratio / hi` rounded first would move most scales by an ulp.
-        scale = _stored((high - low) * ratio / hi, fmt, unit)
-        step = np.where(scale == 0, np.float32(1), scale).astype(np.float64)
-        zero = np.clip(np.rint(-low * ratio / step), 0, hi)
-        code = np.clip(np.rint(grouped / step) + zero, 0, hi)
-        error = np.square((code - zero) * step - grouped).sum(axis=2, keepdims=True)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        codes = np.where(better, code.astype(np.uint8), codes)
-        scales = np.where(better, scale, scales)
-        zeros = np.where(better, zero.astype(np.uint8), zeros)
-    shape = fmt.scale_shape(values.shape)
-    flat = codes.reshape(rows.shape[0], -1)[:, : rows.shape[1]]
-    return QuantizedTensor(
-        codes=np.ascontiguousarray(flat).reshape(values.shape),
-        scales=scales.reshape(shape),
-        format=fmt,
-        zero_points=zeros.reshape(shape),
-        tensor_scale=unit,
-    )
-
-
-def _tensor_scale(reach: float, fmt: Format) -> np.float32 | None:
-    """What an e4m3 scale of 1 is worth, where `reach` is the largest range of the codes 0 to hi."""
-    return (
-        scale_of_tensor(reach, fmt.element.hi, fmt.scale_format) if fmt.has_tensor_scale else None
-    )
-
-
-def _stored(scales: np.ndarray, fmt: Format, unit: np.float32 | None) -> np.ndarray:
-    """Positive `scales` as the format holds them, float32."""
-    if unit is None:
-        return round_scales(scales, fmt.scale_format)
-    return round_scales(scales / unit, fmt.scale_format) * unit
-
-
-def _ratios(bits: int) -> np.ndarray:
-    grid = _RATIOS.get(bits, _RATIOS_WIDE if bits >= 6 else _RATIOS_DEFAULT)
-    return grid.astype(np.float32)
 
 
 def _default_block_rule(fmt: Format) -> str:

@@ -19,7 +19,7 @@ FLOATS = [name for name, element in ELEMENTS.items() if element.is_plain_float]
 
 def rules_for(fmt):
     asymmetric = fmt.element.has_zero_point or fmt.scale is None or fmt.scale.name == "e8m0"
-    return [rule for rule in INTEGER_RULES if not (asymmetric and rule == "signed_mse")]
+    return [rule for rule in INTEGER_RULES if not (asymmetric and rule.startswith("signed"))]
 
 
 def random_matrix(seed, shape=(5, 70)):
@@ -203,7 +203,12 @@ def test_input_is_not_modified_and_other_dtypes_are_widened():
         (np.array([[1.0, np.inf]]), "fp16", "absmax", r"inf at \(0, 1\)"),
         (np.ones(2), "int4/g2", "mxe", r"unknown scale rule 'mxe'; did you mean 'mse'"),
         (np.ones(2), "int4/g2/e8m0", "signed_mse", r"e8m0 scales have no sign"),
-        (np.ones(2), "int4/g2", "ocp", r"must be one of absmax, mse, signed_mse, got 'ocp'"),
+        (
+            np.ones(2),
+            "int4/g2",
+            "ocp",
+            r"must be one of absmax, mse, signed_absmax, signed_mse, got 'ocp'",
+        ),
         (np.ones(2), "mxfp4", "signed_mse", r"must be one of ocp, amd, absmax, mse"),
         (np.ones(2), "nvfp4", "amd", r"the rule 'amd' is for power-of-two scales"),
         (np.ones(2), "uint4/g2", "signed_mse", r"signed_mse is for symmetric integers"),
