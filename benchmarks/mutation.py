@@ -27,6 +27,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,7 +124,7 @@ def main() -> int:
     if options.check:
         return 1 if problems else 0
     campaign = Campaign(keep=options.keep)
-    results = [campaign.run(mutant) for mutant in mutants if not mutant.problem(ROOT)]
+    results = [campaign.run(mutant) for mutant in mutants if not mutant.problem(campaign.copy)]
     unexplained = [
         result for result in results if result["outcome"] == "survived" and not result["excuse"]
     ]
@@ -143,6 +144,9 @@ class Campaign:
         self._keep = keep
         self._seconds: dict[str, float] = {}
         _renew(self.copy)
+        self._digest_of_source = _digest(
+            file for name in COPIED[:2] for file in sorted((self.copy / name).rglob("*.py"))
+        )
         for library in LIBRARIES:
             importlib.import_module(library)
         if "loraq_sim" in sys.modules:
@@ -178,7 +182,7 @@ class Campaign:
     def _seconds_without(self, test: str) -> float:
         """Seconds of one test without a mutant, which has to pass."""
         if test not in self._seconds:
-            key = hashlib.sha256(f"{test} {_digest_of_source()} {_content(test)}".encode())
+            key = hashlib.sha256(f"{test} {self._digest_of_source} {self._content(test)}".encode())
             found = self._known.get(key.hexdigest())
             if found is None:
                 found = self._tested((test,), 1800.0)
@@ -215,8 +219,12 @@ class Campaign:
 
     def _key(self, mutant: Mutant) -> str:
         parts = [mutant.old, mutant.new, (self.copy / mutant.file).read_text("utf-8")]
-        parts += [f"{test} {_content(test)}" for test in mutant.tests]
+        parts += [f"{test} {self._content(test)}" for test in mutant.tests]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _content(self, test: str) -> str:
+        path = self.copy / test.partition("::")[0]
+        return _digest([path] if path.is_file() else sorted(path.rglob("*.py")))
 
     def _store(self, key: str, found: dict) -> None:
         self._known[key] = found
@@ -259,14 +267,7 @@ def _run_tests(copy: Path, tests: tuple[str, ...], log: Path, is_compiled: bool)
     return 1 if code in (2, 4) else code
 
 
-def _content(test: str) -> str:
-    path = ROOT / test.partition("::")[0]
-    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _digest_of_source() -> str:
-    files = [file for name in COPIED[:2] for file in sorted((ROOT / name).rglob("*.py"))]
+def _digest(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
