@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-floors boundscheck lint format bench docs clean
+.PHONY: demo test pytest test-slow test-floors boundscheck lint format bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
 
-test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+# The linters run beside the tests: types take a minute on one core.
+test: $(STAMP)
+	$(MAKE) --no-print-directory -j 2 lint pytest
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

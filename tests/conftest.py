@@ -3,6 +3,21 @@ import os
 import pytest
 
 
+# Before xdist, which reads the marks.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file that share a fixture on one worker, so that it is made once.
+
+    Takes ``--dist loadgroup``, which hands out everything else test by test: two workers end
+    together.
+    """
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo", None)
+        definitions = () if fixtures is None else fixtures.name2fixturedefs.values()
+        if any(found.scope == "module" for given in definitions for found in given):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
     """Keep the user's caches out of the tests, and the tests out of the user's caches."""
