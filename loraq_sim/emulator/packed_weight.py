@@ -13,11 +13,14 @@ from loraq_sim.errors import InputError
 
 __all__ = [
     *("Layout", "Norms", "Order", "PackedWeight", "Panels"),
-    *("address_of", "aligned_empty", "checked_codes", "checked_weights", "pack_weight"),
+    *("address_of", "aligned_empty", "checked_codes", "checked_weights"),
+    *("pack_panels", "pack_weight"),
 ]
 
-_GROUP = {"bytes": 4, "words": 2, "halves": 1}
+_GROUP = {"bytes": 4, "words": 2, "halves": 1, "doubles": 1}
 _ALIGNMENT = 64
+# Packing writes less than a block of steps past the end: at most 16 steps of 32 dwords.
+_SLACK = 2**12
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,25 @@ class Order:
             start = end
         return length, index
 
-    def apply(self, codes: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Return the columns of a code matrix (rows, K) in order, C-contiguous."""
-        from loraq_sim.kernels.pack_panels import gather_codes
+    def apply(
+        self, codes: NDArray[np.integer], rows: int = 1, columns: int = 1
+    ) -> NDArray[np.integer]:
+        """Return the columns of a code matrix (rows, K) in order, C-contiguous.
 
+        Zeros fill it to multiples of `rows` and `columns`.
+        """
         length, index = self.index(codes.shape[1])
+        shape = _up(codes.shape[0], rows), _up(length, columns)
         codes = np.ascontiguousarray(codes)
-        if length == codes.shape[1] and index.size == 0:
+        if shape == codes.shape and index.size == 0:
             return codes
-        ordered = np.empty((codes.shape[0], length), codes.dtype)
-        gather_codes(codes.view(np.int8), index, ordered.view(np.int8))
+        ordered = np.zeros(shape, codes.dtype)
+        if index.size == 0:
+            ordered[: codes.shape[0], : codes.shape[1]] = codes
+        else:
+            from loraq_sim.kernels.pack_panels import gather_codes
+
+            gather_codes(codes.view(np.int8), index, ordered.view(np.int8))
         return ordered
 
 
@@ -275,12 +287,13 @@ class PackedWeight:
             np.add.reduceat(negative, starts, axis=1, dtype=np.int64),
         )
 
-    def panels(self, layout: Layout) -> Panels:
-        """Return W packed as a kernel wants it."""
+    def panels(self, layout: Layout, path: str) -> Panels:
+        """Return W packed as a kernel wants it, by the code of a path."""
         if layout not in self._panels:
             if self.codes.dtype != np.int8:
                 raise TypeError("tiles take signed weights only; unsigned ones run without")
-            self._panels[layout] = _pack(self.codes.astype(np.int8, copy=False), layout)
+            codes = self.codes.astype(np.int8, copy=False)
+            self._panels[layout] = _pack(path, codes, layout)
         return self._panels[layout]
 
 
@@ -357,37 +370,67 @@ def address_of(array: NDArray) -> int:
 
 
 def aligned_empty(shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
-    """Return an uninitialized matrix that starts on a cache line."""
+    """Return an uninitialized matrix that starts on a cache line, with room behind its end."""
     size = np.dtype(dtype).itemsize * shape[0] * shape[1]
-    raw = np.empty(size + _ALIGNMENT, np.int8)
+    raw = np.empty(size + _ALIGNMENT + _SLACK, np.int8)
     start = -address_of(raw) % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _pack(codes: NDArray[np.int8], layout: Layout) -> Panels:
-    from loraq_sim.kernels.pack_panels import chunk_offsets, pack_bytes, pack_halves, pack_words
+def pack_panels(
+    path: str,
+    codes: NDArray[np.integer],
+    order: Order,
+    kind: str,
+    rows: int,
+    out: NDArray,
+    *,
+    mask: int = -1,
+    shift: int = 0,
+) -> NDArray[np.integer]:
+    """Pack codes (R, K) into panels (see `loraq_sim.kernels.pack_code`); returns them ordered.
 
+    `out`, of `aligned_empty`, is written in place.
+    """
+    from loraq_sim.kernels.pack_code import PackArguments
+    from loraq_sim.kernels.tiles import pack_kernel
+
+    kernel = pack_kernel(path, kind, rows)
+    shape = kernel.shape
+    ordered = order.apply(codes, rows, shape.block_bytes // codes.itemsize)
+    row_bytes = ordered.strides[0]
+    arguments = PackArguments(
+        source=address_of(ordered),
+        source_row=row_bytes,
+        target=address_of(out),
+        target_panel=out.strides[0],
+        panels=len(out),
+        blocks=row_bytes // shape.block_bytes,
+        mask=mask,
+        shift=shift,
+    )
+    kernel.run(arguments)
+    return ordered
+
+
+def _pack(path: str, codes: NDArray[np.int8], layout: Layout) -> Panels:
     order, width = layout.order, layout.width
-    ordered = order.apply(codes)
-    k = ordered.shape[1]
     count = -(-codes.shape[0] // width)
-    signed = np.int16(-1)
-    if order.codes == "bytes":
-        w = aligned_empty((count, k // 4 * width), np.int32)
-        pack_bytes(ordered.view(np.int32), np.int32(0), width, w)
-    elif order.codes == "words":
-        w = aligned_empty((count, k // 2 * width), np.int32)
-        pack_words(ordered, signed, np.int16(layout.shift), False, width, w)
-    else:
-        w = aligned_empty((count, k * width), np.int16)
-        pack_halves(ordered, signed, width, w)
     ends = order.ends(codes.shape[1])
+    k = int(ends[-1])
+    lane = np.int16 if order.codes == "halves" else np.int32
+    w = aligned_empty((count, k // order.group * width), lane)
+    mask = 0 if order.codes == "bytes" else -1
+    ordered = pack_panels(path, codes, order, order.codes, width, w, mask=mask, shift=layout.shift)
     chunks = k // order.padded_chunk if layout.moving else 0
     offsets = np.zeros((count, chunks * width), np.int32)
     last = np.zeros((ends.size, count * width), np.int32)
     if layout.offset:
+        from loraq_sim.kernels.pack_panels import chunk_offsets
+
         step = order.padded_chunk if order.chunk else order.group
-        chunk_offsets(ordered, ends, step, np.int32(layout.offset), width, offsets, last)
+        some = ordered[: codes.shape[0]]
+        chunk_offsets(some, ends, step, np.int32(layout.offset), width, offsets, last)
     addresses = address_of(w), address_of(offsets), address_of(last)
     return Panels(w.view(np.int32), offsets, last, addresses)
 

@@ -115,6 +115,39 @@ def scaled_gemm(
     """
     if not (_has_block_products(x.format) and _has_block_products(w.format)):
         return _float_gemm(x, w, saturate)
+    if combine == "fp32" and (found := _tiled(x, w, mac, saturate)) is not None:
+        return found
+    return by_stretches(x, w, mac, combine, saturate, zero_point)
+
+
+def _tiled(
+    x: QuantizedTensor, w: QuantizedTensor, mac: "MacArray | TwoLevelArray", saturate: bool
+) -> tuple[np.ndarray, GemmStatistics] | None:
+    """The same on the fast route; None where that does not serve."""
+    # Only here: describing a data path, for its cost, does not load the compiled kernels.
+    from loraq_sim.emulator.scaled_tiles import run_scaled
+
+    found = run_scaled(x, w, mac)
+    # Sums that became infinite on the way would have been clamped there.
+    if found is None or (saturate and not found.finite):
+        return None
+    statistics = GemmStatistics(
+        safe_acc_bits=found.safe_acc_bits,
+        guaranteed_acc_bits=found.guaranteed_acc_bits,
+        arithmetic=BIT_EXACT if found.safe_acc_bits is not None else BLOCK_MODEL,
+    )
+    return found.y, statistics if found.finite else _with_clipped(statistics, found.y, x, None)
+
+
+def by_stretches(
+    x: QuantizedTensor,
+    w: QuantizedTensor,
+    mac: "MacArray | TwoLevelArray",
+    combine: str,
+    saturate: bool,
+    zero_point: str,
+) -> tuple[np.ndarray, GemmStatistics]:
+    """`scaled_gemm`, one stretch of K with constant scales after the other: takes everything."""
     is_integer = x.format.element.is_integer and w.format.element.is_integer
     statistics = GemmStatistics(arithmetic=BIT_EXACT if is_integer else BLOCK_MODEL)
     combiner = _combiner(x, w, combine, is_integer, saturate)

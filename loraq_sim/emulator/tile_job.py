@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from loraq_sim.kernels.tiles import TileKernel
 
 __all__ = [
-    *("ACCUMULATORS", "AnyJob", "Choice", "Output", "Plan", "TileJob"),
+    *("ACCUMULATORS", "FLIP", "AnyJob", "Choice", "Output", "Plan", "TileJob"),
     *("activation_range", "as_accumulators", "checked_job", "kernels_of"),
     *("on_a_path_that_compiles", "plan_of"),
 ]
+
+# Turns four signed codes into unsigned ones, 128 higher.
+FLIP = -0x7F7F7F80
 
 Array = TypeVar("Array", MacArray, TwoLevelArray)
 ArrayOf = TypeVar("ArrayOf", bound=MacArray | TwoLevelArray, covariant=True)
@@ -330,7 +333,7 @@ class Choice(NamedTuple):
 class Plan(NamedTuple):
     """How a kernel runs, whatever the codes are."""
 
-    packing: tuple[int, int, int]
+    packing: tuple[str, int, int]
     dwords: int
     segments: list[tuple[int, int, int, int]]
     inner: int
@@ -373,16 +376,14 @@ def plan_of(
     )
 
 
-def _packing(choice: Choice, shape: "TileShape", unsigned: bool) -> tuple[int, int, int]:
-    """(kind, flip or mask, shift) for `kernels.pack_panels.pack_rows`."""
-    from loraq_sim.kernels.pack_panels import BYTES, DOUBLED, WORDS, WORDS_SINGLE
-
+def _packing(choice: Choice, shape: "TileShape", unsigned: bool) -> tuple[str, int, int]:
+    """(kind, flip or mask, shift) of `loraq_sim.kernels.pack_code` for A."""
     mask = 255 if unsigned else -1
     if choice.order.codes == "bytes":
-        return BYTES, 0 if unsigned else -0x7F7F7F80, 0
+        return "bytes", 0 if unsigned else FLIP, 0
     if choice.order.codes == "halves":
-        return DOUBLED, mask, 0
-    return WORDS_SINGLE if shape.single else WORDS, mask, choice.a_shift
+        return "doubled", mask, 0
+    return "single" if shape.single else "words", mask, choice.a_shift
 
 
 def _inner_rule(mac: MacArray | TwoLevelArray, order: Order) -> tuple[int, int, int, int]:

@@ -47,6 +47,8 @@ class Ready(NamedTuple):
 
     order: NDArray[np.int64]
     packed_k: int
+    packing: tuple[int, int, int, int]
+    row_bytes: int
     plan: Plan
     panels: Panels
     height: int
@@ -129,7 +131,7 @@ class _Call:
         run_blocks(
             self.codes,
             ready.order,
-            ready.plan.packing,
+            ready.packing,
             self.mask,
             (self.block, self.unit, ready.height, ready.width, ready.plan.start_shift),
             ready.limits,
@@ -146,14 +148,13 @@ class _Call:
 
     def _rooms(self) -> tuple[NDArray, ...]:
         ready, rows = self.ready, self.block * self.ready.height
-        padded = ready.packed_k > self.codes.shape[1] or ready.order.size > 0
         columns = len(ready.panels.w) * ready.width
         tall = 0 if not self.init.size else 1 if len(self.init) == 1 else rows
         spare = self.unit * ready.width * rows if len(ready.segments) > 1 else 0
         ragged = self.out.shape[1] < columns
         return (
             scratch("packed", (self.block, ready.plan.dwords), np.int32),
-            scratch("ordered", (rows, ready.packed_k) if padded else (0, 0), np.int8),
+            scratch("ordered", (rows, ready.row_bytes), np.int8),
             scratch("starts", (tall, columns if tall else 0), ready.plan.lane),
             scratch("spare", (1, spare), np.int32)[0],
             scratch("edge", (rows, ready.width * self.out.itemsize) if ragged else (0, 0), np.int8),
@@ -188,15 +189,22 @@ def _prepare(job: TileJob[MacArray]) -> Ready | None:
 def _ready(
     job: TileJob[MacArray], choice: Choice, route: str, limits: tuple[int, int, int, int]
 ) -> Ready:
+    from loraq_sim.kernels.tiles import pack_kernel
+
     k, mac = job.a.shape[1], job.mac
     kernel, plan, panels, arguments = plain_arguments(job, choice)
     packed_k, order = choice.order.index(k)
+    kind, mask, shift = plan.packing
+    packer = pack_kernel(job.path, kind, kernel.shape.rows)
+    blocks = -(-packed_k // packer.shape.block_bytes)
     segments = np.zeros((len(plan.segments), 5), np.int64)
     for p, (a, w, offsets, chunks) in enumerate(plan.segments):
         segments[p] = a, w, offsets, p * panels.last.strides[0], chunks
     return Ready(
         order=order,
         packed_k=packed_k,
+        packing=(packer.address, mask, shift, blocks),
+        row_bytes=blocks * packer.shape.block_bytes,
         plan=plan,
         panels=panels,
         height=kernel.shape.rows,

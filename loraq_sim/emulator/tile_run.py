@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from loraq_sim.emulator.packed_weight import Layout, Panels, address_of, aligned_empty
+from loraq_sim.emulator.packed_weight import (
+    Layout,
+    Panels,
+    address_of,
+    aligned_empty,
+    pack_panels,
+)
 from loraq_sim.emulator.tile_job import AnyJob, Choice, Plan, kernels_of, plan_of
 from loraq_sim.kernels.processor import NEVER, TileArguments
 
@@ -162,7 +168,7 @@ def run_kernel(
     """
     kernel = kernels_of(job)[choice.name]
     shape = kernel.shape
-    panels = job.weight.panels(_layout(job, choice, shape))
+    panels = job.weight.panels(_layout(job, choice, shape), job.path)
     row_panels = -(-job.a.shape[0] // shape.rows)
     if out is None:
         out = aligned_empty(
@@ -232,7 +238,7 @@ def plain_arguments(job: AnyJob, choice: Choice) -> tuple["TileKernel", Plan, Pa
     """Return a plain kernel, its plan, its W and its arguments, with addresses of A and out 0."""
     kernel = kernels_of(job)[choice.name]
     shape, nothing = kernel.shape, np.zeros(0, np.int32)
-    panels = job.weight.panels(_layout(job, choice, shape))
+    panels = job.weight.panels(_layout(job, choice, shape), job.path)
     plan = plan_of(choice, shape, job.a.shape[1], job.mac, job.unsigned)
     packed = np.zeros((1, plan.dwords), np.int32)
     out = np.zeros((1, len(panels.w) * shape.width), job.output.dtype)
@@ -260,14 +266,14 @@ class _Blocks(NamedTuple):
         totals: NDArray[np.int64],
     ) -> None:
         """Compute row panels first..stop of `out`."""
-        from loraq_sim.kernels.pack_panels import pack_rows
         from loraq_sim.kernels.run_blocks import merge_exact, merge_limited
 
         job, shape, mac = self.job, self.kernel.shape, self.job.mac
         rows = slice(first * shape.rows, stop * shape.rows)
         packed = packed[: stop - first]
-        codes = self.choice.order.apply(job.a[rows]).view(np.int8)
-        pack_rows(codes, plan.packing, shape.rows, packed)
+        kind, mask, shift = plan.packing
+        order = self.choice.order
+        pack_panels(job.path, job.a[rows], order, kind, shape.rows, packed, mask=mask, shift=shift)
         out = self.out[rows]
         counts = plan.mode in ("count", "nested_report")
         changed = np.zeros(out.shape if counts else (0, 0), np.int32)

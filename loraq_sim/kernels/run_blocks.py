@@ -15,7 +15,8 @@ from llvmlite import ir
 from numba.core import types
 
 from loraq_sim.kernels.jit import intrinsic, njit
-from loraq_sim.kernels.pack_panels import code_range, gather_codes, pack_rows, sampled_norms
+from loraq_sim.kernels.pack_code import PackArguments
+from loraq_sim.kernels.pack_panels import code_range, gather_codes, sampled_norms
 from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [
@@ -137,6 +138,7 @@ _START, _START_ROW, _START_PANEL = (_INDEX[name] for name in ("start", "start_ro
 _OUT, _OUT_ROW, _OUT_PANEL = (_INDEX[name] for name in ("out", "out_row", "out_panel"))
 _ROW_PANELS, _COLUMN_PANELS = _INDEX["row_panels"], _INDEX["column_panels"]
 _FIRST_PANEL, _CHUNKS = _INDEX["first_panel"], _INDEX["chunks"]
+_PACK_FIELDS = len(PackArguments._fields)
 # What a queue holds before the next unit of each block; `DONE` counts column panels of blocks.
 _NEXT_BLOCK, REFUSED, DONE, _BLOCKS = 0, 1, 2, 3
 # Looks at the queue, some 100 microseconds of them: to sleep and to wake takes a fifth of that.
@@ -183,14 +185,18 @@ def _allowed(codes, mask, height, limits):
 @njit(nogil=True)
 def _prepare(codes, first, order, packing, sizes, init, rooms, given):
     """Pack a block of rows, the first of them row `first` of A, and say where everything lies."""
-    _, _, height, width, shift = sizes
+    _, _, height, width, raised = sizes
     packed, ordered, starts, _, _ = rooms
+    function, mask, shift, blocks = packing
     panels = -(-codes.shape[0] // height)
-    source = codes
-    if ordered.shape[1] > 0:
+    data, row = codes.ctypes.data, codes.strides[0]
+    if row != ordered.shape[1] or order.size or panels * height > codes.shape[0]:
         gather_codes(codes, order, ordered)
-        source = ordered[: codes.shape[0]]
-    pack_rows(source, packing, height, packed[:panels])
+        data, row = ordered.ctypes.data, ordered.strides[0]
+    asked = np.empty(_PACK_FIELDS, np.int64)
+    asked[0], asked[1], asked[2], asked[3] = data, row, packed.ctypes.data, packed.strides[0]
+    asked[4], asked[5], asked[6], asked[7] = panels, blocks, mask, shift
+    _call_tile(function, asked.ctypes.data)
     given[_A] += packed.ctypes.data
     given[_ROW_PANELS] = panels
     if init.size:
@@ -199,7 +205,7 @@ def _prepare(codes, first, order, packing, sizes, init, rooms, given):
         for r in range(1 if whole else codes.shape[0]):
             values, target = init[0 if whole else first + r], starts[r]
             for n in range(values.size):
-                target[n] = values[n] << shift
+                target[n] = values[n] << raised
         given[_START] = starts.ctypes.data
         given[_START_ROW] = 0 if whole else starts.strides[0]
         given[_START_PANEL] = width * starts.itemsize
@@ -268,7 +274,8 @@ def run_blocks(
     ----------
     codes : (M, K) int8
     order : as for `gather_codes`
-    packing, mask : as for `pack_rows` and `row_norms`
+    packing : address of the kernel that packs A, then its mask, shift and blocks
+    mask : as for `row_norms`
     sizes : row panels of a block, column panels of a unit, rows and columns of a tile, left shift
         of initial values
     limits : the lowest (magnitude, L1 norm, squared L2 norm) of the first row of each panel must
@@ -279,8 +286,8 @@ def run_blocks(
     merge : (lo, hi) int32 of the merges
     arguments : (fields of `TileArguments`,) int64
     function : address of the kernel
-    rooms : this thread's packed (block, dwords) int32; ordered (rows of a block, packed K) int8, or
-        (0, 0) where A is packed as it is; starts (rows, padded columns) of lanes; spare int32, sums
+    rooms : this thread's packed (block, dwords) int32; ordered (rows of a block, packed K or more)
+        int8, for A in order; starts (rows, padded columns) of lanes; spare int32, sums
         of a unit; edge (rows, bytes of a tile) int8
     out : (padded rows, bytes) int8
     queue : (3 + blocks,) int64, zeros at first

@@ -9,21 +9,28 @@ Extremes and counts take registers from the accumulators.
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
-from typing import cast
+from typing import Any, Generic, TypeVar, cast
 
 from numba import types
 from numba.core.ccallback import CFunc
 
 from loraq_sim.kernels.jit import intrinsic, keep_compiled
-from loraq_sim.kernels.processor import KernelUnavailable, TileArguments
+from loraq_sim.kernels.pack_code import PackCode, PackShape
+from loraq_sim.kernels.processor import KernelUnavailable
+from loraq_sim.kernels.scaled_tile import ColumnCode, ScaledCode, ScaledShape
 from loraq_sim.kernels.tile import NestedCode, TileCode, TileShape
 from loraq_sim.kernels.vector_ir import Instructions
 
-__all__ = ["TileKernel", "tile_kernels"]
+__all__ = [
+    *("Kernel", "TileKernel"),
+    *("column_kernel", "pack_kernel", "scaled_kernel", "tile_kernels"),
+]
+
+Shape = TypeVar("Shape")
 
 # What the emulator asks for by name: the rule after a chunk, and the dot; ``exact`` has no rule, so
 # the fastest dot of the path serves it.
@@ -58,17 +65,44 @@ _ROWS = {
 # Only VNNI has these dots.
 _VNNI = ("bytes", "words_saturating")
 # Every file that emits code: Numba compares the file of the compiled function alone.
-_SOURCES = ("jit.py", "processor.py", "tile.py", "tiles.py", "vector_ir.py")
+_SOURCES = (
+    *("jit.py", "pack_code.py", "processor.py", "scaled_tile.py", "tile.py", "tiles.py"),
+    "vector_ir.py",
+)
+_SCALED_ROWS = {"avx512": 8, "avx2": 4, "portable": 2}
 
 
 @cache
 def tile_kernels(path: str) -> Mapping[str, "TileKernel"]:
     """Return the kernels of a path by name."""
     return {
-        name: TileKernel(shape, _function(f"{path}_{name}", shape))
+        name: TileKernel(path, name, NestedCode if shape.nested else TileCode, shape)
         for name in _RULES
         if (shape := _shape(path, name)) is not None
     }
+
+
+@cache
+def scaled_kernel(path: str, dot: str, *, measure: bool) -> "Kernel[ScaledShape]":
+    """Return the scaled kernel of a path: its dot is ``codes``, the fastest there, or a float."""
+    if dot == "codes":
+        dot = "bytes" if path == "avx512" else "words"
+    shape = ScaledShape(Instructions(path, dot), measure, rows=_SCALED_ROWS[path], vectors=2)
+    name = f"scaled_{dot}{'_measured' if measure else ''}"
+    return Kernel(path, name, ScaledCode, shape)
+
+
+@cache
+def column_kernel(path: str) -> "Kernel[ScaledShape]":
+    """Return the kernel that sums the columns of what `scaled_kernel` reads."""
+    shape = scaled_kernel(path, "codes", measure=True).shape
+    return Kernel(path, "scaled_columns", ColumnCode, shape)
+
+
+@cache
+def pack_kernel(path: str, kind: str, rows: int) -> "Kernel[PackShape]":
+    """Return the kernel that packs panels of `rows` rows (see `loraq_sim.kernels.pack_code`)."""
+    return Kernel(path, f"pack_{kind}_{rows}", PackCode, PackShape(kind, rows))
 
 
 def _shape(path: str, name: str) -> TileShape | None:
@@ -87,51 +121,19 @@ def _shape(path: str, name: str) -> TileShape | None:
     )
 
 
-def _function(name: str, shape: TileShape) -> Callable[[int], None]:
-    """A function of its own for Numba to compile, which keeps code on disk by name.
-
-    The tile is one of its globals: a variable of a closure would be part of the key, and an
-    intrinsic is another one in every process.
-    """
-    named = {"_tile": _make_tile(shape), "__name__": __name__}
-    function = FunctionType(_run_tile.__code__, named, name)
-    function.__qualname__ = name
-    return function
-
-
-def _run_tile(arguments: int) -> None:
-    _tile(arguments)
-
-
-def _tile(arguments: int) -> None:
-    """Stands for the tile of each function."""
-
-
-def _make_tile(shape: TileShape) -> Callable[[int], None]:
-    """Return the intrinsic ``tile(arguments)`` of the i64 address of `TileArguments`."""
-
-    @intrinsic
-    def tile(typingctx, arguments):
-        return types.void(types.int64), emit
-
-    def emit(context, builder, signature, args):
-        code = NestedCode if shape.nested else TileCode
-        code(builder, shape, args[0]).emit()
-        return context.get_dummy_value()
-
-    return tile
-
-
-class TileKernel:
-    """The code of a block of tiles of one shape, compiled when it first runs.
+class Kernel(Generic[Shape]):
+    """Code of one shape that runs over a block of tiles or panels, compiled when it first runs.
 
     Cached on disk until its file or any file that emits code changes: Numba compares the file of
     the function alone, so a changed tile would go unseen. Numba also keeps the processor's name
     and features in the key: another processor compiles anew.
+
+    `emitter` makes of a builder, the shape and the i64 address of its arguments what emits it.
     """
 
-    def __init__(self, shape: TileShape, function: Callable) -> None:
-        self.shape, self._function = shape, function
+    def __init__(self, path: str, name: str, emitter: Callable[..., Any], shape: Shape) -> None:
+        self.path, self.shape = path, shape
+        self._function = _function(f"{path}_{name}", emitter, shape)
 
     @cached_property
     def compiled(self) -> CFunc:
@@ -148,7 +150,7 @@ class TileKernel:
             kernel.compile()
         # An LLVM that does not know an instruction, or whose declaration of it is another.
         except Exception as error:
-            raise KernelUnavailable(self.shape.instructions.path, error) from error
+            raise KernelUnavailable(self.path, error) from error
         return kernel
 
     @cached_property
@@ -160,12 +162,51 @@ class TileKernel:
         """Where the compiled function starts."""
         return cast(int, self.compiled.address)  # compiled by now
 
-    def run(self, arguments: TileArguments) -> None:
-        """Compute the tiles of a block, without the GIL; trusts every address."""
+    def run(self, arguments: Sequence[int]) -> None:
+        """Compute a block, without the GIL; trusts every address."""
         values = array("q", arguments)
         self._call(values.buffer_info()[0])
 
 
+class TileKernel(Kernel[TileShape]):
+    """A tile of `loraq_sim.kernels.tile`, which reads `TileArguments`."""
+
+
+def _function(name: str, emitter: Callable[..., Any], shape: Any) -> Callable[[int], None]:
+    """A function of its own for Numba to compile, which keeps code on disk by name.
+
+    The tile is one of its globals: a variable of a closure would be part of the key, and an
+    intrinsic is another one in every process.
+    """
+    named = {"_tile": _make_tile(emitter, shape), "__name__": __name__}
+    function = FunctionType(_run_tile.__code__, named, name)
+    function.__qualname__ = name
+    return function
+
+
+def _run_tile(arguments: int) -> None:
+    _tile(arguments)
+
+
+def _tile(arguments: int) -> None:
+    """Stands for the tile of each function."""
+
+
+def _make_tile(emitter: Callable[..., Any], shape: Any) -> Callable[[int], None]:
+    """Return the intrinsic ``tile(arguments)`` of the i64 address of its arguments."""
+
+    @intrinsic
+    def tile(typingctx, arguments):
+        return types.void(types.int64), emit
+
+    def emit(context, builder, signature, args):
+        emitter(builder, shape, args[0]).emit()
+        return context.get_dummy_value()
+
+    return tile
+
+
+@cache
 def _fingerprint() -> str:
     digest = hashlib.sha256()
     for name in _SOURCES:

@@ -22,14 +22,16 @@ from llvmlite import binding, ir
 from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [
-    *("I8", "I32", "I64", "MAX_SHIFT", "Instructions", "Loop", "Vectors"),
-    *("broadcast", "load", "prefetch", "store", "store_results"),
+    *("F32", "F64", "I8", "I16", "I32", "I64", "MAX_SHIFT", "Instructions", "Loop", "Vectors"),
+    *("broadcast", "load", "prefetch", "size_of", "store", "store_results"),
 ]
 
 Vectors = list[ir.Value]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1)}
+F32, F64 = ir.FloatType(), ir.DoubleType()
+_CODES = {"bytes": (I8, 4), "words": (I16, 2), "halves": (I16, 1), "doubles": (F64, 1)}
+_FLOAT_BYTES = {F32: 4, F64: 8}
 
 
 def _pointer(builder: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type) -> ir.Value:
@@ -39,14 +41,20 @@ def _pointer(builder: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Typ
 
 def load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, offset: int) -> ir.Value:
     """Load `kind` from byte `offset` after an i64 address; only element alignment is assumed."""
-    align = (kind.element if isinstance(kind, ir.VectorType) else kind).width // 8
+    element = kind.element if isinstance(kind, ir.VectorType) else kind
+    align = size_of(element)
     return builder.load(_pointer(builder, address, offset, kind), align=align)
 
 
 def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, offset: int) -> None:
     """Store a vector at byte `offset` after an i64 address."""
     where = _pointer(builder, address, offset, value.type)
-    builder.store(value, where, align=value.type.element.width // 8)
+    builder.store(value, where, align=size_of(value.type.element))
+
+
+def size_of(element: ir.Type) -> int:
+    """Bytes of a number."""
+    return _FLOAT_BYTES.get(element) or element.width // 8
 
 
 def prefetch(builder: ir.IRBuilder, address: ir.Value, offset: int) -> None:
@@ -99,8 +107,8 @@ class Instructions(NamedTuple):
     path : str
         ``avx512`` (with VNNI), ``avx2`` or ``portable`` (plain LLVM vectors, any processor).
     dot : str
-        ``bytes``, ``words``, ``words_saturating`` (the add into the lane saturates at int32) or
-        ``halves``.
+        ``bytes``, ``words``, ``words_saturating`` (the add into the lane saturates at int32),
+        ``halves`` or ``doubles`` (float64 products that are exact, added in order).
     """
 
     path: str
@@ -115,12 +123,13 @@ class Instructions(NamedTuple):
     def lanes(self) -> int:
         """Accumulators in one vector."""
         dwords = 16 if self.path == "avx512" else 8
-        return 2 * dwords if self.dot == "halves" else dwords
+        return {"halves": 2 * dwords, "doubles": dwords // 2}.get(self.dot, dwords)
 
     @property
     def accumulator(self) -> ir.VectorType:
         """Type of one vector of accumulators."""
-        return ir.VectorType(I16 if self.dot == "halves" else I32, self.lanes)
+        element = {"halves": I16, "doubles": F64}.get(self.dot, I32)
+        return ir.VectorType(element, self.lanes)
 
     @property
     def operand(self) -> ir.VectorType:
@@ -129,7 +138,9 @@ class Instructions(NamedTuple):
         return ir.VectorType(element, self.lanes * group)
 
     def spread(self, builder: ir.IRBuilder, dword: ir.Value) -> ir.Value:
-        """Return one dword of A in every dword of an operand."""
+        """Return one dword of A in every dword of an operand, or a float64 in every lane."""
+        if self.dot == "doubles":
+            return broadcast(builder, dword, self.lanes)
         dwords = self.operand.count * self.operand.element.width // 32
         return builder.bitcast(broadcast(builder, dword, dwords), self.operand)
 
@@ -139,6 +150,10 @@ class Instructions(NamedTuple):
         """Return acc + a . w, lane by lane."""
         if self.dot == "halves":
             return builder.add(acc, builder.mul(a, w))
+        if self.dot == "doubles":
+            # The product is exact: it makes no difference whether it is fused.
+            product = builder.fmul(a, w, flags=("contract",))
+            return builder.fadd(acc, product, flags=("contract",))
         if self.path == "avx512":
             name = {
                 "bytes": "llvm.x86.avx512.vpdpbusd.512",
