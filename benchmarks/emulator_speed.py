@@ -36,8 +36,7 @@ import typer
 from emulator_peers import peers as installed_peers
 from llvmlite import binding
 
-from loraq_sim.cli.cost import parse_shape
-from loraq_sim.cli.options import NoProgress, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import NoProgress, OutFormat, OutputFormat, Quiet, listed_shapes
 from loraq_sim.cli.output import note, one_line_failures, print_table, tracked
 from loraq_sim.emulator.gemm import emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import MacArray
@@ -98,7 +97,7 @@ class Operands:
     @classmethod
     def draw(cls, shape: tuple[int, int, int], codes: str) -> "Operands":
         """Draw (M, K) activations and (N, K) weights."""
-        (m, k, n), (low, high) = shape, CODES[codes]
+        (m, n, k), (low, high) = shape, CODES[codes]
         rng = np.random.default_rng(0)
         a = rng.integers(low, high + 1, (m, k)).astype(np.int8)
         w = rng.integers(low, high + 1, (n, k)).astype(np.int8)
@@ -106,8 +105,8 @@ class Operands:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(M, K, N)."""
-        return (*self.a.shape, self.w.shape[0])
+        """(M, N, K)."""
+        return (self.a.shape[0], *self.w.shape)
 
 
 def goals() -> list[Goal]:
@@ -209,7 +208,7 @@ def timed_medians(calls: list[Callable], repeats: int, *, wall: bool = False) ->
 def gemm_row(
     operands: Operands, codes: str, mac: str | None, path: str | None, what: str, seconds: float
 ) -> dict[str, Any]:
-    m, k, n = operands.shape
+    m, n, k = operands.shape
     return dict.fromkeys(COLUMNS) | {
         "shape": f"{m}x{k}x{n}",
         "codes": codes,
@@ -324,8 +323,8 @@ def emulator_speed(
         list[str] | None,
         typer.Option(
             "--shape",
-            metavar="MxKxN",
-            help="GEMM size: rows x input features x output features; repeatable.",
+            metavar="m=M,n=N,k=K|MxKxN",
+            help="GEMM size: M rows, N output features, K input features; repeatable.",
             show_default=" ".join(SHAPES),
         ),
     ] = None,
@@ -361,7 +360,8 @@ def emulator_speed(
         raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     rows = []
     asked = goals()
-    cases = [(parse_shape(text), goal) for text in listed(shape) or SHAPES for goal in asked]
+    sizes = listed_shapes("--shape", shape or SHAPES).values()
+    cases = [(size, goal) for size in sizes for goal in asked]
     drawn: dict = {}
     for size, goal in tracked(cases, "timing", quiet=quiet or no_progress):
         if (size, goal.codes) not in drawn:
@@ -369,8 +369,8 @@ def emulator_speed(
         rows.append(measure_goal(goal, drawn[size, goal.codes], repeats, threads=threads))
     if sections:
         note("timing two threads, and shift-round-saturate", quiet=quiet)
-        for text in listed(shape) or THREAD_SHAPES:
-            rows += thread_rows(Operands.draw(parse_shape(text), "int8"), repeats)
+        for size in listed_shapes("--shape", shape or THREAD_SHAPES).values():
+            rows += thread_rows(Operands.draw(size, "int8"), repeats)
         rows += srs_rows(repeats)
     if peers:
         operands = drawn[cases[0][0], "int8"]

@@ -1,11 +1,14 @@
 """What an accelerator's description means to the emulator and to the cost model.
 
 The data path it states (and a user overrides) becomes a `Datapath`; a split and a shape become the
-`GemmWorkload` that `hwmodels` costs.
+`GemmWorkload` that `hwmodels` costs, and the layers of a published model the cost of one denoising
+step.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +18,19 @@ from loraq_sim.emulator.datapath import Datapath, datapath_steps
 from loraq_sim.emulator.float_overflow import FloatOverflow
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import CaseFailed, InputError, LoraqError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
 from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS
-from loraq_sim.split import PrecisionSplit, rank_for_budget
+from loraq_sim.split import PrecisionSplit, parse_split, rank_for_budget
 
 if TYPE_CHECKING:
+    from hwmodels.inventory import InventoryEntry, ProductCost
     from loraq_sim.solvers import Solution
 
 __all__ = [
     "cost_split",
     "datapath_for",
+    "model_step_rows",
     "solved_workload",
     "transforms_asked",
     "transforms_of",
@@ -88,19 +93,26 @@ def cost_split(
     split: PrecisionSplit,
     accelerator: "hwmodels.Accelerator",
     *,
-    fused: bool = True,
-    transforms: tuple[str, ...] = (),
+    schedule: str = "fused",
+    smooth: float | None = None,
+    rotate: str | None = None,
     shared_by: int = 1,
-) -> "tuple[int, hwmodels.Cost]":
-    """Rank and cost of one call of a layer of this shape: no weight, nothing solved."""
+) -> "tuple[hwmodels.GemmWorkload, hwmodels.Cost]":
+    """Workload and cost of one call of a layer of this shape: no weight, nothing solved.
+
+    `schedule` is one of `hwmodels.workload.BRANCH_SCHEDULES`; `smooth` and `rotate` are what would
+    be done to X, as in `loraq_sim.solve`; `shared_by` layers read the same X and share its branch.
+    """
     rank = split.rank or 0
     if split.budget is not None and split.branch_weight is not None:
         rank = rank_for_budget(n, k, split.branch_weight, split.budget)
     path = datapath_for(accelerator)
+    asked = transforms_asked(k, split, path, smooth=smooth, rotate=rotate)
     work = workload_for(
-        m, n, k, split, rank, path, fused=fused, transforms=transforms, shared_by=shared_by
+        m, n, k, split, rank, path, fused=True, transforms=asked, shared_by=shared_by
     )
-    return rank, hwmodels.estimate_cost(work, accelerator)
+    work = dataclasses.replace(work, branch_schedule=schedule)
+    return work, hwmodels.estimate_cost(work, accelerator)
 
 
 def solved_workload(
@@ -195,3 +207,85 @@ def _scale_bits(split: PrecisionSplit) -> int:
     formats = (split.main_weight, split.main_activation, split.branch_weight)
     stored = [fmt.scale.nbytes for fmt in formats if fmt is not None and fmt.scale is not None]
     return 8 * stored[0] if stored else 0
+
+
+_SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
+
+
+def model_step_rows(
+    model: str,
+    split: PrecisionSplit,
+    accelerator: "hwmodels.Accelerator",
+    *,
+    resolution: int = 1024,
+    batch: int = 1,
+    guidance: int | None = None,
+    schedule: str = "fused",
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Rows of every kind of layer of one denoising step, in order of the model, and their total.
+
+    All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
+    one call. `options` are further ones of `cost_split`. ``share`` is the part of the step's
+    latency, and the peak of activations is the largest of one call.
+
+    Raises
+    ------
+    hwmodels.AcceleratorError
+        If the model or resolution is unknown, or the rows of one call do not divide as asked.
+    CaseFailed
+        If a kind of layer cannot be costed; the message names it.
+    """
+    inventory = hwmodels.load_model(model, resolution)
+    passes = guidance or inventory.guidance_batch
+    scale = Fraction(batch * passes, inventory.guidance_batch)
+    where: dict[str, Any] = {"batch": batch, "guidance": passes}
+    where |= {"model": model, "resolution": resolution, "split": split.text}
+    where |= {"accelerator": accelerator.name, "schedule": schedule}
+    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in [entry.scaled(scale) for entry in inventory.entries]:
+        try:
+            costed = _entry_row(entry, split, accelerator, {"schedule": schedule, **options})
+        except (LoraqError, hwmodels.AcceleratorError) as error:
+            raise CaseFailed(f"{model}, {entry.kind}: {error}") from error
+        by_kind.setdefault((entry.kind, costed["precision"]), []).append(costed)
+    rows = [_summed(parts) for parts in by_kind.values()]
+    total = _summed(rows) | {"kind": "total", "precision": "all"}
+    rows.append(total)
+    for row in rows:
+        row["share"] = row["latency_s"] / total["latency_s"]
+    return [where | row | {"status": "ok", "message": ""} for row in rows]
+
+
+def _entry_row(
+    entry: "InventoryEntry",
+    split: PrecisionSplit,
+    accelerator: "hwmodels.Accelerator",
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    precision = entry.precision
+    cost: hwmodels.Cost | ProductCost
+    if entry.op == "gemm":
+        used = split
+        if precision != "split":
+            used = parse_split(precision, family="int", group=split.group)
+        precision = used.text
+        _, cost = cost_split(entry.m, entry.n, entry.k, used, accelerator, **options)
+    else:
+        cost = hwmodels.product_cost(entry, accelerator)
+    each = {name: getattr(cost, name) for name in _SUMS[2:]}
+    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
+    row = peak | {name: value * entry.calls for name, value in each.items()}
+    row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
+    return row | {"bound": cost.bound}
+
+
+def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of rows; the bound is what paces most of their time."""
+    row = {name: parts[0][name] for name in ("kind", "precision")}
+    row |= {name: sum(part[name] for part in parts) for name in _SUMS}
+    row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
+    paced: Counter[str] = Counter()
+    for part in parts:
+        paced[part["bound"]] += part["latency_s"]
+    return row | {"bound": paced.most_common(1)[0][0]}

@@ -5,16 +5,14 @@ dumps give a row for each layer, split and machine; a model gives the rows of on
 one per kind of layer, and their total.
 """
 
-import functools
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable
-from fractions import Fraction
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwmodels.workload import BRANCH_SCHEDULES
 from loraq_sim.cli.options import (
     Accelerators,
     Family,
@@ -30,16 +28,16 @@ from loraq_sim.cli.options import (
     Splits,
     Unfused,
     listed,
+    listed_shapes,
 )
 from loraq_sim.cli.output import case_failure, end_with, note, one_line_failures, print_table
 from loraq_sim.dumps.kinds import rows_notes
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import CaseFailed, InputError, unknown_name
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
-    from hwmodels import Accelerator, Cost, GemmWorkload
-    from hwmodels.inventory import InventoryEntry, ProductCost
+    from hwmodels import Accelerator
 
 __all__ = [
     "EXAMPLES",
@@ -49,9 +47,6 @@ __all__ = [
     "checked_schedule",
     "chosen_machines",
     "cost_command",
-    "model_rows",
-    "parse_shape",
-    "workload_of_split",
 ]
 
 EXAMPLES = (
@@ -77,17 +72,12 @@ _SHOWN = (
 )
 # Shown where one of them was asked for.
 _EXTRAS = ("batch", "guidance", "transforms", "shared_by")
-_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 MODEL_COLUMNS = (
     *("model", "accelerator", "split", "kind", "precision", "calls", "macs", "weight_bytes"),
     *("latency_s", "share", "energy_j", "dram_bytes", "bound", "peak_activation_bytes"),
     *("batch", "guidance"),
 )
-_SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
 _MOST_MACHINES = 10_000
-CostOf = Callable[
-    [tuple[int, int, int], PrecisionSplit, "Accelerator", str], "tuple[GemmWorkload, Cost]"
-]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -126,8 +116,9 @@ def cost_command(
         list[str] | None,
         typer.Option(
             "--shape",
-            metavar="MxKxN",
-            help="GEMM size: rows x input features x output features; repeatable.",
+            metavar="m=M,n=N,k=K|MxKxN",
+            help="GEMM size: M rows, N output features, K input features, by name in any order or "
+            "as MxKxN; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -177,7 +168,7 @@ def cost_command(
         typer.Option(
             "--schedule",
             metavar="NAME",
-            help=f"How the branch runs: {', '.join(_SCHEDULES)}. Default: fused.",
+            help=f"How the branch runs: {', '.join(BRANCH_SCHEDULES)}. Default: fused.",
             show_default=False,
         ),
     ] = None,
@@ -188,7 +179,6 @@ def cost_command(
 ) -> None:
     """Cost layers or whole models without solving or emulating anything."""
     from loraq_sim.reporting.tables import result_table
-    from loraq_sim.split import parse_split
 
     way = checked_schedule(schedule, unfused=unfused)
     if sum(map(bool, (shape, layer_dump, model))) != 1:
@@ -198,30 +188,31 @@ def cost_command(
         raise InputError("--rows is for --layer-dump: --model says the rows itself")
     if not shape and shared_by > 1:
         raise InputError("--shared-by is for --shape: not all layers of a model read one input")
-    sizes = {} if model else _sizes(listed(shape), layer_dump, listed(layers), counts)
+    shapes = listed_shapes("--shape", shape)
+    sizes = {} if model else _sizes(shapes, layer_dump, listed(layers), counts)
     machines = chosen_machines(listed(hw), variants, sets, varies)
     texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     varied = list(dict.fromkeys(key for point, _ in machines for key in point))
-    extra = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
+    extra: dict[str, Any] = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
     asked = [key for key, value in extra.items() if value not in (None, 1)]
-    cost_of = functools.partial(_cost_of, smooth=smooth, rotate=rotate, shared_by=shared_by)
+    how = extra | {"schedule": way}
     if model:
         costed = [
             {**row, **point}
             for name in listed(model)
             for split in chosen
             for point, machine in machines
-            for row in model_rows(name, resolution, split, machine, way, cost_of, batch, guidance)
+            for row in _step_rows(name, resolution, split, machine, batch, guidance, how)
         ]
         columns, title = [*MODEL_COLUMNS], f"Cost of one denoising step at {resolution} px"
     else:
         scale = batch * (guidance or 1)
         costed = [
             {"batch": batch, "guidance": guidance or 1}
-            | _row(name, (scale * m, k, n), split, machine, way, cost_of)
+            | _row(name, (scale * m, n, k), split, machine, how)
             | point
-            for name, (m, k, n) in sizes.items()
+            for name, (m, n, k) in sizes.items()
             for split in chosen
             for point, machine in machines
         ]
@@ -242,8 +233,8 @@ def checked_schedule(schedule: str | None, *, unfused: bool) -> str:
     """The branch schedule asked for; `unfused` is short for that one."""
     if schedule is None:
         return "unfused" if unfused else "fused"
-    if schedule not in _SCHEDULES:
-        raise InputError(unknown_name("--schedule", schedule, _SCHEDULES))
+    if schedule not in BRANCH_SCHEDULES:
+        raise InputError(unknown_name("--schedule", schedule, BRANCH_SCHEDULES))
     if unfused and schedule != "unfused":
         raise InputError(f"--unfused and --schedule {schedule} contradict each other; give one")
     return schedule
@@ -295,22 +286,22 @@ def _split(text: str, flag: str) -> tuple[str, str]:
 
 def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
     """A rank that suits the narrowest layer: 32, or an eighth of its smaller side."""
-    rank = max(1, min(32, min(min(k, n) for _, k, n in sizes.values()) // 8))
+    rank = max(1, min(32, min(min(n, k) for _, n, k in sizes.values()) // 8))
     branches = (f"W16A16r{rank}", f"W8A8r{rank}", f"W4A8r{rank}")
     return ["W4A4", "W4A8", "W8A8", *(f"W4A4+{branch}" for branch in branches)]
 
 
 def _sizes(
-    shapes: tuple[str, ...],
+    shapes: dict[str, tuple[int, int, int]],
     layer_dump: Path | None,
     layers: tuple[str, ...],
     rows: dict[str, int],
 ) -> dict[str, tuple[int, int, int]]:
-    """(m, k, n) by name."""
+    """(m, n, k) by name."""
     if layer_dump is None:
         if rows:
             raise InputError("--rows is for --layer-dump: --shape MxKxN says the rows itself")
-        return {text: parse_shape(text) for text in shapes}
+        return shapes
     from loraq_sim.dumps import read_layer_dump
 
     dump = read_layer_dump(layer_dump)
@@ -326,154 +317,46 @@ def _sizes(
         raise InputError(f"{layer_dump}: {notes[0]}")
     for text in notes:
         note(text)
-    return {i.name: (m, i.k, i.n) for i in infos if (m := known[i.name][0]) is not None}
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """(m, k, n) of ``MxKxN``."""
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
-        raise InputError(
-            f"--shape must be MxKxN with positive integers, such as 4096x1152x4608, got {text!r}"
-        )
-    m, k, n = (int(part) for part in parts)
-    return m, k, n
+    return {i.name: (m, i.n, i.k) for i in infos if (m := known[i.name][0]) is not None}
 
 
 def _row(
     name: str,
     size: tuple[int, int, int],
-    split: "PrecisionSplit",
+    split: PrecisionSplit,
     accelerator: "Accelerator",
-    schedule: str,
-    cost_of: CostOf,
+    how: Mapping[str, Any],
 ) -> dict[str, Any]:
-    m, k, n = size
+    from loraq_sim.machine import cost_split
+
+    m, n, k = size
     row = {"layer": name, "m": m, "k": k, "n": n, "split": split.text, "family": split.family}
-    row |= {"accelerator": accelerator.name, "schedule": schedule, "status": "ok", "message": ""}
+    row |= {"accelerator": accelerator.name, "schedule": how["schedule"], "status": "ok"}
+    row["message"] = ""
     try:
-        work, cost = cost_of((m, k, n), split, accelerator, schedule)
+        work, cost = cost_split(m, n, k, split, accelerator, **how)
     except Exception as error:
         return row | {"status": "failed", "message": f"{name}: {case_failure(error)}"}
     row |= {"transforms": ", ".join(work.transforms), "shared_by": work.shared_by}
     return row | {"rank": work.rank} | {column: getattr(cost, column) for column in _COLUMNS}
 
 
-def _cost_of(
-    size: tuple[int, int, int],
-    split: "PrecisionSplit",
-    accelerator: "Accelerator",
-    schedule: str,
-    **extra: Any,
-) -> "tuple[GemmWorkload, Cost]":
-    """Workload and cost of one call of a layer of this (m, k, n)."""
-    import hwmodels
-
-    work = workload_of_split(size, split, accelerator, schedule, **extra)
-    return work, hwmodels.estimate_cost(work, accelerator)
-
-
-def workload_of_split(
-    size: tuple[int, int, int],
-    split: "PrecisionSplit",
-    accelerator: "Accelerator",
-    schedule: str,
-    *,
-    smooth: float | None = None,
-    rotate: str | None = None,
-    shared_by: int = 1,
-) -> "GemmWorkload":
-    """What the cost model needs to know of one call of a layer of this (m, k, n)."""
-    import dataclasses
-
-    from loraq_sim.machine import datapath_for, transforms_asked, workload_for
-    from loraq_sim.split import rank_for_budget
-
-    m, k, n = size
-    rank = split.rank or 0
-    if split.budget is not None and split.branch_weight is not None:
-        rank = rank_for_budget(n, k, split.branch_weight, split.budget)
-    path = datapath_for(accelerator)
-    asked = transforms_asked(k, split, path, smooth=smooth, rotate=rotate)
-    work = workload_for(
-        m, n, k, split, rank, path, fused=True, transforms=asked, shared_by=shared_by
-    )
-    return dataclasses.replace(work, family=split.family, branch_schedule=schedule)
-
-
-def model_rows(
+def _step_rows(
     model: str,
     resolution: int,
     split: PrecisionSplit,
     accelerator: "Accelerator",
-    schedule: str,
-    cost_of: CostOf,
-    batch: int = 1,
-    guidance: int | None = None,
+    batch: int,
+    guidance: int | None,
+    how: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Rows of every kind of layer of one step, in order of the model, and their total.
+    from loraq_sim.machine import model_step_rows
 
-    All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
-    one call. `cost_of` costs one GEMM in a split. `share` is the part of the step's latency, and
-    the peak of activations is the largest of one call.
-    """
-    import hwmodels
-
-    inventory = hwmodels.load_model(model, resolution)
-    passes = guidance or inventory.guidance_batch
-    scale = Fraction(batch * passes, inventory.guidance_batch)
-    entries = [entry.scaled(scale) for entry in inventory.entries]
-    where: dict[str, Any] = {"batch": batch, "guidance": passes}
-    where |= {"model": model, "resolution": resolution, "split": split.text}
-    where |= {"accelerator": accelerator.name, "schedule": schedule}
-    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in entries:
-        try:
-            costed = _entry_row(entry, split, accelerator, schedule, cost_of)
-        except Exception as error:
-            message = f"{model}, {entry.kind}: {case_failure(error)}"
-            return [where | {"kind": entry.kind, "status": "failed", "message": message}]
-        by_kind.setdefault((entry.kind, costed["precision"]), []).append(costed)
-    rows = [_summed(parts) for parts in by_kind.values()]
-    total = _summed(rows) | {"kind": "total", "precision": "all"}
-    rows.append(total)
-    for row in rows:
-        row["share"] = row["latency_s"] / total["latency_s"]
-    return [where | row | {"status": "ok", "message": ""} for row in rows]
-
-
-def _entry_row(
-    entry: "InventoryEntry",
-    split: PrecisionSplit,
-    accelerator: "Accelerator",
-    schedule: str,
-    cost_of: CostOf,
-) -> dict[str, Any]:
-    import hwmodels
-
-    precision = entry.precision
-    cost: Cost | ProductCost
-    if entry.op == "gemm":
-        used = split
-        if precision != "split":
-            used = parse_split(precision, family="int", group=split.group)
-        precision = used.text
-        _, cost = cost_of((entry.m, entry.k, entry.n), used, accelerator, schedule)
-    else:
-        cost = hwmodels.product_cost(entry, accelerator)
-    each = {name: getattr(cost, name) for name in _SUMS[2:]}
-    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
-    row = peak | {name: value * entry.calls for name, value in each.items()}
-    row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
-    return row | {"bound": cost.bound}
-
-
-def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of rows; the bound is what paces most of their time."""
-    row = {name: parts[0][name] for name in ("kind", "precision")}
-    row |= {name: sum(part[name] for part in parts) for name in _SUMS}
-    row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
-    paced: Counter[str] = Counter()
-    for part in parts:
-        paced[part["bound"]] += part["latency_s"]
-    return row | {"bound": paced.most_common(1)[0][0]}
+    try:
+        return model_step_rows(
+            model, split, accelerator, resolution=resolution, batch=batch, guidance=guidance, **how
+        )
+    except CaseFailed as error:
+        where = {"model": model, "resolution": resolution, "split": split.text}
+        where |= {"accelerator": accelerator.name, "schedule": how["schedule"], "kind": "total"}
+        return [where | {"status": "failed", "message": case_failure(error)}]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.cost import Sets, Variants, chosen_machines
+from loraq_sim.cli.cost import Sets, Variants, checked_schedule, chosen_machines
 from loraq_sim.cli.options import (
     Family,
     Force,
@@ -22,6 +22,7 @@ from loraq_sim.cli.options import (
     Smooth,
     Splits,
     listed,
+    sizes_of,
 )
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_table, print_tables
 from loraq_sim.errors import InputError
@@ -135,8 +136,8 @@ def explain_command(
         str,
         typer.Option(
             "--shape",
-            metavar="MxKxN",
-            help="GEMM size: rows x input features x output features.",
+            metavar="m=M,n=N,k=K|MxKxN",
+            help="GEMM size: M rows, N output features, K input features.",
         ),
     ] = "4096x1152x4608",
     split: Annotated[
@@ -156,7 +157,7 @@ def explain_command(
 ) -> None:
     """Explain one cost: its parts, what is busy how long, and which numbers of the file matter."""
     import hwmodels
-    from loraq_sim.cli.cost import checked_schedule, parse_shape, workload_of_split
+    from loraq_sim.machine import cost_split
     from loraq_sim.reporting.tables import result_table
     from loraq_sim.split import parse_split
 
@@ -165,11 +166,12 @@ def explain_command(
         raise InputError("hw explain takes one machine; give one --variant")
     machine = machines[0][1]
     chosen = parse_split(split, family=family, group=group)
-    work = workload_of_split(
-        parse_shape(shape), chosen, machine, checked_schedule(schedule, unfused=False),
+    m, n, k = sizes_of("--shape", shape)
+    work, cost = cost_split(
+        m, n, k, chosen, machine,
+        schedule=checked_schedule(schedule, unfused=False),
         smooth=smooth, rotate=rotate, shared_by=shared_by,
     )  # fmt: skip
-    cost = hwmodels.estimate_cost(work, machine)
     parts = _parts(cost)
     effects = hwmodels.sensitivity(work, machine)
     facts = {row["key"]: row for row in hwmodels.describe(machine)}
@@ -187,10 +189,10 @@ def explain_command(
         details = {"modes": cost.modes, "tile_mkn": cost.tile_mkn, "parts": parts}
         print_json(summary | details | {"sensitivity": effects})
         return
-    what = " ".join([chosen.text, *work.transforms])
+    what = " ".join([f"M={m}, N={n}, K={k}: {chosen.text}", *work.transforms])
     what += f" shared by {shared_by}" if shared_by > 1 else ""
     tables = [
-        result_table(parts, title=f"{shape} {what} on {machine.name}: {cost.bound}-bound"),
+        result_table(parts, title=f"{what} on {machine.name}: {cost.bound}-bound"),
         result_table(effects, title="Change of the cost per change of a number (1: in proportion)"),
     ]
     print_tables(tables, output)

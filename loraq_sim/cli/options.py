@@ -341,6 +341,34 @@ def listed(values: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in parts if part))
 
 
+def sizes_of(flag: str, text: str) -> tuple[int, int, int]:
+    """(M, N, K) of ``m=M,n=N,k=K`` in any order, or of ``MxKxN``, in which tools differ."""
+    if "=" in text:
+        pairs = [pair.partition("=") for pair in text.lower().replace(" ", "").split(",")]
+        named = {name: size for name, _, size in pairs}
+        m, n, k = (named.pop(name, "") for name in "mnk")
+        sizes = [m, n, k, *named] if len(pairs) == 3 else []
+    else:
+        sizes = text.lower().split("x")
+        if len(sizes) == 3:
+            sizes = [sizes[0], sizes[2], sizes[1]]
+    if len(sizes) != 3 or not all(s.isascii() and s.isdigit() and int(s) > 0 for s in sizes):
+        raise InputError(
+            f"{flag} must be MxKxN with positive integers, such as 4096x1152x4608, or name them, "
+            f"such as m=4096,n=4608,k=1152; got {text!r}"
+        )
+    rows, columns, depth = map(int, sizes)
+    return rows, columns, depth
+
+
+def listed_shapes(flag: str, values: Iterable[str] | None) -> dict[str, tuple[int, int, int]]:
+    """(M, N, K) by text of a repeatable option: one named shape, or bare ones between commas."""
+    texts = [
+        text for value in values or () for text in ([value] if "=" in value else listed([value]))
+    ]
+    return {text: sizes_of(flag, text) for text in texts}
+
+
 def whole_numbers(flag: str, values: Iterable[str] | None) -> tuple[int, ...] | None:
     """Integers of a repeatable, comma-separated option, None if it was not given."""
     texts = listed(values)

@@ -24,6 +24,7 @@ from loraq_sim.cli.options import (
     Seed,
     Tokens,
     datapath_overrides,
+    sizes_of,
 )
 from loraq_sim.cli.output import note, one_line_failures, print_table
 from loraq_sim.errors import InputError
@@ -39,7 +40,7 @@ EXAMPLES = (
     "--layer encoder.layer.2.attention.self.query --split W8A8 --tile 8x64x8 --acc-bits 16 "
     "--overflow saturate --out runs/saturating"
 )
-_DEFAULT_TILE = (16, 128, 16)
+_DEFAULT_TILE = (16, 16, 128)
 
 
 class Part(enum.StrEnum):
@@ -86,8 +87,8 @@ def vectors_command(
         str | None,
         typer.Option(
             "--tile",
-            metavar="MxKxN",
-            help="First rows, products and columns taken. Default: 16x128x16, or less.",
+            metavar="m=M,n=N,k=K|MxKxN",
+            help="First rows, columns and products taken. Default: m=16,n=16,k=128, or less.",
             show_default=False,
         ),
     ] = None,
@@ -161,7 +162,7 @@ def vectors_command(
     if not isinstance(datapath.mac, MacArray):
         raise InputError(f"--hw {hw}: {datapath.mac} has two levels, and the testbench has one")
     chosen = parse_split(split, family=family, group=group)
-    wanted = None if tile is None else _parse_tile(tile)
+    wanted = None if tile is None else sizes_of("--tile", tile)
     dump = read_layer_dump(layer_dump)
     loaded = dump[layer]
     x = sample_rows(loaded.activations, tokens)
@@ -169,15 +170,15 @@ def vectors_command(
         raise InputError(f"layer {layer!r} of {layer_dump} has no activations to take codes from")
     solution = solve_split(loaded, chosen, method=method, preset=preset, seed=seed)
     operands = gemm_operands(part.value, x, solution, chosen, datapath)
-    sizes = (*operands[0].shape, operands[1].shape[0])
+    (m, k), n = operands[0].shape, operands[1].shape[0]
     setting = SrsSetting(
         out_bits=out_bits,
         shift=shift,
         rounding=rounding or accelerator.datapath.rounding,
         saturation=saturation or accelerator.datapath.saturation,
     )
-    m, k, n = (min(most, size) for most, size in zip(_DEFAULT_TILE, sizes, strict=True))
-    taken = wanted or (m, k, n)
+    most_m, most_n, most_k = _DEFAULT_TILE
+    taken = wanted or (min(most_m, m), min(most_n, n), min(most_k, k))
     vectors = make_vectors(*operands, taken, datapath.mac, setting)
     facts = {
         "title": f"{layer}, {part.value} GEMM of {chosen.text} on {accelerator.name}",
@@ -186,7 +187,7 @@ def vectors_command(
         "layer": layer,
         "layer_sha256": loaded.digest(),
         "part": part.value,
-        "gemm": dict(zip(("m", "k", "n"), sizes, strict=True)),
+        "gemm": {"m": m, "k": k, "n": n},
         "split": chosen.text,
         "activation_format": str(operands[0].format),
         "weight_format": str(operands[1].format),
@@ -202,16 +203,6 @@ def vectors_command(
     manifest = write_vectors(vectors, out, facts, force=force)
     print_table(_file_table(manifest, result_table), output)
     _say_how_to_run(manifest, out, quiet=quiet)
-
-
-def _parse_tile(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
-        raise InputError(
-            f"--tile must be MxKxN with positive integers, such as 16x128x16, got {text!r}"
-        )
-    m, k, n = (int(part) for part in parts)
-    return m, k, n
 
 
 def _file_table(manifest: dict[str, Any], result_table: Any) -> Any:

@@ -157,7 +157,7 @@ def make_vectors(
     x, w : QuantizedTensor of shape (rows, K) and (columns, K)
         Signed integer elements, equal groups along K.
     tile : (int, int, int)
-        M, K and N, each from 1 to the size of the GEMM.
+        M, N and K, each from 1 to the size of the GEMM.
     mac : MacArray
     srs : SrsSetting
         Without a shift, the smallest from 0 on at which no output of the tile is out of range.
@@ -174,10 +174,10 @@ def make_vectors(
                 f"the {name} of this GEMM are stored as {operand.format}, which has no signed "
                 "integer codes; choose integer formats (a branch such as W8A8, P as 'branch')"
             )
-    sizes = (x.shape[0], x.shape[1], w.shape[0])
-    m, k, n = (
+    sizes = (x.shape[0], w.shape[0], x.shape[1])
+    m, n, k = (
         checked_int(f"tile {name}", size, 1, limit)
-        for name, size, limit in zip("MKN", tile, sizes, strict=True)
+        for name, size, limit in zip("MNK", tile, sizes, strict=True)
     )
     pass_k = _common_group(x, w, k)
     a_codes, w_codes = (np.ascontiguousarray(t.codes[:rows, :k]) for t, rows in ((x, m), (w, n)))

@@ -46,8 +46,8 @@ def test_what_is_done_to_x_is_in_the_cost_of_the_row(layer):
     rotated = evaluate(layer, "W4A4", rotate="hadamard:64")
     smoothed = evaluate(layer, "W4A4", smooth=0.5)
     aie2, split = hwmodels.load_accelerator("aie2"), parse_split("W4A4")
-    for row, transforms in ((rotated, ("hadamard64",)), (smoothed, ("smooth",))):
-        _, cost = cost_split(512, 128, 128, split, aie2, transforms=transforms)
+    for row, asked in ((rotated, {"rotate": "hadamard:64"}), (smoothed, {"smooth": 0.5})):
+        _, cost = cost_split(512, 128, 128, split, aie2, **asked)
         for name in ("latency_s", "energy_j", "dram_bytes", "weight_bytes"):
             assert row[name] == getattr(cost, name), name
             assert row[name] > plain[name] or (name, row) == ("weight_bytes", rotated)
@@ -85,8 +85,8 @@ def test_layers_that_share_a_branch_pay_for_it_once(layer):
 @pytest.mark.parametrize("text", ["W4A4", "W4A4+W8A8r8", "W4A8+W6A6@fp16r4", "W8A8+W16A16r4"])
 def test_cost_columns_are_those_of_the_cost_model(layer, text):
     row = evaluate(layer, text)
-    rank, cost = cost_split(512, 128, 128, parse_split(text), hwmodels.load_accelerator("aie2"))
-    assert rank == row["rank"]
+    work, cost = cost_split(512, 128, 128, parse_split(text), hwmodels.load_accelerator("aie2"))
+    assert work.rank == row["rank"]
     assert cost.weight_bytes == row["weight_bytes"]
     for name in ("latency_s", "cycles", "energy_j", "dram_bytes", "utilization", "bound"):
         assert row[name] == getattr(cost, name)

@@ -25,6 +25,16 @@ def cost(run, *words):
     return run("cost", "--shape", "4096x1152x4608", "--format", "json", *words)
 
 
+@pytest.mark.parametrize("named", ["m=64,n=32,k=96", "k=96, m=64, n=32", "K=96,N=32,M=64"])
+def test_sizes_are_named_in_any_order_or_bare_as_mxkxn(run, named):
+    words = ("--hw", "aie2", "--split", "W4A4", "--format", "json")
+    bare, by_name = (rows_of(run("cost", "--shape", s, *words)) for s in ("64x96x32", named))
+    assert by_name == [row | {"layer": named} for row in bare]
+    assert [by_name[0][size] for size in "mnk"] == [64, 32, 96]
+    explained = run("hw", "explain", "aie2", "--shape", named)
+    assert "M=64, N=32, K=96" in explained.output
+
+
 def test_validate_gives_rows_devices_and_overheads(run):
     result = run("hw", "validate", "--format", "json")
     assert result.exit_code == 0, result.output

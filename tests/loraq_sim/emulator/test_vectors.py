@@ -57,7 +57,7 @@ def read_words(path, bits):
 def test_every_pass_matches_the_reference(formats, mac):
     x, w = quantize(matrix(7, 40, 4), formats[0]), quantize(matrix(9, 40, 5), formats[1])
     setting = SrsSetting(out_bits=8, rounding="positive_inf")
-    vectors = make_vectors(x, w, (5, 37, 6), MACS[mac], setting)
+    vectors = make_vectors(x, w, (5, 6, 37), MACS[mac], setting)
     starts = [0, 16, 32] if "g16" in formats[0] else [0]
     assert vectors.acc.shape == (len(starts), 5, 6)
     stops = [*starts[1:], 37]
@@ -70,12 +70,12 @@ def test_every_pass_matches_the_reference(formats, mac):
 
 def test_the_chosen_shift_is_the_smallest_that_clamps_nothing():
     x, w = quantize(matrix(8, 64, 6), "int8/g64"), quantize(matrix(8, 64, 7), "int8/g64")
-    vectors = make_vectors(x, w, (8, 64, 8), MACS["aie2"], SrsSetting())
+    vectors = make_vectors(x, w, (8, 8, 64), MACS["aie2"], SrsSetting())
     shift = vectors.srs.shift
     assert vectors.out_of_range_count == 0
     assert shift > 0
     given = SrsSetting(shift=shift - 1)
-    smaller = make_vectors(x, w, (8, 64, 8), MACS["aie2"], given)
+    smaller = make_vectors(x, w, (8, 8, 64), MACS["aie2"], given)
     assert smaller.out_of_range_count > 0
     assert smaller.shift_reason == "given"
     assert str(int(np.abs(vectors.acc.astype(np.int64)).max())) in vectors.shift_reason
@@ -93,7 +93,7 @@ def test_an_integer_p_has_the_groups_that_run_layer_gives_it():
 
 def test_small_accumulators_are_not_shifted():
     x = quantize(np.zeros((2, 8), np.float32), "int4/g8")
-    vectors = make_vectors(x, x, (2, 8, 2), MACS["aie2"], SrsSetting())
+    vectors = make_vectors(x, x, (2, 2, 8), MACS["aie2"], SrsSetting())
     assert vectors.srs.shift == 0
 
 
@@ -113,7 +113,7 @@ def test_the_operands_are_what_the_data_path_multiplies():
     np.testing.assert_array_equal(
         operands["up"][0].codes, quantize(down, split.branch_activation).codes
     )
-    vectors = make_vectors(*operands["main"], (5, 40, 12), datapath.mac, SrsSetting())
+    vectors = make_vectors(*operands["main"], (5, 12, 40), datapath.mac, SrsSetting())
     y = np.zeros((5, 12), np.float32)
     for index, acc in enumerate(vectors.acc):
         scale = np.outer(operands["main"][0].scales[:, index], layer.main.scales[:, index])
@@ -123,7 +123,7 @@ def test_the_operands_are_what_the_data_path_multiplies():
 
 def test_the_files_hold_the_numbers_and_the_manifest_describes_them(tmp_path):
     x, w = quantize(matrix(7, 40, 9), "int4/g16"), quantize(matrix(9, 40, 10), "int8/g16")
-    vectors = make_vectors(x, w, (3, 33, 4), MACS["saturate"], SrsSetting(out_bits=6))
+    vectors = make_vectors(x, w, (3, 4, 33), MACS["saturate"], SrsSetting(out_bits=6))
     returned = write_vectors(vectors, tmp_path / "new" / "v", {"title": "t", "seed": 3})
     folder = tmp_path / "new" / "v"
     assert {path.name for path in folder.iterdir()} == set(VECTOR_FILES)
@@ -151,14 +151,14 @@ def test_the_files_hold_the_numbers_and_the_manifest_describes_them(tmp_path):
 
 def test_a_title_cannot_leave_its_comment(tmp_path):
     x = quantize(matrix(2, 8, 11), "int4/g8")
-    vectors = make_vectors(x, x, (2, 8, 2), MACS["aie2"], SrsSetting())
+    vectors = make_vectors(x, x, (2, 2, 8), MACS["aie2"], SrsSetting())
     write_vectors(vectors, tmp_path, {"title": "bad\nmodule é"})
     assert (tmp_path / "testbench.sv").read_text().startswith("// bad?module ?\n")
 
 
 def test_nothing_is_replaced_unasked(tmp_path):
     x = quantize(matrix(2, 8, 11), "int4/g8")
-    vectors = make_vectors(x, x, (2, 8, 2), MACS["aie2"], SrsSetting())
+    vectors = make_vectors(x, x, (2, 2, 8), MACS["aie2"], SrsSetting())
     (tmp_path / "dut.sv").write_text("my design")
     with pytest.raises(
         InputError, match=r"dut\.sv is there already; choose another name, or --force"
@@ -174,15 +174,15 @@ def test_nothing_is_replaced_unasked(tmp_path):
 @pytest.mark.parametrize(
     ("x_format", "w_format", "tile", "setting", "message"),
     [
-        ("fp16", "int4/g8", (1, 8, 1), {}, "the activations of this GEMM are stored as fp16"),
-        ("int4/g8", "uint4/g8", (1, 8, 1), {}, "the weights of this GEMM are stored as uint4/g8"),
-        ("int4/g8", "int4/g4", (1, 8, 1), {}, "vectors need equal groups along K"),
-        ("int4/g8", "int4/g8", (4, 8, 1), {}, "tile M must be an integer from 1 to 3, got 4"),
-        ("int4/g8", "int4/g8", (1, 9, 1), {}, "tile K must be an integer from 1 to 8, got 9"),
-        ("int4/g8", "int4/g8", (1, 8, 0), {}, "tile N must be an integer from 1 to 3, got 0"),
-        ("int4/g8", "int4/g8", (1, 8, 1), {"shift": 60}, "shift must be .* got 60"),
-        ("int4/g8", "int4/g8", (1, 8, 1), {"out_bits": 40}, "out_bits must be .* got 40"),
-        ("int4/g8", "int4/g8", (1, 8, 1), {"rounding": "evn"}, "unknown rounding 'evn'"),
+        ("fp16", "int4/g8", (1, 1, 8), {}, "the activations of this GEMM are stored as fp16"),
+        ("int4/g8", "uint4/g8", (1, 1, 8), {}, "the weights of this GEMM are stored as uint4/g8"),
+        ("int4/g8", "int4/g4", (1, 1, 8), {}, "vectors need equal groups along K"),
+        ("int4/g8", "int4/g8", (4, 1, 8), {}, "tile M must be an integer from 1 to 3, got 4"),
+        ("int4/g8", "int4/g8", (1, 1, 9), {}, "tile K must be an integer from 1 to 8, got 9"),
+        ("int4/g8", "int4/g8", (1, 0, 8), {}, "tile N must be an integer from 1 to 3, got 0"),
+        ("int4/g8", "int4/g8", (1, 1, 8), {"shift": 60}, "shift must be .* got 60"),
+        ("int4/g8", "int4/g8", (1, 1, 8), {"out_bits": 40}, "out_bits must be .* got 40"),
+        ("int4/g8", "int4/g8", (1, 1, 8), {"rounding": "evn"}, "unknown rounding 'evn'"),
     ],
 )
 def test_what_has_no_vectors_is_refused(x_format, w_format, tile, setting, message):

@@ -26,7 +26,8 @@ def invented_row(index, text, accelerator, method):
     kind = list(SHAPES)[index % len(SHAPES)]
     n, k = SHAPES[kind]
     split = parse_split(text)
-    rank, cost = cost_split(TOKENS, n, k, split, hwmodels.load_accelerator(accelerator))
+    work, cost = cost_split(TOKENS, n, k, split, hwmodels.load_accelerator(accelerator))
+    rank = work.rank
     error = invented_error(index, split, method)
     return dict.fromkeys(COLUMN_NAMES) | {
         **{"layer": f"blocks.{index // len(SHAPES)}.{kind}", "kind": kind, "group": ""},
