@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from loraq_sim.errors import DumpError, InputError, StoreError, unknown_name
 from loraq_sim.results.front import mark_front, per_layer_front
-from loraq_sim.results.rows import Row
+from loraq_sim.results.rows import ResultRow, Row
 from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import check_possible
-from loraq_sim.results.totals import model_totals
+from loraq_sim.results.totals import ModelRow, model_totals
 from loraq_sim.results.verdict import Verdict, verdict_of
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ class Study:
 
     Attributes
     ----------
-    rows : list of dict
-        One per layer, split and accelerator, with the columns of `loraq_sim.results.rows`.
+    rows : list of ResultRow
+        Dictionaries, one per layer, split and accelerator; `loraq_sim.results.rows.COLUMNS` says
+        what each column means.
     path : Path or None
         The store; None where it was kept only while the sweep ran.
     notes : tuple of str
@@ -60,7 +61,7 @@ class Study:
         outcome: "SweepOutcome | None" = None,
         footer: Mapping[str, Any] | None = None,
     ) -> None:
-        self.rows = list(rows)
+        self._rows = list(rows)
         self.path = path
         self.notes = tuple(notes)
         self.outcome = outcome
@@ -90,26 +91,33 @@ class Study:
             | {name: digest[:12] for name, digest in digests.items()},
         )
 
+    @property
+    def rows(self) -> list[ResultRow]:
+        """The rows as they are stored, in the order of the plan."""
+        # The columns of a row are those of its type.
+        return cast(list[ResultRow], self._rows)
+
     @cached_property
     def df(self) -> "pandas.DataFrame":
         """The rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
         from loraq_sim.results.store import frame_of
 
-        return frame_of(self.rows)
+        return frame_of(self._rows)
 
     @cached_property
-    def totals(self) -> list[dict[str, Any]]:
+    def totals(self) -> list[ModelRow]:
         """Totals of the model per split and accelerator, with ``pareto``; see `model_totals`."""
-        return mark_front(self._sums, _objectives(self._verdict), by=_PLACES["model"])
+        marked = mark_front(self._sums, _objectives(self._verdict), by=_PLACES["model"])
+        return cast(list[ModelRow], marked)
 
     def verdict(self) -> Verdict:
         """Which split to build, why, what ties with it and what would change it."""
         return self._verdict
 
     @cached_property
-    def _sums(self) -> list[dict[str, Any]]:
-        check_possible(self.rows, self.path or "study")
-        return model_totals(self.rows, layers=self._layers)
+    def _sums(self) -> list[Row]:
+        check_possible(self._rows, self.path or "study")
+        return model_totals(self._rows, layers=self._layers)
 
     @cached_property
     def _verdict(self) -> Verdict:
@@ -151,7 +159,7 @@ class Study:
         if not verdict.cost:
             raise InputError("there is nothing to draw: no split has an error and a cost")
         costs = list(dict.fromkeys((verdict.cost, "weight_bytes")))
-        dumps = dict.fromkeys(str(row.get("dump")) for row in self.rows)
+        dumps = dict.fromkeys(str(row.get("dump")) for row in self._rows)
         return pareto_figure(
             self.totals,
             x=costs if len(verdict.on) == 1 else verdict.cost,
@@ -184,20 +192,20 @@ class Study:
         from loraq_sim.reporting.gather import gather
         from loraq_sim.reporting.page import write_report
 
-        if not self.rows:
+        if not self._rows:
             raise InputError("the study holds no row to report")
-        check_possible(self.rows, self.path or "study")
-        write_report(gather(self.rows, self._runs, title=title), Path(path), with_files=files)
+        check_possible(self._rows, self.path or "study")
+        write_report(gather(self._rows, self._runs, title=title), Path(path), with_files=files)
         return Path(path)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
     def __repr__(self) -> str:
-        n_failed = sum(row.get("status") == "failed" for row in self.rows)
-        splits = dict.fromkeys(row["split"] for row in self.rows)
+        n_failed = sum(row.get("status") == "failed" for row in self._rows)
+        splits = dict.fromkeys(row["split"] for row in self._rows)
         lines = [
-            f"Study of {_count(len(self.rows), 'case')}: {_count(len(self._layers), 'layer')}, "
+            f"Study of {_count(len(self._rows), 'case')}: {_count(len(self._layers), 'layer')}, "
             f"{_count(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
         ]
         if self.outcome is not None and self.outcome.interrupted:

@@ -6,10 +6,11 @@ stdout has the front and the verdict.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -66,7 +67,9 @@ from loraq_sim.settings import parse_override, parse_rows
 
 if TYPE_CHECKING:
     from loraq_sim.reporting.tables import ResultTable
+    from loraq_sim.results.rows import Row
     from loraq_sim.results.store import ResultStore
+    from loraq_sim.results.totals import ModelRow
     from loraq_sim.results.verdict import Verdict
     from loraq_sim.sweeps.digests import SolutionCache
     from loraq_sim.sweeps.plan import ComposedSweep
@@ -382,7 +385,7 @@ def _report_sweep(
 
 
 def _tables(
-    composed: "ComposedSweep", totals: list[dict[str, Any]], verdict: "Verdict"
+    composed: "ComposedSweep", totals: "Sequence[ModelRow]", verdict: "Verdict"
 ) -> "list[ResultTable]":
     from loraq_sim.reporting.tables import front_table, totals_table
     from loraq_sim.results.columns import column_for
@@ -390,7 +393,7 @@ def _tables(
     told = " and ".join(column_for(name).heading for name in (verdict.error, verdict.cost) if name)
     per_step = f"{len(composed.layers)} layers, per denoising step"
     chosen = [own.row for own in verdict.on.values()]
-    named = [row | {"point": "verdict" if _is_total(row, chosen) else ""} for row in totals]
+    named = [{**row, "point": "verdict" if _is_total(row, chosen) else ""} for row in totals]
     # The verdict may lie beside the front, where only bytes put it ahead of a tie.
     front = [row for row in named if row["pareto"] or row["point"]]
     rest = [row for row in named if not row["pareto"] and not row["point"]]
@@ -398,7 +401,7 @@ def _tables(
     return tables + ([totals_table(rest, title="Not on the front")] if rest else [])
 
 
-def _is_total(row: dict[str, Any], chosen: list[dict[str, Any] | None]) -> bool:
+def _is_total(row: "ModelRow", chosen: "list[Row | None]") -> bool:
     return any({name: row.get(name) for name in total} == total for total in chosen if total)
 
 

@@ -230,7 +230,7 @@ def plain_value(value: Any) -> Any:
     return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
-def clipped_note(rows: Sequence[Row]) -> str | None:
+def clipped_note(rows: "Sequence[Row] | Sequence[ResultRow]") -> str | None:
     """How many cases have values beyond a float format, and the first; None without any.
 
     Parameters

@@ -7,7 +7,7 @@ Costs are sums over layers of the cost of one call times the calls per step. Err
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ERROR_FORMULA",
     "MODEL_COLUMNS",
+    "ModelRow",
     "WEIGHT_ERROR_FORMULA",
     "as_asked",
     "model_totals",
@@ -43,12 +44,65 @@ MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status
 """Columns of the totals, in order."""
 
 
+class ModelRow(TypedDict, total=False):
+    """The columns of a model's total with their types; `model_totals` says what they mean.
+
+    ``pareto`` is there once totals were compared. A total may hold further keys.
+    """
+
+    dump: str | None
+    split: str
+    family: str | None
+    group_size: int | None
+    rotation: str | None
+    smooth: float | None
+    method: str | None
+    preset: str | None
+    accelerator: str
+    seed: int | None
+    token_limit: int | None
+    acc_bits: int | None
+    overflow: str | None
+    products_per_add: int | None
+    accumulators: int | None
+    options: str | None
+    n_layers: int
+    n_missing: int
+    complete: bool
+    weight_bytes: int | None
+    bits_per_weight: float | None
+    weight_error: float | None
+    output_error: float | None
+    sqnr_db: float | None
+    overflow_count: int | None
+    safe_acc_bits: int | None
+    clipped_count: int | None
+    first_clipped: str | None
+    activation_error_share: float | None
+    p_error_share: float | None
+    wide_p_error: float | None
+    p_format: str | None
+    latency_s: float | None
+    cycles: float | None
+    energy_j: float | None
+    dram_bytes: int | None
+    utilization: float | None
+    bound: str | None
+    peak_activation_bytes: int | None
+    fits_in: str | None
+    m_source: str | None
+    status: Literal["ok", "overflow", "incomplete"]
+    message: str
+    pareto: bool
+
+
 @overload
 def model_totals(
-    frame: "list[Row] | list[ResultRow]",
-    *,
-    layers: Collection[str] = (),
-    aggregate: str = DEFAULT_AGGREGATE,
+    frame: list[ResultRow], *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+) -> list[ModelRow]: ...
+@overload
+def model_totals(
+    frame: list[Row], *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
 ) -> list[Row]: ...
 @overload
 def model_totals(

@@ -1,6 +1,7 @@
 import json
 import math
 from fractions import Fraction
+from typing import get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,12 @@ import pytest
 
 from loraq_sim.errors import InputError
 from loraq_sim.results.front import mark_front
+from loraq_sim.results.rows import ResultRow
 from loraq_sim.results.totals import (
     ERROR_FORMULA,
     MODEL_COLUMNS,
     WEIGHT_ERROR_FORMULA,
+    ModelRow,
     model_totals,
 )
 
@@ -231,3 +234,12 @@ def test_where_rows_come_from_and_where_working_sets_fit():
     assert (total["m_source"], total["fits_in"]) == ("dump, 2 samples per call; given", "dram")
     (total,) = model_totals([rows[0], result("b")])
     assert total["fits_in"] is None
+
+
+def test_the_type_of_a_total_has_every_column_of_the_totals_and_those_of_its_rows():
+    hints = get_type_hints(ModelRow)
+    assert tuple(hints) == (*MODEL_COLUMNS, "pareto")
+    of_rows = get_type_hints(ResultRow)
+    assert {name for name in hints if name in of_rows and hints[name] != of_rows[name]} == {
+        *("status", "message", "pareto")
+    }
