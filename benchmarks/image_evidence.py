@@ -95,7 +95,9 @@ def layer_errors(study, variant, dump):
     rows = []
     for plan in emulated.plans:
         layer = dump[plan.name]
-        out = run_layer(layer.activations, plan.solution, plan.split, emulated.datapath, layer.bias)
+        out = run_layer(
+            layer.activations, plan.solution, plan.split, emulated.datapath, bias=layer.bias
+        )
         exact = layer.activations.astype(np.float64) @ layer.weight.T.astype(np.float64)
         exact += layer.bias
         miss = float(((out.y - exact) ** 2).sum())

@@ -45,7 +45,8 @@ class Layers:
     def weight_errors(self, main, branch, rank=62):
         """Geometric mean of the weight error for formats that no split names; no output error."""
         solved = [
-            lq.solve(x.weight, "loraq", main, branch, rank, preset=PRESET) for x in self.layers
+            lq.solve(x.weight, "loraq", main=main, branch=branch, rank=rank, preset=PRESET)
+            for x in self.layers
         ]
         return float(np.exp(np.mean([np.log(s.weight_error) for s in solved]))), None
 

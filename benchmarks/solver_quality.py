@@ -79,21 +79,31 @@ def output_error(weight, x, solution, main_bits, branch_bits):
 
 def measure(weight, x, budget):
     """Ratios to the baseline, by column."""
-    base = lq.solve(weight, *BASELINE[:1], "int4/g64", BASELINE[1], budget=budget)
+    base = lq.solve(weight, BASELINE[0], main="int4/g64", branch=BASELINE[1], budget=budget)
     row = {"svdquant": base.weight_error}
     solved = {
-        label: lq.solve(weight, "loraq", "int4/g64", branch, budget=budget)
+        label: lq.solve(weight, "loraq", main="int4/g64", branch=branch, budget=budget)
         for label, branch in BRANCHES.items()
     }
-    tuned = lq.solve(weight, "svdquant_tuned", "int4/g64", "fp16", budget=budget, preset="best")
-    best = lq.solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget, preset="best")
+    tuned = lq.solve(
+        weight, "svdquant_tuned", main="int4/g64", branch="fp16", budget=budget, preset="best"
+    )
+    best = lq.solve(
+        weight, "loraq", main="int4/g64", branch="int8/g64", budget=budget, preset="best"
+    )
     row["iterated"] = tuned.weight_error / base.weight_error
     grid = lq.solve(
-        weight, "svdquant_tuned", "int4/g64", "fp16", budget=budget, preset="best", activations=x
+        weight,
+        "svdquant_tuned",
+        main="int4/g64",
+        branch="fp16",
+        budget=budget,
+        preset="best",
+        activations=x,
     )
     row["y tuned A4"] = output_error(weight, x, grid, 4, 16) / output_error(weight, x, base, 4, 16)
     smooth = {"activations": x, "smooth": 0.5}
-    ours = lq.solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget, **smooth)
+    ours = lq.solve(weight, "loraq", main="int4/g64", branch="int8/g64", budget=budget, **smooth)
     row["y smooth A4"] = output_error(weight, x, ours, 4, 8) / output_error(weight, x, base, 4, 16)
     row |= {label: s.weight_error / base.weight_error for label, s in solved.items()}
     row["W8 best"] = best.weight_error / base.weight_error
@@ -103,8 +113,8 @@ def measure(weight, x, budget):
     for label, main_bits, branch_bits in (("y A16", 16, 16), ("y A8", 8, 8), ("y A4", 4, 8)):
         ours = output_error(weight, x, solved["W8"], main_bits, branch_bits)
         row[label] = ours / output_error(weight, x, base, main_bits, 16)
-    float_base = lq.solve(weight, "svdquant", "mxfp4", "fp16", budget=budget)
-    ours = lq.solve(weight, "loraq", "mxfp4", "mxint8", budget=budget)
+    float_base = lq.solve(weight, "svdquant", main="mxfp4", branch="fp16", budget=budget)
+    ours = lq.solve(weight, "loraq", main="mxfp4", branch="mxint8", budget=budget)
     row["mxfp4"] = ours.weight_error / float_base.weight_error
     return row
 

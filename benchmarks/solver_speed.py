@@ -76,11 +76,13 @@ def main():
         print(f"{label}: {spent:.3f} s = {spent / full:.2f} full SVDs   {target}", flush=True)
 
     def solve(preset, branch="int8/g64"):
-        return lq.solve(weight, "loraq", "int4/g64", branch, budget=BUDGET, preset=preset)
+        return lq.solve(
+            weight, "loraq", main="int4/g64", branch=branch, budget=BUDGET, preset=preset
+        )
 
     warm = weight[:128, :128].copy()
     for branch in FORMATS:
-        lq.solve(warm, "loraq", "int4/g64", branch, rank=8, preset="fast")
+        lq.solve(warm, "loraq", main="int4/g64", branch=branch, rank=8, preset="fast")
     add("truncated SVD, rank 62", seconds(lambda: rank_62(weight)), "at most 0.125")
     add("loraq fast", seconds(lambda: solve("fast")), "at most 4, moonshot 1.5")
     one = seconds(lambda: solve("balanced"), 2)
@@ -88,10 +90,10 @@ def main():
     specs = [{"main": "int4/g64", "branch": fmt, "rank": 62} for fmt in FORMATS]
     add("4 branch formats of rank 62", seconds(lambda: solve_many(weight, specs), 1), "")
     shared = rows[-1][1] / one
-    lq.quantize(weight, "int4/g64", "mse")
+    lq.quantize(weight, "int4/g64", rule="mse")
     grid, nothing = MainGrid(lq.parse_format("int4/g64"), SHAPE), np.zeros_like(weight)
     follow(grid, weight, nothing)
-    ours = seconds(lambda: lq.quantize(weight, "int4/g64", "mse"))
+    ours = seconds(lambda: lq.quantize(weight, "int4/g64", rule="mse"))
     theirs = seconds(lambda: torch_mse_search(as_tensor))
     add("mse scale search, int4/g64", ours, "")
     add("the same in torch", theirs, "")

@@ -85,7 +85,7 @@ def choose_mode(hw: Accelerator, w_bits: int, a_bits: int, family: str = "int") 
 
 
 def describe_modes(
-    hw: Accelerator, main: str, branch: str | None = None, *, family: str = "int"
+    hw: Accelerator, main: str, *, branch: str | None = None, family: str = "int"
 ) -> list[dict[str, Any]]:
     """Rows saying which mode each part of a split uses and why, for `hw show`.
 

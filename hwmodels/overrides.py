@@ -35,7 +35,7 @@ _FIXED = {"name", "title", "aliases", "variants"}
 _STEP = re.compile(r"[^.\[\]]+")
 
 
-def with_overrides(hw: Accelerator, changes: Mapping[str, Any], name: str = "") -> Accelerator:
+def with_overrides(hw: Accelerator, changes: Mapping[str, Any], *, name: str = "") -> Accelerator:
     """A copy of `hw` with the values at some key paths replaced, under `name` if given.
 
     Raises
@@ -72,7 +72,7 @@ def apply_variant(hw: Accelerator, name: str) -> Accelerator:
     """
     for variant in hw.variants:
         if variant.name == name:
-            return with_overrides(hw, variant.set, f"{hw.name}@{name}")
+            return with_overrides(hw, variant.set, name=f"{hw.name}@{name}")
     known = [variant.name for variant in hw.variants]
     hint = nearest(name, known) if known else "it has none"
     raise AcceleratorError(f"unknown variant {name!r:.60} of {hw.name}; {hint}")

@@ -1,4 +1,4 @@
-"""Errors a caller may want to catch, and how an unknown name is reported.
+"""Errors a caller may want to catch, and how unknown names and unnamed options are reported.
 
 The tree, from the most general down:
 
@@ -14,7 +14,10 @@ The tree, from the most general down:
 """
 
 import difflib
-from collections.abc import Iterable
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 __all__ = [
     "CaseFailed",
@@ -23,8 +26,12 @@ __all__ = [
     "LoraqError",
     "SchedulerLost",
     "StoreError",
+    "named_options",
     "unknown_name",
 ]
+
+_Parameters = ParamSpec("_Parameters")
+_Returned = TypeVar("_Returned")
 
 
 class LoraqError(Exception):
@@ -61,3 +68,31 @@ def unknown_name(what: str, value: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value)[:100].lower(), names, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ";"
     return f"unknown {what} {value!r:.100}{hint} Known: {', '.join(names)}"
+
+
+def named_options(
+    function: Callable[_Parameters, _Returned],
+) -> Callable[_Parameters, _Returned]:
+    """Let a public function take its keyword-only options by place still, with a warning.
+
+    Version 0.1 allowed that. A type checker sees the function as it is.
+    """
+    code = function.__code__
+    n_placed = code.co_argcount
+    names = code.co_varnames[: n_placed + code.co_kwonlyargcount]
+
+    @functools.wraps(function)
+    def called(*values: _Parameters.args, **options: _Parameters.kwargs) -> _Returned:
+        if not n_placed < len(values) <= len(names):
+            return function(*values, **options)
+        unnamed = dict(zip(names[n_placed:], values[n_placed:], strict=False))
+        given = ", ".join(f"{name}=" for name in unnamed)
+        warnings.warn(
+            f"{function.__name__}() takes its options by name: write {given}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        by_name: Callable[..., _Returned] = function
+        return by_name(*values[:n_placed], **unnamed, **options)
+
+    return called

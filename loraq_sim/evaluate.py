@@ -160,7 +160,7 @@ def _emulated(
     layer: Layer, x: NDArray[np.float32], solution: Solution, split: PrecisionSplit, path: Datapath
 ) -> _Run:
     watch = RoundingWatch(len(x))
-    output = run_layer(x, solution, split, path, layer.bias, on_step=watch)
+    output = run_layer(x, solution, split, path, bias=layer.bias, on_step=watch)
     return _Run(x=x, output=output, watch=watch)
 
 

@@ -91,7 +91,7 @@ def stored_output_error(layer: Layer, solution: Solution, tokens: int | None) ->
 def _gains(
     layer: Layer, solution: Solution, split: PrecisionSplit, seed: int
 ) -> dict[str, float | None]:
-    plain = solve(layer.weight, "rtn", split.main_weight)
+    plain = solve(layer.weight, "rtn", main=split.main_weight)
     gains = {
         "gain_over_rtn": _ratio(plain.weight_error, solution.weight_error),
         "gain_over_svdquant": None,
@@ -100,7 +100,14 @@ def _gains(
         spent = branch_bytes(layer.n, layer.k, solution.rank, split.branch_weight)
         rank = _fp16_rank(layer, spent)
         if rank:
-            published = solve(layer.weight, "svdquant", split.main_weight, "fp16", rank, seed=seed)
+            published = solve(
+                layer.weight,
+                "svdquant",
+                main=split.main_weight,
+                branch="fp16",
+                rank=rank,
+                seed=seed,
+            )
             gains["gain_over_svdquant"] = _ratio(published.weight_error, solution.weight_error)
     return gains
 

@@ -74,6 +74,7 @@ class Study:
         cls,
         composed: "ComposedSweep",
         store: ResultStore,
+        *,
         outcome: "SweepOutcome | None" = None,
     ) -> "Study":
         """The study of a plan's cases in `store`."""
@@ -337,7 +338,7 @@ def _run(
         outcome = run_sweep(composed, store, jobs=jobs, force=force, on_event=on_event)
         if outcome.is_unreadable:
             raise DumpError(f"no layer could be used: {outcome.first_failure}")
-        study = Study.of_sweep(composed, store, outcome)
+        study = Study.of_sweep(composed, store, outcome=outcome)
     if not is_kept:
         study.path = None
     return study

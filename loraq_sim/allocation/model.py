@@ -16,7 +16,7 @@ from loraq_sim.allocation.problem import (
     machines_of,
 )
 from loraq_sim.allocation.solve import choose_by_prices, choose_exactly
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.results.columns import Limits, checked_limits
 from loraq_sim.results.rows import Row
@@ -97,12 +97,13 @@ class Allocation:
         return allocation_card(self)
 
 
+@named_options
 def allocate(
     frame: "pandas.DataFrame | Sequence[Row]",
     budget: Limits,
+    *,
     minimize: str | None = None,
     method: str = "exact",
-    *,
     accelerator: str | None = None,
     aggregate: str = DEFAULT_AGGREGATE,
     time_limit_s: float = 60.0,

@@ -122,7 +122,9 @@ def show_command(
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
     import hwmodels
 
-    return hwmodels.describe_modes(accelerator, split.main, split.branch, family=split.family)
+    return hwmodels.describe_modes(
+        accelerator, split.main, branch=split.branch, family=split.family
+    )
 
 
 @app.command("explain", epilog=_EXPLAIN_EXAMPLES)

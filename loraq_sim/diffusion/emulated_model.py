@@ -103,7 +103,7 @@ class EmulatedLayer:
     def run(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Output (M, N) of input rows (M, K), float32; counted in the statistics."""
         try:
-            out = run_layer(rows, self.stored, self.split, self.datapath, self._bias)
+            out = run_layer(rows, self.stored, self.split, self.datapath, bias=self._bias)
         except InputError as error:
             raise InputError(f"layer {self.name!r}, call {self.n_calls + 1}: {error}") from error
         for part, seen in out.gemms.items():

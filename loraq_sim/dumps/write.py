@@ -22,7 +22,7 @@ from loraq_sim.dumps.array_files import METADATA_KEY
 from loraq_sim.dumps.layer_dump import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.stored import DUMP_FORMAT, plain_meta
 from loraq_sim.dumps.torch_file import import_torch
-from loraq_sim.errors import DumpError, unknown_name
+from loraq_sim.errors import DumpError, named_options, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.layers import Layer, check_name
 
@@ -65,11 +65,12 @@ class _Source:
                 yield key, _narrow(path, key, getattr(layer, tensor), self.dtypes[key])
 
 
+@named_options
 def write_layer_dump(
     path: str | os.PathLike[str],
     layers: Mapping[str, Layer] | Iterable[Layer],
-    meta: Mapping[str, object] | None = None,
     *,
+    meta: Mapping[str, object] | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Path:

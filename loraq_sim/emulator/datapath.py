@@ -46,7 +46,7 @@ from loraq_sim.emulator.scaled_gemm import (
     scaled_gemm,
 )
 from loraq_sim.emulator.zero_points import ZERO_POINT_PLACES
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format, parse_rounding
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.split import PrecisionSplit
@@ -266,13 +266,14 @@ def walk_steps(
         yield done
 
 
+@named_options
 def run_layer(
     activations: np.ndarray,
     stored: StoredLayer,
     split: PrecisionSplit,
     datapath: Datapath,
-    bias: np.ndarray | None = None,
     *,
+    bias: np.ndarray | None = None,
     on_step: Callable[[StepResult], None] | None = None,
 ) -> LayerOutput:
     """Run one solved layer on an accelerator's data path.

@@ -39,7 +39,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, Rounding, parse_format, parse_rounding
 from loraq_sim.layers import as_array, is_floating
 from loraq_sim.quantizers.around_zero import checked_zeros, quantize_around_zero
@@ -73,11 +73,12 @@ _NVFP4_RATIOS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
 _AMD_LIMIT = np.float32(1.75)
 
 
+@named_options
 def quantize(
     x: np.ndarray,
     fmt: "str | Format",
-    rule: str | None = None,
     *,
+    rule: str | None = None,
     zero: ArrayLike | None = None,
 ) -> QuantizedTensor:
     """Quantize `x` to `fmt`, groups along the last axis.
@@ -136,7 +137,7 @@ def _quantize_blocks(
     blocks = padded.reshape(high, height, wide, width).swapaxes(1, 2).reshape(high * wide, -1)
     given = None if zeros is None else zeros.reshape(-1, 1)
     in_rows = replace(fmt, granularity="row", group_size=None)
-    one_each = quantize(blocks, in_rows, rule, zero=given)
+    one_each = quantize(blocks, in_rows, rule=rule, zero=given)
     codes = one_each.codes.reshape(high, wide, height, width).swapaxes(1, 2)
     codes = codes.reshape(padded.shape)[:n_rows, :n_columns]
     found = one_each.zero_points
@@ -201,7 +202,7 @@ def quantize_rounded(
         Scale rule, as for `quantize`: ``absmax`` or ``signed_absmax`` where a machine is meant.
     """
     mode, fmt = parse_rounding(rounding), parse_format(fmt)
-    stored = quantize(x, fmt, rule)
+    stored = quantize(x, fmt, rule=rule)
     if mode is Rounding.CONV_EVEN or not fmt.element.is_integer:
         return stored
     per_element = spread(stored.group_scales, fmt, x.shape)

@@ -342,7 +342,7 @@ def _allocation(
         if usable == sum(map(len, other.problem.options)):
             return replace(other, budget=budget)
     try:
-        return allocate(rows, budget, data.error, "lagrangian")
+        return allocate(rows, budget, minimize=data.error, method="lagrangian")
     except InputError:
         # No layer knows both columns.
         return None

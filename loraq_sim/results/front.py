@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.results.columns import Limits, checked_limits, is_missing
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ _TOLERANCE = 1e-9
 Frame = TypeVar("Frame", "pandas.DataFrame", "list[dict[str, Any]]", "list[ResultRow]")
 
 
+@named_options
 def pareto_front(
-    frame: Frame, minimize: Sequence[str] = _DEFAULT_OBJECTIVES, maximize: Sequence[str] = ()
+    frame: Frame, minimize: Sequence[str] = _DEFAULT_OBJECTIVES, *, maximize: Sequence[str] = ()
 ) -> Frame:
     """Rows of `frame` that no other row dominates, sorted by the second objective, best first.
 

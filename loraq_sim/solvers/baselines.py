@@ -223,10 +223,10 @@ def _alternating_iterates(problem: Problem) -> Iterator[Branches]:
     rule = main_scale_rule(problem.main)
     for iteration in range(problem.effort.alternations + 1):
         left, right = round_branch(columns @ rows, rows, problem.branch, problem.branch_rotation)
-        main = quantize(problem.weight - product(left, right), problem.main, rule)
+        main = quantize(problem.weight - product(left, right), problem.main, rule=rule)
         yield _measured(problem, "alternate", main, left, right, iteration)
         if iteration < problem.effort.alternations:
-            main = quantize(problem.weight - columns @ rows, problem.main, rule)
+            main = quantize(problem.weight - columns @ rows, problem.main, rule=rule)
             columns, rows = problem.truncated_svd(
                 problem.weight - main.dequantize(), power_iterations=1, start=rows
             )
@@ -321,7 +321,9 @@ def _plain_candidates(problem: Problem, best: Branches, least: float) -> Iterato
         yield solve_lqer(problem)
     rule = main_scale_rule(problem.main)
     if rule is not None and _search_may_help(problem, best, rule):
-        yield _without_branch(problem, quantize(problem.weight, problem.main, rule), "searched")
+        yield _without_branch(
+            problem, quantize(problem.weight, problem.main, rule=rule), "searched"
+        )
 
 
 def _without_branch(problem: Problem, main: QuantizedTensor, stage: str) -> Branches:
@@ -359,6 +361,8 @@ def _search_may_help(problem: Problem, best: Branches, rule: str) -> bool:
     ends = np.cumsum(squares)
     drawn = np.searchsorted(ends, (np.arange(_ROWS) + 0.5) / _ROWS * ends[-1])
     some = weight[drawn]
-    errors = np.square(some - quantize(some, main, rule).dequantize()).sum(axis=1, dtype=np.float64)
+    errors = np.square(some - quantize(some, main, rule=rule).dequantize()).sum(
+        axis=1, dtype=np.float64
+    )
     # Rows drawn in proportion to their error: the mean of these ratios estimates that of the sums.
     return float((errors / squares[drawn]).mean()) <= _ROW_SLACK**2

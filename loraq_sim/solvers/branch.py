@@ -72,9 +72,9 @@ def round_branch(
         right = _learned_rotation(right, fmt).T @ right
     tried: list[tuple[float, Factors]] = []
     for refinement in range(_REFINEMENTS + 1):
-        stored_right = quantize(right, fmt, "mse")
+        stored_right = quantize(right, fmt, rule="mse")
         rows = stored_right.dequantize()
-        stored_left = quantize(_least_squares(target @ rows.T, rows @ rows.T), fmt, "mse")
+        stored_left = quantize(_least_squares(target @ rows.T, rows @ rows.T), fmt, rule="mse")
         columns = stored_left.dequantize()
         tried.append((float(np.linalg.norm(target - columns @ rows)), (stored_left, stored_right)))
         if refinement < _REFINEMENTS:
@@ -93,7 +93,7 @@ def round_factors(
         turn = _learned_rotation(right, fmt)
         left, right = left @ turn, turn.T @ right
     rule = None if fmt.element.is_plain_float else "mse"
-    return quantize(left, fmt, rule), quantize(right, fmt, rule)
+    return quantize(left, fmt, rule=rule), quantize(right, fmt, rule=rule)
 
 
 class FrozenBranch:
@@ -130,7 +130,7 @@ class FrozenBranch:
             return self._freeze_pinned(left, right, count)
         left, right = self._gauged(*principal_factors(left, right))
         if self._left is None and count < self.rank:
-            self._left = quantize(left, self.format, main_scale_rule(self.format))
+            self._left = quantize(left, self.format, rule=main_scale_rule(self.format))
         stored_left, stored_right = self._round(*self._turned(left[:, :count], right[:count]))
         self.n_frozen += count
         free_left = np.ascontiguousarray(left[:, count:])
@@ -164,7 +164,7 @@ class FrozenBranch:
             self._rows.append(rows)
         else:
             if self._left is None:
-                self._left = quantize(left, self.format, main_scale_rule(self.format))
+                self._left = quantize(left, self.format, rule=main_scale_rule(self.format))
             self._left, l_hat = self._round_columns(l_hat)
             self._columns[:, self.n_frozen : self.n_frozen + count] = l_hat
         miss = _distance(left[:, :count], right[:count], l_hat, r_hat)
@@ -174,7 +174,7 @@ class FrozenBranch:
         return l_hat, r_hat, free_left, np.ascontiguousarray(right[count:])
 
     def _rounded_rows(self, rows: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
-        stored = quantize(rows * self._unit, self.format, main_scale_rule(self.format))
+        stored = quantize(rows * self._unit, self.format, rule=main_scale_rule(self.format))
         return stored, stored.dequantize() / self._unit
 
     def stored(self) -> Factors:
@@ -206,13 +206,13 @@ class FrozenBranch:
         """The most of the sizes that L can take at next to no more rounding noise in L R."""
         rule = main_scale_rule(self.format)
         rows = right * self._unit
-        of_right = float(np.linalg.norm(quantize(rows, self.format, rule).dequantize() - rows))
+        of_right = float(np.linalg.norm(quantize(rows, self.format, rule=rule).dequantize() - rows))
         sizes = np.linalg.norm(rows, axis=1).astype(np.float64)
 
         def noise(power: float) -> float:
             moved = _moved(relative, power)
             columns = left * moved
-            lost = quantize(columns, self.format, rule).dequantize() - columns
+            lost = quantize(columns, self.format, rule=rule).dequantize() - columns
             of_left = np.linalg.norm(np.linalg.norm(lost, axis=0) * sizes / moved)
             return float(np.hypot(of_right, of_left))
 
@@ -245,7 +245,7 @@ class FrozenBranch:
 
     def _round_columns(self, columns: np.ndarray) -> tuple[QuantizedTensor, np.ndarray]:
         if self._left is None:
-            stored = quantize(columns, self.format, main_scale_rule(self.format))
+            stored = quantize(columns, self.format, rule=main_scale_rule(self.format))
             return stored, stored.dequantize()
         block = slice(self.n_frozen, self.n_frozen + columns.shape[1])
         trial = self._columns.copy()
@@ -275,7 +275,7 @@ def _learned_rotation(right: np.ndarray, fmt: Format) -> np.ndarray:
     least = np.inf
     for _ in range(_TURNS):
         turned = turn.T @ right
-        rounded = quantize(turned, fmt, rule).dequantize()
+        rounded = quantize(turned, fmt, rule=rule).dequantize()
         miss = float(np.linalg.norm(turned - rounded))
         if miss < least:
             best, least = turn, miss

@@ -133,7 +133,7 @@ class MainGrid:
         """
         rule = main_scale_rule(self.format)
         if rule is None or not self._is_integer or self.is_power or not self.scales.any():
-            return quantize(target, self.format, rule)
+            return quantize(target, self.format, rule=rule)
         return quantize_near(target, self.format, rule, self.scales * np.float32(unit))
 
     def _leave_by_quantizer(self, weight: np.ndarray, product: np.ndarray) -> float:

@@ -113,9 +113,11 @@ def residual_input(
             f"{activations.shape[1]} channels hold; give feedback={known} at most, or more rows"
         )
     directions = _principal_directions(activations, rank, rng)
-    stored = quantize(directions, feedback_format(branch), _rule(branch))
+    stored = quantize(directions, feedback_format(branch), rule=_rule(branch))
     outputs = weight @ stored.dequantize().T
-    return ResidualInput(feedback=stored, feedback_left=quantize(outputs, branch, _rule(branch)))
+    return ResidualInput(
+        feedback=stored, feedback_left=quantize(outputs, branch, rule=_rule(branch))
+    )
 
 
 def with_residual_input(

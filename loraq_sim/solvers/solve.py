@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from loraq_sim.conditioning import hadamard_block, rotate_channels, smoothing_vector
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.layers import as_array, is_floating
 from loraq_sim.solvers.baselines import (
@@ -81,9 +81,11 @@ METHODS: dict[str, Callable[[Problem], Branches] | None] = {
 }
 
 
+@named_options
 def solve(
     weight: np.ndarray,
     method: str = "loraq",
+    *,
     main: "str | Format" = "int4/g64",
     branch: "str | Format | None" = "int8/g32",
     rank: int | None = None,

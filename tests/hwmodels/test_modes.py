@@ -59,7 +59,7 @@ def test_wider_integers_never_run_faster(accelerator):
 
 
 def test_the_reason_says_what_is_widened():
-    rows = describe_modes(load_accelerator("a100"), "W4A8", "W6A6")
+    rows = describe_modes(load_accelerator("a100"), "W4A8", branch="W6A6")
     assert [row["mode"] for row in rows] == ["int8", "int8", "fp16"]
     assert [row["precision"] for row in rows] == ["W4A8", "W6A6", "W6A16"]  # P is fp16 there.
     assert "weights widened from 4 to 8 bits unpacked by the vector unit" in rows[0]["reason"]
@@ -97,7 +97,7 @@ def test_what_show_calls_native_is_what_cost_accepts(family):
     for hw in _machines_to_refuse():
         for text in texts:
             split = parse_split(text, family=family)
-            rows = describe_modes(hw, split.main, split.branch, family=family)
+            rows = describe_modes(hw, split.main, branch=split.branch, family=family)
             refused = [row for row in rows if row["mode"] == "refused"]
             if refused:
                 n_refused += 1
@@ -117,7 +117,7 @@ def test_a_p_wider_than_the_machine_names_the_key_that_makes_it_so():
         AcceleratorError, match=r"as datapath.p_format says, where the branch has 8"
     ):
         cost_split(64, 64, 64, parse_split("W4A8+W8A8r8"), eight)
-    row = describe_modes(eight, "W4A8", "W8A8")[2]
+    row = describe_modes(eight, "W4A8", branch="W8A8")[2]
     assert (row["precision"], row["mode"]) == ("W8A16", "refused")
     assert "datapath.p_format" in row["reason"]
     assert "p_format branch keeps it at 8" in row["reason"]

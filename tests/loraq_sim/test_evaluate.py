@@ -36,7 +36,9 @@ def test_a_row_has_the_columns_of_the_schema_and_describes_its_case(layer):
 
 def test_weight_columns_are_those_of_the_solution(layer):
     row = evaluate(layer)
-    solution = lq.solve(layer.weight, "loraq", "int4/g64", "int8/g64", rank=8, preset="fast")
+    solution = lq.solve(
+        layer.weight, "loraq", main="int4/g64", branch="int8/g64", rank=8, preset="fast"
+    )
     assert row["weight_bytes"] == solution.nbytes
     assert row["weight_error"] == solution.weight_error
 
@@ -129,7 +131,9 @@ def test_same_seed_same_row_and_any_way_to_name_the_accelerator(layer):
 
 def test_a_solution_at_hand_is_used(layer):
     split = parse_split("W4A4+W8A8r8")
-    zero = lq.solve(np.zeros_like(layer.weight), "svdquant", "int4/g64", "int8/g64", rank=8)
+    zero = lq.solve(
+        np.zeros_like(layer.weight), "svdquant", main="int4/g64", branch="int8/g64", rank=8
+    )
     row = evaluate(layer, split, solution=zero)
     assert row["method"] == "svdquant"
     assert row["output_error"] > 0.5

@@ -38,9 +38,13 @@ def test_no_method_takes_more_bytes_than_the_split(rows):
 
 def test_each_row_is_what_solve_gives(layer, rows):
     by_method = {row["method"]: row for row in rows}
-    plain = lq.solve(layer.weight, "svdquant", "int4/g64", "fp16", 8, preset="fast")
+    plain = lq.solve(
+        layer.weight, "svdquant", main="int4/g64", branch="fp16", rank=8, preset="fast"
+    )
     assert by_method["svdquant"]["weight_error"] == plain.weight_error
-    plain = lq.solve(layer.weight, "lqer", "int4/g64", "int8/g64", 16, preset="fast")
+    plain = lq.solve(
+        layer.weight, "lqer", main="int4/g64", branch="int8/g64", rank=16, preset="fast"
+    )
     assert by_method["lqer"]["weight_error"] == plain.weight_error
     for row in rows:
         assert row["gain"] == row["weight_error"] / by_method["loraq"]["weight_error"]

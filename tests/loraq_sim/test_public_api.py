@@ -2,11 +2,13 @@
 
 import ast
 import importlib
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hwmodels
@@ -76,3 +78,50 @@ def test_importing_a_package_loads_nothing_heavy(package):
 def test_sweep_is_typed_with_every_key_of_a_plan():
     named = {"dump", "out", "hw", "splits", "tokens"}
     assert set(SweepSettings.__annotations__) == PLAN_KEYS.keys() - named
+
+
+def options_by_place(function):
+    """Options after the first two arguments that do not have to be named."""
+    parameters = list(inspect.signature(function).parameters.values())
+    placed = [p for p in parameters if p.name != "self" and p.kind is not p.KEYWORD_ONLY]
+    return [p.name for p in placed[2:] if p.default is not p.empty]
+
+
+def test_the_scan_for_options_by_place_finds_one():
+    assert options_by_place(lambda x, fmt, rule=None: None) == ["rule"]
+    assert options_by_place(lambda x, fmt="int4", *, rule=None: None) == []
+
+
+@pytest.mark.parametrize("package", FIXED, ids=lambda package: package.__name__)
+def test_options_after_the_first_two_arguments_are_named(package):
+    for name in package.__all__:
+        value = getattr(package, name)
+        is_error = inspect.isclass(value) and issubclass(value, Exception)
+        if is_error or not callable(value):
+            continue
+        assert options_by_place(value) == [], name
+        own = vars(value) if inspect.isclass(value) else {}
+        for method, member in own.items():
+            is_method = isinstance(member, classmethod) or inspect.isfunction(member)
+            if not method.startswith("_") and is_method:
+                assert options_by_place(getattr(value, method)) == [], f"{name}.{method}"
+
+
+def test_an_option_given_by_place_still_counts_and_says_its_name():
+    weight = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    named = loraq_sim.quantize(weight, "int4/g16", rule="mse")
+    with pytest.warns(
+        DeprecationWarning, match=r"quantize\(\) takes its options by name: write rule="
+    ):
+        placed = loraq_sim.quantize(weight, "int4/g16", "mse")
+    np.testing.assert_array_equal(placed.codes, named.codes)
+    with pytest.warns(DeprecationWarning, match="write main=, branch=, rank="):
+        solution = loraq_sim.solve(weight, "svdquant", "int4/g16", "int8/g16", 2)
+    assert (solution.rank, str(solution.left.format)) == (2, "int8/g16/fp16")
+    with (
+        pytest.raises(TypeError, match="multiple values for"),
+        pytest.warns(DeprecationWarning, match="write rule="),
+    ):
+        loraq_sim.quantize(weight, "int4/g16", "mse", rule="absmax")
+    with pytest.raises(TypeError, match="positional argument"):
+        loraq_sim.quantize(weight, "int4/g16", "mse", None, None, None)

@@ -25,7 +25,14 @@ def solutions():
         "plain": ("uint4/g16/bf16", None, None),
     }
     return {
-        name: solve(weight, "svdquant", main, branch, smooth=s, **({"rank": 5} if branch else {}))
+        name: solve(
+            weight,
+            "svdquant",
+            main=main,
+            branch=branch,
+            smooth=s,
+            **({"rank": 5} if branch else {}),
+        )
         for name, (main, branch, s) in formats.items()
     }
 

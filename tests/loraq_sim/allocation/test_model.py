@@ -53,8 +53,8 @@ def test_the_exact_allocation_is_the_best_of_all_choices(make_rows, budgeted, mi
         for totals in map(totals_of, every_choice(rows))
         if all(totals[column] <= limit for column, limit in budget.items())
     ]
-    found = allocate(rows, budget, minimize)
-    fast = allocate(rows, budget, minimize, method="lagrangian")
+    found = allocate(rows, budget, minimize=minimize)
+    fast = allocate(rows, budget, minimize=minimize, method="lagrangian")
     # Sums of four terms in another order, and a square root: some ulps.
     assert found.value == pytest.approx(min(feasible), rel=1e-12)
     assert found.is_proven
@@ -174,9 +174,13 @@ def test_rows_without_activations_can_be_allocated_by_weight_error(make_rows):
     rows = [row | {"output_error": None, "output_rms": None} for row in make_rows()]
     with pytest.raises(lq.InputError, match="no row knows output_error: the dump has no activ"):
         allocate(rows, {"latency_s": 1.0})
-    assert allocate(rows, {"latency_s": 1.0}, "weight_error").value > 0
+    assert allocate(rows, {"latency_s": 1.0}, minimize="weight_error").value > 0
     with pytest.raises(lq.InputError, match="none of the 16 rows can be used: 16 of them failed"):
-        allocate([row | {"status": "failed"} for row in rows], {"latency_s": 1.0}, "weight_error")
+        allocate(
+            [row | {"status": "failed"} for row in rows],
+            {"latency_s": 1.0},
+            minimize="weight_error",
+        )
     with pytest.raises(lq.InputError, match="there are no rows"):
         allocate([], {"latency_s": 1.0})
     with pytest.raises(lq.InputError, match="needs a layer"):
@@ -185,14 +189,14 @@ def test_rows_without_activations_can_be_allocated_by_weight_error(make_rows):
 
 def test_rows_whose_output_is_not_finite_are_never_chosen_and_said_to_be_left_out(make_rows):
     rows = make_rows(0)
-    best = allocate(rows, {"latency_s": math.inf}, "output_error")
+    best = allocate(rows, {"latency_s": math.inf}, minimize="output_error")
     first = next(i for i, row in enumerate(rows) if row == best.rows[0])
     rows[first] = rows[first] | {"status": "overflow", "output_error": math.inf}
-    found = allocate(rows, {"latency_s": math.inf}, "output_error")
+    found = allocate(rows, {"latency_s": math.inf}, minimize="output_error")
     assert best.value < found.value < math.inf
     assert all(row["status"] == "ok" for row in found.rows)
     said = "1 rows are not chosen from, because their output is not finite"
     assert any(said in note for note in found.problem.notes)
     rows = [row | {"status": "overflow", "output_error": math.inf} for row in rows]
     with pytest.raises(lq.InputError, match="0 of them failed, the output of .* is not finite"):
-        allocate(rows, {"latency_s": math.inf}, "output_error")
+        allocate(rows, {"latency_s": math.inf}, minimize="output_error")

@@ -59,7 +59,7 @@ def by_hand(module, x, split, path, **options):
     layer = as_layer("layer", module)
     split = parse_split(split)
     solution = solve_split(layer, split, **{"method": "loraq", "preset": "balanced", **options})
-    return torch.from_numpy(run_layer(x.numpy(), solution, split, path, layer.bias).y)
+    return torch.from_numpy(run_layer(x.numpy(), solution, split, path, bias=layer.bias).y)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -284,7 +284,7 @@ def test_the_bundled_transformer_runs_one_step_like_its_layers(tmp_path):
     for plan in emulated.plans:
         rows, y = seen[plan.name]
         bias = plan.module.bias.detach().numpy()
-        expected = run_layer(rows, plan.solution, plan.split, emulated.datapath, bias).y
+        expected = run_layer(rows, plan.solution, plan.split, emulated.datapath, bias=bias).y
         np.testing.assert_array_equal(y, expected)
 
 

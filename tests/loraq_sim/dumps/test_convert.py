@@ -20,7 +20,7 @@ def small_dump(path, dtype="float32"):
         Layer(name="k", weight=rng.standard_normal((3, 5)), activations=x, kind="self_k"),
         Layer(name="o", weight=rng.standard_normal((2, 7)), rows_per_call=9, calls_per_step=2),
     ]
-    return write_layer_dump(path, layers, {"model": "toy"}, dtype=dtype)
+    return write_layer_dump(path, layers, meta={"model": "toy"}, dtype=dtype)
 
 
 def assert_same_content(path, expected_path):

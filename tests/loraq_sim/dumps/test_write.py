@@ -47,7 +47,7 @@ def assert_same(layer, expected):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_layers_come_back_as_they_were(tmp_path, suffix):
     meta = {"model": "toy", "steps": [1, 2.5, None, True], "nested": {"a": "b"}}
-    path = write_layer_dump(tmp_path / f"a{suffix}", layers(), meta)
+    path = write_layer_dump(tmp_path / f"a{suffix}", layers(), meta=meta)
     dump = read_layer_dump(path)
     assert list(dump) == ["b0.q", "b0.k", "embed"]
     assert dump.meta == meta
@@ -110,7 +110,7 @@ def test_the_safetensors_library_reads_what_we_write(tmp_path):
     from safetensors import safe_open
     from safetensors.numpy import load_file
 
-    path = write_layer_dump(tmp_path / "a.safetensors", layers(), {"model": "toy"})
+    path = write_layer_dump(tmp_path / "a.safetensors", layers(), meta={"model": "toy"})
     tensors = load_file(path)
     assert set(tensors) == {
         *("b0.q.weight", "b0.q.bias", "b0.q.activations", "b0.k.weight", "embed.weight")
@@ -131,7 +131,7 @@ def test_numpy_reads_what_we_write(tmp_path):
 
 def test_torch_reads_what_we_write(tmp_path):
     torch = pytest.importorskip("torch")
-    path = write_layer_dump(tmp_path / "a.pt", layers(), {"model": "toy"})
+    path = write_layer_dump(tmp_path / "a.pt", layers(), meta={"model": "toy"})
     root = torch.load(path, weights_only=True)
     assert (root["format"], root["meta"]) == ("layer-dump-v0", {"model": "toy"})
     entry = root["layers"]["b0.q"]

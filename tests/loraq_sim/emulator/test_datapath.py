@@ -55,7 +55,7 @@ def scalar_gemm(x, w, group, *, acc_bits, overflow, combine):
 @pytest.mark.parametrize(("acc_bits", "overflow"), [(32, "wrap"), (12, "wrap"), (12, "saturate")])
 def test_scaled_gemm_matches_the_scalar_oracle_bit_for_bit(acc_bits, overflow, combine):
     x = quantize(matrix(1, (4, 70)), "int8/g32")
-    w = quantize(matrix(2, (5, 70)), "int4/g32", "signed_mse")
+    w = quantize(matrix(2, (5, 70)), "int4/g32", rule="signed_mse")
     mac = MacArray(acc_bits=acc_bits, overflow=overflow)
     y, statistics = scaled_gemm(x, w, mac, combine)
     expected, overflows = scalar_gemm(
@@ -88,9 +88,11 @@ def test_row_and_tensor_scales_are_one_group(formats):
 def test_run_layer_adds_the_requantized_branch_to_the_main_branch(text, p_format):
     weight, x, bias = matrix(3, (24, 48)), matrix(4, (5, 48)), matrix(5, (24,))
     split = parse_split(text, group=16)
-    solution = solve(weight, "svdquant", split.main_weight, split.branch_weight, split.rank)
+    solution = solve(
+        weight, "svdquant", main=split.main_weight, branch=split.branch_weight, rank=split.rank
+    )
     path = Datapath(p_format=p_format, out_format="fp32")
-    out = run_layer(x, solution, split, path, bias)
+    out = run_layer(x, solution, split, path, bias=bias)
 
     def stored(values, fmt):
         return quantize(values, fmt).dequantize().astype(np.float64)
@@ -110,7 +112,7 @@ def test_run_layer_adds_the_requantized_branch_to_the_main_branch(text, p_format
 
 def test_the_output_is_rounded_to_the_output_format():
     weight, x = matrix(3, (24, 48)), matrix(4, (5, 48))
-    solution = solve(weight, "rtn", "int4/g16")
+    solution = solve(weight, "rtn", main="int4/g16")
     y32, y16 = (
         run_layer(x, solution, parse_split("W4A8", group=16), Datapath(out_format=fmt)).y
         for fmt in ("fp32", "bf16")
@@ -121,7 +123,7 @@ def test_the_output_is_rounded_to_the_output_format():
 def test_smoothing_divides_the_activations():
     weight, x = matrix(3, (24, 48)), matrix(4, (5, 48))
     smooth = np.exp2(np.arange(48) % 5 - 2).astype(np.float32)
-    solution = solve(weight, "rtn", "int8/row", smooth=smooth)
+    solution = solve(weight, "rtn", main="int8/row", smooth=smooth)
     out = run_layer(x, solution, parse_split("W8A16"), Datapath(out_format="fp32"))
     stored = solution.reconstruct().astype(np.float64)
     # Powers of two divide exactly; fp16 activations round by 2**-11, float32 sums by far less.
@@ -201,7 +203,7 @@ def test_p_becomes_codes_in_the_rounding_mode_of_the_data_path(rounding):
     x = rng.integers(-126, 127, (6, 8)).astype(np.float32)
     x[:, ::4] = 127
     weight = matrix(7, (5, 8))
-    solution = solve(weight, "svdquant", split.main_weight, split.branch_weight, 2)
+    solution = solve(weight, "svdquant", main=split.main_weight, branch=split.branch_weight, rank=2)
     still = dataclasses.replace(solution.main, codes=np.zeros_like(solution.main.codes))
     solution = dataclasses.replace(solution, main=still)
     path = Datapath(rounding=rounding, out_format="fp32")

@@ -30,7 +30,7 @@ def exact():
 def output(stored, bias, **path):
     split = lq.parse_split("W8A8+W8A8r4", group=32)
     x = np.zeros((3, 32), np.float32)
-    return run_layer(x, stored, split, Datapath(**path), np.array(bias, np.float32))
+    return run_layer(x, stored, split, Datapath(**path), bias=np.array(bias, np.float32))
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
@@ -235,7 +235,7 @@ def test_steps_are_those_that_run_and_what_they_see_is_in_the_output():
     walked = list(walk_steps(x, stored, split, path, bias))
     assert [done.step for done in walked] == list(planned)
     np.testing.assert_array_equal(
-        walked[-1].result.dequantize(), run_layer(x, stored, split, path, bias).y
+        walked[-1].result.dequantize(), run_layer(x, stored, split, path, bias=bias).y
     )
     shared = lq.parse_split("W4A8+W8A8r4", group=32)
     plain = lq.solve(weight, **options)

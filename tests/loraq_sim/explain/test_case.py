@@ -78,7 +78,7 @@ def test_without_activations_only_the_weight_is_explained(layer):
 
 
 def test_tokens_data_path_and_a_given_solution_are_used(layer, explained):
-    solution = lq.solve(layer.weight, "rtn", "int4/g64", None)
+    solution = lq.solve(layer.weight, "rtn", main="int4/g64", branch=None)
     wide = {"acc_bits": 32}
     narrow = {"acc_bits": 8, "overflow": "saturate"}
     machine = hwmodels.load_accelerator("aie2")

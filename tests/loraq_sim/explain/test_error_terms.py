@@ -77,7 +77,7 @@ def test_with_all_switches_on_the_output_is_that_of_the_emulated_data_path(layer
     text, path, options = CASES[name]
     parts, solution, split = switchable(layer, text, path, **options)
     loud = louder(layer, options.get("scale", 1))
-    emulated = run_layer(loud.activations, solution, split, path, layer.bias)
+    emulated = run_layer(loud.activations, solution, split, path, bias=layer.bias)
     np.testing.assert_array_equal(parts.output(parts.sources), emulated.y)
     assert parts.overflows == emulated.statistics.overflow_count
     if name == "narrow accumulator":

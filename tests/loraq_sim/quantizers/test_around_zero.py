@@ -16,7 +16,7 @@ def matrix(seed=0, shape=(5, 70)):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_a_signed_scale_puts_the_extreme_on_the_longer_side(bits):
     x = matrix(bits)
-    q = lq.quantize(x, f"int{bits}/g32/fp32", "signed_absmax")
+    q = lq.quantize(x, f"int{bits}/g32/fp32", rule="signed_absmax")
     for row, codes, scales in zip(x, q.codes, q.scales, strict=True):
         for g, start in enumerate(range(0, 70, 32)):
             part = row[start : start + 32]
@@ -27,7 +27,7 @@ def test_a_signed_scale_puts_the_extreme_on_the_longer_side(bits):
 
 def test_a_signed_scale_wastes_no_code_where_one_side_is_shorter():
     x = np.array([[8, *range(-7, 8)]], dtype=np.float32)
-    np.testing.assert_array_equal(lq.quantize(x, "int4/g64", "signed_absmax").dequantize(), x)
+    np.testing.assert_array_equal(lq.quantize(x, "int4/g64", rule="signed_absmax").dequantize(), x)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_signed_scale_wastes_no_code_where_one_side_is_shorter():
 @pytest.mark.parametrize("rule", ["absmax", "mse"])
 def test_a_fixed_zero_point_is_stored_nowhere_and_read_back(fmt, rule):
     x = matrix(2)
-    q = lq.quantize(x, fmt, rule)
+    q = lq.quantize(x, fmt, rule=rule)
     assert (q.zero_points == q.format.zero).all()
     assert len(q.pack()) == q.nbytes == lq.parse_format(fmt).storage_bytes(x.shape)
     plain = fmt.rpartition("/")[0]

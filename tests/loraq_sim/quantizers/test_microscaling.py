@@ -93,7 +93,7 @@ def test_amd_rule_adds_one_from_seven_quarters_on():
     blocks[:, 0] = [6.0, np.nextafter(np.float32(7), np.float32(0)), 7.0]
     for rule, scales in (("ocp", [1, 1, 1]), ("amd", [1, 1, 2]), ("absmax", [1, 2, 2])):
         np.testing.assert_array_equal(
-            quantize(blocks, "mxfp4", rule).scales[:, 0], np.array(scales, dtype=np.float32)
+            quantize(blocks, "mxfp4", rule=rule).scales[:, 0], np.array(scales, dtype=np.float32)
         )
 
 
@@ -114,7 +114,9 @@ def test_pack_writes_exactly_nbytes_and_reads_back_the_same(name, shape):
 def test_searched_scales_never_lose_to_the_default(name):
     x = np.random.default_rng(5).standard_normal((20, 96)).astype(np.float32)
     errors = {
-        rule: float(np.square(quantize(x, name, rule).dequantize().astype(np.float64) - x).sum())
+        rule: float(
+            np.square(quantize(x, name, rule=rule).dequantize().astype(np.float64) - x).sum()
+        )
         for rule in BLOCK_RULES
         if name != "nvfp4" or rule in ("absmax", "mse")
     }
@@ -158,7 +160,7 @@ def test_scaling_by_a_power_of_two_moves_only_the_exponents():
 @settings(max_examples=300, deadline=None)
 def test_any_finite_values_quantize_to_finite_ones_and_survive_packing(name, rule, values):
     x = np.array([values], dtype=np.float32)
-    q = quantize(x, name, rule)
+    q = quantize(x, name, rule=rule)
     assert np.isfinite(q.dequantize()).all()
     # Saturation keeps magnitudes from growing beyond half a step, at most a quarter of a power.
     largest = float(np.abs(x).max())
@@ -182,8 +184,8 @@ def test_any_finite_values_quantize_to_finite_ones_and_survive_packing(name, rul
 def test_mse_tries_the_exponents_around_the_published_one(name, extreme, rest, step):
     x = np.full((1, 32), rest, np.float32)
     x[0, 0] = extreme
-    stored = quantize(x, name, "mse")
-    published = quantize(x, name, "ocp")
+    stored = quantize(x, name, rule="mse")
+    published = quantize(x, name, rule="ocp")
     assert (stored.scales / published.scales).item() == step
     miss = [np.square(q.dequantize().astype(np.float64) - x).sum() for q in (stored, published)]
     assert miss[0] <= miss[1]

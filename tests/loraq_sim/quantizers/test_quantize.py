@@ -97,7 +97,7 @@ def test_any_finite_values_quantize_to_codes_in_range_and_survive_packing(
 ):
     fmt = parse_format(f"{'int' if signed else 'uint'}{bits}/g{group}/{scale}")
     x = np.array([values], dtype=np.float32)
-    q = quantize(x, fmt, rule)
+    q = quantize(x, fmt, rule=rule)
     assert fmt.element.lo <= int(q.codes.min())
     assert int(q.codes.max()) <= fmt.element.hi
     assert np.isfinite(q.scales).all()
@@ -113,7 +113,7 @@ def test_a_scale_search_among_the_smallest_numbers_there_are(value, scale, bits)
     # Factors below one make some candidates zero in the stored format; they are never tried.
     x = np.array([[1.0, 0.5, value, value / 2]], dtype=np.float32)
     for part in (x, x[:, 2:]):
-        q = quantize(part, parse_format(f"int{bits}/g2/{scale}"), "mse")
+        q = quantize(part, parse_format(f"int{bits}/g2/{scale}"), rule="mse")
         assert np.isfinite(q.dequantize()).all()
         assert np.abs(q.codes).max() <= 2 ** (bits - 1)
 
@@ -123,7 +123,7 @@ def test_searched_scales_never_lose_to_absmax(element):
     fmt = parse_format(f"{element}/g64")
     x = random_matrix(11, (20, 256))
     errors = {
-        rule: float(np.square(quantize(x, fmt, rule).dequantize() - x).sum())
+        rule: float(np.square(quantize(x, fmt, rule=rule).dequantize() - x).sum())
         for rule in rules_for(fmt)
     }
     assert errors["mse"] <= errors["absmax"]
@@ -134,7 +134,7 @@ def test_searched_scales_never_lose_to_absmax(element):
 def test_signed_mse_uses_the_lowest_code_for_a_positive_extreme():
     # 8, -7 .. 7: an int4 grid with scale -1 holds every value exactly.
     x = np.array([[8, *range(-7, 8)]], dtype=np.float32)
-    q = quantize(x, "int4/g64", "signed_mse")
+    q = quantize(x, "int4/g64", rule="signed_mse")
     np.testing.assert_array_equal(q.dequantize(), x)
     assert q.scales[0, 0] == -1.0
 
@@ -151,7 +151,7 @@ def test_zero_groups_stay_zero():
     x[1, 20:] = 1.0
     for element in ("int4", "uint4"):
         for rule in ("absmax", "mse"):
-            q = quantize(x, f"{element}/g20", rule)
+            q = quantize(x, f"{element}/g20", rule=rule)
             np.testing.assert_array_equal(q.dequantize()[:, :20], np.zeros((2, 20)))
 
 
@@ -216,7 +216,7 @@ def test_input_is_not_modified_and_other_dtypes_are_widened():
 )
 def test_quantize_says_what_is_wrong(x, fmt, rule, message):
     with pytest.raises(InputError, match=message):
-        quantize(x, fmt, rule)
+        quantize(x, fmt, rule=rule)
 
 
 def test_unpack_refuses_the_wrong_number_of_bytes():

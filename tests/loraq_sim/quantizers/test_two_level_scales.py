@@ -16,7 +16,7 @@ def normal(*shape, seed=0):
 
 
 def error(x, fmt, rule=None):
-    return float(np.linalg.norm(x - quantize(x, fmt, rule).dequantize()) / np.linalg.norm(x))
+    return float(np.linalg.norm(x - quantize(x, fmt, rule=rule).dequantize()) / np.linalg.norm(x))
 
 
 @pytest.mark.parametrize("size", [1e-9, 2e-3, 1.0, 3e5, 1e15])
@@ -36,7 +36,7 @@ def test_small_weights_lose_no_more_than_with_wider_scales():
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("rule", ["absmax", "mse"])
 def test_four_bytes_are_counted_packed_and_read_back(fmt, rule):
-    stored = quantize(0.01 * normal(6, 70), fmt, rule)
+    stored = quantize(0.01 * normal(6, 70), fmt, rule=rule)
     data, parsed = stored.pack(), parse_format(fmt)
     codes = 6 * -(-70 * parsed.element.bits // 8)
     scales = int(np.prod(parsed.scale_shape((6, 70))))

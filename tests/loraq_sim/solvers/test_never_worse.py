@@ -89,7 +89,9 @@ def test_loraq_is_never_worse_than_rounding_or_than_lqer(name, main, branch):
 def test_loraq_is_never_worse_than_searched_scales_without_a_branch(name):
     weight = STRUCTURED[name].astype(np.float32)
     for main in ("int4/g64", "mxfp4", "int4/tensor"):
-        searched = quantize(weight, main, main_scale_rule(solve(weight, "rtn", main).main.format))
+        searched = quantize(
+            weight, main, rule=main_scale_rule(solve(weight, "rtn", main=main).main.format)
+        )
         missed = np.linalg.norm(weight.astype(np.float64) - searched.dequantize())
         error = solve(weight, main=main, rank=8, preset="fast").weight_error
         # The norm is summed in another order here: 4e-16 of it.

@@ -50,8 +50,8 @@ def output_error(weight, solution, x):
 )
 def test_data_free_methods_improve_on_rounding_to_nearest(method, main, branch):
     weight = heavy_tailed()
-    plain = solve(weight, "rtn", main)
-    solution = solve(weight, method, main, branch, rank=24, preset="fast")
+    plain = solve(weight, "rtn", main=main)
+    solution = solve(weight, method, main=main, branch=branch, rank=24, preset="fast")
     assert solution.weight_error < plain.weight_error
     assert (solution.main.format, solution.left.format) == (plain.main.format, parse_format(branch))
 
@@ -60,7 +60,7 @@ def test_data_free_methods_improve_on_rounding_to_nearest(method, main, branch):
 def test_loraq_beats_alternation_and_svdquant_on_every_kind_of_grid(main):
     weight = heavy_tailed(2)
     errors = [
-        solve(weight, method, main, "int8/g64", rank=24).weight_error
+        solve(weight, method, main=main, branch="int8/g64", rank=24).weight_error
         for method in ("svdquant", "alternating", "loraq")
     ]
     assert errors == sorted(errors, reverse=True)
@@ -69,14 +69,16 @@ def test_loraq_beats_alternation_and_svdquant_on_every_kind_of_grid(main):
 @pytest.mark.parametrize("branch", ["int8/g64", "int6/g64", "int4/g64", "fp16"])
 def test_a_short_last_group_is_no_obstacle(branch):
     weight = heavy_tailed(3, (64, 150))
-    solution = solve(weight, "loraq", "int4/g64", branch, rank=10, preset="fast")
+    solution = solve(weight, "loraq", main="int4/g64", branch=branch, rank=10, preset="fast")
     assert solution.weight_error < solve(weight, "svdquant", rank=10).weight_error
 
 
 def test_a_branch_of_four_bits_is_within_a_fifth_of_eight_bits_at_equal_bytes():
     weight = heavy_tailed(4, (256, 256))
     eight, four = (
-        solve(weight, "loraq", "int4/g64", f"int{bits}/g64", budget="fp16@16").weight_error
+        solve(
+            weight, "loraq", main="int4/g64", branch=f"int{bits}/g64", budget="fp16@16"
+        ).weight_error
         for bits in (8, 4)
     )
     assert four < 1.2 * eight
@@ -86,8 +88,8 @@ def test_a_branch_of_four_bits_is_within_a_fifth_of_eight_bits_at_equal_bytes():
 @pytest.mark.parametrize("branch", ["int8/g32/e8m0", "mxint6", "mxfp4"])
 def test_doubling_the_weight_changes_power_of_two_scales_only(main, branch):
     weight = heavy_tailed(9, (64, 96))
-    one = solve(weight, "loraq", main, branch, rank=8, preset="fast")
-    two = solve(2 * weight, "loraq", main, branch, rank=8, preset="fast")
+    one = solve(weight, "loraq", main=main, branch=branch, rank=8, preset="fast")
+    two = solve(2 * weight, "loraq", main=main, branch=branch, rank=8, preset="fast")
     for part in ("main", "left", "right"):
         first, second = getattr(one, part), getattr(two, part)
         np.testing.assert_array_equal(
@@ -102,14 +104,16 @@ def test_a_weight_of_low_rank_keeps_its_start():
     rng = np.random.default_rng(2)
     weight = (rng.standard_normal((64, 4)) @ rng.standard_normal((4, 80))).astype(np.float32)
     # fp16 factors: each product carries a relative error of 2**-11 per factor.
-    assert solve(weight, "loraq", "int4/g64", "fp16", rank=4).weight_error < 2**-10
+    assert solve(weight, "loraq", main="int4/g64", branch="fp16", rank=4).weight_error < 2**-10
 
 
 @pytest.mark.parametrize("method", ["l2qer", "qera"])
 def test_data_aware_methods_beat_lqer_in_the_output(method):
     weight, x = heavy_tailed(5), correlated_inputs()
     errors = [
-        output_error(weight, solve(weight, name, "int4/g64", "fp16", rank=16, activations=x), x)
+        output_error(
+            weight, solve(weight, name, main="int4/g64", branch="fp16", rank=16, activations=x), x
+        )
         for name in ("lqer", method)
     ]
     assert errors[1] < errors[0]
@@ -123,7 +127,7 @@ def test_data_aware_methods_ask_for_activations(method):
 
 def test_qera_is_the_best_low_rank_term_for_the_output():
     weight, x = heavy_tailed(6, (48, 64)), correlated_inputs(64, 500)
-    solution = solve(weight, "qera", "int4/g64", "fp16", rank=6, activations=x)
+    solution = solve(weight, "qera", main="int4/g64", branch="fp16", rank=6, activations=x)
     residual = (weight - quantize(weight, "int4/g64").dequantize()).astype(np.float64)
     singular = np.linalg.svd(residual @ x.T.astype(np.float64), compute_uv=False)
     optimum = np.sqrt(np.square(singular[6:]).sum())
@@ -133,11 +137,11 @@ def test_qera_is_the_best_low_rank_term_for_the_output():
 
 def test_tuned_svdquant_chooses_a_smoothing_and_iterates():
     weight, x = heavy_tailed(7), correlated_inputs()
-    plain = solve(weight, "svdquant", "int4/g64", "fp16", rank=16)
-    iterated = solve(weight, "svdquant_tuned", "int4/g64", "fp16", rank=16)
+    plain = solve(weight, "svdquant", main="int4/g64", branch="fp16", rank=16)
+    iterated = solve(weight, "svdquant_tuned", main="int4/g64", branch="fp16", rank=16)
     assert iterated.weight_error < plain.weight_error
     assert iterated.smooth is None
-    tuned = solve(weight, "svdquant_tuned", "int4/g64", "fp16", rank=16, activations=x)
+    tuned = solve(weight, "svdquant_tuned", main="int4/g64", branch="fp16", rank=16, activations=x)
     assert tuned.smooth.shape == (256,)
     assert tuned.bytes_by_part["smooth"] == 512
     given = solve(
@@ -148,7 +152,7 @@ def test_tuned_svdquant_chooses_a_smoothing_and_iterates():
 
 def test_flattening_shows_in_the_diagnostics():
     weight = heavy_tailed(8)
-    solution = solve(weight, "loraq", "int4/g64", "int8/g64", rank=24)
+    solution = solve(weight, "loraq", main="int4/g64", branch="int8/g64", rank=24)
     seen = solution.diagnose(weight)
     assert seen.amax_over_rms_after < 0.85 * seen.amax_over_rms_before
     shares = list(seen.left_to_win.values())
@@ -176,7 +180,7 @@ def test_values_on_a_grid_keep_their_codes(fmt):
 
 def test_scales_searched_near_given_ones_never_lose_to_the_search_alone():
     values, fmt = heavy_tailed(11), parse_format("int4/g64")
-    cold = quantize(values, fmt, "signed_mse")
+    cold = quantize(values, fmt, rule="signed_mse")
     near = quantize_near(values, fmt, "signed_mse", cold.scales * np.float32(1.004))
     lost = [np.square(values - q.dequantize()).sum(axis=1) for q in (cold, near)]
     # Float32 sums of 256 squares.

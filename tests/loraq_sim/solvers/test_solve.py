@@ -63,7 +63,7 @@ def test_every_method_keeps_the_contract(method, branch):
     weight, x = heavy_tailed(), inputs_of()
     kept, kept_x = weight.copy(), x.copy()
     options = {"rank": 12, "preset": "fast", "seed": 3, "activations": x}
-    solution = solve(weight, method, "int4/g64", branch, **options)
+    solution = solve(weight, method, main="int4/g64", branch=branch, **options)
     np.testing.assert_array_equal(weight, kept)
     np.testing.assert_array_equal(x, kept_x)
     assert solution.main.shape == (96, 160)
@@ -82,16 +82,16 @@ def test_every_method_keeps_the_contract(method, branch):
     assert solution.nbytes == sum(solution.bytes_by_part.values())
     assert solution.bits_per_weight == 8 * solution.nbytes / weight.size
     assert solution.seconds > 0
-    again = solve(weight, method, "int4/g64", branch, **options)
+    again = solve(weight, method, main="int4/g64", branch=branch, **options)
     assert stored_bytes(again) == stored_bytes(solution)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rank_zero_is_round_to_nearest(method):
     weight = heavy_tailed()
-    plain = solve(weight, "rtn", "int4/g64")
+    plain = solve(weight, "rtn", main="int4/g64")
     for options in ({"rank": 0}, {"branch": None}):
-        solution = solve(weight, method, "int4/g64", **options)
+        solution = solve(weight, method, main="int4/g64", **options)
         assert solution.method == "rtn"
         assert stored_bytes(solution) == stored_bytes(plain)
         assert solution.left is None
@@ -102,18 +102,20 @@ def test_real_layers_improve_from_rtn_over_the_baselines_to_loraq(real_weights, 
     weight = real_weights[dump]
     budget = "fp16@32" if dump == "minilm" else "fp16@4"
     errors = [
-        solve(weight, method, "int4/g64", "fp16", budget=budget).weight_error
+        solve(weight, method, main="int4/g64", branch="fp16", budget=budget).weight_error
         for method in ("rtn", "lqer", "svdquant", "alternating", "loraq")
     ]
     assert errors == sorted(errors, reverse=True)
-    quantized = solve(weight, "loraq", "int4/g64", "int8/g64", budget=budget)
+    quantized = solve(weight, "loraq", main="int4/g64", branch="int8/g64", budget=budget)
     assert quantized.weight_error < errors[-1]
 
 
 def test_an_eight_bit_branch_halves_the_error_of_svdquant_at_equal_bytes(real_weights):
     weight = real_weights["minilm"]
-    published = solve(weight, "svdquant", "int4/g64", "fp16", rank=32)
-    ours = solve(weight, "loraq", "int4/g64", "int8/g64", budget="fp16@32", preset="best")
+    published = solve(weight, "svdquant", main="int4/g64", branch="fp16", rank=32)
+    ours = solve(
+        weight, "loraq", main="int4/g64", branch="int8/g64", budget="fp16@32", preset="best"
+    )
     assert ours.nbytes <= published.nbytes
     assert ours.weight_error <= 0.5 * published.weight_error
 
@@ -123,7 +125,7 @@ def test_longer_presets_never_lose_and_the_best_iterate_is_returned(method):
     weight = heavy_tailed(5)
     errors = []
     for preset in PRESETS:
-        solution = solve(weight, method, "int4/g64", "int4/g64", rank=16, preset=preset)
+        solution = solve(weight, method, main="int4/g64", branch="int4/g64", rank=16, preset=preset)
         stored = [entry.weight_error for entry in solution.trace if entry.is_stored]
         assert solution.weight_error == pytest.approx(min(stored), rel=1e-5)
         errors.append(solution.weight_error)
@@ -161,8 +163,12 @@ def test_shared_stages_are_kept_apart_by_weight_seed_and_smoothing():
 
 def test_doubling_the_weight_doubles_power_of_two_scales_and_nothing_else():
     weight = heavy_tailed(9)
-    one = solve(weight, "loraq", "int4/g32/e8m0", "int8/g32/e8m0", rank=8, preset="fast")
-    two = solve(2 * weight, "loraq", "int4/g32/e8m0", "int8/g32/e8m0", rank=8, preset="fast")
+    one = solve(
+        weight, "loraq", main="int4/g32/e8m0", branch="int8/g32/e8m0", rank=8, preset="fast"
+    )
+    two = solve(
+        2 * weight, "loraq", main="int4/g32/e8m0", branch="int8/g32/e8m0", rank=8, preset="fast"
+    )
     np.testing.assert_array_equal(one.main.codes, two.main.codes)
     np.testing.assert_array_equal(2 * one.main.scales, two.main.scales)
     assert one.weight_error == pytest.approx(two.weight_error, rel=1e-6)
@@ -172,14 +178,14 @@ def test_a_low_rank_weight_is_met_to_the_precision_of_the_branch():
     rng = np.random.default_rng(2)
     weight = (rng.standard_normal((64, 4)) @ rng.standard_normal((4, 80))).astype(np.float32)
     # fp16 factors: each product carries a relative error of 2**-11 per factor.
-    assert solve(weight, "svdquant", "int4/g64", "fp16", rank=4).weight_error < 2**-10
+    assert solve(weight, "svdquant", main="int4/g64", branch="fp16", rank=4).weight_error < 2**-10
 
 
 def test_smoothing_is_undone_by_reconstruct_and_costs_its_bytes():
     rng = np.random.default_rng(4)
     weight = heavy_tailed()
     x = (rng.standard_normal((50, 160)) * np.exp(rng.standard_normal(160))).astype(np.float32)
-    solution = solve(weight, "loraq", "int4/g64", rank=8, activations=x, smooth=0.5)
+    solution = solve(weight, "loraq", main="int4/g64", rank=8, activations=x, smooth=0.5)
     assert solution.smooth.shape == (160,)
     assert solution.bytes_by_part["smooth"] == 320
     assert solution.weight_error == pytest.approx(
@@ -188,7 +194,7 @@ def test_smoothing_is_undone_by_reconstruct_and_costs_its_bytes():
 
 
 def test_a_zero_weight_is_met_exactly():
-    solution = solve(np.zeros((8, 16), dtype=np.float32), "loraq", "int4/g16", rank=2)
+    solution = solve(np.zeros((8, 16), dtype=np.float32), "loraq", main="int4/g16", rank=2)
     assert solution.weight_error == 0.0
 
 

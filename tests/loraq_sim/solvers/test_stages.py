@@ -113,10 +113,10 @@ def distance(left, right, target):
 
 def once_rounded(left, right, fmt, rule="mse"):
     """R rounded, L the least squares fit to it, rounded: no refit of R."""
-    rows = quantize(right, fmt, rule)
+    rows = quantize(right, fmt, rule=rule)
     r_hat = rows.dequantize().astype(np.float64)
     columns = (left.astype(np.float64) @ right) @ np.linalg.pinv(r_hat)
-    return quantize(columns.astype(np.float32), fmt, rule), rows
+    return quantize(columns.astype(np.float32), fmt, rule=rule), rows
 
 
 @pytest.mark.parametrize("fmt", ["int3/g32", "int4/g32", "mxfp4"])
@@ -253,5 +253,5 @@ def test_sizes_stay_in_r_where_l_has_no_bits_for_them():
 
 def plain_noise(left, right, fmt):
     """||L^ R^ - L R||_F of both factors rounded as they are."""
-    rows, columns = (quantize(part, fmt, "signed_mse").dequantize() for part in (right, left))
+    rows, columns = (quantize(part, fmt, rule="signed_mse").dequantize() for part in (right, left))
     return np.linalg.norm(columns.astype(np.float64) @ rows - left.astype(np.float64) @ right)
