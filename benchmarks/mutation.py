@@ -258,8 +258,11 @@ def _run_tests(copy: Path, tests: tuple[str, ...], log: Path, is_compiled: bool)
         importlib.import_module("numba").config.CACHE_DIR = str(FOLDER / "numba")
         os.environ["NUMBA_CACHE_DIR"] = str(FOLDER / "numba")
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
+    code = 0
     try:
-        code = int(importlib.import_module("pytest").main([*options, *tests]))
+        # One after the other: the first often notices, and the others need not be imported.
+        for test in tests:
+            code = code or int(importlib.import_module("pytest").main([*options, test]))
     except BaseException as error:
         print("ERROR", repr(error))
         code = 3

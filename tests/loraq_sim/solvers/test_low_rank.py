@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.solvers.low_rank import truncated_svd
+from loraq_sim.solvers.low_rank import balanced_factors, principal_factors, truncated_svd
 
 
 def flat_spectrum(seed=0, shape=(300, 400)):
@@ -80,3 +80,42 @@ def test_same_generator_state_gives_the_same_factors():
     matrix = flat_spectrum(4)
     fits = [truncated_svd(matrix, 5, rng=np.random.default_rng(7)) for _ in range(2)]
     np.testing.assert_array_equal(fits[0][1], fits[1][1])
+
+
+@pytest.fixture
+def mixed():
+    """Factors of rank 5 whose columns are neither orthonormal nor in order of size."""
+    rng = np.random.default_rng(5)
+    sizes = np.array([1, 9, 3, 27, 0.5], np.float32)
+    left = rng.standard_normal((40, 5), dtype=np.float32) * sizes
+    return left, rng.standard_normal((5, 60), dtype=np.float32)
+
+
+def test_principal_factors_are_those_of_the_product(mixed):
+    left, right = principal_factors(*mixed)
+    exact = mixed[0].astype(np.float64) @ mixed[1]
+    # QR and SVD of (r, .) matrices: a small multiple of eps times the norm.
+    slack = 30 * np.finfo(np.float32).eps * np.linalg.norm(exact)
+    np.testing.assert_allclose(left @ right, exact, rtol=0, atol=slack)
+    np.testing.assert_allclose(left.T @ left, np.eye(5), atol=40 * np.finfo(np.float32).eps)
+    sizes = np.linalg.svd(exact, compute_uv=False)[:5]
+    np.testing.assert_allclose(np.linalg.norm(right, axis=1), sizes, rtol=0, atol=slack)
+
+
+def test_balanced_factors_have_the_same_product_and_equal_sizes(mixed):
+    left, right = principal_factors(*mixed)
+    one, other = balanced_factors(left, right)
+    slack = 30 * np.finfo(np.float32).eps * np.linalg.norm(right)
+    np.testing.assert_allclose(one @ other, left @ right, rtol=0, atol=slack)
+    np.testing.assert_allclose(
+        np.linalg.norm(one, axis=0), np.linalg.norm(other, axis=1), rtol=1e-5
+    )
+
+
+def test_a_component_that_vanished_stays_zero(mixed):
+    left, right = principal_factors(*mixed)
+    right[4] = 0
+    one, other = balanced_factors(left, right)
+    assert not one[:, 4].any()
+    assert not other[4].any()
+    np.testing.assert_allclose(one @ other, left @ right, rtol=0, atol=1e-3)
