@@ -16,7 +16,15 @@ from loraq_sim.errors import InputError
 
 __all__ = [
     *("LOOPS", "NEVER", "PATHS", "PATH_VARIABLE", "KernelUnavailable", "TileArguments"),
-    *("choose_path", "forced_path", "found_features", "is_jit_off", "refuse_path", "refused_paths"),
+    *(
+        "choose_path",
+        "forced_path",
+        "found_features",
+        "is_jit_off",
+        "multiplies_bf16",
+        "refuse_path",
+    ),
+    *("refused_paths",),
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,6 +62,11 @@ def found_features() -> tuple[str, ...]:
     """Return what of the features that matter to integer arithmetic this processor has."""
     wanted = {"neon", "avxvnni"}.union(*_NEEDED.values())
     return tuple(sorted(wanted & _features()))
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 values natively (AVX512-BF16 or AMX)."""
+    return bool({"avx512bf16", "amx-bf16"} & _features())
 
 
 class KernelUnavailable(RuntimeError):

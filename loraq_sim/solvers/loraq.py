@@ -15,7 +15,11 @@ the stages are ours). From L R = SVD_r(W):
 4. round the main branch once more, against the branch as stored;
 5. keep the end only where it is better than the start, than no branch and than a branch that no one
    optimized (`baselines.best_candidate`): a solution is never worse than round to nearest, or than
-   LQER.
+   LQER. Where LQER wins (a few outliers, which rounding meets exactly), stages 2 to 4 also start
+   from it, and LoftQ goes on from it.
+
+Every preset runs those below it too and returns the best, so that a longer search is never worse:
+it flattens on from where the shorter one stopped, so that one costs its refining and its end only.
 
 Float main grids skip stage 1, whose premise they lack. Stages 1 and 2 run on the device of the
 problem where it knows the main grid, 3 and 4 on the CPU.
@@ -48,15 +52,22 @@ from typing import Any
 import numpy as np
 
 from loraq_sim.quantizers import quantize
-from loraq_sim.solvers.baselines import best_candidate
+from loraq_sim.solvers.baselines import best_candidate, solve_loftq
 from loraq_sim.solvers.branch import FrozenBranch
-from loraq_sim.solvers.low_rank import CPU, Device, Directions, balanced_factors
+from loraq_sim.solvers.low_rank import (
+    CPU,
+    Device,
+    Directions,
+    Projections,
+    balanced_factors,
+    project_exactly,
+)
 from loraq_sim.solvers.main_grid import MainGrid, main_scale_rule
 from loraq_sim.solvers.problem import (
     EFFORTS,
     Branches,
+    Effort,
     Problem,
-    SharedStages,
     Trace,
     TraceEntry,
     product,
@@ -80,8 +91,12 @@ _TINY = 1e-30
 _FLATTEN_RATE = 0.2
 # Powers of the range norm, as log2 p, each for an equal share of the steps.
 _FLATTEN_DOUBLINGS = (3, 4, 5)
+# A second flattening, from where a shorter one came to rest.
+_AGAIN = 0.7
 _REFINE_RATE = 0.035
 _REFINE_RATE_FLOAT = 0.05
+# What a weight is to the error that rounding and a first branch leave of it: about 1 in 10.
+_TO_ROUNDING = 10.0
 # Below this share of the weight, what a branch leaves is rounding noise of float32.
 _NOTHING = 1e-6
 # Steps move the product by a few times what it leaves; beyond this they feed on components that
@@ -131,66 +146,85 @@ _PLANS_ROUGH = (
 def solve_loraq(problem: Problem) -> Branches:
     """Data-free optimization of a quantized low-rank branch against the rounding error.
 
-    The best of a descent, of what needs none, and of what less effort gives.
+    The best of a descent, of those of less effort, and of what needs none.
     """
-    below = problem.effort.below
-    if below is None:
-        return _solve_once(problem)
-    rng = copy.deepcopy(problem.rng)
-    results = [_solve_once(problem)]
-    # Stages of another effort must not be taken for these.
-    shorter = dataclasses.replace(problem, effort=EFFORTS[below], rng=rng, shared=SharedStages())
-    results.append(solve_loraq(shorter))
-    return min(results, key=lambda found: min(e.weight_error for e in found.trace if e.is_stored))
-
-
-def _solve_once(problem: Problem) -> Branches:
-    """Flatten, refine and freeze; return the best of the result and of what needs no descent."""
-    effort = problem.effort
     run = _Run(problem)
-    is_smooth = main_scale_rule(problem.main) == "signed_mse"
-    plans = _PLANS if is_smooth else _PLANS_ROUGH
-    plan = next(plan for bound, plan in plans if run.noise_at_start <= bound)
-    if not run.branch.can_freeze_parts:
-        plan = _PLANS[0][1]
-    steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
-    if run.grid.is_uniform:
-        steps, rate = effort.refine_steps, _REFINE_RATE
-        run.share("flatten", lambda: run.flatten(effort.flatten_steps))
-    if plan.before_refining:
-        run.freeze(plan.before_refining)
-        run.refine(steps, rate, "refine")
-    else:
-        run.share("refine", lambda: run.refine(steps, rate, "refine"))
-    if plan.pins:
-        run.pin()
-        run.refine(effort.settle_steps, plan.settle_rate, "settle")
-    for share in plan.before_settling:
-        run.freeze(share)
-        run.refine(effort.settle_steps, plan.settle_rate, "settle")
-    run.freeze(1.0)
-    return run.best_of_all()
+    ends = _ends(run)
+    # What the least effort is compared with is the same for all presets, so that no preset misses
+    # what a lower one finds.
+    least = {"end": ends[0], "start": run.start}
+    untouched = dataclasses.replace(problem, rng=run.another_rng())
+    name, found = best_candidate(untouched, least)
+    tried = [*ends, run.start]
+    trace = run.trace + [entry for end in ends for entry in end.trace]
+    if name not in least:
+        tried.append(found)
+        trace += found.trace
+    if name == "lqer":
+        # Rounding left something of low rank, and the descent from the weight got lost: what
+        # starts from there keeps what rounding does well.
+        passes, descent = (dataclasses.replace(problem, rng=run.another_rng()) for _ in range(2))
+        other = _Run(descent, after_rounding=True)
+        after = [solve_loftq(passes), other.start, *_ends(other)]
+        tried += after
+        trace += other.trace[1:] + [each.trace[-1] for each in after[1:]]
+        trace += after[0].trace
+    # Of equals the end of the effort that was asked for.
+    order = [ends[-1], *tried]
+    best = min(order, key=_stored_error)
+    return dataclasses.replace(best, trace=trace)
+
+
+def _stored_error(branches: Branches) -> float:
+    return min(entry.weight_error for entry in branches.trace)
+
+
+def _efforts(effort: Effort) -> list[tuple[str, Effort]]:
+    """`effort` and all below it, the least first, by the names of their ends in a trace."""
+    found = [("end", effort)]
+    while (below := found[-1][1].below) is not None:
+        found.append((below, EFFORTS[below]))
+    return found[::-1]
+
+
+def _ends(run: "_Run") -> list[Branches]:
+    """What each effort ends at; each flattens on from where the one below it stopped."""
+    ends: list[Branches] = []
+    efforts = _efforts(run.problem.effort)
+    flattened = 0
+    for name, effort in efforts:
+        if run.grid.is_uniform and not run.is_after_rounding:
+            steps = effort.flatten_steps - flattened
+            run.flatten(name, steps, _FLATTEN_RATE * (_AGAIN if flattened else 1.0))
+            flattened = effort.flatten_steps
+        own = run if len(ends) == len(efforts) - 1 else run.fork()
+        ends.append(own.finish(name, effort))
+    return ends
 
 
 class _Run:
     """One weight on its way through the stages, in units of about its root mean square."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, after_rounding: bool = False) -> None:
         self.problem = problem
+        self.is_after_rounding = after_rounding
         self.trace: Trace = []
-        self.untouched_rng = copy.deepcopy(problem.rng)
+        self._untouched_rng = copy.deepcopy(problem.rng)
         self.unit = _power_of_two_near(problem.weight)
         # What is still to be met by the main branch and the free components.
         self.rest = problem.weight / np.float32(self.unit)
         self.size = float(np.linalg.norm(self.rest)) or 1.0
         self.grid = MainGrid(problem.main, self.rest.shape)
         self.device = problem.device
-        columns, rows = problem.truncated_svd(self.rest, power_iterations=1)
+        carried = self.rest
+        if after_rounding:
+            carried = carried - quantize(carried, problem.main).dequantize()
+        columns, rows = problem.truncated_svd(carried, power_iterations=1)
         self.start = self._start(columns, rows)
         self.left, self.right = balanced_factors(columns, rows)
         self.branch = self._new_branch()
 
-    def share(self, stage: str, run: Callable[[], None]) -> None:
+    def _share(self, stage: str, run: Callable[[], None]) -> None:
         """Run a stage that no branch format enters, or take over what it gave an earlier solve."""
 
         def compute() -> tuple[np.ndarray, np.ndarray, np.ndarray, Trace]:
@@ -204,8 +238,50 @@ class _Run:
         self.left, self.right, self.grid.scales = left.copy(), right.copy(), scales.copy()
         self.trace[n_before:] = entries
 
-    def flatten(self, steps: int) -> None:
+    def another_rng(self) -> np.random.Generator:
+        """A generator as it was given, for what should be as if it ran alone."""
+        return copy.deepcopy(self._untouched_rng)
+
+    def fork(self) -> "_Run":
+        """The same state to go on from; what one of the two does leaves the other as it is."""
+        other = copy.copy(self)
+        other.left, other.right = self.left.copy(), self.right.copy()
+        other.grid = MainGrid(self.problem.main, self.rest.shape)
+        other.branch, other.trace = self._new_branch(), []
+        return other
+
+    def finish(self, name: str, effort: Effort) -> Branches:
+        """Stages 2 to 4 with the steps of `effort`; `name` is that of the end in the trace."""
+        plan = self._plan()
+        steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
+        if self.grid.is_uniform:
+            steps, rate = effort.refine_steps, _REFINE_RATE
+        if plan.before_refining:
+            self.freeze(plan.before_refining)
+            self.refine(steps, rate, "refine")
+        else:
+            self._share(f"refine {name}", lambda: self.refine(steps, rate, "refine"))
+        if plan.pins:
+            self.pin()
+            self.refine(effort.settle_steps, plan.settle_rate, "settle")
+        for share in plan.before_settling:
+            self.freeze(share)
+            self.refine(effort.settle_steps, plan.settle_rate, "settle")
+        self.freeze(1.0)
+        return self._end(name)
+
+    def _plan(self) -> _Plan:
+        if not self.branch.can_freeze_parts:
+            return _PLANS[0][1]
+        is_smooth = main_scale_rule(self.problem.main) == "signed_mse"
+        plans = _PLANS if is_smooth else _PLANS_ROUGH
+        return next(plan for bound, plan in plans if self.noise_at_start <= bound)
+
+    def flatten(self, name: str, steps: int, rate: float) -> None:
         """Stage 1: small ranges of the groups of what the main branch rounds."""
+        self._share(f"flatten {name}", lambda: self._flatten(steps, rate))
+
+    def _flatten(self, steps: int, rate: float) -> None:
         with self.device.working():
             directions = self.device.directions(self.rest, self.grid)
 
@@ -213,7 +289,7 @@ class _Run:
                 doublings = _FLATTEN_DOUBLINGS[step * len(_FLATTEN_DOUBLINGS) // steps]
                 return directions.flatten(left, right, doublings)
 
-            self._descend(self.device, directions, flatten, steps, _FLATTEN_RATE)
+            self._descend(self.device, directions, flatten, steps, rate)
 
     def refine(self, steps: int, rate: float, stage: str) -> None:
         """Stage 2, on the components that are still free."""
@@ -241,6 +317,9 @@ class _Run:
             for step, norm in enumerate(itertools.takewhile(math.isfinite, norms))
         ]
 
+    def _named(self, end: str) -> str:
+        return f"{end} after lqer" if self.is_after_rounding else end
+
     def pin(self) -> None:
         """Stage 3 for one factor of all components."""
         self.left, self.right = self.branch.pin(self.left, self.right)
@@ -253,12 +332,14 @@ class _Run:
         stored_left, stored_right, left, right = self.branch.freeze(
             self.left, self.right, wanted - self.branch.n_frozen
         )
-        self.rest -= stored_left @ stored_right
+        # Not in place: forks hold the same array.
+        product = stored_left @ stored_right
+        self.rest = np.subtract(self.rest, product, out=product)
         is_pinned = self.branch.pinned is not None
         self.left, self.right = (left, right) if is_pinned else balanced_factors(left, right)
 
-    def best_of_all(self) -> Branches:
-        """Stages 4 and 5."""
+    def _end(self, name: str) -> Branches:
+        """Stage 4, with its one error as the trace."""
         # As large as the weight, and not needed any more: peak memory.
         del self.rest
         left, right = self.branch.stored()
@@ -269,15 +350,11 @@ class _Run:
         noise = self.branch.noise / self.size
         end = Branches(main=main, left=left, right=right, branch_noise=noise)
         error = self.problem.relative_error(end.reconstruct())
-        self.trace.append(TraceEntry(stage="end", iteration=0, weight_error=error))
-        own = {"end": dataclasses.replace(end, trace=self.trace[-1:]), "start": self.start}
-        untouched = dataclasses.replace(self.problem, rng=self.untouched_rng)
-        name, best = best_candidate(untouched, own)
-        added = [] if name in own else best.trace
-        return dataclasses.replace(best, trace=[*self.trace, *added])
+        entry = TraceEntry(stage=self._named(name), iteration=0, weight_error=error)
+        return dataclasses.replace(end, trace=[entry])
 
     def _key(self, stage: str) -> tuple:
-        return (stage, self.problem.rank, *self.problem.shared_key)
+        return (stage, self.is_after_rounding, self.problem.rank, *self.problem.shared_key)
 
     def _descend(
         self,
@@ -296,12 +373,24 @@ class _Run:
         distance = directions.distance(left, right)
         if distance <= _NOTHING * self.size:
             return
+        if self.is_after_rounding:
+            # A few outliers are all of the norm there, and are met exactly.
+            distance = min(distance, _TO_ROUNDING * self.start_error * self.size)
         stride = rate * distance / math.sqrt(self.left.shape[1])
         moving = tuple(i for i in (0, 1) if i != self.branch.pinned)
         allowed = _RUNAWAY * (_reach(self.left, self.right) + self.size * self.left.shape[1])
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                descend(left, right, direction, steps=steps, stride=stride, moving=moving)
+                project = device.projections(self.rest.shape)
+                descend(
+                    left,
+                    right,
+                    direction,
+                    steps=steps,
+                    stride=stride,
+                    moving=moving,
+                    project=project,
+                )
                 left, right = device.get(left), device.get(right)
                 stays = _reach(left, right) <= allowed
         except (np.linalg.LinAlgError, FloatingPointError):
@@ -319,8 +408,9 @@ class _Run:
         main = quantize(self.problem.weight - product(left, right), self.problem.main)
         start = Branches(main=main, left=left, right=right)
         error = self.problem.relative_error(start.reconstruct())
+        self.start_error = error
         self.noise_at_start = branch.noise / self.size / error if error else 0.0
-        self.trace.append(TraceEntry(stage="start", iteration=0, weight_error=error))
+        self.trace.append(TraceEntry(stage=self._named("start"), iteration=0, weight_error=error))
         return dataclasses.replace(start, trace=self.trace[-1:])
 
     def _new_branch(self) -> FrozenBranch:
@@ -348,6 +438,7 @@ def descend(
     steps: int,
     stride: float,
     moving: tuple[int, ...] = (0, 1),
+    project: Projections = project_exactly,
 ) -> None:
     """Move `left` and `right` in place along what `direction` makes of their product.
 
@@ -363,6 +454,8 @@ def descend(
         How far the first step moves each component of the product, as a singular value.
     moving : tuple of int
         Which factors move: 0 is left, 1 right.
+    project : callable
+        The part of a direction that each factor can follow; see `Device.projections`.
     """
     # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
     means: list[Any] = [0.0, 0.0]
@@ -370,11 +463,8 @@ def descend(
         toward = direction(left, right, step)
         size = stride * max(_LAST, 1.0 - step / steps)
         moves: list[Any] = [None, None]
-        for i in moving:
-            gram, ascent = (
-                (left.T @ left, left.T @ toward) if i else (right @ right.T, right @ toward.T)
-            )
-            root = _on_host(_root, gram)
+        for i, ascent in zip(moving, project(left, right, toward, moving), strict=True):
+            root = _on_host(_root, left.T @ left if i else right @ right.T)
             means[i] = means[i] + _GAIN * (ascent - means[i])
             ahead = means[i] + _GAIN * (ascent - means[i])
             moves[i] = size * (root.T @ _polar(root @ ahead))

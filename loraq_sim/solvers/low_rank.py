@@ -4,7 +4,9 @@ The algorithms are written once, for arrays that know ``@``, ``.T`` and ``+=``. 
 arrays and knows the `Directions` of a descent of `loraq`: matrices D (N, K) along which the product
 P = L R of a branch moves, from the Numba kernels here and formula by formula the same in
 `loraq_sim.solvers.torch_directions`. Everything that is stored or reported is rounded and measured
-on the CPU whatever the device.
+on the CPU whatever the device. Where a processor multiplies bfloat16 natively (AVX512-BF16, AMX),
+the projections of large directions are taken in it: they are two thirds of the products of a
+descent and only say where to go, so that their 8 bits leave the error as it is.
 
 `truncated_svd` gives the best rank-r approximation: exact for small matrices, by randomized
 subspace iteration otherwise (Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM
@@ -12,21 +14,26 @@ Review 53 (2011), algorithm 4.4).
 """
 
 import contextlib
+import math
 import re
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.kernels.processor import multiplies_bf16
 from loraq_sim.solvers.main_grid import MainGrid
 
 __all__ = [
     "CPU",
     "Device",
     "Directions",
+    "Projections",
     "balanced_factors",
     "find_device",
     "principal_factors",
+    "project_exactly",
     "truncated_svd",
 ]
 
@@ -48,6 +55,15 @@ class Directions(Protocol):
 
     def finish(self) -> list[float]:
         """Hand the scales back to the main grid; the Frobenius norms of what was left."""
+
+
+Projections = Callable[[Any, Any, Any, tuple[int, ...]], list[Any]]
+"""Called with L, R, a direction D (N, K) and which factors move: R D^T for 0 (L), L^T D for 1."""
+
+
+def project_exactly(left: Any, right: Any, toward: Any, moving: tuple[int, ...]) -> list[Any]:
+    """`Projections` in the arithmetic of the arrays."""
+    return [left.T @ toward if i else right @ toward.T for i in moving]
 
 
 class _CpuDirections:
@@ -86,6 +102,10 @@ _CUDA = re.compile(r"cuda(?::(\d{1,4}))?")
 _TORCH_ON_CPU = "torch:cpu"
 
 
+# Elements of a weight from which directions are projected in bfloat16 where the processor can.
+_LEAST_IN_BF16 = 2**20
+
+
 class Device(Protocol):
     """Arrays and directions of one processor; all but `name` inside ``with device.working():``."""
 
@@ -102,6 +122,9 @@ class Device(Protocol):
 
     def orthonormal(self, columns: Any) -> Any:
         """An orthonormal basis (N, r) of `columns` (N, r)."""
+
+    def projections(self, shape: tuple[int, ...]) -> Projections:
+        """What projects directions of `shape` (N, K) on the factors."""
 
     def can_round_to(self, grid: MainGrid) -> bool:
         """Whether `directions` knows what rounding to `grid` leaves."""
@@ -126,6 +149,14 @@ class _Cpu:
 
     def orthonormal(self, columns: np.ndarray) -> np.ndarray:
         return np.linalg.qr(columns)[0]
+
+    def projections(self, shape: tuple[int, ...]) -> Projections:
+        # Small products are not worth loading torch for.
+        if math.prod(shape) < _LEAST_IN_BF16 or not multiplies_bf16():
+            return project_exactly
+        from loraq_sim.solvers.torch_directions import ProjectionsInBf16
+
+        return ProjectionsInBf16(shape)
 
     def can_round_to(self, grid: MainGrid) -> bool:
         return True

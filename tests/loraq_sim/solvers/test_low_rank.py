@@ -1,8 +1,11 @@
 """Truncated factorization against the Eckart-Young optimum."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+import loraq_sim as lq
+from loraq_sim.solvers import low_rank
 from loraq_sim.solvers.low_rank import balanced_factors, principal_factors, truncated_svd
 
 
@@ -119,3 +122,35 @@ def test_a_component_that_vanished_stays_zero(mixed):
     assert not one[:, 4].any()
     assert not other[4].any()
     np.testing.assert_allclose(one @ other, left @ right, rtol=0, atol=1e-3)
+
+
+def test_projections_in_bf16_are_those_of_rounded_values():
+    from loraq_sim.solvers.torch_directions import ProjectionsInBf16
+
+    rng = np.random.default_rng(3)
+    left, right, toward = (
+        rng.standard_normal(shape, dtype=np.float32) for shape in ((96, 5), (5, 80), (96, 80))
+    )
+    rounded = [each.astype(ml_dtypes.bfloat16).astype(np.float64) for each in (left, right, toward)]
+    expected = rounded[1] @ rounded[2].T, rounded[0].T @ rounded[2]
+    found = ProjectionsInBf16(toward.shape)(left, right, toward, (0, 1))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == np.float32
+        # Rounded once to 8 bits; sums of 96 products in float32 add less than a tenth of that.
+        np.testing.assert_allclose(ours, theirs, rtol=1.1 * 2.0**-8, atol=2.0**-18)
+    (only,) = ProjectionsInBf16(toward.shape)(left, right, toward, (1,))
+    np.testing.assert_array_equal(only, found[1])
+
+
+def test_descents_in_bf16_end_at_the_same_error(monkeypatch):
+    rng = np.random.default_rng(4)
+    weight = rng.standard_t(6, (192, 256)) + rng.standard_normal((192, 9)) @ rng.standard_normal(
+        (9, 256)
+    )
+    monkeypatch.setattr(low_rank, "_LEAST_IN_BF16", 0)
+    errors = []
+    for is_native in (False, True):
+        monkeypatch.setattr(low_rank, "multiplies_bf16", lambda is_native=is_native: is_native)
+        errors.append(lq.solve(weight.astype(np.float32), rank=24).weight_error)
+    assert errors[0] != errors[1]
+    assert abs(errors[1] / errors[0] - 1) < 0.005

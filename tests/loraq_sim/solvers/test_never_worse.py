@@ -55,6 +55,8 @@ STRUCTURED = {
     "short last group": normal(30, 77),
     "rows of many sizes": normal(48, 64) * 10 ** RNG.uniform(-3, 3, (48, 1)),
     "heavy tails": RNG.standard_t(2, (48, 64)),
+    "heavier tails": RNG.standard_t(1.3, (64, 96)),
+    "nearly identity": np.eye(96) + 0.01 * normal(96, 96),
 }
 FORMATS = [
     ("int4/g64", "int8/g64"),
@@ -111,7 +113,17 @@ def test_mixtures_of_structures_are_never_worse_than_doing_nothing(seed):
 
 
 @pytest.mark.parametrize("branch", ["int8/g64", "int6/g64"])
-@pytest.mark.parametrize("name", ["identity", "20 outliers of 1000", "heavy tails", "rank 3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "identity",
+        "nearly identity",
+        "20 outliers of 1000",
+        "heavy tails",
+        "heavier tails",
+        "rank 3",
+    ],
+)
 def test_a_longer_search_is_never_worse(name, branch):
     weight = STRUCTURED[name].astype(np.float32)
     errors = [
@@ -197,3 +209,23 @@ def test_best_is_balanced_where_its_own_search_got_lost(monkeypatch):
     best = solve(weight, rank=6, branch="int6/g32", preset="best")
     assert best.main.pack() == balanced.main.pack()
     assert best.weight_error == balanced.weight_error
+
+
+@pytest.mark.parametrize(("rows", "k"), [(128, 192), (160, 96)])
+@pytest.mark.parametrize("kind", ["20 outliers of 1000", "nearly identity"])
+def test_loraq_is_never_worse_than_loftq_where_rounding_is_what_to_start_from(kind, rows, k):
+    rng = np.random.default_rng(rows)
+    weight = rng.standard_normal((rows, k))
+    if kind == "nearly identity":
+        weight = np.eye(rows, k) + 0.01 * weight
+    else:
+        weight[rng.integers(0, rows, 20), rng.integers(0, k, 20)] = 1000.0
+    weight = weight.astype(np.float32)
+    options = {"main": "int4/g64", "branch": "int8/g64", "rank": 12}
+    solution = solve(weight, preset="balanced", **options)
+    assert (
+        solution.weight_error <= solve(weight, "loftq", preset="balanced", **options).weight_error
+    )
+    assert any(entry.stage.endswith("after lqer") for entry in solution.trace)
+    stored = min(entry.weight_error for entry in solution.trace if entry.is_stored)
+    assert solution.weight_error == stored
