@@ -43,6 +43,7 @@ COPIED = ("loraq_sim", "hwmodels", "tests", "examples", "benchmarks", "docs", "n
 LIBRARIES = ("numpy", "scipy.linalg", "pandas", "numba", "torch", "pydantic", "pytest")
 # A mutant that needs this many times as long as the tests without it, and a minute, hangs.
 HANGS = 8
+GRACE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ class Campaign:
         key = self._key(mutant)
         found = self._known.get(key) if self._keep else None
         if found is None:
-            allowed = 60 + HANGS * sum(self._seconds_without(test) for test in mutant.tests)
+            allowed = GRACE_S + HANGS * sum(self._seconds_without(test) for test in mutant.tests)
             path = self.copy / mutant.file
             text, times = path.read_text("utf-8"), path.stat()
             path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
@@ -236,7 +237,8 @@ def _renew(copy: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     for name in COPIED:
-        shutil.copytree(ROOT / name, copy / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name)
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy2(path, copy / path.name)
