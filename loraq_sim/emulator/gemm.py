@@ -16,6 +16,7 @@ from loraq_sim.emulator.accumulation import GemmReport, accumulate, report_of
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.requantize import srs
+from loraq_sim.emulator.requantizers import Requantizer, Srs
 from loraq_sim.emulator.tile_job import (
     ACCUMULATORS,
     TileJob,
@@ -28,8 +29,12 @@ from loraq_sim.emulator.tile_ready import run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
 from loraq_sim.emulator.zero_points import GivenZeros
+from loraq_sim.errors import InputError
 
-__all__ = ["GemmReport", "emulate_gemm", "emulate_gemm_report", "emulate_gemm_srs"]
+__all__ = [
+    *("GemmReport", "emulate_gemm", "emulate_gemm_report", "emulate_gemm_requantize"),
+    "emulate_gemm_srs",
+]
 
 
 @on_a_path_that_compiles
@@ -158,6 +163,77 @@ def emulate_gemm_srs(
     if has_tree and nested_fits(job, job.bounds, statistics=False):
         return run_nested(job, job.bounds, statistics=False)[0]
     return narrow(accumulate(replace(job, output=ACCUMULATORS), statistics=False).acc)
+
+
+@on_a_path_that_compiles
+def emulate_gemm_requantize(
+    a: ArrayLike,
+    w: ArrayLike | PackedWeight,
+    mac: MacArray | TwoLevelArray,
+    requantizer: Requantizer,
+    *,
+    bias: ArrayLike | None = None,
+    a_zero: ArrayLike | None = None,
+    w_zero: ArrayLike | None = None,
+    zero_point: str = "initial",
+    threads: int = 1,
+) -> NDArray[np.integer]:
+    """Return the output codes of a quantized layer: accumulate, add the bias, requantize.
+
+    Bit for bit what `requantizer` makes of ``emulate_gemm(a, w, mac, init=bias, ...)``.
+
+    Parameters
+    ----------
+    a, w, mac, a_zero, w_zero, zero_point, threads
+        As for `emulate_gemm`: zero points of the operands. That of the output is the requantizer's.
+    requantizer : loraq_sim.emulator.requantizers.Requantizer
+        Scales, zero point and clamp of the output; one of a named runtime comes from
+        `loraq_sim.emulator.runtimes.runtime_requantizer`.
+    bias : int or array of shape (N,), optional
+        Integers in units of the accumulators, which start from them and may overflow.
+
+    Returns
+    -------
+    out : ndarray of shape (M, N)
+        The smallest of int8, int16, int32 (or unsigned) that holds the output's width.
+
+    Raises
+    ------
+    InputError
+        As either step; also if the bias leaves the accumulator.
+    """
+    if not isinstance(requantizer, Requantizer):
+        raise InputError(
+            f"requantizer must be a Requantizer, got {requantizer!r}; make one with "
+            "runtime_requantizer('onnxruntime', a_scale=..., w_scale=..., out_scale=...)"
+        )
+    if isinstance(requantizer, Srs):
+        return emulate_gemm_srs(
+            a,
+            w,
+            mac,
+            requantizer.shift,
+            out_bits=requantizer.out_bits,
+            signed=requantizer.signed,
+            rounding=requantizer.rounding,
+            saturation=requantizer.saturation,
+            a_zero=a_zero,
+            w_zero=w_zero,
+            zero_point=zero_point,
+            init=bias,
+            threads=threads,
+        )
+    acc = emulate_gemm(
+        a,
+        w,
+        mac,
+        a_zero=a_zero,
+        w_zero=w_zero,
+        zero_point=zero_point,
+        init=bias,
+        threads=threads,
+    )
+    return requantizer(acc)
 
 
 @overload

@@ -22,8 +22,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.mac_array import checked_int
+from loraq_sim.emulator.output_range import (
+    INT32,
+    as_matrix,
+    checked_integers,
+    int32_values,
+    output_dtype,
+    output_finish,
+    output_limits,
+    per_column,
+    spread,
+    within_int32,
+)
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import Saturation, parse_rounding, parse_saturation
+from loraq_sim.formats import Saturation, parse_rounding
 
 __all__ = [
     *(
@@ -45,40 +57,6 @@ SHIFT_RANGE = (-4, 59)
 # UG1583: an upshift is 0 to 63 bits.
 _UPSHIFT_RANGE = (0, 63)
 CLAMP_ORDERS = ("after", "before")
-
-
-_INT32 = np.iinfo(np.int32)
-
-
-def output_limits(
-    out_bits: int, *, signed: bool = True, saturation: str = "saturate"
-) -> tuple[int, int]:
-    """Return the (lowest, highest) output value; InputError if an argument is out of range.
-
-    `out_bits` is 2 to 32. ``symmetric`` gives up the most negative value of a signed output.
-    """
-    mode = parse_saturation(saturation)
-    out_bits = checked_int("out_bits", out_bits, 2, 32)
-    if not signed:
-        return 0, 2**out_bits - 1
-    high = 2 ** (out_bits - 1) - 1
-    return (-high if mode is Saturation.SYMMETRIC else -high - 1), high
-
-
-def output_dtype(out_bits: int, signed: bool) -> np.dtype:
-    """Return the smallest of int8, int16, int32 (or unsigned) that holds `out_bits`."""
-    width = 8 if out_bits <= 8 else 16 if out_bits <= 16 else 32
-    return np.dtype(f"{'int' if signed else 'uint'}{width}")
-
-
-def _checked_integers(name: str, values: ArrayLike) -> NDArray[np.int32] | NDArray[np.int64]:
-    """Return integers as int32 or int64 without changing a value, or raise InputError."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{name} must hold integers, got dtype {array.dtype}")
-    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise InputError(f"{name} holds {int(array.max())}, which does not fit in int64")
-    return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +117,7 @@ def srs(
     mode = parse_rounding(rounding).value
     lo, hi = output_limits(out_bits, signed=signed, saturation=saturation)
     shift = checked_int("shift", shift, *SHIFT_RANGE)
-    values = _checked_integers("acc", acc)
+    values = checked_integers("acc", acc)
     clamp = saturation != Saturation.NONE
     mask = np.int64(2**out_bits - 1)
     sign = np.int64(2 ** (out_bits - 1) if signed else 0)
@@ -170,7 +148,7 @@ def srs_report(
         acc, shift, out_bits=out_bits, signed=signed, rounding=rounding, saturation=saturation
     )
     lo, hi = output_limits(out_bits, signed=signed, saturation=saturation)
-    flat = np.ascontiguousarray(_checked_integers("acc", acc)).reshape(-1)
+    flat = np.ascontiguousarray(checked_integers("acc", acc)).reshape(-1)
     if shift < 0:
         # x << n lies within [lo, hi] exactly where x lies within these.
         lo, hi, shift = -(-lo >> -shift), hi >> -shift, 0
@@ -221,7 +199,7 @@ def ups(
     acc_bits = checked_int("acc_bits", acc_bits, 8, 64)
     if clamp not in CLAMP_ORDERS:
         raise InputError(unknown_name("clamp", clamp, CLAMP_ORDERS))
-    values = _checked_integers("x", x)
+    values = checked_integers("x", x)
     lowest, highest = -(2 ** (acc_bits - 1)), 2 ** (acc_bits - 1) - 1
     # The inputs that fit, exactly: lowest <= x * 2**shift <= highest.
     bottom, top = -(-lowest >> shift), highest >> shift
@@ -327,20 +305,20 @@ def gemmlowp_requantize(
     """
     from loraq_sim.kernels.shift_round import gemmlowp
 
-    values = _int32_values(acc)
+    values = int32_values(acc)
     n = values.shape[1]
-    multipliers = _per_column("multiplier", multiplier, n, _INT32.min, _INT32.max)
-    exponents = _per_column("exponent", exponent, n, -31, 30)
+    multipliers = per_column("multiplier", multiplier, n, INT32.min, INT32.max)
+    exponents = per_column("exponent", exponent, n, -31, 30)
     left, right = np.maximum(exponents, 0), np.maximum(-exponents, 0)
     if left.any() and values.size:
         shifted = values.astype(np.int64) << left
-        if shifted.min() < _INT32.min or shifted.max() > _INT32.max:
+        if shifted.min() < INT32.min or shifted.max() > INT32.max:
             worst = int(np.abs(shifted).max())
             raise InputError(
                 f"acc * 2**exponent reaches {worst} in magnitude and must fit int32; "
                 "use a smaller exponent with a larger multiplier"
             )
-    finish = _finish(zero_point, out_bits, signed, clamp)
+    finish = output_finish(zero_point, out_bits, signed, clamp)
     out = np.empty(values.shape, output_dtype(out_bits, signed))
     gemmlowp(values, multipliers, left, right, *(np.int64(v) for v in finish), out)
     return out.reshape(np.shape(acc))
@@ -363,8 +341,8 @@ def single_rounding_requantize(
 
     Parameters
     ----------
-    acc : array of shape (..., N), integers within int32
-        Not modified.
+    acc : array of shape (..., N), integers within int64
+        Not modified. Products of 64-bit accumulators are exact (96 bits).
     multiplier : int or array of shape (N,)
         0 to 2**31 - 1.
     shift : int or array of shape (N,)
@@ -387,15 +365,18 @@ def single_rounding_requantize(
        with TFLITE_SINGLE_ROUNDING; google/ruy, apply_multiplier.cc.
     .. [2] TOSA specification, ``apply_scale_32`` without double rounding.
     """
+    from loraq_sim.kernels.requantize import single_rounding_wide
     from loraq_sim.kernels.shift_round import single_rounding
 
-    values = _int32_values(acc)
+    values = as_matrix(checked_integers("acc", acc))
     n = values.shape[1]
-    multipliers = _per_column("multiplier", multiplier, n, 0, _INT32.max)
-    shifts = _per_column("shift", shift, n, 1, 62)
-    finish = _finish(zero_point, out_bits, signed, clamp)
+    multipliers = per_column("multiplier", multiplier, n, 0, INT32.max)
+    shifts = per_column("shift", shift, n, 1, 62)
+    finish = output_finish(zero_point, out_bits, signed, clamp)
     out = np.empty(values.shape, output_dtype(out_bits, signed))
-    single_rounding(values, multipliers, shifts, *(np.int64(v) for v in finish), out)
+    narrow = values.dtype == np.int32 or within_int32(values)
+    run = single_rounding if narrow else single_rounding_wide
+    run(values, multipliers, shifts, *(np.int64(v) for v in finish), out)
     return out.reshape(np.shape(acc))
 
 
@@ -438,54 +419,13 @@ def float_requantize(
     """
     from loraq_sim.kernels.shift_round import float_scale
 
-    values = _as_matrix(_checked_integers("acc", acc))
+    values = as_matrix(checked_integers("acc", acc))
     scales = np.asarray(scale, dtype=np.float64)
     # Rounding to float32 must not make an infinity; float32 has none below this.
     if not (np.abs(scales) <= np.finfo(np.float32).max).all():
         raise InputError(f"scale must be finite in float32, got {scales.reshape(-1).tolist()[:4]}")
-    scales = _spread("scale", scales.astype(np.float32), values.shape[1])
-    finish = _finish(zero_point, out_bits, signed, clamp)
+    scales = spread("scale", scales.astype(np.float32), values.shape[1])
+    finish = output_finish(zero_point, out_bits, signed, clamp)
     out = np.empty(values.shape, output_dtype(out_bits, signed))
     float_scale(values, scales, *(np.float64(v) for v in finish), out)
     return out.reshape(np.shape(acc))
-
-
-def _finish(
-    zero_point: int, out_bits: int, signed: bool, clamp: tuple[int, int] | None
-) -> tuple[int, int, int]:
-    """Return (zero point, lowest, highest output), checked."""
-    lo, hi = output_limits(out_bits, signed=signed)
-    zero_point = checked_int("zero_point", zero_point, lo, hi)
-    if clamp is None:
-        return zero_point, lo, hi
-    low = checked_int("clamp[0]", clamp[0], lo, hi)
-    return zero_point, low, checked_int("clamp[1]", clamp[1], low, hi)
-
-
-def _int32_values(acc: ArrayLike) -> NDArray[np.integer]:
-    values = _checked_integers("acc", acc)
-    if values.size and (values.min() < _INT32.min or values.max() > _INT32.max):
-        worst = max(int(values.max()), int(values.min()), key=abs)
-        raise InputError(f"acc must fit int32, got {worst}; these multipliers are defined on int32")
-    return _as_matrix(values)
-
-
-def _as_matrix(values: NDArray[np.integer]) -> NDArray[np.integer]:
-    n = values.shape[-1] if values.ndim else 1
-    return np.ascontiguousarray(values).reshape(values.size // n if n else 0, n)
-
-
-def _per_column(name: str, values: ArrayLike, n: int, low: int, high: int) -> NDArray[np.int64]:
-    array = _checked_integers(name, values).astype(np.int64)
-    if array.size and (array.min() < low or array.max() > high):
-        worst = int(array.min()) if array.min() < low else int(array.max())
-        raise InputError(f"{name} must be from {low} to {high}, got {worst}")
-    return _spread(name, array, n)
-
-
-def _spread(name: str, array: NDArray, n: int) -> NDArray:
-    if array.shape not in ((), (1,), (n,)):
-        raise InputError(
-            f"{name} has shape {array.shape}; give one value or one per column, ({n},)"
-        )
-    return np.ascontiguousarray(np.broadcast_to(array, (n,)))
