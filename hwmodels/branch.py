@@ -20,11 +20,19 @@ alone rides along with the rounding. It could be folded into what precedes the l
 a normalization, as before q, k, v and ffn_up, or the rows of the projection before); that is never
 assumed: it is charged as a multiplication per element and a stored factor per channel.
 
+A residual input (`GemmWorkload.feedback_rank`) is formed before all this, by two skinny GEMMs, the
+second after the first: P_f = X_b V^T of X in 16 bits, then D = X - P_f V, rounded to the formats
+that the branches read. Where one kernel runs the layer and L2 holds the rows of X that all units
+work on, it forms D of them on chip. Else they are kernels of their own, which write P_f and D; the
+second reads X again, unless they are one dispatch and the rows stay. P_f joins P in the branch's
+sum: the depth of P L^T is r, not r_w.
+
 Layers that share one R (`shared_by`) run it once, beside each other: each is charged an even share
-of X R^T, of R, and of transforming and rounding X. Only `recompute` forms P in every tile again.
+of X R^T, of R, of the residual input, and of transforming and rounding X. Only `recompute` forms P
+in every tile again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -45,11 +53,13 @@ Depth = TypeVar("Depth", int, NDArray[np.float64])
 class FusedBranch:
     """The low-rank part of a fused kernel; widths in bits per code.
 
+    `rank` is the depth of P L^T, `down_rank` the components that this kernel's input gives.
     `down_place`: where P comes from. `shared`: the units form it together, once; `per_tile`: each
     output tile forms its own; `side`: the `side_unit`; `elsewhere`: read from DRAM (`p_bytes`).
     """
 
     rank: int
+    down_rank: int
     down_place: DownPlace
     down: ModeChoice
     up: ModeChoice
@@ -77,7 +87,8 @@ class GemmKernel:
     over the operand; `first_x_bytes` is the first pass over X, at the wider of two activation
     formats; `combines` counts scaled partial sums per output element; `quantized` counts elements
     rounded on the way (P, and X where the branch reads another format than main), `rounded_x` those
-    of X rounded once. `share` is the part of this kernel that is this layer's.
+    of X rounded once. `share` is the part of this kernel that is this layer's; `is_dispatched` says
+    whether it is started by itself.
     """
 
     role: Part
@@ -100,11 +111,12 @@ class GemmKernel:
     rounded_x: float = 0
     share: float = 1.0
     branch: FusedBranch | None = None
+    is_dispatched: bool = True
 
     @property
     def reads_x(self) -> bool:
-        """Whether the activations are X, which P L^T has not."""
-        return self.role != "branch_up"
+        """Whether the activations are X or D, which P L^T and P_f V have not."""
+        return self.role not in ("branch_up", "feedback_back")
 
     @property
     def transform_ops(self) -> dict[str, float]:
@@ -116,7 +128,7 @@ class GemmKernel:
 
     @property
     def is_fed_by_another(self) -> bool:
-        """Whether the down-projection's kernel has already transformed and rounded X for main."""
+        """Whether another kernel has already transformed and rounded what this one reads."""
         return _is_fed(self.work, self.role)
 
     @property
@@ -147,10 +159,10 @@ class GemmKernel:
         """Cycles of one compute unit at peak rate for the useful MACs."""
         cycles = self.m * self.n * self.k / self.choice.mode.macs_per_cycle
         if self.branch is not None:
-            low = self.m * self.branch.rank
             if self.branch.forms_p:
+                low = self.m * self.branch.down_rank
                 cycles += self.down_share * low * self.k / self.branch.down.mode.macs_per_cycle
-            cycles += low * self.n / self.branch.up.mode.macs_per_cycle
+            cycles += self.m * self.branch.rank * self.n / self.branch.up.mode.macs_per_cycle
         return cycles * self.share
 
     @property
@@ -186,11 +198,18 @@ def split_into_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
     mode_of(hw, work, "main")  # Refused first, as `hw show` lists it first.
     if not work.has_branch:
         return [_main(work, hw, None)]
+    kernels = _layer_kernels(work, hw)
+    return kernels + _deflation(work, hw) if work.feedback_rank else kernels
+
+
+def _layer_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
+    """Main and branch, reading X or D."""
     schedule = work.schedule
+    down = [_down(work, hw)] if work.weight_rank else []
     if schedule == "unfused":
-        return [_main(work, hw, None), _down(work, hw), _up(work, hw)]
+        return [_main(work, hw, None), *down, _up(work, hw)]
     if schedule == "down_fused":
-        return [_main(work, hw, _branch(work, hw, "elsewhere")), _down(work, hw)]
+        return [_main(work, hw, _branch(work, hw, "elsewhere")), *down]
     places: dict[str, DownPlace] = {
         "recompute": "per_tile",
         "parallel": "side",
@@ -203,25 +222,74 @@ def split_into_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
             f"branch_schedule 'parallel' needs a side_unit block in the file of {hw.name}; "
             "choose another schedule or describe the unit"
         )
-    return [_main(work, hw, _branch(work, hw, places.get(schedule, "shared")))]
+    place = places.get(schedule, "shared") if work.weight_rank else "elsewhere"
+    return [_main(work, hw, _branch(work, hw, place))]
+
+
+def _deflation(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
+    """P_f = X V^T, then D = X - P_f V, rounded: once for all layers that share the input."""
+    (w_bits, a_bits), p_bits = work.branch_bits, work.feedback_intermediate_bits
+    m, k, spent = work.m, work.k, work.feedback_rank
+    is_fused, share = work.schedule != "unfused", 1 / work.shared_by
+    inside, stays = _deflates_inside(work, hw), is_fused and _rows_stay(work, hw)
+    wide_x = work.bytes_of(m, k, 16)
+    # A transformed X that does not stay is written once, to be read again as it was transformed.
+    copy = wide_x if work.vector_ops_per_x and not stays else 0
+    p_bytes = work.bytes_of(m, spent, p_bits)
+    rounded = [bits for bits in (work.main_bits[1], a_bits) if bits < 16]
+    down = _kernel(
+        work, hw, "feedback_down", (m, spent, k), (w_bits, a_bits), p_bits,
+        out_bytes=0 if inside else p_bytes + copy, first_x_bytes=0 if inside else wide_x,
+        quantized=m * spent, rounded_x=m * k * (a_bits < 16), share=share,
+    )  # fmt: skip
+    back = _kernel(
+        work, hw, "feedback_back", (m, k, spent), (w_bits, p_bits), 16,
+        out_bytes=0 if inside else work.deflated_bytes, first_x_bytes=0 if is_fused else p_bytes,
+        reread_bytes=0 if stays else wide_x,
+        rounded_x=m * k * len(set(rounded if work.weight_rank else rounded[:1])), share=share,
+    )  # fmt: skip
+    # A subtraction per element of X, in the pipeline that combines partial sums.
+    back = replace(back, combines=back.combines + 1, is_dispatched=not is_fused)
+    return [replace(down, is_dispatched=not inside), back]
+
+
+def _rows_stay(work: GemmWorkload, hw: Accelerator) -> bool:
+    """Whether L2 holds the rows of X, in 16 bits, that all units work on at once."""
+    rows = min(work.m, hw.kernel.register_block_m * hw.units.count)
+    return 2 * rows * work.k <= hw.memories.l2.capacity_bytes
+
+
+def _deflates_inside(work: GemmWorkload, hw: Accelerator) -> bool:
+    """Whether the kernel that runs the layer forms D of its rows of X itself."""
+    is_one = work.schedule not in ("unfused", "down_fused")
+    return work.feedback_rank > 0 and is_one and _rows_stay(work, hw)
 
 
 def _is_fed(work: GemmWorkload, role: Part) -> bool:
+    if work.feedback_rank:
+        return role in ("main", "branch_down")
     return role == "main" and work.has_branch and work.schedule == "down_fused"
 
 
 def _main(work: GemmWorkload, hw: Accelerator, branch: FusedBranch | None) -> GemmKernel:
     formats = {work.main_bits[1]}
     quantized = 0.0
+    is_fed = _is_fed(work, "main")
     if branch is not None and branch.down_place != "elsewhere":
         formats.add(work.branch_bits[1])
         share = 1 if branch.down_place == "per_tile" else work.shared_by
-        quantized = (work.m * work.rank + _narrower_x(work)) / share
-    is_fed = _is_fed(work, "main")
+        narrower = 0 if work.feedback_rank else _narrower_x(work)
+        quantized = (work.m * work.weight_rank + narrower) / share
+    first_x_bytes = work.bytes_of(work.m, work.k, max(formats))
+    if work.feedback_rank:
+        # D is there in each format: rounded twice it would be another D.
+        first_x_bytes = sum(work.bytes_of(work.m, work.k, bits) for bits in formats)
+        if _deflates_inside(work, hw):
+            first_x_bytes = work.bytes_of(work.m, work.k, 16)
     return _kernel(
         work, hw, "main", (work.m, work.n, work.k), work.main_bits, work.out_bits,
         out_bytes=_output_bytes(work),
-        first_x_bytes=work.bytes_of(work.m, work.k, max(formats)) if not is_fed else None,
+        first_x_bytes=first_x_bytes if work.feedback_rank or not is_fed else None,
         quantized=quantized,
         rounded_x=0 if is_fed else _rounded_x(work, formats) / work.shared_by, branch=branch,
     )  # fmt: skip
@@ -230,7 +298,13 @@ def _main(work: GemmWorkload, hw: Accelerator, branch: FusedBranch | None) -> Ge
 def _down(work: GemmWorkload, hw: Accelerator) -> GemmKernel:
     """X R^T as a kernel of its own, which with down_fused also makes X_a for main."""
     p_bits, (main_bits, x_bits) = work.intermediate_bits, (work.main_bits[1], work.branch_bits[1])
-    copy, formats = 0, {x_bits}
+    copy, formats, rank = 0, {x_bits}, work.weight_rank
+    if work.feedback_rank:
+        return _kernel(
+            work, hw, "branch_down", (work.m, rank, work.k), work.branch_bits, p_bits,
+            out_bytes=work.bytes_of(work.m, rank, p_bits), quantized=work.m * rank,
+            share=1 / work.shared_by,
+        )  # fmt: skip
     if work.schedule == "down_fused":
         formats.add(main_bits)
         if main_bits != x_bits or work.reads_wide_x:
@@ -288,7 +362,8 @@ def _kernel(
     w_bits, a_bits = bits
     choice = mode_of(hw, work, role)
     x_bytes = work.bytes_of(m, k, a_bits)
-    if work.reads_wide_x and role != "branch_up" and not _is_fed(work, role):
+    reads_x = role not in ("branch_up", "feedback_down", "feedback_back")
+    if work.reads_wide_x and reads_x and not _is_fed(work, role):
         first_x_bytes = work.bytes_of(m, k, 16)
     return GemmKernel(
         role=role,
@@ -304,7 +379,7 @@ def _kernel(
         combines=_combines(work, choice, k),
         first_x_bytes=x_bytes if first_x_bytes is None else first_x_bytes,
         x_bytes=x_bytes,
-        w_bytes=work.bytes_of(n, k, w_bits),
+        w_bytes=_stored_bytes(work, role, n, k, w_bits),
         out_bytes=out_bytes,
         reread_bytes=reread_bytes,
         quantized=quantized,
@@ -312,6 +387,15 @@ def _kernel(
         share=share,
         branch=branch,
     )
+
+
+def _stored_bytes(work: GemmWorkload, role: Part, n: int, k: int, w_bits: int) -> int:
+    if role in ("feedback_down", "feedback_back"):
+        return work.block_bytes_of(n, k, w_bits)
+    if role == "branch_up" and work.feedback_rank:
+        sizes = work.weight_bytes()
+        return sizes["left"] + sizes["feedback_left"]
+    return work.bytes_of(n, k, w_bits)
 
 
 def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranch:
@@ -322,9 +406,15 @@ def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranc
     is_elsewhere = place == "elsewhere"
     right_bytes = sizes["right"]
     if place == "per_tile":
-        right_bytes = work.bytes_of(work.rank, work.k, w_bits)
+        right_bytes = work.bytes_of(work.weight_rank, work.k, w_bits)
+    p_bytes = 0
+    if is_elsewhere and work.weight_rank:
+        p_bytes = work.bytes_of(work.m, work.weight_rank, p_bits)
+    if work.feedback_rank and not _deflates_inside(work, hw):
+        p_bytes += work.bytes_of(work.m, work.feedback_rank, work.feedback_intermediate_bits)
     return FusedBranch(
         rank=work.rank,
+        down_rank=work.weight_rank,
         down_place=place,
         down=down,
         up=up,
@@ -334,8 +424,8 @@ def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranc
         factor_bits=w_bits,
         p_bits=p_bits,
         right_bytes=0 if is_elsewhere else right_bytes,
-        left_bytes=sizes["left"],
-        p_bytes=work.bytes_of(work.m, work.rank, p_bits) if is_elsewhere else 0,
+        left_bytes=sizes["left"] + sizes.get("feedback_left", 0),
+        p_bytes=p_bytes,
         side_unit=hw.side_unit if place == "side" else None,
     )
 

@@ -199,19 +199,23 @@ def _kernel_cost(
     }
     side_unit = None if kernel.branch is None else kernel.branch.side_unit
     if kernel.branch is not None and side_unit is not None:
-        macs = kernel.down_share * kernel.m * kernel.branch.rank * kernel.k
+        macs = kernel.down_share * kernel.m * kernel.branch.down_rank * kernel.k
         limits["side"] = np.full_like(pipeline_s, macs / side_unit.macs_per_cycle / clock)
     pace = np.maximum.reduce(list(limits.values()))
     fill = _fill_s(hw, kernel, tiles)
     transforms = transform_cycles(hw, kernel)
     before_s = sum(transforms.values()) / clock
-    total = hw.dispatch.launch_s + fill + before_s + pace
+    launch_s = hw.dispatch.launch_s if kernel.is_dispatched else 0.0
+    if not kernel.is_dispatched:
+        # It goes on from what the kernel it is a part of has brought in.
+        fill = np.zeros_like(fill)
+    total = launch_s + fill + before_s + pace
     best = int(np.argmin(total))
     busy_s = {name: float(value[best]) for name, value in limits.items()}
     parts = _latency_parts(busy, best, clock)
     parts["stall"] = float(pace[best] - pipeline_s[best])
     parts["fill"] = float(fill[best])
-    parts["dispatch"] = hw.dispatch.launch_s
+    parts["dispatch"] = launch_s
     parts |= {name: cycles / clock for name, cycles in transforms.items()}
     slowest = max(busy_s, key=busy_s.__getitem__)
     if slowest == "compute" and _scaling_leads(busy, best):
@@ -225,7 +229,7 @@ def _kernel_cost(
         latency_s=float(total[best]) * share,
         latency_parts_s=_scaled(parts, share),
         busy_s=_scaled(busy_s, share),
-        bound="dispatch" if hw.dispatch.launch_s > longest else slowest,
+        bound="dispatch" if launch_s > longest else slowest,
         energy_parts_j=_scaled(kernel_energy(hw, kernel, tiles, dram), share),
         dram=dram if share == 1 else dram.shared(kernel.work.shared_by),
         tile_mkn=tiles.at(best),
@@ -279,7 +283,10 @@ def _dram_parts(kernel: KernelCost) -> dict[str, int]:
     if kernel.role == "main":
         parts = {"activations": dram.activations, "weights": dram.weights, "smooth": dram.smooth}
         return parts | {"factors": dram.factors, "output": dram.output, "p": dram.p}
-    if kernel.role == "branch_down":
+    if kernel.role == "feedback_back":
+        moved = dram.output + dram.partial_input
+        return {"p": dram.activations, "factors": dram.weights, "activations": moved}
+    if kernel.role in ("branch_down", "feedback_down"):
         parts = {"activations": dram.activations, "smooth": dram.smooth}
         return parts | {"factors": dram.weights, "p": dram.output}
     moved = dram.output + dram.partial_input
@@ -290,7 +297,9 @@ def _roofline(kernels: list[GemmKernel], hw: Accelerator) -> tuple[float, float]
     """Seconds of the useful MACs at peak, and the roofline of any way to run the layer."""
     peak_cycles = math.fsum(kernel.peak_cycles for kernel in kernels)
     peak_s = peak_cycles / (hw.units.count * hw.units.clock_hz)
-    stored = sum(kernel.share * kernel.w_bytes + kernel.factor_bytes for kernel in kernels)
+    # V is stored once, whichever of its two products reads it.
+    weights = [kernel for kernel in kernels if kernel.role != "feedback_back"]
+    stored = sum(kernel.share * kernel.w_bytes + kernel.factor_bytes for kernel in weights)
     stored += kernels[0].smooth_bytes
     compulsory = kernels[0].first_x_bytes + stored + kernels[0].out_bytes
     return peak_s, max(peak_s, compulsory / hw.memories.dram.sustained_bytes_per_s)

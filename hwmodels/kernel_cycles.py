@@ -136,7 +136,7 @@ def _p_elements(
 ) -> Floats:
     """Elements of P one unit forms, padded to whole instructions: its share, or each tile's."""
     mode = branch.down.mode
-    columns = ceil_div(branch.rank, mode.instruction_n) * mode.instruction_n
+    columns = ceil_div(branch.down_rank, mode.instruction_n) * mode.instruction_n
     if branch.down_place == "per_tile":
         return runs * tiles.m * columns
     rows = ceil_div(kernel.m, mode.instruction_m) * mode.instruction_m
@@ -219,12 +219,13 @@ def kernel_energy(
 ) -> dict[str, float]:
     """Joules by component, idle power excluded (it needs the whole latency)."""
     energy = hw.energy
-    parts = {"mac_main": _mac_pj(kernel.m * kernel.n * kernel.k, kernel.choice)}
+    part = "mac_feedback" if kernel.role.startswith("feedback") else "mac_main"
+    parts = {part: _mac_pj(kernel.m * kernel.n * kernel.k, kernel.choice)}
     operand_bytes = _operand_bytes(hw, kernel.m * kernel.n * kernel.k, kernel.choice)
     combined: float = kernel.m * kernel.n * kernel.combines
     if kernel.branch is not None:
         branch = kernel.branch
-        down, up = kernel.m * branch.rank * kernel.k, kernel.m * branch.rank * kernel.n
+        down, up = kernel.m * branch.down_rank * kernel.k, kernel.m * branch.rank * kernel.n
         parts["mac_branch"] = _mac_pj(up, branch.up)
         operand_bytes += _operand_bytes(hw, up, branch.up)
         combined += kernel.m * kernel.n * branch.up_combines
@@ -237,7 +238,7 @@ def kernel_energy(
                 times = float(ceil_div(kernel.n, tiles.n).min())
             parts["mac_branch"] += times * _mac_pj(down, branch.down)
             operand_bytes += times * _operand_bytes(hw, down, branch.down)
-            combined += times * kernel.m * branch.rank * branch.down_combines
+            combined += times * kernel.m * branch.down_rank * branch.down_combines
     for name, ops in kernel.transform_ops.items():
         parts[name] = ops * energy.combine_pj_per_element
     parts["vector"] = (

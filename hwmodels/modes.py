@@ -22,11 +22,13 @@ __all__ = [
     "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "mode_of", "unreachable_modes",
 ]  # fmt: skip
 
-Part = Literal["main", "branch_down", "branch_up"]
+Part = Literal["main", "branch_down", "branch_up", "feedback_down", "feedback_back"]
 PARTS: dict[Part, str] = {
     "main": "main",
     "branch_down": "branch down (X R^T)",
     "branch_up": "branch up (P L^T)",
+    "feedback_down": "residual input down (X V^T)",
+    "feedback_back": "residual input back (P_f V)",
 }
 _INT_GROUP = 64  # Of the choice alone: what integers in groups usually have.
 
@@ -56,8 +58,10 @@ def mode_of(hw: Accelerator, work: GemmWorkload, part: Part) -> ModeChoice:
     if part == "main":
         return choose_mode(hw, *work.main_bits, work.family)
     w_bits, a_bits = work.branch_bits
-    if part == "branch_down":
+    if part in ("branch_down", "feedback_down"):
         return choose_mode(hw, w_bits, a_bits, work.family)
+    if part == "feedback_back":
+        return choose_mode(hw, w_bits, work.feedback_intermediate_bits, work.family)
     try:
         return choose_mode(hw, w_bits, work.intermediate_bits, work.family)
     except AcceleratorError as error:
@@ -97,7 +101,7 @@ def describe_modes(
     work = GemmWorkload(
         m=1, n=1, k=1, main=main, branch=branch, rank=rank, p_bits=hw.datapath.p_bits, family=family
     )
-    parts: list[Part] = ["main"] if branch is None else list(PARTS)
+    parts: list[Part] = ["main"] if branch is None else ["main", "branch_down", "branch_up"]
     return [_described(hw, work, part) for part in parts]
 
 

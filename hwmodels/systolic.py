@@ -62,7 +62,7 @@ def systolic_busy_cycles(
         phases["branch_down"] = phase(
             branch.down.mode,
             kernel.m,
-            branch.rank,
+            branch.down_rank,
             kernel.k,
             branch.down_combines,
             kernel.down_share,

@@ -363,7 +363,7 @@ def right_elements(
     hw: Accelerator, kernel: GemmKernel, branch: FusedBranch, tiles: Tiles
 ) -> Floats:
     """Elements of R that enter one unit: once for every row of tiles it works on, or every tile."""
-    elements = kernel.down_share * branch.rank * kernel.k
+    elements = kernel.down_share * branch.down_rank * kernel.k
     if branch.down_place == "per_tile":
         return passes(hw, kernel, tiles) * elements
     if hw.units.organization == "array":
@@ -385,7 +385,7 @@ def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     total = total + (x_times * wider if is_per_tile else wider)
     if branch is not None and branch.down_place != "elsewhere":
         r_times = w_times * x_times if is_per_tile else w_times
-        r_elements = kernel.down_share * branch.rank * kernel.k
+        r_elements = kernel.down_share * branch.down_rank * kernel.k
         total = total + r_times * r_elements * _right_bits(kernel, branch)
     return total / 8
 

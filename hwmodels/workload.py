@@ -2,6 +2,9 @@
 
     y (M, N) = X_a (M, K) . W (N, K)^T  +  requantize(X_b (M, K) . R (r, K)^T) . L (N, r)^T
 
+With a residual input (`feedback_rank` = r_f of the rank) P_f = X_b V^T is formed first, and both
+branches read D = X - P_f V in place of X; P_f L_f^T is a part of the branch's sum.
+
 Bytes follow the packer: every row of codes is padded to a whole byte, every row has
 ceil(columns / group) scales; 16-bit operands have no scales; an NVFP4 tensor has one fp32 more.
 """
@@ -31,6 +34,7 @@ _TRANSFORM = re.compile(r"smooth|hadamard([0-9]{1,10})")
 _QUANTIZED_BITS = range(2, 9)
 _BLOCK_SCALES = {4: (16, 8)}  # NVFP4: 16 elements per e4m3 scale; other widths are MX formats.
 _MX_SCALE = (32, 8)
+_FEEDBACK_BLOCK = 64  # Rows and columns of V that share a scale.
 
 
 @lru_cache(maxsize=256)
@@ -83,6 +87,11 @@ class GemmWorkload:
         by a shift; or one scale per tensor, which costs nothing).
     p_bits : int or None
         Width of the intermediate P (M, rank); None means the branch's activation bits.
+    feedback_rank : int
+        Components of `rank` that the residual input takes, 0 for none. Their directions V (r_f, k)
+        are stored once, with one scale per block of rows and columns.
+    feedback_p_bits : int or None
+        Width of P_f (M, r_f); None means that of P.
     partial_bits : int or None
         Width of partial sums between K tiles; None means what the accelerator's datapath says.
     transforms : tuple of str
@@ -118,16 +127,20 @@ class GemmWorkload:
     transforms: tuple[str, ...] = ()
     shared_by: int = 1
     rounds_x: bool = True
+    feedback_rank: int = 0
+    feedback_p_bits: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):
             self._set_integer(name, minimum=1)
         self._set_integer("rank", minimum=0)
+        self._set_integer("feedback_rank", minimum=0)
         if self.group is not None:
             self._set_integer("group", minimum=1)
         self._require_member("out_bits", (8, 16, 32))
         self._require_member("scale_bits", (0, 8, 16, 32))
-        self._require_member("p_bits", (None, *_QUANTIZED_BITS, 16))
+        for name in ("p_bits", "feedback_p_bits"):
+            self._require_member(name, (None, *_QUANTIZED_BITS, 16))
         self._require_member("partial_bits", (None, 8, 16, 32, 64))
         self._require_member("family", FAMILIES)
         self._require_member("branch_schedule", (None, *BRANCH_SCHEDULES))
@@ -147,6 +160,16 @@ class GemmWorkload:
             raise AcceleratorError(
                 f"rank={self.rank} must be at most min(n, k) = {min(self.n, self.k)}; "
                 "a larger rank costs more than the layer itself"
+            )
+        if self.feedback_rank > (self.rank if self.has_branch else 0):
+            raise AcceleratorError(
+                f"feedback_rank={self.feedback_rank} must be at most the rank of the branch, "
+                f"{self.rank if self.has_branch else 0}"
+            )
+        if self.feedback_rank and self.schedule == "given_p":
+            raise AcceleratorError(
+                "branch_schedule 'given_p' costs P L^T alone, and a residual input forms P first; "
+                "use feedback_rank=0 or another schedule"
             )
 
     def _require_widths_of_the_family(self) -> None:
@@ -212,8 +235,17 @@ class GemmWorkload:
 
     @property
     def reads_wide_x(self) -> bool:
-        """Whether X arrives as 16-bit floats: a rotation needs all of a block before it rounds."""
-        return "rotate" in self.vector_ops_per_x
+        """Whether X arrives as 16-bit floats.
+
+        A rotation needs all of a block before it rounds; a residual input subtracts from X as it
+        was before it was rounded.
+        """
+        return "rotate" in self.vector_ops_per_x or self.feedback_rank > 0
+
+    @property
+    def weight_rank(self) -> int:
+        """Components of the branch that read what the main branch reads."""
+        return self.rank - self.feedback_rank
 
     @property
     def has_branch(self) -> bool:
@@ -241,14 +273,22 @@ class GemmWorkload:
         return self.branch_bits[1] if self.p_bits is None else self.p_bits
 
     @property
+    def feedback_intermediate_bits(self) -> int:
+        """Width of P_f."""
+        bits = self.feedback_p_bits
+        return self.intermediate_bits if bits is None else bits
+
+    @property
     def macs_main(self) -> int:
         """Multiply-accumulates of X_a W^T."""
         return self.m * self.n * self.k
 
     @property
     def macs_branch(self) -> int:
-        """Multiply-accumulates of both factors, each counted once."""
-        return self.m * self.rank * (self.n + self.k) if self.has_branch else 0
+        """Multiply-accumulates of both factors, each counted once, and of P_f V."""
+        if not self.has_branch:
+            return 0
+        return self.m * (self.rank * (self.n + self.k) + self.feedback_rank * self.k)
 
     def grouping(self, bits: int) -> tuple[int | None, int]:
         """Elements per scale (None: one per row) and bits per scale of operands of `bits`."""
@@ -262,18 +302,44 @@ class GemmWorkload:
         per_tensor = 4 if self.family == "nvfp" and bits == 4 and scale_bits else 0
         return per_tensor + tensor_bytes(rows, columns, bits, group=group, scale_bits=scale_bits)
 
+    def block_bytes_of(self, rows: int, columns: int, bits: int) -> int:
+        """Stored bytes of a (rows, columns) operand with one scale per block of rows and columns.
+
+        Blocks are of 64 x 64, or of the groups that the family brings along.
+        """
+        group, scale_bits = self.grouping(bits)
+        if bits == 16 or not scale_bits:
+            return self.bytes_of(rows, columns, bits)
+        size = _FEEDBACK_BLOCK if self.family == "int" or group is None else group
+        scales = -(-rows // size) * -(-columns // size)
+        per_tensor = 4 if self.family == "nvfp" and bits == 4 else 0
+        codes = tensor_bytes(rows, columns, bits, scale_bits=0)
+        return per_tensor + codes + -(-scales * scale_bits // 8)
+
+    @property
+    def deflated_bytes(self) -> int:
+        """Bytes of D (M, K) in each of the formats that the branches read it in."""
+        widths = {self.main_bits[1]}
+        if self.weight_rank:
+            widths.add(self.branch_bits[1])
+        return sum(self.bytes_of(self.m, self.k, bits) for bits in widths)
+
     @property
     def peak_activation_bytes(self) -> int:
         """Bytes of X, P and y together: what must be held somewhere while the layer runs.
 
-        X in the widest of the formats it is read in (the others are made from it), P in its own.
+        X in the widest of the formats it is read in (the others are made from it), P in its own;
+        with a residual input the codes of D beside the 16 bits of X.
         Rows of all images of a batch and of both guidance passes are in `m`.
         """
         widths = [self.main_bits[1]]
         p_bytes = 0
         if self.has_branch:
             widths.append(self.branch_bits[1])
-            p_bytes = self.bytes_of(self.m, self.rank, self.intermediate_bits)
+            p_bytes = self.bytes_of(self.m, self.weight_rank, self.intermediate_bits)
+            p_bytes += self.bytes_of(self.m, self.feedback_rank, self.feedback_intermediate_bits)
+            if self.feedback_rank:
+                p_bytes += self.deflated_bytes
         if self.reads_wide_x:
             widths.append(16)
         x_bytes = max(self.bytes_of(self.m, self.k, bits) for bits in widths)
@@ -288,8 +354,12 @@ class GemmWorkload:
         parts = {"main": self.bytes_of(self.n, self.k, w_bits)}
         if self.has_branch:
             bits, _ = self.branch_bits
-            parts["right"] = self.share_of(self.bytes_of(self.rank, self.k, bits))
-            parts["left"] = self.bytes_of(self.n, self.rank, bits)
+            own, spent = self.weight_rank, self.feedback_rank
+            parts["right"] = self.share_of(self.bytes_of(own, self.k, bits)) if own else 0
+            parts["left"] = self.bytes_of(self.n, own, bits) if own else 0
+            if spent:
+                parts["feedback"] = self.share_of(self.block_bytes_of(spent, self.k, bits))
+                parts["feedback_left"] = self.bytes_of(self.n, spent, bits)
         if "smooth" in self.transforms:
             parts["smooth"] = self.share_of(2 * self.k)
         return parts

@@ -129,6 +129,7 @@ def evaluate_case(
         "method": solution.method,
         "preset": solution.preset,
         "rank": solution.rank,
+        "feedback_rank": solution.feedback_rank,
         "weight_bytes": solution.nbytes,
         "bits_per_weight": solution.bits_per_weight,
         "weight_error": solution.weight_error,
@@ -194,8 +195,10 @@ def solve_case(
 
 def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
     """`loraq_sim.solve` with the formats, rank and budget of `split`; errors name the layer."""
-    parts = {"main": split.main_weight, "branch": split.branch_weight}
-    return _solved(layer, split, parts | {"rank": split.rank, "budget": split.budget} | options)
+    asked = CaseSettings(split=split).solving()
+    defaults = {"method", "preset", "seed", "smooth", "rotate"}
+    parts = {key: value for key, value in asked.items() if key not in defaults}
+    return _solved(layer, split, parts | options)
 
 
 def _solved(layer: Layer, split: PrecisionSplit, arguments: Mapping[str, Any]) -> Solution:
@@ -307,8 +310,7 @@ def _setting_remarks(settings: CaseSettings, m: int | None, solution: Solution) 
 
 
 def _stored_parts(solution: Solution) -> list[tuple[str, QuantizedTensor]]:
-    parts = [(name, getattr(solution, name)) for name in ("main", "left", "right")]
-    return [(name, part) for name, part in parts if part is not None]
+    return list(solution.parts.items())
 
 
 def _clippings(layer: Layer, run: _Run) -> list[Clipping]:

@@ -21,7 +21,7 @@ from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import CaseFailed, InputError, LoraqError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
 from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS
-from loraq_sim.split import PrecisionSplit, parse_split, rank_for_budget
+from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from hwmodels.inventory import InventoryEntry, ProductCost
@@ -42,6 +42,8 @@ __all__ = [
 _CHARGED = {
     *("main", "down", "up", "round_main", "round_branch", "round_p"),
     *("combine", "bias", "output"),
+    *("round_feedback", "feedback_down", "round_feedback_p", "feedback_back", "deflate"),
+    *("feedback_up", "feedback_combine"),
 }
 
 
@@ -103,14 +105,13 @@ def cost_split(
     `schedule` is one of `hwmodels.workload.BRANCH_SCHEDULES`; `smooth` and `rotate` are what would
     be done to X, as in `loraq_sim.solve`; `shared_by` layers read the same X and share its branch.
     """
-    rank = split.rank or 0
-    if split.budget is not None and split.branch_weight is not None:
-        rank = rank_for_budget(n, k, split.branch_weight, split.budget)
+    rank, feedback_rank = split.ranks(n, k)
     path = datapath_for(accelerator)
     asked = transforms_asked(k, split, path, smooth=smooth, rotate=rotate)
     work = workload_for(
-        m, n, k, split, rank, path, fused=True, transforms=asked, shared_by=shared_by
-    )
+        m, n, k, split, rank, path, feedback_rank=feedback_rank, fused=True, transforms=asked,
+        shared_by=shared_by,
+    )  # fmt: skip
     work = dataclasses.replace(work, branch_schedule=schedule)
     return work, hwmodels.estimate_cost(work, accelerator)
 
@@ -131,6 +132,7 @@ def solved_workload(
         split,
         solution.rank,
         path,
+        feedback_rank=solution.feedback_rank,
         fused=fused,
         transforms=transforms_of(solution, split, path),
         shared_by=solution.shared_by,
@@ -176,6 +178,7 @@ def workload_for(
     path: Datapath,
     *,
     fused: bool,
+    feedback_rank: int = 0,
     transforms: tuple[str, ...] = (),
     shared_by: int = 1,
 ) -> "hwmodels.GemmWorkload":
@@ -185,6 +188,7 @@ def workload_for(
     """
     has_branch = split.has_branch and rank > 0
     p_element = ELEMENTS.get(path.p_format)
+    feedback_p = ELEMENTS.get(path.feedback_p_format or path.p_format)
     return hwmodels.GemmWorkload(
         m=m,
         n=n,
@@ -198,6 +202,8 @@ def workload_for(
         group=split.main_weight.group_size,
         scale_bits=_scale_bits(split),
         p_bits=p_element.bits if has_branch and p_element else None,
+        feedback_rank=feedback_rank if has_branch else 0,
+        feedback_p_bits=feedback_p.bits if has_branch and feedback_rank and feedback_p else None,
         transforms=transforms,
         shared_by=shared_by,
     )

@@ -247,9 +247,7 @@ def split_of(settings: Mapping[str, Any]) -> PrecisionSplit:
     split = parse_split(settings["split"], **options)
     if not split.has_branch or not {"rank", "budget"} & settings.keys():
         return split
-    size = f"r{settings['rank']}" if "rank" in settings else "@" + settings["budget"]
-    text = f"{split.main}+{split.branch}{size.replace('16@', '16r')}"
-    return parse_split(text, **options)
+    return split.sized(rank=settings.get("rank"), budget=settings.get("budget"))
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -142,6 +142,17 @@ class CaseSettings:
             "seed": self.seed,
             "smooth": self.smooth,
             "rotate": self.rotate,
+            **self._deflating(),
+        }
+
+    def _deflating(self) -> dict[str, Any]:
+        """What a residual input adds: the formats that its share of the rank is chosen with."""
+        if self.split.feedback is None:
+            return {}
+        return {
+            "feedback": self.split.feedback,
+            "main_activation": self.split.main_activation,
+            "branch_activation": self.split.branch_activation,
         }
 
     def facts(self) -> dict[str, Any]:

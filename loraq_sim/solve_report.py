@@ -19,7 +19,7 @@ from loraq_sim.formats import Format, parse_format
 from loraq_sim.layers import Layer
 from loraq_sim.metrics import relative_error
 from loraq_sim.solvers import Solution, solve
-from loraq_sim.split import PrecisionSplit, branch_bytes, rank_for_budget
+from loraq_sim.split import PrecisionSplit, branch_bytes
 
 __all__ = [
     "compare_methods",
@@ -97,7 +97,8 @@ def _gains(
         "gain_over_svdquant": None,
     }
     if solution.rank and split.branch_weight is not None:
-        spent = branch_bytes(layer.n, layer.k, solution.rank, split.branch_weight)
+        sizes = (layer.n, layer.k, solution.rank)
+        spent = branch_bytes(*sizes, split.branch_weight, solution.feedback_rank)
         rank = _fp16_rank(layer, spent)
         if rank:
             published = solve(
@@ -191,17 +192,17 @@ def _as_published(
 ) -> PrecisionSplit:
     if method not in _SIXTEEN_BIT_BRANCH:
         return split
-    rank = split.rank or 0
-    if split.budget is not None:
-        rank = rank_for_budget(layer.n, layer.k, branch, split.budget)
-    spent = branch_bytes(layer.n, layer.k, rank, branch)
+    rank, feedback_rank = split.ranks(layer.n, layer.k)
+    spent = branch_bytes(layer.n, layer.k, rank, branch, feedback_rank)
     fits = _fp16_rank(layer, spent)
     if not fits:
         raise InputError(
             f"layer {layer.name!r}, split {split}: its branch takes {spent} bytes, less than the "
             f"{_FP16_BYTES * (layer.n + layer.k)} of the 16-bit rank-1 branch {method} would need"
         )
-    return dataclasses.replace(split, branch_weight=parse_format("fp16"), rank=fits, budget=None)
+    return dataclasses.replace(
+        split, branch_weight=parse_format("fp16"), rank=fits, budget=None, feedback=None
+    )
 
 
 def _row(

@@ -3,6 +3,8 @@
 ``W4A4``                no branch
 ``W4A4+W8A8r64``        branch of rank 64 with 8-bit factors and 8-bit activations
 ``W4A4+W8A8@fp16r32``   branch W8A8 of the largest rank that fits the bytes of a 16-bit rank-32 one
+``W4A4~W8A8r62f31``     31 of the 62 components deflate the input (`loraq_sim.solvers.residual`)
+``W4A4~W8A8@fp16r32``   the same, with the share of the rank that does best on the layer's inputs
 
 The text of a split says what runs. A format that was replaced in Python is written out where it is
 not the one its width stands for: ``W4A4u`` for zero points in the split's own groups, else the
@@ -37,7 +39,12 @@ FAMILIES = tuple(_ELEMENTS)
 
 _PART = r"w(\d{1,3})a(\d{1,3})"
 _BUDGET = re.compile(r"([a-z0-9_/]+)@([1-9]\d{0,6})")
-_SPLIT = re.compile(rf"{_PART}(?:\+{_PART}(?:r(\d{{1,6}})|@(fp16|bf16)r(\d{{1,6}})))?")
+_SPLIT = re.compile(
+    rf"{_PART}(?:([+~]){_PART}(?:r(\d{{1,6}})|@(fp16|bf16)r(\d{{1,6}}))(?:f(\d{{1,6}}))?)?"
+)
+
+AUTO = "auto"
+"""The residual input takes the share of the rank that does best on the layer's inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +52,9 @@ class PrecisionSplit:
     """Formats of one split.
 
     ``rank`` is set for ``rN``; ``budget`` (such as ``"fp16@32"``) for ``@fp16rN``; both are None
-    without a branch. ``main`` and ``branch`` are short names such as ``"W4A8"``. They and ``text``
-    follow from the formats, also where `dataclasses.replace` changed one.
+    without a branch. ``feedback`` is None for ``+``; for ``~`` the number of components after
+    ``f``, or ``"auto"``. ``main`` and ``branch`` are short names such as ``"W4A8"``. They and
+    ``text`` follow from the formats, also where `dataclasses.replace` changed one.
     """
 
     text: str = field(init=False)
@@ -60,17 +68,20 @@ class PrecisionSplit:
     branch_activation: Format | None = None
     rank: int | None = None
     budget: str | None = None
+    feedback: int | str | None = None
 
     def __post_init__(self) -> None:
         main, branch = self._part("main"), None
         text = self._label("main")
         if self.branch_weight is not None:
             branch = self._part("branch")
-            text += f"+{self._label('branch')}"
+            text += f"{'+' if self.feedback is None else '~'}{self._label('branch')}"
             if self.budget is not None:
                 text += "@{}r{}".format(*self.budget.split("@"))
             elif self.rank is not None:
                 text += f"r{self.rank}"
+            if isinstance(self.feedback, int):
+                text += f"f{self.feedback}"
         for name, value in (("main", main), ("branch", branch), ("text", text)):
             object.__setattr__(self, name, value)
 
@@ -99,6 +110,37 @@ class PrecisionSplit:
     def has_branch(self) -> bool:
         """Whether the split has a low-rank branch."""
         return self.branch is not None
+
+    def sized(self, *, rank: int | None = None, budget: str | None = None) -> "PrecisionSplit":
+        """The same formats with a branch of `rank`, or of a `budget` such as ``"fp16@32"``.
+
+        Raises
+        ------
+        InputError
+            If the size breaks a rule of a split's text.
+        """
+        size = f"r{rank}" if budget is None else "@" + budget.replace("@", "r")
+        joint = "+" if self.feedback is None else "~"
+        spent = f"f{self.feedback}" if isinstance(self.feedback, int) else ""
+        asked = parse_split(f"W4A4{joint}W4A4{size}{spent}")
+        return replace(self, rank=asked.rank, budget=asked.budget)
+
+    def ranks(self, n: int, k: int) -> tuple[int, int]:
+        """Components of the branch of a weight (N, K), and how many the residual input takes.
+
+        Where the layer's inputs decide (``"auto"``), half is assumed; a solved layer knows.
+        """
+        if self.branch_weight is None:
+            return 0, 0
+        feedback = self.feedback
+
+        def spent(rank: int) -> int:
+            return min(feedback or 0, rank) if not isinstance(feedback, str) else rank // 2
+
+        rank = self.rank
+        if self.budget is not None:
+            rank = rank_for_budget(n, k, self.branch_weight, self.budget, spent)
+        return rank or 0, spent(rank or 0)
 
     def __str__(self) -> str:
         return self.text
@@ -134,9 +176,12 @@ def parse_split(
     if match is None:
         raise InputError(
             f"split {str(text)!r:.100} is not understood; write for example W4A4 (no branch), "
-            "W4A4+W8A8r64 (rank 64) or W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch)"
+            "W4A4+W8A8r64 (rank 64), W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch) or "
+            "W4A4~W8A8@fp16r32 (with a residual input)"
         )
-    main_w, main_a, branch_w, branch_a, rank, budget_format, budget_rank = match.groups()
+    main_w, main_a, joint, branch_w, branch_a, rank, budget_format, budget_rank, spent = (
+        match.groups()
+    )
     plain_split = PrecisionSplit(
         family=family,
         group=group,
@@ -157,7 +202,27 @@ def parse_split(
         branch_activation=_format(branch_a, family, group, text),
         rank=None if rank is None else size,
         budget=None if rank is not None else f"{budget_format}@{size}",
+        feedback=_feedback(joint, spent, None if rank is None else size, text),
     )
+
+
+def _feedback(joint: str, spent: str | None, rank: int | None, text: str) -> "int | str | None":
+    if joint == "+":
+        if spent is not None:
+            raise InputError(
+                f"split {str(text)!r:.100}: f{spent} is a part of a residual input; write ~ in "
+                "place of +"
+            )
+        return None
+    if spent is None:
+        return AUTO
+    if int(spent) == 0:
+        raise InputError(f"split {str(text)!r:.100}: f must be at least 1; write + in place of ~")
+    if rank is not None and int(spent) > rank:
+        raise InputError(
+            f"split {str(text)!r:.100}: f{spent} is more than the {rank} components of the branch"
+        )
+    return int(spent)
 
 
 def _with_zero_points(bits: int, group: int) -> Format | None:

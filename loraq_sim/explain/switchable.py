@@ -17,6 +17,10 @@ stored R, then R' fits it with L'. With B = L' R' the error of the weight is the
 what the branch before its rounding does not take up of the main weight's rounding, and what
 rounding the factors adds. (The best fit of all, a truncated SVD, would say less: where singular
 values are nearly equal it is far from the stored branch and hardly better.)
+
+A residual input (`loraq_sim.solvers.residual`) has one switch for how D is formed: on, D and P_f
+are those of the emulated run; off, P_f = X V^T and D = X - P_f V of exact numbers, whose rounding
+for the branches is then done anew.
 """
 
 from collections.abc import Collection
@@ -31,7 +35,6 @@ from loraq_sim.emulator.datapath import TRANSFORMS, Datapath, Step, datapath_ste
 from loraq_sim.emulator.float_overflow import Clipping, FloatOverflow, rounded_tensor
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
-from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
@@ -55,6 +58,8 @@ SOURCES = {
     "main_activation": "rounding of the activations that enter the main branch",
     "branch_activation": "rounding of the activations that enter the low-rank branch",
     "p_rounding": "rounding of P between the two factors of the branch",
+    "feedback": "forming the residual input of rounded numbers: X, P_f, and the sums of both",
+    "feedback_weight": "rounding of L_f, what the directions of the residual input contribute",
     "accumulator": "overflow of accumulators: wrapped or saturated sums, in all GEMMs",
     "combine": "rounding of sums outside the accumulators: group partials, branches, bias",
     "output_rounding": "rounding of the output to its format",
@@ -64,10 +69,16 @@ SOURCES = {
 """In the order of the data path."""
 
 BRANCH_SOURCES = ("branch_weight", "branch_activation", "p_rounding")
+FEEDBACK_SOURCES = ("feedback", "feedback_weight")
 
 _WIDE = MacArray(acc_bits=64)
 _ROUNDED_OPERANDS = {"main": "main_activation", "down": "branch_activation"}
-_STORED_OPERANDS = {"main": "main_weight", "down": "branch_weight", "up": "branch_weight"}
+_STORED_OPERANDS = {
+    **{"main": "main_weight", "down": "branch_weight", "up": "branch_weight"},
+    "feedback_up": "feedback_weight",
+}
+# The steps from X to D.
+_FORMING = ("round_feedback", "feedback_down", "round_feedback_p", "feedback_back", "deflate")
 _ROUNDINGS = {"round_p": "p_rounding", "output": "output_rounding"}
 
 
@@ -125,10 +136,14 @@ def float_branch(layer: Layer, solution: Solution) -> FloatBranch | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Walk:
-    """What one emulated run gave: rounded operands, and differences from exact sums by step."""
+    """What one emulated run gave: rounded operands, and differences from exact sums by step.
+
+    ``formed`` has P_f and D of a residual input.
+    """
 
     path: Datapath
     operands: dict[str, NDArray[np.float64]]
+    formed: dict[str, NDArray[np.float64]]
     accumulator: dict[str, NDArray[np.float64]]
     sums: dict[str, NDArray[np.float64]]
     overflows: int
@@ -165,12 +180,18 @@ class SwitchableLayer:
         datapath: Datapath,
         x: NDArray[np.float32],
     ) -> None:
-        has_branch = solution.left is not None
-        self.sources = tuple(s for s in SOURCES if has_branch or s not in BRANCH_SOURCES)
+        missing: tuple[str, ...] = () if solution.left is not None else BRANCH_SOURCES
+        missing += () if solution.feedback is not None else FEEDBACK_SOURCES
+        self.sources = tuple(s for s in SOURCES if s not in missing)
         self._steps = datapath_steps(solution, split, datapath, bias=layer.bias is not None)
         self._bias = None if layer.bias is None else layer.bias.astype(np.float64)
         self._exact_x = _entering_rows(x, solution)
         self._weights = _operand_weights(layer, solution)
+        self._exact_p = self._exact_d = self._exact_x
+        if solution.feedback is not None:
+            directions = _values(solution.feedback)
+            self._exact_p = self._exact_x @ directions.T
+            self._exact_d = self._exact_x - self._exact_p @ directions
         emulated = _walk(x, solution, split, datapath, layer.bias)
         self.overflows, self.clipped = emulated.overflows, emulated.clipped
         # By whether values may leave their formats; without any the two runs are one.
@@ -192,11 +213,15 @@ class SwitchableLayer:
         if step.operation in TRANSFORMS:
             # Both at once, in float64; their rounding belongs to that of the activations.
             return self._exact_x
+        if step.name in _FORMING:
+            formed = self._walks[OVERFLOW in on].formed if "feedback" in on else {}
+            exact = {"P_f": self._exact_p, "D": self._exact_d}
+            return formed.get(step.result, exact.get(step.result))
         if step.format is not None:
             if step.name in _ROUNDINGS:
-                return self._rounded(step, step.format, tensors[step.inputs[0]], on)
+                return self._rounded(step, tensors[step.inputs[0]], on)
             # Activations: which of its operand's values a GEMM reads is that GEMM's switch.
-            return step.result
+            return step
         if step.operation == "gemm":
             return self._multiplied(step, tensors[step.inputs[0]], on) + self._errors(step, on)
         total = sum(tensors[name] for name in step.inputs)
@@ -206,19 +231,43 @@ class SwitchableLayer:
 
     def _multiplied(self, step: Step, operand: Any, on: Collection[str]) -> NDArray[np.float64]:
         is_stored = _STORED_OPERANDS[step.name] in on
-        if not isinstance(operand, str):
+        if not isinstance(operand, Step):
             return operand @ self._weights[step.name, is_stored].T
         is_rounded = _ROUNDED_OPERANDS[step.name] in on
-        return self._gemm(step.name, operand, is_rounded, is_stored, OVERFLOW in on)
+        is_exact_d = operand.inputs[0] == "D" and "feedback" not in on
+        return self._gemm(step.name, operand, is_rounded, is_stored, OVERFLOW in on, is_exact_d)
 
     def _exact_gemm(
-        self, name: str, operand: str, is_rounded: bool, is_stored: bool, overflows: bool
+        self,
+        name: str,
+        operand: Step,
+        is_rounded: bool,
+        is_stored: bool,
+        overflows: bool,
+        is_exact_d: bool,
     ) -> NDArray[np.float64]:
-        walk = self._walks[overflows]
-        x = walk.operands[operand] if is_rounded else self._exact_x
-        if overflows and not is_rounded:
-            x = _clipped_as(x, walk.operands[operand], self._walks[False].operands[operand])
+        walk, free = self._walks[overflows], self._walks[False]
+        if is_exact_d:
+            x = (
+                self._rounded_anew(operand, self._exact_d, walk.path)
+                if is_rounded
+                else (self._exact_d)
+            )
+        elif is_rounded:
+            x = walk.operands[operand.result]
+        else:
+            x = walk.formed["D"] if operand.inputs[0] == "D" else self._exact_x
+            if overflows:
+                x = _clipped_as(x, walk.operands[operand.result], free.operands[operand.result])
         return x @ self._weights[name, is_stored].T
+
+    def _rounded_anew(
+        self, step: Step, values: NDArray[np.float64], path: Datapath
+    ) -> NDArray[np.float64]:
+        narrow, rule = _float32_where_it_fits(values), path.float_overflow
+        if step.format is None:
+            raise TypeError(f"step {step.name!r} names no format to round to")
+        return _values(rounded_tensor(step.result, narrow, step.format, path.rounding, rule)[0])
 
     def _errors(self, step: Step, on: Collection[str]) -> NDArray[np.float64] | float:
         """What accumulators and sums of this step did wrong, as far as it is switched on."""
@@ -233,20 +282,16 @@ class SwitchableLayer:
         return error
 
     def _rounded(
-        self, step: Step, fmt: Format, values: NDArray[np.float64], on: Collection[str]
+        self, step: Step, values: NDArray[np.float64], on: Collection[str]
     ) -> NDArray[np.float64]:
         is_on, overflows = _ROUNDINGS[step.name] in on, OVERFLOW in on
         if not is_on and not (overflows and self.clipped):
             return values
-        narrow = _float32_where_it_fits(values)
-
-        def rounded(path: Datapath) -> NDArray[np.float64]:
-            rule = path.float_overflow
-            stored, _ = rounded_tensor(step.result, narrow, fmt, path.rounding, rule)
-            return _values(stored)
-
-        taken = rounded(self._walks[overflows].path)
-        return taken if is_on else _clipped_as(values, taken, rounded(self._walks[False].path))
+        taken = self._rounded_anew(step, values, self._walks[overflows].path)
+        if is_on:
+            return taken
+        free = self._rounded_anew(step, values, self._walks[False].path)
+        return _clipped_as(values, taken, free)
 
 
 def _walk(
@@ -258,6 +303,7 @@ def _walk(
 ) -> _Walk:
     """Walk the emulated data path and compare every sum with the exact one of its operands."""
     operands: dict[str, NDArray[np.float64]] = {}
+    formed: dict[str, NDArray[np.float64]] = {}
     accumulator: dict[str, NDArray[np.float64]] = {}
     sums: dict[str, NDArray[np.float64]] = {}
     overflows = 0
@@ -265,7 +311,11 @@ def _walk(
     for done in walk_steps(x, solution, split, path, bias):
         name = done.step.name
         clipped += done.clipped
-        if done.step.operation == "round" and name not in _ROUNDINGS:
+        if name == "round_feedback_p":
+            formed["P_f"] = _values(done.result)
+        elif name == "deflate":
+            formed["D"] = done.result.astype(np.float64)
+        elif done.step.operation == "round" and name not in _ROUNDINGS:
             operands[done.step.result] = _values(done.result)
         elif done.statistics is not None:
             overflows += done.statistics.overflow_count
@@ -286,7 +336,7 @@ def _walk(
                 total = terms[0].astype(np.float64) + terms[1]
             sums[name] = _difference(done.result, total)
     return _Walk(
-        path=path, operands=operands, accumulator=accumulator, sums=sums,
+        path=path, operands=operands, formed=formed, accumulator=accumulator, sums=sums,
         overflows=overflows, clipped=tuple(clipped),
     )  # fmt: skip
 
@@ -302,6 +352,10 @@ def _operand_weights(
         weights["main", False] = weight - branch.product()
         weights |= {("down", True): _values(right), ("down", False): branch.right}
         weights |= {("up", True): _values(left), ("up", False): branch.left}
+    if solution.feedback is not None and solution.feedback_left is not None:
+        outputs = weight @ _values(solution.feedback).T
+        weights["feedback_up", True] = _values(solution.feedback_left)
+        weights["feedback_up", False] = outputs
     return weights
 
 

@@ -135,6 +135,12 @@ def weight_terms(layer: Layer, solution: Solution) -> tuple[Terms, dict[str, Any
         fit = branch.product()
         stored = left.dequantize().astype(np.float64) @ right.dequantize()
         parts = {"main_weight": main + fit - weight, "branch_weight": stored - fit}
+    if solution.feedback is not None and solution.feedback_left is not None:
+        # The others act on D = X - X V^T V.
+        v = solution.feedback.dequantize().astype(np.float64)
+        parts = {name: part - (part @ v.T) @ v for name, part in parts.items()}
+        missed = solution.feedback_left.dequantize() - weight @ v.T
+        parts["feedback_weight"] = missed @ v
     parts = {name: leaving_rows(part, solution) for name, part in parts.items()}
     size = float(np.linalg.norm(layer.weight.astype(np.float64))) or 1.0
     error = sum(parts.values())

@@ -62,6 +62,7 @@ _TABLE = (
     ("preset", "TEXT", "", "effort of the solver"),
     ("accelerator", "TEXT", "", "name of the accelerator description"),
     ("rank", "INTEGER", "", "rank of the branch, 0 without one"),
+    ("feedback_rank", "INTEGER", "", "of the rank: components that deflate the input"),
     ("weight_bytes", "INTEGER", "bytes", "codes, scales and padding of the stored weight"),
     ("bits_per_weight", "REAL", "bits", "8 * weight_bytes / (n * k)"),
     ("weight_error", "REAL", "", "relative Frobenius error of the reconstructed weight"),
@@ -147,6 +148,7 @@ class ResultRow(TypedDict, total=False):
     preset: str | None
     accelerator: str
     rank: int | None
+    feedback_rank: int | None
     weight_bytes: int | None
     bits_per_weight: float | None
     weight_error: float | None
