@@ -42,6 +42,7 @@ from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "BRANCH_SOURCES",
+    "FEEDBACK_SOURCES",
     "OVERFLOW",
     "SOURCES",
     "SwitchableLayer",

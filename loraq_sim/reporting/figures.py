@@ -20,7 +20,7 @@ from loraq_sim.reporting.panels import INK, MUTED, PanelStyle, draw_panel
 from loraq_sim.results.columns import is_missing, plain_rows
 from loraq_sim.results.rows import IDENTITY
 from loraq_sim.results.verdict import Verdict, verdict_of
-from loraq_sim.results.wording import labelled, name_of
+from loraq_sim.results.wording import labelled, main_and_branch_of, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -282,7 +282,7 @@ def subtitle(
     """What was evaluated: model, accelerators, layers, splits, methods."""
     names = [name for name in groups if name]
     # Splits without a branch are plain rounding, whatever the method of the others.
-    branched = [row for row in rows if "+" in str(row.get("split"))] or rows
+    branched = [row for row in rows if main_and_branch_of(str(row.get("split")))[1]] or rows
     methods = sorted({str(row["method"]) for row in branched if row.get("method")})
     n_splits = len({row.get("split") for row in rows})
     parts = [

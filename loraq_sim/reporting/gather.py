@@ -236,8 +236,9 @@ def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
                 row["k"], split, path, smooth=smooth, rotate=row.get("rotation")
             )
             work = workload_for(
-                *sizes, split, row["rank"], path, fused=fused, transforms=transforms
-            )
+                *sizes, split, row["rank"], path, feedback_rank=row.get("feedback_rank") or 0,
+                fused=fused, transforms=transforms,
+            )  # fmt: skip
             costs.append(hwmodels.estimate_cost(work, machine))
     except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
         return None

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loraq_sim.results.wording import main_and_branch_of
+
 __all__ = [
     "Box",
     "NO_BRANCH",
@@ -269,7 +271,7 @@ def _segment_enters(segment: tuple, box: Box) -> bool:
 
 NO_BRANCH = "none"
 
-_RANK = re.compile(r"(@[a-z0-9]+)?r\d+$", re.IGNORECASE)
+_RANK = re.compile(r"(@[a-z0-9]+)?r\d+(f\d+)?$", re.IGNORECASE)
 _WEIGHT_BITS = re.compile(r"W(\d+)", re.IGNORECASE)
 
 
@@ -278,9 +280,11 @@ def main_and_branch(split: str) -> tuple[str, str]:
 
     >>> main_and_branch("W4A4+W8A8@fp16r32"), main_and_branch("W4A8")
     (('W4A4', 'W8A8'), ('W4A8', 'none'))
+    >>> main_and_branch("W4A4~W8A8r62f31")
+    ('W4A4', '~W8A8')
     """
-    main, _, branch = split.partition("+")
-    return main, _RANK.sub("", branch) or NO_BRANCH
+    main, branch = main_and_branch_of(split)
+    return main, _RANK.sub("", branch.removeprefix("+")) or NO_BRANCH
 
 
 def main_weight_bits(split: str) -> int | None:
@@ -331,6 +335,8 @@ SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 _PARTS = {
     **{"main": "#0072B2", "mac_main": "#0072B2", "weights": "#0072B2"},
     **{"branch_down": "#E69F00", "branch_up": "#D55E00", "mac_branch": "#D55E00"},
+    **{"feedback_down": "#56B4E9", "feedback_back": "#009E73", "mac_feedback": "#56B4E9"},
+    **{"feedback": "#56B4E9", "feedback_left": "#009E73"},
     **{"factors": "#D55E00", "left": "#D55E00", "right": "#E69F00"},
     **{"combine": "#CC79A7", "vector": "#CC79A7", "unpack": "#8C8C8C", "tile": "#8C8C8C"},
     **{"stall": "#F0E442", "dram": "#F0E442", "activations": "#F0E442", "fill": "#BDBDBD"},

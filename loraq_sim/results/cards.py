@@ -27,17 +27,18 @@ def solution_card(solution: Any) -> str:
     facts = {
         "method": f"{solution.method}, preset {solution.preset}, seed {solution.seed}",
         "rank": solution.rank,
+        "residual input": f"{solution.feedback_rank} of them" if solution.feedback_rank else None,
         "weight error": f"{solution.weight_error:.3%}",
         "branch noise": None if noise is None else f"{noise:.3%} of the weight",
         "stored": f"{_bytes_text(solution.nbytes)}, {solution.bits_per_weight:.3g} bits per weight",
         "rotation": solution.rotation and f"Hadamard blocks of {solution.rotation}",
         "solved in": f"{solution.seconds:.3g} s",
     }
-    stored = {part: getattr(solution, part) for part in ("main", "left", "right")}
+    stored = solution.parts
     rows = [
         {
             "part": part,
-            "format": "float16" if stored.get(part) is None else stored[part].format,
+            "format": stored[part].format if part in stored else "float16",
             "shape": " x ".join(
                 str(size) for size in getattr(stored.get(part), "shape", (solution.main.shape[1],))
             ),

@@ -41,7 +41,7 @@ from loraq_sim.formats import parse_format
 from loraq_sim.results.columns import number_of
 from loraq_sim.results.front import knee_of, non_dominated
 from loraq_sim.results.rows import Row
-from loraq_sim.results.wording import value_text
+from loraq_sim.results.wording import main_and_branch_of, value_text
 
 __all__ = [
     "COSTS",
@@ -254,8 +254,8 @@ def _is_hurt_by_p(candidate: Candidate, row: Row, candidates: Sequence[Candidate
 
 def _without_branch(candidate: Candidate, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Candidates of the same main branch alone that are no worse."""
-    main, plus, _ = candidate.split.partition("+")
-    return [c for c in candidates if plus and c.split == main and c.error <= candidate.error]
+    main, branch = main_and_branch_of(candidate.split)
+    return [c for c in candidates if branch and c.split == main and c.error <= candidate.error]
 
 
 def _p_sentence(candidate: Candidate, row: Row, cases: Sequence[tuple[Candidate, Row]]) -> str:

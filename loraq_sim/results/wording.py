@@ -7,6 +7,7 @@ them.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "context_of",
     "labelled",
     "labels_of",
+    "main_and_branch_of",
     "limit_text",
     "listing",
     "name_of",
@@ -31,6 +33,19 @@ Row = Mapping[str, Any]
 
 _MOST_NAMES = 3
 _MOST_DIGITS = 17
+
+
+_JOINT = re.compile(r"[+~]")
+
+
+def main_and_branch_of(split: str) -> tuple[str, str]:
+    """The text of a split's main branch, and what follows it: ``+W8A8r8``, ``~W8A8r8f4`` or none.
+
+    >>> main_and_branch_of("W4A4~W8A8r8f4")
+    ('W4A4', '~W8A8r8f4')
+    """
+    joint = _JOINT.search(split)
+    return (split, "") if joint is None else (split[: joint.start()], split[joint.start() :])
 
 
 def name_of(row: Row) -> str:

@@ -387,6 +387,10 @@ def _unfit(key: str, value: str | float, info: LayerInfo) -> str:
 
 def _broken_rule(split: PrecisionSplit, info: LayerInfo) -> str:
     """Why the layer cannot take the split, empty if it can."""
+    if split.feedback is not None and not info.tokens:
+        return "a residual input (~) needs the layer's activations; write + or capture them"
+    if isinstance(split.feedback, int) and info.tokens and split.feedback > info.tokens:
+        return f"f{split.feedback} asks for more directions than {info.tokens} activation rows hold"
     return _broken_rule_of_shape(split, info.n, info.k)
 
 
@@ -397,6 +401,9 @@ def _broken_rule_of_shape(split: PrecisionSplit, n: int, k: int) -> str:
         return ""
     try:
         resolve_rank((n, k), split.branch_weight, split.rank, split.budget)
+        rank, spent = split.ranks(n, k)
+        if isinstance(split.feedback, int) and split.feedback > spent:
+            return f"f{split.feedback} is more than the {rank} components that its bytes hold"
     except InputError as error:
         return str(error)
     return ""
@@ -411,12 +418,15 @@ def _refusal(split: PrecisionSplit, layers: dict[str, LayerInfo]) -> str:
     name = min(sizes, key=lambda layer: abs(sizes[layer] - wanted))
     info = layers[name]
     which = "its only layer" if len(layers) == 1 else f"any of its {len(layers)} layers"
+    rule = (
+        f"split {split.text} cannot be solved in {which}; {name} ({info.n}, {info.k}) comes "
+        f"nearest: {_broken_rule(split, info)}"
+    )
+    if split.feedback is not None:
+        return rule
     size = split.text.removesuffix(str(wanted)) + str(sizes[name])
     bound = "a smaller rank" if split.budget is None else "a larger budget"
-    return (
-        f"split {split.text} cannot be solved in {which}; {name} ({info.n}, {info.k}) comes "
-        f"nearest: {_broken_rule(split, info)}; use {size} or {bound}"
-    )
+    return f"{rule}; use {size} or {bound}"
 
 
 def _nearest_size(split: PrecisionSplit, info: LayerInfo) -> int:

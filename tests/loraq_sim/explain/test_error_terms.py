@@ -9,7 +9,13 @@ import pytest
 import loraq_sim as lq
 from loraq_sim.emulator.datapath import Datapath, run_layer
 from loraq_sim.evaluate import reference_output, solve_split
-from loraq_sim.explain.switchable import BRANCH_SOURCES, SOURCES, SwitchableLayer, float_branch
+from loraq_sim.explain.switchable import (
+    BRANCH_SOURCES,
+    FEEDBACK_SOURCES,
+    SOURCES,
+    SwitchableLayer,
+    float_branch,
+)
 from loraq_sim.explain.terms import INTERACTION, output_terms, weight_terms
 
 NARROW = lq.MacArray(acc_bits=12, overflow="saturate", products_per_add=4)
@@ -64,8 +70,22 @@ CASES = {
         {"scale": 3e4},
     ),
     "infinite scales": ("W4A4+W8A8r8", Datapath(out_format="fp32"), {"scale": 5e4}),
+    "residual input": ("W4A4~W8A8r8f3", Datapath(), {"rotate": "hadamard:32"}),
+    "all for the input": ("W4A4~W6A6r4f4", Datapath(feedback_p_format="int4"), {}),
+    "narrow residual input": ("W4A4~W8A8r8f3", Datapath(mac=NARROW), {}),
+    "infinite P_f": (
+        "W4A4~W8A8r8f3",
+        Datapath(p_format="fp16", out_format="fp32"),
+        {"scale": 3e4},
+    ),
     "int8 output": ("W4A4+W8A8r8", Datapath(out_format="int8/row"), {}),
 }
+
+
+def _sources_of(split):
+    rank, spent = split.ranks(96, 128)
+    missing = BRANCH_SOURCES if rank == spent else ()
+    return set(SOURCES) - {*missing, *(() if spent else FEEDBACK_SOURCES)}
 
 
 def louder(layer, scale):
@@ -103,7 +123,7 @@ def test_shares_add_up_and_errors_are_those_of_the_outputs(layer, name):
     reference = reference_output(layer, louder(layer, options.get("scale", 1)).activations)
     rows, summary = output_terms(parts, reference)
     assert [row["source"] for row in rows] == [
-        *(s for s in SOURCES if split.has_branch or s not in BRANCH_SOURCES),
+        *(s for s in SOURCES if s in _sources_of(split)),
         INTERACTION,
     ]
     assert sum(row["share"] for row in rows) == pytest.approx(1.0, abs=1e-12)
