@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from hwmodels.description import Accelerator
 from hwmodels.errors import UNSAFE_CHARACTER, AcceleratorError, nearest, printable, read_text
 from hwmodels.modes import unreachable_modes
@@ -93,7 +95,6 @@ def _read(path: Path) -> Accelerator:
     content = _compose(path, text, lines)
     if not isinstance(content, dict):
         raise AcceleratorError(f"{path}:1: an accelerator file must be a mapping of keys to values")
-    from pydantic import ValidationError
 
     try:
         hw = Accelerator.model_validate(content)

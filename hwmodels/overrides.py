@@ -6,12 +6,15 @@ a path will do where it is unique (``clock_hz``). Every change, a variant of the
 passes the rules of the file; a broken one is told with its key path, rule and value.
 """
 
+import difflib
 import re
 import types
 import typing
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
+
+from pydantic import ValidationError
 
 from hwmodels.description import Accelerator, Block, Strict
 from hwmodels.errors import AcceleratorError, nearest
@@ -43,7 +46,6 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], *, name: str = "
     AcceleratorError
         If a key does not exist or a value breaks the rules of the file.
     """
-    from pydantic import ValidationError
 
     # A variant is called machine@variant, which no file may be.
     content = hw.model_dump() | {"name": hw.name.partition("@")[0]}
@@ -133,7 +135,6 @@ def _resolve(key: str, paths: Mapping[str, KeyPath]) -> str:
 
 
 def _near_paths(key: str, paths: Mapping[str, KeyPath]) -> list[str]:
-    import difflib
 
     return difflib.get_close_matches(key, list(paths), n=4, cutoff=0.3) or list(paths)[:4]
 

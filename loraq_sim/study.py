@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 from loraq_sim.errors import DumpError, InputError, StoreError, unknown_name
 from loraq_sim.results.front import mark_front, per_layer_front
 from loraq_sim.results.rows import ResultRow, Row
-from loraq_sim.results.store import ResultStore
+from loraq_sim.results.store import ResultStore, frame_of
 from loraq_sim.results.store_records import check_possible
 from loraq_sim.results.totals import ModelRow, model_totals
 from loraq_sim.results.verdict import Verdict, verdict_of
+from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     import pandas
@@ -78,7 +79,6 @@ class Study:
         outcome: "SweepOutcome | None" = None,
     ) -> "Study":
         """The study of a plan's cases in `store`."""
-        from loraq_sim.version import __version__
 
         digests = {"dump": composed.dump_digest, **composed.accelerator_digests}
         return cls(
@@ -101,7 +101,6 @@ class Study:
     @cached_property
     def df(self) -> "pandas.DataFrame":
         """The rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
-        from loraq_sim.results.store import frame_of
 
         return frame_of(self._rows)
 

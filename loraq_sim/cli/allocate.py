@@ -24,6 +24,10 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.results.columns import parse_limits
+from loraq_sim.settings import skipped
+from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     from loraq_sim.allocation import Allocation
@@ -99,7 +103,6 @@ def allocate_command(
     """Choose a split per layer: least error within budgets, or least cost within an error."""
     from loraq_sim.allocation import allocate_each
     from loraq_sim.allocation.problem import QUANTITIES
-    from loraq_sim.results.columns import parse_limits
     from loraq_sim.results.store import ResultStore
 
     limits = parse_limits(budget, QUANTITIES)
@@ -124,8 +127,6 @@ def allocate_command(
         print_json({"allocations": views})
         return
     if output is OutputFormat.CSV:
-        from loraq_sim.reporting.tables import result_table
-
         print_tables([result_table([row for view in views for row in view["layers"]])], output)
         return
     tables = [_tables(one, view) for one, view in zip(found, views, strict=True)]
@@ -133,7 +134,6 @@ def allocate_command(
 
 
 def _selected(rows: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[dict[str, Any]]:
-    from loraq_sim.settings import skipped
 
     if not patterns:
         return rows
@@ -169,7 +169,6 @@ def _view(one: "Allocation") -> dict[str, Any]:
 
 def _tables(one: "Allocation", view: dict[str, Any]) -> list[Any]:
     from loraq_sim.allocation.frontier import spread
-    from loraq_sim.reporting.tables import result_table
 
     cost, error = view["axes"]
     columns = [name for name in _CHOSEN if any(row.get(name) is not None for row in one.rows)]
@@ -246,7 +245,6 @@ def _recipe_paths(folder: Path, found: "list[Allocation]") -> list[Path]:
 
 def _origin(one: "Allocation", runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Digests of what the sweeps of the store read, of the latest that used this accelerator."""
-    from loraq_sim.version import __version__
 
     origin: dict[str, Any] = {"loraq_sim": __version__}
     for run in reversed(runs):

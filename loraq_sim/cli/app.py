@@ -22,6 +22,7 @@ from loraq_sim.cli import (
     vectors,
 )
 from loraq_sim.cli.output import set_debug
+from loraq_sim.version import __version__
 
 __all__ = ["app"]
 
@@ -60,8 +61,6 @@ app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from loraq_sim.version import __version__
-
         typer.echo(f"loraq-sim {__version__}")
         raise typer.Exit
 

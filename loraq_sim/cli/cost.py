@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import hwmodels
 from hwmodels.workload import BRANCH_SCHEDULES
 from loraq_sim.cli.options import (
     Accelerators,
@@ -31,8 +32,10 @@ from loraq_sim.cli.options import (
     listed_shapes,
 )
 from loraq_sim.cli.output import case_failure, end_with, note, one_line_failures, print_table
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes
 from loraq_sim.errors import CaseFailed, InputError, unknown_name
+from loraq_sim.reporting.tables import result_table
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import PrecisionSplit, parse_split
 
@@ -178,7 +181,6 @@ def cost_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Cost layers or whole models without solving or emulating anything."""
-    from loraq_sim.reporting.tables import result_table
 
     way = checked_schedule(schedule, unfused=unfused)
     if sum(map(bool, (shape, layer_dump, model))) != 1:
@@ -247,7 +249,6 @@ def chosen_machines(
     varies: Iterable[str] | None,
 ) -> "list[tuple[dict[str, Any], Accelerator]]":
     """(varied keys and values, machine) of every combination, in the order given."""
-    import hwmodels
 
     fixed = dict(_assignment(text, "--set") for text in sets or ())
     grid = [
@@ -271,7 +272,6 @@ def chosen_machines(
 
 
 def _assignment(text: str, flag: str) -> tuple[str, Any]:
-    import hwmodels
 
     key, value = _split(text, flag)
     return key, hwmodels.parse_value(value)
@@ -302,7 +302,6 @@ def _sizes(
         if rows:
             raise InputError("--rows is for --layer-dump: --shape MxKxN says the rows itself")
         return shapes
-    from loraq_sim.dumps import read_layer_dump
 
     dump = read_layer_dump(layer_dump)
     if layers:

@@ -11,10 +11,21 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import typer
 
+import hwmodels
 from loraq_sim.cli.options import OutFormat, OutputFormat
 from loraq_sim.cli.output import one_line_failures, print_tables, say
+from loraq_sim.kernels.processor import (
+    PATH_VARIABLE,
+    choose_path,
+    found_features,
+    is_jit_off,
+    refused_paths,
+)
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.version import __version__
 
 __all__ = ["EXAMPLES", "doctor_command"]
 
@@ -43,7 +54,6 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
 
     Exits with 1 if something is broken.
     """
-    from loraq_sim.reporting.tables import result_table
 
     started = time.perf_counter()
     rows = list(_checks())
@@ -59,7 +69,6 @@ def doctor_command(output: OutFormat = OutputFormat.TABLE) -> None:
 
 def _checks() -> Iterator[dict[str, str]]:
     from loraq_sim.sweeps.digests import cache_folder, default_solution_folder
-    from loraq_sim.version import __version__
 
     yield _row("loraq-sim", "ok", f"{__version__}, Python {platform.python_version()}")
     for distribution, module in _NEEDED:
@@ -109,7 +118,6 @@ def _package(distribution: str, module: str | None) -> str:
 
 
 def _processor() -> str:
-    from loraq_sim.kernels.processor import PATH_VARIABLE, choose_path, found_features, is_jit_off
 
     forced = f" (forced by {PATH_VARIABLE})" if os.environ.get(PATH_VARIABLE) else ""
     if is_jit_off():
@@ -121,12 +129,10 @@ def _processor() -> str:
 
 def _kernels() -> str:
     """Run a small saturating GEMM with the kernels and with plain Python integers."""
-    import numpy as np
 
     from loraq_sim.emulator.gemm import emulate_gemm
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.reference import reference_gemm
-    from loraq_sim.kernels.processor import choose_path, refused_paths
 
     rng = np.random.default_rng(0)
     a = rng.integers(-8, 8, (3, 40), dtype=np.int8)
@@ -157,7 +163,6 @@ def _kernel_cache() -> dict[str, str]:
 
 
 def _accelerators() -> str:
-    import hwmodels
 
     names = hwmodels.list_accelerators()
     for name in names:

@@ -22,8 +22,12 @@ from loraq_sim.cli.output import (
     print_written,
     seconds_since,
 )
+from loraq_sim.dumps import read_layer_dump
+from loraq_sim.dumps.steps import step_statistics, summarize
+from loraq_sim.dumps.write import convert_dump, stream_dump
 from loraq_sim.errors import DumpError, InputError
 from loraq_sim.files import refuse_existing
+from loraq_sim.reporting.tables import result_table
 
 if TYPE_CHECKING:
     from loraq_sim.dumps.capture import CaptureSource
@@ -140,7 +144,6 @@ def synth_command(
     time steps; each layer depends on the seed and its name alone.
     """
     from loraq_sim.dumps.synthesize import synthesize_layers
-    from loraq_sim.dumps.write import stream_dump
 
     refuse_existing(out, overwrite=force, error=DumpError)
     started = time.monotonic()
@@ -218,7 +221,6 @@ def capture_command(
     dump records the time step of every row.
     """
     from loraq_sim.dumps.capture import capture_layers
-    from loraq_sim.dumps.write import stream_dump
 
     refuse_existing(out, overwrite=force, error=DumpError)
     started = time.monotonic()
@@ -278,8 +280,6 @@ def convert_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Copy a dump to another format; values, names, roles and shared inputs are kept."""
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.dumps.write import convert_dump
 
     refuse_existing(target, overwrite=force, error=DumpError)
     started = time.monotonic()
@@ -311,9 +311,6 @@ def info_command(
     quiet: Quiet = False,
 ) -> None:
     """List layers, shapes, kinds, tokens and weight statistics of a dump, or its time steps."""
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.dumps.steps import step_statistics, summarize
-    from loraq_sim.reporting.tables import result_table
 
     if steps and not statistics:
         raise InputError("--steps reads the tensors: leave out --no-statistics")

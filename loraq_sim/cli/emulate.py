@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import hwmodels
 from loraq_sim.cli.options import (
     AccBitsGrid,
     Accelerators,
@@ -31,8 +32,11 @@ from loraq_sim.cli.options import (
     whole_numbers,
 )
 from loraq_sim.cli.output import case_failure, end_with, one_line_failures, print_table, tracked
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import InputError
-from loraq_sim.settings import parse_rows, rows_of
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.settings import datapath_grid, parse_rows, rows_of
+from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
@@ -78,13 +82,8 @@ def emulate_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Run layers through the emulated integer data path; count overflows and safe widths."""
-    import hwmodels
-    from loraq_sim.dumps import read_layer_dump
     from loraq_sim.evaluate import evaluate_layer
     from loraq_sim.machine import datapath_for
-    from loraq_sim.reporting.tables import result_table
-    from loraq_sim.settings import datapath_grid
-    from loraq_sim.split import parse_split
 
     overrides = datapath_overrides(
         array=listed(array) or None,

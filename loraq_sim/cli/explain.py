@@ -30,8 +30,11 @@ from loraq_sim.cli.options import (
     listed,
 )
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_tables
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.files import make_folder, refuse_existing, write_file
+from loraq_sim.reporting.tables import json_text, result_table
 from loraq_sim.settings import parse_rows, rows_of
+from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.explain import Explanation
@@ -91,9 +94,7 @@ def explain_command(
     quiet: Quiet = False,
 ) -> None:
     """Explain one (layer, split): every error switched off in turn, every cycle, byte and pJ."""
-    from loraq_sim.dumps import read_layer_dump
     from loraq_sim.explain import explain_case
-    from loraq_sim.split import parse_split
 
     texts = listed(splits) or (_DEFAULT_SPLIT,)
     chosen = [parse_split(text, family=family, group=group) for text in texts]
@@ -148,7 +149,6 @@ def _view(case: "Explanation") -> dict[str, Any]:
 
 
 def _tables(case: "Explanation") -> list[Any]:
-    from loraq_sim.reporting.tables import result_table
 
     row, summary = case.row, case.summary
     place = f"{row['layer']} {row['split']} on {row['accelerator']}"
@@ -181,7 +181,6 @@ def _headed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _flat(views: list[dict[str, Any]], *names: str) -> Any:
-    from loraq_sim.reporting.tables import result_table
 
     rows = [
         {"layer": view["case"]["layer"], "split": view["case"]["split"]}
@@ -201,7 +200,6 @@ def _check_folder(out: Path | None, force: bool) -> None:
 
 
 def _write(folder: Path, views: list[dict[str, Any]], *, quiet: bool) -> None:
-    from loraq_sim.reporting.tables import json_text
     from loraq_sim.results.store_records import write_csv
 
     make_folder(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import hwmodels
 from loraq_sim.cli.cost import Sets, Variants, checked_schedule, chosen_machines
 from loraq_sim.cli.options import (
     Family,
@@ -27,6 +28,8 @@ from loraq_sim.cli.options import (
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_table, print_tables
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +71,6 @@ _BAND = 0.15
 @one_line_failures
 def list_command(output: OutFormat = OutputFormat.TABLE) -> None:
     """List the accelerators that come with the program."""
-    import hwmodels
-    from loraq_sim.reporting.tables import result_table
 
     rows = []
     for name in hwmodels.list_accelerators():
@@ -97,9 +98,6 @@ def show_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Show every number of an accelerator with its source, and the MAC mode each split uses."""
-    import hwmodels
-    from loraq_sim.reporting.tables import result_table
-    from loraq_sim.split import parse_split
 
     accelerator = hwmodels.load_accelerator(name)
     modes = []
@@ -120,7 +118,6 @@ def show_command(
 
 
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
-    import hwmodels
 
     return hwmodels.describe_modes(
         accelerator, split.main, branch=split.branch, family=split.family
@@ -158,10 +155,7 @@ def explain_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Explain one cost: its parts, what is busy how long, and which numbers of the file matter."""
-    import hwmodels
     from loraq_sim.machine import cost_split
-    from loraq_sim.reporting.tables import result_table
-    from loraq_sim.split import parse_split
 
     machines = chosen_machines([name], variants, sets, None)
     if len(machines) != 1:
@@ -270,8 +264,6 @@ def validate_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Compare predicted with measured GEMM times, and fail where the model is too far off."""
-    import hwmodels
-    from loraq_sim.reporting.tables import result_table
 
     if max_error is not None and not max_error > 0:
         raise InputError(f"--max-error must be a positive fraction such as 0.15, got {max_error}")
@@ -314,7 +306,6 @@ def validate_command(
 def _predict(
     machine: "Accelerator", table: list[dict[str, str]], search_tiles: bool
 ) -> list[dict[str, Any]]:
-    import hwmodels
 
     return hwmodels.validate(machine, table, search_tiles=search_tiles)
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
+import hwmodels
 from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
@@ -36,6 +38,8 @@ from loraq_sim.cli.output import (
 )
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.diffusion import ImageStudy, ImageVariant, Transformer, VariantImages
@@ -199,7 +203,6 @@ def images_command(
         note(f"wrote {out / 'samples.png'} and {out / 'images.npz'}", quiet=quiet)
 
     def show(has_messages: bool) -> None:
-        from loraq_sim.reporting.tables import result_table
 
         columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
         print_table(result_table(rows, columns, title=f"{checkpoint}: images on {hw}"), output)
@@ -209,7 +212,6 @@ def images_command(
 
 def _check_machine(hw: str, overrides: dict[str, Any]) -> None:
     """Refuse an unknown accelerator or setting before a model is loaded."""
-    import hwmodels
     from loraq_sim.machine import datapath_for
 
     datapath_for(hwmodels.load_accelerator(hw), overrides)
@@ -221,7 +223,6 @@ def _variants(
     """Every split with every method that differs for it, then the recipes."""
     from loraq_sim.diffusion import ImageVariant
     from loraq_sim.recipe import read_recipe
-    from loraq_sim.split import parse_split
 
     if not splits and not recipes:
         raise InputError("nothing to draw with: give --split or --recipe")
@@ -277,7 +278,6 @@ def _drawn(
 
 
 def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpoint: Path) -> None:
-    import numpy as np
 
     from loraq_sim.reporting.figures import save_figure
     from loraq_sim.reporting.layer_figures import sample_grid

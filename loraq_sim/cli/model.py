@@ -9,7 +9,9 @@ import typer
 
 from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_table
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import InputError
+from loraq_sim.reporting.tables import result_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +53,6 @@ def info_command(
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """List the layers of a quantized model: shape, formats, rank and bytes."""
-    from loraq_sim.reporting.tables import result_table
 
     solutions, _ = _read(source, layout)
     rows = [_facts(name, solutions[name]) for name in solutions]
@@ -82,7 +83,6 @@ def convert_command(
     nunchaku and deepcompressor store W4A4 in groups of 64 with a 16-bit branch; other formats and
     rotated layers are refused.
     """
-    from loraq_sim.reporting.tables import result_table
 
     solutions, biases = _read(source, origin)
     if layer_dump is not None:
@@ -130,7 +130,6 @@ def _write(
 
 
 def _biases(path: Path, solutions: "Mapping[str, Solution]") -> dict[str, "np.ndarray | None"]:
-    from loraq_sim.dumps import read_layer_dump
 
     dump = read_layer_dump(path)
     absent = [name for name in solutions if name not in dump]

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import typer
 
 from loraq_sim.cli.options import OutputFormat
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import LoraqError
 from loraq_sim.files import markdown_text, shown
-from loraq_sim.reporting.tables import ResultTable, json_text
+from loraq_sim.reporting.tables import ResultTable, json_text, result_table
 
 if TYPE_CHECKING:
     from loraq_sim.results.verdict import Verdict
@@ -105,8 +106,6 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
     """Print one row about a dump that was just written; only its directory is read."""
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.reporting.tables import result_table
 
     dump = read_layer_dump(path)
     infos = [dump.info(name) for name in dump]

@@ -19,6 +19,9 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE
+from loraq_sim.reporting.tables import front_table, result_table
+from loraq_sim.results.columns import column_for, parse_limits
+from loraq_sim.results.rows import IDENTITY
 
 if TYPE_CHECKING:
     from loraq_sim.results.verdict import Verdict
@@ -115,7 +118,6 @@ def pareto_command(
     Latencies carry the accuracy of the cost model on their accelerator (see `hw validate`).
     """
     from loraq_sim.results.choice import with_latency_bounds
-    from loraq_sim.results.columns import parse_limits
     from loraq_sim.results.front import best_under, survey_front, within
     from loraq_sim.results.store import ResultStore
 
@@ -241,7 +243,6 @@ def _print(
     verdict: "Verdict | None",
     output: OutputFormat,
 ) -> None:
-    from loraq_sim.reporting.tables import result_table
 
     what = {"model": "the model", "kind": "each kind of layer", "layer": "each layer"}[grouping]
     if output in (OutputFormat.JSON, OutputFormat.CSV):
@@ -271,7 +272,6 @@ def _print(
 
 
 def _identity(row: dict[str, Any]) -> tuple:
-    from loraq_sim.results.rows import IDENTITY
 
     return tuple(row.get(name) for name in (*IDENTITY, "kind"))
 
@@ -283,8 +283,6 @@ def _with_bounds(
     grouping: Grouping,
 ) -> Any:
     """The usual table of a front with its objectives, its knee and the bounds of its latency."""
-    from loraq_sim.reporting.tables import front_table
-    from loraq_sim.results.columns import column_for
 
     word = "verdict" if grouping is Grouping.MODEL else "knee"
     rows = [row | {"point": word if row.get("is_knee") else ""} for row in rows]

@@ -48,8 +48,10 @@ from loraq_sim.cli.solve_compare import (
     compare_rows,
     print_comparison,
 )
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
+from loraq_sim.reporting.tables import result_table
 from loraq_sim.settings import (
     SIXTEEN_BIT_KINDS,
     Override,
@@ -58,6 +60,8 @@ from loraq_sim.settings import (
     settings_with,
     skipped,
 )
+from loraq_sim.solvers.low_rank import find_device
+from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.recipe import Recipe
@@ -95,7 +99,6 @@ class SolveSettings:
         has_layers: bool,
     ) -> Self:
         """Check splits and read the recipe; `values` has splits, methods and the scalars."""
-        from loraq_sim.split import parse_split
 
         for text in values["splits"]:
             parse_split(text, family=values["family"], group=values["group"])
@@ -259,8 +262,6 @@ def solve_command(
     The output error is that of the stored weight alone: full-precision activations, no emulation
     (see `emulate` for that).
     """
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.solvers.low_rank import find_device
 
     device = find_device(device).name
     given = {
@@ -360,7 +361,6 @@ def _solved(
 def _show(
     rows: list[dict[str, Any]], has_messages: bool, source: str, output: OutputFormat
 ) -> None:
-    from loraq_sim.reporting.tables import result_table
     from loraq_sim.solve_report import mean_rows
 
     columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)

@@ -12,6 +12,8 @@ import typer
 from loraq_sim.cli.options import OutputFormat
 from loraq_sim.cli.output import case_failure, print_tables, tracked
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.solvers import METHODS, solve_group
 
 if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
@@ -50,7 +52,6 @@ def compare_rows(
     """One row per case and method; a case that fails has one failed row."""
     from loraq_sim.recipe import split_of
     from loraq_sim.solve_report import compare_methods
-    from loraq_sim.solvers import METHODS
 
     for method in methods:
         if method not in METHODS:
@@ -72,7 +73,6 @@ def compare_rows(
 
 def print_comparison(rows: list[dict[str, Any]], output: OutputFormat, *, title: str) -> None:
     """Wide tables for people; for programs a row per layer and method."""
-    from loraq_sim.reporting.tables import result_table
     from loraq_sim.solve_report import comparison_means, comparison_table_rows
 
     if output in (OutputFormat.JSON, OutputFormat.CSV):
@@ -134,7 +134,6 @@ class SharedSolver:
         return self._solved[key][layer.name]
 
     def _solve_group(self, members: list[str], split: Any, case: dict[str, Any]) -> dict[str, Any]:
-        from loraq_sim.solvers import solve_group
 
         layers = {name: self._dump[name] for name in members}
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import hwmodels
 from loraq_sim.cli.options import (
     AccBits,
     Accelerators,
@@ -46,9 +47,15 @@ from loraq_sim.cli.output import (
     print_tables,
     tracked,
 )
-from loraq_sim.errors import InputError
+from loraq_sim.dumps import read_layer_dump
+from loraq_sim.dumps.steps import require_steps, step_counts
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.solvers import METHODS
+from loraq_sim.split import parse_split
+from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
@@ -133,9 +140,6 @@ def steps_command(
 
     The dump has to record time steps, as captured and synthetic ones do.
     """
-    from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.dumps.steps import require_steps
-    from loraq_sim.split import parse_split
     from loraq_sim.time_steps import CALIBRATED_METHODS, step_report
 
     aggregate_of("output_error", aggregate)
@@ -183,9 +187,6 @@ def _measurable(
     InputError
         For an unknown method, steps that are not recorded, or a dump without activations.
     """
-    from loraq_sim.dumps.steps import step_counts
-    from loraq_sim.errors import unknown_name
-    from loraq_sim.solvers import METHODS
     from loraq_sim.time_steps import chosen_steps
 
     for method in methods:
@@ -220,7 +221,6 @@ def _measured(
     quiet: bool,
 ) -> tuple[list[list["StepErrors"]], list[dict[str, Any]]]:
     """Errors of each case (machines one after the other within a solve), and a row a layer."""
-    import hwmodels
     from loraq_sim.time_steps import evaluate_steps
 
     machines = [hwmodels.load_accelerator(name) for name in hw]
@@ -266,7 +266,6 @@ def write_reports(folder: Path, reports: Sequence["StepReport"], *, dump: str, q
     from loraq_sim.reporting.figures import save_figure
     from loraq_sim.reporting.layer_figures import step_heat_map
     from loraq_sim.results.store_records import write_csv
-    from loraq_sim.version import __version__
 
     make_folder(folder)
     written = []
@@ -285,7 +284,6 @@ def write_reports(folder: Path, reports: Sequence["StepReport"], *, dump: str, q
 
 def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, title: str) -> None:
     """Tables for people; for programs everything as JSON, or the cells as CSV."""
-    from loraq_sim.reporting.tables import result_table
 
     if output is OutputFormat.JSON:
         print_json(
@@ -320,7 +318,6 @@ def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, titl
 
 
 def _tables(one: "StepReport") -> list[Any]:
-    from loraq_sim.reporting.tables import result_table
 
     def by_share(rows: Sequence[Row]) -> list[Row]:
         return sorted(rows, key=lambda row: -(row["run_share"] or 0.0))

@@ -21,6 +21,7 @@ from loraq_sim.cli.output import (
 )
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing
+from loraq_sim.reporting.tables import result_table
 
 if TYPE_CHECKING:
     from loraq_sim.results.merge import Change, Comparison
@@ -94,7 +95,6 @@ def _worse(limit: str, change: "Change") -> str:
 
 
 def _print(found: "Comparison", output: OutputFormat) -> None:
-    from loraq_sim.reporting.tables import result_table
 
     rows = [_changed(change) for change in found.changes]
     names = ("layer", "split", "method", "accelerator")

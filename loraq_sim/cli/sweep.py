@@ -63,6 +63,9 @@ from loraq_sim.cli.output import (
     sweep_progress,
 )
 from loraq_sim.errors import InputError
+from loraq_sim.reporting.tables import front_table, result_table, totals_table
+from loraq_sim.results.columns import column_for
+from loraq_sim.results.rows import clipped_note
 from loraq_sim.settings import parse_override, parse_rows
 
 if TYPE_CHECKING:
@@ -344,8 +347,6 @@ def _report_sweep(
 ) -> None:
     """CSV and picture beside the store; front and verdict, or everything as JSON, on stdout."""
     from loraq_sim.reporting.figures import save_figure
-    from loraq_sim.reporting.tables import result_table
-    from loraq_sim.results.rows import clipped_note
     from loraq_sim.study import Study
 
     study = Study.of_sweep(composed, store)
@@ -387,8 +388,6 @@ def _report_sweep(
 def _tables(
     composed: "ComposedSweep", totals: "Sequence[ModelRow]", verdict: "Verdict"
 ) -> "list[ResultTable]":
-    from loraq_sim.reporting.tables import front_table, totals_table
-    from loraq_sim.results.columns import column_for
 
     told = " and ".join(column_for(name).heading for name in (verdict.error, verdict.cost) if name)
     per_step = f"{len(composed.layers)} layers, per denoising step"
@@ -432,7 +431,6 @@ def _print_forecast(
     output: OutputFormat,
 ) -> None:
     """Print what a sweep would do, and the job script where there is one."""
-    from loraq_sim.reporting.tables import result_table
     from loraq_sim.results.store import ResultStore
     from loraq_sim.sweeps.forecast import estimate
 

@@ -5,8 +5,10 @@ import platform
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
+import hwmodels
 from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
@@ -27,8 +29,12 @@ from loraq_sim.cli.options import (
     sizes_of,
 )
 from loraq_sim.cli.output import note, one_line_failures, print_table
+from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import InputError
+from loraq_sim.reporting.tables import result_table
 from loraq_sim.solvers import METHODS
+from loraq_sim.split import parse_split
+from loraq_sim.version import __version__
 
 __all__ = ["EXAMPLES", "vectors_command"]
 
@@ -141,14 +147,10 @@ def vectors_command(
     quiet: Quiet = False,
 ) -> None:
     """Write operands, accumulators and outputs of a tile as hex, with a runnable testbench."""
-    import hwmodels
-    from loraq_sim.dumps import read_layer_dump
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors, write_vectors
     from loraq_sim.evaluate import sample_rows, solve_split
     from loraq_sim.machine import datapath_for
-    from loraq_sim.reporting.tables import result_table
-    from loraq_sim.split import parse_split
 
     accelerator = hwmodels.load_accelerator(hw)
     overrides = datapath_overrides(
@@ -233,9 +235,6 @@ def _say_how_to_run(manifest: dict[str, Any], out: Path, *, quiet: bool) -> None
 
 
 def _versions() -> dict[str, str]:
-    import numpy as np
-
-    from loraq_sim.version import __version__
 
     return {
         "loraq_sim": __version__,

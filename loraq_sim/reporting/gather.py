@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import hwmodels
 from loraq_sim.errors import InputError, LoraqError
 from loraq_sim.files import shown_line
+from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     import hwmodels
@@ -48,7 +50,6 @@ def gather(
     from loraq_sim.reporting.report_data import ReportData
     from loraq_sim.results.choice import objectives_of
     from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
-    from loraq_sim.version import __version__
 
     rows, runs = _shown(rows), _shown(runs)
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
@@ -161,7 +162,6 @@ def _machines(
     names: Sequence[str], runs: Sequence[Row]
 ) -> "tuple[dict[str, hwmodels.Accelerator], list[str]]":
     """Descriptions by name: shipped ones, and files that the sweeps named and that still exist."""
-    import hwmodels
 
     asked = [str(a) for run in runs for a in (run.get("plan") or {}).get("accelerators") or ()]
     found: dict[str, hwmodels.Accelerator] = {}
@@ -180,7 +180,6 @@ def _machines(
 
 
 def _facts(machine: "hwmodels.Accelerator") -> Row:
-    import hwmodels
 
     return {"title": machine.title, "facts": hwmodels.describe(machine)}
 
@@ -217,7 +216,6 @@ def _parts(
 
 
 def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
-    import hwmodels
     from loraq_sim.machine import datapath_for, transforms_asked, workload_for
     from loraq_sim.reporting.report_data import COSTS
     from loraq_sim.split import parse_split
@@ -261,7 +259,6 @@ def _validation(
     machines: "dict[str, hwmodels.Accelerator]",
 ) -> tuple[list[Row], list[Row], dict[str, Row]]:
     """Every measured row, of other devices too: they show what the model is worth elsewhere."""
-    import hwmodels
 
     table = hwmodels.measured_rows()
     shipped = {name: hwmodels.load_accelerator(name) for name in hwmodels.list_accelerators()}
@@ -273,7 +270,6 @@ def _validation(
 
 def _accuracy(name: str, rows: Sequence[Row]) -> Row:
     """How far the latencies of a machine may be off, and what was measured on it."""
-    import hwmodels
     from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy
 
     own = hwmodels.summarize([row for row in rows if row["accelerator"] == name])

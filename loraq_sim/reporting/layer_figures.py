@@ -53,7 +53,6 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     context, quantity : str
         Which of its contexts, and the key of one of that context's quantities, a fraction.
     """
-    import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
@@ -292,7 +291,6 @@ def step_heat_map(
     InputError
         If there are no cells.
     """
-    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -28,6 +28,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+import hwmodels
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.layers import Layer
 from loraq_sim.settings import CaseSettings
@@ -148,9 +151,7 @@ def probe_machine(efforts: tuple[str, ...]) -> ProbeResult:
 
 def run_probe(efforts: list[str]) -> tuple[dict[str, float], float]:
     """Seconds per unit of each effort, measured here, and the seconds that took."""
-    import numpy as np
 
-    import hwmodels
     from loraq_sim.evaluate import evaluate_case, solve_case
 
     rng = np.random.default_rng(0)

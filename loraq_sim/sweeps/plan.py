@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import hwmodels
 from loraq_sim.conditioning import check_rotation, hadamard_block
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes, rows_of_model
@@ -293,7 +294,6 @@ def _nearest(pattern: str, infos: Mapping[str, LayerInfo | None]) -> list[str]:
 
 
 def _accelerators(plan: SweepPlan) -> "dict[str, Accelerator]":
-    import hwmodels
     from loraq_sim.machine import datapath_for
 
     loaded: dict[str, Accelerator] = {}
