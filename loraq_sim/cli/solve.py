@@ -60,7 +60,7 @@ from loraq_sim.settings import (
     settings_with,
     skipped,
 )
-from loraq_sim.solvers.low_rank import find_device
+from loraq_sim.solvers.problem import find_device
 from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:

@@ -22,22 +22,8 @@ Every preset runs those below it too and returns the best, so that a longer sear
 it flattens on from where the shorter one stopped, so that one costs its refining and its end only.
 
 Float main grids skip stage 1, whose premise they lack. Stages 1 and 2 run on the device of the
-problem where it knows the main grid, 3 and 4 on the CPU.
-
-Stages 1 and 2 are descents of one kind: a direction D of shape (N, K) for P = L R. With
-V = (R R^T)^(-1/2) R, the part of D that L can follow is D V^T, and the step of L is the orthogonal
-factor of it (the nearest matrix with orthonormal columns), so that P moves by equally much along
-each of its components; likewise for R:
-
-    L += stride * polar(D V^T) (R R^T)^(-1/2)       R += stride * (L^T L)^(-1/2) polar(U^T D)
-
-Neither the sizes of the components nor how they are split between L and R enter, which an
-element-wise rule such as Adam would see: one stride, relative to ||W - L R||, serves flat spectra
-and steep ones. Against Adam at equal steps the error is 5 to 10 % lower. Orthogonalized momentum:
-Jordan et al., "Muon", 2024 (https://kellerjordan.github.io/posts/muon); scaling by Gram matrices:
-Tong, Ma, Chi, "Accelerating ill-conditioned low-rank matrix estimation via scaled gradient
-descent", JMLR 22 (2021). Nesterov's form of momentum matters here: without it the error is 8 %
-higher.
+problem where it knows the main grid, 3 and 4 on the CPU. Both are descents of one kind
+(`low_rank.descend`).
 """
 
 import copy
@@ -58,9 +44,8 @@ from loraq_sim.solvers.low_rank import (
     CPU,
     Device,
     Directions,
-    Projections,
     balanced_factors,
-    project_exactly,
+    descend,
 )
 from loraq_sim.solvers.main_grid import MainGrid, main_scale_rule
 from loraq_sim.solvers.problem import (
@@ -73,18 +58,9 @@ from loraq_sim.solvers.problem import (
     product,
 )
 
-__all__ = ["descend", "solve_loraq"]
+__all__ = ["solve_loraq"]
 
 logger = logging.getLogger(__name__)
-
-# What a mean takes over of each new ascent: 1 - 0.9, as float32 has it.
-_GAIN = float(np.float32(1) - np.float32(0.9))
-# The last step, as a share of the first; in between it falls along a line.
-_LAST = 0.02
-# Eigenvalues of a Gram matrix below this share of the largest are float32 rounding noise.
-_FLOOR = 1e-6
-# Keeps the root of a vanished factor within float32.
-_TINY = 1e-30
 
 # First steps of a component of L R, as shares of the root mean square singular value that W - L R
 # would have at the rank of L R. Flat optima: a third less or more costs 1 to 2 % of the error.
@@ -428,77 +404,3 @@ def _power_of_two_near(weight: np.ndarray) -> float:
     """The root mean square rounded down to a power of two, which scales without rounding."""
     rms = float(np.sqrt(np.square(weight, dtype=np.float64).mean()))
     return 2.0 ** (math.frexp(rms)[1] - 1) if rms else 1.0
-
-
-def descend(
-    left: Any,
-    right: Any,
-    direction: Callable[[Any, Any, int], Any],
-    *,
-    steps: int,
-    stride: float,
-    moving: tuple[int, ...] = (0, 1),
-    project: Projections = project_exactly,
-) -> None:
-    """Move `left` and `right` in place along what `direction` makes of their product.
-
-    Parameters
-    ----------
-    left : ndarray or torch tensor of shape (N, r), float32
-        An array of any device that knows ``@``, ``.T`` and ``+=``.
-    right : the same, of shape (r, K)
-    direction : callable
-        Gets both factors and the step from 0; returns D (N, K), the same kind of array.
-    steps : int
-    stride : float
-        How far the first step moves each component of the product, as a singular value.
-    moving : tuple of int
-        Which factors move: 0 is left, 1 right.
-    project : callable
-        The part of a direction that each factor can follow; see `Device.projections`.
-    """
-    # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
-    means: list[Any] = [0.0, 0.0]
-    for step in range(steps):
-        toward = direction(left, right, step)
-        size = stride * max(_LAST, 1.0 - step / steps)
-        moves: list[Any] = [None, None]
-        for i, ascent in zip(moving, project(left, right, toward, moving), strict=True):
-            root = _on_host(_root, left.T @ left if i else right @ right.T)
-            means[i] = means[i] + _GAIN * (ascent - means[i])
-            ahead = means[i] + _GAIN * (ascent - means[i])
-            moves[i] = size * (root.T @ _polar(root @ ahead))
-        if 0 in moving:
-            left += moves[0].T
-        if 1 in moving:
-            right += moves[1]
-
-
-def _on_host(function: Callable[[np.ndarray], np.ndarray], small: Any) -> Any:
-    """`function` of an (r, r) matrix, worked out in NumPy wherever the matrix is."""
-    if isinstance(small, np.ndarray):
-        return function(small)
-    return small.new_tensor(function(small.cpu().numpy()))
-
-
-def _root(gram: np.ndarray) -> np.ndarray:
-    """A matrix B with B^T B = gram^-1, float32: any such root gives the same step of the product.
-
-    A ridge keeps components that have vanished from being multiplied by noise.
-    """
-    gram = gram.astype(np.float64)
-    ridge = _FLOOR * float(np.trace(gram)) / len(gram) + _TINY
-    factor = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
-    return np.linalg.inv(factor).astype(np.float32)
-
-
-def _polar(matrix: Any) -> Any:
-    """The nearest matrix with orthonormal rows to `matrix` (r, .), by its Gram matrix."""
-    return _on_host(_symmetric_root, matrix @ matrix.T) @ matrix
-
-
-def _symmetric_root(gram: np.ndarray) -> np.ndarray:
-    """gram^(-1/2), float32."""
-    values, vectors = np.linalg.eigh(gram.astype(np.float64))
-    values = np.maximum(values, _FLOOR * values[-1] + _TINY)
-    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)

@@ -8,6 +8,21 @@ on the CPU whatever the device. Where a processor multiplies bfloat16 natively (
 the projections of large directions are taken in it: they are two thirds of the products of a
 descent and only say where to go, so that their 8 bits leave the error as it is.
 
+`descend` moves both factors along a direction D of shape (N, K) for their product P = L R. With
+V = (R R^T)^(-1/2) R, the part of D that L can follow is D V^T, and the step of L is the orthogonal
+factor of it (the nearest matrix with orthonormal columns), so that P moves by equally much along
+each of its components; likewise for R:
+
+    L += stride * polar(D V^T) (R R^T)^(-1/2)       R += stride * (L^T L)^(-1/2) polar(U^T D)
+
+Neither the sizes of the components nor how they are split between L and R enter, which an
+element-wise rule such as Adam would see: one stride, relative to ||W - L R||, serves flat spectra
+and steep ones. Against Adam at equal steps the error is 5 to 10 % lower. Orthogonalized momentum:
+Jordan et al., "Muon", 2024 (https://kellerjordan.github.io/posts/muon); scaling by Gram matrices:
+Tong, Ma, Chi, "Accelerating ill-conditioned low-rank matrix estimation via scaled gradient
+descent", JMLR 22 (2021). Nesterov's form of momentum matters here: without it the error is 8 %
+higher.
+
 `truncated_svd` gives the best rank-r approximation: exact for small matrices, by randomized
 subspace iteration otherwise (Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM
 Review 53 (2011), algorithm 4.4).
@@ -15,13 +30,11 @@ Review 53 (2011), algorithm 4.4).
 
 import contextlib
 import math
-import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
-from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.kernels.processor import multiplies_bf16
 from loraq_sim.solvers.main_grid import MainGrid
 
@@ -30,8 +43,9 @@ __all__ = [
     "Device",
     "Directions",
     "Projections",
+    "ProjectionsInBf16",
     "balanced_factors",
-    "find_device",
+    "descend",
     "principal_factors",
     "project_exactly",
     "truncated_svd",
@@ -66,6 +80,29 @@ def project_exactly(left: Any, right: Any, toward: Any, moving: tuple[int, ...])
     return [left.T @ toward if i else right @ toward.T for i in moving]
 
 
+class ProjectionsInBf16:
+    """`Projections` of NumPy arrays, products of bfloat16 values.
+
+    Sums are kept in float32, results are rounded to bfloat16.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        import torch
+
+        self._toward = torch.empty(shape, dtype=torch.bfloat16)
+
+    def __call__(
+        self, left: np.ndarray, right: np.ndarray, toward: np.ndarray, moving: tuple[int, ...]
+    ) -> list[np.ndarray]:
+        import torch
+
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            self._toward.copy_(torch.from_numpy(toward))
+            factors = (torch.from_numpy(right).bfloat16(), torch.from_numpy(left).bfloat16().T)
+            products = (factors[i] @ (self._toward if i else self._toward.T) for i in moving)
+            return [product.float().numpy() for product in products]
+
+
 class _CpuDirections:
     """`Directions` in NumPy; the scales are those of `grid` itself."""
 
@@ -94,12 +131,6 @@ class _CpuDirections:
 
     def finish(self) -> list[float]:
         return self._norms
-
-
-_NAMES = ("cpu", "cuda", "cuda:0")
-_CUDA = re.compile(r"cuda(?::(\d{1,4}))?")
-# The torch code without a GPU, for tests.
-_TORCH_ON_CPU = "torch:cpu"
 
 
 # Elements of a weight from which directions are projected in bfloat16 where the processor can.
@@ -154,8 +185,6 @@ class _Cpu:
         # Small products are not worth loading torch for.
         if math.prod(shape) < _LEAST_IN_BF16 or not multiplies_bf16():
             return project_exactly
-        from loraq_sim.solvers.torch_directions import ProjectionsInBf16
-
         return ProjectionsInBf16(shape)
 
     def can_round_to(self, grid: MainGrid) -> bool:
@@ -166,44 +195,6 @@ class _Cpu:
 
 
 CPU: Device = _Cpu()
-
-
-def find_device(name: str) -> Device:
-    """The device called `name`: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-
-    Raises
-    ------
-    InputError
-        If there is no such device; the message says what to do.
-    """
-    # A torch.device has its name as text.
-    text = str(name)
-    if text == "cpu":
-        return CPU
-    matched = _CUDA.fullmatch(text)
-    if matched is None and text != _TORCH_ON_CPU:
-        raise InputError(unknown_name("device", text, _NAMES))
-    from loraq_sim.solvers.torch_directions import TorchDevice
-
-    if matched is None:
-        return TorchDevice("cpu", name=_TORCH_ON_CPU)
-    _check_cuda(text, int(matched[1] or 0))
-    return TorchDevice(text)
-
-
-def _check_cuda(name: str, index: int) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise InputError(
-            f"device={name!r} needs a GPU, but torch.cuda.is_available() is False: install a "
-            "driver and a build of PyTorch for it (https://pytorch.org/get-started), or use "
-            "device='cpu'"
-        )
-    count = torch.cuda.device_count()
-    if index >= count:
-        known = ", ".join(f"cuda:{i}" for i in range(count))
-        raise InputError(f"device={name!r} is not here: torch sees {known}; use one of these")
 
 
 _OVERSAMPLE = 8
@@ -280,3 +271,87 @@ def balanced_factors(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, n
     roots = np.sqrt(np.linalg.norm(right, axis=1))
     shares = np.where(roots == 0, np.float32(1), roots)
     return np.ascontiguousarray(left * roots), np.ascontiguousarray(right / shares[:, None])
+
+
+# What a mean takes over of each new ascent: 1 - 0.9, as float32 has it.
+_GAIN = float(np.float32(1) - np.float32(0.9))
+# The last step, as a share of the first; in between it falls along a line.
+_LAST = 0.02
+# Eigenvalues of a Gram matrix below this share of the largest are float32 rounding noise.
+_FLOOR = 1e-6
+# Keeps the root of a vanished factor within float32.
+_TINY = 1e-30
+
+
+def descend(
+    left: Any,
+    right: Any,
+    direction: Callable[[Any, Any, int], Any],
+    *,
+    steps: int,
+    stride: float,
+    moving: tuple[int, ...] = (0, 1),
+    project: Projections = project_exactly,
+) -> None:
+    """Move `left` and `right` in place along what `direction` makes of their product.
+
+    Parameters
+    ----------
+    left : ndarray or torch tensor of shape (N, r), float32
+        An array of any device that knows ``@``, ``.T`` and ``+=``.
+    right : the same, of shape (r, K)
+    direction : callable
+        Gets both factors and the step from 0; returns D (N, K), the same kind of array.
+    steps : int
+    stride : float
+        How far the first step moves each component of the product, as a singular value.
+    moving : tuple of int
+        Which factors move: 0 is left, 1 right.
+    project : callable
+        The part of a direction that each factor can follow; see `Device.projections`.
+    """
+    # The left factor is walked transposed: both then are (r, .) with a Gram matrix of their rows.
+    means: list[Any] = [0.0, 0.0]
+    for step in range(steps):
+        toward = direction(left, right, step)
+        size = stride * max(_LAST, 1.0 - step / steps)
+        moves: list[Any] = [None, None]
+        for i, ascent in zip(moving, project(left, right, toward, moving), strict=True):
+            root = _on_host(_root, left.T @ left if i else right @ right.T)
+            means[i] = means[i] + _GAIN * (ascent - means[i])
+            ahead = means[i] + _GAIN * (ascent - means[i])
+            moves[i] = size * (root.T @ _polar(root @ ahead))
+        if 0 in moving:
+            left += moves[0].T
+        if 1 in moving:
+            right += moves[1]
+
+
+def _on_host(function: Callable[[np.ndarray], np.ndarray], small: Any) -> Any:
+    """`function` of an (r, r) matrix, worked out in NumPy wherever the matrix is."""
+    if isinstance(small, np.ndarray):
+        return function(small)
+    return small.new_tensor(function(small.cpu().numpy()))
+
+
+def _root(gram: np.ndarray) -> np.ndarray:
+    """A matrix B with B^T B = gram^-1, float32: any such root gives the same step of the product.
+
+    A ridge keeps components that have vanished from being multiplied by noise.
+    """
+    gram = gram.astype(np.float64)
+    ridge = _FLOOR * float(np.trace(gram)) / len(gram) + _TINY
+    factor = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
+    return np.linalg.inv(factor).astype(np.float32)
+
+
+def _polar(matrix: Any) -> Any:
+    """The nearest matrix with orthonormal rows to `matrix` (r, .), by its Gram matrix."""
+    return _on_host(_symmetric_root, matrix @ matrix.T) @ matrix
+
+
+def _symmetric_root(gram: np.ndarray) -> np.ndarray:
+    """gram^(-1/2), float32."""
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    values = np.maximum(values, _FLOOR * values[-1] + _TINY)
+    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)

@@ -6,17 +6,19 @@ preset); `Branches` are the stored codes a solver makes of it, with the `Trace` 
 Solves of one weight have stages in common: those before the branch is rounded depend on the weight,
 the main format, the rank, the preset and the seed only, so that branch formats of one rank share
 them, and equal problems everything. `SharedStages` keeps them; a result is the same bytes with and
-without.
+without. `find_device` is where it is solved.
 """
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import numpy as np
 
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers.low_rank import CPU, Device, truncated_svd
@@ -31,6 +33,7 @@ __all__ = [
     "Trace",
     "TraceEntry",
     "array_key",
+    "find_device",
     "product",
     "relative_distance",
 ]
@@ -215,3 +218,47 @@ class Branches:
 def product(left: QuantizedTensor, right: QuantizedTensor) -> np.ndarray:
     """left right as float32, (N, K), from the stored codes."""
     return left.dequantize() @ right.dequantize()
+
+
+_DEVICES = ("cpu", "cuda", "cuda:0")
+_CUDA = re.compile(r"cuda(?::(\d{1,4}))?")
+# The torch code without a GPU, for tests.
+_TORCH_ON_CPU = "torch:cpu"
+
+
+def find_device(name: str) -> Device:
+    """The device called `name`: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    InputError
+        If there is no such device; the message says what to do.
+    """
+    # A torch.device has its name as text.
+    text = str(name)
+    if text == "cpu":
+        return CPU
+    matched = _CUDA.fullmatch(text)
+    if matched is None and text != _TORCH_ON_CPU:
+        raise InputError(unknown_name("device", text, _DEVICES))
+    from loraq_sim.solvers.torch_directions import TorchDevice
+
+    if matched is None:
+        return TorchDevice("cpu", name=_TORCH_ON_CPU)
+    _check_cuda(text, int(matched[1] or 0))
+    return TorchDevice(text)
+
+
+def _check_cuda(name: str, index: int) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"device={name!r} needs a GPU, but torch.cuda.is_available() is False: install a "
+            "driver and a build of PyTorch for it (https://pytorch.org/get-started), or use "
+            "device='cpu'"
+        )
+    count = torch.cuda.device_count()
+    if index >= count:
+        known = ", ".join(f"cuda:{i}" for i in range(count))
+        raise InputError(f"device={name!r} is not here: torch sees {known}; use one of these")

@@ -32,7 +32,6 @@ from loraq_sim.solvers.baselines import (
     solve_svdquant_tuned,
 )
 from loraq_sim.solvers.loraq import solve_loraq
-from loraq_sim.solvers.low_rank import find_device
 from loraq_sim.solvers.main_grid import take_rows
 from loraq_sim.solvers.problem import (
     EFFORTS,
@@ -41,6 +40,7 @@ from loraq_sim.solvers.problem import (
     Problem,
     SharedStages,
     array_key,
+    find_device,
     relative_distance,
 )
 from loraq_sim.solvers.residual import ResidualInput, checked_feedback, spend_on_residual_input

@@ -18,7 +18,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.solvers.low_rank import Projections, project_exactly
 from loraq_sim.solvers.main_grid import MainGrid
 
-__all__ = ["ProjectionsInBf16", "TorchDevice"]
+__all__ = ["TorchDevice"]
 
 # Elements worked on at once: about six temporaries of 64 MB, however large the weight.
 _BLOCK_ELEMENTS = 2**24
@@ -210,25 +210,6 @@ def _grouped(
                 groups = slice(columns.start // group, -(-columns.stop // group))
                 views.append(scales[rows, groups].unsqueeze(-1))
             yield tuple(views)
-
-
-class ProjectionsInBf16:
-    """`loraq_sim.solvers.low_rank.Projections` of NumPy arrays, products of bfloat16 values.
-
-    Sums are kept in float32, results are rounded to bfloat16.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._toward = torch.empty(shape, dtype=torch.bfloat16)
-
-    def __call__(
-        self, left: np.ndarray, right: np.ndarray, toward: np.ndarray, moving: tuple[int, ...]
-    ) -> list[np.ndarray]:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            self._toward.copy_(torch.from_numpy(toward))
-            factors = (torch.from_numpy(right).bfloat16(), torch.from_numpy(left).bfloat16().T)
-            products = (factors[i] @ (self._toward if i else self._toward.T) for i in moving)
-            return [product.float().numpy() for product in products]
 
 
 class TorchDevice:

@@ -125,7 +125,7 @@ def test_a_component_that_vanished_stays_zero(mixed):
 
 
 def test_projections_in_bf16_are_those_of_rounded_values():
-    from loraq_sim.solvers.torch_directions import ProjectionsInBf16
+    from loraq_sim.solvers.low_rank import ProjectionsInBf16
 
     rng = np.random.default_rng(3)
     left, right, toward = (

@@ -13,8 +13,7 @@ from loraq_sim.solvers import SharedStages, solve, solve_many
 from loraq_sim.solvers import branch as branch_module
 from loraq_sim.solvers import problem as effort_module
 from loraq_sim.solvers.branch import FrozenBranch, round_branch
-from loraq_sim.solvers.loraq import descend
-from loraq_sim.solvers.low_rank import principal_factors
+from loraq_sim.solvers.low_rank import descend, principal_factors
 from loraq_sim.solvers.problem import relative_distance
 from loraq_sim.split import branch_bytes, rank_for_budget
 

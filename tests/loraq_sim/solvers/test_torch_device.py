@@ -14,9 +14,9 @@ from loraq_sim.formats import parse_format
 from loraq_sim.kernels.quantize import range_direction
 from loraq_sim.solvers import METHODS, SharedStages, solve
 from loraq_sim.solvers import torch_directions as on_torch
-from loraq_sim.solvers.loraq import descend
-from loraq_sim.solvers.low_rank import CPU, balanced_factors, find_device, truncated_svd
+from loraq_sim.solvers.low_rank import CPU, balanced_factors, descend, truncated_svd
 from loraq_sim.solvers.main_grid import MainGrid
+from loraq_sim.solvers.problem import find_device
 from loraq_sim.solvers.torch_directions import TorchDevice
 
 NEEDS_CUDA = pytest.mark.skipif(
