@@ -70,6 +70,8 @@ def test_branch_macs_count_both_factors():
         ({"branch": "int8", "rank": 4}, r"precision 'int8' must be WxAy"),
         ({"rank": 8}, r"rank=8 without a branch precision; give branch such as 'W8A8'"),
         ({"rank": 65, "branch": "W8A8"}, r"rank=65 must be at most min\(n, k\) = 64"),
+        ({"rank": 65, "branch": "W8A8", "k": 99}, r"rank=65 must be at most min\(n, k\) = 64"),
+        ({"rank": 65, "branch": "W8A8", "n": 99}, r"rank=65 must be at most min\(n, k\) = 64"),
         ({"out_bits": 12}, r"out_bits=12 must be one of 8, 16, 32"),
         ({"scale_bits": 4}, r"scale_bits=4 must be one of 0, 8, 16, 32"),
         ({"p_bits": 12}, r"p_bits=12 must be one of None, 2, 3"),

@@ -120,7 +120,7 @@ def test_an_eight_bit_branch_halves_the_error_of_svdquant_at_equal_bytes(real_we
     assert ours.weight_error <= 0.5 * published.weight_error
 
 
-@pytest.mark.parametrize("method", ["alternating", "loraq"])
+@pytest.mark.parametrize("method", ["alternating", "loraq", "loftq", "svdquant_tuned"])
 def test_longer_presets_never_lose_and_the_best_iterate_is_returned(method):
     weight = heavy_tailed(5)
     errors = []
@@ -159,6 +159,16 @@ def test_shared_stages_are_kept_apart_by_weight_seed_and_smoothing():
     for case in cases:
         solution = solve(**case, rank=8, preset="fast", shared=shared)
         assert stored_bytes(solution) == stored_bytes(solve(**case, rank=8, preset="fast"))
+
+
+@pytest.mark.parametrize("method", ["l2qer", "qera", "svdquant_tuned"])
+def test_shared_stages_are_kept_apart_by_activations(method):
+    shared, rng, weight = SharedStages(), np.random.default_rng(8), heavy_tailed(8)
+    for _ in range(2):
+        x = (rng.standard_normal((40, 160)) * np.exp(rng.standard_normal(160))).astype(np.float32)
+        case = {"method": method, "rank": 8, "preset": "fast", "activations": x}
+        together = stored_bytes(solve(weight, **case, shared=shared))
+        assert together == stored_bytes(solve(weight, **case))
 
 
 def test_doubling_the_weight_doubles_power_of_two_scales_and_nothing_else():
