@@ -61,11 +61,7 @@ def report_solution(
         "n": layer.n,
         "k": layer.k,
         "method": solution.method,
-        "rank": solution.rank,
-        "weight_bytes": solution.nbytes,
-        "bits_per_weight": solution.bits_per_weight,
-        "weight_error": solution.weight_error,
-        "output_error": stored_output_error(layer, solution, tokens),
+        **_stored(layer, solution, tokens),
         **gains,
         "seconds": solution.seconds,
         "bytes_by_part": solution.bytes_by_part,
@@ -86,6 +82,17 @@ def stored_output_error(layer: Layer, solution: Solution, tokens: int | None) ->
     if layer.bias is not None:
         stored += layer.bias
     return relative_error(stored, reference_output(layer, x))
+
+
+def _stored(layer: Layer, solution: Solution, tokens: int | None) -> dict[str, Any]:
+    """What is stored of a layer, and what that loses."""
+    return {
+        "rank": solution.rank,
+        "weight_bytes": solution.nbytes,
+        "bits_per_weight": solution.bits_per_weight,
+        "weight_error": solution.weight_error,
+        "output_error": stored_output_error(layer, solution, tokens),
+    }
 
 
 def _gains(
@@ -222,11 +229,7 @@ def _row(
         "method": method,
         "preset": solution.preset,
         "branch": str(chosen.branch_weight) if solution.rank else "",
-        "rank": solution.rank,
-        "weight_bytes": solution.nbytes,
-        "bits_per_weight": solution.bits_per_weight,
-        "weight_error": solution.weight_error,
-        "output_error": stored_output_error(layer, solution, tokens),
+        **_stored(layer, solution, tokens),
         "seconds": solution.seconds,
         "status": "ok",
         "message": "",

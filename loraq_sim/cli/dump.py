@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraq_sim.cli.options import Force, Layers, NoProgress, OutFormat, OutputFormat, Quiet, listed
+from loraq_sim.cli.options import (
+    Captions,
+    Force,
+    Layers,
+    NoProgress,
+    OutFormat,
+    OutputFormat,
+    Quiet,
+    listed,
+)
 from loraq_sim.cli.output import (
     SOME_FAILED,
     layer_progress,
@@ -195,16 +204,7 @@ def capture_command(
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="X", help="Guidance scale (folders only).")
     ] = 4.5,
-    captions: Annotated[
-        Path | None,
-        typer.Option(
-            "--captions",
-            metavar="FILE",
-            help="Text embeddings (captions, tokens, channels) as safetensors, the unconditional "
-            "one last (folders only). Default: captions.safetensors of the folder, else random.",
-            show_default=False,
-        ),
-    ] = None,
+    captions: Captions = None,
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="Torch device (folders only).")
     ] = "cpu",

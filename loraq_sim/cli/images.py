@@ -10,6 +10,7 @@ import hwmodels
 from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
+    Captions,
     Family,
     Force,
     Group,
@@ -126,16 +127,7 @@ def images_command(
             show_default=False,
         ),
     ] = None,
-    captions: Annotated[
-        Path | None,
-        typer.Option(
-            "--captions",
-            metavar="FILE",
-            help="Text embeddings (captions, tokens, channels) as safetensors, the unconditional "
-            "one last. Default: captions.safetensors of the folder, else random ones.",
-            show_default=False,
-        ),
-    ] = None,
+    captions: Captions = None,
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="Torch device of what is not emulated.")
     ] = "cpu",

@@ -334,6 +334,17 @@ PFormat = Annotated[
     ),
 ]
 
+Captions = Annotated[
+    Path | None,
+    typer.Option(
+        "--captions",
+        metavar="FILE",
+        help="Text embeddings (captions, tokens, channels) for a diffusers folder, as safetensors, "
+        "the unconditional one last. Default: captions.safetensors of the folder, else random.",
+        show_default=False,
+    ),
+]
+
 
 def listed(values: Iterable[str] | None) -> tuple[str, ...]:
     """Values of a repeatable, comma-separated option, in order, without repeats."""

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,22 @@ class LayerPlan:
     module: "torch.nn.Module"
     split: PrecisionSplit
     solution: Solution
+
+
+class PlanOptions(TypedDict, total=False):
+    """Keywords of `plan_layers`, which says what they mean."""
+
+    splits: "str | PrecisionSplit | Mapping[str, str] | None"
+    calibration: Mapping[str, Layer] | None
+    skip: Iterable[str] | None
+    method: str
+    preset: str
+    family: str
+    group: int
+    smooth: float | None
+    rotate: str | None
+    seed: int
+    on_layer: Callable[[str], None] | None
 
 
 def plan_layers(
@@ -312,17 +328,8 @@ def emulate_model(
     solution_or_recipe: LayerSource,
     accelerator: "str | hwmodels.Accelerator",
     *,
-    splits: "str | PrecisionSplit | Mapping[str, str] | None" = None,
-    calibration: Mapping[str, Layer] | None = None,
-    skip: Iterable[str] | None = None,
-    method: str = "loraq",
-    preset: str = "balanced",
-    family: str = "int",
-    group: int = 64,
-    smooth: float | None = None,
-    seed: int = 0,
     datapath: Mapping[str, Any] | None = None,
-    on_layer: Callable[[str], None] | None = None,
+    **planning: Unpack[PlanOptions],
 ) -> "EmulatedModel":
     """Solve a model's linear layers; inside ``with``, run them on the emulated data path.
 
@@ -345,10 +352,11 @@ def emulate_model(
         or a mapping of layer names to splits or to solutions (`solve`).
     accelerator : str or Accelerator
         Name, path of a YAML file, or a loaded description.
-    splits, calibration, skip, method, preset, family, group, smooth, seed, on_layer
-        See `loraq_sim.diffusion.plan_layers`.
     datapath : mapping, optional
         Overrides of the accelerator's data path, of the keys in `loraq_sim.settings.DATAPATH_KEYS`.
+    **planning
+        ``splits``, ``calibration``, ``skip``, ``method``, ``preset``, ``family``, ``group``,
+        ``smooth``, ``rotate``, ``seed`` and ``on_layer`` as for `loraq_sim.diffusion.plan_layers`.
 
     Raises
     ------
@@ -360,20 +368,7 @@ def emulate_model(
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
     path = datapath_for(accelerator, datapath)
-    plans = plan_layers(
-        model,
-        solution_or_recipe,
-        splits=splits,
-        calibration=calibration,
-        skip=skip,
-        method=method,
-        preset=preset,
-        family=family,
-        group=group,
-        smooth=smooth,
-        seed=seed,
-        on_layer=on_layer,
-    )
+    plans = plan_layers(model, solution_or_recipe, **planning)
     return EmulatedModel(model, plans, path)
 
 

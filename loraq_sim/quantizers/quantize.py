@@ -48,7 +48,7 @@ from loraq_sim.quantizers.tensor import (
     as_rows,
     clip_ratios,
     float_dtype,
-    group_extremes,
+    group_amax,
     padded_groups,
     round_scales,
     scale_of_tensor,
@@ -318,7 +318,7 @@ def _default_block_rule(fmt: Format) -> str:
 def _quantize_block(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
     """Quantize finite float32 `values` (..., K) to a block format."""
     rows, group = as_rows(values, fmt)
-    amax = np.abs(group_extremes(rows, group))
+    amax = group_amax(rows, group)
     tensor_scale = None
     if fmt.has_tensor_scale:
         if rule not in ("absmax", "mse"):

@@ -13,7 +13,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import Format, ScaleFormat, parse_format
 
 __all__ = [
-    *("QuantizedTensor", "as_rows", "float_dtype", "group_ends", "group_extremes", "padded_groups"),
+    *("QuantizedTensor", "as_rows", "float_dtype", "group_amax", "group_ends", "padded_groups"),
     *("round_scales", "scale_of_tensor", "scale_unit", "scales_from_bytes", "scales_to_bytes"),
     *("clip_ratios", "pack_rows", "spread", "stored_scales", "unit_of_tensor", "unpack_rows"),
 ]
@@ -391,10 +391,10 @@ def padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, pad))).reshape(rows.shape[0], -1, group)
 
 
-def group_extremes(rows: np.ndarray, group: int) -> np.ndarray:
-    """The signed element of largest magnitude of each group, (rows, groups) float32."""
+def group_amax(rows: np.ndarray, group: int) -> np.ndarray:
+    """The largest magnitude of each group, (rows, groups) float32."""
     low, high = group_ends(rows, group)
-    return np.where(high >= -low, high, low)
+    return np.maximum(high, np.abs(low))
 
 
 def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,17 @@ def by_hand(module, x, split, path, **options):
     return torch.from_numpy(run_layer(x.numpy(), solution, split, path, bias=layer.bias).y)
 
 
+def test_a_model_takes_every_option_of_its_plan(block, x):
+    options = {"method": "svdquant", "seed": 3, "rotate": "hadamard:8"}
+    emulated = emulate_model(block, "W4A4+W8A8r4", "aie2", **options)
+    assert {plan.solution.rotation for plan in emulated.plans} == {8}
+    split, path = "W4A4+W8A8r4", datapath_for(hwmodels.load_accelerator("aie2"))
+    with torch.no_grad(), emulated:
+        found = block.up(x)
+        expected = by_hand(block.up, x.reshape(-1, 24), split, path, **options)
+    np.testing.assert_array_equal(found.reshape(-1, 40).numpy(), expected.numpy())
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("hw", ["aie2", "h100"])
 def test_every_layer_gives_the_bits_of_run_layer(block, x, split, hw):
