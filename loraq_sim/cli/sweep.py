@@ -51,9 +51,6 @@ from loraq_sim.cli.options import (
     whole_numbers,
 )
 from loraq_sim.cli.output import (
-    BAD_INPUT,
-    INTERRUPTED,
-    SOME_FAILED,
     note,
     one_line_failures,
     print_json,
@@ -320,21 +317,21 @@ def _run(composed: "ComposedSweep", folder: Path, place: "Place", how: _How) -> 
             )
         if outcome.is_unreadable:
             note(f"error: no layer could be used: {outcome.first_failure}")
-            raise typer.Exit(BAD_INPUT)
+            raise typer.Exit(outcome.exit_code)
         if outcome.n_skipped:
             text = f"{outcome.n_skipped} cases were in the store already (--force does them again)"
             note(text, quiet=how.quiet)
         if outcome.interrupted:
             # No tables and pictures: whoever pressed Ctrl-C wants the prompt back.
             note(f"interrupted: {outcome.n_left} cases left; the same command continues")
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(outcome.exit_code)
         if outcome.stopped:
             note(f"error: {outcome.stopped} ({outcome.n_left} cases left)")
-            raise typer.Exit(SOME_FAILED)
+            raise typer.Exit(outcome.exit_code)
         _report_sweep(composed, store, folder, how.output, quiet=how.quiet)
     if outcome.n_failed:
         note(f"error: {outcome.n_failed} cases failed; the first: {outcome.first_failure}")
-        raise typer.Exit(SOME_FAILED)
+    raise typer.Exit(outcome.exit_code)
 
 
 def _report_sweep(
