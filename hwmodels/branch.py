@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from hwmodels.description import Accelerator, Mode, SideUnit
 from hwmodels.errors import AcceleratorError
 from hwmodels.modes import ModeChoice, Part, mode_of
+from hwmodels.precision import Operand
 from hwmodels.workload import GemmWorkload
 
 __all__ = ["FusedBranch", "GemmKernel", "split_into_kernels"]
@@ -65,7 +66,7 @@ class FusedBranch:
     up: ModeChoice
     down_combines: int
     up_combines: int
-    x_bits: int
+    x: Operand
     factor_bits: int
     p_bits: int
     right_bytes: int
@@ -83,12 +84,13 @@ class FusedBranch:
 class GemmKernel:
     """One dispatched kernel: out (m, n) = a (m, k) . w (n, k)^T, with a fused branch or none.
 
-    `a_bits`, `w_bits` and `out_bits` are bits per code; `*_bytes` are exact DRAM sizes of one pass
-    over the operand; `first_x_bytes` is the first pass over X, at the wider of two activation
-    formats; `combines` counts scaled partial sums per output element; `quantized` counts elements
-    rounded on the way (P, and X where the branch reads another format than main), `rounded_x` those
-    of X rounded once. `share` is the part of this kernel that is this layer's; `is_dispatched` says
-    whether it is started by itself.
+    `a` and `w` are the operands, `out_bits` those of y; `*_bytes` are exact DRAM sizes of one pass
+    over the operand (of weights with the sums of codes that zero points need); `first_x_bytes` is
+    the first pass over X, at the wider of two activation formats; `combines` counts scaled partial
+    sums per output element and the corrections of zero points, one for each group; `quantized`
+    counts elements rounded on the way (P, and X where the branch reads another format than main)
+    or summed for the zero points of weights, `rounded_x` those of X rounded once. `share` is the
+    part of this kernel that is this layer's; `is_dispatched` says whether it is started by itself.
     """
 
     role: Part
@@ -97,8 +99,8 @@ class GemmKernel:
     n: int
     k: int
     choice: ModeChoice
-    a_bits: int
-    w_bits: int
+    a: Operand
+    w: Operand
     out_bits: int
     partial_bits: int
     combines: int
@@ -173,13 +175,37 @@ class GemmKernel:
             choices += [self.branch.down] * self.branch.forms_p + [self.branch.up]
         return tuple(choice.mode for choice in choices)
 
-    def line_bits(self, bits: int, depth: Depth) -> Depth:
+    @property
+    def a_bits(self) -> int:
+        """Bits of an activation code."""
+        return self.a.bits
+
+    @property
+    def w_bits(self) -> int:
+        """Bits of a weight code."""
+        return self.w.bits
+
+    def a_line_bits(self, depth: Depth) -> Depth:
+        """Bits of `depth` consecutive activations of one row, scales and zero points included."""
+        return self.line_bits(self.a.bits, depth, self.a.letter)
+
+    def w_line_bits(self, depth: Depth) -> Depth:
+        """The same of weights, with the sums of their codes where activations have zero points."""
+        group, _ = self.work.grouping(self.w.bits)
+        groups = 1 if group is None else -(-depth // group)
+        codes = self.line_bits(self.w.bits, depth, self.w.letter)
+        return codes + 8 * self.work.zero_sum_bytes(self.k, self.w, self.a) * groups
+
+    def line_bits(self, bits: int, depth: Depth, letter: str = "") -> Depth:
         """Bits of `depth` consecutive elements of one row, scales included."""
-        if bits == 16:
+        operand = Operand(bits, letter)
+        if operand.is_float:
             return 16 * depth
         group, scale_bits = self.work.grouping(bits)
+        if letter == "i" and scale_bits:
+            scale_bits = 32
         scales = 1 if group is None else -(-depth // group)
-        return bits * depth + scale_bits * scales
+        return bits * depth + (scale_bits + bits * operand.stores_zeros) * scales
 
     @property
     def factor_bytes(self) -> int:
@@ -228,22 +254,22 @@ def _layer_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
 
 def _deflation(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
     """P_f = X V^T, then D = X - P_f V, rounded: once for all layers that share the input."""
-    (w_bits, a_bits), p_bits = work.branch_bits, work.feedback_intermediate_bits
+    (w, a), p = work.branch_operands, work.feedback_p_operand
     m, k, spent = work.m, work.k, work.feedback_rank
     is_fused, share = work.schedule != "unfused", 1 / work.shared_by
     inside, stays = _deflates_inside(work, hw), is_fused and _rows_stay(work, hw)
     wide_x = work.bytes_of(m, k, 16)
     # A transformed X that does not stay is written once, to be read again as it was transformed.
     copy = wide_x if work.vector_ops_per_x and not stays else 0
-    p_bytes = work.bytes_of(m, spent, p_bits)
-    rounded = [bits for bits in (work.main_bits[1], a_bits) if bits < 16]
+    p_bytes = work.bytes_of(m, spent, *p)
+    rounded = [each for each in (work.main_operands[1], a) if not each.is_float]
     down = _kernel(
-        work, hw, "feedback_down", (m, spent, k), (w_bits, a_bits), p_bits,
+        work, hw, "feedback_down", (m, spent, k), (w, a), p.bits,
         out_bytes=0 if inside else p_bytes + copy, first_x_bytes=0 if inside else wide_x,
-        quantized=m * spent, rounded_x=m * k * (a_bits < 16), share=share,
+        quantized=m * spent, rounded_x=m * k * (not a.is_float), share=share,
     )  # fmt: skip
     back = _kernel(
-        work, hw, "feedback_back", (m, k, spent), (w_bits, p_bits), 16,
+        work, hw, "feedback_back", (m, k, spent), (w, p), 16,
         out_bytes=0 if inside else work.deflated_bytes, first_x_bytes=0 if is_fused else p_bytes,
         reread_bytes=0 if stays else wide_x,
         rounded_x=m * k * len(set(rounded if work.weight_rank else rounded[:1])), share=share,
@@ -272,22 +298,22 @@ def _is_fed(work: GemmWorkload, role: Part) -> bool:
 
 
 def _main(work: GemmWorkload, hw: Accelerator, branch: FusedBranch | None) -> GemmKernel:
-    formats = {work.main_bits[1]}
-    quantized = 0.0
+    formats = {work.main_operands[1]}
+    quantized = float(_row_sums(work, *work.main_operands))
     is_fed = _is_fed(work, "main")
     if branch is not None and branch.down_place != "elsewhere":
-        formats.add(work.branch_bits[1])
+        formats.add(work.branch_operands[1])
         share = 1 if branch.down_place == "per_tile" else work.shared_by
         narrower = 0 if work.feedback_rank else _narrower_x(work)
-        quantized = (work.m * work.weight_rank + narrower) / share
-    first_x_bytes = work.bytes_of(work.m, work.k, max(formats))
+        quantized += (work.m * work.weight_rank + narrower) / share
+    first_x_bytes = _widest_bytes(work, formats)
     if work.feedback_rank:
         # D is there in each format: rounded twice it would be another D.
-        first_x_bytes = sum(work.bytes_of(work.m, work.k, bits) for bits in formats)
+        first_x_bytes = sum(work.bytes_of(work.m, work.k, *operand) for operand in formats)
         if _deflates_inside(work, hw):
             first_x_bytes = work.bytes_of(work.m, work.k, 16)
     return _kernel(
-        work, hw, "main", (work.m, work.n, work.k), work.main_bits, work.out_bits,
+        work, hw, "main", (work.m, work.n, work.k), work.main_operands, work.out_bits,
         out_bytes=_output_bytes(work),
         first_x_bytes=first_x_bytes if work.feedback_rank or not is_fed else None,
         quantized=quantized,
@@ -297,48 +323,58 @@ def _main(work: GemmWorkload, hw: Accelerator, branch: FusedBranch | None) -> Ge
 
 def _down(work: GemmWorkload, hw: Accelerator) -> GemmKernel:
     """X R^T as a kernel of its own, which with down_fused also makes X_a for main."""
-    p_bits, (main_bits, x_bits) = work.intermediate_bits, (work.main_bits[1], work.branch_bits[1])
-    copy, formats, rank = 0, {x_bits}, work.weight_rank
+    p, main, x = work.p_operand, work.main_operands[1], work.branch_operands[1]
+    copy, formats, rank = 0, {x}, work.weight_rank
     if work.feedback_rank:
         return _kernel(
-            work, hw, "branch_down", (work.m, rank, work.k), work.branch_bits, p_bits,
-            out_bytes=work.bytes_of(work.m, rank, p_bits), quantized=work.m * rank,
+            work, hw, "branch_down", (work.m, rank, work.k), work.branch_operands, p.bits,
+            out_bytes=work.bytes_of(work.m, rank, *p), quantized=work.m * rank,
             share=1 / work.shared_by,
         )  # fmt: skip
     if work.schedule == "down_fused":
-        formats.add(main_bits)
-        if main_bits != x_bits or work.reads_wide_x:
-            copy = work.bytes_of(work.m, work.k, main_bits)
+        formats.add(main)
+        if main != x or work.reads_wide_x:
+            copy = work.bytes_of(work.m, work.k, *main)
     quantized, rounded_x = work.m * work.rank, 0
     if work.schedule == "down_fused" or not work.rounds_x:
         quantized += _narrower_x(work)
-    if work.schedule == "down_fused" or work.reads_wide_x or main_bits != x_bits:
+    if work.schedule == "down_fused" or work.reads_wide_x or main != x:
         rounded_x = _rounded_x(work, formats)
     return _kernel(
-        work, hw, "branch_down", (work.m, work.rank, work.k), work.branch_bits, p_bits,
-        out_bytes=work.bytes_of(work.m, work.rank, p_bits) + copy, quantized=quantized,
+        work, hw, "branch_down", (work.m, work.rank, work.k), work.branch_operands, p.bits,
+        out_bytes=work.bytes_of(work.m, work.rank, *p) + copy, quantized=quantized,
         rounded_x=rounded_x, share=1 / work.shared_by,
     )  # fmt: skip
 
 
 def _up(work: GemmWorkload, hw: Accelerator) -> GemmKernel:
-    bits = (work.branch_bits[0], work.intermediate_bits)
+    operands = work.branch_operands[0], work.p_operand
     return _kernel(
-        work, hw, "branch_up", (work.m, work.n, work.rank), bits, work.out_bits,
+        work, hw, "branch_up", (work.m, work.n, work.rank), operands, work.out_bits,
         out_bytes=_output_bytes(work), reread_bytes=_output_bytes(work),
     )  # fmt: skip
 
 
 def _narrower_x(work: GemmWorkload) -> int:
     """Elements of X that are made on the way from its wider format, where there are two."""
-    return work.m * work.k if work.branch_bits[1] != work.main_bits[1] else 0
+    return work.m * work.k if work.branch_operands[1] != work.main_operands[1] else 0
 
 
-def _rounded_x(work: GemmWorkload, formats: set[int]) -> int:
+def _widest_bytes(work: GemmWorkload, formats: set[Operand]) -> int:
+    """Bytes of X in the widest of its formats, from which the others are made."""
+    return max(work.bytes_of(work.m, work.k, *operand) for operand in formats)
+
+
+def _row_sums(work: GemmWorkload, w: Operand, a: Operand) -> int:
+    """Elements of X that are summed for the zero points of weights, one operation each."""
+    return work.m * work.k if w.needs_correction and not a.is_float else 0
+
+
+def _rounded_x(work: GemmWorkload, formats: set[Operand]) -> int:
     """Elements of X rounded to `formats` from 16 bits, less those that `_narrower_x` counts."""
     if not work.rounds_x:
         return 0
-    n_rounded = sum(bits < 16 for bits in formats) - (len(formats) - 1)
+    n_rounded = sum(not operand.is_float for operand in formats) - (len(formats) - 1)
     return work.m * work.k * max(0, n_rounded)
 
 
@@ -347,7 +383,7 @@ def _kernel(
     hw: Accelerator,
     role: Part,
     shape: tuple[int, int, int],
-    bits: tuple[int, int],
+    operands: tuple[Operand, Operand],
     out_bits: int,
     *,
     out_bytes: int,
@@ -359,9 +395,9 @@ def _kernel(
     branch: FusedBranch | None = None,
 ) -> GemmKernel:
     m, n, k = shape
-    w_bits, a_bits = bits
+    w, a = operands
     choice = mode_of(hw, work, role)
-    x_bytes = work.bytes_of(m, k, a_bits)
+    x_bytes = work.bytes_of(m, k, *a)
     reads_x = role not in ("branch_up", "feedback_down", "feedback_back")
     if work.reads_wide_x and reads_x and not _is_fed(work, role):
         first_x_bytes = work.bytes_of(m, k, 16)
@@ -372,14 +408,14 @@ def _kernel(
         n=n,
         k=k,
         choice=choice,
-        a_bits=a_bits,
-        w_bits=w_bits,
+        a=a,
+        w=w,
         out_bits=out_bits,
         partial_bits=work.partial_bits or max(out_bits, hw.datapath.combine_bits),
-        combines=_combines(work, choice, k),
+        combines=_combines(work, choice, k) + _corrections(work, choice, k, operands),
         first_x_bytes=x_bytes if first_x_bytes is None else first_x_bytes,
         x_bytes=x_bytes,
-        w_bytes=_stored_bytes(work, role, n, k, w_bits),
+        w_bytes=_stored_bytes(work, role, n, k, operands),
         out_bytes=out_bytes,
         reread_bytes=reread_bytes,
         quantized=quantized,
@@ -389,42 +425,48 @@ def _kernel(
     )
 
 
-def _stored_bytes(work: GemmWorkload, role: Part, n: int, k: int, w_bits: int) -> int:
+def _stored_bytes(
+    work: GemmWorkload, role: Part, n: int, k: int, operands: tuple[Operand, Operand]
+) -> int:
+    """DRAM bytes of the weights of a kernel, with the sums of codes that zero points need."""
+    w, a = operands
+    sums = work.zero_sums_bytes(n, k, w, a)
     if role in ("feedback_down", "feedback_back"):
-        return work.block_bytes_of(n, k, w_bits)
+        return work.block_bytes_of(n, k, w.bits) + sums
     if role == "branch_up" and work.feedback_rank:
         sizes = work.weight_bytes()
-        return sizes["left"] + sizes["feedback_left"]
-    return work.bytes_of(n, k, w_bits)
+        return sizes["left"] + sizes["feedback_left"] + sums
+    return work.bytes_of(n, k, *w) + sums
 
 
 def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranch:
-    w_bits, a_bits = work.branch_bits
-    p_bits = work.intermediate_bits
+    (w, a), p = work.branch_operands, work.p_operand
     down, up = mode_of(hw, work, "branch_down"), mode_of(hw, work, "branch_up")
     sizes = work.weight_bytes()
     is_elsewhere = place == "elsewhere"
-    right_bytes = sizes["right"]
+    sums = work.zero_sums_bytes(work.weight_rank, work.k, w, a) if work.weight_rank else 0
+    up_sums = work.zero_sums_bytes(work.n, work.rank, w, p)
+    right_bytes = sizes["right"] + work.share_of(sums)
     if place == "per_tile":
-        right_bytes = work.bytes_of(work.weight_rank, work.k, w_bits)
+        right_bytes = work.bytes_of(work.weight_rank, work.k, *w) + sums
     p_bytes = 0
     if is_elsewhere and work.weight_rank:
-        p_bytes = work.bytes_of(work.m, work.weight_rank, p_bits)
+        p_bytes = work.bytes_of(work.m, work.weight_rank, *p)
     if work.feedback_rank and not _deflates_inside(work, hw):
-        p_bytes += work.bytes_of(work.m, work.feedback_rank, work.feedback_intermediate_bits)
+        p_bytes += work.bytes_of(work.m, work.feedback_rank, *work.feedback_p_operand)
     return FusedBranch(
         rank=work.rank,
         down_rank=work.weight_rank,
         down_place=place,
         down=down,
         up=up,
-        down_combines=_combines(work, down, work.k),
-        up_combines=_combines(work, up, work.rank),
-        x_bits=work.main_bits[1] if is_elsewhere else a_bits,
-        factor_bits=w_bits,
-        p_bits=p_bits,
+        down_combines=_combines(work, down, work.k) + _corrections(work, down, work.k, (w, a)),
+        up_combines=_combines(work, up, work.rank) + _corrections(work, up, work.rank, (w, p)),
+        x=work.main_operands[1] if is_elsewhere else a,
+        factor_bits=w.bits,
+        p_bits=p.bits,
         right_bytes=0 if is_elsewhere else right_bytes,
-        left_bytes=sizes["left"] + sizes.get("feedback_left", 0),
+        left_bytes=sizes["left"] + sizes.get("feedback_left", 0) + up_sums,
         p_bytes=p_bytes,
         side_unit=hw.side_unit if place == "side" else None,
     )
@@ -437,6 +479,21 @@ def _combines(work: GemmWorkload, choice: ModeChoice, depth: int) -> int:
         return 0
     groups = [group for group, _ in groupings if group is not None]
     return -(-depth // min(groups)) if groups else 1
+
+
+def _corrections(
+    work: GemmWorkload, choice: ModeChoice, depth: int, operands: tuple[Operand, Operand]
+) -> int:
+    """Multiply-adds per output element that zero points take off: one per group and operand.
+
+    A mode for 16-bit floats has none: its operands are dequantized on the way in.
+    """
+    n_corrected = sum(operand.needs_correction for operand in operands)
+    if choice.mode.is_wide_float or not n_corrected:
+        return 0
+    groups = [work.grouping(operand.bits)[0] for operand in operands if not operand.is_float]
+    sizes = [group for group in groups if group is not None]
+    return n_corrected * (-(-depth // min(sizes)) if sizes else 1)
 
 
 def _output_bytes(work: GemmWorkload) -> int:

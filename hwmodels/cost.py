@@ -249,8 +249,8 @@ def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     if hw.units.organization == "systolic":
         return np.full_like(tiles.m, hw.memories.dram.latency_s)
     l1 = hw.memories.l1
-    a_bits = tiles.m * kernel.line_bits(kernel.a_bits, tiles.k)
-    w_bits = tiles.n * kernel.line_bits(kernel.w_bits, tiles.k)
+    a_bits = tiles.m * kernel.a_line_bits(tiles.k)
+    w_bits = tiles.n * kernel.w_line_bits(tiles.k)
     first = np.maximum(a_bits, w_bits) if l1.fill_channels == "separate" else a_bits + w_bits
     return hw.memories.dram.latency_s + first / 8 / l1.fill_bytes_per_cycle / hw.units.clock_hz
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from hwmodels.cards import html_card
+from hwmodels.precision import Operand
 from hwmodels.quantities import (
     BytesPerCycle,
     BytesPerSecond,
@@ -111,6 +112,8 @@ class Mode(Block):
     `families`: element families it multiplies (default: integers for an int mode, all for a
     16-bit float mode, whose operands are dequantized on the way in; none other).
     `scaled_families`: families whose block scales the mode applies itself.
+    `unsigned`: operands that may be unsigned: activations, weights or both; an unsigned code of
+    fewer bits than the mode is a signed one of it in any case.
     `mixes_widths`: operands narrower than the mode need no unpacking (FP8 x FP4 at the FP8 rate).
     `sustained_fraction`: share of the peak rate that compiled kernels keep up.
     """
@@ -127,6 +130,7 @@ class Mode(Block):
     energy_pj_per_mac: Picojoules
     families: tuple[Family, ...] | None = None
     scaled_families: tuple[Family, ...] = ()
+    unsigned: tuple[Literal["activations", "weights"], ...] = ()
     mixes_widths: bool = False
     sustained_fraction: Fraction = 1.0
 
@@ -146,6 +150,19 @@ class Mode(Block):
     def is_wide_float(self) -> bool:
         """Whether operands are plain 16-bit floats, scales multiplied in on the way."""
         return self.kind == "float" and min(self.activation_bits, self.weight_bits) == 16
+
+    def holds(self, operand: Operand, which: Literal["activations", "weights"]) -> bool:
+        """Whether codes of `operand` are codes of the mode: width, kind and sign fit.
+
+        Integers of 16 bits are none of a float mode, which holds 11 of them.
+        """
+        if operand.is_float or operand.letter == "i":
+            wanted = "float" if operand.is_float else "int"
+            if self.kind != wanted:
+                return False
+        offered = self.activation_bits if which == "activations" else self.weight_bits
+        spare = operand.is_unsigned and which not in self.unsigned and self.kind == "int"
+        return operand.bits + spare <= offered
 
     def takes(self, family: str) -> bool:
         """Whether the mode multiplies elements of `family`."""
@@ -305,7 +322,8 @@ class Datapath(Block):
 
     The accumulator rules are those of one MAC instruction; rounding and saturation are those of
     the requantization step; `combine` is the precision in which group partial sums are added;
-    `p_format` and `out_format` are what kernels write P and the output in today.
+    `p_format` and `out_format` are what kernels write P and the output in today; `zero_point` says
+    where the correction of zero points enters: as the initial value of the accumulator, or after.
     """
 
     acc_bits: Annotated[int, Field(ge=8, le=64)]
@@ -321,6 +339,7 @@ class Datapath(Block):
     saturation: Literal["none", "saturate", "symmetric"]
     p_format: Literal["branch", "fp16", "bf16"]
     out_format: Literal["bf16", "fp16", "fp32"]
+    zero_point: Literal["initial", "after"] = "initial"
     float_overflow: FloatOverflow = _ASSUMED_OVERFLOW
 
     @property

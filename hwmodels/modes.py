@@ -1,12 +1,13 @@
 """Which native MAC mode a precision runs in: its own, or the cheapest wider one.
 
-Rules: a mode must take the element family and be wide enough for both operands. An operand of 16
-bits makes the product a float one; integers stay in integer modes and use a float mode only where
-no integer mode is wide enough; float elements never run in integer modes. Among those left the
-fastest wins, at its sustained rate and with the scaling of group sums that the mode does not do
-itself; then the faster MAC, then the one with the least energy. Operands narrower than their mode
-are widened on chip: free where the mode mixes widths or the load port widens, else a pass of the
-vector unit.
+Rules: a mode must take the element family and be wide enough for both operands, of which an
+unsigned one needs a bit more where the mode takes signed codes only. A 16-bit float makes the
+product a float one, and 16-bit integers need integer modes; other integers stay in integer modes
+and use a float mode only where no integer mode is wide enough; float elements never run in integer
+modes. Among those left the fastest wins, at its sustained rate and with the scaling of group sums
+that the mode does not do itself; then the faster MAC, then the one with the least energy. Operands
+narrower than their mode are widened on chip: free where the mode mixes widths or the load port
+widens, else a pass of the vector unit.
 
 `mode_of` alone decides: costs, `hw show` and the list of unreachable modes all ask it.
 """
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import AcceleratorError
+from hwmodels.precision import Operand
 from hwmodels.workload import FAMILIES, GemmWorkload, grouping_of
 
 __all__ = [
@@ -56,20 +58,20 @@ def mode_of(hw: Accelerator, work: GemmWorkload, part: Part) -> ModeChoice:
         says what makes it so.
     """
     if part == "main":
-        return choose_mode(hw, *work.main_bits, work.family)
-    w_bits, a_bits = work.branch_bits
+        return _kept(hw, *work.main_operands, work.family)
+    w, a = work.branch_operands
     if part in ("branch_down", "feedback_down"):
-        return choose_mode(hw, w_bits, a_bits, work.family)
+        return _kept(hw, w, a, work.family)
     if part == "feedback_back":
-        return choose_mode(hw, w_bits, work.feedback_intermediate_bits, work.family)
+        return _kept(hw, w, work.feedback_p_operand, work.family)
     try:
-        return choose_mode(hw, w_bits, work.intermediate_bits, work.family)
+        return _kept(hw, w, work.p_operand, work.family)
     except AcceleratorError as error:
-        if work.intermediate_bits == a_bits:
+        if work.p_operand == a:
             raise
         raise AcceleratorError(
-            f"P L^T multiplies P of {work.intermediate_bits} bits, as datapath.p_format "
-            f"says, where the branch has {a_bits}: {error}; p_format branch keeps it at {a_bits}"
+            f"P L^T multiplies P of {work.p_operand} bits, as datapath.p_format "
+            f"says, where the branch has {a}: {error}; p_format branch keeps it at {a}"
         ) from None
 
 
@@ -81,9 +83,13 @@ def choose_mode(hw: Accelerator, w_bits: int, a_bits: int, family: str = "int") 
     AcceleratorError
         If no mode of the accelerator is wide enough.
     """
-    key = ("mode", w_bits, a_bits, family)
+    return _kept(hw, Operand(w_bits), Operand(a_bits), family)
+
+
+def _kept(hw: Accelerator, w: Operand, a: Operand, family: str) -> ModeChoice:
+    key = ("mode", w, a, family)
     if key not in hw._cache:
-        hw._cache[key] = _choose(hw, w_bits, a_bits, family)
+        hw._cache[key] = _choose(hw, w, a, family)
     choice: ModeChoice = hw._cache[key]
     return choice
 
@@ -106,10 +112,10 @@ def describe_modes(
 
 
 def _described(hw: Accelerator, work: GemmWorkload, part: Part) -> dict[str, Any]:
-    w_bits, a_bits = work.main_bits if part == "main" else work.branch_bits
+    w, a = work.main_operands if part == "main" else work.branch_operands
     if part == "branch_up":
-        a_bits = work.intermediate_bits
-    row: dict[str, Any] = {"part": PARTS[part], "precision": f"W{w_bits}A{a_bits}"}
+        a = work.p_operand
+    row: dict[str, Any] = {"part": PARTS[part], "precision": f"W{w}A{a}"}
     try:
         choice = mode_of(hw, work, part)
     except AcceleratorError as error:
@@ -126,42 +132,41 @@ def unreachable_modes(hw: Accelerator) -> dict[str, str]:
     used = set()
     for family in FAMILIES:
         widths = (*range(2, 9), 16) if family == "int" else (4, 6, 8, 16)
-        for w_bits in widths:
-            for a_bits in widths:
+        weights = [Operand(bits) for bits in widths]
+        integers = [Operand(16, "i")] if family == "int" else []
+        for w in weights:
+            for a in (*weights, *integers):
                 try:
-                    used.add(choose_mode(hw, w_bits, a_bits, family).mode.name)
+                    used.add(_kept(hw, w, a, family).mode.name)
                 except AcceleratorError:
                     continue
     return {mode.name: _why_unreachable(mode) for mode in hw.modes if mode.name not in used}
 
 
 def _why_unreachable(mode: Mode) -> str:
-    if mode.kind == "int" and max(mode.activation_bits, mode.weight_bits) > 8:
+    if mode.kind == "int" and mode.weight_bits > 8:
         return (
-            "an operand of 16 bits is fp16 or bf16 in every split: integers of 16 bits cannot be "
-            "asked for, and a mode for 8 bits is faster or cheaper for what is narrower"
+            "weights of 16 bits are fp16 or bf16 in every split, activations of 16 bits may be "
+            "integers (A16i): a mode for narrower weights is faster or cheaper for those"
         )
     if mode.families is not None and not mode.families:
         return "families is empty: it multiplies nothing"
     return "another mode that takes the same operands is faster, or as fast for less energy"
 
 
-def _choose(hw: Accelerator, w_bits: int, a_bits: int, family: str) -> ModeChoice:
-    widest = max(w_bits, a_bits)
+def _choose(hw: Accelerator, w: Operand, a: Operand, family: str) -> ModeChoice:
+    w_bits, a_bits = w.bits, a.bits
+    is_float = w.is_float or a.is_float
     wide_enough = [
         mode
         for mode in hw.modes
-        if mode.activation_bits >= a_bits
-        and mode.weight_bits >= w_bits
-        and mode.takes(family)
-        and (mode.kind == "float" or widest <= 8)
+        if mode.takes(family)
+        and (mode.kind == "float" if is_float else True)
+        and mode.holds(_multiplied(a, is_float), "activations")
+        and mode.holds(_multiplied(w, is_float), "weights")
     ]
     if not wide_enough:
-        listed = ", ".join(f"W{m.weight_bits}A{m.activation_bits} {m.kind}" for m in hw.modes)
-        raise AcceleratorError(
-            f"{hw.name} has no MAC mode wide enough for {family} W{w_bits}A{a_bits}; "
-            f"its modes: {listed}"
-        )
+        raise AcceleratorError(_refusal(hw, w, a, family))
     integers = [mode for mode in wide_enough if mode.kind == "int"]
     # 6 and 8 bits of the family nvfp are MX elements with MX scales.
     scales = "mxfp" if family == "nvfp" and 4 not in (w_bits, a_bits) else family
@@ -179,9 +184,28 @@ def _choose(hw: Accelerator, w_bits: int, a_bits: int, family: str) -> ModeChoic
         mode=mode,
         unpack_activations=_pays(hw, a_bits, mode.activation_bits, mode),
         unpack_weights=_pays(hw, w_bits, mode.weight_bits, mode),
-        reason=_reason(hw, w_bits, a_bits, mode),
+        reason=_reason(hw, w, a, mode),
         scales_itself=mode.is_wide_float or scales in mode.scaled_families,
     )
+
+
+def _multiplied(operand: Operand, is_float: bool) -> Operand:
+    """What a mode multiplies: beside a 16-bit float, integers become floats, but for wide ones."""
+    return operand if not is_float or operand.letter == "i" else Operand(operand.bits)
+
+
+def _refusal(hw: Accelerator, w: Operand, a: Operand, family: str) -> str:
+    listed = ", ".join(f"W{m.weight_bits}A{m.activation_bits} {m.kind}" for m in hw.modes)
+    text = f"{hw.name} has no MAC mode wide enough for {family} W{w}A{a}; its modes: {listed}"
+    if a.letter == "i":
+        return f"{text}; 16-bit integers need an int mode of 16 bits: use A8, or A16 for floats"
+    for operand, which, other in ((a, "activations", "A8z-3"), (w, "weights", "W8")):
+        if operand.is_unsigned:
+            text += (
+                f"; unsigned {which} of {operand.bits} bits need a mode whose `unsigned` names "
+                f"{which}, or one of {operand.bits + 1} bits: signed codes do with {other}"
+            )
+    return text
 
 
 def _cycles_per_mac(hw: Accelerator, mode: Mode, block: int | None) -> float:
@@ -202,7 +226,8 @@ def _pays(hw: Accelerator, bits: int, mode_bits: int, mode: Mode) -> bool:
     return bits != mode_bits and not free and not mode.mixes_widths
 
 
-def _reason(hw: Accelerator, w_bits: int, a_bits: int, mode: Mode) -> str:
+def _reason(hw: Accelerator, w: Operand, a: Operand, mode: Mode) -> str:
+    w_bits, a_bits = w.bits, a.bits
     if (w_bits, a_bits) == (mode.weight_bits, mode.activation_bits):
         return "native"
     steps = []

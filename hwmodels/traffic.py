@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from hwmodels.branch import FusedBranch, GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
+from hwmodels.precision import Operand
 
 __all__ = [
     "DramTraffic",
@@ -192,8 +193,8 @@ def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
 
 def _l1_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     l1 = hw.memories.l1
-    a_line = kernel.line_bits(kernel.a_bits, tiles.k)
-    w_line = kernel.line_bits(kernel.w_bits, tiles.k)
+    a_line = kernel.a_line_bits(tiles.k)
+    w_line = kernel.w_line_bits(tiles.k)
     if kernel.branch is not None:
         depth = np.minimum(tiles.k, kernel.branch.rank)
         a_line = np.maximum(a_line, kernel.line_bits(kernel.branch.p_bits, depth))
@@ -392,8 +393,8 @@ def l2_read_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
 
 def _lines(kernel: GemmKernel) -> tuple[float, float]:
     """Bits of one row of activations and of weights, with P and L where the branch is fused."""
-    a_line = kernel.line_bits(kernel.a_bits, kernel.k)
-    w_line = kernel.line_bits(kernel.w_bits, kernel.k)
+    a_line = kernel.a_line_bits(kernel.k)
+    w_line = kernel.w_line_bits(kernel.k)
     branch = kernel.branch
     if branch is not None:
         a_line = a_line + kernel.line_bits(branch.p_bits, branch.rank)
@@ -408,14 +409,15 @@ def _wider_x_bits(kernel: GemmKernel) -> float:
     side unit reads X by itself, in its own format.
     """
     branch = kernel.branch
-    widths = [kernel.a_bits]
+    formats = [kernel.a]
     if branch is not None and branch.down_place not in ("elsewhere", "side"):
-        widths.append(branch.x_bits)
+        formats.append(branch.x)
     if kernel.reads_wide_x:
-        widths.append(16)
-    more = kernel.line_bits(max(widths), kernel.k) - kernel.line_bits(kernel.a_bits, kernel.k)
+        formats.append(Operand(16))
+    lines = [kernel.line_bits(bits, kernel.k, letter) for bits, letter in formats]
+    more = max(lines) - lines[0]
     if branch is not None and branch.down_place == "side":
-        more += kernel.line_bits(branch.x_bits, kernel.k)
+        more += kernel.line_bits(branch.x.bits, kernel.k, branch.x.letter)
     return more
 
 

@@ -12,9 +12,9 @@ ceil(columns / group) scales; 16-bit operands have no scales; an NVFP4 tensor ha
 import operator
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 from hwmodels.errors import AcceleratorError
+from hwmodels.precision import QUANTIZED_BITS, Operand, parse_operands, parse_precision
 
 __all__ = [
     "BRANCH_SCHEDULES",
@@ -22,38 +22,16 @@ __all__ = [
     "GemmWorkload",
     "activation_bytes",
     "grouping_of",
-    "parse_precision",
     "tensor_bytes",
 ]
 
 FAMILIES = ("int", "mxint", "mxfp", "nvfp")
 BRANCH_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
-_PRECISION = re.compile(r"[Ww](\d+)[Aa](\d+)")
-_TRANSFORM = re.compile(r"smooth|hadamard([0-9]{1,10})")
-_QUANTIZED_BITS = range(2, 9)
+_TRANSFORM = re.compile(r"smooth|shift|hadamard([0-9]{1,10})")
 _BLOCK_SCALES = {4: (16, 8)}  # NVFP4: 16 elements per e4m3 scale; other widths are MX formats.
 _MX_SCALE = (32, 8)
 _FEEDBACK_BLOCK = 64  # Rows and columns of V that share a scale.
-
-
-@lru_cache(maxsize=256)
-def parse_precision(text: str) -> tuple[int, int]:
-    """Weight and activation bits of ``"W4A8"``: (4, 8).
-
-    Raises
-    ------
-    AcceleratorError
-        If `text` is not WxAy with x and y in 2 to 8 or 16.
-    """
-    match = _PRECISION.fullmatch(text) if isinstance(text, str) else None
-    bits = (int(match[1]), int(match[2])) if match else (0, 0)
-    if any(b != 16 and b not in _QUANTIZED_BITS for b in bits):
-        raise AcceleratorError(
-            f"precision {text!r} must be WxAy with x weight bits and y activation bits, "
-            "each 2 to 8 or 16; for example 'W4A8'"
-        )
-    return bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +43,8 @@ class GemmWorkload:
     m, n, k : int
         Rows of the activations, output channels, input channels.
     main, branch : str
-        Precisions "WxAy", x and y in 2 to 8 (quantized) or 16 (float). `branch` None: none.
+        Precisions "WxAy", x and y in 2 to 8 (quantized) or 16 (float). `branch` None: none. A
+        letter says more (`Operand`): ``W4A4u`` has zero points, ``W8A16i`` 16-bit integers.
     rank : int
         Rank of the branch; 0 means no branch whatever `branch` says.
     fused : bool
@@ -96,7 +75,8 @@ class GemmWorkload:
         Width of partial sums between K tiles; None means what the accelerator's datapath says.
     transforms : tuple of str
         What is done to X before it is rounded, in order: ``smooth`` (each channel times a stored
-        16-bit factor) and ``hadamard64`` (rotated in blocks of 64 channels).
+        16-bit factor), ``hadamard64`` (rotated in blocks of 64 channels) and ``shift`` (a constant
+        is added to what the main branch rounds).
     shared_by : int
         How many layers read the same X and share one R: each is charged its even share of R, of
         X R^T, of the transforms and of rounding, so that the layers together pay once.
@@ -140,7 +120,7 @@ class GemmWorkload:
         self._require_member("out_bits", (8, 16, 32))
         self._require_member("scale_bits", (0, 8, 16, 32))
         for name in ("p_bits", "feedback_p_bits"):
-            self._require_member(name, (None, *_QUANTIZED_BITS, 16))
+            self._require_member(name, (None, *QUANTIZED_BITS, 16))
         self._require_member("partial_bits", (None, 8, 16, 32, 64))
         self._require_member("family", FAMILIES)
         self._require_member("branch_schedule", (None, *BRANCH_SCHEDULES))
@@ -176,7 +156,14 @@ class GemmWorkload:
         if self.family == "int":
             return
         for precision in (self.main, self.branch):
-            if precision is not None and not set(parse_precision(precision)) <= {4, 6, 8, 16}:
+            if precision is None:
+                continue
+            if any(operand.letter for operand in parse_operands(precision)):
+                raise AcceleratorError(
+                    f"precision {precision!r}: zero points and 16-bit integers are of the family "
+                    f"int, got {self.family!r}"
+                )
+            if not set(parse_precision(precision)) <= {4, 6, 8, 16}:
                 raise AcceleratorError(
                     f"precision {precision!r}: widths of family {self.family!r} are 4, 6, 8 or 16"
                 )
@@ -211,7 +198,7 @@ class GemmWorkload:
             if known is None:
                 raise AcceleratorError(
                     f"transforms={given!r:.80}: {name!r:.40} must be 'smooth' or 'hadamardB' with "
-                    "a block of B channels, such as 'hadamard64'"
+                    "a block of B channels, such as 'hadamard64', or 'shift'"
                 )
             block = int(known[1] or 0)
             if known[1] and (block < 2 or block & (block - 1) or self.k % block):
@@ -226,11 +213,12 @@ class GemmWorkload:
 
     @property
     def vector_ops_per_x(self) -> dict[str, int]:
-        """Vector operations per element of X, by part: one to smooth, log2(block) to rotate."""
+        """Vector operations per element of X: one to smooth or shift, log2(block) to rotate."""
         ops: dict[str, int] = {}
         for name in self.transforms:
             size = name.removeprefix("hadamard")
-            ops |= {"smooth": 1} if name == "smooth" else {"rotate": int(size).bit_length() - 1}
+            one = {name: 1} if name in ("smooth", "shift") else None
+            ops |= one or {"rotate": int(size).bit_length() - 1}
         return ops
 
     @property
@@ -258,6 +246,27 @@ class GemmWorkload:
         return self.branch_schedule or ("fused" if self.fused else "unfused")
 
     @property
+    def main_operands(self) -> tuple[Operand, Operand]:
+        """Weights and activations of the main branch."""
+        return parse_operands(self.main)
+
+    @property
+    def branch_operands(self) -> tuple[Operand, Operand]:
+        """Weights and activations of the side branch."""
+        return parse_operands(self.branch or "")
+
+    @property
+    def p_operand(self) -> Operand:
+        """P between the two factors."""
+        return self.branch_operands[1] if self.p_bits is None else Operand(self.p_bits)
+
+    @property
+    def feedback_p_operand(self) -> Operand:
+        """P_f of a residual input."""
+        bits = self.feedback_p_bits
+        return self.p_operand if bits is None else Operand(bits)
+
+    @property
     def main_bits(self) -> tuple[int, int]:
         """Weight and activation bits of the main branch."""
         return parse_precision(self.main)
@@ -265,18 +274,12 @@ class GemmWorkload:
     @property
     def branch_bits(self) -> tuple[int, int]:
         """Weight and activation bits of the side branch."""
-        return parse_precision(self.branch)
+        return parse_precision(self.branch or "")
 
     @property
     def intermediate_bits(self) -> int:
         """Width of P between the two factors."""
         return self.branch_bits[1] if self.p_bits is None else self.p_bits
-
-    @property
-    def feedback_intermediate_bits(self) -> int:
-        """Width of P_f."""
-        bits = self.feedback_p_bits
-        return self.intermediate_bits if bits is None else bits
 
     @property
     def macs_main(self) -> int:
@@ -296,11 +299,38 @@ class GemmWorkload:
             return self.group, self.scale_bits
         return grouping_of(self.family, bits, self.group)
 
-    def bytes_of(self, rows: int, columns: int, bits: int) -> int:
-        """Stored bytes of a (rows, columns) operand of `bits` in this workload's family."""
+    def bytes_of(self, rows: int, columns: int, bits: int, letter: str = "") -> int:
+        """Stored bytes of a (rows, columns) operand of `bits` in this workload's family.
+
+        `letter` as in `Operand`: zero points are packed like codes, scales of 16-bit integers take
+        32 bits.
+        """
+        operand = Operand(bits, letter)
         group, scale_bits = self.grouping(bits)
+        groups = 1 if group is None else -(-columns // group)
+        if letter == "i":
+            scale_bits = 32 if scale_bits else 0
+            return 2 * rows * columns + rows * groups * scale_bits // 8
+        zeros = rows * -(-groups * bits // 8) if operand.stores_zeros and scale_bits else 0
         per_tensor = 4 if self.family == "nvfp" and bits == 4 and scale_bits else 0
-        return per_tensor + tensor_bytes(rows, columns, bits, group=group, scale_bits=scale_bits)
+        stored = tensor_bytes(rows, columns, bits, group=group, scale_bits=scale_bits)
+        return per_tensor + stored + zeros
+
+    def zero_sum_bytes(self, depth: int, w: Operand, a: Operand) -> int:
+        """Bytes of the sum of a group's weight codes, which zero points of activations multiply.
+
+        2 where they hold it, else 4; 0 where nothing needs it.
+        """
+        if not a.needs_correction or w.bits == 16:
+            return 0
+        group = min(self.grouping(w.bits)[0] or depth, depth)
+        largest = group << (w.bits if w.is_unsigned else w.bits - 1)
+        return 2 if largest <= 2**15 else 4
+
+    def zero_sums_bytes(self, rows: int, depth: int, w: Operand, a: Operand) -> int:
+        """Stored bytes of those sums, of each group of each of `rows` output channels."""
+        group = self.grouping(w.bits)[0] or depth
+        return rows * -(-depth // group) * self.zero_sum_bytes(depth, w, a)
 
     def block_bytes_of(self, rows: int, columns: int, bits: int) -> int:
         """Stored bytes of a (rows, columns) operand with one scale per block of rows and columns.
@@ -319,10 +349,10 @@ class GemmWorkload:
     @property
     def deflated_bytes(self) -> int:
         """Bytes of D (M, K) in each of the formats that the branches read it in."""
-        widths = {self.main_bits[1]}
+        formats = {self.main_operands[1]}
         if self.weight_rank:
-            widths.add(self.branch_bits[1])
-        return sum(self.bytes_of(self.m, self.k, bits) for bits in widths)
+            formats.add(self.branch_operands[1])
+        return sum(self.bytes_of(self.m, self.k, *operand) for operand in formats)
 
     @property
     def peak_activation_bytes(self) -> int:
@@ -332,34 +362,45 @@ class GemmWorkload:
         with a residual input the codes of D beside the 16 bits of X.
         Rows of all images of a batch and of both guidance passes are in `m`.
         """
-        widths = [self.main_bits[1]]
+        formats = [self.main_operands[1]]
         p_bytes = 0
         if self.has_branch:
-            widths.append(self.branch_bits[1])
-            p_bytes = self.bytes_of(self.m, self.weight_rank, self.intermediate_bits)
-            p_bytes += self.bytes_of(self.m, self.feedback_rank, self.feedback_intermediate_bits)
+            formats.append(self.branch_operands[1])
+            p_bytes = self.bytes_of(self.m, self.weight_rank, *self.p_operand)
+            p_bytes += self.bytes_of(self.m, self.feedback_rank, *self.feedback_p_operand)
             if self.feedback_rank:
                 p_bytes += self.deflated_bytes
         if self.reads_wide_x:
-            widths.append(16)
-        x_bytes = max(self.bytes_of(self.m, self.k, bits) for bits in widths)
+            formats.append(Operand(16))
+        x_bytes = max(self.bytes_of(self.m, self.k, *operand) for operand in formats)
         return x_bytes + p_bytes + self.m * self.n * self.out_bits // 8
 
     def weight_bytes(self) -> dict[str, int]:
         """Stored bytes of the main weight, both factors and the smoothing, as packed.
 
+        ``zero_sums`` are the sums of weight codes that zero points of activations need.
         Of what several layers share, this one's part, rounded up.
         """
-        w_bits, _ = self.main_bits
-        parts = {"main": self.bytes_of(self.n, self.k, w_bits)}
+        w, a = self.main_operands
+        parts = {"main": self.bytes_of(self.n, self.k, *w)}
+        sums = self.zero_sums_bytes(self.n, self.k, w, a)
         if self.has_branch:
-            bits, _ = self.branch_bits
+            w, a = self.branch_operands
             own, spent = self.weight_rank, self.feedback_rank
-            parts["right"] = self.share_of(self.bytes_of(own, self.k, bits)) if own else 0
-            parts["left"] = self.bytes_of(self.n, own, bits) if own else 0
+            parts["right"] = self.share_of(self.bytes_of(own, self.k, *w)) if own else 0
+            parts["left"] = self.bytes_of(self.n, own, *w) if own else 0
             if spent:
-                parts["feedback"] = self.share_of(self.block_bytes_of(spent, self.k, bits))
-                parts["feedback_left"] = self.bytes_of(self.n, spent, bits)
+                parts["feedback"] = self.share_of(self.block_bytes_of(spent, self.k, w.bits))
+                parts["feedback_left"] = self.bytes_of(self.n, spent, *w)
+            reads_x = self.zero_sums_bytes(own, self.k, w, a) if own else 0
+            if spent:
+                # V^T beside X, and V beside P_f.
+                reads_x += self.zero_sums_bytes(spent, self.k, w, a)
+                reads_x += self.zero_sums_bytes(self.k, spent, w, self.feedback_p_operand)
+            sums += self.share_of(reads_x)
+            sums += self.zero_sums_bytes(self.n, self.rank, w, self.p_operand)
+        if sums:
+            parts["zero_sums"] = sums
         if "smooth" in self.transforms:
             parts["smooth"] = self.share_of(2 * self.k)
         return parts
@@ -392,4 +433,4 @@ def tensor_bytes(
 
 def activation_bytes(work: GemmWorkload) -> int:
     """Bytes of the main branch's activations X_a (M, K) as stored."""
-    return work.bytes_of(work.m, work.k, work.main_bits[1])
+    return work.bytes_of(work.m, work.k, *work.main_operands[1])

@@ -14,6 +14,7 @@ scale can absorb. Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rota
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError
 
@@ -22,6 +23,7 @@ __all__ = [
     "hadamard_block",
     "power_smoothing",
     "rotate_channels",
+    "shift_of_channels",
     "smoothing_vector",
 ]
 
@@ -145,3 +147,11 @@ def rotate_channels(values: np.ndarray, block: int) -> np.ndarray:
         half *= 2
     out *= np.float32(1 / np.sqrt(block))
     return out
+
+
+def shift_of_channels(
+    k: int, shift: float, smooth: NDArray[np.floating] | None = None
+) -> NDArray[np.float32]:
+    """What a shift of X adds to each of `k` channels once they are divided by `smooth`, (k,)."""
+    added = np.full(k, shift, np.float32)
+    return added if smooth is None else np.divide(added, smooth, dtype=np.float32)

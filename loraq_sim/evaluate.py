@@ -122,6 +122,7 @@ def evaluate_case(
     if solution is None:
         solution = solve_case(layer, settings)
     m = layer.m if settings.rows is None else settings.rows
+    split = split.for_layer(layer, solution)
     run = None if x is None else _emulated(layer, x, solution, split, path)
     row: dict[str, Any] = {
         **_identity(layer, m, settings, accelerator, x),
@@ -136,9 +137,9 @@ def evaluate_case(
         **_measured(layer, run),
         **_clipped(layer, solution, run),
         **describe_array(path.mac),
-        **_cost(m, settings, solution, path, accelerator),
+        **_cost(m, settings, solution, split, path, accelerator),
         "message": "; ".join(
-            (*_remarks(layer, solution, run), *_setting_remarks(settings, m, solution))
+            (*_remarks(layer, solution, run), *_setting_remarks(settings, split, m, solution))
         ),
         "seconds": time.perf_counter() - started,
         "seed": settings.seed,
@@ -175,13 +176,14 @@ def _cost(
     m: int | None,
     settings: CaseSettings,
     solution: Solution,
+    split: PrecisionSplit,
     path: Datapath,
     accelerator: "hwmodels.Accelerator",
 ) -> dict[str, Any]:
     """Cost of one call; nothing is known of a call whose rows are not."""
     if m is None:
         return dict.fromkeys(_COSTS)
-    work = solved_workload(m, solution, settings.split, path, fused=settings.fused)
+    work = solved_workload(m, solution, split, path, fused=settings.fused)
     cost = hwmodels.estimate_cost(work, accelerator)
     return {name: getattr(cost, name) for name in _COSTS}
 
@@ -302,7 +304,11 @@ def _remarks(layer: Layer, solution: Solution, run: _Run | None) -> Iterator[str
         return
 
 
-def _setting_remarks(settings: CaseSettings, m: int | None, solution: Solution) -> Iterator[str]:
+def _setting_remarks(
+    settings: CaseSettings, split: PrecisionSplit, m: int | None, solution: Solution
+) -> Iterator[str]:
+    if settings.split.gelu and split.shift:
+        yield f"inputs after GELU run as {split.main_activation} of x + {split.shift:g}"
     if solution.smooth is not None and settings.smooth is None:
         yield "activations are smoothed by factors of the solution"
     if m is None:

@@ -201,6 +201,20 @@ class Format:
         return self.element.has_zero_point and self.zero is None
 
     @property
+    def letter(self) -> str:
+        """What hardware needs to know of codes beyond their width, ``""`` for nothing.
+
+        ``u``: unsigned with zero points; ``uN``, ``zN``: unsigned and signed with the zero point N;
+        ``i``: an integer where a width stands for a float.
+        """
+        if self.element.name == "int16":
+            return "i"
+        if self.stores_zero_points:
+            return "u"
+        sign = "z" if self.element.is_signed else "u"
+        return "" if self.zero is None else f"{sign}{self.zero}"
+
+    @property
     def scale_format(self) -> ScaleFormat:
         """`scale` of a format that has one; TypeError for plain floats."""
         if self.scale is None:

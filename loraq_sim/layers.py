@@ -23,6 +23,7 @@ __all__ = [
     "check_dtype",
     "check_name",
     "check_shapes",
+    "is_after_gelu",
     "is_floating",
 ]
 
@@ -34,6 +35,26 @@ SAMPLED_ROWS = "activation rows of the dump"
 
 MAX_COUNT = 2**40
 MAX_NAME = 500
+
+
+# GELU is least at -0.75179, where it is -0.16997 (its tanh form: -0.17004).
+_GELU_LEAST = (-0.1719, -0.1690)
+_AFTER_GELU = ("ffn_down", "text_ffn_down")
+
+
+def is_after_gelu(kind: str, ends: tuple[float, float] | None = None) -> bool:
+    """Whether a layer of `kind` reads what GELU left, with inputs between `ends` where known.
+
+    Second layers of a feed-forward part do, unless inputs below GELU's least value say that it was
+    another function (the gated SiLU of SANA). A layer of another kind does where its inputs stop
+    just at that value.
+    """
+    if ends is None:
+        return kind in _AFTER_GELU
+    low, high = ends
+    if kind in _AFTER_GELU:
+        return low >= _GELU_LEAST[0]
+    return _GELU_LEAST[0] <= low <= _GELU_LEAST[1] and high > -low
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -135,6 +156,13 @@ class Layer:
         if self.rows_per_call is not None:
             return self.rows_source or "dump"
         return "" if self.activations is None else SAMPLED_ROWS
+
+    @property
+    def follows_gelu(self) -> bool:
+        """Whether the inputs are what GELU left: `is_after_gelu` of kind and activations."""
+        rows = self.activations
+        ends = None if rows is None else (float(rows.min()), float(rows.max()))
+        return is_after_gelu(self.kind, ends)
 
     def digest(self) -> str:
         """SHA-256 (hex) of everything a result depends on: tensors, kind, rows and calls.

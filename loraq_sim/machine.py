@@ -20,6 +20,7 @@ from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import CaseFailed, InputError, LoraqError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
+from loraq_sim.layers import is_after_gelu
 from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS
 from loraq_sim.split import PrecisionSplit, parse_split
 
@@ -66,6 +67,7 @@ def datapath_for(
     return Datapath(
         mac=_mac_array(values, overrides or {}),
         float_overflow=changed,
+        zero_point=values["zero_point"] or "initial",
         combine=values["combine"],
         p_format=values["p_format"],
         out_format=values["out_format"],
@@ -149,8 +151,8 @@ def transforms_of(stored: Any, split: PrecisionSplit, path: Datapath) -> tuple[s
     """
     names = []
     for step in datapath_steps(stored, split, path):
-        if step.operation == "smooth":
-            names.append("smooth")
+        if step.operation in ("smooth", "shift"):
+            names.append(step.operation)
         elif step.operation == "rotate":
             names.append(f"hadamard{stored.rotation}")
         elif step.name not in _CHARGED:
@@ -187,14 +189,15 @@ def workload_for(
     `transforms` and `shared_by` as in `hwmodels.GemmWorkload`.
     """
     has_branch = split.has_branch and rank > 0
+    main, branch = split.costed
     p_element = ELEMENTS.get(path.p_format)
     feedback_p = ELEMENTS.get(path.feedback_p_format or path.p_format)
     return hwmodels.GemmWorkload(
         m=m,
         n=n,
         k=k,
-        main=split.main,
-        branch=split.branch if has_branch else None,
+        main=main,
+        branch=branch if has_branch else None,
         rank=rank if has_branch else 0,
         fused=fused,
         out_bits=parse_format(path.out_format).element.bits,
@@ -272,7 +275,7 @@ def _entry_row(
     precision = entry.precision
     cost: hwmodels.Cost | ProductCost
     if entry.op == "gemm":
-        used = split
+        used = split.after_gelu(is_after_gelu(entry.kind))
         if precision != "split":
             used = parse_split(precision, family="int", group=split.group)
         precision = used.text

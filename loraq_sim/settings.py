@@ -55,11 +55,13 @@ ARRAY_KEYS = (
 """Settings of a MAC array."""
 
 DATAPATH_KEYS = (
-    *(*ARRAY_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow", "array"),
+    *(*ARRAY_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow"),
+    *("zero_point", "array"),
 )
 """What of an accelerator's datapath a caller may override.
 
-`array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``.
+`array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``;
+`zero_point` says whether zero points are corrected as ``initial`` values or ``after`` the sums.
 """
 
 

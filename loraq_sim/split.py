@@ -6,21 +6,39 @@
 ``W4A4~W8A8r62f31``     31 of the 62 components deflate the input (`loraq_sim.solvers.residual`)
 ``W4A4~W8A8@fp16r32``   the same, with the share of the rank that does best on the layer's inputs
 
-The text of a split says what runs. A format that was replaced in Python is written out where it is
-not the one its width stands for: ``W4A4u`` for zero points in the split's own groups, else the
-format in brackets, as in ``W4A4[uint4/row/fp16]``. What a branch takes in bytes, and the rank that
-fits a budget of them, follow from its format.
+A letter behind the width of activations, of either part, says how they round (family ``int``):
+
+``A4``     symmetric: the largest magnitude of a group lands on 7
+``A4s``    signed scale: the extreme value of a group lands on -8, so that scales carry a sign
+``A4u``    asymmetric: unsigned codes, and a zero point for each group that its values choose
+``A4u8``   the same with one fixed zero point, here 8: the code that stands for 0; ``A8z-3`` with
+           signed codes
+``A4g``    as A4, and in layers that follow GELU unsigned codes of x + 0.171875: GELU stays above
+           -0.17, so that no code is wasted; the bias takes the shift back (nunchaku). ``A4sg`` also
+``A16i``   16-bit integers; A16 are 16-bit floats
+
+Weights may be unsigned with zero points, too: ``W4uA8``. A format in brackets replaces the one that
+its width stands for: ``W4A4[uint4/row]`` has one zero point per token, ``A8[uint8/tensor]`` one for
+all; ``A4[uint4/g64/fp16/z0+0.171875]`` shifts in every layer.
+
+The text of a split says what runs: a format that was replaced in Python is written out in the same
+way. What a branch takes in bytes, and the rank that fits a budget of them, follow from its format.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import Format, parse_format
+from loraq_sim.formats import ELEMENTS, Format, parse_format
+
+if TYPE_CHECKING:
+    from loraq_sim.layers import Layer
 
 __all__ = [
     "FAMILIES",
+    "GELU_SHIFT",
     "PrecisionSplit",
     "branch_bytes",
     "feedback_format",
@@ -37,7 +55,13 @@ _ELEMENTS = {
 }
 FAMILIES = tuple(_ELEMENTS)
 
-_PART = r"w(\d{1,3})a(\d{1,3})"
+GELU_SHIFT = 0.171875
+"""What nunchaku adds behind GELU, whose least value is -0.16997, before it rounds unsigned."""
+
+_BRACKET = r"(?:\[[^\]]*\])?"
+_PART = rf"w(\d{{1,3}}u?{_BRACKET})a(\d{{1,3}}(?:u\d{{0,3}}|z-?\d{{1,3}}|sg?|g|i)?{_BRACKET})"
+_OPERAND = re.compile(r"(\d{1,3})([a-z]*)(-?\d*)(?:\[([^\]]*)\])?")
+_SHIFTED = re.compile(r"(.*?)(?:\+(\d{1,4}(?:\.\d{1,12})?))?")
 _BUDGET = re.compile(r"([a-z0-9_/]+)@([1-9]\d{0,6})")
 _SPLIT = re.compile(
     rf"{_PART}(?:([+~]){_PART}(?:r(\d{{1,6}})|@(fp16|bf16)r(\d{{1,6}}))(?:f(\d{{1,6}}))?)?"
@@ -54,7 +78,10 @@ class PrecisionSplit:
     ``rank`` is set for ``rN``; ``budget`` (such as ``"fp16@32"``) for ``@fp16rN``; both are None
     without a branch. ``feedback`` is None for ``+``; for ``~`` the number of components after
     ``f``, or ``"auto"``. ``main`` and ``branch`` are short names such as ``"W4A8"``. They and
-    ``text`` follow from the formats, also where `dataclasses.replace` changed one.
+    ``text`` follow from the formats, also where `dataclasses.replace` changed one. ``main_rule``
+    and ``branch_rule`` are the scale rules of activations, ``absmax`` or ``signed_absmax``.
+    ``shift`` is added to what the main branch rounds, and taken back by the bias; with ``gelu`` it
+    depends on the layer (`for_layer`).
     """
 
     text: str = field(init=False)
@@ -69,6 +96,10 @@ class PrecisionSplit:
     rank: int | None = None
     budget: str | None = None
     feedback: int | str | None = None
+    main_rule: str = "absmax"
+    branch_rule: str = "absmax"
+    shift: float = 0.0
+    gelu: bool = False
 
     def __post_init__(self) -> None:
         main, branch = self._part("main"), None
@@ -89,22 +120,59 @@ class PrecisionSplit:
         weight, activation = getattr(self, f"{name}_weight"), getattr(self, f"{name}_activation")
         return f"W{weight.element.bits}A{activation.element.bits}"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The parts of `text`: main and, with one, the branch without its size."""
+        main = self._label("main")
+        return (main,) if self.branch_weight is None else (main, self._label("branch"))
+
+    @property
+    def costed(self) -> tuple[str, str | None]:
+        """Main and branch as the cost model takes them: widths, with the letters that cost."""
+        parts = [(self.main_weight, self.main_activation)]
+        if self.branch_weight is not None and self.branch_activation is not None:
+            parts.append((self.branch_weight, self.branch_activation))
+        texts = [f"W{w.element.bits}{w.letter}A{a.element.bits}{a.letter}" for w, a in parts]
+        return texts[0], texts[1] if len(texts) > 1 else None
+
     def _label(self, name: str) -> str:
         weight, activation = getattr(self, f"{name}_weight"), getattr(self, f"{name}_activation")
-        return f"W{self._written(weight)}A{self._written(activation)}"
+        rule = getattr(self, f"{name}_rule")
+        signed = "s" if rule == "signed_absmax" else ""
+        is_main = name == "main"
+        letters = signed + ("g" if self.gelu and is_main else "")
+        shift = self.shift if is_main else 0.0
+        return f"W{self._written(weight)}A{self._written(activation, letters, shift)}"
 
-    def _written(self, fmt: Format) -> str:
-        """Bits of a format that the family gives that width; else the format as well."""
+    def _written(self, fmt: Format, letters: str = "", shift: float = 0.0) -> str:
+        """Bits and letters of a format that they stand for; else the format as well."""
         bits = fmt.element.bits
-        try:
-            usual = _format(str(bits), self.family, self.group, "")
-        except InputError:
-            usual = None
-        if fmt == usual:
-            return str(bits)
-        if fmt == _with_zero_points(bits, self.group):
-            return f"{bits}u"
-        return f"{bits}[{fmt}]"
+        if not shift:
+            for short in ("", "u", f"u{fmt.zero}", f"z{fmt.zero}", "i"):
+                if _usual(bits, short, self.family, self.group) == fmt:
+                    return f"{bits}{short}{letters}"
+        return f"{bits}{letters}[{fmt}{f'+{shift:g}' if shift else ''}]"
+
+    def for_layer(self, layer: "Layer", stored: Any = None) -> "PrecisionSplit":
+        """The split as `layer` runs it: what ``g`` asks for, where its inputs are what GELU left.
+
+        Not where `stored`, the solution, rotates or deflates them: they lie on both sides of zero
+        then. A split that asks for nothing of the kind is the same for all layers.
+        """
+        mixed = [getattr(stored, part, None) for part in ("rotation", "feedback")]
+        is_mixed = any(part is not None for part in mixed)
+        return self.after_gelu(self.gelu and not is_mixed and layer.follows_gelu)
+
+    def after_gelu(self, follows_gelu: bool) -> "PrecisionSplit":
+        """What ``g`` asks for, in a layer that follows GELU, or in another."""
+        if not self.gelu:
+            return self
+        if not follows_gelu:
+            return replace(self, gelu=False)
+        element = ELEMENTS[f"u{self.main_activation.element.name}"]
+        unsigned = replace(self.main_activation, element=element, zero=0)
+        shifted = replace(self, main_activation=unsigned, main_rule="absmax")
+        return replace(shifted, shift=GELU_SHIFT, gelu=False)
 
     @property
     def has_branch(self) -> bool:
@@ -154,7 +222,8 @@ def parse_split(
     Parameters
     ----------
     text : str
-        The split. Widths are 2 to 8 bits (``int``) or 4, 6 and 8 (other families), or 16 for fp16.
+        The split. Widths are 2 to 8 bits (``int``) or 4, 6 and 8 (other families), or 16 for fp16;
+        the letters are those of the module.
     family : str
         Element family of everything narrower than 16 bits.
     group : int
@@ -177,29 +246,41 @@ def parse_split(
         raise InputError(
             f"split {str(text)!r:.100} is not understood; write for example W4A4 (no branch), "
             "W4A4+W8A8r64 (rank 64), W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch) or "
-            "W4A4~W8A8@fp16r32 (with a residual input)"
+            "W4A4~W8A8@fp16r32 (with a residual input); activations may be A4s, A4u, A4u8, A4g, "
+            "A4sg, A16i or A4[format]"
         )
     main_w, main_a, joint, branch_w, branch_a, rank, budget_format, budget_rank, spent = (
         match.groups()
     )
+    read = _Reader(str(text), family, group)
+    activation = read.activation(main_a)
     plain_split = PrecisionSplit(
         family=family,
         group=group,
-        main_weight=_format(main_w, family, group, text),
-        main_activation=_format(main_a, family, group, text),
+        main_weight=read.weight(main_w),
+        main_activation=activation.format,
+        main_rule=activation.rule,
+        shift=activation.shift,
+        gelu=activation.gelu,
     )
     if branch_w is None:
         return plain_split
     size = int(rank if rank is not None else budget_rank)
     if size == 0:
-        plain = f"W{int(main_w)}A{int(main_a)}"
         raise InputError(
-            f"split {str(text)!r:.100}: rank must be at least 1; write {plain} instead"
+            f"split {str(text)!r:.100}: rank must be at least 1; write {plain_split} instead"
+        )
+    in_branch = read.activation(branch_a)
+    if in_branch.gelu or in_branch.shift:
+        raise InputError(
+            f"split {str(text)!r:.100}: the shift after GELU is for the main branch; the low-rank "
+            "branch reads X as it is, so write its activations without"
         )
     return replace(
         plain_split,
-        branch_weight=_format(branch_w, family, group, text),
-        branch_activation=_format(branch_a, family, group, text),
+        branch_weight=read.weight(branch_w),
+        branch_activation=in_branch.format,
+        branch_rule=in_branch.rule,
         rank=None if rank is None else size,
         budget=None if rank is not None else f"{budget_format}@{size}",
         feedback=_feedback(joint, spent, None if rank is None else size, text),
@@ -225,22 +306,118 @@ def _feedback(joint: str, spent: str | None, rank: int | None, text: str) -> "in
     return int(spent)
 
 
-def _with_zero_points(bits: int, group: int) -> Format | None:
-    return parse_format(f"uint{bits}/g{group}") if 2 <= bits <= 8 else None
+class _Operand(NamedTuple):
+    """How one operand is stored, its scale rule, and what is added before it is rounded."""
+
+    format: Format
+    rule: str = "absmax"
+    shift: float = 0.0
+    gelu: bool = False
 
 
-def _format(bits: str, family: str, group: int, text: str) -> Format:
-    width = int(bits)
-    if width == 16:
-        return parse_format("fp16")
-    element = _ELEMENTS[family].get(width)
-    if element is None:
-        widths = ", ".join(map(str, _ELEMENTS[family]))
-        raise InputError(
-            f"split {str(text)!r:.100}: widths of family {family!r} must be {widths} or 16 bits, "
-            f"got {width}"
-        )
-    return parse_format(f"{element}/g{group}" if family == "int" else element)
+@dataclass(frozen=True)
+class _Reader:
+    """Operands of one split's text, in its family and group."""
+
+    text: str
+    family: str
+    group: int
+
+    def weight(self, written: str) -> Format:
+        """Weights: bits, ``u`` for zero points, or a format in brackets."""
+        found = self.activation(written)
+        if found.format.element.name == "int16" or found.rule != "absmax" or found.shift:
+            raise self._wrong("weights have 2 to 8 bits, or 16 as floats: W16")
+        return found.format
+
+    def activation(self, written: str) -> _Operand:
+        """Activations: bits, a letter, or a format in brackets."""
+        match = _OPERAND.fullmatch(written)
+        if match is None:
+            raise self._wrong(f"{written} is not understood")
+        bits, letters, number, bracket = match.groups()
+        width = int(bits)
+        if bracket is not None:
+            return self._in_brackets(width, letters, bracket)
+        if not letters:
+            return _Operand(self._plain(width))
+        found = _usual(width, letters + (number or ""), self.family, self.group)
+        if found is not None:
+            return _Operand(found)
+        if self.family != "int":
+            raise self._wrong(
+                f"{written}: zero points, signed scales and 16-bit integers are for the family "
+                f"int, got {self.family!r}; drop the {letters!r}"
+            )
+        if letters == "i":
+            raise self._wrong(f"A{written}: i is for 16-bit integers; write A16i, or A{width}")
+        if not 2 <= width <= 8:
+            raise self._wrong(
+                f"A{written}: A{width} are floats without a scale; zero points and signed scales "
+                "are for 2 to 8 bits, 16-bit integers are A16i"
+            )
+        if letters in ("u", "z"):
+            element = ELEMENTS[f"{'u' * (letters == 'u')}int{width}"]
+            raise self._wrong(
+                f"A{written}: zero point {number} is outside the codes of {element.name} "
+                f"({element.lo}..{element.hi})"
+            )
+        rule = "signed_absmax" if "s" in letters else "absmax"
+        return _Operand(self._plain(width), rule, gelu="g" in letters)
+
+    def _plain(self, width: int) -> Format:
+        fmt = _usual(width, "", self.family, self.group)
+        if fmt is None:
+            widths = ", ".join(map(str, _ELEMENTS[self.family]))
+            raise self._wrong(
+                f"widths of family {self.family!r} must be {widths} or 16 bits, got {width}"
+            )
+        return fmt
+
+    def _in_brackets(self, width: int, letters: str, bracket: str) -> _Operand:
+        name, shift = _SHIFTED.fullmatch(bracket).groups()  # type: ignore[union-attr]
+        fmt = parse_format(name)
+        if fmt.element.bits != width:
+            raise self._wrong(
+                f"[{name}] has {fmt.element.bits} bits, got {width} before it; the two must agree"
+            )
+        if letters not in ("", "s", "g", "sg"):
+            raise self._wrong(f"drop {letters!r} before [{name}]: the format says it")
+        if letters and (not fmt.element.is_integer or fmt.has_zero_point):
+            raise self._wrong(f"drop {letters!r} before [{name}]: it is for symmetric integers")
+        if shift is not None and fmt.element.is_plain_float:
+            raise self._wrong(f"[{bracket}]: {name} needs no shift, it has no grid to fit")
+        rule = "signed_absmax" if "s" in letters else "absmax"
+        return _Operand(fmt, rule, float(shift or 0), gelu="g" in letters)
+
+    def _wrong(self, reason: str) -> InputError:
+        return InputError(f"split {self.text!r:.100}: {reason}")
+
+
+def _usual(width: int, letters: str, family: str, group: int) -> Format | None:
+    """The format that a width and a letter stand for, None where they stand for none."""
+    if not letters:
+        if width == 16:
+            return parse_format("fp16")
+        element = _ELEMENTS[family].get(width)
+        if element is None:
+            return None
+        return parse_format(f"{element}/g{group}" if family == "int" else element)
+    if family != "int":
+        return None
+    if letters == "i":
+        return parse_format(f"int16/g{group}") if width == 16 else None
+    if not 2 <= width <= 8 or letters[0] not in "uz":
+        return None
+    fmt = parse_format(f"{'u' * (letters[0] == 'u')}int{width}/g{group}")
+    if letters == "u":
+        return fmt
+    try:
+        zero = int(letters[1:])
+    except ValueError:
+        return None
+    is_code = fmt.element.lo <= zero <= fmt.element.hi
+    return replace(fmt, zero=zero) if is_code else None
 
 
 _FEEDBACK_BLOCK = 64

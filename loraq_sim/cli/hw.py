@@ -119,9 +119,8 @@ def show_command(
 
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
 
-    return hwmodels.describe_modes(
-        accelerator, split.main, branch=split.branch, family=split.family
-    )
+    main, branch = split.costed
+    return hwmodels.describe_modes(accelerator, main, branch=branch, family=split.family)
 
 
 @app.command("explain", epilog=_EXPLAIN_EXAMPLES)

@@ -171,7 +171,8 @@ def vectors_command(
     if x is None:
         raise InputError(f"layer {layer!r} of {layer_dump} has no activations to take codes from")
     solution = solve_split(loaded, chosen, method=method, preset=preset, seed=seed)
-    operands = gemm_operands(part.value, x, solution, chosen, datapath)
+    run_split = chosen.for_layer(loaded, solution)
+    operands = gemm_operands(part.value, x, solution, run_split, datapath)
     (m, k), n = operands[0].shape, operands[1].shape[0]
     setting = SrsSetting(
         out_bits=out_bits,

@@ -224,8 +224,13 @@ def plan_layers(
             layer = _layer(name, kinds[name], modules[name], calibration)
             solution = solve_split(layer, split, **found)
         _check_fit(name, solution, split, _module_weight(modules[name]).shape)
+        run_as = _layer(name, kinds[name], modules[name], calibration) if split.gelu else None
         plan = LayerPlan(
-            name=name, kind=kinds[name], module=modules[name], split=split, solution=solution
+            name=name,
+            kind=kinds[name],
+            module=modules[name],
+            split=split if run_as is None else split.for_layer(run_as, solution),
+            solution=solution,
         )
         plans.append(plan)
         if on_layer is not None:

@@ -1,6 +1,7 @@
 """The data path of one layer on an accelerator: the steps from X to the output, and their one walk.
 
     smooth, rotate           X'  = X / s, then a block Hadamard matrix, in float32
+    shift                    where the split shifts what the main branch rounds: X' + shift
     round_main               X_a = round(X')
     main                     Y   = X_a Q^T       one MAC-array pass per scale group, then combined
     round_branch             X_b = round(X')     where its format differs from that of X_a
@@ -15,6 +16,8 @@ all that is above reads D in place of X':
     feedback_back, deflate   D   = X' - P^_f V      V is stored once, in blocks that serve both
     feedback_up              Z_f = P^_f L_f^T, added before the bias (feedback_combine)
 
+What a shift adds, the bias takes back, offline: bias - shift Q^T.
+
 `datapath_steps` says which steps a layer takes; it needs no arrays, so that a cost model can charge
 each of them. `walk_steps` takes them one by one. Whoever emulates, explains or exports a part of
 the data path walks these steps and no list of its own. Each GEMM is
@@ -22,13 +25,15 @@ the data path walks these steps and no list of its own. Each GEMM is
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from loraq_sim.conditioning import rotate_channels
+from loraq_sim.conditioning import rotate_channels, shift_of_channels
 from loraq_sim.emulator.float_overflow import (
     UNBOUNDED,
     Clipping,
@@ -124,9 +129,9 @@ class Datapath:
 class Step:
     """One step: what it is called, what it does, the tensors it reads and the one it makes.
 
-    ``operation`` is ``smooth``, ``rotate``, ``round`` (to ``format``), ``gemm``, ``add`` or
-    ``subtract``; ``weight`` names the part of the stored layer it takes, if any, and
-    ``is_transposed`` says that it takes the part's transpose.
+    ``operation`` is ``smooth``, ``rotate``, ``shift``, ``round`` (to ``format``, by the scale rule
+    ``rule``), ``gemm``, ``add`` or ``subtract``; ``weight`` names the part of the stored layer it
+    takes, if any, and ``is_transposed`` says that it takes the part's transpose.
     """
 
     name: str
@@ -136,6 +141,7 @@ class Step:
     weight: str | None = None
     is_transposed: bool = False
     format: Format | None = None
+    rule: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -206,20 +212,26 @@ def datapath_steps(
     if has_feedback:
         steps += _deflation(x, split, datapath)
         x = "D"
-    letter = x[0]
+    letter, shifted = x[0], x
     x_main, x_branch, y = f"{letter}_a", f"{letter}_a", "Y"
+    if split.shift:
+        steps.append(_shift(x, stored, split.shift))
+        shifted = steps[-1].result
     steps += [
-        _round("round_main", x, x_main, split.main_activation),
+        _round("round_main", shifted, x_main, split.main_activation, _rule(split, "main")),
         _gemm_step("main", x_main, "main", y),
     ]
     if stored.left is not None:
-        if split.branch_activation != split.main_activation:
+        rule = _rule(split, "branch")
+        same = split.branch_activation, rule, 0.0
+        if same != (split.main_activation, _rule(split, "main"), split.shift):
             x_branch = f"{letter}_b"
-            steps.append(_round("round_branch", x, x_branch, _branch_activation(split)))
+            steps.append(_round("round_branch", x, x_branch, _branch_activation(split), rule))
         p = f"{letter}_b R^T"
+        p_rule = rule if datapath.p_format == "branch" else None
         steps += [
             _gemm_step("down", x_branch, "right", p),
-            _round("round_p", p, "P", p_format_of(split, datapath)),
+            _round("round_p", p, "P", p_format_of(split, datapath), p_rule),
             _gemm_step("up", "P", "left", "P L^T"),
             Step(name="combine", operation="add", inputs=(y, "P L^T"), result=f"{y} + P L^T"),
         ]
@@ -231,7 +243,7 @@ def datapath_steps(
             Step(name="feedback_combine", operation="add", inputs=(y, "P_f L_f^T"), result=summed),
         ]
         y = summed
-    if bias:
+    if bias or split.shift:
         summed = f"{y} + bias"
         steps.append(Step(name="bias", operation="add", inputs=(y,), result=summed, weight="bias"))
         y = summed
@@ -250,12 +262,18 @@ def walk_steps(
     Parameters are those of `run_layer`.
     """
     steps = datapath_steps(stored, split, datapath, bias=bias is not None)
+    offline = {"bias": bias}
+    if split.shift:
+        offline |= {"bias": folded_bias(stored, split.shift, bias)}
+        offline |= {"shift": shift_of_channels(stored.main.shape[1], split.shift, stored.smooth)}
     tensors: dict[str, Any] = {"X": activations}
     for index, step in enumerate(steps):
         inputs = tuple(tensors[name] for name in step.inputs)
         weight = None
         if step.weight is not None:
-            weight = bias if step.weight == "bias" else getattr(stored, step.weight)
+            weight = (
+                offline[step.weight] if step.weight in offline else getattr(stored, step.weight)
+            )
             if isinstance(weight, QuantizedTensor):
                 weight = (weight.T if step.is_transposed else weight).by_rows()
         done = _OPERATIONS[step.operation](step, inputs, weight, datapath)
@@ -317,13 +335,40 @@ def p_format_of(split: PrecisionSplit, datapath: Datapath, *, is_feedback: bool 
     return parse_format(name)
 
 
+def folded_bias(
+    stored: StoredLayer, shift: float, bias: np.ndarray | None = None
+) -> NDArray[np.float32]:
+    """bias - shift Q^T, (N,) float32: what takes back the shift of activations."""
+    added = shift_of_channels(stored.main.shape[1], shift, stored.smooth).astype(np.float64)
+    total = -(stored.main.by_rows().dequantize().astype(np.float64) @ added)
+    return (total if bias is None else bias.astype(np.float64) + total).astype(np.float32)
+
+
+def _shift(x: str, stored: StoredLayer, shift: float) -> Step:
+    """What the main branch rounds is shifted; the branch reads X as it is."""
+    if any(getattr(stored, part, None) is not None for part in ("rotation", "feedback")):
+        raise InputError(
+            "a shift of what GELU left serves nothing where activations are rotated or deflated: "
+            "they lie on both sides of zero; use A4s or A4u, or leave that out"
+        )
+    return Step(name="shift", operation="shift", inputs=(x,), result=f"{x} shift", weight="shift")
+
+
+def _rule(split: PrecisionSplit, part: str) -> str | None:
+    """Scale rule of a part's activations, None for the default."""
+    rule = split.main_rule if part == "main" else split.branch_rule
+    return None if rule == "absmax" else rule
+
+
 def _deflation(x: str, split: PrecisionSplit, datapath: Datapath) -> list[Step]:
     """From X to D, what the branch's loud directions leave of it."""
     p_format = p_format_of(split, datapath, is_feedback=True)
+    is_branch = (datapath.feedback_p_format or datapath.p_format) == "branch"
+    p_rule = _rule(split, "branch") if is_branch else None
     return [
-        _round("round_feedback", x, "X_f", _branch_activation(split)),
+        _round("round_feedback", x, "X_f", _branch_activation(split), _rule(split, "branch")),
         _gemm_step("feedback_down", "X_f", "feedback", "X_f V^T"),
-        _round("round_feedback_p", "X_f V^T", "P_f", p_format),
+        _round("round_feedback_p", "X_f V^T", "P_f", p_format, p_rule),
         Step(
             name="feedback_back", operation="gemm", inputs=("P_f",), result="P_f V",
             weight="feedback", is_transposed=True,
@@ -345,15 +390,20 @@ def _gemm_step(name: str, x: str, weight: str, result: str) -> Step:
     return Step(name=name, operation="gemm", inputs=(x,), result=result, weight=weight)
 
 
-def _round(name: str, x: str, result: str, fmt: Format) -> Step:
-    return Step(name=name, operation="round", inputs=(x,), result=result, format=fmt)
+def _round(name: str, x: str, result: str, fmt: Format, rule: str | None = None) -> Step:
+    return Step(name=name, operation="round", inputs=(x,), result=result, format=fmt, rule=rule)
+
+
+_TRANSFORMED: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "smooth": operator.truediv, "rotate": rotate_channels, "shift": operator.add,
+}  # fmt: skip
 
 
 def _transform(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
     (x,) = inputs
     # Only factors far from 1, or values near the end of float32, overflow here.
     with np.errstate(over="ignore", invalid="ignore"):
-        result = x / weight if step.operation == "smooth" else rotate_channels(x, weight)
+        result = _TRANSFORMED[step.operation](x, weight)
     rule = datapath.float_overflow.fp32
     result, records = _summed(step, result, (x,), "fp32", rule)
     return StepResult(step=step, inputs=inputs, weight=weight, result=result, clipped=records)
@@ -363,7 +413,9 @@ def _rounding(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> Ste
     if step.format is None:
         raise TypeError(f"step {step.name!r} names no format to round to")
     rules = datapath.float_overflow
-    result, records = rounded_tensor(step.result, inputs[0], step.format, datapath.rounding, rules)
+    result, records = rounded_tensor(
+        step.result, inputs[0], step.format, datapath.rounding, rules, step.rule
+    )
     return StepResult(step=step, inputs=inputs, weight=weight, result=result, clipped=records)
 
 
@@ -429,7 +481,7 @@ def _summed(
         total, _ = clamped(total, fmt)
     elif rule == UNBOUNDED and len(terms) == 2:
         total = np.where(clipped, terms[0].astype(np.float64) + terms[1], total)
-    tensor = "X" if step.operation in TRANSFORMS else f"the sums {step.result}"
+    tensor = "X" if step.operation in _TRANSFORMED else f"the sums {step.result}"
     return total, clipping(tensor, fmt, rule, clipped)
 
 
@@ -438,7 +490,7 @@ def _exact(stored: QuantizedTensor) -> np.ndarray:
 
 
 _OPERATIONS = {
-    **dict.fromkeys(TRANSFORMS, _transform),
+    **dict.fromkeys(_TRANSFORMED, _transform),
     "round": _rounding,
     "gemm": _gemm,
     "add": _add,

@@ -31,7 +31,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.datapath import TRANSFORMS, Datapath, Step, datapath_steps, walk_steps
+from loraq_sim.conditioning import shift_of_channels
+from loraq_sim.emulator.datapath import (
+    TRANSFORMS,
+    Datapath,
+    Step,
+    datapath_steps,
+    walk_steps,
+)
 from loraq_sim.emulator.float_overflow import Clipping, FloatOverflow, rounded_tensor
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
@@ -211,8 +218,8 @@ class SwitchableLayer:
         return tensors["y"]
 
     def _taken(self, step: Step, tensors: dict[str, Any], on: Collection[str]) -> Any:
-        if step.operation in TRANSFORMS:
-            # Both at once, in float64; their rounding belongs to that of the activations.
+        if step.operation in (*TRANSFORMS, "shift"):
+            # All at once, in float64; their rounding belongs to that of the activations.
             return self._exact_x
         if step.name in _FORMING:
             formed = self._walks[OVERFLOW in on].formed if "feedback" in on else {}
@@ -226,7 +233,7 @@ class SwitchableLayer:
         if step.operation == "gemm":
             return self._multiplied(step, tensors[step.inputs[0]], on) + self._errors(step, on)
         total = sum(tensors[name] for name in step.inputs)
-        if step.weight == "bias":
+        if step.weight == "bias" and self._bias is not None:
             total = total + self._bias
         return total + self._errors(step, on)
 
@@ -268,7 +275,8 @@ class SwitchableLayer:
         narrow, rule = _float32_where_it_fits(values), path.float_overflow
         if step.format is None:
             raise TypeError(f"step {step.name!r} names no format to round to")
-        return _values(rounded_tensor(step.result, narrow, step.format, path.rounding, rule)[0])
+        options = (step.format, path.rounding, rule, step.rule)
+        return _values(rounded_tensor(step.result, narrow, *options)[0])
 
     def _errors(self, step: Step, on: Collection[str]) -> NDArray[np.float64] | float:
         """What accumulators and sums of this step did wrong, as far as it is switched on."""
@@ -317,7 +325,11 @@ def _walk(
         elif name == "deflate":
             formed["D"] = done.result.astype(np.float64)
         elif done.step.operation == "round" and name not in _ROUNDINGS:
-            operands[done.step.result] = _values(done.result)
+            values = _values(done.result)
+            # The bias takes the shift back; here both are left out.
+            if name == "round_main" and split.shift:
+                values = values - shift_of_channels(x.shape[1], split.shift, solution.smooth)
+            operands[done.step.result] = values
         elif done.statistics is not None:
             overflows += done.statistics.overflow_count
             safe = done.result

@@ -237,6 +237,7 @@ def explain_case(
     if solution is None:
         solution = solve_case(layer, settings)
     row = evaluate_case(layer, settings, accelerator, solution=solution)
+    split = split.for_layer(layer, solution)
     notes: tuple[str, ...] = ()
     if x is None:
         errors, summary = weight_terms(layer, solution)

@@ -216,6 +216,7 @@ def _parts(
 
 
 def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
+    from loraq_sim.layers import is_after_gelu
     from loraq_sim.machine import datapath_for, transforms_asked, workload_for
     from loraq_sim.reporting.report_data import COSTS
     from loraq_sim.split import parse_split
@@ -223,6 +224,8 @@ def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
     try:
         options = json.loads(row.get("options") or "{}")
         split = parse_split(row["run_split"], family=row["family"], group=row["group_size"])
+        if row.get("rotation") is None:
+            split = split.after_gelu(is_after_gelu(row["kind"]))
         path = datapath_for(machine, options.get("datapath"))
         sizes = (row["m"], row["n"], row["k"])
         fused = options.get("fused", True)

@@ -317,7 +317,7 @@ class CaseGrid:
 
     def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> CaseSettings:
         if method == "rtn" and split.has_branch:
-            split = parse_split(split.main, family=split.family, group=split.group)
+            split = parse_split(split.labels[0], family=split.family, group=split.group)
         if not split.has_branch:
             # The first effort and seed stand for all.
             method, preset = "rtn", as_tuple(self._plan.preset)[0]

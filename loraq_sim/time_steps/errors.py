@@ -281,7 +281,7 @@ def evaluate_steps(
     index = rows_of_steps(counts, tokens)
     x = rows[index]
     step_of_row = np.repeat(np.arange(len(counts)), counts)[index]
-    emulated = run_layer(x, solution, split, path, bias=layer.bias)
+    emulated = run_layer(x, solution, split.for_layer(layer, solution), path, bias=layer.bias)
     y = reference_output(layer, x)
     difference = emulated.y.astype(np.float64) - y
     # NaN, such as 0 times an infinite P, is as wrong as an infinity.

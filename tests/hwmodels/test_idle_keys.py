@@ -19,7 +19,7 @@ SHAPES = (
     {"m": 4096, "n": 1, "k": 8},
 )
 SPLITS = (
-    *(("int", main) for main in ("W4A4", "W4A8", "W8A8", "W3A5", "W16A16")),
+    *(("int", main) for main in ("W4A4", "W4A8", "W8A8", "W3A5", "W16A16", "W8A16i")),
     *(("mxint", "W4A8"), ("mxfp", "W4A4"), ("mxfp", "W6A8"), ("nvfp", "W4A4")),
 )
 SCHEDULES = ("fused", "unfused", "recompute", "parallel")

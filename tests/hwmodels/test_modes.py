@@ -136,12 +136,12 @@ def test_every_shipped_mode_is_reached_by_a_split(name):
     assert unreachable_modes(load_accelerator(name)) == {}
 
 
-INT16 = """  - name: int16xint8
+INT16 = """  - name: int16xint16
     kind: int
     activation_bits: 16
-    weight_bits: 8
+    weight_bits: 16
     accumulator_bits: 64
-    macs_per_cycle: 128
+    macs_per_cycle: 64
     instruction_m: 4
     instruction_k: 4
     instruction_n: 8
@@ -159,11 +159,11 @@ def test_a_mode_no_split_reaches_is_named_with_its_line(tmp_path, caplog):
     line = text[:at].count("\n") + 1
     with caplog.at_level("WARNING", logger="hwmodels"):
         hw = load_accelerator(path)
-    assert f"int16.yaml:{line}: mode int16xint8 is reached by no split: an operand of 16 bits" in (
+    assert f"int16.yaml:{line}: mode int16xint16 is reached by no split: weights of 16 bits" in (
         caplog.text
     )
-    assert set(unreachable_modes(hw)) == {"int16xint8"}
+    assert set(unreachable_modes(hw)) == {"int16xint16"}
     assert (
-        "integers of 16 bits cannot be asked for"
-        in (idle_keys(hw)["modes.int16xint8.energy_pj_per_mac"])
+        "weights of 16 bits are fp16 or bf16 in every split"
+        in (idle_keys(hw)["modes.int16xint16.energy_pj_per_mac"])
     )

@@ -91,7 +91,7 @@ def test_integer_codes_are_those_of_the_width_in_the_name():
     expected |= {f"uint{bits}": (0, hi - lo) for bits, (lo, hi) in signed.items()}
     # Fixed-point block elements leave the code without a negative unused.
     expected |= {"mxint4": (-7, 7), "mxint6": (-31, 31), "mxint8": (-127, 127)}
-    expected |= {"bfp16ebs8": (-127, 127)}
+    expected |= {"bfp16ebs8": (-127, 127), "int16": (-32768, 32767)}
     found = {name: (e.lo, e.hi) for name, e in ELEMENTS.items() if e.is_integer}
     assert found == expected
 

@@ -1,11 +1,14 @@
 """Precision splits as text."""
 
 import dataclasses
+import types
 
+import numpy as np
 import pytest
 
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
+from loraq_sim.layers import Layer
 from loraq_sim.split import parse_split
 
 
@@ -116,3 +119,72 @@ def test_a_label_parses_to_the_split_it_labels(text, family):
     split = parse_split(text, family=family, group=32)
     assert split.text == text
     assert parse_split(split.text, family=family, group=32) == split
+
+
+LETTERS = {
+    "W4A4u": ("uint4/g64/fp16", "absmax"),
+    "W4A4s": ("int4/g64/fp16", "signed_absmax"),
+    "W4A4u8": ("uint4/g64/fp16/z8", "absmax"),
+    "W8A8z-3": ("int8/g64/fp16/z-3", "absmax"),
+    "W8A16i": ("int16/g64/fp32", "absmax"),
+    "W4A4[uint4/row]": ("uint4/row/fp16", "absmax"),
+    "W8A8s[int8/tensor]": ("int8/tensor/fp32", "signed_absmax"),
+}
+
+
+@pytest.mark.parametrize("text", LETTERS)
+def test_a_letter_says_how_activations_round(text):
+    split = parse_split(text)
+    assert (str(split.main_activation), split.main_rule) == LETTERS[text]
+    assert parse_split(split.text) == split
+    in_branch = parse_split(f"W4A4+{text}@fp16r16")
+    assert (str(in_branch.branch_activation), in_branch.branch_rule) == LETTERS[text]
+    assert parse_split(in_branch.text) == in_branch
+
+
+def test_the_shift_after_gelu_is_of_the_layers_that_follow_it():
+    split = parse_split("W4A4sg+W8A8r4")
+    assert split.text == "W4A4sg+W8A8r4"
+    rng = np.random.default_rng(0)
+    weight, x = np.ones((4, 8), np.float32), rng.standard_normal((5, 8)).astype(np.float32)
+    below = np.maximum(x, -0.1699).astype(np.float32)
+    layers = {
+        "second of a feed-forward part": Layer(name="a", weight=weight, kind="ffn_down"),
+        "the same, of a gated SiLU": Layer(name="b", weight=weight, kind="ffn_down", activations=x),
+        "of unknown kind, inputs as of GELU": Layer(name="c", weight=weight, activations=below),
+        "of unknown kind": Layer(name="d", weight=weight, activations=x),
+        "attention": Layer(name="e", weight=weight, kind="self_q"),
+    }
+    found = {what: split.for_layer(layer).text for what, layer in layers.items()}
+    shifted = "W4A4[uint4/g64/fp16/z0+0.171875]+W8A8r4"
+    assert [text == shifted for text in found.values()] == [True, False, True, False, False]
+    assert {text for text in found.values() if text != shifted} == {"W4A4s+W8A8r4"}
+    assert parse_split(shifted).text == shifted
+    rotated = types.SimpleNamespace(rotation=8)
+    after = layers["second of a feed-forward part"]
+    assert split.for_layer(after, rotated).text == "W4A4s+W8A8r4"
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "message"),
+    [
+        ("W4A4u16", "int", r"A4u16: zero point 16 is outside the codes of uint4 \(0..15\)"),
+        ("W4A8z128", "int", r"zero point 128 is outside the codes of int8 \(-128..127\)"),
+        ("W4A4u", "mxfp", "zero points, .* are for the family int, got 'mxfp'; drop the 'u'"),
+        ("W4A4s", "nvfp", "signed scales .* are for the family int, got 'nvfp'; drop the 's'"),
+        ("W4A16u", "int", "A16 are floats without a scale; .* 16-bit integers are A16i"),
+        ("W4A8i", "int", "i is for 16-bit integers; write A16i, or A8"),
+        ("W4A16i", "mxint", "16-bit integers are for the family int"),
+        ("W4A4+W8A8gr4", "int", "the shift after GELU is for the main branch"),
+        ("W4A8[uint4/row]", "int", r"\[uint4/row\] has 4 bits, got 8 before it"),
+        ("W4A4u[uint4/row]", "int", r"drop 'u' before \[uint4/row\]: the format says it"),
+        ("W4A4s[uint4/row]", "int", "drop 's' .*: it is for symmetric integers"),
+        ("W4A16[fp16+1]", "int", "fp16 needs no shift"),
+        ("W16[int16/row]A8", "int", "weights have 2 to 8 bits"),
+        ("W4A4x", "int", "activations may be A4s, A4u, A4u8, A4g, A4sg, A16i or"),
+    ],
+)
+def test_a_letter_that_does_not_fit_is_said_in_one_line(text, family, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_split(text, family=family)
+    assert "\n" not in str(caught.value)
