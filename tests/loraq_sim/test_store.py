@@ -624,6 +624,14 @@ def test_a_damaged_row_counts_as_not_done_and_is_replaced(damaged):
         assert [row["sqnr_db"] for row in store.rows()] == [None] * 3
 
 
+def test_a_label_that_is_not_known_leaves_the_column_as_it_is(tmp_path):
+    with ResultStore.open(tmp_path / "r.sqlite", create=True) as store:
+        store.add("one", {"layer": "a", "status": "ok", "dump": "old.pt", "group": "q"})
+        store.relabel({"one": {"dump": "new.pt", "group": None}})
+        (row,) = store.rows()
+    assert (row["dump"], row["group"]) == ("new.pt", "q")
+
+
 def test_marks_and_labels_never_make_a_damaged_row_good(damaged):
     with ResultStore.open(damaged, create=True) as store:
         store.set_pareto(["case1"])

@@ -100,6 +100,12 @@ def test_utilization_is_weighted_by_time_and_the_longest_bound_wins():
     assert total["bound"] == "dram"
 
 
+def test_the_bound_is_that_of_most_time_not_of_most_layers():
+    few = [result(name, latency_s=1.0, calls_per_step=2, bound="vector") for name in "ab"]
+    (total,) = model_totals([*few, result("c", latency_s=1.5, calls_per_step=3, bound="dram")])
+    assert total["bound"] == "dram"
+
+
 def test_a_frame_gives_a_frame_with_the_same_numbers():
     rows = [*TWO, failed("a", "W4A8"), result("b", "W4A8")]
     from_rows = model_totals(rows)

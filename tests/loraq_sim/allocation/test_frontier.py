@@ -100,3 +100,15 @@ def test_the_recipe_gives_each_layer_what_was_chosen(make_rows, tmp_path):
         if split.has_branch:
             assert (settings["method"], settings["seed"]) == (row["method"], row["seed"])
     assert again.settings("b0.q") is None
+
+
+def test_what_most_layers_share_stands_once_in_a_recipe(make_rows):
+    rows = make_rows(5, n_layers=6)
+    for row in rows:
+        row["family"] = "mxint" if row["layer"] == "layer4" else "int"
+    recipe = allocation_recipe(allocate(rows, {"latency_s": 0.006}))
+    assert recipe.defaults.model_dump(exclude_none=True)["family"] == "int"
+    own = {name: entry.model_dump(exclude_none=True) for name, entry in recipe.layers.items()}
+    assert {name: entry.get("family") for name, entry in own.items() if "family" in entry} == {
+        "layer4": "mxint"
+    }

@@ -184,6 +184,21 @@ def test_doubling_the_weight_doubles_power_of_two_scales_and_nothing_else():
     assert one.weight_error == pytest.approx(two.weight_error, rel=1e-6)
 
 
+def test_a_weight_2_to_the_6_smaller_has_the_same_codes():
+    # Scales in float32, so that none is rounded otherwise.
+    fields = {"main": "int4/g64/fp32", "branch": "int8/g32/fp32", "rank": 8, "preset": "fast"}
+    weight = heavy_tailed(9)
+    one, two = (solve(values, "loraq", **fields) for values in (weight, weight / 64))
+    for name in ("main", "left", "right"):
+        np.testing.assert_array_equal(getattr(one, name).codes, getattr(two, name).codes)
+    np.testing.assert_array_equal(one.main.scales, 64 * two.main.scales)
+
+
+def test_without_a_rank_a_small_layer_has_one_it_can_hold():
+    assert solve(heavy_tailed(shape=(32, 48)), preset="fast").rank == 32
+    assert solve(heavy_tailed(shape=(96, 160)), preset="fast").rank == 64
+
+
 def test_a_low_rank_weight_is_met_to_the_precision_of_the_branch():
     rng = np.random.default_rng(2)
     weight = (rng.standard_normal((64, 4)) @ rng.standard_normal((4, 80))).astype(np.float32)

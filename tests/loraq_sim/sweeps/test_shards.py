@@ -67,6 +67,23 @@ def test_shards_merged_equal_one_run_row_for_row(sweep, tmp_path, fake, count):
     }
 
 
+def test_shards_that_saw_the_dump_at_different_paths_are_one_sweep(
+    make_dump, make_plan, tmp_path, fake
+):
+    dump = make_dump(a="linear", b="linear")
+    elsewhere = tmp_path / "elsewhere" / dump.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(dump.read_bytes())
+    parts = [
+        run(take_shard(compose(make_plan(path)), (index, 2)), tmp_path / f"{index}.sqlite", fake)
+        for index, path in ((1, dump), (2, elsewhere))
+    ]
+    assert merge_stores(tmp_path / "merged.sqlite", parts) == 6
+    with ResultStore.open(tmp_path / "merged.sqlite") as store:
+        (facts,) = store.provenance()
+    assert [part["shard"] for part in facts["merged"]] == ["1/2", "2/2"]
+
+
 def test_a_merged_store_is_continued_by_the_whole_sweep(sweep, tmp_path, fake):
     part = run(take_shard(sweep, (1, 2)), tmp_path / "1.sqlite", fake)
     merge_stores(tmp_path / "merged.sqlite", [part])
