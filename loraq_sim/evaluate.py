@@ -43,6 +43,7 @@ from loraq_sim.split import PrecisionSplit
 __all__ = [
     "RoundingWatch",
     "UNKNOWN_ROWS",
+    "check_feedback",
     "evaluate_case",
     "evaluate_layer",
     "reference_output",
@@ -121,6 +122,7 @@ def evaluate_case(
     x = sample_rows(layer.activations, settings.tokens)
     if solution is None:
         solution = solve_case(layer, settings)
+    check_feedback(solution, split, layer.name)
     m = layer.m if settings.rows is None else settings.rows
     split = split.for_layer(layer, solution)
     run = None if x is None else _emulated(layer, x, solution, split, path)
@@ -193,6 +195,18 @@ def solve_case(
 ) -> Solution:
     """What `settings` solve to; stages already in `shared` are used again."""
     return _solved(layer, settings.split, settings.solving() | {"shared": shared})
+
+
+def check_feedback(solution: Solution, split: PrecisionSplit, name: str) -> None:
+    """Raise InputError where the split does not say what the solution does to the input."""
+    spent, asked = solution.feedback_rank, split.feedback
+    if (asked is None and spent) or (isinstance(asked, int) and asked != spent):
+        told = f"its residual input takes {spent} components" if spent else "it has none"
+        raise InputError(
+            f"layer {name!r}: split {split} does not say what the solution does to the input: "
+            f"{told}; write for example W4A4~W8A8r{max(solution.rank, 1)}f{max(spent, 1)}, or ~ "
+            "without f for whatever the solution has"
+        )
 
 
 def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:

@@ -23,6 +23,7 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAdd,
     Quiet,
+    Rotate,
     Seed,
     Smooth,
     Splits,
@@ -40,10 +41,11 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.reporting.tables import result_table
-from loraq_sim.split import parse_split
+from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.diffusion import ImageStudy, ImageVariant, Transformer, VariantImages
+    from loraq_sim.dumps.layer_dump import LayerDump
 
 __all__ = ["EXAMPLES", "images_command"]
 
@@ -57,7 +59,17 @@ EXAMPLES = (
     "--recipe recipe.toml --images 8 --steps 20 --device cuda --out runs/pixart"
 )
 _SHOWN = (
-    *("split", "method", "smooth", "rank", "bits_per_weight", "psnr_db", "psnr_std", "ssim"),
+    *(
+        "split",
+        "method",
+        "smooth",
+        "rotation",
+        "rank",
+        "bits_per_weight",
+        "psnr_db",
+        "psnr_std",
+        "ssim",
+    ),
     *("overflow_count", "seconds"),
 )
 _CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera")
@@ -103,6 +115,7 @@ def images_command(
     family: Family = "int",
     group: Group = 64,
     smooth: Smooth = None,
+    rotate: Rotate = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
@@ -167,8 +180,8 @@ def images_command(
         accumulators=accumulators, p_format=p_format, rounding=rounding,
     )  # fmt: skip
     options: dict[str, Any] = {
-        "preset": preset, "family": family, "group": group, "smooth": smooth, "seed": seed,
-        "datapath": overrides,
+        "preset": preset, "family": family, "group": group, "smooth": smooth, "rotate": rotate,
+        "seed": seed, "datapath": overrides,
     }  # fmt: skip
     if skip:
         options["skip"] = () if listed(skip) == ("none",) else listed(skip)
@@ -180,16 +193,20 @@ def images_command(
     sampling = {"images": images, "steps": steps, "guidance": guidance, "seed": seed}
     calls = [""] * (steps * n_batches * (1 + len(variants)))
     with layer_progress(calls, "denoising", quiet=quiet or no_progress) as on_call:
+        calibration, calibrated_on = _calibration(transformer, variants, sampling)
         study = ImageStudy(
             transformer,
             decoder,
             hw,
-            calibration=_calibration(transformer, variants, sampling),
+            calibration=calibration,
+            calibrated_on=calibrated_on,
             on_call=lambda: on_call(""),
             batch=batch,
             **sampling,
         )
         rows, drawn = _drawn(study, variants, lambda: on_call(""))
+    if calibrated_on:
+        note(f"calibrated on {calibrated_on}", quiet=quiet)
     if drawn:
         _write(out, study, drawn, checkpoint)
         note(f"wrote {out / 'samples.png'} and {out / 'images.npz'}", quiet=quiet)
@@ -236,23 +253,33 @@ def _variants(
 
 def _calibration(
     transformer: "Transformer", variants: "list[ImageVariant]", sampling: dict[str, Any]
-) -> Any:
-    """Captured input rows where a variant needs them."""
+) -> "tuple[LayerDump | None, str | None]":
+    """Captured input rows where a variant needs them, and what they are of."""
     from loraq_sim.diffusion import capture_transformer
 
     methods = {variant.options["method"] for variant in variants}
     for variant in variants:
         entries = getattr(variant.source, "layers", {}).values()
         methods |= {entry.method for entry in entries}
-    smooth = any(variant.options["smooth"] is not None for variant in variants)
-    if not smooth and not methods & set(_CALIBRATED_METHODS):
-        return None
+    needs_rows = any(_needs_rows(variant) for variant in variants)
+    if not needs_rows and not methods & set(_CALIBRATED_METHODS):
+        return None, None
     settings = {
         **sampling,
         "images": min(_CALIBRATION_IMAGES, sampling["images"]),
         "seed": sampling["seed"] + _CALIBRATION_SEED,
     }
-    return capture_transformer(transformer, **settings)
+    told = f"{settings['images']} images of noise seed {settings['seed']}, none that is compared"
+    return capture_transformer(transformer, **settings), told
+
+
+def _needs_rows(variant: "ImageVariant") -> bool:
+    """Whether a variant smooths, or deflates inputs, in any layer."""
+    if variant.options["smooth"] is not None or isinstance(variant.source, PrecisionSplit):
+        feedback = getattr(variant.source, "feedback", None)
+        return variant.options["smooth"] is not None or feedback is not None
+    entries = getattr(variant.source, "layers", {}).values()
+    return any(entry.smooth is not None or "~" in (entry.split or "") for entry in entries)
 
 
 def _drawn(

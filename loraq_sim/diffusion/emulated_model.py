@@ -21,7 +21,7 @@ from loraq_sim.emulator.datapath import Datapath, StoredLayer, run_layer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.scaled_gemm import GemmStatistics
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.evaluate import solve_split
+from loraq_sim.evaluate import check_feedback, solve_split
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for
 from loraq_sim.quantized_model import QuantizedModel
@@ -192,7 +192,8 @@ def plan_layers(
         What solutions run in (they hold no format of the activations). A quantized model that
         ``loraq-sim solve --save`` wrote brings its own.
     calibration : mapping of name to Layer, optional
-        Input rows for smoothing and for methods that use data, such as a captured dump.
+        Input rows for smoothing, for residual inputs and for methods that use data, such as a
+        captured dump.
     skip : iterable of str, optional
         Names, kinds or patterns left at 16 bits. Default: the kinds SVDQuant leaves where `source`
         is one split, else nothing.
@@ -318,6 +319,7 @@ def _check_fit(
             f"layer {name!r}: the solution's main branch is {solution.main.format}, "
             f"split {split} asks for {split.main_weight}"
         )
+    check_feedback(solution, split, name)
     branch = solution.right
     if branch is not None and not split.has_branch:
         raise InputError(f"layer {name!r}: the solution has a branch, split {split} has none")

@@ -388,7 +388,9 @@ class ImageStudy:
     images, steps, guidance, seed, batch, on_call
         As for `loraq_sim.diffusion.sample_images`.
     calibration : mapping of name to Layer, optional
-        For smoothing and for methods that use data.
+        For smoothing, for residual inputs and for methods that use data.
+    calibrated_on : str, optional
+        What the calibration was made of, for the rows: not the images that are compared.
 
     Attributes
     ----------
@@ -403,6 +405,7 @@ class ImageStudy:
         accelerator: "str | hwmodels.Accelerator",
         *,
         calibration: Mapping[str, Layer] | None = None,
+        calibrated_on: str | None = None,
         on_call: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> None:
@@ -410,6 +413,7 @@ class ImageStudy:
             accelerator = hwmodels.load_accelerator(accelerator)
         self.transformer, self.decoder, self.accelerator = transformer, decoder, accelerator
         self.calibration, self.sampling = calibration, sampling
+        self.calibrated_on = calibrated_on
         self.reference = self._draw(on_call)
 
     def run(
@@ -459,6 +463,9 @@ class ImageStudy:
             "weight_bytes": emulated.weight_bytes,
             "bits_per_weight": emulated.bits_per_weight,
             "smooth": variant.options.get("smooth"),
+            "rotation": variant.options.get("rotate"),
+            "feedback_rank": sum(plan.solution.feedback_rank for plan in emulated.plans),
+            "calibration": self.calibrated_on,
             "accelerator": self.accelerator.name,
             **describe_array(emulated.datapath.mac),
             "rounding": emulated.datapath.rounding,
