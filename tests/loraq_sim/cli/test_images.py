@@ -136,7 +136,9 @@ def test_images_that_leave_the_range_are_a_row_that_names_the_layer(run, tmp_pat
 
     plain = emulated_layer.run_layer
     monkeypatch.setattr(
-        emulated_layer, "run_layer", lambda x, *rest: plain(x * np.float32(1e8), *rest)
+        emulated_layer,
+        "run_layer",
+        lambda x, *rest, **named: plain(x * np.float32(1e8), *rest, **named),
     )
     words = ("--hw", "t4", "--split", "W8A8", "--format", "json", "--out", tmp_path)
     result = run(*TINY, *words)
