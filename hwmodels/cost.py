@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwmodels.branch import GemmKernel, split_into_kernels
-from hwmodels.cards import bar_text, html_card
 from hwmodels.description import Accelerator
+from hwmodels.errors import bar_text, html_card
 from hwmodels.kernel_cycles import (
     BusyCycles,
     busy_cycles,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from hwmodels.cards import html_card
+from hwmodels.errors import html_card
 from hwmodels.precision import Operand
 from hwmodels.quantities import (
     BytesPerCycle,

@@ -1,6 +1,10 @@
 """The layouts of nunchaku (kernels) and deepcompressor (its quantizer), written and read."""
 
-from loraq_sim.nunchaku.checkpoint import read_nunchaku, write_nunchaku
-from loraq_sim.nunchaku.deepcompressor import read_deepcompressor, write_deepcompressor
+from loraq_sim.nunchaku.checkpoint import (
+    read_deepcompressor,
+    read_nunchaku,
+    write_deepcompressor,
+    write_nunchaku,
+)
 
 __all__ = ["read_deepcompressor", "read_nunchaku", "write_deepcompressor", "write_nunchaku"]

@@ -1,14 +1,14 @@
 """How Jupyter shows results: a title, facts and tables as HTML, every text escaped.
 
 Each card takes the object whose ``_repr_html_`` it is; this room stands below theirs, so it names
-their types in words only. The HTML of all is made by `hwmodels.cards`; machines and costs have
+their types in words only. The HTML of all is made by `hwmodels.errors`; machines and costs have
 theirs beside them.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from hwmodels.cards import bar_text, html_card
+from hwmodels.errors import bar_text, html_card
 
 __all__ = [
     "allocation_card",

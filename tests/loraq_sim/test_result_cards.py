@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import loraq_sim as lq
-from hwmodels.cards import html_card
+from hwmodels.errors import html_card
 
 
 @pytest.fixture(scope="module")
