@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -42,6 +43,22 @@ def test_a_layer_that_cannot_be_loaded_has_no_digest_and_is_tried_again(tmp_path
     np.savez(tmp_path / "d.npz", **{"a.weight": bad, "b.weight": np.ones((8, 16), np.float32)})
     digests = layer_digests(read_layer_dump(tmp_path / "d.npz"))
     assert (digests["a"], len(digests["b"])) == ("", 64)
+
+
+def test_a_configuration_that_changes_beside_the_file_counts(tmp_path):
+    # Its rows per call are of the layer, though no byte of the checkpoint changes.
+    write_layer_dump(
+        tmp_path / "d.npz",
+        [Layer(name="blocks.0.ff.net.2", weight=np.eye(8, 16, dtype=np.float32))],
+    )
+    found = []
+    for size in (32, 64):
+        facts = {"_class_name": "MyTransformer", "patch_size": 2, "sample_size": size}
+        (tmp_path / "config.json").write_text(json.dumps(facts))
+        dump = read_layer_dump(tmp_path / "d.npz")
+        found.append(layer_digests(dump))
+        assert found[-1] == {name: dump[name].digest() for name in dump}
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("name", ["renamed.npz", "converted.safetensors", "converted.pt"])
