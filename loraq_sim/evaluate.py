@@ -400,7 +400,7 @@ class RoundingWatch:
             self._weights[name] = done.weight
         elif name in ("round_main", "round_p"):
             before = np.asarray(done.inputs[0])[self._rows]
-            after = done.result.dequantize()[self._rows]
+            after = done.result.rows(self._rows).dequantize()
             gemm = "main" if name == "round_main" else "up"
             with np.errstate(invalid="ignore"):
                 self._changes[gemm] = after.astype(np.float64) - before

@@ -53,7 +53,9 @@ from loraq_sim.emulator.scaled_gemm import (
 from loraq_sim.emulator.zero_points import ZERO_POINT_PLACES
 from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format, parse_rounding
+from loraq_sim.kernels.processor import is_jit_off
 from loraq_sim.quantizers import QuantizedTensor
+from loraq_sim.quantizers.tensor import float_dtype
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
@@ -256,10 +258,13 @@ def walk_steps(
     split: PrecisionSplit,
     datapath: Datapath,
     bias: np.ndarray | None = None,
+    *,
+    merge_sums: bool = False,
 ) -> Iterator[StepResult]:
     """Take the steps of `datapath_steps` one by one; nothing runs beyond what is asked for.
 
-    Parameters are those of `run_layer`.
+    Parameters are those of `run_layer`. With `merge_sums` the last sums and the rounding of y are
+    one step where nothing overflows, with the same bits: the last one, whose inputs are the terms.
     """
     steps = datapath_steps(stored, split, datapath, bias=bias is not None)
     offline = {"bias": bias}
@@ -268,6 +273,9 @@ def walk_steps(
         offline |= {"shift": shift_of_channels(stored.main.shape[1], split.shift, stored.smooth)}
     tensors: dict[str, Any] = {"X": activations}
     for index, step in enumerate(steps):
+        if merge_sums and (merged := _merged(steps[index:], tensors, bias, datapath)) is not None:
+            yield merged
+            return
         inputs = tuple(tensors[name] for name in step.inputs)
         weight = None
         if step.weight is not None:
@@ -310,11 +318,11 @@ def run_layer(
     bias : ndarray of shape (N,), float32, optional
         Added in float32 after the branches are combined.
     on_step : callable, optional
-        Sees every step that was taken.
+        Sees every step that was taken; the last sums and rounding as one where nothing overflows.
     """
     gemms: dict[str, GemmStatistics] = {}
     clipped: list[Clipping] = []
-    for done in walk_steps(activations, stored, split, datapath, bias):
+    for done in walk_steps(activations, stored, split, datapath, bias, merge_sums=True):
         if done.statistics is not None:
             gemms[done.step.name] = done.statistics
         clipped += done.clipped
@@ -467,6 +475,40 @@ def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResu
         step, total if is_wide else rounded(total, combine), terms, combine, rule
     )
     return StepResult(step=step, inputs=inputs, weight=weight, result=total, clipped=records)
+
+
+# The formats of `loraq_sim.kernels.float_sums.round_sums`, by its names for them.
+_SIXTEEN_BITS = {"bf16": 0, "fp16": 1}
+
+
+def _merged(
+    steps: tuple[Step, ...], tensors: Mapping[str, Any], bias: np.ndarray | None, datapath: Datapath
+) -> StepResult | None:
+    """The last of `steps`, sums and a rounding to 16 bits, in one pass; None where it takes more.
+
+    None also where a value overflows: then each step counts its own.
+    """
+    *sums, last = steps
+    fmt = last.format
+    kind = None if fmt is None else _SIXTEEN_BITS.get(fmt.element.name)
+    if fmt is None or kind is None or not sums or any(step.operation != "add" for step in sums):
+        return None
+    others = [step for step in sums if step.weight is None]
+    if len(others) > 1 or (others and datapath.combine != "fp32") or is_jit_off():
+        return None
+    y, *rest = (tensors[name] for name in sums[0].inputs)
+    terms = [y, *rest] if bias is None or len(sums) == len(others) else [y, *rest, bias]
+    if y.size == 0 or any(term.dtype != np.float32 for term in terms):
+        return None
+    from loraq_sim.kernels.float_sums import round_sums
+
+    codes = np.empty(y.shape, np.uint16)
+    z = rest[0] if rest else np.zeros((0, 0), np.float32)
+    added = terms[-1] if terms[-1].ndim == 1 else np.zeros(0, np.float32)
+    if not round_sums(*map(np.ascontiguousarray, (y, z, added)), kind, codes):
+        return None
+    result = QuantizedTensor(codes=codes.view(float_dtype(fmt)), scales=None, format=fmt)
+    return StepResult(step=last, inputs=tuple(terms), weight=None, result=result)
 
 
 def _summed(

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,18 +60,16 @@ class Order:
 
     def ends(self, k: int) -> NDArray[np.int64]:
         """Where each accumulator's share of K ends, (P,)."""
-        if self.chunk == 0:
-            return np.array([_up(k, self.group)], np.int64)
-        turns = -(-k // self.turn)
-        shares = [-(-(turns - p) // self.accumulators) for p in range(self.accumulators)]
-        sizes = [_up(max(x, 0) * self.padded_turn, self.group) for x in shares]
-        return np.cumsum(sizes, dtype=np.int64)
+        return _ends(self, k)
 
     def index(self, k: int) -> tuple[int, NDArray[np.int64]]:
         """Return the packed length of K = `k` and the column at each place, -1 for a zero.
 
         An empty index says that the columns come as they are, and zeros after them.
         """
+        return _index(self, k)
+
+    def _columns(self, k: int) -> tuple[int, NDArray[np.int64]]:
         length = int(self.ends(k)[-1])
         if self.chunk == 0 or (self.accumulators == 1 and self.padded_turn == self.turn):
             return length, np.zeros(0, np.int64)
@@ -109,6 +107,21 @@ class Order:
 
             gather_codes(codes.view(np.int8), index, ordered.view(np.int8))
         return ordered
+
+
+@lru_cache(maxsize=1024)
+def _ends(order: Order, k: int) -> NDArray[np.int64]:
+    if order.chunk == 0:
+        return np.array([_up(k, order.group)], np.int64)
+    turns = -(-k // order.turn)
+    shares = [-(-(turns - p) // order.accumulators) for p in range(order.accumulators)]
+    sizes = [_up(max(x, 0) * order.padded_turn, order.group) for x in shares]
+    return np.cumsum(sizes, dtype=np.int64)
+
+
+@lru_cache(maxsize=256)
+def _index(order: Order, k: int) -> tuple[int, NDArray[np.int64]]:
+    return order._columns(k)
 
 
 class Layout(NamedTuple):

@@ -285,7 +285,7 @@ class SumCombiner:
         """Add fl32(acc) * fl32(x_scale w_scale); acc (M, N), scales (M,) and (N,)."""
         is_fast = acc.dtype == np.int32 and self._combine in ("fp32", "bf16")
         if is_fast and self.clipped is None:
-            from loraq_sim.kernels.run_blocks import add_scaled
+            from loraq_sim.kernels.float_sums import add_scaled
 
             # The formula below in one pass over memory.
             scales = (np.ascontiguousarray(s, np.float32) for s in (x_scale, w_scale))

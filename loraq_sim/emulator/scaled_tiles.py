@@ -14,7 +14,7 @@ not depend on the route. It is taken where
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,28 @@ from loraq_sim.emulator.bounds import signed_width
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
 from loraq_sim.emulator.packed_weight import Order, address_of, aligned_empty, pack_panels
 from loraq_sim.emulator.tile_job import FLIP, on_a_path_that_compiles
-from loraq_sim.emulator.tile_run import block_panels, scratch
+from loraq_sim.emulator.tile_run import scratch
 from loraq_sim.formats import Format
 from loraq_sim.kernels.processor import LOOPS, choose_path
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.tensor import float_dtype
 
+if TYPE_CHECKING:
+    from loraq_sim.kernels.scaled_tile import ScaledShape
+    from loraq_sim.kernels.tiles import Kernel
+
 __all__ = ["ScaledSums", "run_scaled"]
 
-# Sums of so many products of an unsigned and a signed byte stay below 2**31.
-_LONGEST = 2**16
+# Sums of so many products of unsigned bytes stay below 2**31.
+_LONGEST = 2**15
+# Of the rows, how many are measured in full before norms may prove the others harmless.
+_SAMPLED = 16
+# Products above which norms are had for less than they save.
+_WORTH_NORMS = 2**21
+# Packed rows that stay in an outer cache while they meet one panel of columns after the other.
+_BLOCK_BYTES = 2**23
+# Bits of the float32 infinity.
+_INFINITY = 0x7F800000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,11 +99,13 @@ def _integers(
     if ends[0] < a_range[0] or ends[1] > a_range[1]:
         return None
     chunk = min(mac.products_per_add, step)
-    weight = _Columns.of(path, w, step, chunk, 0 if unsigned else 128)
-    products = max(a_range[1], -a_range[0]) * weight.largest * chunk
-    if mac.tree_bits is not None and products > 2 ** (mac.tree_bits - 1) - 1:
-        return None
-    y, low, high, finite = _run(path, x, x.codes, weight, measure=True)
+    plan = _plan(path, "codes", x.shape[1], step, chunk, measure=True)
+    weight = _Columns.of(plan, w, w.codes, 0 if unsigned else 128)
+    if mac.tree_bits is not None:
+        products = max(a_range[1], -a_range[0]) * weight.largest * chunk
+        if products > 2 ** (mac.tree_bits - 1) - 1:
+            return None
+    y, low, high, finite = _Rows(plan, x, x.codes, weight).run()
     if low < mac.lo or high > mac.hi:
         return None
     return ScaledSums(
@@ -104,13 +118,17 @@ def _integers(
 
 def _floats(path: str, x: QuantizedTensor, w: QuantizedTensor, step: int) -> ScaledSums:
     of_x, of_w = _element_values(x.format), _element_values(w.format)
+    unit = 2.0 ** -(of_x.fraction_bits + of_w.fraction_bits)
     if of_x.steps is not None and of_w.steps is not None:
-        weight = _Columns.of(path, w, step, step, 128, codes=of_w.integers(w.codes))
-        weight = weight._replace(unit=2.0 ** -(of_x.fraction_bits + of_w.fraction_bits))
-        y, _, _, finite = _run(path, x, of_x.integers(x.codes), weight, measure=False)
+        dot = "codes"
+        a: NDArray = of_x.integers(x.codes)
+        b: NDArray = of_w.integers(w.codes)
     else:
-        weight = _Columns.of_floats(path, w, of_w.floats(w.codes), step)
-        y, _, _, finite = _run(path, x, of_x.floats(x.codes), weight, measure=False)
+        dot, unit = "doubles", 1.0
+        a, b = of_x.floats(x.codes), of_w.floats(w.codes)
+    plan = _plan(path, dot, x.shape[1], step, step, measure=False)
+    weight = _Columns.of(plan, w, b, 128, unit)
+    y, _, _, finite = _Rows(plan, x, a, weight).run()
     return ScaledSums(y=y, finite=finite)
 
 
@@ -152,20 +170,54 @@ def _element_values(fmt: Format) -> _Values:
     return _Values(values, None, 0)
 
 
-class _Columns(NamedTuple):
-    """Weights as the tiles read them: `groups` of `chunks`, each of `inner` dot steps.
+class _Plan(NamedTuple):
+    """How K runs: `groups` of `chunks` of `inner` dot steps, `steps` in all, whatever the codes."""
 
-    `norms` are (panels, groups, 3, width): sums, L1 norms and squared L2 norms.
-    """
-
+    path: str
+    kernel: "Kernel[ScaledShape]"
     order: Order
-    dot: str
+    step: int
     groups: int
     chunks: int
     inner: int
-    step: int
-    unit: float
+    steps: int
+    element: type[np.generic]
+
+    @property
+    def dot(self) -> str:
+        """Name of the operand layout."""
+        return self.order.codes
+
+
+@lru_cache(maxsize=1024)
+def _plan(path: str, dot: str, k: int, step: int, chunk: int, measure: bool) -> _Plan:
+    """The plan of a kernel by the name of its dot (see `loraq_sim.kernels.tiles.scaled_kernel`)."""
+    from loraq_sim.kernels.tiles import scaled_kernel
+
+    kernel = scaled_kernel(path, dot, measure=measure)
+    order = Order(kernel.shape.instructions.dot, chunk, 1, step)
+    return _Plan(
+        path=path,
+        kernel=kernel,
+        order=order,
+        step=step,
+        groups=-(-k // step),
+        chunks=order.padded_turn // order.padded_chunk,
+        inner=order.padded_chunk // order.group,
+        steps=int(order.ends(k)[-1]) // order.group,
+        element=np.float64 if dot == "doubles" else np.int32,
+    )
+
+
+class _Columns(NamedTuple):
+    """Weights as the tiles read them, until others are packed.
+
+    `norms` are (panels, groups, 3, width): sums of positive codes, of negative ones, and squared L2
+    norms. `unit` is what a sum of 1 is worth.
+    """
+
     shape: tuple[int, int]
+    unit: float
     w: NDArray
     scales: NDArray[np.float32]
     start: NDArray[np.int32]
@@ -174,143 +226,144 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        path: str,
-        w: QuantizedTensor,
-        step: int,
-        chunk: int,
-        offset: int,
-        codes: NDArray[np.int8] | None = None,
+        cls, plan: _Plan, w: QuantizedTensor, codes: NDArray, offset: int, unit: float = 1.0
     ) -> "_Columns":
-        """Pack weights; A is raised by `offset` where the dot of a path takes unsigned codes."""
+        """Pack `codes`, what those of `w` stand for, to meet A raised by `offset`."""
+        width, groups = plan.kernel.shape.width, plan.groups
+        panels = -(-len(codes) // width)
+        packed = scratch("columns", (panels, plan.steps * width), plan.element)
+        mask = 0 if plan.dot == "bytes" else -1
+        pack_panels(plan.path, codes, plan.order, plan.dot, width, packed, mask=mask)
+        has_sums = plan.dot != "doubles"
+        size = groups * width if has_sums else 0
+        weight = cls(
+            shape=w.codes.shape,
+            unit=unit,
+            w=packed,
+            scales=_panel_scales(w, plan, panels, width),
+            start=scratch("start", (panels, size), np.int32),
+            offsets=scratch("offsets", (panels, plan.chunks * size), np.int32),
+            norms=scratch("norms", (panels, 3 * size), np.int32).reshape(panels, -1, 3, width),
+        )
+        if has_sums:
+            weight._sum(plan, offset)
+        return weight
+
+    def _sum(self, plan: _Plan, offset: int) -> None:
         from loraq_sim.kernels.scaled_tile import ColumnArguments
-        from loraq_sim.kernels.tiles import column_kernel, scaled_kernel
+        from loraq_sim.kernels.tiles import column_kernel
 
-        shape = scaled_kernel(path, "codes", measure=True).shape
-        dot = shape.instructions.dot
-        codes = w.codes if codes is None else codes
-        order = Order(dot, chunk, 1, step)
-        packed = _packed_columns(path, w, codes, order, shape.width)
-        chunks, inner = order.padded_turn // order.padded_chunk, order.padded_chunk // order.group
-        panels, groups = len(packed.w), packed.groups
-        packed = packed._replace(
-            chunks=chunks,
-            inner=inner,
-            start=aligned_empty((panels, groups * shape.width), np.int32),
-            offsets=aligned_empty((panels, groups * chunks * shape.width), np.int32),
-            norms=aligned_empty((panels, groups * 3 * shape.width), np.int32),
-        )
         arguments = ColumnArguments(
-            w=address_of(packed.w),
-            w_stride=packed.w.strides[0],
-            start=address_of(packed.start),
-            offsets=address_of(packed.offsets),
-            norms=address_of(packed.norms),
-            offset=offset if dot == "bytes" else 0,
-            panels=panels,
-            groups=groups,
-            chunks=chunks,
-            inner=inner,
+            w=address_of(self.w),
+            w_stride=self.w.strides[0],
+            start=address_of(self.start),
+            offsets=address_of(self.offsets),
+            norms=address_of(self.norms),
+            offset=offset if plan.dot == "bytes" else 0,
+            panels=len(self.w),
+            groups=plan.groups,
+            chunks=plan.chunks,
+            inner=plan.inner,
         )
-        column_kernel(path).run(arguments)
-        return packed._replace(norms=packed.norms.reshape(panels, groups, 3, shape.width))
-
-    @classmethod
-    def of_floats(
-        cls, path: str, w: QuantizedTensor, codes: NDArray[np.float64], step: int
-    ) -> "_Columns":
-        """Pack float64 weights."""
-        from loraq_sim.kernels.tiles import scaled_kernel
-
-        shape = scaled_kernel(path, "doubles", measure=False).shape
-        return _packed_columns(path, w, codes, Order("doubles", step, 1, step), shape.width)
+        column_kernel(plan.path).run(arguments)
 
     @property
     def largest(self) -> int:
-        """A bound of the magnitude of a code: the largest L1 norm, at most 128."""
-        return min(128, int(self.norms[:, :, 1].max(initial=0)))
+        """A bound of the magnitude of a code: the largest sum of those of one sign, at most 128."""
+        return min(128, int(np.abs(self.norms[:, :, :2]).max(initial=0)))
 
     def guaranteed_bits(self, a_range: tuple[int, int]) -> int:
         """Width of a register for the sum of any group with any activations in a range."""
-        sums, norms = self.norms[:, :, 0].astype(np.int64), self.norms[:, :, 1]
-        positive, negative = (norms + sums) // 2, (sums - norms) // 2
+        # At most 2**15 codes of 128 in a group and activations of 255 stay below 2**30.
+        positive, negative = self.norms[:, :, 0], self.norms[:, :, 1]
         low = positive * a_range[0] + negative * a_range[1]
         high = positive * a_range[1] + negative * a_range[0]
         return signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
 
 
-def _packed_columns(
-    path: str, w: QuantizedTensor, codes: NDArray, order: Order, width: int
-) -> _Columns:
-    n, k = codes.shape
-    step = order.column
-    length, panels, groups = int(order.ends(k)[-1]), -(-n // width), -(-k // step)
-    element = np.float64 if order.codes == "doubles" else np.int32
-    packed = aligned_empty((panels, length // order.group * width), element)
-    mask = 0 if order.codes == "bytes" else -1
-    pack_panels(path, codes, order, order.codes, width, packed, mask=mask)
-    none = np.zeros((panels, 0), np.int32)
-    return _Columns(
-        order=order,
-        dot=order.codes,
-        groups=groups,
-        chunks=1,
-        inner=step,
-        step=step,
-        unit=1.0,
-        shape=(n, k),
-        w=packed,
-        scales=_panel_scales(w, step, groups, panels, width),
-        start=none,
-        offsets=none,
-        norms=none,
-    )
-
-
 def _panel_scales(
-    tensor: QuantizedTensor, step: int, groups: int, panels: int, width: int
+    tensor: QuantizedTensor, plan: _Plan, panels: int, width: int
 ) -> NDArray[np.float32]:
-    """Scales of `groups` stretches of `step` codes, (panels, groups, width); 0 beyond the rows."""
-    rows, k = tensor.shape
+    """Scales of all groups of K, (panels, groups, width); 0 beyond the rows."""
+    (rows, k), groups = tensor.shape, plan.groups
     scales = tensor.group_scales
-    of_group = np.arange(groups) * step // tensor.format.group_width(k)
-    if scales.shape[1] != groups:
-        scales = scales[:, of_group]
+    if scales.shape[1] not in (1, groups):
+        scales = scales[:, np.arange(groups) * plan.step // tensor.format.group_width(k)]
     if 1 < len(scales) < rows:
         scales = np.repeat(scales, tensor.format.group_size or 1, axis=0)[:rows]
-    padded = np.zeros((panels * width, groups), np.float32)
-    padded[:rows] = scales
+    padded = np.empty((panels * width, groups), np.float32)
+    padded[:rows], padded[rows:] = scales, 0
     return np.ascontiguousarray(padded.reshape(panels, width, groups).transpose(0, 2, 1))
 
 
-def _run(
-    path: str, x: QuantizedTensor, codes: NDArray, weight: _Columns, *, measure: bool
-) -> tuple[NDArray[np.float32], int, int, bool]:
-    """y, the lowest and highest sum (0 included), and whether all of y is finite."""
-    from loraq_sim.kernels.scaled_tile import ScaledArguments
-    from loraq_sim.kernels.tiles import scaled_kernel
+# No product of norms is as small: all groups are measured.
+_ALL = -1.0
 
-    dot = "doubles" if weight.dot == "doubles" else "codes"
-    kernel = scaled_kernel(path, dot, measure=measure)
-    shape = kernel.shape
-    m, panels = len(codes), len(weight.w)
-    row_panels = -(-m // shape.rows)
-    scales = _panel_scales(x, weight.step, weight.groups, row_panels, shape.rows)
-    out = aligned_empty((row_panels * shape.rows, panels * shape.width), np.float32)
-    spare = scratch("spare", (shape.rows, shape.width), np.float32)
-    found = np.zeros((3, shape.instructions.lanes), np.int32)
-    words = weight.w.shape[1] // shape.width * shape.rows
-    block = block_panels(row_panels, words * weight.w.itemsize // 4, 1)
-    packed = scratch("packed", (block, words), weight.w.dtype)
-    mask = -1 if weight.dot != "bytes" else 0 if codes.dtype == np.uint8 else FLIP
-    if codes.dtype == np.uint8 and weight.dot == "words":
-        mask = 255
-    for first in range(0, row_panels, block):
-        count = min(block, row_panels - first)
-        rows = slice(first * shape.rows, (first + count) * shape.rows)
-        pack_panels(
-            path, codes[rows], weight.order, weight.dot, shape.rows, packed[:count], mask=mask
-        )
+
+class _Rows:
+    """The activations of one GEMM; `codes` are those of `x` or what they stand for."""
+
+    def __init__(self, plan: _Plan, x: QuantizedTensor, codes: NDArray, weight: _Columns) -> None:
+        self._plan, self._codes, self._weight = plan, codes, weight
+        shape = plan.kernel.shape
+        self._panels = -(-len(codes) // shape.rows)
+        size = self._panels * shape.rows, len(weight.w) * shape.width
+        self._scales = _panel_scales(x, plan, self._panels, shape.rows)
+        self._norms = (np.zeros((1, plan.groups), np.float32),) * 2
+        self._out = aligned_empty(size, np.float32)
+        self._found = np.zeros((3, shape.instructions.lanes), np.int32)
+
+    def run(self) -> tuple[NDArray[np.float32], int, int, bool]:
+        """y (M, N), the lowest and highest sum measured, 0 included, and whether all is finite.
+
+        Where norms pay, some rows are measured in full, and of the others what goes beyond.
+        """
+        panels, weight = self._panels, self._weight
+        some = panels // _SAMPLED + 1
+        if not self._plan.kernel.shape.measure or self._codes.size * len(weight.w) < _WORTH_NORMS:
+            some = panels
+        self._run(0, some, _ALL, _ALL)
+        if some < panels:
+            rows = self._plan.kernel.shape.rows
+            self._norms = _row_norms(self._codes, self._plan, rows), _column_norms(weight)
+            low, high, _ = self._seen()
+            # Sums within these limits change neither the width nor whether anything overflows.
+            limit = 2.0 ** (signed_width(low, high) - 1) - 1
+            # In most tiles whole sums reach some two thirds as far as the largest of them all.
+            self._run(some, panels, limit, 2 * limit - 2 / 3 * max(high, -low))
+        y = self._out[: len(self._codes), : weight.shape[0]]
+        return np.ascontiguousarray(y), *self._seen()
+
+    def _seen(self) -> tuple[int, int, bool]:
+        low, high, bits = self._found
+        return int(low.min()), int(high.max()), int(bits.max()) < _INFINITY
+
+    def _run(self, first: int, stop: int, limit: float, sure: float) -> None:
+        """Compute row panels, in blocks that packed stay in an outer cache."""
+        plan, weight = self._plan, self._weight
+        words = plan.steps * plan.kernel.shape.rows
+        most = max(1, _BLOCK_BYTES // (words * weight.w.itemsize))
+        # The products are rounded: the last bits of the limit do not count.
+        given = np.array([weight.unit, limit * (1 - 2.0**-20), sure], np.float32)
+        for begin in range(first, stop, most):
+            count = min(most, stop - begin)
+            packed = scratch("packed", (count, words), weight.w.dtype)
+            self._run_block(begin, packed, given.view(np.int32).tolist())
+
+    def _run_block(self, first: int, packed: NDArray, bits: list[int]) -> None:
+        from loraq_sim.kernels.scaled_tile import ScaledArguments
+
+        plan, weight, scales = self._plan, self._weight, self._scales
+        shape, (x_norms, w_norms) = plan.kernel.shape, self._norms
+        rows = slice(first * shape.rows, (first + len(packed)) * shape.rows)
+        unsigned = self._codes.dtype == np.uint8
+        mask = 255 if unsigned else -1
+        if plan.dot == "bytes":
+            mask = 0 if unsigned else FLIP
+        codes = self._codes[rows]
+        pack_panels(plan.path, codes, plan.order, plan.dot, shape.rows, packed, mask=mask)
+        spare = scratch("spare", (shape.rows, shape.width), np.float32)
+        known = len(x_norms) > 1
         arguments = ScaledArguments(
             a=address_of(packed),
             a_stride=packed.strides[0],
@@ -324,22 +377,40 @@ def _run(
             offsets=address_of(weight.offsets),
             offsets_stride=weight.offsets.strides[0],
             spare=address_of(spare),
-            unit=int(np.float32(weight.unit).view(np.uint32)),
-            statistics=address_of(found),
-            out=address_of(out) + rows.start * out.strides[0],
-            out_row=out.strides[0],
-            row_panels=count,
+            unit=bits[0],
+            x_norm=address_of(x_norms) + known * first * x_norms.strides[0],
+            x_norm_stride=known * x_norms.strides[0],
+            w_norm=address_of(w_norms),
+            w_norm_stride=known * w_norms.strides[0],
+            limit=bits[1],
+            sure=bits[2],
+            statistics=address_of(self._found),
+            out=address_of(self._out) + rows.start * self._out.strides[0],
+            out_row=self._out.strides[0],
+            row_panels=len(packed),
             first_panel=0,
-            column_panels=panels,
-            groups=weight.groups,
-            chunks=weight.chunks,
-            inner=weight.inner,
+            column_panels=len(weight.w),
+            groups=plan.groups,
+            chunks=plan.chunks,
+            inner=plan.inner,
         )
-        kernel.run(arguments)
-    finite = int(found[2].max()) < _INFINITY
-    y = np.ascontiguousarray(out[:m, : weight.shape[0]])
-    return y, int(found[0].min()), int(found[1].max()), finite
+        plan.kernel.run(arguments)
 
 
-# Bits of the float32 infinity.
-_INFINITY = 0x7F800000
+def _row_norms(codes: NDArray, plan: _Plan, rows: int) -> NDArray[np.float32]:
+    """Largest L2 norm of the codes of a group in each panel of rows, (panels, groups)."""
+    from loraq_sim.kernels.round_groups import group_squares
+
+    squares = np.empty((len(codes), plan.groups), np.int32)
+    group_squares(np.ascontiguousarray(codes), plan.step, squares)
+    return _roots(np.maximum.reduceat(squares, np.arange(0, len(codes), rows), axis=0))
+
+
+def _column_norms(weight: _Columns) -> NDArray[np.float32]:
+    """Largest L2 norm of the codes of a group in each panel of columns, (panels, groups)."""
+    return _roots(weight.norms[:, :, 2].max(axis=2))
+
+
+def _roots(squares: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Square roots, none too small."""
+    return np.sqrt(squares.astype(np.float64)).astype(np.float32) * np.float32(1 + 2.0**-22)

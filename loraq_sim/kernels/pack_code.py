@@ -43,8 +43,7 @@ class PackShape(NamedTuple):
     @property
     def block(self) -> int:
         """Rows and steps of the square that is transposed at once."""
-        most = 8 if self.kind == "doubles" else 16
-        return max(n for n in (1, 2, 4, 8, 16) if n <= min(self.rows, most))
+        return 1 << (min(self.rows, 8 if self.kind == "doubles" else 16).bit_length() - 1)
 
     @property
     def block_bytes(self) -> int:

@@ -30,7 +30,7 @@ import numpy as np
 from loraq_sim.kernels.jit import njit
 
 __all__ = [
-    *("group_extremes", "quantize_groups", "round_around"),
+    *("quantize_groups", "round_around"),
     *("range_direction", "round_residual", "round_residual_e2m1"),
 ]
 
@@ -64,30 +64,6 @@ def _group_error(values, n, scale, lo, hi, lanes):
         miss = x - q * scale
         error += miss * miss
     return error
-
-
-@njit(cache=True, fastmath={"nnan", "nsz"})
-def group_extremes(x, group, extremes):
-    """Write the signed element of largest magnitude of each group, the positive one on ties.
-
-    Parameters
-    ----------
-    x : ndarray of shape (rows, K), float32
-    group : int
-        Elements per scale; the last group of a row may be short.
-    extremes : ndarray of shape (rows, groups), float32
-        Written in place.
-    """
-    k = x.shape[1]
-    for i in range(x.shape[0]):
-        row = x[i]
-        for g in range(extremes.shape[1]):
-            top = np.float32(0)
-            bottom = np.float32(0)
-            for value in row[g * group : min(g * group + group, k)]:
-                top = max(top, value)
-                bottom = min(bottom, value)
-            extremes[i, g] = top if top >= -bottom else bottom
 
 
 @njit(cache=True)

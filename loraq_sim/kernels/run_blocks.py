@@ -6,8 +6,7 @@ the next block of rows, packs it and takes its columns unit by unit; when no blo
 units of the blocks that others are still at.
 
 Partial sums meet here as well: `merge_exact` and `merge_limited` add the accumulators of an array
-under its overflow rule, `add_partials` the columns of a two-level array to its wide accumulator,
-`add_scaled` the passes of scale groups in floating point.
+under its overflow rule, `add_partials` the columns of a two-level array to its wide accumulator.
 """
 
 import numpy as np
@@ -21,41 +20,8 @@ from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [
     *("DONE", "REFUSED", "run_blocks"),
-    *("add_partials", "add_scaled", "merge_exact", "merge_limited"),
+    *("add_partials", "merge_exact", "merge_limited"),
 ]
-
-_HALF, _ONE, _KEPT = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF0000)
-_SHIFT = np.uint32(16)
-
-
-@njit(cache=True, nogil=True)
-def _to_bf16(row):
-    """Round float32 values to bfloat16 in place, half to even; NaN stays NaN."""
-    bits = row.view(np.uint32)
-    for n in range(row.size):
-        value = bits[n]
-        nearest = np.uint32(value + _HALF + np.uint32((value >> _SHIFT) & _ONE)) & _KEPT
-        bits[n] = nearest if row[n] == row[n] else value
-
-
-@njit(cache=True, nogil=True)
-def add_scaled(acc, x_scale, w_scale, bf16, total):
-    """total[m, n] += fl32(acc[m, n]) * fl32(x_scale[m] * w_scale[n]), each step rounded to float32.
-
-    acc (M, N) int32; x_scale (M,) and w_scale (N,) float32; total (M, N) float32, in place. With
-    `bf16` the product and the sum are rounded to bfloat16 as well.
-    """
-    partial = np.empty(acc.shape[1], np.float32)
-    for m in range(acc.shape[0]):
-        row, kept, scale = acc[m], total[m], x_scale[m]
-        for n in range(row.size):
-            partial[n] = np.float32(row[n]) * np.float32(scale * w_scale[n])
-        if bf16:
-            _to_bf16(partial)
-        for n in range(row.size):
-            kept[n] = np.float32(kept[n] + partial[n])
-        if bf16:
-            _to_bf16(kept)
 
 
 @njit(cache=True, nogil=True)

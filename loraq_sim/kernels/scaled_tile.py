@@ -7,13 +7,17 @@ For each output, in order of K::
         acc = start of the column; for each chunk: acc += dot of the chunk
         y = fl32(y + fl32(fl32(acc) * fl32(x_scale * w_scale)))
 
-The sums of a group never leave registers. ``measure`` also keeps the extreme sums after each chunk.
-Other tiles are for small floats, as integers: acc counts in units of a power of two.
+The sums of a group never leave registers. ``measure`` also keeps the extreme sums after each chunk,
+unless a limit is proved to hold them. By Cauchy and Schwarz no sum exceeds the product of the norms
+n of all codes of the group. A sum p after some chunks and the rest s - p, s being the whole sum,
+have |p| + |s - p| <= n as well, and so |p| <= (n + |s|) / 2. Only where both exceed the limit a
+group runs again, chunk by chunk. Other tiles are for small floats, as integers: acc counts in units
+of a power of two.
 
 `ColumnCode` says of the weights what that takes: sums of each group, its chunks and its squares.
 """
 
-from functools import partial, reduce
+from collections.abc import Callable
 from typing import NamedTuple
 
 from llvmlite import ir
@@ -74,6 +78,10 @@ class ScaledArguments(NamedTuple):
     offsets, offsets_stride : int32 (groups * chunks, width) of each column panel
     spare : rows x width float32 for the tile at work
     unit : bits of the float32 that a sum of 1 is worth; tiles that measure do not read it
+    x_norm, x_norm_stride, w_norm, w_norm_stride : float32 (groups,) of each panel, no smaller than
+        the L2 norm of its codes; only tiles that measure read them
+    limit : bits of a float32: sums of no greater magnitude need not be measured
+    sure : bits of a float32: groups whose norms reach beyond are measured in the first place
     statistics : int32 (3, lanes), read and written: lowest and highest sums, and the largest bits
         of a result without their sign
     out, out_row : float32 result and the bytes of a row; whole tiles
@@ -94,6 +102,12 @@ class ScaledArguments(NamedTuple):
     offsets_stride: int
     spare: int
     unit: int
+    x_norm: int
+    x_norm_stride: int
+    w_norm: int
+    w_norm_stride: int
+    limit: int
+    sure: int
     statistics: int
     out: int
     out_row: int
@@ -117,7 +131,10 @@ class ScaledCode:
         self.floats = ir.VectorType(F32, self.ops.lanes)
         self.ints = ir.VectorType(I32, self.ops.lanes)
         self.step = F64 if self.ops.dot == "doubles" else I32
-        unit = builder.bitcast(builder.trunc(self.given.unit, I32), F32)
+        unit, self.limit, self.sure = (
+            builder.bitcast(builder.trunc(bits, I32), F32)
+            for bits in (self.given.unit, self.given.limit, self.given.sure)
+        )
         self.unit = broadcast(builder, unit, self.ops.lanes)
 
     def emit(self) -> None:
@@ -145,13 +162,21 @@ class ScaledCode:
             self._at(given.w_scale, j, given.column_stride),
             self._at(given.start, j, given.column_stride),
         ]
+        self.norms = (
+            self._at(given.x_norm, i, given.x_norm_stride),
+            self._at(given.w_norm, j, given.w_norm_stride),
+        )
         groups = Loop(builder, given.groups, [*at, *found])
         a, w, offsets, x_scale, w_scale, start, *found = groups.values
-        acc = [ir.Constant(self.ops.accumulator, None)] * shape.vectors
-        if self.step == I32:
-            acc = [load(builder, self.ints, start, x) for x in self._columns()]
-        acc = acc * shape.rows
-        a, w, offsets, acc, found = self._group(a, w, offsets, acc, found)
+        before, steps = (a, w, offsets, start), builder.mul(given.chunks, given.inner)
+        if shape.measure:
+            acc, found = self._measured_group(groups.counter, before, found)
+            a = builder.add(a, builder.mul(steps, I64(4 * shape.rows)))
+            w = builder.add(w, builder.mul(steps, I64(shape.vectors * self.bytes)))
+            row = builder.mul(given.chunks, I64(4 * shape.width))
+            offsets = builder.add(offsets, row)
+        else:
+            a, w, acc = self._dots(a, w, steps, self._starts(start))
         self._add_scaled(acc, x_scale, w_scale, places)
         x_scale = builder.add(x_scale, I64(4 * shape.rows))
         w_scale, start = (builder.add(x, I64(4 * shape.width)) for x in (w_scale, start))
@@ -168,21 +193,66 @@ class ScaledCode:
             size = self.ops.largest(builder, size, bits)
         return [low, high, size]
 
-    def _group(self, a, w, offsets, acc, found):
-        """The chunks of one group."""
-        builder, given = self.builder, self.given
-        if not self.shape.measure:
-            return *self._dots(a, w, builder.mul(given.chunks, given.inner), acc, offsets), found
-        chunks = Loop(builder, given.chunks, [a, w, offsets, *acc, *found])
-        a, w, offsets, *state = chunks.values
-        acc, found = state[: len(acc)], state[len(acc) :]
-        a, w, offsets, acc = self._dots(a, w, given.inner, acc, offsets)
-        found = self._measured(acc, offsets, found)
-        offsets = builder.add(offsets, I64(4 * self.shape.width))
-        a, w, offsets, *state = chunks.end([a, w, offsets, *acc, *found])
-        return a, w, offsets, state[: len(acc)], state[len(acc) :]
+    def _measured_group(self, number, at, found):
+        """Sums of one group, `at` its A, W, offsets and start, and the extremes; see the module.
 
-    def _dots(self, a, w, count, acc, offsets):
+        Loops of one turn or none stand for questions.
+        """
+        builder, given = self.builder, self.given
+        *extremes, size = found
+        here = builder.mul(number, I64(4))
+        x_norm, w_norm = (load(builder, F32, builder.add(x, here), 0) for x in self.norms)
+        reach = builder.fmul(x_norm, w_norm)
+        at_once = builder.fcmp_unordered(">", reach, self.sure)
+        steps = builder.mul(given.chunks, given.inner)
+        a, w, _, start = at
+        _, _, sums = self._dots(a, w, builder.select(at_once, I64(0), steps), self._starts(start))
+        chunks = builder.select(at_once, given.chunks, I64(0))
+        sums, extremes = self._chunks(at, chunks, sums, extremes)
+        later = builder.and_(builder.fcmp_unordered(">", reach, self.limit), builder.not_(at_once))
+        asked = Loop(builder, builder.zext(later, I64), extremes)
+        least, most = (self._best(pick, sums) for pick in self._picks())
+        extremes = [
+            pick(builder, x, y)
+            for pick, x, y in zip(self._picks(), asked.values, (least, most), strict=True)
+        ]
+        largest = builder.sitofp(self.ops.largest(builder, most, builder.neg(least)), self.floats)
+        room = builder.fsub(builder.fadd(self.limit, self.limit), reach)
+        beyond = builder.fcmp_unordered(">", largest, broadcast(builder, room, self.ops.lanes))
+        lanes = ir.IntType(self.ops.lanes)
+        some = builder.icmp_signed("!=", builder.bitcast(beyond, lanes), lanes(0))
+        chunks = builder.select(some, given.chunks, I64(0))
+        _, extremes = self._chunks(at, chunks, self._starts(start), extremes)
+        return sums, [*asked.end(extremes), size]
+
+    def _chunks(self, at, count, acc, extremes):
+        """Sums after `count` chunks of a group, and the extremes after each."""
+        builder, held = self.builder, len(acc)
+        loop = Loop(builder, count, [*at[:3], *acc, *extremes])
+        a, w, offsets, *state = loop.values
+        a, w, acc = self._dots(a, w, self.given.inner, state[:held])
+        extremes = self._measured(acc, offsets, state[held:])
+        offsets = builder.add(offsets, I64(4 * self.shape.width))
+        _, _, _, *state = loop.end([a, w, offsets, *acc, *extremes])
+        return state[:held], state[held:]
+
+    def _best(self, pick: Callable, values: Vectors) -> ir.Value:
+        """Pick one of all, pair by pair: a chain would wait for each of its steps."""
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2], strict=False)
+            values = [pick(self.builder, x, y) for x, y in pairs] + values[len(values) & ~1 :]
+        return values[0]
+
+    def _picks(self) -> tuple[Callable, Callable]:
+        return self.ops.smallest, self.ops.largest
+
+    def _starts(self, start: ir.Value) -> Vectors:
+        """Accumulators of a group before its first product."""
+        if self.step == F64:
+            return [ir.Constant(self.ops.accumulator, None)] * self.shape.vectors * self.shape.rows
+        return [load(self.builder, self.ints, start, x) for x in self._columns()] * self.shape.rows
+
+    def _dots(self, a, w, count, acc):
         builder, shape = self.builder, self.shape
         steps = Loop(builder, count, [a, w, *acc])
         a, w, *acc = steps.values
@@ -199,19 +269,19 @@ class ScaledCode:
         a = builder.add(a, I64(size * shape.rows))
         w = builder.add(w, I64(shape.vectors * self.bytes))
         a, w, *acc = steps.end([a, w, *summed])
-        return a, w, offsets, acc
+        return a, w, acc
 
     def _measured(self, acc: Vectors, offsets: ir.Value, found: Vectors) -> Vectors:
         """Extreme sums of all columns; all rows share the offset of a column."""
         builder, vectors = self.builder, self.shape.vectors
         moved = [load(builder, self.ints, offsets, x) for x in self._columns()]
         kept = []
-        for pick, best in zip((self.ops.smallest, self.ops.largest), found, strict=False):
+        for pick, best in zip(self._picks(), found, strict=True):
             for v in range(vectors):
-                column = reduce(partial(pick, builder), acc[v::vectors])
+                column = self._best(pick, acc[v::vectors])
                 best = pick(builder, best, builder.sub(column, moved[v]))
             kept.append(best)
-        return [*kept, found[2]]
+        return kept
 
     def _add_scaled(self, acc, x_scale, w_scale, places) -> None:
         builder, vectors = self.builder, self.shape.vectors
@@ -255,7 +325,8 @@ class ColumnArguments(NamedTuple):
     start : int32 (panels, groups, width), written: -offset times the sum of each group
     offsets : int32 (panels, groups, chunks, width), written: `start` plus offset times the sum
         after each chunk
-    norms : int32 (panels, groups, 3, width), written: sums, L1 norms and squared L2 norms
+    norms : int32 (panels, groups, 3, width), written: sums of positive codes, of negative ones, and
+        squared L2 norms
     offset : what every code of A is raised by
     panels, groups, chunks, inner : as of `ScaledArguments`
     """
@@ -302,11 +373,11 @@ class ColumnCode:
             dwords = load(builder, kind, w, x)
             sums[v::vectors] = self._added(sums[v::vectors], dwords)
         w, *sums = steps.end([builder.add(w, I64(4 * width)), *sums])
-        moved = [builder.mul(x, offset) for x in sums[:vectors]]
+        moved = [builder.mul(x, offset) for x in self._whole(sums)]
         for value, x in zip(moved, at, strict=True):
             store(builder, value, offsets, x)
         w, offsets, *sums = chunks.end([w, builder.add(offsets, I64(4 * width)), *sums])
-        starts = [builder.neg(builder.mul(x, offset)) for x in sums[:vectors]]
+        starts = [builder.neg(builder.mul(x, offset)) for x in self._whole(sums)]
         for value, x in zip(starts, at, strict=True):
             store(builder, value, start, x)
         written = Loop(builder, given.chunks, [groups.values[2]])
@@ -321,19 +392,25 @@ class ColumnCode:
         _, start, offsets, norms = groups.end([w, start, offsets, norms])
         panels.end([start, offsets, norms])
 
+    def _whole(self, sums: Vectors) -> Vectors:
+        vectors = self.shape.vectors
+        pairs = zip(sums[:vectors], sums[vectors : 2 * vectors], strict=True)
+        return [self.builder.add(x, y) for x, y in pairs]
+
     def _added(self, sums: Vectors, dwords: ir.Value) -> Vectors:
-        """Sum, L1 norm and squared L2 norm of each lane, with those of the codes in `dwords`."""
+        """What `norms` holds of each lane, with the codes in `dwords` added."""
         builder, kind = self.builder, self.words.operand
         codes = builder.bitcast(dwords, kind)
         parts = [codes]
         if self.shape.instructions.dot == "bytes":
             byte = broadcast(builder, I16(8), kind.count)
             parts = [builder.ashr(x, byte) for x in (builder.shl(codes, byte), codes)]
-        ones = broadcast(builder, I16(1), kind.count)
-        total, norm, square = sums
+        ones, zero = broadcast(builder, I16(1), kind.count), ir.Constant(kind, None)
+        above, below, square = sums
         for part in parts:
-            size = self.words.largest(builder, part, builder.neg(part))
-            total = self.words.multiply_add(builder, total, ones, part)
-            norm = self.words.multiply_add(builder, norm, ones, size)
+            positive = self.words.largest(builder, part, zero)
+            negative = self.words.smallest(builder, part, zero)
+            above = self.words.multiply_add(builder, above, ones, positive)
+            below = self.words.multiply_add(builder, below, ones, negative)
             square = self.words.multiply_add(builder, square, part, part)
-        return [total, norm, square]
+        return [above, below, square]

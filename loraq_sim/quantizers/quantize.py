@@ -45,10 +45,12 @@ from loraq_sim.layers import as_array, is_floating
 from loraq_sim.quantizers.around_zero import checked_zeros, quantize_around_zero
 from loraq_sim.quantizers.tensor import (
     QuantizedTensor,
+    all_finite,
     as_rows,
     clip_ratios,
     float_dtype,
     group_amax,
+    group_extremes,
     padded_groups,
     round_scales,
     scale_of_tensor,
@@ -106,6 +108,16 @@ def quantize(
         raise InputError(unknown_name("scale rule", rule, SCALE_RULES))
     values = _checked(x)
     zeros = None if zero is None else checked_zeros(zero, fmt, values.shape)
+    return _quantized(values, fmt, rule, zeros)
+
+
+def _quantized(
+    values: NDArray[np.float32],
+    fmt: Format,
+    rule: str | None,
+    zeros: NDArray[np.integer] | None = None,
+) -> QuantizedTensor:
+    """Quantize finite `values` (..., K), C-contiguous; `zeros` are checked."""
     if fmt.element.is_plain_float:
         return _cast(values, fmt)
     if fmt.granularity == "block":
@@ -163,8 +175,8 @@ def _checked(x: np.ndarray) -> np.ndarray:
             f"{values.dtype} of shape {values.shape}"
         )
     values = np.ascontiguousarray(values, dtype=np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
+    if not all_finite(values):
+        finite = np.isfinite(values)
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise InputError(
             f"cannot quantize {values.size - int(finite.sum())} non-finite values; "
@@ -189,11 +201,11 @@ def quantize_rounded(
     rounding: str = "conv_even",
     rule: str | None = None,
 ) -> QuantizedTensor:
-    """Quantize rows as a data path does; integer codes are rounded in the mode.
+    """Quantize finite rows as a data path does; integer codes are rounded in the mode.
 
     Parameters
     ----------
-    x : ndarray of shape (M, K), floating
+    x : ndarray of shape (M, K), float32, finite
     fmt : str or Format
         Float elements are rounded to nearest even whatever the mode.
     rounding : str
@@ -202,7 +214,7 @@ def quantize_rounded(
         Scale rule, as for `quantize`: ``absmax`` or ``signed_absmax`` where a machine is meant.
     """
     mode, fmt = parse_rounding(rounding), parse_format(fmt)
-    stored = quantize(x, fmt, rule=rule)
+    stored = _quantized(np.ascontiguousarray(x, np.float32), fmt, rule)
     if mode is Rounding.CONV_EVEN or not fmt.element.is_integer:
         return stored
     per_element = spread(stored.group_scales, fmt, x.shape)
@@ -266,16 +278,13 @@ def quantize_near(
 def _quantize_symmetric(
     values: np.ndarray, fmt: Format, rule: str, near: np.ndarray | None = None
 ) -> QuantizedTensor:
-    from loraq_sim.kernels.quantize import group_extremes, quantize_groups
-
     element = fmt.element
     if rule.startswith("signed") and fmt.scale_format.name == "e8m0":
         raise InputError(
             f"{fmt}: e8m0 scales have no sign; use the rule {rule.removeprefix('signed_')!r}"
         )
     rows, group = as_rows(values, fmt)
-    extreme = np.empty((len(rows), -(-rows.shape[1] // group)), dtype=np.float32)
-    group_extremes(rows, group, extreme)
+    extreme = group_extremes(rows, group)
     steps = np.abs(extreme) / np.float32(element.hi)
     unit = unit_of_tensor(float(np.abs(extreme).max()), fmt)
     if rule == "absmax":
@@ -297,11 +306,15 @@ def _quantize_symmetric(
         # Where there is none the first cold candidate stands in: zero would end the search.
         around = np.where(around == 0, candidates[:, :, :1], around)
         candidates = np.concatenate([candidates, around], axis=2)
-    codes = np.empty(rows.shape, dtype=np.int16 if element.bits == 16 else np.int8)
-    scales = np.empty(steps.shape, dtype=np.float32)
-    quantize_groups(
-        rows, candidates, group, np.float32(element.lo), np.float32(element.hi), codes, scales
-    )
+    scales = np.ascontiguousarray(candidates[:, :, 0])
+    if candidates.shape[2] == 1:
+        codes = _rounded(rows, scales, group, fmt)
+    else:
+        from loraq_sim.kernels.quantize import quantize_groups
+
+        codes = np.empty(rows.shape, _code_dtype(fmt))
+        ends = np.float32(element.lo), np.float32(element.hi)
+        quantize_groups(rows, candidates, group, *ends, codes, scales)
     return QuantizedTensor(
         codes=codes.reshape(values.shape),
         scales=scales.reshape(fmt.scale_shape(values.shape)),
@@ -327,14 +340,41 @@ def _quantize_block(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTens
         candidates = _e4m3_candidates(amax, fmt, rule, tensor_scale)
     else:
         candidates = _power_candidates(amax, fmt, rule)
-    candidates = candidates * scale_unit(fmt, tensor_scale)
-    codes, scales = _best(rows, group, candidates.astype(np.float32), fmt)
+    candidates = (candidates * scale_unit(fmt, tensor_scale)).astype(np.float32)
+    if candidates.shape[2] == 1:
+        scales = np.ascontiguousarray(candidates[:, :, 0])
+        codes = _rounded(rows, scales, group, fmt)
+    else:
+        codes, scales = _best(rows, group, candidates, fmt)
     return QuantizedTensor(
         codes=codes.reshape(values.shape),
         scales=scales.reshape(fmt.scale_shape(values.shape)),
         format=fmt,
         tensor_scale=tensor_scale,
     )
+
+
+def _code_dtype(fmt: Format) -> np.dtype:
+    if fmt.element.is_integer:
+        return np.dtype(np.int16 if fmt.element.bits == 16 else np.int8)
+    return float_dtype(fmt)
+
+
+def _rounded(rows: np.ndarray, scales: np.ndarray, group: int, fmt: Format) -> np.ndarray:
+    """Codes (rows, K) under known scales (rows, groups): nearest, ties to even, saturated."""
+    from loraq_sim.kernels.round_groups import encode_groups, round_groups
+
+    codes, element = np.empty(rows.shape, _code_dtype(fmt)), fmt.element
+    if element.is_integer:
+        ends = np.float32(element.lo), np.float32(element.hi)
+        round_groups(rows, scales, group, *ends, codes)
+        return codes
+    import ml_dtypes
+
+    info = ml_dtypes.finfo(codes.dtype)
+    layout = tuple(np.int32(x) for x in (info.nmant, 1 - info.minexp, element.bits))
+    encode_groups(rows, scales, group, _largest(fmt), layout, codes.view(np.uint8))
+    return codes
 
 
 def _largest(fmt: Format) -> np.float32:
@@ -388,7 +428,7 @@ def _best(
         codes = np.where(better[:, :, None], rounded, codes)
         scales = np.where(better, scale, scales)
     flat = codes.reshape(rows.shape[0], -1)[:, : rows.shape[1]]
-    return flat.astype(np.int8 if fmt.element.is_integer else float_dtype(fmt)), scales
+    return flat.astype(_code_dtype(fmt)), scales
 
 
 def _round(scaled: np.ndarray, fmt: Format) -> np.ndarray:

@@ -8,12 +8,14 @@ their own format, rounded to it before any code is computed.
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format, ScaleFormat, parse_format
 
 __all__ = [
-    *("QuantizedTensor", "as_rows", "float_dtype", "group_amax", "group_ends", "padded_groups"),
+    *("QuantizedTensor", "all_finite", "as_rows", "float_dtype"),
+    *("group_amax", "group_ends", "group_extremes", "padded_groups"),
     *("round_scales", "scale_of_tensor", "scale_unit", "scales_from_bytes", "scales_to_bytes"),
     *("clip_ratios", "pack_rows", "spread", "stored_scales", "unit_of_tensor", "unpack_rows"),
 ]
@@ -321,6 +323,20 @@ class QuantizedTensor:
             zero_points=None if zeros is None else np.ascontiguousarray(zeros.T),
         )
 
+    def rows(self, picked: NDArray[np.integer]) -> "QuantizedTensor":
+        """Some rows of a matrix, with the scales they are stored under."""
+        one = self.by_rows()
+
+        def of_rows(stored: np.ndarray | None) -> np.ndarray | None:
+            return stored if stored is None or len(stored) < len(one.codes) else stored[picked]
+
+        return replace(
+            one,
+            codes=one.codes[picked],
+            scales=of_rows(one.scales),
+            zero_points=of_rows(one.zero_points),
+        )
+
     def by_rows(self) -> "QuantizedTensor":
         """The same values with scales (and zero points) for each row: ``bN`` read as ``gN``."""
         if self.format.granularity != "block":
@@ -391,6 +407,12 @@ def padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, pad))).reshape(rows.shape[0], -1, group)
 
 
+def group_extremes(rows: np.ndarray, group: int) -> np.ndarray:
+    """The signed element of largest magnitude of each group, (rows, groups) float32."""
+    low, high = group_ends(rows, group)
+    return np.where(high >= -low, high, low)
+
+
 def group_amax(rows: np.ndarray, group: int) -> np.ndarray:
     """The largest magnitude of each group, (rows, groups) float32."""
     low, high = group_ends(rows, group)
@@ -398,8 +420,24 @@ def group_amax(rows: np.ndarray, group: int) -> np.ndarray:
 
 
 def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest element of each group, zero included, (rows, groups) each."""
-    starts = np.arange(0, rows.shape[1], group)
-    high = np.maximum.reduceat(rows, starts, axis=1)
-    low = np.minimum.reduceat(rows, starts, axis=1)
-    return np.minimum(low, 0), np.maximum(high, 0)
+    """The smallest and the largest element of each group of finite float32 `rows`, zero included.
+
+    (rows, groups) each.
+    """
+    from loraq_sim.kernels.round_groups import group_ranges
+
+    shape = len(rows), -(-rows.shape[1] // group)
+    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    values = np.ascontiguousarray(rows, np.float32)
+    group_ranges(values.view(np.int32), group, low.view(np.int32), high.view(np.int32))
+    return low, high
+
+
+def all_finite(values: NDArray[np.float32]) -> bool:
+    """Whether no value is infinite or NaN, without an array of answers."""
+    from loraq_sim.kernels.round_groups import largest_bits
+
+    return bool(largest_bits(np.ascontiguousarray(values).reshape(-1).view(np.int32)) < _INFINITY)
+
+
+_INFINITY = int(np.float32(np.inf).view(np.int32))
