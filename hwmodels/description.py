@@ -324,6 +324,8 @@ class Datapath(Block):
     the requantization step; `combine` is the precision in which group partial sums are added;
     `p_format` and `out_format` are what kernels write P and the output in today; `zero_point` says
     where the correction of zero points enters: as the initial value of the accumulator, or after.
+    `tensor_core` names the published rule by which float instructions of this machine add; the
+    emulator follows it where its combine step is that name.
     """
 
     acc_bits: Annotated[int, Field(ge=8, le=64)]
@@ -332,6 +334,7 @@ class Datapath(Block):
     accumulators: Count
     tree_bits: Annotated[int, Field(ge=8, le=64)] | None = None
     combine: Literal["fp32", "bf16", "fp16"]
+    tensor_core: Literal["turing", "ampere", "ada", "hopper", "blackwell", "cdna3"] | None = None
     rounding: Literal[
         "floor", "ceil", "symmetric_floor", "symmetric_ceil", "negative_inf",
         "positive_inf", "symmetric_zero", "symmetric_inf", "conv_even", "conv_odd",

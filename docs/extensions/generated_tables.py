@@ -149,6 +149,20 @@ def _array_presets() -> str:
     return table(("preset", "array", "requantization", "source", "confidence"), rows)
 
 
+def _runtimes() -> str:
+    from loraq_sim.emulator.runtimes import list_runtimes, runtime_of
+
+    rows = []
+    for name in list_runtimes():
+        runtime = runtime_of(name)
+        after = {"initial": "initial value", "after": "after the sums"}[runtime.zero_correction]
+        checked = runtime.checked or "not run here: from its source"
+        row = (f"`{name}`", f"`{runtime.rule}`", runtime.scales, runtime.bias, after, checked)
+        rows.append((*row, runtime.source))
+    head = ("runtime", "rule", "multiplier", "bias", "operands' zero points", "compared with")
+    return table((*head, "source"), rows)
+
+
 def _methods() -> str:
     from loraq_sim.solvers import METHODS
     from loraq_sim.solvers.baselines import round_to_nearest
@@ -248,6 +262,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "rounding_ties": _rounding_ties,
     "rounding_constants": _rounding_constants,
     "array_presets": _array_presets,
+    "runtimes": _runtimes,
     "methods": _methods,
     "efforts": _efforts,
     "accelerators": _accelerators,

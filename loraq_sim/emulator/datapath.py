@@ -50,6 +50,7 @@ from loraq_sim.emulator.scaled_gemm import (
     rounded,
     scaled_gemm,
 )
+from loraq_sim.emulator.tensor_cores import combine_format
 from loraq_sim.emulator.zero_points import ZERO_POINT_PLACES
 from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format, parse_rounding
@@ -441,8 +442,8 @@ def _gemm(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepRes
     records: tuple[Clipping, ...] = ()
     if seen.clipped_count:
         # Shifts are exact until their sum becomes a float32, as sums of 16-bit floats are.
-        is_fp32 = datapath.combine == "shift" or seen.arithmetic == FLOAT_MODEL
-        fmt = "fp32" if is_fp32 else datapath.combine
+        is_fp32 = seen.arithmetic == FLOAT_MODEL
+        fmt = "fp32" if is_fp32 else combine_format(datapath.combine)
         found = Clipping(
             tensor=f"the sums {step.result}",
             format=fmt,
@@ -464,7 +465,7 @@ def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResu
     terms = inputs if weight is None else (*inputs, weight)
     # The bias is added in float32, whatever partial sums are combined in, and X has no others.
     is_sum = weight is None and step.operation == "add"
-    combine = datapath.combine if is_sum else "fp32"
+    combine = combine_format(datapath.combine) if is_sum else "fp32"
     if step.operation == "subtract":
         terms = (terms[0], -terms[1])
     rule = datapath.float_overflow.rule(combine)

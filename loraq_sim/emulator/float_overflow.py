@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loraq_sim.emulator.tensor_cores import combine_format
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import SCALES, Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
@@ -84,7 +85,8 @@ class FloatOverflow:
         """Rule of a format of `loraq_sim.formats` (element, scale) or of a combine step."""
         if name == "e8m0":
             return "saturate"
-        return getattr(self, {"e4m3": "fp8_e4m3", "fp22": "fp32", "shift": "fp32"}.get(name, name))
+        name = combine_format(name)
+        return getattr(self, {"e4m3": "fp8_e4m3", "fp22": "fp32"}.get(name, name))
 
 
 @dataclass(frozen=True, kw_only=True)

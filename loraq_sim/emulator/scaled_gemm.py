@@ -6,11 +6,14 @@ What is exact and what is a model:
   K with constant scales and zero points `emulate_gemm` accumulates, and the correction of the zero
   points enters where the array takes it (`loraq_sim.emulator.zero_points`); partial sums combine in
   order of K as below.
-- small float elements (``mxfpN``, ``nvfp4``), also with integers: the products and the sum of one
-  stretch are exact (for ``mxfp8_e5m2`` to float64), then rounded once to float32 and combined as
-  below. Real tensor cores round inside the stretch too, in an order that is not published: a model.
-- 16- and 32-bit floats (a 16-bit branch, P kept in fp16): float32 products accumulated in float32
-  by the host's matrix multiply: a model.
+- small float elements (``mxfpN``, ``nvfp4``) and 16-bit floats on a tensor core that the combine
+  step names (``hopper``, ``blackwell``, ...): bit exact by the rule published for that generation
+  (`loraq_sim.emulator.tensor_cores`).
+- small float elements elsewhere, also with integers: the products and the sum of one stretch are
+  exact (for ``mxfp8_e5m2`` to float64), then rounded once to float32 and combined as below. Arrays
+  round inside the stretch too: a model.
+- 16- and 32-bit floats elsewhere (a 16-bit branch, P kept in fp16): float32 products accumulated in
+  float32 by the host's matrix multiply: a model.
 
 Partial sums are combined in the accelerator's format, each step rounded to it:
 
@@ -21,6 +24,8 @@ fp22   y <- trunc14(y + fl32(partial)): 14 significant bits, truncated toward ze
        reported for the FP8 path of Hopper's tensor cores (DeepSeek-V3, arXiv 2412.19437,
        section 3.5.2); the alignment inside one instruction is not modeled
 shift  integers aligned by the exponents of power-of-two scales and added exactly
+turing, ampere, ada, hopper, blackwell, cdna3
+       as fp32; what happens inside an instruction of floats is that generation's
 
 Sums beyond the format become infinite, or are clamped at every step where the data path says so,
 and are counted (`loraq_sim.emulator.float_overflow`).
@@ -34,16 +39,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.tensor_cores import TENSOR_CORES, combine_format, fused_gemm, has_fused_dot
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
 
 __all__ = [
-    *("BIT_EXACT", "BLOCK_MODEL", "COMBINES", "FLOAT_MODEL"),
+    *("BIT_EXACT", "BLOCK_MODEL", "COMBINES", "FLOAT_MODEL", "FUSED_DOT"),
     *("GemmStatistics", "clamped", "rounded", "scaled_gemm", "zero_points_at"),
 ]
 
-COMBINES = ("fp32", "bf16", "fp16", "fp22", "shift")
+COMBINES = ("fp32", "bf16", "fp16", "fp22", "shift", *TENSOR_CORES)
 
 # float32 has 23 fraction bits; 13 of them and the implied one are kept.
 _FP22_MASK = np.uint32(0xFFFFFFFF << (23 - 13) & 0xFFFFFFFF)
@@ -54,7 +60,8 @@ _ALIGNED_BITS = 62
 BIT_EXACT = "bit exact"
 BLOCK_MODEL = "model: block sums rounded once"
 FLOAT_MODEL = "model: float32 sums"
-_ARITHMETICS = (BIT_EXACT, BLOCK_MODEL, FLOAT_MODEL)
+FUSED_DOT = "published rule: fused dot-add"
+_ARITHMETICS = (BIT_EXACT, FUSED_DOT, BLOCK_MODEL, FLOAT_MODEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +120,15 @@ def scaled_gemm(
     InputError
         If `combine` is ``shift`` and the scales are not powers of two, or too far apart.
     """
+    if has_fused_dot(combine, x.format, w.format):
+        y, clipped = fused_gemm(x, w, combine), None
+        if saturate:
+            y, clipped = clamped(y, "fp32")
+        return y, _with_clipped(GemmStatistics(arithmetic=FUSED_DOT), y, x, clipped)
     if not (_has_block_products(x.format) and _has_block_products(w.format)):
         return _float_gemm(x, w, saturate)
+    if combine in TENSOR_CORES:
+        combine = combine_format(combine)
     if combine == "fp32" and (found := _tiled(x, w, mac, saturate)) is not None:
         return found
     return by_stretches(x, w, mac, combine, saturate, zero_point)
