@@ -27,6 +27,7 @@ from loraq_sim.cli.options import (
     Smooth,
     Splits,
     Tokens,
+    ZeroPoint,
     datapath_overrides,
     listed,
     whole_numbers,
@@ -77,6 +78,7 @@ def emulate_command(
     products_per_add: ProductsPerAddGrid = None,
     accumulators: AccumulatorsGrid = None,
     p_format: PFormat = None,
+    zero_point: ZeroPoint = None,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -92,6 +94,7 @@ def emulate_command(
         products_per_add=whole_numbers("--products-per-add", products_per_add),
         accumulators=whole_numbers("--accumulators", accumulators),
         p_format=p_format,
+        zero_point=zero_point,
     )
     accelerators = [hwmodels.load_accelerator(name) for name in listed(hw)]
     paths = datapath_grid(overrides)

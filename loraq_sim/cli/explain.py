@@ -26,6 +26,7 @@ from loraq_sim.cli.options import (
     Smooth,
     Splits,
     Unfused,
+    ZeroPoint,
     datapath_overrides,
     listed,
 )
@@ -79,6 +80,7 @@ def explain_command(
     products_per_add: ProductsPerAdd = None,
     accumulators: Accumulators = None,
     p_format: PFormat = None,
+    zero_point: ZeroPoint = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -106,6 +108,7 @@ def explain_command(
         products_per_add=products_per_add,
         accumulators=accumulators,
         p_format=p_format,
+        zero_point=zero_point,
     )
     cases = [
         explain_case(

@@ -27,6 +27,7 @@ from loraq_sim.cli.options import (
     Seed,
     Smooth,
     Splits,
+    ZeroPoint,
     datapath_overrides,
     listed,
 )
@@ -149,6 +150,7 @@ def images_command(
     products_per_add: ProductsPerAdd = None,
     accumulators: Accumulators = None,
     p_format: PFormat = None,
+    zero_point: ZeroPoint = None,
     rounding: Annotated[
         str | None,
         typer.Option(
@@ -177,7 +179,8 @@ def images_command(
     refuse_existing(out / "samples.png", out / "images.npz", overwrite=force)
     overrides = datapath_overrides(
         acc_bits=acc_bits, overflow=overflow, products_per_add=products_per_add,
-        accumulators=accumulators, p_format=p_format, rounding=rounding,
+        accumulators=accumulators, p_format=p_format,
+        zero_point=zero_point, rounding=rounding,
     )  # fmt: skip
     options: dict[str, Any] = {
         "preset": preset, "family": family, "group": group, "smooth": smooth, "rotate": rotate,

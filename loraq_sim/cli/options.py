@@ -36,6 +36,7 @@ __all__ = [
     "Overflow",
     "OverflowGrid",
     "PFormat",
+    "ZeroPoint",
     "Preset",
     "ProductsPerAdd",
     "ProductsPerAddGrid",
@@ -330,6 +331,16 @@ PFormat = Annotated[
         "--p-format",
         metavar="FORMAT",
         help="Format of P: branch, fp16, bf16 or int2 to int8. Default: the accelerator's.",
+        show_default=False,
+    ),
+]
+ZeroPoint = Annotated[
+    str | None,
+    typer.Option(
+        "--zero-point",
+        metavar="PLACE",
+        help="Where zero points are corrected: initial (the accumulator starts there) or after it. "
+        "Default: the accelerator's.",
         show_default=False,
     ),
 ]

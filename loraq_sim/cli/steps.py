@@ -35,6 +35,7 @@ from loraq_sim.cli.options import (
     Seed,
     Smooth,
     Splits,
+    ZeroPoint,
     datapath_overrides,
     listed,
 )
@@ -120,6 +121,7 @@ def steps_command(
     products_per_add: ProductsPerAdd = None,
     accumulators: Accumulators = None,
     p_format: PFormat = None,
+    zero_point: ZeroPoint = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -161,6 +163,7 @@ def steps_command(
         products_per_add=products_per_add,
         accumulators=accumulators,
         p_format=p_format,
+        zero_point=zero_point,
     )
     options = {"preset": preset, "smooth": smooth, "tokens": tokens, "seed": seed}
     solves = list(itertools.product(chosen, methods, calibrations))

@@ -45,6 +45,7 @@ from loraq_sim.cli.options import (
     Splits,
     Tokens,
     Unfused,
+    ZeroPoint,
     datapath_overrides,
     key_values,
     listed,
@@ -139,6 +140,7 @@ def sweep_command(
     products_per_add: ProductsPerAddGrid = None,
     accumulators: AccumulatorsGrid = None,
     p_format: PFormat = None,
+    zero_point: ZeroPoint = None,
     override: Annotated[
         list[str] | None,
         typer.Option(
@@ -235,6 +237,7 @@ def sweep_command(
         products_per_add=whole_numbers("--products-per-add", products_per_add),
         accumulators=whole_numbers("--accumulators", accumulators),
         p_format=p_format,
+        zero_point=zero_point,
     )
     options = key_values("--scheduler-option", scheduler_options)
     place = Place(scheduler=scheduler, options=options, jobs=jobs)

@@ -25,6 +25,7 @@ from loraq_sim.cli.options import (
     Quiet,
     Seed,
     Tokens,
+    ZeroPoint,
     datapath_overrides,
     sizes_of,
 )
@@ -112,6 +113,7 @@ def vectors_command(
     products_per_add: ProductsPerAdd = None,
     accumulators: Accumulators = None,
     p_format: PFormat = None,
+    zero_point: ZeroPoint = None,
     out_bits: Annotated[
         int, typer.Option("--out-bits", metavar="N", help="Width of an output, 2 to 32 bits.")
     ] = 8,
@@ -159,6 +161,7 @@ def vectors_command(
         products_per_add=products_per_add,
         accumulators=accumulators,
         p_format=p_format,
+        zero_point=zero_point,
     )
     datapath = datapath_for(accelerator, overrides)
     if not isinstance(datapath.mac, MacArray):
@@ -182,7 +185,7 @@ def vectors_command(
     )
     most_m, most_n, most_k = _DEFAULT_TILE
     taken = wanted or (min(most_m, m), min(most_n, n), min(most_k, k))
-    vectors = make_vectors(*operands, taken, datapath.mac, setting)
+    vectors = make_vectors(*operands, taken, datapath.mac, setting, zero_point=datapath.zero_point)
     facts = {
         "title": f"{layer}, {part.value} GEMM of {chosen.text} on {accelerator.name}",
         "dump": layer_dump.name,

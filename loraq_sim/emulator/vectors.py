@@ -33,7 +33,8 @@ from loraq_sim.emulator.datapath import Datapath, StoredLayer, walk_steps
 from loraq_sim.emulator.gemm import emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray, checked_int
 from loraq_sim.emulator.requantize import SHIFT_RANGE, SrsReport, srs_report
-from loraq_sim.emulator.tile_job import as_accumulators
+from loraq_sim.emulator.scaled_gemm import zero_points_at
+from loraq_sim.emulator.zero_points import ZeroPoints
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, write_together
 from loraq_sim.formats import rounding_code
@@ -55,7 +56,9 @@ __all__ = [
 PARTS = ("main", "down", "up")
 MANIFEST = "manifest.json"
 _RTL_FILES = ("dut.sv", "mac.sv", "srs.sv")
-VECTOR_FILES = ("a.hex", "w.hex", "acc.hex", "out.hex", "testbench.sv", *_RTL_FILES, MANIFEST)
+_HEX_FILES = ("a.hex", "w.hex", "a_zero.hex", "w_zero.hex", "init.hex", "acc.hex", "out.hex")
+VECTOR_FILES = (*_HEX_FILES, "testbench.sv", *_RTL_FILES, MANIFEST)
+_INIT_BITS = 64
 
 _OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
 _SATURATION_CODES = {"none": 0, "saturate": 1, "symmetric": 3}
@@ -77,12 +80,18 @@ class GemmVectors:
 
     Attributes
     ----------
-    a, w : ndarray of shape (M, K) and (N, K), int8
-        Codes, two's complement in `a_bits` and `w_bits`.
+    a, w : ndarray of shape (M, K) and (N, K), int8, uint8 or int16
+        Codes in `a_bits` and `w_bits`, two's complement or, of an unsigned dtype, unsigned.
+    a_zero, w_zero : ndarray of shape (passes, M) and (passes, N), int64
+        Zero points, 0 where an operand has none.
+    init : ndarray of shape (passes, M, N), int64
+        What they take off each output, exactly (`loraq_sim.emulator.zero_points`).
+    zero_point : {"initial", "after"}
+        Whether accumulators start there or have it added behind them.
     pass_k : int
         Products of a pass; the last pass may be short.
     acc : ndarray of shape (passes, M, N), int32 or int64
-        Accumulators of `mac`, started from zero in every pass.
+        Accumulators of `mac`, started from `init` in every pass, or from zero and corrected after.
     out : ndarray of shape (passes, M, N), signed
         SRS outputs of `srs`, whose shift is set.
     shift_reason : str
@@ -93,10 +102,14 @@ class GemmVectors:
         Outputs that SRS clamped or cut.
     """
 
-    a: NDArray[np.int8]
-    w: NDArray[np.int8]
+    a: NDArray[np.integer]
+    w: NDArray[np.integer]
     a_bits: int
     w_bits: int
+    a_zero: NDArray[np.int64]
+    w_zero: NDArray[np.int64]
+    init: NDArray[np.int64]
+    zero_point: str
     pass_k: int
     mac: MacArray
     acc: NDArray[np.int32] | NDArray[np.int64]
@@ -149,30 +162,33 @@ def make_vectors(
     tile: tuple[int, int, int],
     mac: MacArray,
     srs: SrsSetting,
+    *,
+    zero_point: str = "initial",
 ) -> GemmVectors:
     """Emulate a tile of ``x @ w.T`` and keep everything a testbench compares.
 
     Parameters
     ----------
     x, w : QuantizedTensor of shape (rows, K) and (columns, K)
-        Signed integer elements, equal groups along K.
+        Integer elements, with or without zero points; equal groups along K.
     tile : (int, int, int)
         M, N and K, each from 1 to the size of the GEMM.
     mac : MacArray
     srs : SrsSetting
         Without a shift, the smallest from 0 on at which no output of the tile is out of range.
+    zero_point : {"initial", "after"}
+        Where the correction of zero points enters, as in `loraq_sim.emulate_gemm`.
 
     Raises
     ------
     InputError
-        If an operand has no signed integer codes, groups differ, or the tile does not fit.
+        If an operand has no integer codes, groups differ, or the tile does not fit.
     """
     for name, operand in (("activations", x), ("weights", w)):
-        element = operand.format.element
-        if not (element.is_integer and element.is_signed):
+        if not operand.format.element.is_integer:
             raise InputError(
-                f"the {name} of this GEMM are stored as {operand.format}, which has no signed "
-                "integer codes; choose integer formats (a branch such as W8A8, P as 'branch')"
+                f"the {name} of this GEMM are stored as {operand.format}, which has no integer "
+                "codes; choose integer formats (a branch such as W8A8, P as 'branch')"
             )
     sizes = (x.shape[0], w.shape[0], x.shape[1])
     m, n, k = (
@@ -181,14 +197,19 @@ def make_vectors(
     )
     pass_k = _common_group(x, w, k)
     a_codes, w_codes = (np.ascontiguousarray(t.codes[:rows, :k]) for t, rows in ((x, m), (w, n)))
-    bits = x.format.element.bits
-    reports = [
-        emulate_gemm_report(
-            a_codes[:, s : s + pass_k], w_codes[:, s : s + pass_k], mac, a_bits=bits
+    bits, starts = x.format.element.bits, range(0, k, pass_k)
+    a_zero = np.stack([_zeros_of(x, start)[:m] for start in starts])
+    w_zero = np.stack([_zeros_of(w, start)[:n] for start in starts])
+    init, reports = [], []
+    for start, a_zeros, w_zeros in zip(starts, a_zero, w_zero, strict=True):
+        codes = a_codes[:, start : start + pass_k], w_codes[:, start : start + pass_k]
+        zeros = ZeroPoints(a=a_zeros, w=w_zeros, after=zero_point == "after")
+        init.append(zeros.correction(*codes))
+        report = emulate_gemm_report(
+            *codes, mac, a_zero=a_zeros, w_zero=w_zeros, zero_point=zero_point, a_bits=bits
         )
-        for s in range(0, k, pass_k)
-    ]
-    acc = as_accumulators(np.stack([report.acc for report in reports]), mac)
+        reports.append(report)
+    acc: NDArray[Any] = np.stack([report.acc for report in reports])
     shift, reason = _shift_of(acc, srs)
     narrowed = _narrowed(acc, shift, srs)
     return GemmVectors(
@@ -196,6 +217,10 @@ def make_vectors(
         w=w_codes,
         a_bits=bits,
         w_bits=w.format.element.bits,
+        a_zero=a_zero,
+        w_zero=w_zero,
+        init=np.stack(init),
+        zero_point=zero_point,
         pass_k=pass_k,
         mac=mac,
         acc=acc,
@@ -206,6 +231,12 @@ def make_vectors(
         safe_acc_bits=max(measured(report.safe_acc_bits) for report in reports),
         out_of_range_count=narrowed.out_of_range_count,
     )
+
+
+def _zeros_of(tensor: QuantizedTensor, start: int) -> NDArray[np.int64]:
+    """Zero points of all rows from `start` of K on, (rows,); 0 where the format has none."""
+    zeros = zero_points_at(tensor, start)
+    return np.zeros(len(tensor.codes), np.int64) if zeros is None else zeros.astype(np.int64)
 
 
 def _common_group(x: QuantizedTensor, w: QuantizedTensor, k: int) -> int:
@@ -223,7 +254,7 @@ def _shift_of(acc: NDArray[np.integer], srs: SrsSetting) -> tuple[int, str]:
     """The shift of the vectors and why that one."""
     if srs.shift is not None:
         return checked_int("shift", srs.shift, *SHIFT_RANGE), "given"
-    # Sums of 8-bit products stay far below 2**59, so the last shift of the hardware always fits.
+    # Sums of products stay far below 2**59, so the last shift of the hardware always fits.
     last = SHIFT_RANGE[1]
     shift = next(
         s for s in range(last + 1) if s == last or _narrowed(acc, s, srs).out_of_range_count == 0
@@ -290,6 +321,9 @@ def write_vectors(
 _WHAT = {
     "a.hex": "activation codes",
     "w.hex": "weight codes",
+    "a_zero.hex": "zero point of each row of activations in every pass, 0 for none",
+    "w_zero.hex": "zero point of each row of weights in every pass, 0 for none",
+    "init.hex": "what zero points take off each output of every pass, exactly",
     "acc.hex": "expected accumulators of every pass",
     "out.hex": "expected shift-round-saturate outputs of every pass",
     "testbench.sv": "runs the device and compares it with the hex files",
@@ -301,14 +335,19 @@ _WHAT = {
 
 def _hex_files(vectors: GemmVectors) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
     """Content and manifest entry of each hex file by name."""
-    codes = {
-        "a.hex": (vectors.a, vectors.a_bits, ("m", "k")),
-        "w.hex": (vectors.w, vectors.w_bits, ("n", "k")),
-        "acc.hex": (vectors.acc, vectors.mac.acc_bits, ("pass", "m", "n")),
-        "out.hex": (vectors.out, vectors.srs.out_bits, ("pass", "m", "n")),
+    a_sign, w_sign = (codes.dtype.kind == "i" for codes in (vectors.a, vectors.w))
+    each = ("pass", "m", "n")
+    words: dict[str, tuple[NDArray[np.integer], int, tuple[str, ...], bool]] = {
+        "a.hex": (vectors.a, vectors.a_bits, ("m", "k"), a_sign),
+        "w.hex": (vectors.w, vectors.w_bits, ("n", "k"), w_sign),
+        "a_zero.hex": (vectors.a_zero, vectors.a_bits, ("pass", "m"), a_sign),
+        "w_zero.hex": (vectors.w_zero, vectors.w_bits, ("pass", "n"), w_sign),
+        "init.hex": (vectors.init, _INIT_BITS, each, True),
+        "acc.hex": (vectors.acc, _acc_bits(vectors), each, True),
+        "out.hex": (vectors.out, vectors.srs.out_bits, each, True),
     }
     contents, files = {}, {}
-    for name, (values, bits, axes) in codes.items():
+    for name, (values, bits, axes, is_signed) in words.items():
         contents[name] = data = _hex_lines(values, bits)
         files[name] = {
             "what": _WHAT[name],
@@ -318,10 +357,15 @@ def _hex_files(vectors: GemmVectors) -> tuple[dict[str, bytes], dict[str, dict[s
             "words": values.size,
             "bits": bits,
             "digits": -(-bits // 4),
-            "signed": True,
+            "signed": is_signed,
             "sha256": _digest(data),
         }
     return contents, files
+
+
+def _acc_bits(vectors: GemmVectors) -> int:
+    """Width of the expected accumulators; what is corrected behind them has 64 bits."""
+    return 64 if vectors.zero_point == "after" else vectors.mac.acc_bits
 
 
 def _hex_lines(values: NDArray[np.integer], bits: int) -> bytes:
@@ -356,6 +400,10 @@ def _parameters(vectors: GemmVectors) -> dict[str, int]:
         "PASS_K": vectors.pass_k,
         "AW": vectors.a_bits,
         "WW": vectors.w_bits,
+        "A_SIGNED": int(vectors.a.dtype.kind == "i"),
+        "W_SIGNED": int(vectors.w.dtype.kind == "i"),
+        "AFTER": int(vectors.zero_point == "after"),
+        "RESULT": _acc_bits(vectors),
         "C": mac.products_per_add,
         "P": mac.accumulators,
         "ACC": mac.acc_bits,
@@ -369,6 +417,12 @@ def _parameters(vectors: GemmVectors) -> dict[str, int]:
     }
 
 
+_MEANING = {
+    "initial": "from init[p, i, j], which obeys the overflow rule",
+    "after": "from zero, plus init[p, i, j] behind it in 64 bits",
+}
+
+
 def _describe(vectors: GemmVectors) -> dict[str, Any]:
     mac, srs = vectors.mac, vectors.srs
     passes, m, n = vectors.acc.shape
@@ -378,8 +432,11 @@ def _describe(vectors: GemmVectors) -> dict[str, Any]:
         "passes": [
             [start, min(start + vectors.pass_k, k)] for start in range(0, k, vectors.pass_k)
         ],
-        "meaning": "acc[p, i, j] = MAC array over k in passes[p] of a[i, k] * w[j, k], from zero; "
-        "out = srs(acc). Scales of the passes are not part of these vectors",
+        "meaning": "acc[p, i, j] = MAC array over k in passes[p] of a[i, k] * w[j, k], "
+        + _MEANING[vectors.zero_point]
+        + "; init[p, i, j] = sum over k of (a - a_zero) * (w - w_zero) - a * w; out = srs(acc). "
+        "Scales of the passes are not part of these vectors",
+        "zero_point": vectors.zero_point,
         "mac_array": {
             "acc_bits": mac.acc_bits,
             "overflow": mac.overflow,

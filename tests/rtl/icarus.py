@@ -114,6 +114,34 @@ CONFIGURATIONS = {
         "out_signed": False,
         "shifts": [9, 11],
     },
+    "unsigned_both_acc22_c4": {
+        "a_signed": False,
+        "w_signed": False,
+        "acc_bits": 22,
+        "overflow": "saturate",
+        "c": 4,
+        "k": 90,
+        "shifts": [10, 13],
+    },
+    "int16_by_int8_acc40_p2": {
+        "a_bits": 16,
+        "acc_bits": 40,
+        "c": 4,
+        "p": 2,
+        "k": 50,
+        "out_bits": 16,
+        "shifts": [12, 20],
+    },
+    "int16_by_uint4_acc24": {
+        "a_bits": 16,
+        "w_bits": 4,
+        "w_signed": False,
+        "acc_bits": 24,
+        "overflow": "saturate_symmetric",
+        "c": 2,
+        "k": 61,
+        "shifts": [9, 15],
+    },
     "tree15_wrap_acc20": {
         "acc_bits": 20,
         "overflow": "saturate",
@@ -161,6 +189,7 @@ DEFAULTS = {
     "a_bits": 8,
     "w_bits": 8,
     "a_signed": True,
+    "w_signed": True,
     "overflow": "wrap",
     "c": 1,
     "p": 1,
@@ -192,7 +221,8 @@ def draw_inputs(config: dict, rng: np.random.Generator) -> dict[str, list]:
     low = -top // 2 if config["a_signed"] else 0
     a = draw_codes(rng, ROWS, config["k"], low, low + top - 1)
     half = 2 ** (config["w_bits"] - 1)
-    w = draw_codes(rng, COLS, config["k"], -half, half - 1)
+    least = -half if config["w_signed"] else 0
+    w = draw_codes(rng, COLS, config["k"], least, least + 2 * half - 1)
     limit = 2 ** (config["acc_bits"] - 1) - 1
     lowest = -limit if config["overflow"] == "saturate_symmetric" else -limit - 1
     starts = [0, 0, 0, 1, -1, limit, lowest, limit // 2, lowest + 1]
@@ -218,6 +248,7 @@ def simulate(config: dict, inputs: dict[str, list]) -> dict[str, list]:
         "AW": config["a_bits"],
         "WW": config["w_bits"],
         "A_SIGNED": int(config["a_signed"]),
+        "W_SIGNED": int(config["w_signed"]),
         "C": config["c"],
         "P": config["p"],
         "ACC": config["acc_bits"],

@@ -34,10 +34,11 @@ def mac_of(config):
 
 def assert_emulator_gives(record, config, inputs):
     """Compare accumulators, counts and every SRS output with what the RTL computed."""
-    a, w = np.array(inputs["a"]), np.array(inputs["w"])
+    a = np.array(inputs["a"], dtype=np.int16 if config["a_bits"] == 16 else np.int64)
+    w = np.array(inputs["w"], dtype=np.int8 if config["w_signed"] else np.uint8)
     init = np.array(inputs["init"], dtype=np.int64)
     mac = mac_of(config)
-    report = emulate_gemm_report(a, w, mac, init=init)
+    report = emulate_gemm_report(a, w, mac, init=init, a_bits=max(config["a_bits"], 8))
     np.testing.assert_array_equal(report.acc.reshape(-1), record["acc"])
     np.testing.assert_array_equal(emulate_gemm(a, w, mac, init=init).reshape(-1), record["acc"])
     assert report.overflow_count == sum(record["overflows"])

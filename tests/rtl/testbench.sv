@@ -6,6 +6,7 @@ module testbench #(
     parameter AW = 8,
     parameter WW = 8,
     parameter A_SIGNED = 1,
+    parameter W_SIGNED = 1,
     parameter C = 1,
     parameter P = 1,
     parameter ACC = 32,
@@ -36,8 +37,8 @@ module testbench #(
     integer row, col, chunk, p, s, file;
 
     mac #(
-        .AW(AW), .WW(WW), .A_SIGNED(A_SIGNED), .C(C), .P(P), .ACC(ACC), .OVERFLOW(OVERFLOW),
-        .TREE(TREE), .TREE_OVERFLOW(TREE_OVERFLOW)
+        .AW(AW), .WW(WW), .A_SIGNED(A_SIGNED), .W_SIGNED(W_SIGNED), .C(C), .P(P), .ACC(ACC),
+        .OVERFLOW(OVERFLOW), .TREE(TREE), .TREE_OVERFLOW(TREE_OVERFLOW)
     ) column (
         .clk(clk), .load(load), .init(init), .valid(valid), .a(a), .w(w), .merge(merge),
         .result(result), .overflows(overflows), .tree_overflows(tree_overflows)

@@ -1,10 +1,16 @@
 // Design under test: the reference MAC column (mac.sv) and shift-round-saturate (srs.sv).
 // Replace this module by your own; keep its name, parameters and ports, and the testbench will
-// drive it: `start` for one cycle, then chunks of C operands while `valid`, `last` with the final
-// one (zeros fill a short chunk); then it waits, any number of cycles up to its timeout, for `done`.
+// drive it: `start` for one cycle, with `init`, then chunks of C operands while `valid`, `last` with
+// the final one (zeros fill a short chunk); then it waits, any number of cycles up to its timeout,
+// for `done`. `init` is what zero points take off an output, exactly: where the accumulator starts,
+// under its overflow rule, or (AFTER) what is added behind it in 64 bits.
 module dut #(
-    parameter AW = 8,              // operand widths, two's complement
+    parameter AW = 8,              // operand widths, two's complement or unsigned
     parameter WW = 8,
+    parameter A_SIGNED = 1,
+    parameter W_SIGNED = 1,
+    parameter AFTER = 0,           // 1 adds init behind the accumulator
+    parameter RESULT = 32,         // width of acc: ACC, or 64 with AFTER
     parameter C = 1,               // products per add
     parameter P = 1,               // partial accumulators, fed in turn, merged in order
     parameter ACC = 32,            // accumulator width
@@ -17,27 +23,43 @@ module dut #(
     parameter SATURATION = 1       // 0 none, 1 saturate, 3 symmetric
 ) (
     input wire clk,
-    input wire start,              // clear the accumulators
+    input wire start,              // clear the accumulators, take init
+    input wire signed [63:0] init,
     input wire valid,
     input wire last,
     input wire [C*AW-1:0] a,       // operand 0 in the low bits
     input wire [C*WW-1:0] w,
     output reg done,
-    output wire signed [ACC-1:0] acc,
+    output wire signed [RESULT-1:0] acc,
     output wire signed [OUT-1:0] out
 );
     reg merging;
     reg [6:0] merged;
     wire [31:0] overflows, tree_overflows;
+    wire signed [ACC-1:0] sum;
+    reg signed [63:0] first, behind, top, bottom;
+
+    // The initial value under the overflow rule of the accumulator.
+    always @* begin
+        top = (64'sd1 <<< (ACC - 1)) - 64'sd1;
+        bottom = (OVERFLOW == 2) ? -top : -top - 64'sd1;
+        first = init;
+        if (AFTER != 0) first = 0;
+        else if (OVERFLOW != 0 && init > top) first = top;
+        else if (OVERFLOW != 0 && init < bottom) first = bottom;
+    end
 
     mac #(
-        .AW(AW), .WW(WW), .A_SIGNED(1), .C(C), .P(P), .ACC(ACC), .OVERFLOW(OVERFLOW),
-        .TREE(TREE), .TREE_OVERFLOW(TREE_OVERFLOW)
+        .AW(AW), .WW(WW), .A_SIGNED(A_SIGNED), .W_SIGNED(W_SIGNED), .C(C), .P(P), .ACC(ACC),
+        .OVERFLOW(OVERFLOW), .TREE(TREE), .TREE_OVERFLOW(TREE_OVERFLOW)
     ) column (
-        .clk(clk), .load(start), .init({ACC{1'b0}}), .valid(valid), .a(a), .w(w),
-        .merge(merging), .result(acc), .overflows(overflows), .tree_overflows(tree_overflows)
+        .clk(clk), .load(start), .init(first[ACC-1:0]), .valid(valid), .a(a), .w(w),
+        .merge(merging), .result(sum), .overflows(overflows), .tree_overflows(tree_overflows)
     );
-    srs #(.ACC(ACC), .OUT(OUT), .OUT_SIGNED(1)) narrow (
+    always @(posedge clk) if (start) behind <= (AFTER != 0) ? init : 64'sd0;
+    wire signed [63:0] corrected = sum + behind;
+    assign acc = corrected[RESULT-1:0];
+    srs #(.ACC(RESULT), .OUT(OUT), .OUT_SIGNED(1)) narrow (
         .acc(acc), .shift(SHIFT[6:0]), .rounding(ROUNDING[3:0]), .saturation(SATURATION[1:0]),
         .out(out)
     );

@@ -5,6 +5,7 @@ module mac #(
     parameter AW = 8,
     parameter WW = 8,
     parameter A_SIGNED = 1,
+    parameter W_SIGNED = 1,
     parameter C = 1,
     parameter P = 1,
     parameter ACC = 32,
@@ -23,13 +24,13 @@ module mac #(
     output reg [31:0] overflows,
     output reg [31:0] tree_overflows
 );
-    // Holds a 64-bit accumulator plus any chunk sum (at most 64 * 255 * 128 in magnitude).
+    // Holds a 64-bit accumulator plus any chunk sum (at most 64 * 2**15 * 255 in magnitude).
     localparam WIDE = 72;
 
     reg signed [ACC-1:0] acc [0:P-1];
     reg signed [WIDE-1:0] chunk, kept, total;
     reg signed [AW:0] x;
-    reg signed [WW-1:0] y;
+    reg signed [WW:0] y;
     integer turn, next, i;
 
     assign result = acc[0];
@@ -60,7 +61,7 @@ module mac #(
             chunk = 0;
             for (i = 0; i < C; i = i + 1) begin
                 x = {A_SIGNED ? a[AW*i+AW-1] : 1'b0, a[AW*i +: AW]};
-                y = w[WW*i +: WW];
+                y = {W_SIGNED ? w[WW*i+WW-1] : 1'b0, w[WW*i +: WW]};
                 chunk = chunk + x * y;
             end
             kept = (TREE == 0) ? chunk : fit(chunk, TREE, TREE_OVERFLOW);

@@ -1,5 +1,5 @@
 // @TITLE@
-// Feeds a.hex and w.hex to module dut and compares it with acc.hex and out.hex, word for word.
+// Feeds a.hex, w.hex and init.hex to module dut and compares it with acc.hex and out.hex, word for word.
 // Run beside them:  iverilog -g2012 -o vectors.vvp testbench.sv dut.sv mac.sv srs.sv
 //                   vvp -n vectors.vvp
 // or (5.006 or newer): verilator --binary --timing -Wno-lint --top-module testbench -o vectors \
@@ -16,24 +16,27 @@ module testbench;
     reg clk = 0, start = 0, valid = 0, last = 0;
     reg [C*AW-1:0] a;
     reg [C*WW-1:0] w;
+    reg signed [63:0] init;
     wire done;
-    wire [ACC-1:0] acc;
+    wire [RESULT-1:0] acc;
     wire [OUT-1:0] out;
 
     reg [AW-1:0] a_codes [0:M*K-1];                 // row-major (M, K)
     reg [WW-1:0] w_codes [0:N*K-1];                 // row-major (N, K)
-    reg [ACC-1:0] acc_words [0:PASSES*M*N-1];       // row-major (PASSES, M, N)
+    reg [63:0] init_words [0:PASSES*M*N-1];         // row-major (PASSES, M, N)
+    reg [RESULT-1:0] acc_words [0:PASSES*M*N-1];
     reg [OUT-1:0] out_words [0:PASSES*M*N-1];
     integer pass, row, col, k, i, stop, index, waited;
     integer acc_wrong, out_wrong;
 
     dut #(
-        .AW(AW), .WW(WW), .C(C), .P(P), .ACC(ACC), .OVERFLOW(OVERFLOW), .TREE(TREE),
+        .AW(AW), .WW(WW), .A_SIGNED(A_SIGNED), .W_SIGNED(W_SIGNED), .AFTER(AFTER),
+        .RESULT(RESULT), .C(C), .P(P), .ACC(ACC), .OVERFLOW(OVERFLOW), .TREE(TREE),
         .TREE_OVERFLOW(TREE_OVERFLOW), .OUT(OUT), .SHIFT(SHIFT), .ROUNDING(ROUNDING),
         .SATURATION(SATURATION)
     ) device (
-        .clk(clk), .start(start), .valid(valid), .last(last), .a(a), .w(w), .done(done),
-        .acc(acc), .out(out)
+        .clk(clk), .start(start), .init(init), .valid(valid), .last(last), .a(a), .w(w),
+        .done(done), .acc(acc), .out(out)
     );
 
     task tick;
@@ -46,6 +49,7 @@ module testbench;
     initial begin
         $readmemh("a.hex", a_codes);
         $readmemh("w.hex", w_codes);
+        $readmemh("init.hex", init_words);
         $readmemh("acc.hex", acc_words);
         $readmemh("out.hex", out_words);
         acc_wrong = 0;
@@ -55,6 +59,7 @@ module testbench;
                 for (col = 0; col < N; col = col + 1) begin
                     index = (pass * M + row) * N + col;
                     stop = ((pass + 1) * PASS_K < K) ? (pass + 1) * PASS_K : K;
+                    init = init_words[index];
                     start = 1;
                     tick;
                     start = 0;

@@ -66,6 +66,49 @@ CASES = {
 }
 
 
+GRIDS = {
+    "zero points": ("--split", "W4A4u+W8A8u@fp16r4"),
+    "zero points of both": ("--split", "W4uA8u+W8A8r4", "--part", "main"),
+    "of P": ("--split", "W4A4u+W8A8u@fp16r4", "--part", "up"),
+    "overflow at once": (
+        *("--split", "W8A8u120", "--acc-bits", 12, "--overflow", "saturate", "--shift", 0),
+        *("--products-per-add", 4),
+    ),
+    "wrapping, corrected after": (
+        *("--split", "W8A8u", "--acc-bits", 14, "--zero-point", "after", "--accumulators", 3),
+    ),
+    "16 bits": ("--split", "W8A16i", "--acc-bits", 64, "--out-bits", 16),
+    "signed scales": ("--split", "W4A4s"),
+}
+
+
+def build_grid(run, simulate, folder, case, *more):
+    assert run(*GRIDS[case], *more, "--out", folder).exit_code == 0
+    result = simulate(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    words = manifest["counts"]["accumulators"]
+    assert f"PASS: {words} accumulators and {words} outputs agree" in result.stdout
+    assert result.returncode == 0
+    return manifest
+
+
+@pytest.mark.parametrize("case", GRIDS)
+def test_every_grid_of_activations_simulates_and_agrees(run, simulate, tmp_path, case):
+    manifest = build_grid(run, simulate, tmp_path, case)
+    signed = {name: manifest["files"][name].get("signed") for name in ("a.hex", "w.hex")}
+    assert signed["a.hex"] is ("u" not in GRIDS[case][1].partition("A")[2][:4])
+    assert signed["w.hex"] is ("W4u" not in GRIDS[case][1])
+    assert manifest["zero_point"] == ("after" if "after" in case else "initial")
+    if case == "overflow at once":
+        assert manifest["counts"]["overflows"] > 0
+
+
+@pytest.mark.parametrize("case", ["zero points of both", "wrapping, corrected after"])
+def test_unsigned_operands_and_zero_points_agree_in_verilator(run, tmp_path, case):
+    simulate = simulator("verilator", "simulate_verilator")
+    build_grid(run, simulate, tmp_path, case, "--tile", "3x64x2")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_was_written_simulates_and_agrees(run, simulate, tmp_path, case):
     done = run(*BRANCH, *CASES[case], "--out", tmp_path)

@@ -175,7 +175,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
     ("x_format", "w_format", "tile", "setting", "message"),
     [
         ("fp16", "int4/g8", (1, 1, 8), {}, "the activations of this GEMM are stored as fp16"),
-        ("int4/g8", "uint4/g8", (1, 1, 8), {}, "the weights of this GEMM are stored as uint4/g8"),
+        ("int4/g8", "mxfp4", (1, 1, 8), {}, "the weights of this GEMM are stored as mxfp4"),
         ("int4/g8", "int4/g4", (1, 1, 8), {}, "vectors need equal groups along K"),
         ("int4/g8", "int4/g8", (4, 1, 8), {}, "tile M must be an integer from 1 to 3, got 4"),
         ("int4/g8", "int4/g8", (1, 1, 9), {}, "tile K must be an integer from 1 to 8, got 9"),
