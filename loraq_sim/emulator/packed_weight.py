@@ -401,11 +401,11 @@ def pack_panels(
     mask: int = -1,
     shift: int = 0,
 ) -> NDArray[np.integer]:
-    """Pack codes (R, K) into panels (see `loraq_sim.kernels.pack_code`); returns them ordered.
+    """Pack codes (R, K) into panels (see `loraq_sim.kernels.pack_panels`); returns them ordered.
 
     `out`, of `aligned_empty`, is written in place.
     """
-    from loraq_sim.kernels.pack_code import PackArguments
+    from loraq_sim.kernels.pack_panels import PackArguments
     from loraq_sim.kernels.tiles import pack_kernel
 
     kernel = pack_kernel(path, kind, rows)

@@ -377,7 +377,7 @@ def plan_of(
 
 
 def _packing(choice: Choice, shape: "TileShape", unsigned: bool) -> tuple[str, int, int]:
-    """(kind, flip or mask, shift) of `loraq_sim.kernels.pack_code` for A."""
+    """(kind, flip or mask, shift) of `loraq_sim.kernels.pack_panels` for A."""
     mask = 255 if unsigned else -1
     if choice.order.codes == "bytes":
         return "bytes", 0 if unsigned else FLIP, 0

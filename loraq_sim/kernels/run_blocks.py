@@ -14,8 +14,7 @@ from llvmlite import ir
 from numba.core import types
 
 from loraq_sim.kernels.jit import intrinsic, njit
-from loraq_sim.kernels.pack_code import PackArguments
-from loraq_sim.kernels.pack_panels import code_range, gather_codes, sampled_norms
+from loraq_sim.kernels.pack_panels import PackArguments, code_range, gather_codes, sampled_norms
 from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [

@@ -19,7 +19,7 @@ from numba import types
 from numba.core.ccallback import CFunc
 
 from loraq_sim.kernels.jit import intrinsic, keep_compiled
-from loraq_sim.kernels.pack_code import PackCode, PackShape
+from loraq_sim.kernels.pack_panels import PackCode, PackShape
 from loraq_sim.kernels.processor import KernelUnavailable
 from loraq_sim.kernels.scaled_tile import ColumnCode, ScaledCode, ScaledShape
 from loraq_sim.kernels.tile import NestedCode, TileCode, TileShape
@@ -66,7 +66,7 @@ _ROWS = {
 _VNNI = ("bytes", "words_saturating")
 # Every file that emits code: Numba compares the file of the compiled function alone.
 _SOURCES = (
-    *("jit.py", "pack_code.py", "processor.py", "scaled_tile.py", "tile.py", "tiles.py"),
+    *("jit.py", "pack_panels.py", "processor.py", "scaled_tile.py", "tile.py", "tiles.py"),
     "vector_ir.py",
 )
 _SCALED_ROWS = {"avx512": 8, "avx2": 4, "portable": 2}
@@ -101,7 +101,7 @@ def column_kernel(path: str) -> "Kernel[ScaledShape]":
 
 @cache
 def pack_kernel(path: str, kind: str, rows: int) -> "Kernel[PackShape]":
-    """Return the kernel that packs panels of `rows` rows (see `loraq_sim.kernels.pack_code`)."""
+    """Return the kernel that packs panels of `rows` rows (see `loraq_sim.kernels.pack_panels`)."""
     return Kernel(path, f"pack_{kind}_{rows}", PackCode, PackShape(kind, rows))
 
 
