@@ -140,13 +140,16 @@ def _array_presets() -> str:
         (
             f"`{p.name}`",
             str(p.array),
+            p.operands,
+            p.zero_point,
             f"{p.requantize}, {p.rounding}, {p.saturation}",
             p.source,
             p.confidence,
         )
         for p in presets
     ]
-    return table(("preset", "array", "requantization", "source", "confidence"), rows)
+    head = ("preset", "array", "operands", "zero points", "requantization", "source", "confidence")
+    return table(head, rows)
 
 
 def _runtimes() -> str:

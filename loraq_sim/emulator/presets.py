@@ -9,26 +9,34 @@ Each preset says where it comes from and how sure that is:
 
 Where the accumulator wraps, the order of the adds and `products_per_add` change no result; they are
 given so that widths and saturating variants can be studied on the same shape.
+
+Runtimes of `loraq_sim.emulator.runtimes` are presets of the same name: the array their kernels use
+and the requantizer they are known for.
 """
 
 from dataclasses import dataclass
 
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.requantizers import REQUANTIZE_RULES
+from loraq_sim.emulator.runtimes import RUNTIMES, Runtime
 from loraq_sim.errors import InputError, unknown_name
 
 __all__ = ["CONFIDENCES", "REQUANTIZERS", "ArrayPreset", "list_array_presets", "array_preset"]
 
 CONFIDENCES = ("vendor", "measured", "inferred", "estimate")
-REQUANTIZERS = ("srs", "gemmlowp", "single_rounding", "float")
+REQUANTIZERS = REQUANTIZE_RULES
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPreset:
     """A named array with its usual requantization.
 
-    ``requantize`` names the step after the accumulator (`loraq_sim.emulator.requantize`): ``srs``,
-    ``gemmlowp``, ``single_rounding`` or ``float``; ``rounding`` and ``saturation`` are modes of
-    `loraq_sim.formats`, what the hardware does unless told otherwise.
+    ``requantize`` names the step after the accumulator, a rule of
+    `loraq_sim.emulator.requantizers`; ``rounding`` and ``saturation`` are modes of
+    `loraq_sim.formats`, what the hardware does unless told otherwise. ``operands`` are the codes it
+    multiplies, activations first; ``zero_point`` says where the correction of their zero points
+    enters (`loraq_sim.emulate_gemm`); ``runtime`` names the one of `loraq_sim.emulator.runtimes`
+    that makes its requantizer of real scales, if any.
     """
 
     name: str
@@ -38,6 +46,9 @@ class ArrayPreset:
     saturation: str
     source: str
     confidence: str
+    operands: str = "int8 x int8"
+    zero_point: str = "initial"
+    runtime: str | None = None
 
 
 def array_preset(name: str) -> ArrayPreset:
@@ -60,6 +71,8 @@ def _record(
     modes: tuple[str, str],
     confidence: str,
     source: str,
+    operands: str = "int8 x int8",
+    runtime: str | None = None,
 ) -> ArrayPreset:
     return ArrayPreset(
         name=name,
@@ -69,6 +82,9 @@ def _record(
         saturation=modes[1],
         source=source,
         confidence=confidence,
+        operands=operands,
+        zero_point=RUNTIMES[runtime].zero_correction if runtime else "initial",
+        runtime=runtime,
     )
 
 
@@ -107,6 +123,7 @@ _RECORDS = (
         "vendor",
         "AIE-ML, int8 x int4: aie_api mmul 4x16x8 is one intrinsic of 16 products per acc32 lane. "
         "Wrapping as aie2. (AM020 v1.4 calls the mode emulated; the sums are the same)",
+        operands="int8 x int4",
     ),
     _record(
         "aie2_acc64",
@@ -116,6 +133,7 @@ _RECORDS = (
         "vendor",
         "AIE-ML with acc64, as 16-bit operands use it: aie_api mmul 4x4x4, requests of 40 to 64 "
         "bits give 64 (aie_api accumulator types). Wrapping as aie2",
+        operands="int16 x int16",
     ),
     _record(
         "aie2p",
@@ -135,6 +153,7 @@ _RECORDS = (
         "NVIDIA tensor cores, mma.sync m16n8k32 s8/u8 with s32 accumulators: wraps without "
         ".satfinite (PTX ISA, mma). 32 is K of the instruction; its inner order is not documented "
         "and changes nothing. Output: float scale, cvt.rni.sat",
+        operands="int8 or uint8 x int8 or uint8",
     ),
     _record(
         "imma_int4",
@@ -144,6 +163,7 @@ _RECORDS = (
         "inferred",
         "NVIDIA tensor cores, mma.sync m16n8k64 s4/u4 with s32 accumulators (Turing to Ada): "
         "wraps without .satfinite (PTX ISA, mma). Output: float scale, cvt.rni.sat",
+        operands="int4 x int4",
     ),
     _record(
         "imma_satfinite",
@@ -153,6 +173,7 @@ _RECORDS = (
         "inferred",
         "mma.sync with .satfinite clamps the accumulation to int32 (PTX ISA, mma). One clamp per "
         "instruction of 32 products is assumed; hardware may clamp more often inside",
+        operands="int8 or uint8 x int8 or uint8",
     ),
     _record(
         "mfma",
@@ -172,6 +193,7 @@ _RECORDS = (
         "measured",
         "AMD RDNA3/RDNA4 v_wmma_i32_16x16x16_iu8 without clamp: INT_MAX + P comes back modulo "
         "2**32 on gfx1100 and gfx1201 (probe in ROCm/rocm-systems PR 7272)",
+        operands="int8 or uint8 x int8 or uint8",
     ),
     _record(
         "wmma_clamp",
@@ -181,6 +203,7 @@ _RECORDS = (
         "inferred",
         "v_wmma_i32_16x16x16_iu8 with the clamp bit gives INT_MAX on gfx1100 and gfx1201 (probe "
         "in ROCm/rocm-systems PR 7272). One clamp per instruction of 16 products is assumed",
+        operands="int8 or uint8 x int8 or uint8",
     ),
     _record(
         "vnni",
@@ -190,6 +213,7 @@ _RECORDS = (
         "vendor",
         "x86 vpdpbusd (u8 x s8): four products summed exactly, then one wrapping add into a dword "
         "(Intel SDM). Libraries apply float scales after (oneDNN, onnxruntime)",
+        operands="uint8 x int8",
     ),
     _record(
         "vnni_saturate",
@@ -199,6 +223,7 @@ _RECORDS = (
         "vendor",
         "x86 vpdpbusds: four products summed exactly, then one add that saturates to int32 (Intel "
         "SDM)",
+        operands="uint8 x int8",
     ),
     _record(
         "avx2_maddubs",
@@ -209,6 +234,7 @@ _RECORDS = (
         "x86 before VNNI: vpmaddubsw saturates each pair of u8 x s8 products to int16, vpmaddwd "
         "by ones and vpaddd then add exactly and wrap (Intel SDM; oneDNN, Nuances of int8 "
         "computations). The reason why 8-bit weights lose accuracy there",
+        operands="uint8 x int8",
     ),
     _record(
         "arm_dot",
@@ -218,6 +244,7 @@ _RECORDS = (
         "vendor",
         "Arm sdot/udot and smmla: exact products, 32-bit lanes that wrap (Arm ARM). Requantized "
         "as TensorFlow Lite and ruy do; `rounding` is that of RoundingDivideByPOT",
+        operands="int8 or uint8 x int8 or uint8",
     ),
     _record(
         "cmsis_nn",
@@ -247,6 +274,7 @@ _RECORDS = (
         "vendor",
         "TensorFlow Lite reference kernels: int32 accumulators, one product at a time, "
         "MultiplyByQuantizedMultiplier with double rounding (kernels/internal/common.h)",
+        runtime="tflite_reference",
     ),
     _record(
         "tflite_single_rounding",
@@ -255,6 +283,7 @@ _RECORDS = (
         _TIES_UP,
         "vendor",
         "The same built with TFLITE_SINGLE_ROUNDING: (x * m + 2**(s-1)) >> s, as in ruy",
+        runtime="tflite_single_rounding",
     ),
     _record(
         "gemmini",
@@ -278,6 +307,88 @@ _RECORDS = (
         "order by specification. Narrowing by vnclip, whose default mode rnu sends ties up and "
         "saturates",
     ),
+    _record(
+        "nvdla",
+        MacArray(acc_bits=34, overflow="saturate", products_per_add=64),
+        "nvdla",
+        _TIES_AWAY,
+        "vendor",
+        "NVDLA, int8: CMAC sums 64 products exactly (22 bits), CACC adds them at 34 bits with "
+        "saturation (nvdla/hw, NV_NVDLA_CACC_CALC_int8.v: simulated, 8,000 vectors equal); then "
+        "its truncation and SDP. No zero points: SDP's converter subtracts an offset",
+    ),
+    _record(
+        "nvdla_int16",
+        MacArray(acc_bits=48, overflow="saturate", products_per_add=64),
+        "nvdla",
+        _TIES_AWAY,
+        "vendor",
+        "NVDLA, int16: as nvdla with accumulators of 48 bits (nvdla/hw, NV_NVDLA_cacc.cpp)",
+        operands="int16 x int16",
+    ),
+    _record(
+        "xmos",
+        MacArray(acc_bits=32, overflow="saturate_symmetric", products_per_add=32),
+        "xmos",
+        _TIES_UP,
+        "vendor",
+        "XMOS xcore.ai VPU, int8: VLMACCR sums 32 products exactly and saturates at +-(2**31 - 1) "
+        "(xmos/lib_nn, vpu_sim.c); output transform of lib_nn (its C reference: 64,000 outputs "
+        "equal), zero points in its bias",
+    ),
+    _record(
+        "xmos_int16",
+        MacArray(acc_bits=32, overflow="saturate_symmetric", products_per_add=16),
+        "xmos",
+        _TIES_UP,
+        "vendor",
+        "XMOS xcore.ai VPU, int16: VLMACCR sums 16 products into accumulators of 32 bits that "
+        "saturate (xmos/lib_nn, vpu_sim.c)",
+        operands="int16 x int16",
+    ),
 )
 
-_PRESETS = {record.name: record for record in _RECORDS}
+# Codes that runtimes multiply, activations first.
+_OPERANDS = {
+    "onnxruntime": "int8 or uint8 x int8 or uint8",
+    "litert_reference": "int8, uint8 or int16 x int8 or uint8",
+    "ruy": "int8 or uint8 x int8 or uint8",
+    "xnnpack": "int8 or uint8 x int8 or uint8",
+    "xnnpack_neon": "int8 x int8",
+    "tflite_reference": "int8 or uint8 x int8 or uint8",
+    "tflite_int16": "int16 x int8",
+    "fbgemm": "uint8 x int8",
+    "qnnpack": "uint8 x int8 or uint8",
+    "onednn": "uint8 x int8",
+    "openvino": "uint8 x int8",
+}
+_RULE_MODES = {
+    "float": _TO_EVEN,
+    "double": _TIES_AWAY,
+    "gemmlowp": _TIES_AWAY,
+    **dict.fromkeys(("ruy", "single_rounding", "reduced_multiplier"), _TIES_UP),
+}
+
+
+def _of_runtime(runtime: Runtime) -> ArrayPreset:
+    """The array of a runtime's kernels: sums that wrap, so that their order changes nothing."""
+    wide = runtime.rule == "reduced_multiplier"
+    what = f"compared with {runtime.checked}" if runtime.checked else "from its source"
+    return _record(
+        runtime.name,
+        MacArray(acc_bits=64 if wide else 32, products_per_add=1 if wide else 4),
+        runtime.rule,
+        _RULE_MODES[runtime.rule],
+        "measured" if runtime.checked else "vendor",
+        f"{runtime.source}; {what}",
+        operands=_OPERANDS[runtime.name],
+        runtime=runtime.name,
+    )
+
+
+_RUNTIMES = (
+    _of_runtime(runtime)
+    for runtime in RUNTIMES.values()
+    if runtime.name not in {record.name for record in _RECORDS}
+)
+_PRESETS = {record.name: record for record in (*_RECORDS, *_RUNTIMES)}

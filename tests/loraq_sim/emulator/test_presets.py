@@ -6,6 +6,7 @@ import pytest
 from loraq_sim.emulator.gemm import emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
 from loraq_sim.emulator.presets import CONFIDENCES, REQUANTIZERS, array_preset, list_array_presets
+from loraq_sim.emulator.runtimes import list_runtimes, runtime_of
 from loraq_sim.emulator.two_level import emulate_two_level_report
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_rounding, parse_saturation
@@ -21,6 +22,30 @@ def test_every_preset_has_a_source_and_known_modes(name):
     parse_rounding(record.rounding)
     parse_saturation(record.saturation)
     assert isinstance(record.array, MacArray | TwoLevelArray)
+
+
+@pytest.mark.parametrize("name", list_array_presets())
+def test_a_preset_says_what_it_multiplies_and_where_zero_points_enter(name):
+    record = array_preset(name)
+    assert " x " in record.operands
+    assert record.zero_point in ("initial", "after")
+    if record.runtime is not None:
+        runtime = runtime_of(record.runtime)
+        assert (record.requantize, record.zero_point) == (runtime.rule, runtime.zero_correction)
+    a, w = np.array([[1, 2, 3]]), np.array([[4, 5, 6]])
+    zeros = {"a_zero": 2, "w_zero": 1, "zero_point": record.zero_point}
+    assert emulate_gemm(a, w, record.array, **zeros)[0, 0] == (a - 2)[0] @ (w - 1)[0]
+
+
+def test_every_runtime_is_a_preset_and_nvdla_and_xmos_saturate():
+    assert set(list_runtimes()) <= set(list_array_presets())
+    a, w = np.full((1, 64), 127), np.full((1, 64), 127)
+    ends = {"nvdla": 2**33 - 1, "xmos": 2**31 - 1}
+    for name, end in ends.items():
+        array = array_preset(name).array
+        assert emulate_gemm(a, w, array, init=np.array([[end]]))[0, 0] == end
+    lowest = emulate_gemm(-a, w, array_preset("xmos").array, init=np.array([[-(2**31) + 1]]))
+    assert lowest[0, 0] == -(2**31) + 1
 
 
 def test_the_names_an_architect_looks_for_are_there():
