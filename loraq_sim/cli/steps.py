@@ -54,6 +54,7 @@ from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.reporting.tables import result_table
+from loraq_sim.results.rows import Row
 from loraq_sim.solvers import METHODS
 from loraq_sim.split import parse_split
 from loraq_sim.version import __version__
@@ -76,7 +77,6 @@ EXAMPLES = (
     "--split W4A4+W8A8r8 --method qera --calibrate-on all,first,1000..800,last:5"
 )
 _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
-Row = dict[str, Any]
 _TABLES = ("cells", "layers", "steps")
 _SETTINGS = ("accelerator", "split", "method", "calibration")
 _HEADINGS = {"share": "share (%)", "run_share": "run share (%)"}

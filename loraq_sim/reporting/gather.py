@@ -8,17 +8,24 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hwmodels
+from loraq_sim.allocation import Allocation, allocate
+from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
+from loraq_sim.allocation.problem import MACHINE
 from loraq_sim.errors import InputError, LoraqError
 from loraq_sim.files import shown_line
+from loraq_sim.layers import is_after_gelu
+from loraq_sim.machine import datapath_for, transforms_asked, workload_for
+from loraq_sim.reporting.report_data import COSTS, MixedModel, ReportData, answers
+from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy, objectives_of
+from loraq_sim.results.front import mark_front
+from loraq_sim.results.rows import IDENTITY, Row
+from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked, model_totals
+from loraq_sim.results.wording import context_of, labels_of
+from loraq_sim.split import parse_split
 from loraq_sim.version import __version__
-
-if TYPE_CHECKING:
-    import hwmodels
-    from loraq_sim.allocation import Allocation
-    from loraq_sim.reporting.report_data import MixedModel, ReportData
 
 __all__ = [
     "gather",
@@ -27,8 +34,6 @@ __all__ = [
 
 # Stored latencies are reproduced to the last bits; more than that is another description.
 _SAME = 1e-9
-
-Row = dict[str, Any]
 
 
 def gather(
@@ -47,9 +52,6 @@ def gather(
     in_place : bool
         Whether `rows` may be changed, as nobody else needs them: a copy of 100,000 takes 300 MB.
     """
-    from loraq_sim.reporting.report_data import ReportData
-    from loraq_sim.results.choice import objectives_of
-    from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked
 
     rows, runs = _shown(rows), _shown(runs)
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
@@ -108,7 +110,6 @@ def _shown(records: Sequence[Row]) -> list[Row]:
 
 def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:
     """Give each row its ``label`` and ``context``."""
-    from loraq_sim.results.wording import context_of, labels_of
 
     several = len(dumps) > 1
     for row, label in zip(rows, labels_of(rows), strict=True):
@@ -117,9 +118,6 @@ def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:
 
 
 def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
-    from loraq_sim.reporting.report_data import COSTS
-    from loraq_sim.results.front import mark_front
-    from loraq_sim.results.totals import model_totals
 
     totals = model_totals(list(rows))
     _name(totals, dumps)
@@ -136,7 +134,6 @@ def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
 
 def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
     """Totals under the labels of their rows: both name what tells the rows apart."""
-    from loraq_sim.results.rows import IDENTITY
 
     keys = [name for name in IDENTITY if name != "layer"]
     labels = {tuple(map(row.get, keys)): row["label"] for row in rows}
@@ -144,7 +141,6 @@ def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 
 
 def _kinds(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
-    from loraq_sim.results.totals import model_totals
 
     found = []
     by_kind: dict[str | None, list[Row]] = {}
@@ -216,10 +212,6 @@ def _parts(
 
 
 def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
-    from loraq_sim.layers import is_after_gelu
-    from loraq_sim.machine import datapath_for, transforms_asked, workload_for
-    from loraq_sim.reporting.report_data import COSTS
-    from loraq_sim.split import parse_split
 
     try:
         options = json.loads(row.get("options") or "{}")
@@ -273,7 +265,6 @@ def _validation(
 
 def _accuracy(name: str, rows: Sequence[Row]) -> Row:
     """How far the latencies of a machine may be off, and what was measured on it."""
-    from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy
 
     own = hwmodels.summarize([row for row in rows if row["accelerator"] == name])
     worst, seen = latency_accuracy(name)
@@ -293,7 +284,6 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
     Prices (Lagrangian) choose the allocations, which takes a fraction of a second for a whole
     model; each frontier point is then optimal, and what is said to be saved is a lower bound.
     """
-    from loraq_sim.reporting.report_data import answers
 
     found: list[MixedModel] = []
     for answer in answers(data):
@@ -312,7 +302,6 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
 
 def _rows_beside(data: "ReportData", best: Mapping[str, Any]) -> list[Row]:
     """Rows that could run beside the answer: same dump, machine and measurement."""
-    from loraq_sim.allocation.problem import MACHINE
 
     keys = [name for name in MACHINE if name != "options"]
     wanted = tuple(map(best.get, keys))
@@ -331,7 +320,6 @@ def _allocation(
 
     The problem of the `other` cost is taken where the same rows know this one.
     """
-    from loraq_sim.allocation import allocate
 
     budget = {cost: _ample(rows, cost)}
     if other is not None and cost in other.problem.contributions:
@@ -351,8 +339,6 @@ def _allocation(
 def _mixed(
     data: "ReportData", context: str, allocation: "Allocation", labels: dict[tuple, str], cost: str
 ) -> "MixedModel | None":
-    from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
-    from loraq_sim.reporting.report_data import MixedModel
 
     try:
         frontier = frontier_rows(allocation.problem, cost, data.error, most=_MOST_POINTS)

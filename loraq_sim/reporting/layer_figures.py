@@ -16,6 +16,7 @@ from loraq_sim.reporting.labels import part_colors
 from loraq_sim.reporting.panels import GRID, INK, MUTED, nice_log_ticks, tick_texts
 from loraq_sim.reporting.report_data import BOUND_NAMES, PART_NAMES, Answer, ReportData
 from loraq_sim.results.columns import choose_unit
+from loraq_sim.results.rows import AnyRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +32,6 @@ __all__ = [
     "step_title",
 ]
 
-
-Row = Mapping[str, Any]
 
 _MOST_TICKS = 60
 # Cases in one picture; more are neither read nor drawn in reasonable time.
@@ -213,7 +212,7 @@ def _ends(norm: Any) -> tuple[float, float]:
     return float(norm.vmin), float(norm.vmax)
 
 
-def _latency(row: Row) -> float:
+def _latency(row: AnyRow) -> float:
     return sum(row["parts"]["latency_s"].values()) * row["calls"]
 
 
@@ -255,7 +254,7 @@ _HEAD, _STEPS, _GAP, _BELOW = 1.0, 0.75, 0.1, 1.0
 _LAYERS, _BAR, _RIGHT_OF_MAP = 1.1, 0.14, 0.75
 
 
-def step_title(case: Row) -> str:
+def step_title(case: AnyRow) -> str:
     """The finding: how few layers and steps make half of the squared error."""
     if not case["half_layers"]:
         return "No error at any time step"
@@ -266,8 +265,8 @@ def step_title(case: Row) -> str:
 
 @without_math
 def step_heat_map(
-    case: Row,
-    cells: Sequence[Row],
+    case: AnyRow,
+    cells: Sequence[AnyRow],
     *,
     provenance: Mapping[str, Any] | None = None,
 ) -> "Figure":
@@ -340,7 +339,7 @@ def step_heat_map(
     return figure
 
 
-def _facts(case: Row) -> str:
+def _facts(case: AnyRow) -> str:
     parts = (
         f"{case['split']} on {case['accelerator']}",
         f"method {case['method']}",

@@ -29,10 +29,11 @@ from loraq_sim.reporting import sections
 from loraq_sim.reporting.figures import pareto_figure, save_figure
 from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure, latency_figure
 from loraq_sim.reporting.plot_data import plot_data
-from loraq_sim.reporting.report_data import COSTS, Answer, ReportData, Row, answers
+from loraq_sim.reporting.report_data import COSTS, Answer, ReportData, answers
 from loraq_sim.reporting.sections import compare_methods, method_sentences
 from loraq_sim.reporting.tables import ResultTable, json_value, result_table
 from loraq_sim.results.columns import cells, column_for, is_missing
+from loraq_sim.results.rows import AnyRow
 from loraq_sim.results.store_records import write_csv
 from loraq_sim.results.wording import pretty_unit, value_text
 
@@ -320,7 +321,7 @@ def _tables(data: ReportData) -> Iterator[tuple[str, ResultTable]]:
         yield "cost_model", result_table(list(data.validation))
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[AnyRow]) -> list[str]:
     """Keys in order of appearance; rows have few patterns of them."""
     return list(dict.fromkeys(name for keys in dict.fromkeys(map(tuple, rows)) for name in keys))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.reporting.labels import Box, main_and_branch, place_labels
 from loraq_sim.results.columns import Column, choose_unit, column_for
+from loraq_sim.results.rows import AnyRow
 from loraq_sim.results.wording import name_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ _MANTISSAS = (
     tuple(1.0 + 0.1 * i for i in range(90)),
     tuple(1.0 + 0.02 * i for i in range(450)),
 )
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class PanelStyle:
 
 def draw_panel(
     axes: "Axes",
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     *,
     x: str,
     y: str,
@@ -139,7 +139,7 @@ def _draw_front(axes: "Axes", edge: Sequence[tuple[float, float]]) -> None:
 
 def _draw_points(
     axes: "Axes",
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     points: Sequence[tuple[float, float]],
     emphasized: Sequence[bool],
     style: PanelStyle,
@@ -163,7 +163,7 @@ def _draw_points(
 
 def _draw_labels(
     axes: "Axes",
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     points: Sequence[tuple[float, float]],
     emphasized: Sequence[bool],
     edge: Sequence[int],
@@ -215,7 +215,7 @@ def _draw_labels(
 
 
 def _labelled(
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     points: Sequence[tuple[float, float]],
     emphasized: Sequence[bool],
     best: str | None,

@@ -9,7 +9,7 @@ and a page of many cells has three digits instead of five.
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loraq_sim.reporting.labels import (
@@ -24,6 +24,7 @@ from loraq_sim.reporting.labels import (
 from loraq_sim.reporting.report_data import COSTS, PART_NAMES, Answer, ReportData
 from loraq_sim.reporting.sections import MethodClass
 from loraq_sim.results.columns import choose_unit, column_for, is_missing
+from loraq_sim.results.rows import AnyRow
 from loraq_sim.results.wording import pretty_unit
 
 __all__ = [
@@ -32,8 +33,6 @@ __all__ = [
     "rounded",
 ]
 
-
-Row = Mapping[str, Any]
 
 _SHARES = {"latency_s": "share of the model's latency", "energy_j": "share of the model's energy"}
 _LAYER_VALUES = {
@@ -74,7 +73,7 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
     names = list(dict.fromkeys(str(row["layer"]) for row in rows))
     kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
     labels = _by_error(data, context, rows)
-    by_case: dict[str, dict[str, Row]] = {}
+    by_case: dict[str, dict[str, AnyRow]] = {}
     for row in rows:
         by_case.setdefault(row["label"], {})[str(row["layer"])] = row
     # cells[case][layer]; nothing is known of a case that did not run.
@@ -115,7 +114,7 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
     return found
 
 
-def _by_error(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
+def _by_error(data: ReportData, context: str, rows: Sequence[AnyRow]) -> list[str]:
     """Labels from the largest error to the least; those without a total last."""
     errors = {row["label"]: row.get(data.error) for row in data.totals_of(context)}
     labels = list(dict.fromkeys(row["label"] for row in rows))
@@ -133,7 +132,7 @@ def _line(values: list[Any]) -> Any:
     return values[0] if len(values) > 1 and len(set(values)) == 1 else values
 
 
-def _values(key: str, line: Sequence[Row], digits: int) -> list[Any]:
+def _values(key: str, line: Sequence[AnyRow], digits: int) -> list[Any]:
     """One quantity of every layer of a case."""
     way, _, column = key.rpartition(":")
     values = [row.get(column) for row in line]
@@ -237,7 +236,7 @@ def _columns(data: ReportData) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _facet_values(row: Row) -> dict[str, str]:
+def _facet_values(row: AnyRow) -> dict[str, str]:
     main, branch = main_and_branch(str(row["split"]))
     values = {"main": main, "branch": "no branch" if branch == NO_BRANCH else branch}
     for key in _FACETS:
@@ -270,7 +269,7 @@ def _in_order(values: Iterable[str]) -> list[str]:
     return sorted(values, key=lambda v: (v != "no branch", float(v) if v.isdigit() else 0, v))
 
 
-def _point(row: Row) -> dict[str, Any]:
+def _point(row: AnyRow) -> dict[str, Any]:
     return {
         "context": row["context"],
         "label": row["label"],
@@ -282,7 +281,7 @@ def _point(row: Row) -> dict[str, Any]:
     }
 
 
-def _kind(row: Row, error: str) -> dict[str, Any]:
+def _kind(row: AnyRow, error: str) -> dict[str, Any]:
     main, branch = main_and_branch(str(row["split"]))
     return {
         **{key: row[key] for key in ("context", "label", "kind", "n_layers")},
@@ -294,7 +293,7 @@ def _kind(row: Row, error: str) -> dict[str, Any]:
 
 def _accumulators(data: ReportData) -> list[dict[str, Any]]:
     """Per context and case: bits the least and the most demanding layer needed, and overflows."""
-    cases: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[tuple[str, str], list[AnyRow]] = {}
     for row in data.rows:
         if not is_missing(row.get("safe_acc_bits")):
             cases.setdefault((row["context"], row["label"]), []).append(row)
@@ -322,7 +321,7 @@ def _all_parts(data: ReportData) -> list[str]:
     return [part for row in data.parts for cost in COSTS for part in row["parts"][cost]]
 
 
-def _part(row: Row) -> dict[str, Any]:
+def _part(row: AnyRow) -> dict[str, Any]:
     keys = ("context", "label", "kind", "m", "n", "k", "rank", "n_layers", "calls", "bound")
     costs = {
         cost: {name: rounded(value) for name, value in row["parts"][cost].items() if value}
@@ -343,7 +342,7 @@ def _method(item: MethodClass) -> dict[str, Any]:
 
 
 def _mix(mix: Any) -> dict[str, Any]:
-    def point(row: Row) -> dict[str, Any]:
+    def point(row: AnyRow) -> dict[str, Any]:
         numbers = {"cost": rounded(row[mix.cost]), "error": rounded(row[mix.error])}
         return numbers | {"name": str(row.get("label") or row.get("mix") or "")}
 

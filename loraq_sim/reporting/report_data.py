@@ -13,7 +13,7 @@ from typing import Any
 
 from loraq_sim.results.choice import COSTS
 from loraq_sim.results.columns import column_for, is_missing
-from loraq_sim.results.rows import EVALUATED
+from loraq_sim.results.rows import EVALUATED, AnyRow
 from loraq_sim.results.verdict import Verdict, verdict_of
 from loraq_sim.results.wording import listing, percent_text
 
@@ -26,9 +26,6 @@ __all__ = [
     "ReportData",
     "answers",
 ]
-
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +49,8 @@ class MixedModel:
     context: str
     cost: str
     error: str
-    frontier: Sequence[Row]
-    gains: Sequence[Row]
+    frontier: Sequence[AnyRow]
+    gains: Sequence[AnyRow]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +95,15 @@ class ReportData:
     title: str
     error: str
     rows: Sequence[dict[str, Any]]
-    totals: Sequence[Row]
-    kinds: Sequence[Row] = ()
-    parts: Sequence[Row] = ()
+    totals: Sequence[AnyRow]
+    kinds: Sequence[AnyRow] = ()
+    parts: Sequence[AnyRow] = ()
     mixed: Sequence[MixedModel] = ()
-    validation: Sequence[Row] = ()
-    devices: Sequence[Row] = ()
-    uncertainty: Mapping[str, Row] = field(default_factory=dict)
-    machines: Mapping[str, Row] = field(default_factory=dict)
-    runs: Sequence[Row] = ()
+    validation: Sequence[AnyRow] = ()
+    devices: Sequence[AnyRow] = ()
+    uncertainty: Mapping[str, AnyRow] = field(default_factory=dict)
+    machines: Mapping[str, AnyRow] = field(default_factory=dict)
+    runs: Sequence[AnyRow] = ()
     notes: Sequence[str] = ()
     formulas: Sequence[str] = ()
     version: str = ""
@@ -136,7 +133,7 @@ class ReportData:
         """Rows of layers in one context."""
         return self._rows_by_context.get(context, [])
 
-    def totals_of(self, context: str) -> list[Row]:
+    def totals_of(self, context: str) -> list[AnyRow]:
         """Totals of one context that hold numbers."""
         return [
             row for row in self.totals if row["context"] == context and row.get("status") == "ok"
@@ -196,9 +193,9 @@ class Answer:
 
     context: str
     verdict: Verdict
-    best: Row | None
+    best: AnyRow | None
     cost: str
-    choices: Sequence[tuple[str, Row]]
+    choices: Sequence[tuple[str, AnyRow]]
     sentences: Sequence[str]
 
 
@@ -236,11 +233,11 @@ def _answer(data: ReportData, context: str) -> Answer:
     )
 
 
-def _has(row: Row, key: str) -> bool:
+def _has(row: AnyRow, key: str) -> bool:
     return not is_missing(row.get(key))
 
 
-def _how_sure(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
+def _how_sure(data: ReportData, context: str, rows: Sequence[AnyRow]) -> list[str]:
     if not any(_has(row, "latency_s") for row in rows):
         return []
     found = []
@@ -261,7 +258,7 @@ def _how_sure(data: ReportData, context: str, rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _overflows(data: ReportData, best: Row) -> list[str]:
+def _overflows(data: ReportData, best: AnyRow) -> list[str]:
     count, width = best.get("overflow_count"), best.get("safe_acc_bits")
     if is_missing(count) or is_missing(width):
         return []
@@ -274,7 +271,7 @@ def _overflows(data: ReportData, best: Row) -> list[str]:
     return [f"No sum overflows {array}; {width} bits would do for this input."]
 
 
-def _mixed(data: ReportData, context: str, best: Row, cost: str) -> list[str]:
+def _mixed(data: ReportData, context: str, best: AnyRow, cost: str) -> list[str]:
     for mix in data.mixed:
         if (mix.context, mix.cost) != (context, cost):
             continue
@@ -308,8 +305,8 @@ def _gaps(data: ReportData, context: str) -> list[str]:
     return found + [f"{text[:1].upper()}{text[1:]}." for text in sorted(partial)]
 
 
-def _choices(rows: Sequence[Row], best: Row, error: str) -> list[tuple[str, Row]]:
-    roles: dict[str, tuple[list[str], Row]] = {best["label"]: (["verdict"], best)}
+def _choices(rows: Sequence[AnyRow], best: AnyRow, error: str) -> list[tuple[str, AnyRow]]:
+    roles: dict[str, tuple[list[str], AnyRow]] = {best["label"]: (["verdict"], best)}
     for key in (error, *COSTS):
         usable = [row for row in rows if _has(row, key)]
         if not usable:

@@ -14,7 +14,7 @@ from loraq_sim.reporting.labels import main_and_branch
 from loraq_sim.reporting.report_data import BOUND_NAMES, PART_NAMES, Answer, MixedModel, ReportData
 from loraq_sim.reporting.tables import ResultTable, result_table
 from loraq_sim.results.columns import column_for, is_missing
-from loraq_sim.results.rows import EVALUATED
+from loraq_sim.results.rows import EVALUATED, AnyRow
 
 __all__ = [
     "MethodClass",
@@ -33,7 +33,6 @@ __all__ = [
     "validation_table",
 ]
 
-Row = Mapping[str, Any]
 # Ranks are whole, so two branches of one budget differ by less than a rank's bytes.
 _EQUAL_BYTES = 0.01
 # Shares and savings: equal decimals would show the digits of the least of them for all.
@@ -57,7 +56,7 @@ class MethodClass:
     bits: float
     name: str
     error: str
-    best: Mapping[str, Row]
+    best: Mapping[str, AnyRow]
 
 
 def choices_table(data: ReportData, answer: Answer) -> ResultTable:
@@ -138,7 +137,7 @@ def costs_table(data: ReportData, answer: Answer) -> ResultTable:
 
 def accumulators_table(data: ReportData, context: str) -> ResultTable:
     """Width of the array, what this input needed, what any input could need, and overflows."""
-    layers: dict[str, list[Row]] = {}
+    layers: dict[str, list[AnyRow]] = {}
     for row in data.rows_of(context):
         if not is_missing(row.get("safe_acc_bits")):
             layers.setdefault(row["label"], []).append(row)
@@ -228,7 +227,7 @@ def validation_table(data: ReportData) -> ResultTable:
 
 def failures_table(data: ReportData) -> ResultTable:
     """Cases without a result, and why; equal reasons once."""
-    reasons: dict[tuple[str, str], list[Row]] = {}
+    reasons: dict[tuple[str, str], list[AnyRow]] = {}
     for row in data.rows:
         if row.get("status") not in EVALUATED:
             where = (str(row["layer"]), str(row.get("message") or "no reason given"))
@@ -248,7 +247,7 @@ def _number(value: Any) -> float:
     return float("inf") if is_missing(value) else float(value)
 
 
-def _table(rows: Sequence[Row], keys: Sequence[str] | None, title: str) -> ResultTable:
+def _table(rows: Sequence[AnyRow], keys: Sequence[str] | None, title: str) -> ResultTable:
     """Table of those of `keys` that hold a value in some row."""
     chosen = keys or list(dict.fromkeys(key for row in rows for key in row))
     shown = [key for key in chosen if any(not is_missing(row.get(key)) for row in rows)]
@@ -281,7 +280,7 @@ def compare_methods(data: ReportData) -> list[MethodClass]:
             if row.get("weight_bytes")
             and not any(is_missing(row.get(key)) for key in (data.error, "bits_per_weight"))
         ]
-        by_main: dict[str, list[Row]] = {}
+        by_main: dict[str, list[AnyRow]] = {}
         for row in sorted(rows, key=lambda r: r["weight_bytes"]):
             by_main.setdefault(main_and_branch(str(row["split"]))[0], []).append(row)
         for main, own in by_main.items():
@@ -292,9 +291,9 @@ def compare_methods(data: ReportData) -> list[MethodClass]:
     return classes
 
 
-def _equal_bytes(rows: Sequence[Row]) -> list[list[Row]]:
+def _equal_bytes(rows: Sequence[AnyRow]) -> list[list[AnyRow]]:
     """Rows, sorted by bytes, in runs that end 1 % above their first."""
-    runs: list[list[Row]] = []
+    runs: list[list[AnyRow]] = []
     for row in rows:
         if runs and row["weight_bytes"] <= runs[-1][0]["weight_bytes"] * (1 + _EQUAL_BYTES):
             runs[-1].append(row)
@@ -303,8 +302,8 @@ def _equal_bytes(rows: Sequence[Row]) -> list[list[Row]]:
     return runs
 
 
-def _class(context: str, main: str, members: Sequence[Row], error: str) -> MethodClass:
-    best: dict[str, Row] = {}
+def _class(context: str, main: str, members: Sequence[AnyRow], error: str) -> MethodClass:
+    best: dict[str, AnyRow] = {}
     for row in sorted(members, key=lambda r: r[error]):
         best.setdefault(str(row.get("method")), row)
     bits = members[0]["bits_per_weight"]

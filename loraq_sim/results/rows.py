@@ -19,6 +19,7 @@ from loraq_sim.errors import InputError
 __all__ = [
     "COLUMNS",
     "COLUMN_NAMES",
+    "AnyRow",
     "Column",
     "EVALUATED",
     "IDENTITY",
@@ -33,6 +34,9 @@ __all__ = [
 
 Row = dict[str, Any]
 """One result as ``{column: value}``, as rows are put together; `ResultRow` has the types."""
+
+AnyRow = Mapping[str, Any]
+"""A row of any table, as it is read: results, totals, parts of a cost, runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ them.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loraq_sim.results.columns import choose_unit, column_for, format_numbers, is_missing
+from loraq_sim.results.rows import AnyRow
 
 __all__ = [
     "comparison",
@@ -28,8 +29,6 @@ __all__ = [
     "value_text",
 ]
 
-
-Row = Mapping[str, Any]
 
 _MOST_NAMES = 3
 _MOST_DIGITS = 17
@@ -48,7 +47,7 @@ def main_and_branch_of(split: str) -> tuple[str, str]:
     return (split, "") if joint is None else (split[: joint.start()], split[joint.start() :])
 
 
-def name_of(row: Row) -> str:
+def name_of(row: AnyRow) -> str:
     """What a row is called: its ``label`` where it has one, else its split."""
     return str(row.get("label") or row["split"])
 
@@ -105,7 +104,7 @@ def percent_text(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def comparison(row: Row, base: Row, costs: Sequence[str], y: str) -> str:
+def comparison(row: AnyRow, base: AnyRow, costs: Sequence[str], y: str) -> str:
     """What `row`, which has less error, gains and costs against `base`: a sentence without subject.
 
     Costs that one of the two does not hold, or that are zero in `base`, are not spoken of.
@@ -160,7 +159,7 @@ _SETTINGS = {
 }
 
 
-def labelled(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def labelled(rows: Sequence[AnyRow]) -> list[dict[str, Any]]:
     """Rows with a ``label``: unique among the cases of one layer on one accelerator.
 
     A setting is named where two rows of the same split, layer, dump and accelerator differ in it.
@@ -168,7 +167,7 @@ def labelled(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{**row, "label": label} for row, label in zip(rows, labels_of(rows), strict=True)]
 
 
-def labels_of(rows: Sequence[Row]) -> list[str]:
+def labels_of(rows: Sequence[AnyRow]) -> list[str]:
     """The labels of `labelled`."""
     first: dict[tuple, tuple] = {}
     named: dict[str, set[str]] = {}
@@ -182,7 +181,7 @@ def labels_of(rows: Sequence[Row]) -> list[str]:
     return [_label(row, named[str(row.get("split"))]) for row in rows]
 
 
-def _transform_words(row: Row) -> list[str]:
+def _transform_words(row: AnyRow) -> list[str]:
     """What is done to the inputs of a case before they are rounded; empty for nothing."""
     words = []
     rotation, smooth = row.get("rotation"), row.get("smooth")
@@ -194,17 +193,17 @@ def _transform_words(row: Row) -> list[str]:
     return words
 
 
-def context_of(row: Row, *, several_dumps: bool) -> str:
+def context_of(row: AnyRow, *, several_dumps: bool) -> str:
     """Where a row's numbers compare with others: its accelerator, of its dump if there are more."""
     name = str(row.get("accelerator") or "")
     return f"{row.get('dump')} on {name}" if several_dumps else name
 
 
-def _case(row: Row) -> tuple:
+def _case(row: AnyRow) -> tuple:
     return (row.get("dump"), row.get("accelerator"), row.get("layer"), str(row.get("split")))
 
 
-def _label(row: Row, keys: Iterable[str]) -> str:
+def _label(row: AnyRow, keys: Iterable[str]) -> str:
     words: list[str] = []
     for key, word in _SETTINGS.items():
         if key not in keys:
