@@ -16,9 +16,15 @@ scale can absorb. Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rota
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, unknown_name
+
+CONDITIONS = ("auto", "rms")
+"""Ways to choose smoothing and rotation; see `loraq_sim.solve`."""
 
 __all__ = [
+    "CONDITIONS",
+    "balanced_smoothing",
+    "check_condition",
     "check_rotation",
     "hadamard_block",
     "power_smoothing",
@@ -76,10 +82,33 @@ def power_smoothing(
     tiny = np.float32(1e-5)
     x_max = np.maximum(np.abs(activations).max(axis=0), tiny).astype(np.float64)
     w_max = np.maximum(np.abs(weight).max(axis=0), tiny).astype(np.float64)
-    log_s = alpha * np.log(x_max) - beta * np.log(w_max)
+    return _stored_factors(alpha * np.log(x_max) - beta * np.log(w_max))
+
+
+def _stored_factors(log_s: np.ndarray) -> np.ndarray:
     # Within 2**-10 .. 2**10 float16 keeps full precision and no channel dominates the weight.
     factors = np.exp(np.clip(log_s - log_s.mean(), -6.93, 6.93))
     return factors.astype(np.float16).astype(np.float32)
+
+
+def balanced_smoothing(weight: np.ndarray, activations: np.ndarray) -> np.ndarray:
+    """sqrt(rms x / rms w) of each channel, (K,), of geometric mean 1, float16 values.
+
+    The closed form of SmoothQuant with root mean squares for its maxima: where a rotation or a
+    group shares out what is loud, the rounding errors of X and W follow the sums of (x_k / s_k)^2
+    and (w_k s_k)^2 over its channels, and these factors make the product of the two least.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (N, K), float32
+    activations : ndarray of shape (T, K), float32
+    """
+    tiny = 1e-10
+    x, w = (
+        np.maximum(np.square(values, dtype=np.float64).mean(axis=0), tiny * tiny)
+        for values in (activations, weight)
+    )
+    return _stored_factors(0.25 * (np.log(x) - np.log(w)))
 
 
 def hadamard_block(rotate: str | None, k: int) -> int | None:
@@ -120,6 +149,13 @@ def check_rotation(rotate: str | None) -> str | None:
     """`rotate` if `hadamard_block` takes it for some number of channels; else its InputError."""
     hadamard_block(rotate, 1 << 40)
     return rotate
+
+
+def check_condition(condition: str | None) -> str | None:
+    """`condition` if it is None or one of `CONDITIONS`; else an InputError."""
+    if condition is not None and condition not in CONDITIONS:
+        raise InputError(unknown_name("condition", condition, CONDITIONS))
+    return condition
 
 
 def rotate_channels(values: np.ndarray, block: int) -> np.ndarray:

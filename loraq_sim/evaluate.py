@@ -91,9 +91,9 @@ def evaluate_layer(
     solution : Solution, optional
         An earlier solution of this layer and split; solved here by default.
     **options
-        ``seed``, ``method``, ``preset``, ``tokens``, ``fused``, ``smooth``, ``rotate`` and
-        ``rows`` as in `loraq_sim.settings.CaseSettings`. A split without a branch is rounded to
-        nearest (``rtn``).
+        ``seed``, ``method``, ``preset``, ``tokens``, ``fused``, ``smooth``, ``rotate``,
+        ``condition``, ``finish`` and ``rows`` as in `loraq_sim.settings.CaseSettings`. A split
+        without a branch is rounded to nearest (``rtn``), or by ``gptq``.
 
     Raises
     ------
@@ -211,7 +211,9 @@ def check_feedback(solution: Solution, split: PrecisionSplit, name: str) -> None
 
 def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
     """`loraq_sim.solve` with the formats, rank and budget of `split`; errors name the layer."""
-    asked = CaseSettings(split=split).solving()
+    asked = CaseSettings(
+        split=split, condition=options.get("condition"), finish=options.get("finish")
+    ).solving()
     defaults = {"method", "preset", "seed", "smooth", "rotate"}
     parts = {key: value for key, value in asked.items() if key not in defaults}
     return _solved(layer, split, parts | options)
@@ -280,12 +282,17 @@ def _identity(
 
 def _transforms(settings: CaseSettings, solution: Solution) -> dict[str, Any]:
     """How the inputs are transformed, in the words of the settings where they are the solution's"""
+    chosen = {"condition": settings.condition, "finish": settings.finish}
+    if settings.condition is not None:
+        # What is chosen layer by layer is one case; the message says what it was.
+        return {"rotation": settings.rotate, "smooth": settings.smooth, **chosen}
     rotation = None if solution.rotation is None else f"hadamard:{solution.rotation}"
     if hadamard_block(settings.rotate, solution.main.shape[1]) == solution.rotation:
         rotation = settings.rotate
     return {
         "rotation": rotation,
         "smooth": None if solution.smooth is None else settings.smooth,
+        **chosen,
     }
 
 
@@ -323,7 +330,11 @@ def _setting_remarks(
 ) -> Iterator[str]:
     if settings.split.gelu and split.shift:
         yield f"inputs after GELU run as {split.main_activation} of x + {split.shift:g}"
-    if solution.smooth is not None and settings.smooth is None:
+    if settings.condition is not None:
+        words = [] if solution.rotation is None else [f"hadamard:{solution.rotation}"]
+        words += [] if solution.smooth is None else ["smoothing"]
+        yield f"condition {settings.condition} chose " + (" and ".join(words) or "nothing")
+    elif solution.smooth is not None and settings.smooth is None:
         yield "activations are smoothed by factors of the solution"
     if m is None:
         yield UNKNOWN_ROWS

@@ -39,10 +39,11 @@ from pydantic import (
     model_validator,
 )
 
-from loraq_sim.conditioning import check_rotation
+from loraq_sim.conditioning import check_condition, check_rotation
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import line_of, make_folder, read_toml, refuse_existing, write_file
 from loraq_sim.settings import NONE, Override, matches, settings_of, settings_with
+from loraq_sim.solvers.gptq import check_finish
 from loraq_sim.solvers.solve import METHODS, PRESETS
 from loraq_sim.split import FAMILIES, PrecisionSplit, parse_split
 
@@ -127,9 +128,9 @@ class RecipeEntry(BaseModel):
     """Settings of the layers one pattern matches; None leaves a setting open.
 
     ``rank`` and ``budget`` (such as ``"fp16@32"``) replace the size of the split's branch; ``skip``
-    leaves the layers at 16 bits; ``"none"`` ends a ``smooth`` or ``rotate`` of an earlier entry or
-    of the defaults. The others are arguments of `loraq_sim.parse_split` and
-    `loraq_sim.solve`. A text alone is a split.
+    leaves the layers at 16 bits; ``"none"`` ends a ``smooth``, ``rotate``, ``condition`` or
+    ``finish`` of an earlier entry or of the defaults. The others are arguments of
+    `loraq_sim.parse_split` and `loraq_sim.solve`. A text alone is a split.
     """
 
     model_config = _STRICT
@@ -144,6 +145,8 @@ class RecipeEntry(BaseModel):
     seed: int | None = Field(default=None, ge=0)
     smooth: Annotated[float, Field(ge=0, le=1)] | Literal["none"] | None = None
     rotate: str | None = None
+    condition: str | None = None
+    finish: str | None = None
     skip: bool | None = None
 
     @model_validator(mode="before")
@@ -163,6 +166,16 @@ class RecipeEntry(BaseModel):
     @classmethod
     def _is_a_rotation(cls, value: str | None) -> str | None:
         return value if value == NONE else check_rotation(value)
+
+    @field_validator("condition")
+    @classmethod
+    def _is_a_condition(cls, value: str | None) -> str | None:
+        return value if value == NONE else check_condition(value)
+
+    @field_validator("finish")
+    @classmethod
+    def _is_a_finish(cls, value: str | None) -> str | None:
+        return value if value == NONE else check_finish(value)
 
     @model_validator(mode="after")
     def _has_one_size(self) -> Self:

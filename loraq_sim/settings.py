@@ -73,6 +73,8 @@ class CaseOptions(TypedDict, total=False):
     seed: int
     smooth: float | None
     rotate: str | None
+    condition: str | None
+    finish: str | None
     tokens: int | None
     rows: int | None
     fused: bool
@@ -86,7 +88,7 @@ class CaseSettings:
     ----------
     split : PrecisionSplit
         With its element family and group.
-    method, preset, seed, smooth, rotate
+    method, preset, seed, smooth, rotate, condition, finish
         See `loraq_sim.solve`.
     tokens : int, optional
         Activation rows to use, spread evenly over the layer's; all by default.
@@ -109,6 +111,8 @@ class CaseSettings:
     seed: int = 0
     smooth: float | None = None
     rotate: str | None = None
+    condition: str | None = None
+    finish: str | None = None
     tokens: int | None = None
     rows: int | None = None
     fused: bool = True
@@ -144,15 +148,23 @@ class CaseSettings:
             "seed": self.seed,
             "smooth": self.smooth,
             "rotate": self.rotate,
+            "condition": self.condition,
+            "finish": self.finish,
             **self._deflating(),
+            **self._compared_with(),
         }
 
     def _deflating(self) -> dict[str, Any]:
-        """What a residual input adds: the formats that its share of the rank is chosen with."""
+        """What a residual input adds."""
         if self.split.feedback is None:
             return {}
+        return {"feedback": self.split.feedback}
+
+    def _compared_with(self) -> dict[str, Any]:
+        """What inputs are rounded to, for whatever is chosen by the error of outputs."""
+        if (self.split.feedback, self.condition, self.finish) == (None, None, None):
+            return {}
         return {
-            "feedback": self.split.feedback,
             "main_activation": self.split.main_activation,
             "branch_activation": self.split.branch_activation,
         }
@@ -208,11 +220,12 @@ SIXTEEN_BIT_KINDS = (
 OVERRIDE_KEYS = {
     **{"rank": int, "budget": str, "split": str, "method": str, "preset": str},
     **{"family": str, "group": int, "smooth": float, "rotate": str},
+    **{"condition": str, "finish": str},
 }
-"""Settings of an override; ``none`` ends an earlier smooth or rotate."""
+"""Settings of an override; ``none`` ends an earlier smooth, rotate, condition or finish."""
 
 NONE = "none"
-_CAN_END = ("smooth", "rotate")
+_CAN_END = ("smooth", "rotate", "condition", "finish")
 _WHAT = {int: "a whole number", float: "a number", str: "a text"}
 # The last colon that an assignment follows: names and values may hold colons, too.
 _OVERRIDE = re.compile(r"(?P<pattern>.+):(?P<settings>\s*\w+\s*=.*)", re.DOTALL)

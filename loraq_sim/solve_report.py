@@ -34,7 +34,7 @@ __all__ = [
 
 _MEANS = ("bits_per_weight", "weight_error", "output_error", "gain_over_rtn", "gain_over_svdquant")
 _FP16_BYTES = 2
-_SETTINGS = ("method", "preset", "device", "smooth", "rotate")
+_SETTINGS = ("method", "preset", "device", "smooth", "rotate", "condition", "finish")
 
 
 def solve_with(

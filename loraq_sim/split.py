@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from loraq_sim.layers import Layer
 
 __all__ = [
+    "WITHOUT_BRANCH",
     "FAMILIES",
     "GELU_SHIFT",
     "PrecisionSplit",
@@ -45,6 +46,9 @@ __all__ = [
     "parse_split",
     "rank_for_budget",
 ]
+
+WITHOUT_BRANCH = ("rtn", "gptq")
+"""Methods that make no branch, whatever the split."""
 
 # Element of each width by family; one line a family. 16 bits are fp16 in every family.
 _ELEMENTS = {

@@ -230,6 +230,8 @@ class SweepSettings(TypedDict, total=False):
     group: int
     smooth: float | None
     rotate: str | None
+    condition: str | None
+    finish: str | None
     rows: int | str | Sequence[int | str]
     model: str | None
     resolution: int

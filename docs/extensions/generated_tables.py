@@ -173,7 +173,7 @@ def _methods() -> str:
     rows = []
     for name, run in METHODS.items():
         first = (run or round_to_nearest).__doc__.partition("\n")[0]
-        data = "yes" if name in ("l2qer", "qera") else "no"
+        data = "yes" if name in ("l2qer", "qera", "gptq") else "no"
         rows.append((f"`{name}`", first, data))
     return table(("method", "what it does", "needs activations"), rows)
 

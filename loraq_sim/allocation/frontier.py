@@ -32,7 +32,10 @@ __all__ = [
 ]
 
 
-_UNIFORM = (*("split", "family", "group_size", "rotation", "smooth", "method", "preset", "seed"),)
+_UNIFORM = (
+    *("split", "family", "group_size", "rotation", "smooth", "condition", "finish", "method"),
+    *("preset", "seed"),
+)
 
 
 def axes_of(allocation: Allocation) -> tuple[str, str]:
@@ -197,6 +200,8 @@ _SETTINGS = {
     "seed": "seed",
     "smooth": "smooth",
     "rotate": "rotation",
+    "condition": "condition",
+    "finish": "finish",
 }
 _OF_BRANCHES = ("method", "preset", "seed")
 
@@ -238,7 +243,8 @@ def allocation_recipe(
 
 def _ended(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What most layers do to their inputs and this one does not."""
-    return {key: NONE for key in ("smooth", "rotate") if key in defaults and own[key] is None}
+    can_end = ("smooth", "rotate", "condition", "finish")
+    return {key: NONE for key in can_end if key in defaults and own[key] is None}
 
 
 def _settings(row: Row) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from loraq_sim.cli.options import (
     AccBits,
     Accelerators,
     Accumulators,
+    Condition,
     Family,
+    Finish,
     Force,
     Group,
     LayerDumpFile,
@@ -73,6 +75,8 @@ def explain_command(
     ] = 256,
     smooth: Smooth = None,
     rotate: Rotate = None,
+    condition: Condition = None,
+    finish: Finish = None,
     rows: Rows = None,
     unfused: Unfused = False,
     acc_bits: AccBits = None,
@@ -123,6 +127,8 @@ def explain_command(
             datapath=datapath,
             smooth=smooth,
             rotate=rotate,
+            condition=condition,
+            finish=finish,
             rows=rows_of(found.name, found.kind, parse_rows(rows or ())),
         )
         for machine in listed(hw)

@@ -11,7 +11,9 @@ from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
     Captions,
+    Condition,
     Family,
+    Finish,
     Force,
     Group,
     Methods,
@@ -42,7 +44,7 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.reporting.tables import result_table
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import WITHOUT_BRANCH, PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.diffusion import ImageStudy, ImageVariant, Transformer, VariantImages
@@ -73,7 +75,9 @@ _SHOWN = (
     ),
     *("overflow_count", "seconds"),
 )
-_CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera")
+_CHOSEN = ("rotation", "condition", "finish")
+_OF_INPUTS = ("smooth", "condition", "finish")
+_CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera", "gptq")
 _CALIBRATION_IMAGES = 8
 # Noise of calibration is that of no image that is compared.
 _CALIBRATION_SEED = 1_000_003
@@ -117,6 +121,8 @@ def images_command(
     group: Group = 64,
     smooth: Smooth = None,
     rotate: Rotate = None,
+    condition: Condition = None,
+    finish: Finish = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,7 +190,7 @@ def images_command(
     )  # fmt: skip
     options: dict[str, Any] = {
         "preset": preset, "family": family, "group": group, "smooth": smooth, "rotate": rotate,
-        "seed": seed, "datapath": overrides,
+        "condition": condition, "finish": finish, "seed": seed, "datapath": overrides,
     }  # fmt: skip
     if skip:
         options["skip"] = () if listed(skip) == ("none",) else listed(skip)
@@ -217,6 +223,8 @@ def images_command(
     def show(has_messages: bool) -> None:
 
         columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
+        used = [key for key in _CHOSEN if any(row.get(key) is not None for row in rows)]
+        columns[columns.index("rank") : columns.index("rank")] = used
         print_table(result_table(rows, columns, title=f"{checkpoint}: images on {hw}"), output)
 
     end_with(rows, show)
@@ -241,8 +249,9 @@ def _variants(
     variants = []
     for text in splits:
         split = parse_split(text, family=options["family"], group=options["group"])
-        # Without a branch every method is round to nearest.
-        for name in methods if split.has_branch else ("rtn",):
+        # Without a branch every method that makes one is round to nearest.
+        plain = tuple(name for name in methods if name in WITHOUT_BRANCH) or ("rtn",)
+        for name in methods if split.has_branch else plain:
             variants.append(
                 ImageVariant(label=split.text, source=split, options=options | {"method": name})
             )
@@ -277,12 +286,16 @@ def _calibration(
 
 
 def _needs_rows(variant: "ImageVariant") -> bool:
-    """Whether a variant smooths, or deflates inputs, in any layer."""
-    if variant.options["smooth"] is not None or isinstance(variant.source, PrecisionSplit):
-        feedback = getattr(variant.source, "feedback", None)
-        return variant.options["smooth"] is not None or feedback is not None
+    """Whether a variant smooths, conditions, finishes, or deflates inputs, in any layer."""
+    if any(variant.options[key] is not None for key in _OF_INPUTS):
+        return True
+    if isinstance(variant.source, PrecisionSplit):
+        return variant.source.feedback is not None
     entries = getattr(variant.source, "layers", {}).values()
-    return any(entry.smooth is not None or "~" in (entry.split or "") for entry in entries)
+    return any(
+        any(getattr(entry, key) is not None for key in _OF_INPUTS) or "~" in (entry.split or "")
+        for entry in entries
+    )
 
 
 def _drawn(

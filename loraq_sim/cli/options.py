@@ -175,6 +175,25 @@ Rotate = Annotated[
         show_default=False,
     ),
 ]
+Condition = Annotated[
+    str | None,
+    typer.Option(
+        "--condition",
+        metavar="NAME",
+        help="Choose smoothing and rotation: auto (by the layer's own inputs, or a rule without "
+        "any), or rms (smoothing in closed form). What --smooth and --rotate say stays.",
+        show_default=False,
+    ),
+]
+Finish = Annotated[
+    str | None,
+    typer.Option(
+        "--finish",
+        metavar="NAME",
+        help="data: refine the codes on the layer's own inputs, where tokens left out gain by it.",
+        show_default=False,
+    ),
+]
 Rows = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from loraq_sim.cli.options import (
+    Condition,
     Device,
     Family,
+    Finish,
     Force,
     Group,
     LayerDumpFile,
@@ -74,7 +76,8 @@ __all__ = [
 
 _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
 _DEFAULT_METHOD = "loraq"
-_SCALARS = ("family", "group", "preset", "seed", "smooth", "rotate")
+_TRANSFORMS = ("rotation", "smooth", "condition", "finish")
+_SCALARS = ("family", "group", "preset", "seed", "smooth", "rotate", "condition", "finish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +242,8 @@ def solve_command(
     ] = None,
     smooth: Smooth = None,
     rotate: Rotate = None,
+    condition: Condition = None,
+    finish: Finish = None,
     share_inputs: ShareInputs = Sharing.OWN,
     tokens: Tokens = None,
     save: Annotated[
@@ -266,7 +271,8 @@ def solve_command(
     device = find_device(device).name
     given = {
         "family": family, "group": group, "preset": preset, "seed": seed,
-        "smooth": smooth, "rotate": rotate, "splits": listed(splits), "methods": listed(method),
+        "smooth": smooth, "rotate": rotate, "condition": condition, "finish": finish,
+        "splits": listed(splits), "methods": listed(method),
     }  # fmt: skip
     settings = SolveSettings.checked(
         given,
@@ -288,8 +294,12 @@ def solve_command(
     if compare:
         if share_inputs is not Sharing.OWN:
             raise InputError("--compare solves layer by layer: leave out --share-inputs")
-        if any(case["smooth"] is not None or case["rotate"] is not None for case in cases):
-            raise InputError("--compare runs methods as published: leave out --smooth and --rotate")
+        chosen = ("smooth", "rotate", "condition", "finish")
+        if any(case.get(key) is not None for case in cases for key in chosen):
+            raise InputError(
+                "--compare runs methods as published: leave out --smooth, --rotate, --condition "
+                "and --finish"
+            )
         rows = compare_rows(dump, cases, listed(compare), tokens=tokens, quiet=silent)
         end_with(rows, lambda _: print_comparison(rows, output, title=str(layer_dump)))
         return
@@ -299,7 +309,7 @@ def solve_command(
         from loraq_sim.quantized_model import write_quantized_model
 
         meta = {"dump": layer_dump.name, "splits": {r["layer"]: r["split"] for r in rows}}
-        for key in ("rotation", "smooth"):
+        for key in _TRANSFORMS:
             meta[key] = {r["layer"]: r[key] for r in rows if r.get(key) is not None}
         write_quantized_model(save, solutions, meta=meta, overwrite=force)
         note(f"wrote {save}", quiet=quiet)
@@ -364,7 +374,7 @@ def _show(
     from loraq_sim.solve_report import mean_rows
 
     columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
-    used = [key for key in ("rotation", "smooth") if any(row.get(key) is not None for row in rows)]
+    used = [key for key in _TRANSFORMS if any(row.get(key) is not None for row in rows)]
     columns[columns.index("method") : columns.index("method")] = used
     tables = [result_table(rows, columns, title=f"{source}: stored weights")]
     n_layers = len({row["layer"] for row in rows})

@@ -150,6 +150,10 @@ class SharedSolver:
                 device=case["device"],
                 smooth=case["smooth"],
                 rotate=case["rotate"],
+                condition=case.get("condition"),
+                finish=case.get("finish"),
+                main_activation=split.main_activation,
+                branch_activation=split.branch_activation,
             )
         except InputError as error:
             raise InputError(f"layers {', '.join(members)}: {error}") from error

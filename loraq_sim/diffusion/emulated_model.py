@@ -46,7 +46,7 @@ LayerSource = str | PrecisionSplit | Recipe | QuantizedModel | Mapping[str, Any]
 """What names the split or the solution of every layer; see `plan_layers`."""
 
 _Choice = tuple[PrecisionSplit, Solution | dict[str, Any]]
-_SOLVER_SETTINGS = ("method", "preset", "seed", "smooth", "rotate")
+_SOLVER_SETTINGS = ("method", "preset", "seed", "smooth", "rotate", "condition", "finish")
 
 
 class EmulatedLayer:
@@ -159,6 +159,8 @@ class PlanOptions(TypedDict, total=False):
     group: int
     smooth: float | None
     rotate: str | None
+    condition: str | None
+    finish: str | None
     seed: int
     on_layer: Callable[[str], None] | None
 
@@ -176,6 +178,8 @@ def plan_layers(
     group: int = 64,
     smooth: float | None = None,
     rotate: str | None = None,
+    condition: str | None = None,
+    finish: str | None = None,
     seed: int = 0,
     on_layer: Callable[[str], None] | None = None,
 ) -> list[LayerPlan]:
@@ -197,7 +201,7 @@ def plan_layers(
     skip : iterable of str, optional
         Names, kinds or patterns left at 16 bits. Default: the kinds SVDQuant leaves where `source`
         is one split, else nothing.
-    method, preset, family, group, smooth, rotate, seed
+    method, preset, family, group, smooth, rotate, condition, finish, seed
         As for `loraq_sim.evaluate_layer`, where `source` leaves them open.
     on_layer : callable, optional
         Called with each layer's name once it is solved.
@@ -210,7 +214,7 @@ def plan_layers(
     modules = find_linear_layers(model)
     kinds = kinds_of(modules)
     options = {"method": method, "preset": preset, "family": family, "group": group, "seed": seed}
-    options |= {"smooth": smooth, "rotate": rotate}
+    options |= {"smooth": smooth, "rotate": rotate, "condition": condition, "finish": finish}
     if skip is None:
         skip = SIXTEEN_BIT_KINDS if isinstance(source, str | PrecisionSplit) else ()
     skip = tuple(skip)
@@ -363,7 +367,8 @@ def emulate_model(
         Overrides of the accelerator's data path, of the keys in `loraq_sim.settings.DATAPATH_KEYS`.
     **planning
         ``splits``, ``calibration``, ``skip``, ``method``, ``preset``, ``family``, ``group``,
-        ``smooth``, ``rotate``, ``seed`` and ``on_layer`` as for `loraq_sim.diffusion.plan_layers`.
+        ``smooth``, ``rotate``, ``condition``, ``finish``, ``seed`` and ``on_layer`` as for
+        `loraq_sim.diffusion.plan_layers`.
 
     Raises
     ------

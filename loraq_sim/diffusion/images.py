@@ -466,6 +466,8 @@ class ImageStudy:
             "rotation": variant.options.get("rotate"),
             "feedback_rank": sum(plan.solution.feedback_rank for plan in emulated.plans),
             "calibration": self.calibrated_on,
+            "condition": variant.options.get("condition"),
+            "finish": variant.options.get("finish"),
             "accelerator": self.accelerator.name,
             **describe_array(emulated.datapath.mac),
             "rounding": emulated.datapath.rounding,

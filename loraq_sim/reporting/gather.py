@@ -275,7 +275,10 @@ def _accuracy(name: str, rows: Sequence[Row]) -> Row:
 _COSTS = ("latency_s", "weight_bytes")
 _MOST_POINTS = 200
 _MANY_LAYERS = 100
-_UNIFORM = (*("split", "family", "group_size", "rotation", "smooth", "method", "preset", "seed"),)
+_UNIFORM = (
+    *("split", "family", "group_size", "rotation", "smooth", "condition", "finish", "method"),
+    *("preset", "seed"),
+)
 
 
 def mixed_models(data: "ReportData") -> list["MixedModel"]:

@@ -45,6 +45,8 @@ _TRADE_OFF_KEYS = (
     "split",
     "rotation",
     "smooth",
+    "condition",
+    "finish",
     "rank",
     "bits_per_weight",
     "output_error",

@@ -62,6 +62,13 @@ _TABLE = (
     ("split", "TEXT", "", "precision split, such as W4A4+W8A8r64"),
     ("rotation", "TEXT", "", "rotation of the input channels, such as hadamard; missing: none"),
     ("smooth", "REAL", "", "strength of smoothing; missing: none, or the method's own"),
+    (
+        "condition",
+        "TEXT",
+        "",
+        "how smoothing and rotation were chosen, such as auto; missing: given",
+    ),
+    ("finish", "TEXT", "", "data: codes of the solver refined on activations; missing: not"),
     ("method", "TEXT", "", "solver"),
     ("preset", "TEXT", "", "effort of the solver"),
     ("accelerator", "TEXT", "", "name of the accelerator description"),
@@ -123,7 +130,8 @@ EVALUATED = ("ok", "overflow")
 """Statuses of rows that were evaluated; an output that is not finite has status ``overflow``."""
 
 IDENTITY = (
-    *("dump", "layer", "split", "family", "group_size", "rotation", "smooth", "method", "preset"),
+    *("dump", "layer", "split", "family", "group_size", "rotation", "smooth"),
+    *("condition", "finish", "method", "preset"),
     *("accelerator", "seed", "token_limit", "acc_bits", "overflow", "products_per_add"),
     *("accumulators", "options"),
 )
@@ -148,6 +156,8 @@ class ResultRow(TypedDict, total=False):
     split: str
     rotation: str | None
     smooth: float | None
+    condition: str | None
+    finish: str | None
     method: str | None
     preset: str | None
     accelerator: str

@@ -190,6 +190,12 @@ def _transform_words(row: AnyRow) -> list[str]:
         words.append(f"rotated {block}".strip())
     if isinstance(smooth, int | float) and not isinstance(smooth, bool) and smooth == smooth:
         words.append(f"smooth {smooth:g}")
+    words += [
+        word
+        for key, word in (("condition", "conditioned"), ("finish", "finish"))
+        if isinstance(value := row.get(key), str) and value
+        for word in (f"{word} {value}",)
+    ]
     return words
 
 

@@ -58,6 +58,7 @@ from loraq_sim.solvers.problem import Branches, Problem, Trace, TraceEntry, prod
 
 __all__ = [
     "best_candidate",
+    "required_activations",
     "round_to_nearest",
     "solve_alternating",
     "solve_l2qer",
@@ -98,7 +99,7 @@ def solve_lqer(problem: Problem) -> Branches:
 
 def solve_l2qer(problem: Problem) -> Branches:
     """LQER with the rounding error scaled by the activations' magnitudes."""
-    scale = _mean_magnitudes(_required_activations(problem, "l2qer"))
+    scale = _mean_magnitudes(required_activations(problem, "l2qer"))
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     columns, rows = problem.truncated_svd(residual * scale)
@@ -108,7 +109,7 @@ def solve_l2qer(problem: Problem) -> Branches:
 
 def solve_qera(problem: Problem) -> Branches:
     """The low-rank term that minimizes the error of the layer's output, in closed form."""
-    root, inverse = _second_moment_root(_required_activations(problem, "qera"))
+    root, inverse = _second_moment_root(required_activations(problem, "qera"))
     main = quantize(problem.weight, problem.main)
     residual = problem.weight - main.dequantize()
     columns, rows = problem.truncated_svd(residual @ root)
@@ -259,7 +260,7 @@ def _measured(
     return dataclasses.replace(solved, trace=[entry])
 
 
-def _required_activations(problem: Problem, method: str) -> np.ndarray:
+def required_activations(problem: Problem, method: str) -> np.ndarray:
     """The activations (T, K) of `problem`, or an error that says who needs them."""
     if problem.activations is None:
         raise InputError(

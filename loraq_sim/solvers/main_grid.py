@@ -24,7 +24,9 @@ from loraq_sim.quantizers.tensor import as_rows, float_dtype, spread
 __all__ = [
     "Candidates",
     "MainGrid",
+    "grid_of",
     "main_scale_rule",
+    "nearest_codes",
     "requantize",
     "stack_rows",
     "take_rows",
@@ -155,22 +157,34 @@ def requantize(values: np.ndarray, like: QuantizedTensor) -> QuantizedTensor:
 
     Values that are stored on this grid already keep their codes.
     """
-    fmt = like.format
     if like.scales is None:
-        return quantize(values, fmt)
-    steps = spread(like.scales, fmt, like.shape)
-    # Zero, and the smallest power that a format without zero has, mark a group of zeros.
-    is_empty = np.abs(steps) < np.finfo(np.float32).tiny
-    scaled = values / np.where(is_empty, np.float32(1), steps)
-    if fmt.element.is_integer:
-        codes = np.rint(scaled)
-        if like.zero_points is not None:
-            codes += spread(like.zero_points, fmt, like.shape)
-        codes = np.clip(codes, fmt.element.lo, fmt.element.hi)
-    else:
-        largest = np.float32(ml_dtypes.finfo(float_dtype(fmt)).max)
-        codes = np.clip(scaled, -largest, largest)
+        return quantize(values, like.format)
+    codes = nearest_codes(values, *grid_of(like), like.format)
     return dataclasses.replace(like, codes=codes.astype(like.codes.dtype))
+
+
+def grid_of(like: QuantizedTensor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Steps and zero points of each element of a tensor that has scales; 1 for a group of zeros."""
+    steps = spread(like.group_scales, like.format, like.shape)
+    # Zero, and the smallest power that a format without zero has, mark a group of zeros.
+    steps = np.where(np.abs(steps) < np.finfo(np.float32).tiny, np.float32(1), steps)
+    if like.zero_points is None:
+        return steps, None
+    return steps, spread(like.zero_points, like.format, like.shape).astype(np.float32)
+
+
+def nearest_codes(
+    values: np.ndarray, steps: np.ndarray, zeros: np.ndarray | None, fmt: Format
+) -> np.ndarray:
+    """The element values nearest to `values` where the grid has these steps and zero points."""
+    scaled = values / steps
+    if not fmt.element.is_integer:
+        largest = np.float32(ml_dtypes.finfo(float_dtype(fmt)).max)
+        return np.clip(scaled, -largest, largest).astype(float_dtype(fmt))
+    codes = np.rint(scaled)
+    if zeros is not None:
+        codes += zeros
+    return np.clip(codes, fmt.element.lo, fmt.element.hi)
 
 
 def take_rows(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:

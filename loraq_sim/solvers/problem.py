@@ -20,8 +20,10 @@ import numpy as np
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format
+from loraq_sim.layers import as_array, is_floating
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers.low_rank import CPU, Device, truncated_svd
+from loraq_sim.split import rank_for_budget
 
 __all__ = [
     "Branches",
@@ -33,9 +35,11 @@ __all__ = [
     "Trace",
     "TraceEntry",
     "array_key",
+    "checked_matrix",
     "find_device",
     "product",
     "relative_distance",
+    "resolve_rank",
 ]
 
 
@@ -262,3 +266,64 @@ def _check_cuda(name: str, index: int) -> None:
     if index >= count:
         known = ", ".join(f"cuda:{i}" for i in range(count))
         raise InputError(f"device={name!r} is not here: torch sees {known}; use one of these")
+
+
+_DEFAULT_RANK = 64
+_LARGEST = 2.0**48
+
+
+def checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
+    """`values` as a finite C-contiguous float32 matrix; an error names what is wrong with it."""
+    try:
+        array = as_array(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
+    if array.ndim != 2 or 0 in array.shape or not is_floating(array.dtype):
+        raise InputError(
+            f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    # What lies beyond float32 becomes inf here and is reported below.
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    n_bad = array.size - int(np.isfinite(array).sum())
+    if n_bad:
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
+        )
+    largest = float(np.abs(array).max())
+    if largest > _LARGEST:
+        raise InputError(
+            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
+            "float32: rescale the layer"
+        )
+    return array
+
+
+def resolve_rank(
+    shape: tuple[int, int],
+    branch: Format | None,
+    rank: int | None,
+    budget: str | None,
+    feedback_of: Callable[[int], int] = lambda rank: 0,
+) -> int:
+    """The rank that `rank`, `budget` or neither asks for; 0 without a branch.
+
+    `feedback_of` as in `loraq_sim.split.rank_for_budget`.
+    """
+    if rank is not None and budget is not None:
+        raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
+    if branch is None:
+        if rank or budget is not None:
+            raise InputError("a rank or budget needs a branch format, got branch=None")
+        return 0
+    if budget is not None:
+        return rank_for_budget(*shape, branch, budget, feedback_of)
+    if rank is None:
+        return min(_DEFAULT_RANK, *shape)
+    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
+        raise InputError(
+            f"rank must be an integer from 0 to min(N, K) = {min(shape)}, got {rank!r}"
+        )
+    return int(rank)

@@ -20,7 +20,6 @@ import numpy as np
 from loraq_sim.conditioning import hadamard_block, rotate_channels, smoothing_vector
 from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format
-from loraq_sim.layers import as_array, is_floating
 from loraq_sim.solvers.baselines import (
     round_to_nearest,
     solve_alternating,
@@ -31,6 +30,8 @@ from loraq_sim.solvers.baselines import (
     solve_svdquant,
     solve_svdquant_tuned,
 )
+from loraq_sim.solvers.condition import EnteringFormats, chosen_condition
+from loraq_sim.solvers.gptq import check_finish, finish_with_data, solve_gptq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.main_grid import take_rows
 from loraq_sim.solvers.problem import (
@@ -40,18 +41,18 @@ from loraq_sim.solvers.problem import (
     Problem,
     SharedStages,
     array_key,
+    checked_matrix,
     find_device,
     relative_distance,
+    resolve_rank,
 )
 from loraq_sim.solvers.residual import ResidualInput, checked_feedback, spend_on_residual_input
 from loraq_sim.solvers.solution import Solution
-from loraq_sim.split import rank_for_budget
+from loraq_sim.split import WITHOUT_BRANCH
 
 __all__ = [
     "METHODS",
     "SHARE_INPUTS",
-    "checked_matrix",
-    "resolve_rank",
     "share_out",
     "solve",
     "solve_group",
@@ -62,12 +63,10 @@ SHARE_INPUTS = ("own", "common")
 
 _BRANCH_ROTATIONS = (None, "learned")
 
-_DEFAULT_RANK = 64
 _DEFAULT_ACTIVATION = "int4/g64"
-_LARGEST = 2.0**48
 
 
-# One line a method; ``rtn`` has no branch and is what every method gives at rank 0.
+# One line a method; ``rtn`` is what every method with a branch gives at rank 0.
 METHODS: dict[str, Callable[[Problem], Branches] | None] = {
     "rtn": None,
     "lqer": solve_lqer,
@@ -78,6 +77,7 @@ METHODS: dict[str, Callable[[Problem], Branches] | None] = {
     "loraq": solve_loraq,
     "l2qer": solve_l2qer,
     "qera": solve_qera,
+    "gptq": solve_gptq,
 }
 
 
@@ -94,10 +94,12 @@ def solve(
     activations: np.ndarray | None = None,
     smooth: "float | np.ndarray | None" = None,
     rotate: str | None = None,
+    condition: str | None = None,
     branch_rotation: str | None = None,
     feedback: "int | str | None" = None,
     main_activation: "str | Format | None" = None,
     branch_activation: "str | Format | None" = None,
+    finish: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     shared: SharedStages | None = None,
@@ -109,7 +111,7 @@ def solve(
     weight : ndarray or torch tensor of shape (N, K), floating
         Finite; bfloat16 of ml_dtypes and of torch as well. Not modified.
     method : str
-        One of `METHODS`; ``l2qer`` and ``qera`` need `activations`.
+        One of `METHODS`; ``l2qer``, ``qera`` and ``gptq`` need `activations`.
     main, branch : str or Format
         Formats; groups run along K for the main branch and R, along the rank for L.
     rank : int, optional
@@ -127,6 +129,10 @@ def solve(
         ``"hadamard"`` or ``"hadamard:64"``: rotate the input channels, after smoothing, by a block
         Hadamard matrix of the largest (or the given) power of two that divides K. Activations are
         rotated alike at run time; see `loraq_sim.conditioning`.
+    condition : None, "auto" or "rms"
+        What to do where `smooth` or `rotate` is None: ``"rms"`` smooths in closed form,
+        ``"auto"`` compares smoothings and rotations on activation rows left out, or rotates
+        inputs of at most four bits where there are none; see `loraq_sim.solvers.condition`.
     branch_rotation : None or "learned"
         Turn the components of the branch before it is rounded so that less is lost; see
         `loraq_sim.solvers.branch`.
@@ -134,8 +140,11 @@ def solve(
         How many components of the rank the residual input takes (`loraq_sim.solvers.residual`), or
         the share of the rank that does best on activation rows left out. Needs `activations`.
     main_activation, branch_activation : str or Format, optional
-        What the inputs of the branches are rounded to at run time, which ``feedback="auto"``
-        compares with; by default int4/g64, and the format of the branch.
+        What the inputs of the branches are rounded to at run time, which ``feedback="auto"``,
+        `condition` and `finish` compare with; by default int4/g64, and the format of the branch.
+    finish : None or "data"
+        ``"data"``: round the main branch again in the metric of the activations and refit L to it,
+        where that is better on rows left out; see `loraq_sim.solvers.gptq`. Needs `activations`.
     seed : int
         Seeds the randomized factorization. Same seed, same bytes.
     device : str
@@ -162,24 +171,42 @@ def solve(
                 f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
             )
     _check_names(method, preset, seed, branch_rotation)
+    if check_finish(finish) is not None and activations is None:
+        raise InputError(
+            f"finish={finish!r} rounds in the metric of the layer's inputs: give activations, or "
+            "leave finish out (loraq needs no data)"
+        )
     place = find_device(device)
-    block = hadamard_block(rotate, weight.shape[1])
     main = parse_format(main)
     branch = None if branch is None else parse_format(branch)
-    run = METHODS[method]
-    feedback = checked_feedback(feedback, method if run is None else None, branch, activations)
+    entering_main = parse_format(main_activation or _DEFAULT_ACTIVATION)
+    entering_branch = parse_format(branch_activation or branch or _DEFAULT_ACTIVATION)
+    run, is_plain = METHODS[method], method in WITHOUT_BRANCH
+    rotate, smooth = chosen_condition(
+        weight,
+        activations,
+        condition,
+        rotate=rotate,
+        smooth=smooth,
+        formats=EnteringFormats(
+            main=main, main_activation=entering_main, branch_activation=entering_branch
+        ),
+        rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
+    )
+    block = hadamard_block(rotate, weight.shape[1])
+    feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
     factors = smoothing_vector(smooth, weight, activations)
     _check_tuning(method, activations, factors, block, feedback)
     turned, entering = _as_stored(weight, activations, factors, block)
 
     def branches(rank: int, preset: str, x: np.ndarray | None) -> Branches:
         """The method's branches of the turned weight, whose inputs are `x`."""
-        if run is None or branch is None or rank == 0:
+        if run is None or (not is_plain and (branch is None or rank == 0)):
             return round_to_nearest(turned, main)
         problem = Problem(
             weight=turned,
             main=main,
-            branch=branch,
+            branch=branch or main,
             rank=rank,
             effort=EFFORTS[preset],
             rng=np.random.default_rng(seed),
@@ -197,7 +224,7 @@ def solve(
         key = ("solved", method, str(branch), rank, factors is None, branch_rotation)
         return problem.shared.recall((*key, *problem.shared_key), lambda: run(problem))
 
-    total = 0 if run is None else resolve_rank(weight.shape, branch, rank, budget)
+    total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
     deflation: ResidualInput | None = None
     if feedback is not None and branch is not None and entering is not None:
         total, deflation = spend_on_residual_input(
@@ -207,15 +234,25 @@ def solve(
             functools.partial(resolve_rank, weight.shape, branch, rank, budget),
             lambda rank: branches(rank, "fast", entering),
             branch=branch,
-            main_activation=parse_format(main_activation or _DEFAULT_ACTIVATION),
-            branch_activation=parse_format(branch_activation or branch),
+            main_activation=entering_main,
+            branch_activation=entering_branch,
             rng=np.random.default_rng((seed, 1)),
         )
         entering = entering if deflation is None else deflation.left_of(entering)
     solved = branches(total - (0 if deflation is None else deflation.rank), preset, entering)
-    factors = factors if solved.smooth is None else solved.smooth
+    if solved.smooth is not None:
+        factors = solved.smooth
+        turned, entering = _as_stored(weight, activations, factors, block)
+    if finish is not None and entering is not None:
+        solved = finish_with_data(
+            turned,
+            solved,
+            entering,
+            main_activation=entering_main,
+            branch_activation=entering_branch,
+        )
     measured = Solution(
-        method=method if total else "rtn",
+        method=method if total or is_plain else "rtn",
         preset=preset,
         seed=seed,
         main=solved.main,
@@ -411,35 +448,6 @@ def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[s
     }
 
 
-def checked_matrix(values: np.ndarray, name: str) -> np.ndarray:
-    """`values` as a finite C-contiguous float32 matrix; an error names what is wrong with it."""
-    try:
-        array = as_array(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
-    if array.ndim != 2 or 0 in array.shape or not is_floating(array.dtype):
-        raise InputError(
-            f"{name} must be a non-empty floating 2-D array, got {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    # What lies beyond float32 becomes inf here and is reported below.
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    n_bad = array.size - int(np.isfinite(array).sum())
-    if n_bad:
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(
-            f"{name} holds {n_bad} NaN or Inf values; the first is {array[where]} at {where}"
-        )
-    largest = float(np.abs(array).max())
-    if largest > _LARGEST:
-        raise InputError(
-            f"{name} reaches {largest:.3g}; beyond {_LARGEST:.3g} squares and products overflow "
-            "float32: rescale the layer"
-        )
-    return array
-
-
 def _check_names(method: str, preset: str, seed: int, branch_rotation: str | None) -> None:
     """Raise InputError for the first argument of `solve` that is no choice."""
     if method not in METHODS:
@@ -450,31 +458,3 @@ def _check_names(method: str, preset: str, seed: int, branch_rotation: str | Non
         raise InputError(f"seed must be an integer from 0, got {seed!r}")
     if branch_rotation not in _BRANCH_ROTATIONS:
         raise InputError(f"branch_rotation must be None or 'learned', got {branch_rotation!r}")
-
-
-def resolve_rank(
-    shape: tuple[int, int],
-    branch: Format | None,
-    rank: int | None,
-    budget: str | None,
-    feedback_of: Callable[[int], int] = lambda rank: 0,
-) -> int:
-    """The rank that `rank`, `budget` or neither asks for; 0 without a branch.
-
-    `feedback_of` as in `loraq_sim.split.rank_for_budget`.
-    """
-    if rank is not None and budget is not None:
-        raise InputError(f"give either rank or budget, got rank={rank} and budget={budget!r}")
-    if branch is None:
-        if rank or budget is not None:
-            raise InputError("a rank or budget needs a branch format, got branch=None")
-        return 0
-    if budget is not None:
-        return rank_for_budget(*shape, branch, budget, feedback_of)
-    if rank is None:
-        return min(_DEFAULT_RANK, *shape)
-    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(shape):
-        raise InputError(
-            f"rank must be an integer from 0 to min(N, K) = {min(shape)}, got {rank!r}"
-        )
-    return int(rank)

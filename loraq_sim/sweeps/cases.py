@@ -33,7 +33,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.results.rows import COLUMN_NAMES
 from loraq_sim.settings import CaseSettings, as_tuple, datapath_grid, settings_of, settings_with
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import WITHOUT_BRANCH, PrecisionSplit, parse_split
 from loraq_sim.sweeps.digests import SolutionCache, code_digests
 from loraq_sim.sweeps.plan_file import SweepPlan
 
@@ -125,6 +125,8 @@ def _case_labels(
         "split": settings.split.text,
         "rotation": settings.rotate,
         "smooth": settings.smooth,
+        "condition": settings.condition,
+        "finish": settings.finish,
         "method": settings.method,
         "preset": settings.preset,
         "accelerator": accelerator.name,
@@ -299,28 +301,29 @@ class CaseGrid:
     def _distinct_points(self) -> list[CaseSettings]:
         plan = self._plan
         points: dict[str, CaseSettings] = {}
-        reduced = set()
+        reduced: dict[str, set[str]] = {}
         for preset in as_tuple(plan.preset):
             for seed in as_tuple(plan.seed):
                 for text in plan.splits:
                     for method in plan.methods:
                         split = parse_split(text, family=plan.family, group=plan.group)
-                        if method == "rtn" and split.has_branch:
-                            reduced.add(split.text)
+                        if method in WITHOUT_BRANCH and split.has_branch:
+                            reduced.setdefault(method, set()).add(split.text)
                         point = self._point(split, method, preset, seed)
                         points.setdefault(case_identity(**point.facts()), point)
-        if reduced:
+        for method, texts in reduced.items():
             self.notes.append(
-                f"method rtn has no branch: {len(reduced)} splits are their main part only"
+                f"method {method} has no branch: {len(texts)} splits are their main part only"
             )
         return list(points.values())
 
     def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> CaseSettings:
-        if method == "rtn" and split.has_branch:
+        if method in WITHOUT_BRANCH and split.has_branch:
             split = parse_split(split.labels[0], family=split.family, group=split.group)
         if not split.has_branch:
             # The first effort and seed stand for all.
-            method, preset = "rtn", as_tuple(self._plan.preset)[0]
+            method = method if method in WITHOUT_BRANCH else "rtn"
+            preset = as_tuple(self._plan.preset)[0]
             seed = as_tuple(self._plan.seed)[0]
         return CaseSettings(
             split=split,
@@ -329,6 +332,8 @@ class CaseGrid:
             seed=seed,
             smooth=self._plan.smooth,
             rotate=self._plan.rotate,
+            condition=self._plan.condition,
+            finish=self._plan.finish,
             tokens=self._plan.tokens,
             fused=self._plan.fused,
         )
@@ -349,8 +354,8 @@ class CaseGrid:
         except InputError as error:
             raise InputError(f"override for layer {name!r}: {error}") from None
         method = settings.get("method", point.method)
-        if method == "rtn" and split.has_branch and "method" not in settings:
-            method = next((m for m in self._plan.methods if m != "rtn"), "rtn")
+        if method in WITHOUT_BRANCH and split.has_branch and "method" not in settings:
+            method = next((m for m in self._plan.methods if m not in WITHOUT_BRANCH), method)
         done = self._point(split, method, settings.get("preset", point.preset), point.seed)
         # The seed and effort the grid asked for stay on the row, so that totals find it.
         done = replace(
@@ -358,6 +363,8 @@ class CaseGrid:
             seed=point.seed,
             smooth=settings.get("smooth", point.smooth),
             rotate=settings.get("rotate", point.rotate),
+            condition=settings.get("condition", point.condition),
+            finish=settings.get("finish", point.finish),
         )
         changes: dict[str, tuple[Any, Any]] = {
             "split": (asked.text, done.split.text),
@@ -366,7 +373,8 @@ class CaseGrid:
             "smooth": (point.smooth, done.smooth),
             "rotation": (point.rotate, done.rotate),
         }
-        changes |= {n: (getattr(point, n), getattr(done, n)) for n in ("method", "preset")}
+        same_names = ("method", "preset", "condition", "finish")
+        changes |= {n: (getattr(point, n), getattr(done, n)) for n in same_names}
         return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
 
 

@@ -34,7 +34,7 @@ import hwmodels
 from loraq_sim.dumps import LayerInfo
 from loraq_sim.layers import Layer
 from loraq_sim.settings import CaseSettings
-from loraq_sim.split import parse_split
+from loraq_sim.split import WITHOUT_BRANCH, parse_split
 from loraq_sim.sweeps.cases import (
     SOLVED,
     SweepCase,
@@ -89,7 +89,7 @@ def _n_solutions(task: SweepTask) -> int:
         {
             case.solution_key
             for case in task.cases
-            if case.settings.split.has_branch and case.settings.method != "rtn"
+            if case.settings.split.has_branch and case.settings.method not in WITHOUT_BRANCH
         }
     )
 

@@ -23,15 +23,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import hwmodels
-from loraq_sim.conditioning import check_rotation, hadamard_block
+from loraq_sim.conditioning import check_condition, check_rotation, hadamard_block
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes, rows_of_model
 from loraq_sim.errors import DumpError, InputError, unknown_name
 from loraq_sim.formats import parse_format
 from loraq_sim.kernels.processor import forced_path
 from loraq_sim.settings import as_tuple, checked_count, datapath_grid, matches, rows_of
-from loraq_sim.solvers.problem import PRESETS
-from loraq_sim.solvers.solve import METHODS, resolve_rank
+from loraq_sim.solvers.gptq import check_finish
+from loraq_sim.solvers.problem import PRESETS, resolve_rank
+from loraq_sim.solvers.solve import METHODS
 from loraq_sim.split import PrecisionSplit, branch_bytes
 from loraq_sim.sweeps.cases import CaseGrid, SweepCase, SweepTask
 from loraq_sim.sweeps.digests import code_digest, code_digests, dump_content_digest, layer_digests
@@ -226,6 +227,9 @@ def _check_settings(plan: SweepPlan) -> None:
         check_rotation(rotate)
         if smooth is not None and not 0 <= smooth <= 1:
             raise InputError(f"smooth must be a strength from 0 to 1, got {smooth!r}")
+    for settings in ({"condition": plan.condition, "finish": plan.finish}, *overrides):
+        check_condition(settings.get("condition"))
+        check_finish(settings.get("finish"))
     checked_count("tokens", plan.tokens)
     for seed in as_tuple(plan.seed):
         is_whole = isinstance(seed, int) and not isinstance(seed, bool)
@@ -358,7 +362,7 @@ def check_transform_fit(tasks: Iterable[SweepTask]) -> list[str]:
         for case in task.cases:
             if task.info is None:
                 continue
-            for key in ("rotate", "smooth"):
+            for key in ("rotate", "smooth", "condition", "finish"):
                 value = getattr(case.settings, key)
                 if value is not None:
                     layers.setdefault((key, value), {})[task.layer] = task.info
@@ -375,9 +379,18 @@ def check_transform_fit(tasks: Iterable[SweepTask]) -> list[str]:
     return notes
 
 
+_NEEDS_DATA = {
+    "smooth": "smoothing by strength",
+    "condition": "smoothing by statistics",
+    "finish": "a finish with data",
+}
+
+
 def _unfit(key: str, value: str | float, info: LayerInfo) -> str:
-    if key == "smooth":
-        return "" if info.tokens else "smoothing by strength needs activations"
+    if key == "condition" and value == "auto":
+        return ""
+    if key != "rotate":
+        return "" if info.tokens else f"{_NEEDS_DATA[key]} needs activations"
     try:
         hadamard_block(str(value), info.k)
     except InputError as error:

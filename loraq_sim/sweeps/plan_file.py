@@ -56,6 +56,8 @@ PLAN_KEYS = {
     "tokens": "integer",
     "smooth": "number",
     "rotate": "text",
+    "condition": "text",
+    "finish": "text",
     "rows": "rows",
     "model": "text",
     "resolution": "integer",
@@ -113,7 +115,7 @@ class SweepPlan:
         Patterns of layer names or kinds; all layers when empty.
     splits : tuple of str
         Precision splits; `default_splits` when empty.
-    methods, preset, seed, smooth, rotate
+    methods, preset, seed, smooth, rotate, condition, finish
         See `loraq_sim.solve`; a tuple of presets or seeds asks for each of them.
     family, group
         Element family and group of the splits.
@@ -144,6 +146,8 @@ class SweepPlan:
     seed: int | tuple[int, ...] = 0
     smooth: float | None = None
     rotate: str | None = None
+    condition: str | None = None
+    finish: str | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
     model: str | None = None
     resolution: int = 1024

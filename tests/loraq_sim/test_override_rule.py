@@ -160,6 +160,9 @@ def test_wrong_settings_are_named(text, message):
     ("changes", "message"),
     [
         ({"rotate": "hadamart"}, "rotate must be None, 'hadamard'"),
+        ({"finish": "date"}, "unknown finish 'date'; did you mean 'data'"),
+        ({"condition": "aut"}, "unknown condition 'aut'; did you mean 'auto'"),
+        ({"overrides": (parse_override("up:finish=best"),)}, "unknown finish 'best'"),
         ({"rotate": "hadamard:128"}, r"rotate hadamard:128 fits none of its 4 layers; up: .*K=64"),
         ({"smooth": 1.5}, "smooth must be a strength from 0 to 1, got 1.5"),
         ({"overrides": (parse_override("up:rotate=hadamard:3"),)}, "rotate 'hadamard:3'"),

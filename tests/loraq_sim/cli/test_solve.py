@@ -186,3 +186,28 @@ def test_compare_refuses_smoothing_and_an_unknown_rotation_is_named(run):
     done = run(*DUMP, "--rotate", "hadamart", "--layers", "*.0.attn1.to_q")
     assert done.exit_code in (1, 2)
     assert "hadamart" in done.stderr
+
+
+def test_condition_and_finish_are_named_in_rows_and_reach_the_solver(run, tmp_path):
+    words = (*DUMP, "--layers", "*.0.attn1.to_q", "--split", "W4A4+W8A8@fp16r4")
+    (plain,) = rows_of(run(*words, "--format", "json")).values()
+    (finished,) = rows_of(run(*words, "--finish", "data", "--format", "json")).values()
+    assert finished["finish"] == "data"
+    assert finished["output_error"] < 0.9 * plain["output_error"]
+    assert finished["weight_bytes"] == plain["weight_bytes"]
+    saved = tmp_path / "model.safetensors"
+    done = run(*words, "--condition", "auto", "--save", saved)
+    assert done.exit_code == 0, done.stderr
+    model = read_quantized_model(saved)
+    (solution,) = model.values()
+    assert solution.smooth is not None or solution.rotation is not None
+    assert model.meta["condition"] == {name: "auto" for name in model}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "meant"), [("finish", "date", "data"), ("condition", "aut", "auto")]
+)
+def test_an_unknown_finish_or_condition_is_one_line(run, option, value, meant):
+    done = run(*DUMP, f"--{option}", value, "--layers", "*.0.attn1.to_q")
+    assert done.exit_code in (1, 2)
+    assert f"unknown {option} '{value}'; did you mean '{meant}'" in done.output

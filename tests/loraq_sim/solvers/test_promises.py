@@ -10,7 +10,7 @@ from loraq_sim.quantizers.quantize import quantize_near
 from loraq_sim.solvers import METHODS, solve
 from loraq_sim.solvers.main_grid import requantize, stack_rows
 
-DATA_FREE = [name for name in METHODS if name not in ("rtn", "l2qer", "qera")]
+DATA_FREE = [name for name in METHODS if name not in ("rtn", "l2qer", "qera", "gptq")]
 
 
 def heavy_tailed(seed=0, shape=(192, 256)):

@@ -118,6 +118,8 @@ OTHER = {
     "seed": 4,
     "smooth": 0.4,
     "rotate": "hadamard",
+    "condition": "rms",
+    "finish": "data",
     "tokens": 6,
     "rows": 78,
     "fused": True,
@@ -125,7 +127,7 @@ OTHER = {
     "group": 16,
     "family": "mxint",
 }
-SOLVED = {"method", "preset", "seed", "smooth", "rotate", "group", "family"}
+SOLVED = {"method", "preset", "seed", "smooth", "rotate", "group", "family", "condition", "finish"}
 
 
 def changed_plan(plan, **changes):

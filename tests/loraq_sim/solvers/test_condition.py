@@ -1,0 +1,115 @@
+"""Smoothing and rotation that are chosen: rules without data, comparisons with data."""
+
+import numpy as np
+import pytest
+
+from loraq_sim.conditioning import balanced_smoothing, rotate_channels
+from loraq_sim.errors import InputError
+from loraq_sim.quantizers import quantize
+from loraq_sim.solvers import solve
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def with_loud_channels(tokens=200, k=128, seed=1):
+    x = normal(tokens, k, seed=seed)
+    x[:, ::40] *= 25
+    return x
+
+
+def output_error(weight, solution, x, bits=4):
+    scaled, entering = weight, x
+    if solution.smooth is not None:
+        scaled, entering = weight * solution.smooth, x / solution.smooth
+    if solution.rotation is not None:
+        scaled = rotate_channels(scaled, solution.rotation)
+        entering = rotate_channels(entering, solution.rotation)
+    rounded, wide = (quantize(entering, f"int{b}/g64").dequantize() for b in (bits, 8))
+    p = quantize(wide @ solution.right.dequantize().T, "int8/g64").dequantize()
+    y = rounded @ solution.main.dequantize().T + p @ solution.left.dequantize().T
+    return np.linalg.norm(y - x @ weight.T)
+
+
+OPTIONS = {"rank": 8, "branch": "int8/g64", "preset": "fast"}
+
+
+def test_balanced_smoothing_makes_the_product_of_both_sums_least():
+    weight = normal(40, 24) * np.linspace(0.5, 3, 24, dtype=np.float32)
+    x = normal(90, 24, seed=1) * np.linspace(4, 0.2, 24, dtype=np.float32)
+    factors = balanced_smoothing(weight, x).astype(np.float64)
+
+    def product(s):
+        return np.square(x / s).sum() * np.square(weight * s).sum()
+
+    # By Cauchy and Schwarz no factors give less than (sum_k rms x_k rms w_k)^2; float16 ones are
+    # off by 2**-11 each.
+    bound = (np.linalg.norm(x, axis=0) * np.linalg.norm(weight, axis=0)).sum() ** 2
+    assert bound <= product(factors) * (1 + 1e-6)
+    assert product(factors) <= bound * (1 + 1e-5)
+    assert product(factors) < product(np.ones(24))
+    assert np.exp(np.log(factors).mean()) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_auto_chooses_is_better_on_unseen_rows_than_nothing(bits):
+    weight, x = normal(96, 128), with_loud_channels(400)
+    how = OPTIONS | {"activations": x[::2], "main_activation": f"int{bits}/g64"}
+    plain, chosen = (solve(weight, condition=name, **how) for name in (None, "auto"))
+    gain = output_error(weight, chosen, x[1::2], bits) / output_error(weight, plain, x[1::2], bits)
+    assert gain < 0.8
+    assert chosen.smooth is not None or chosen.rotation is not None
+
+
+def test_auto_leaves_alone_what_nothing_helps():
+    # Uniform values fill their grid: a rotation only makes tails.
+    rng = np.random.default_rng(3)
+    weight, x = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((96, 128), (400, 128)))
+    solution = solve(weight, condition="auto", activations=x, **OPTIONS)
+    assert (solution.smooth, solution.rotation) == (None, None)
+
+
+def test_auto_does_not_rotate_where_a_rotation_does_harm():
+    # One group holds all that is loud: turned, it is in every group.
+    weight, x = normal(96, 128), normal(400, 128, seed=1)
+    x[:, 64:] *= 0.01
+    weight[:, 64:] *= 100
+    solution = solve(weight, condition="auto", activations=x, **OPTIONS)
+    assert solution.rotation is None or solution.smooth is not None
+    plain = solve(weight, activations=x, **OPTIONS)
+    assert output_error(weight, solution, x) <= 1.02 * output_error(weight, plain, x)
+
+
+@pytest.mark.parametrize(
+    ("k", "activation", "rotation"),
+    [
+        (128, "int4/g64", 128),
+        (96, "int4/g64", 32),
+        (100, "int4/g64", None),
+        (128, "int8/g64", None),
+    ],
+)
+def test_without_data_inputs_of_four_bits_are_rotated(k, activation, rotation):
+    solution = solve(normal(64, k), condition="auto", main_activation=activation, **OPTIONS)
+    assert (solution.rotation, solution.smooth) == (rotation, None)
+
+
+def test_what_is_given_stays():
+    weight, x = normal(96, 128), with_loud_channels()
+    given = {"activations": x, **OPTIONS}
+    assert solve(weight, condition="auto", rotate="hadamard:16", **given).rotation == 16
+    factors = np.linspace(0.5, 2, 128, dtype=np.float32).astype(np.float16)
+    for condition in ("auto", "rms"):
+        solution = solve(weight, condition=condition, smooth=factors, **given)
+        np.testing.assert_array_equal(solution.smooth, factors)
+    np.testing.assert_array_equal(
+        solve(weight, condition="rms", **given).smooth, balanced_smoothing(weight, x)
+    )
+
+
+def test_conditions_that_cannot_be_met_are_one_line():
+    with pytest.raises(InputError, match="condition='rms' .* pass activations=, or use rotate="):
+        solve(normal(8, 16), condition="rms")
+    with pytest.raises(InputError, match="unknown condition 'rmse'; did you mean 'rms'"):
+        solve(normal(8, 16), condition="rmse")
