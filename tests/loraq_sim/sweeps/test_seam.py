@@ -17,7 +17,7 @@ from loraq_sim.cli.app import app
 from loraq_sim.dumps import write_layer_dump
 from loraq_sim.layers import Layer
 from loraq_sim.results.store import ResultStore
-from loraq_sim.settings import CaseSettings
+from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.sweeps import SolutionCache, SweepPlan, compose, run_sweep
 from loraq_sim.sweeps import cases as case_grid
 from loraq_sim.sweeps.digests import code_digests
@@ -108,7 +108,7 @@ def test_every_setting_above_changes_the_row(layer, name):
 
 def test_evaluate_layer_takes_every_setting():
     """A new field of the record is a keyword of the public function, or it could not be compared"""
-    taken = set(inspect.signature(lq.evaluate_layer).parameters)
+    taken = {*inspect.signature(lq.evaluate_layer).parameters, *CaseOptions.__annotations__}
     assert {field.name for field in fields(CaseSettings)} <= taken
 
 
