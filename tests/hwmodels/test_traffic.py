@@ -183,3 +183,12 @@ def test_a_p_that_is_given_is_read_with_every_pass_over_x():
     dram = _main(AIE2, TILE, **fields, branch_schedule="given_p").dram
     assert dram.x_reads == 4
     assert dram.p == 4 * 512 * (32 + 2)
+
+
+def test_p_that_every_tile_forms_again_takes_energy_every_time():
+    fields = {"m": 512, "n": 1024, "k": 512, "main": "W8A8", "branch": "W8A8", "rank": 64}
+    kernel = _main(H100, (128, 32, 256), **fields, branch_schedule="recompute")
+    (mode,) = {mode.energy_pj_per_mac for mode in H100.modes if mode.name == kernel.modes["main"]}
+    # 1024 outputs in tiles of 256: four times X R^T, once P L^T.
+    macs = 4 * 512 * 64 * 512 + 512 * 64 * 1024
+    assert kernel.energy_parts_j["mac_branch"] == pytest.approx(macs * mode * 1e-12, rel=1e-12)

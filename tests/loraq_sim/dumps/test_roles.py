@@ -164,5 +164,6 @@ def test_notes_say_what_is_not_known_what_is_sampled_and_whence_the_rest():
     assert len(notes) == 3
     assert notes[0].startswith("rows per call (M) are not known for 1 of 5 layers, such as a")
     assert "give --rows M" in notes[0]
-    assert "1 of 5 layers, such as b (M = 64)" in notes[1]
+    assert notes[1].startswith("rows per call (M) are taken to be the activation rows of the dump ")
+    assert "1 of 5 layers, such as b (M = 64); give --rows M if a call has others" in notes[1]
     assert "from pixart-sigma at 1024 px, 2 samples per call" in notes[2]

@@ -61,8 +61,25 @@ def test_shift_refuses_scales_that_are_no_powers_of_two_or_too_far_apart():
         scaled_gemm(x, w, MacArray(), "shift")
 
 
+def levels(tensor, row, places):
+    """Code less zero point, as fractions."""
+    zeros = tensor.zero_points
+    return [
+        Fraction(float(tensor.codes[row, t]))
+        - (0 if zeros is None else int(zeros[row, t // tensor.format.group_size]))
+        for t in places
+    ]
+
+
 @pytest.mark.parametrize(
-    "formats", [("mxfp8_e4m3", "mxfp4"), ("nvfp4", "nvfp4"), ("mxfp6_e2m3", "mxfp6_e3m2")]
+    "formats",
+    [
+        ("mxfp8_e4m3", "mxfp4"),
+        ("nvfp4", "nvfp4"),
+        ("mxfp6_e2m3", "mxfp6_e3m2"),
+        ("mxfp8_e4m3", "uint4/g32"),
+        ("uint4/g16", "mxfp4"),
+    ],
 )
 def test_block_sums_are_exact_then_rounded_and_scaled_in_order(formats):
     x, w = quantize(matrix(1, (3, 70)), formats[0]), quantize(matrix(2, (4, 70)), formats[1])
@@ -73,9 +90,8 @@ def test_block_sums_are_exact_then_rounded_and_scaled_in_order(formats):
             total = np.float32(0)
             for start in range(0, 70, group):
                 block = range(start, min(start + group, 70))
-                exact = sum(
-                    Fraction(float(x.codes[i, t])) * Fraction(float(w.codes[j, t])) for t in block
-                )
+                pairs = zip(levels(x, i, block), levels(w, j, block), strict=True)
+                exact = sum(a * b for a, b in pairs)
                 scale = np.float32(
                     x.scales[i, start // x.format.group_size]
                     * w.scales[j, start // w.format.group_size]

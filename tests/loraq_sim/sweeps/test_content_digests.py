@@ -7,7 +7,7 @@ import pytest
 from loraq_sim.dumps import read_layer_dump, write_layer_dump
 from loraq_sim.layers import Layer
 from loraq_sim.sweeps import compose, run_sweep
-from loraq_sim.sweeps.digests import forget_digests, layer_digests
+from loraq_sim.sweeps.digests import cache_folder, forget_digests, layer_digests
 
 
 def layers(*names, scale=1.0):
@@ -115,3 +115,12 @@ def test_planning_works_where_nothing_can_be_written_down(tmp_path, monkeypatch)
     write_layer_dump(tmp_path / "d.npz", layers("a"))
     assert len(layer_digests(read_layer_dump(tmp_path / "d.npz"))["a"]) == 64
     forget_digests(tmp_path / "d.npz")
+
+
+def test_the_cache_is_where_xdg_says_unless_that_is_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.delenv("LORAQ_SIM_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "loraq-sim"
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "loraq-sim"
