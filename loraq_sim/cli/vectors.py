@@ -114,6 +114,16 @@ def vectors_command(
     accumulators: Accumulators = None,
     p_format: PFormat = None,
     zero_point: ZeroPoint = None,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            "--array",
+            metavar="NAME",
+            help="Array preset instead of the accelerator's own: its sums, its requantizer and "
+            "where it corrects zero points (an unknown name lists them all).",
+            show_default=False,
+        ),
+    ] = None,
     out_bits: Annotated[
         int, typer.Option("--out-bits", metavar="N", help="Width of an output, 2 to 32 bits.")
     ] = 8,
@@ -150,22 +160,32 @@ def vectors_command(
 ) -> None:
     """Write operands, accumulators and outputs of a tile as hex, with a runnable testbench."""
     from loraq_sim.emulator.mac_array import MacArray
+    from loraq_sim.emulator.presets import array_preset
     from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors, write_vectors
     from loraq_sim.evaluate import sample_rows, solve_split
     from loraq_sim.machine import datapath_for
 
     accelerator = hwmodels.load_accelerator(hw)
+    named = None if array is None else array_preset(array)
+    if named is not None and named.requantize != "srs":
+        _refuse_srs_options(named.name, named.requantize, shift, rounding, saturation)
     overrides = datapath_overrides(
         acc_bits=acc_bits,
         overflow=overflow,
         products_per_add=products_per_add,
         accumulators=accumulators,
         p_format=p_format,
-        zero_point=zero_point,
+        zero_point=zero_point or (named.zero_point if named else None),
     )
+    if named is not None:
+        overrides["array"] = named.name
     datapath = datapath_for(accelerator, overrides)
     if not isinstance(datapath.mac, MacArray):
-        raise InputError(f"--hw {hw}: {datapath.mac} has two levels, and the testbench has one")
+        where = f"--array {named.name}" if named else f"--hw {hw}"
+        raise InputError(
+            f"{where}: {datapath.mac} has two levels, and vectors have the sums of one; "
+            "choose another array"
+        )
     chosen = parse_split(split, family=family, group=group)
     wanted = None if tile is None else sizes_of("--tile", tile)
     dump = read_layer_dump(layer_dump)
@@ -180,12 +200,14 @@ def vectors_command(
     setting = SrsSetting(
         out_bits=out_bits,
         shift=shift,
-        rounding=rounding or accelerator.datapath.rounding,
-        saturation=saturation or accelerator.datapath.saturation,
+        rounding=rounding or (named or accelerator.datapath).rounding,
+        saturation=saturation or (named or accelerator.datapath).saturation,
     )
     most_m, most_n, most_k = _DEFAULT_TILE
     taken = wanted or (min(most_m, m), min(most_n, n), min(most_k, k))
-    vectors = make_vectors(*operands, taken, datapath.mac, setting, zero_point=datapath.zero_point)
+    vectors = make_vectors(
+        *operands, taken, datapath.mac, setting, zero_point=datapath.zero_point, preset=named
+    )
     facts = {
         "title": f"{layer}, {part.value} GEMM of {chosen.text} on {accelerator.name}",
         "dump": layer_dump.name,
@@ -203,6 +225,7 @@ def vectors_command(
         "seed": seed,
         "tokens": len(x),
         "accelerator": accelerator.name,
+        "array": None if named is None else named.name,
         "datapath_overrides": overrides,
         "versions": _versions(),
     }
@@ -228,14 +251,28 @@ def _file_table(manifest: dict[str, Any], result_table: Any) -> Any:
 
 
 def _say_how_to_run(manifest: dict[str, Any], out: Path, *, quiet: bool) -> None:
-    counts, srs = manifest["counts"], manifest["srs"]
+    counts = manifest["counts"]
+    how, where = "a scale for each column from its largest sum", "at an end of their range"
+    if "srs" in manifest:
+        how = f"shift {manifest['srs']['shift']} ({manifest['srs']['shift_reason']})"
+        where = "out of range"
     note(
         f"{counts['overflows']} accumulator overflows, safe width {counts['safe_acc_bits']} bits; "
-        f"shift {srs['shift']} ({srs['shift_reason']}), "
-        f"{counts['outputs_out_of_range']} outputs out of range",
+        f"{how}, {counts['outputs_out_of_range']} outputs {where}",
         quiet=quiet,
     )
-    note(f"simulate: cd {out} && {' && '.join(manifest['simulate'])}", quiet=quiet)
+    if "simulate" in manifest:
+        note(f"simulate: cd {out} && {' && '.join(manifest['simulate'])}", quiet=quiet)
+    else:
+        note(f"testbench: {manifest['testbench']}", quiet=quiet)
+
+
+def _refuse_srs_options(name: str, rule: str, *values: object) -> None:
+    for option, value in zip(("--shift", "--rounding", "--saturation"), values, strict=True):
+        if value is not None:
+            raise InputError(
+                f"{option} {value}: array {name} requantizes by {rule}, which takes none; drop it"
+            )
 
 
 def _versions() -> dict[str, str]:

@@ -32,7 +32,14 @@ from loraq_sim.emulator.accumulation import measured
 from loraq_sim.emulator.datapath import Datapath, StoredLayer, walk_steps
 from loraq_sim.emulator.gemm import emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray, checked_int
+from loraq_sim.emulator.preset_outputs import (
+    describe_requantizer,
+    filling_requantizer,
+    outputs_at_an_end,
+)
+from loraq_sim.emulator.presets import ArrayPreset
 from loraq_sim.emulator.requantize import SHIFT_RANGE, SrsReport, srs_report
+from loraq_sim.emulator.requantizers import Requantizer
 from loraq_sim.emulator.scaled_gemm import zero_points_at
 from loraq_sim.emulator.zero_points import ZeroPoints
 from loraq_sim.errors import InputError, unknown_name
@@ -99,7 +106,10 @@ class GemmVectors:
     overflow_count, safe_acc_bits : int
         Accumulator overflows, and the narrowest width without any, over all passes.
     out_of_range_count : int
-        Outputs that SRS clamped or cut.
+        Outputs that SRS clamped or cut; of another requantizer, those at an end of the output.
+    requantizer : Requantizer or None
+        What made `out` where an array preset requantizes in another way than SRS; the reference
+        device cannot, so that there is no testbench.
     """
 
     a: NDArray[np.integer]
@@ -119,6 +129,7 @@ class GemmVectors:
     overflow_count: int
     safe_acc_bits: int
     out_of_range_count: int
+    requantizer: Requantizer | None = None
 
 
 def gemm_operands(
@@ -164,6 +175,7 @@ def make_vectors(
     srs: SrsSetting,
     *,
     zero_point: str = "initial",
+    preset: ArrayPreset | None = None,
 ) -> GemmVectors:
     """Emulate a tile of ``x @ w.T`` and keep everything a testbench compares.
 
@@ -178,6 +190,8 @@ def make_vectors(
         Without a shift, the smallest from 0 on at which no output of the tile is out of range.
     zero_point : {"initial", "after"}
         Where the correction of zero points enters, as in `loraq_sim.emulate_gemm`.
+    preset : ArrayPreset, optional
+        Whose requantizer makes the outputs (`loraq_sim.emulator.preset_outputs`).
 
     Raises
     ------
@@ -212,6 +226,10 @@ def make_vectors(
     acc: NDArray[Any] = np.stack([report.acc for report in reports])
     shift, reason = _shift_of(acc, srs)
     narrowed = _narrowed(acc, shift, srs)
+    requantizer = None if preset is None else filling_requantizer(preset, acc, srs.out_bits)
+    if requantizer is not None:
+        out = requantizer(acc)
+        narrowed = SrsReport(out=out, out_of_range_count=outputs_at_an_end(out, requantizer))
     return GemmVectors(
         a=a_codes,
         w=w_codes,
@@ -230,6 +248,7 @@ def make_vectors(
         overflow_count=sum(measured(report.overflow_count) for report in reports),
         safe_acc_bits=max(measured(report.safe_acc_bits) for report in reports),
         out_of_range_count=narrowed.out_of_range_count,
+        requantizer=requantizer,
     )
 
 
@@ -297,27 +316,34 @@ def write_vectors(
         raise InputError(f"{folder}: is a file; give a folder for the vectors")
     refuse_existing(*(folder / name for name in VECTOR_FILES), overwrite=force)
     contents, files = _hex_files(vectors)
-    title = str(facts.get("title", "Test vectors of an integer GEMM"))
-    for name, text in _verilog(vectors, title).items():
-        contents[name] = text.encode("ascii")
-        files[name] = {"what": _WHAT[name], "sha256": _digest(contents[name])}
     manifest = {"format": "loraq-sim-vectors-v1", "source": dict(facts)} | _describe(vectors)
     manifest["files"] = files
-    manifest["simulate"] = [
-        f"iverilog -g2012 -o vectors.vvp testbench.sv {' '.join(_RTL_FILES)}",
-        "vvp -n vectors.vvp",
-    ]
-    manifest["simulate_verilator"] = [
-        "verilator --binary --timing -Wno-lint --top-module testbench -o vectors testbench.sv "
-        + " ".join(_RTL_FILES),
-        "obj_dir/vectors",
-    ]
+    if vectors.requantizer is None:
+        title = str(facts.get("title", "Test vectors of an integer GEMM"))
+        for name, text in _verilog(vectors, title).items():
+            contents[name] = text.encode("ascii")
+            files[name] = {"what": _WHAT[name], "sha256": _digest(contents[name])}
+        manifest |= _SIMULATE
     contents[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode("utf-8")
     make_folder(folder)
     write_together({folder / name: content for name, content in contents.items()})
+    for name in set(VECTOR_FILES) - set(contents):
+        # A testbench of earlier vectors does not fit these.
+        (folder / name).unlink(missing_ok=True)
     return manifest
 
 
+_SIMULATE = {
+    "simulate": [
+        f"iverilog -g2012 -o vectors.vvp testbench.sv {' '.join(_RTL_FILES)}",
+        "vvp -n vectors.vvp",
+    ],
+    "simulate_verilator": [
+        "verilator --binary --timing -Wno-lint --top-module testbench -o vectors testbench.sv "
+        + " ".join(_RTL_FILES),
+        "obj_dir/vectors",
+    ],
+}
 _WHAT = {
     "a.hex": "activation codes",
     "w.hex": "weight codes",
@@ -325,7 +351,7 @@ _WHAT = {
     "w_zero.hex": "zero point of each row of weights in every pass, 0 for none",
     "init.hex": "what zero points take off each output of every pass, exactly",
     "acc.hex": "expected accumulators of every pass",
-    "out.hex": "expected shift-round-saturate outputs of every pass",
+    "out.hex": "expected outputs of every pass",
     "testbench.sv": "runs the device and compares it with the hex files",
     "dut.sv": "device under test: the reference; replace it by your own",
     "mac.sv": "reference MAC column",
@@ -344,7 +370,7 @@ def _hex_files(vectors: GemmVectors) -> tuple[dict[str, bytes], dict[str, dict[s
         "w_zero.hex": (vectors.w_zero, vectors.w_bits, ("pass", "n"), w_sign),
         "init.hex": (vectors.init, _INIT_BITS, each, True),
         "acc.hex": (vectors.acc, _acc_bits(vectors), each, True),
-        "out.hex": (vectors.out, vectors.srs.out_bits, each, True),
+        "out.hex": (vectors.out, vectors.srs.out_bits, each, vectors.out.dtype.kind == "i"),
     }
     contents, files = {}, {}
     for name, (values, bits, axes, is_signed) in words.items():
@@ -427,7 +453,7 @@ def _describe(vectors: GemmVectors) -> dict[str, Any]:
     mac, srs = vectors.mac, vectors.srs
     passes, m, n = vectors.acc.shape
     k = vectors.a.shape[1]
-    return {
+    described = {
         "tile": {"m": m, "k": k, "n": n},
         "passes": [
             [start, min(start + vectors.pass_k, k)] for start in range(0, k, vectors.pass_k)
@@ -461,6 +487,13 @@ def _describe(vectors: GemmVectors) -> dict[str, Any]:
         },
         "testbench_parameters": _parameters(vectors),
     }
+    if vectors.requantizer is None:
+        return described
+    del described["srs"], described["testbench_parameters"]
+    rule = vectors.requantizer.rule
+    described["meaning"] = str(described["meaning"]).replace("srs(acc)", "requantizer(acc)")
+    why = f"none: outputs are requantized by {rule}, the reference device shifts (SRS)"
+    return described | {"requantizer": describe_requantizer(vectors.requantizer), "testbench": why}
 
 
 def _digest(data: bytes) -> str:

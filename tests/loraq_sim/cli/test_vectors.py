@@ -261,3 +261,20 @@ def test_every_part_is_written_for_every_integer_format_of_p(run, tmp_path, part
         for c, v in zip(codes, values, strict=True)
     ]
     assert -limit <= min(signed) < 0 < max(signed) < limit
+
+
+def test_array_presets_come_with_their_requantizer_or_a_reason(run, tmp_path):
+    base = ("--split", "W8A8", "--tile", "m=4,n=4,k=32", "--tokens", 8, "--out", tmp_path)
+    done = run(*base, "--array", "litert_reference")
+    assert done.exit_code == 0, done.output
+    assert "testbench: none: outputs are requantized by double" in done.output
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["source"]["array"] == "litert_reference"
+    for options, message in (
+        (("--array", "gemmini"), "--array gemmini: acc32 wrap over columns of 16"),
+        (("--array", "fbgemm", "--shift", "3"), "--shift 3: array fbgemm requantizes by float"),
+        (("--array", "onnxrt"), "unknown array preset 'onnxrt'; did you mean 'onnxruntime'"),
+    ):
+        done = run(*base, *options)
+        assert done.exit_code == 2
+        assert message in " ".join(done.output.split())
