@@ -31,7 +31,7 @@ from loraq_sim.diffusion import (
     load_transformer,
     sample_images,
 )
-from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.formats import Rounding
 from loraq_sim.recipe import Recipe
 

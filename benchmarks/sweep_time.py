@@ -19,7 +19,7 @@ from pathlib import Path
 
 import hwmodels
 import loraq_sim as lq
-from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.evaluate import reference_output, sample_rows, solve_split
 from loraq_sim.machine import cost_split, datapath_for
 from loraq_sim.split import parse_split

@@ -19,10 +19,11 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from loraq_sim.allocation import allocate
     from loraq_sim.diffusion.emulated_model import emulate_model
     from loraq_sim.dumps import read_layer_dump, write_layer_dump
-    from loraq_sim.emulator.datapath import Datapath, run_layer
+    from loraq_sim.emulator.datapath import Datapath
     from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.requantize import srs
+    from loraq_sim.emulator.walk import run_layer
     from loraq_sim.errors import InputError, LoraqError
     from loraq_sim.evaluate import evaluate_layer
     from loraq_sim.explain import explain_case
@@ -76,7 +77,8 @@ _FRONT_DOOR = {
     "loraq_sim.allocation": ("allocate",),
     "loraq_sim.diffusion.emulated_model": ("emulate_model",),
     "loraq_sim.dumps": ("read_layer_dump", "write_layer_dump"),
-    "loraq_sim.emulator.datapath": ("Datapath", "run_layer"),
+    "loraq_sim.emulator.datapath": ("Datapath",),
+    "loraq_sim.emulator.walk": ("run_layer",),
     "loraq_sim.emulator.gemm": ("emulate_gemm", "emulate_gemm_report"),
     "loraq_sim.emulator.mac_array": ("MacArray",),
     "loraq_sim.emulator.requantize": ("srs",),

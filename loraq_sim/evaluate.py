@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 import hwmodels
 from loraq_sim.conditioning import hadamard_block
-from loraq_sim.emulator.datapath import Datapath, LayerOutput, StepResult, run_layer
+from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.mac_array import describe_array
+from loraq_sim.emulator.walk import LayerOutput, StepResult, run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
@@ -388,7 +389,7 @@ _LARGEST_FP16 = 65504.0
 
 
 class RoundingWatch:
-    """Takes the steps of one run (`loraq_sim.emulator.datapath.run_layer`'s `on_step`).
+    """Takes the steps of one run (`loraq_sim.emulator.walk.run_layer`'s `on_step`).
 
     Parameters
     ----------

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 import hwmodels
 from loraq_sim.dumps.capture_hooks import find_linear_layers
 from loraq_sim.dumps.kinds import kinds_of
-from loraq_sim.emulator.datapath import Datapath, StoredLayer, run_layer
+from loraq_sim.emulator.datapath import Datapath, StoredLayer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.scaled_gemm import GemmStatistics
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.evaluate import check_feedback, solve_split
 from loraq_sim.layers import Layer
@@ -60,7 +61,7 @@ class EmulatedLayer:
     ----------
     name : str
     stored, split, datapath
-        As `loraq_sim.emulator.datapath.run_layer` takes them.
+        As `loraq_sim.emulator.walk.run_layer` takes them.
     gemms : dict of str to GemmStatistics
         What the accumulators of ``main``, ``down`` and ``up`` saw in all calls so far.
     clipped_count : int

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.accumulation import measured
-from loraq_sim.emulator.datapath import Datapath, StoredLayer, walk_steps
+from loraq_sim.emulator.datapath import Datapath, StoredLayer
 from loraq_sim.emulator.gemm import emulate_gemm_report
 from loraq_sim.emulator.mac_array import MacArray, checked_int
 from loraq_sim.emulator.preset_outputs import (
@@ -41,6 +41,7 @@ from loraq_sim.emulator.presets import ArrayPreset
 from loraq_sim.emulator.requantize import SHIFT_RANGE, SrsReport, srs_report
 from loraq_sim.emulator.requantizers import Requantizer
 from loraq_sim.emulator.scaled_gemm import zero_points_at
+from loraq_sim.emulator.walk import walk_steps
 from loraq_sim.emulator.zero_points import ZeroPoints
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import make_folder, refuse_existing, write_together
@@ -149,7 +150,7 @@ def gemm_operands(
     activations : ndarray of shape (M, K), float32
         Full-precision input rows.
     stored, split, datapath
-        As for `loraq_sim.emulator.datapath.run_layer`.
+        As for `loraq_sim.emulator.walk.run_layer`.
 
     Raises
     ------

@@ -32,16 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.conditioning import shift_of_channels
-from loraq_sim.emulator.datapath import (
-    TRANSFORMS,
-    Datapath,
-    Step,
-    datapath_steps,
-    walk_steps,
-)
+from loraq_sim.emulator.datapath import TRANSFORMS, Datapath, Step, datapath_steps
 from loraq_sim.emulator.float_overflow import Clipping, FloatOverflow, rounded_tensor
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
+from loraq_sim.emulator.walk import walk_steps
 from loraq_sim.layers import Layer
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution

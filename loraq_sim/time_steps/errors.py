@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import hwmodels
 from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.dumps.steps import require_steps, step_counts
-from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import reference_output, solve_split
 from loraq_sim.machine import datapath_for

@@ -5,7 +5,8 @@ import pytest
 from scipy.linalg import hadamard
 
 from loraq_sim.conditioning import hadamard_block, rotate_channels
-from loraq_sim.emulator.datapath import Datapath, run_layer
+from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.solvers import METHODS, solve
 from loraq_sim.split import parse_split

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import hwmodels
 import loraq_sim as lq
 from loraq_sim.cli.app import app
-from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.explain.terms import explain_case
 from loraq_sim.machine import datapath_for
 from loraq_sim.recipe import read_recipe, split_of

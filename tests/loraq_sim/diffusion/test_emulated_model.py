@@ -9,7 +9,7 @@ import torch
 import hwmodels
 import loraq_sim as lq
 from loraq_sim.diffusion.emulated_model import EmulatedLayer, emulate_model
-from loraq_sim.emulator.datapath import run_layer
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import solve_split
 from loraq_sim.layers import Layer

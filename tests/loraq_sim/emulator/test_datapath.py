@@ -7,9 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loraq_sim.emulator.datapath import Datapath, run_layer
+from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize

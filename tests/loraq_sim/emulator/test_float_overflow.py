@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.emulator.datapath import Datapath, datapath_steps, run_layer, walk_steps
+from loraq_sim.emulator.datapath import Datapath, datapath_steps
 from loraq_sim.emulator.float_overflow import FloatOverflow, rounded_float, rounded_tensor
+from loraq_sim.emulator.walk import run_layer, walk_steps
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 

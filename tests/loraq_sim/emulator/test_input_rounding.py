@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from loraq_sim.emulator.datapath import Datapath, run_layer
+from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Rounding
 from loraq_sim.quantizers import quantize

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.emulator.datapath import Datapath, run_layer
+from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.evaluate import reference_output, solve_split
 from loraq_sim.explain.switchable import (
     BRANCH_SOURCES,

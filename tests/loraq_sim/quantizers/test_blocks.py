@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.emulator.datapath import Datapath, run_layer
+from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.walk import run_layer
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import solve
 

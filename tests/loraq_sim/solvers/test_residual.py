@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.emulator.datapath import Datapath, run_layer, walk_steps
+from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.walk import run_layer, walk_steps
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.split import branch_bytes, feedback_format
 
