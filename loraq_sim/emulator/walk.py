@@ -97,8 +97,9 @@ def walk_steps(
     steps = datapath_steps(stored, split, datapath, bias=bias is not None)
     offline = {"bias": bias}
     if split.shift:
-        offline |= {"bias": folded_bias(stored, split.shift, bias)}
-        offline |= {"shift": shift_of_channels(stored.main.shape[1], split.shift, stored.smooth)}
+        bias = folded_bias(stored, split.shift, bias)
+        added = shift_of_channels(stored.main.shape[1], split.shift, stored.smooth)
+        offline = {"bias": bias, "shift": added}
     tensors: dict[str, Any] = {"X": activations}
     for index, step in enumerate(steps):
         if merge_sums and (merged := _merged(steps[index:], tensors, bias, datapath)) is not None:
