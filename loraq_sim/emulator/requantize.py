@@ -365,8 +365,7 @@ def single_rounding_requantize(
        with TFLITE_SINGLE_ROUNDING; google/ruy, apply_multiplier.cc.
     .. [2] TOSA specification, ``apply_scale_32`` without double rounding.
     """
-    from loraq_sim.kernels.requantize import single_rounding_wide
-    from loraq_sim.kernels.shift_round import single_rounding
+    from loraq_sim.kernels.shift_round import single_rounding, single_rounding_wide
 
     values = as_matrix(checked_integers("acc", acc))
     n = values.shape[1]

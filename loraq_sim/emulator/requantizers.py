@@ -199,7 +199,7 @@ class FixedPoint(Requantizer):
         return self._twice_up(acc, exponent)
 
     def _twice_up(self, acc: ArrayLike, exponent: NDArray[np.int64]) -> NDArray[np.integer]:
-        from loraq_sim.kernels.requantize import round_twice_up
+        from loraq_sim.kernels.shift_round import round_twice_up
 
         values = int32_values(acc)
         left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
@@ -210,7 +210,7 @@ class FixedPoint(Requantizer):
         return self._run(round_twice_up, acc, values, (multiplier, left, right), limits)
 
     def _reduced(self, acc: ArrayLike) -> NDArray[np.integer]:
-        from loraq_sim.kernels.requantize import reduced_multiplier
+        from loraq_sim.kernels.shift_round import reduced_multiplier
 
         values = as_matrix(checked_integers("acc", acc))
         if values.size and (values.min() < -(2**47) or values.max() >= 2**47):
@@ -270,7 +270,7 @@ class FloatSteps(Requantizer):
 
     def __call__(self, acc: ArrayLike) -> NDArray[np.integer]:
         """Return the codes of `acc`."""
-        from loraq_sim.kernels.requantize import ADD, FUSED_ADD, MULTIPLY, float_steps
+        from loraq_sim.kernels.shift_round import ADD, FUSED_ADD, MULTIPLY, float_steps
 
         values = as_matrix(checked_integers("acc", acc))
         n = values.shape[1]
@@ -311,7 +311,7 @@ class DoubleScale(Requantizer):
 
     def __call__(self, acc: ArrayLike) -> NDArray[np.integer]:
         """Return the codes of `acc`."""
-        from loraq_sim.kernels.requantize import double_scale
+        from loraq_sim.kernels.shift_round import double_scale
 
         values = as_matrix(checked_integers("acc", acc))
         scale = spread("scale", np.asarray(self.scale, dtype=np.float64), values.shape[1])
@@ -374,7 +374,7 @@ class NvdlaStages(Requantizer):
 
     def __call__(self, acc: ArrayLike) -> NDArray[np.integer]:
         """Return the codes of `acc`."""
-        from loraq_sim.kernels.requantize import nvdla_stages
+        from loraq_sim.kernels.shift_round import nvdla_stages
 
         values = as_matrix(checked_integers("acc", acc).astype(np.int64))
         limit = 2 ** (self.accumulator_bits - 1)
@@ -438,7 +438,7 @@ class XmosTransform(Requantizer):
 
     def __call__(self, acc: ArrayLike) -> NDArray[np.integer]:
         """Return the codes of `acc`."""
-        from loraq_sim.kernels.requantize import xmos_transform
+        from loraq_sim.kernels.shift_round import xmos_transform
 
         values = int32_values(acc)
         n = values.shape[1]
