@@ -153,7 +153,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 # Published with factors in 16 bits: arXiv 2411.05007, 2310.08659, 2410.06040.
-_SIXTEEN_BIT_BRANCH = ("svdquant", "svdquant_tuned", "loftq", "qera")
+_SIXTEEN_BIT_BRANCH = ("svdquant", "svdquant_tuned", "svdquant_published", "loftq", "qera")
 
 
 def compare_methods(

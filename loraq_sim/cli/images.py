@@ -77,7 +77,7 @@ _SHOWN = (
 )
 _CHOSEN = ("rotation", "condition", "finish")
 _OF_INPUTS = ("smooth", "condition", "finish")
-_CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera", "gptq")
+_CALIBRATED_METHODS = ("svdquant_tuned", "svdquant_published", "l2qer", "qera", "gptq")
 _CALIBRATION_IMAGES = 8
 # Noise of calibration is that of no image that is compared.
 _CALIBRATION_SEED = 1_000_003

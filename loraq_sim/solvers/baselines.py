@@ -20,6 +20,8 @@ With round() nearest codes by the default scales of the format and SVD_r the bes
   plain method with activations rounded to the main format. Iterations: Q = round(W - L R),
   L R = SVD_r(W - Q), until the error rises: that of the output if there are activations, else that
   of the weight. The preset sets how many at most (published: 100).
+- ``svdquant_published``: the same without economy, as in the paper: a and b each from 0, 0.05 ..
+  0.95 (400 pairs), and up to 100 iterations whatever the preset.
 - ``loftq``: Q <- round(W - L R), L R <- SVD_r(W - Q) in turn, from L R = 0. Li et al., "LoftQ:
   LoRA-Fine-Tuning-Aware Quantization for Large Language Models", ICLR 2024, algorithm 1. The branch
   is rounded once, at the end, as published; the preset sets the passes (published: 1 to 5).
@@ -43,7 +45,7 @@ proportion to the error of the end.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -66,12 +68,14 @@ __all__ = [
     "solve_lqer",
     "solve_qera",
     "solve_svdquant",
+    "solve_svdquant_published",
     "solve_svdquant_tuned",
 ]
 
 # Candidates of SVDQuant's smoothing, and the rows of activations that choose among them.
 _STRENGTHS = np.arange(1, 20, dtype=np.float64) / 20
 _GRID_ROWS = 256
+_PUBLISHED_ITERATIONS = 100
 # Share of the mean variance that is added to every direction, so that few rows of activations, or
 # channels that are always zero, leave the metric invertible.
 _DAMPING = 1e-4
@@ -130,21 +134,35 @@ def solve_svdquant_tuned(problem: Problem) -> Branches:
 
     ``smooth`` of the result holds the factors.
     """
+    pairs = [(a, b) for a in _STRENGTHS for b in (0.0, 1.0 - a)]
+    return _tuned(problem, "svdquant_tuned", pairs, problem.effort.alternations)
+
+
+def solve_svdquant_published(problem: Problem) -> Branches:
+    """SVDQuant at its best: all pairs of 20 smoothing strengths, up to 100 iterations."""
+    strengths = (0.0, *_STRENGTHS)
+    pairs = [(a, b) for a in strengths for b in strengths if a or b]
+    return _tuned(problem, "svdquant_published", pairs, _PUBLISHED_ITERATIONS)
+
+
+def _tuned(
+    problem: Problem, method: str, pairs: Sequence[tuple[float, float]], iterations: int
+) -> Branches:
     x, factors = problem.activations, None
     if x is not None and not problem.is_smoothed:
-        factors = _best_factors(problem, x)
+        factors = _best_factors(problem, x, pairs)
         if factors is not None:
             weight = problem.weight * factors
             problem = dataclasses.replace(problem, weight=weight, activations=x / factors)
-    return dataclasses.replace(_iterate(problem), smooth=factors)
+    return dataclasses.replace(_iterate(problem, method, iterations), smooth=factors)
 
 
-def _iterate(problem: Problem) -> Branches:
-    best, rows = _iterated(problem, problem.weight, None, 0)
+def _iterate(problem: Problem, method: str, iterations: int) -> Branches:
+    best, rows = _iterated(problem, method, problem.weight, None, 0)
     least, trace = _objective(problem, best), best.trace
-    for iteration in range(1, problem.effort.alternations + 1):
+    for iteration in range(1, iterations + 1):
         target = problem.weight - best.main.dequantize()
-        candidate, rows = _iterated(problem, target, rows, iteration)
+        candidate, rows = _iterated(problem, method, target, rows, iteration)
         trace = trace + candidate.trace
         objective = _objective(problem, candidate)
         if objective >= least:
@@ -154,13 +172,13 @@ def _iterate(problem: Problem) -> Branches:
 
 
 def _iterated(
-    problem: Problem, target: np.ndarray, start: np.ndarray | None, iteration: int
+    problem: Problem, method: str, target: np.ndarray, start: np.ndarray | None, iteration: int
 ) -> tuple[Branches, np.ndarray]:
     """A branch that carries `target`, what it leaves rounded, and the row space of the branch."""
     _, rows = problem.truncated_svd(target, start=start)
     left, right = round_branch(target, rows, problem.branch, problem.branch_rotation)
     main = quantize(problem.weight - product(left, right), problem.main)
-    return _measured(problem, "svdquant_tuned", main, left, right, iteration), rows
+    return _measured(problem, method, main, left, right, iteration), rows
 
 
 def _objective(problem: Problem, candidate: Branches) -> float:
@@ -171,12 +189,13 @@ def _objective(problem: Problem, candidate: Branches) -> float:
     return float(np.linalg.norm(problem.activations @ missed.T))
 
 
-def _best_factors(problem: Problem, activations: np.ndarray) -> np.ndarray | None:
+def _best_factors(
+    problem: Problem, activations: np.ndarray, pairs: Sequence[tuple[float, float]]
+) -> np.ndarray | None:
     """The smoothing of least output error; None if that is none at all."""
     x = activations
     x = x[np.arange(min(len(x), _GRID_ROWS)) * len(x) // min(len(x), _GRID_ROWS)]
     wanted = x @ problem.weight.T
-    pairs = [(a, b) for a in _STRENGTHS for b in (0.0, 1.0 - a)]
     candidates = [power_smoothing(a, b, problem.weight, activations) for a, b in pairs]
     best: np.ndarray | None = None
     least = np.inf

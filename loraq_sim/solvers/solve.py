@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from loraq_sim.conditioning import hadamard_block, rotate_channels, smoothing_vector
+from loraq_sim.conditioning import CONDITIONS, hadamard_block, rotate_channels, smoothing_vector
 from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.solvers.baselines import (
@@ -28,6 +28,7 @@ from loraq_sim.solvers.baselines import (
     solve_lqer,
     solve_qera,
     solve_svdquant,
+    solve_svdquant_published,
     solve_svdquant_tuned,
 )
 from loraq_sim.solvers.condition import EnteringFormats, chosen_condition
@@ -60,6 +61,8 @@ __all__ = [
 ]
 
 SHARE_INPUTS = ("own", "common")
+# Methods that choose a smoothing from activations where none is given.
+_CHOOSE_SMOOTHING = ("svdquant_tuned", "svdquant_published")
 
 _BRANCH_ROTATIONS = (None, "learned")
 
@@ -72,6 +75,7 @@ METHODS: dict[str, Callable[[Problem], Branches] | None] = {
     "lqer": solve_lqer,
     "svdquant": solve_svdquant,
     "svdquant_tuned": solve_svdquant_tuned,
+    "svdquant_published": solve_svdquant_published,
     "loftq": solve_loftq,
     "alternating": solve_alternating,
     "loraq": solve_loraq,
@@ -294,7 +298,7 @@ def _check_tuning(
     block: int | None,
     feedback: "int | str | None",
 ) -> None:
-    if method != "svdquant_tuned" or activations is None or factors is not None:
+    if method not in _CHOOSE_SMOOTHING or activations is None or factors is not None:
         return
     for name, asked, what in (
         ("rotate", block, "in the channels of the layer, which rotate= mixes"),
@@ -302,7 +306,7 @@ def _check_tuning(
     ):
         if asked:
             raise InputError(
-                f"method 'svdquant_tuned' chooses its smoothing {what}; give smooth= (a strength "
+                f"method {method!r} chooses its smoothing {what}; give smooth= (a strength "
                 f"such as 0.5) as well, or drop {name}="
             )
 
@@ -370,7 +374,7 @@ def solve_group(
     ------
     InputError
         If there is no member, the members differ in K, or a member or option breaks a rule of
-        `solve`; ``svdquant_tuned`` with `activations` and no `smooth` needs ``share="common"``.
+        `solve`; what chooses a smoothing by `activations` needs ``share="common"`` or `smooth`.
     """
     if share not in SHARE_INPUTS:
         raise InputError(unknown_name("sharing of inputs", share, SHARE_INPUTS))
@@ -397,10 +401,15 @@ def _with_own_branches(
     smooth: "float | np.ndarray | None",
     options: dict[str, Any],
 ) -> dict[str, Solution]:
-    if options.get("method") == "svdquant_tuned" and activations is not None and smooth is None:
+    chooses = [
+        f"{key} {options[key]!r}"
+        for key, names in (("method", _CHOOSE_SMOOTHING), ("condition", CONDITIONS))
+        if options.get(key) in names
+    ]
+    if chooses and activations is not None and smooth is None:
         raise InputError(
-            "method 'svdquant_tuned' would choose another smoothing for each member of the group, "
-            "but they read one input; use share='common', or give smooth="
+            f"{chooses[0]} would choose another smoothing for each member of the group, but they "
+            "read one input; use share='common', or give smooth="
         )
     if smooth is not None:
         smooth = smoothing_vector(smooth, np.concatenate(list(weights.values())), activations)

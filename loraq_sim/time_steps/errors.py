@@ -38,7 +38,7 @@ __all__ = [
     "rows_of_steps",
 ]
 
-CALIBRATED_METHODS = ("svdquant_tuned", "l2qer", "qera", "gptq")
+CALIBRATED_METHODS = ("svdquant_tuned", "svdquant_published", "l2qer", "qera", "gptq")
 """Methods that look at activations; all others do only when smoothing by strength is asked for."""
 
 _RANGE = ".."

@@ -7,7 +7,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import quantize
 from loraq_sim.quantizers.quantize import quantize_near
-from loraq_sim.solvers import METHODS, solve
+from loraq_sim.solvers import METHODS, baselines, solve
 from loraq_sim.solvers.main_grid import requantize, stack_rows
 
 DATA_FREE = [name for name in METHODS if name not in ("rtn", "l2qer", "qera", "gptq")]
@@ -188,3 +188,30 @@ def test_scales_searched_near_given_ones_never_lose_to_the_search_alone():
     assert lost[1].sum() < lost[0].sum()
     nowhere = quantize_near(values, fmt, "signed_mse", np.zeros_like(cold.scales))
     np.testing.assert_array_equal(nowhere.codes, cold.codes)
+
+
+def test_published_svdquant_tries_every_pair_of_strengths_and_a_hundred_iterations(monkeypatch):
+    weight, x = heavy_tailed(7, (48, 64)), correlated_inputs(64, 60)
+    pairs = []
+    real = baselines.power_smoothing
+
+    def watched(a, b, *arrays):
+        pairs.append((round(a, 2), round(b, 2)))
+        return real(a, b, *arrays)
+
+    monkeypatch.setattr(baselines, "power_smoothing", watched)
+    options = {"main": "int4/g64", "branch": "fp16", "rank": 4, "preset": "fast"}
+    published = solve(weight, "svdquant_published", activations=x, **options)
+    grid = [round(0.05 * i, 2) for i in range(20)]
+    # No smoothing at all stands for the pair of zeros.
+    assert sorted([(0.0, 0.0), *pairs]) == [(a, b) for a in grid for b in grid]
+    tuned = solve(weight, "svdquant_tuned", activations=x, **options)
+    assert len(tuned.trace) <= 5
+    assert {entry.stage for entry in published.trace} == {"svdquant_published"}
+    assert published.smooth is not None
+    # Without activations both only iterate; the error of the weight tells when to stop.
+    long = solve(weight, "svdquant_published", **options)
+    errors = [entry.weight_error for entry in long.trace]
+    assert len(errors) == 101 or errors[-1] >= errors[-2]
+    assert long.weight_error == min(errors)
+    assert long.weight_error <= solve(weight, "svdquant_tuned", **options).weight_error

@@ -81,6 +81,11 @@ def test_a_group_reads_back_from_a_file_that_takes_its_bytes(tmp_path, share):
             {"share": "own", "method": "svdquant_tuned", "activations": inputs()},
             r"would choose another smoothing",
         ),
+        (
+            members(),
+            {"share": "own", "condition": "auto", "activations": inputs()},
+            r"condition 'auto' would choose another smoothing",
+        ),
     ],
 )
 def test_groups_that_cannot_be_solved_say_why(weights, options, message):

@@ -1,0 +1,114 @@
+"""Output error of W4A4 and W4A8 layers on unseen rows, emulated, ours and rebuilt methods.
+
+    python benchmarks/four_bit_activations.py    # prints tables, writes four_bit_activations.md
+
+Every other activation row of a layer calibrates, the others evaluate, on the data path of `aie2`.
+All branches have the bytes of a 16-bit one (rank 32; 4 for tiny_pixart, which is 128 wide); GPTQ and
+round to nearest have none. Layers: examples/minilm.pt, examples/tiny_pixart.pt, and synthetic ones of
+solver_quality.py.
+
+What was rebuilt, and what not: `svdquant_published` is SVDQuant with its whole grid of smoothing and
+100 iterations. H-SVDQuant is SVDQuant of the weight and inputs turned by a block Hadamard matrix.
+QuaRot-like is GPTQ of them, without QuaRot's fusing of rotations into other layers. DiRotQ-like keeps
+the leading principal directions of the inputs in 16 bits and rounds the weight by GPTQ; DiRotQ turns
+the whole input into their basis, here they are taken out of it. Its choice of ranks, its handling of
+time steps and its kernels are not rebuilt.
+"""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import solver_quality
+
+import loraq_sim as lq
+from loraq_sim.evaluate import evaluate_case, solve_case
+from loraq_sim.settings import CaseSettings
+
+ROOT = Path(__file__).parent.parent
+# Column: split without its size, and settings.
+METHODS = {
+    "rtn": ("W4A4", {"method": "rtn"}),
+    "QuaRot-like": ("W4A4", {"method": "gptq", "rotate": "hadamard"}),
+    "svdquant": ("W4A4+W16A16", {"method": "svdquant"}),
+    "published": ("W4A4+W16A16", {"method": "svdquant_published"}),
+    "H-SVDQuant": ("W4A4+W16A16", {"method": "svdquant", "rotate": "hadamard"}),
+    "DiRotQ-like": ("W4A4~W16A16", {"method": "svdquant", "finish": "data"}),
+    "loraq": ("W4A4+W8A8", {}),
+    "data-free": ("W4A4+W8A8", {"rotate": "hadamard"}),
+    "auto": ("W4A4+W8A8", {"condition": "auto"}),
+    "auto, finish": ("W4A4+W8A8", {"condition": "auto", "finish": "data"}),
+    "auto, ~": ("W4A4~W8A8", {"condition": "auto"}),
+    "A8 published": ("W4A8+W16A16", {"method": "svdquant_published"}),
+    "A8 loraq": ("W4A8+W8A8", {}),
+    "A8 finish": ("W4A8+W8A8", {"finish": "data"}),
+    "A8 auto, finish": ("W4A8+W8A8", {"condition": "auto", "finish": "data"}),
+}
+
+
+def layers():
+    """Layer to calibrate on, the same with other rows, and the rank of the 16-bit branch."""
+    for file, rank, every in (("minilm", 32, 2), ("tiny_pixart", 4, 3)):
+        dump = lq.read_layer_dump(str(ROOT / "examples" / f"{file}.pt"))
+        for name in list(dump)[::every]:
+            yield file, dump[name], rank
+    for name in ("self_v", "ffn_down"):
+        weight, x = solver_quality.synthetic(name, tokens=512)
+        yield "synthetic", lq.Layer(name=name, weight=weight, activations=x), 32
+
+
+def measured(layer, rank):
+    """Relative output errors on the rows left out, by column."""
+    seen, unseen = (dataclasses.replace(layer, activations=layer.activations[i::2]) for i in (0, 1))
+    errors = {}
+    for column, (split, options) in METHODS.items():
+        text = split
+        if "W16" in split:
+            # All of the rank carries directions of the inputs where the split has a residual input.
+            text += f"r{rank}" + (f"f{rank}" if "~" in split else "")
+        elif "W8A8" in split:
+            text += f"@fp16r{rank}"
+        settings = CaseSettings.of(text, **options)
+        row = evaluate_case(unseen, settings, "aie2", solution=solve_case(seen, settings))
+        errors[column] = row["output_error"]
+    return errors
+
+
+def main():
+    """Measure, print and write the table."""
+    rows = {}
+    for family, layer, rank in layers():
+        rows[family, layer.name] = measured(layer, rank)
+        shown = " ".join(f"{k}={100 * v:.2f}" for k, v in rows[family, layer.name].items())
+        print(family, layer.name, shown, flush=True)
+    columns = list(METHODS)
+    lines = [
+        "# Output error with activations of four and eight bits",
+        "",
+        "`python benchmarks/four_bit_activations.py`: percent, on rows that did not calibrate, "
+        "through the emulated data path of `aie2`; W4A4 unless a column says A8. The script says "
+        "what each method is and what of it was not rebuilt. `data-free` has no activations to "
+        "choose by; `~` is the residual input.",
+        "",
+        "| layer | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for (family, name), row in rows.items():
+        short = name.replace("encoder.layer.", "").replace("transformer_blocks.", "")
+        lines.append(f"| {family} {short} | " + " | ".join(f"{100 * row[c]:.2f}" for c in columns))
+        lines[-1] += " |"
+    for family in dict.fromkeys(key[0] for key in rows):
+        members = [row for key, row in rows.items() if key[0] == family]
+        means = [100 * np.exp(np.mean([np.log(row[c]) for row in members])) for c in columns]
+        lines.append(f"| **{family}, geometric mean** | " + " | ".join(f"{m:.2f}" for m in means))
+        lines[-1] += " |"
+    (Path(__file__).parent / "four_bit_activations.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
