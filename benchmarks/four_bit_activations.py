@@ -3,16 +3,16 @@
     python benchmarks/four_bit_activations.py    # prints tables, writes four_bit_activations.md
 
 Every other activation row of a layer calibrates, the others evaluate, on the data path of `aie2`.
-All branches have the bytes of a 16-bit one (rank 32; 4 for tiny_pixart, which is 128 wide); GPTQ and
-round to nearest have none. Layers: examples/minilm.pt, examples/tiny_pixart.pt, and synthetic ones of
-solver_quality.py.
+All branches have the bytes of a 16-bit one (rank 32; 4 for tiny_pixart, which is 128 wide); GPTQ
+and round to nearest have none. Layers: examples/minilm.pt, examples/tiny_pixart.pt, and synthetic
+ones of solver_quality.py.
 
-What was rebuilt, and what not: `svdquant_published` is SVDQuant with its whole grid of smoothing and
-100 iterations. H-SVDQuant is SVDQuant of the weight and inputs turned by a block Hadamard matrix.
-QuaRot-like is GPTQ of them, without QuaRot's fusing of rotations into other layers. DiRotQ-like keeps
-the leading principal directions of the inputs in 16 bits and rounds the weight by GPTQ; DiRotQ turns
-the whole input into their basis, here they are taken out of it. Its choice of ranks, its handling of
-time steps and its kernels are not rebuilt.
+What was rebuilt, and what not: `svdquant_published` is SVDQuant with its whole grid of smoothing
+and 100 iterations. H-SVDQuant is SVDQuant of the weight and inputs turned by a block Hadamard
+matrix. QuaRot-like is GPTQ of them, without QuaRot's fusing of rotations into other layers.
+DiRotQ-like keeps the leading principal directions of the inputs in 16 bits and rounds the weight
+by GPTQ; DiRotQ turns the whole input into their basis, here they are taken out of it. Its choice
+of ranks, its handling of time steps and its kernels are not rebuilt.
 """
 
 import os
