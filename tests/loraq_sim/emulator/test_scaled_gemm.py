@@ -1,5 +1,6 @@
 """Block formats and aligned shifts through the group-scaled GEMM, against exact fractions."""
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -144,3 +145,15 @@ def test_a_group_of_zeros_does_not_count_in_the_alignment_of_shifts():
     # The scale of the zeros is 2**-127; aligned with the ones it would take 127 bits.
     y, _ = scaled_gemm(quantize(x, "mxint8"), quantize(w, "mxint8"), MacArray(), "shift")
     assert y[0, 0] == 32
+
+
+def test_the_width_that_is_safe_is_that_of_the_widest_group():
+    # Codes of 7 in the first group and of 1 in the second: 32 * 49 = 1568 against 32.
+    values = np.repeat([[7.0, 1.0]], 32, axis=1).reshape(1, 64).astype(np.float32)
+    values[0, 32] = 7.0
+    x = quantize(values, "int4/g32/e8m0")
+    codes = np.where(np.arange(64) < 32, 7, 1)[None].astype(np.int8)
+    x = dataclasses.replace(x, codes=codes)
+    for combine in ("fp32", "bf16"):
+        _, statistics = scaled_gemm(x, x, MacArray(), combine)
+        assert statistics.safe_acc_bits == 12

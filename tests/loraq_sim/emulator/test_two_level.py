@@ -308,3 +308,15 @@ def test_bad_operands_are_refused(call, a, w, init, message):
 def test_a_code_outside_its_width_is_refused():
     with pytest.raises(InputError, match="outside a_bits=4"):
         emulate_two_level_report([[9]], [[1]], TwoLevelArray(column=NARROW), a_bits=4)
+
+
+def test_the_guaranteed_width_knows_that_a_column_that_wraps_may_turn_its_sign():
+    # 129 columns of one product each: 128 * 127 is -128 in 8 bits, so that the sum is -16512, where
+    # 127 at most a column would need a bit less.
+    array = TwoLevelArray(
+        acc_bits=32, column_k=1, column=MacArray(acc_bits=8, overflow="wrap", products_per_add=1)
+    )
+    a, w = np.full((1, 129), 128, np.uint8), np.full((1, 129), 127, np.int8)
+    report = emulate_two_level_report(a, w, array)
+    assert report.acc.tolist() == [[-128 * 129]]
+    assert (report.safe_acc_bits, report.guaranteed_acc_bits) == (16, 16)

@@ -42,6 +42,19 @@ def test_members_are_the_rows_of_the_stacked_solution(method, smooth):
         )
 
 
+@pytest.mark.parametrize("main", ["int4/tensor", "int4/row", "nvfp4"])
+def test_members_share_a_scale_of_the_tensor_and_have_their_own_rows(main):
+    weights = members()
+    options = {"main": main, "method": "lqer", "rank": 4, "preset": "fast"}
+    solutions = solve_group(weights, **options)
+    whole = solve(np.concatenate(list(weights.values())), **options)
+    rows = np.concatenate([s.main.dequantize() for s in solutions.values()])
+    np.testing.assert_array_equal(rows, whole.main.dequantize())
+    for name, solution in solutions.items():
+        assert solution.main.dequantize().shape == weights[name].shape
+        assert len(solution.main.scales) == (1 if main == "int4/tensor" else len(weights[name]))
+
+
 def test_own_branches_are_those_of_single_layers_with_one_smoothing():
     weights, x = members(), inputs()
     own = solve_group(weights, share="own", smooth=0.5, rank=6, preset="fast", activations=x)

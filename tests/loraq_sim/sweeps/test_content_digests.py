@@ -66,6 +66,8 @@ def test_renaming_reordering_and_converting_a_dump_change_no_name(tmp_path, make
     write_layer_dump(tmp_path / "d.npz", layers("a", "b"))
     write_layer_dump(tmp_path / name, reversed(list(layers("a", "b"))))
     assert names_of(make_plan(tmp_path / "d.npz")) == names_of(make_plan(tmp_path / name))
+    one, other = (compose(make_plan(tmp_path / file)) for file in ("d.npz", name))
+    assert one.dump_digest == other.dump_digest
 
 
 def test_other_layers_of_the_dump_do_not_count_and_other_values_do(tmp_path, make_plan):
