@@ -225,14 +225,10 @@ def _onednn(scales: _Scales) -> tuple[type[Requantizer], dict[str, Any]]:
 
 
 def _openvino(scales: _Scales) -> tuple[type[Requantizer], dict[str, Any]]:
-    if scales.zero_point:
-        raise InputError(
-            f"openvino is known for zero_point=0, got {scales.zero_point}: with zero points it "
-            "folds intervals in an order that is not documented"
-        )
     # The interval of the output, 0 to 255 codes, divided by the scale of the accumulators.
     high = (np.float32(255) * scales.out) / scales.product
-    return FloatSteps, {"steps": (("multiply", np.float32(255) / high),)}
+    steps = (("multiply", np.float32(255) / high), ("add", np.float32(scales.zero_point)))
+    return FloatSteps, {"steps": steps, "zero_point": 0}
 
 
 def _litert_reference(scales: _Scales) -> tuple[type[Requantizer], dict[str, Any]]:
@@ -367,11 +363,12 @@ _RECORDS = (
     Runtime(
         name="openvino",
         rule="float",
-        scales="fl(255 / fl(fl(255 * out) / fl(a * w))), uint8 outputs, zero points 0",
+        scales="fl(255 / fl(fl(255 * out) / fl(a * w))), zero point before the rounding",
         bias="accumulator",
         zero_correction="after",
-        checked="openvino 2026.4.1, CPU plugin (brgemm int8, AVX-512), zero points 0, one scale of "
-        "weights; per channel 2 of 576,000 outputs next to ties differ",
+        checked="openvino 2026.4.1, CPU plugin (brgemm int8, AVX-512): scales that are powers of "
+        "two, activations without zero point. It folds others in an order of its own: 2 of 576,000 "
+        "outputs, next to ties, differ",
         source="openvinotoolkit/openvino, intel_cpu/src/nodes/fake_quantize.cpp, with the "
         "intervals that low-precision transformations divide by the scales",
         make=_openvino,

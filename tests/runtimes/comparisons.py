@@ -170,9 +170,8 @@ COMPARISONS: dict[str, Comparison] = {
         runtime="openvino",
         needs=("openvino",),
         call=calls.openvino_matmul,
-        layers=_U8S8
-        | _PLAIN
-        | {"a_zeros": False, "out_zeros": False, "w_low": -127, "per_channel": False},
+        # Scales whose products and quotients are exact, so that their order does not matter.
+        layers=_U8S8 | _PLAIN | {"w_low": -127, "kind": "ties", "a_zeros": False},
     ),
 }
 

@@ -59,10 +59,8 @@ def write(name, comparison, count):
     kinds = ("ties", "near", "random", "extremes", "tiny", "near")
     layers = []
     for i in range(count):
-        kind = kinds[i % len(kinds)]
-        case = layer_case(
-            rng, out_dtype=comparison.out, kind=kind, sizes=(6, 12, 8), **comparison.layers
-        )
+        options = {"kind": kinds[i % len(kinds)], "sizes": (6, 12, 8)} | comparison.layers
+        case = layer_case(rng, out_dtype=comparison.out, **options)
         layers.append(golden_record(case, comparison.call(case)))
     versions = {
         module: importlib.metadata.version(module.replace("_", "-")) for module in comparison.needs

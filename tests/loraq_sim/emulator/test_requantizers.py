@@ -343,7 +343,6 @@ SCALES = {"a_scale": 0.1, "w_scale": 0.1, "out_scale": 1.0}
         (lambda: runtime_requantizer("ruy", **SCALES | {"a_scale": [1, 2]}), "a_scale must be one"),
         (lambda: runtime_requantizer("ruy", **SCALES, bias=[1.0]), "ruy adds integers .* bias="),
         (lambda: runtime_requantizer("xnnpack", **SCALES | {"out_scale": 1e-9}), "below 256, got"),
-        (lambda: runtime_requantizer("openvino", **SCALES, zero_point=3), "zero_point=0, got 3"),
         (lambda: FixedPoint(by="gemlowp"), "unknown fixed-point rule 'gemlowp'"),
         (lambda: FixedPoint(multiplier=-1)([[1]]), "multiplier must be from 0 to 2147483647"),
         (lambda: FixedPoint(shift=[1, 2])([[1]]), r"shift has shape \(2,\)"),
