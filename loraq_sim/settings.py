@@ -167,6 +167,8 @@ class CaseSettings:
         return {
             "main_activation": self.split.main_activation,
             "branch_activation": self.split.branch_activation,
+            "main_rule": self.split.main_rule,
+            "branch_rule": self.split.branch_rule,
         }
 
     def facts(self) -> dict[str, Any]:

@@ -8,8 +8,10 @@ the statistics, with L R = SVD_r(W) and V = W - L R, the squared error of the ou
 
     || round(X) V^T + round(round(X) R^T) L^T - X W^T ||^2  +  g || X (V - round(V))^T ||^2,
 
-all of the smoothed and rotated X and W. g stands for what a solver makes of the error of rounding V
-(`loraq`: 0.35 to 0.5 of it), so that nothing needs to be solved for the comparison.
+all of the smoothed and rotated X and W; where the layer may have a residual input
+(`loraq_sim.solvers.residual`), half of the rank is tried on it, too. g stands for what a solver
+makes of the error of rounding V (`loraq`: 0.35 to 0.5 of it), so that nothing needs to be solved
+for the comparison.
 
 Without activations, or with too few, inputs of up to four bits are rotated and all others are left
 as they are: a rotation never needs data, and four bits cannot hold an outlier and the rest.
@@ -31,6 +33,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.low_rank import truncated_svd
+from loraq_sim.solvers.residual import InputGrid, residual_input, rounded_inputs
 
 __all__ = ["EnteringFormats", "chosen_condition"]
 
@@ -50,11 +53,12 @@ Smooth = float | NDArray[np.float32] | None
 
 @dataclass(frozen=True, kw_only=True)
 class EnteringFormats:
-    """What the weight of the main branch, its inputs, and those of the branch are rounded to."""
+    """What the weights of both branches, and their inputs, are rounded to."""
 
     main: Format
-    main_activation: Format
-    branch_activation: Format
+    branch: Format | None
+    into_main: InputGrid
+    into_branch: InputGrid
 
 
 def chosen_condition(
@@ -66,6 +70,7 @@ def chosen_condition(
     smooth: Smooth,
     formats: "EnteringFormats",
     rank: int,
+    may_deflate: bool,
 ) -> tuple[str | None, Smooth]:
     """`rotate` and `smooth` with what `condition` makes of those that are None.
 
@@ -79,6 +84,8 @@ def chosen_condition(
     formats : EnteringFormats
     rank : int
         Of the branch; 0 without one.
+    may_deflate : bool
+        Whether the layer may have a residual input.
 
     Raises
     ------
@@ -97,9 +104,11 @@ def chosen_condition(
         return rotate, balanced_smoothing(weight, activations) if smooth is None else smooth
     block = _rotatable(weight.shape[1])
     if activations is None or len(activations) < _LEAST_ROWS:
-        is_coarse = formats.main_activation.element.bits <= _FEW_BITS
+        is_coarse = formats.into_main[0].element.bits <= _FEW_BITS
         return ("hadamard" if block and is_coarse and rotate is None else rotate), smooth
-    return _best(weight, activations, rotate, smooth, _Trial(weight, formats, rank), block)
+    return _best(
+        weight, activations, rotate, smooth, _Trial(weight, formats, rank, may_deflate), block
+    )
 
 
 def _rotatable(k: int) -> int | None:
@@ -126,7 +135,7 @@ def _best(
         strict=True,
     ):
         for turn in rotations:
-            error = trial.error(rows[left_out], of_seen, turn)
+            error = trial.error(rows[~left_out], rows[left_out], of_seen, turn)
             # The plainest comes first, and yields to what is clearly better.
             if error < least * (1 - _WORTH) ** 2:
                 least, best = error, (turn, of_all)
@@ -152,30 +161,61 @@ class _Trial:
     weight: NDArray[np.float32]
     formats: EnteringFormats
     rank: int
+    may_deflate: bool
 
-    def error(self, x: NDArray[np.float32], smooth: Smooth, rotate: str | None) -> float:
-        """The squared error for rows `x`, smoothed and rotated."""
+    def error(
+        self,
+        seen: NDArray[np.float32],
+        x: NDArray[np.float32],
+        smooth: Smooth,
+        rotate: str | None,
+    ) -> float:
+        """The squared error for rows `x`, smoothed and rotated; directions are those of `seen`."""
         weight = self.weight
         if isinstance(smooth, np.ndarray):
-            weight, x = weight * smooth, x / smooth
+            weight, seen, x = weight * smooth, seen / smooth, x / smooth
         block = hadamard_block(rotate, weight.shape[1])
         if block is not None:
-            weight, x = rotate_channels(weight, block), rotate_channels(x, block)
-        formats, rest = self.formats, weight
-        missed = -x @ weight.T
+            weight, seen, x = (rotate_channels(rows, block) for rows in (weight, seen, x))
+        left, right = weight[:, :0], weight[:0]
         if self.rank:
             left, right = truncated_svd(
                 weight, self.rank, rng=np.random.default_rng(0), power_iterations=1
             )
+        errors = [self._of_branch(weight, x, x, left, right, 0.0)]
+        spent = min(self.rank // 2, *seen.shape) if self.may_deflate else 0
+        if spent and self.formats.branch is not None:
+            found = residual_input(
+                weight, seen, spent, self.formats.branch, np.random.default_rng(0)
+            )
+            rows, into = found.feedback.dequantize(), self.formats.into_branch
+            p = rounded_inputs(rounded_inputs(x, into) @ rows.T, into)
+            own, carried = self.rank - spent, p @ found.feedback_left.dequantize().T
+            parts = left[:, :own], right[:own]
+            errors.append(self._of_branch(weight, x, x - p @ rows, *parts, carried))
+        return min(errors)
+
+    def _of_branch(
+        self,
+        weight: NDArray[np.float32],
+        x: NDArray[np.float32],
+        d: NDArray[np.float32],
+        left: NDArray[np.float32],
+        right: NDArray[np.float32],
+        carried: "NDArray[np.float32] | float",
+    ) -> float:
+        """The squared error of branches that read `d`, beside what is `carried` of `x` already."""
+        formats, rest = self.formats, weight
+        missed = carried - x @ weight.T
+        if len(right):
             sizes = np.linalg.norm(right, axis=1)
             # Sizes as `solvers.branch` shares them out: P is rounded in groups of components.
             in_left = np.where(sizes > 0, sizes, 1) ** np.float32(0.75)
             rest = weight - left @ right
-            entering = quantize(x, formats.branch_activation).dequantize()
-            p = entering @ (right / in_left[:, None]).T
-            missed += quantize(p, formats.branch_activation).dequantize() @ (left * in_left).T
-        missed += quantize(x, formats.main_activation).dequantize() @ rest.T
-        of_weight = x @ (rest - quantize(rest, formats.main).dequantize()).T
+            p = rounded_inputs(d, formats.into_branch) @ (right / in_left[:, None]).T
+            missed += rounded_inputs(p, formats.into_branch) @ (left * in_left).T
+        missed += rounded_inputs(d, formats.into_main) @ rest.T
+        of_weight = d @ (rest - quantize(rest, formats.main).dequantize()).T
         return _square(missed) + _GAIN * _square(of_weight)
 
 

@@ -42,9 +42,11 @@ from loraq_sim.split import feedback_format
 
 __all__ = [
     "SHARES",
+    "InputGrid",
     "ResidualInput",
     "checked_feedback",
     "residual_input",
+    "rounded_inputs",
     "spend_on_residual_input",
     "with_residual_input",
 ]
@@ -62,6 +64,10 @@ _LEAST_ROWS = 8
 _FEW_ROWS = 128
 # A share must be better than none by more than this, and than a smaller one: it costs time.
 _NOISE = 0.01
+
+
+InputGrid = tuple[Format, str]
+"""The format that inputs are rounded to, and the rule by which their scales are found."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,8 +195,8 @@ def spend_on_residual_input(
     branches: Callable[[int], Branches],
     *,
     branch: Format,
-    main_activation: Format,
-    branch_activation: Format,
+    into_main: InputGrid,
+    into_branch: InputGrid,
     rng: np.random.Generator,
 ) -> tuple[int, ResidualInput | None]:
     """The rank of the whole branch, and the residual input's part of it, None if it gets nothing.
@@ -207,8 +213,10 @@ def spend_on_residual_input(
         residual input has.
     branches : callable
         A quick solution of the weight by its own rank, to compare shares with.
-    branch, main_activation, branch_activation : Format
-        Of the factors, and of what enters the branches; P is rounded as the branch's inputs are.
+    branch : Format
+        Of the factors.
+    into_main, into_branch : InputGrid
+        Of what enters the branches; P is rounded as the branch's inputs are.
 
     Raises
     ------
@@ -229,8 +237,9 @@ def spend_on_residual_input(
                 f"feedback={total} at most, or a larger rank or budget"
             )
     else:
-        formats = branch, main_activation, branch_activation
-        total, spent = ranks(_best_share(weight, activations, ranks, branches, formats, rng))
+        grids = into_main, into_branch
+        share = _best_share(weight, activations, ranks, branches, branch, grids, rng)
+        total, spent = ranks(share)
     return total, residual_input(weight, activations, spent, branch, rng) if spent else None
 
 
@@ -239,7 +248,8 @@ def _best_share(
     activations: NDArray[np.float32],
     ranks: Callable[[float], tuple[int, int]],
     branches: Callable[[int], Branches],
-    formats: tuple[Format, Format, Format],
+    branch: Format,
+    grids: tuple[InputGrid, InputGrid],
     rng: np.random.Generator,
 ) -> float:
     """The share of the rank whose output error is least on rows that V was not made of."""
@@ -259,8 +269,8 @@ def _best_share(
             deflation = None
             known = min(spent, int((~left_out).sum()))
             if known:
-                deflation = residual_input(weight, x[~left_out], known, formats[0], rng)
-            y = _simulated(x[left_out], trial, deflation, *formats[1:])
+                deflation = residual_input(weight, x[~left_out], known, branch, rng)
+            y = _simulated(x[left_out], trial, deflation, *grids)
             errors[i, j] = np.square(y - x[left_out] @ weight.T, dtype=np.float64).sum()
     totals = np.sqrt(errors.sum(axis=1))
     # In every fold: of few rows, one may decide the sum.
@@ -273,26 +283,29 @@ def _best_share(
     return SHARES[int(np.flatnonzero(is_better & (totals <= (1 + _NOISE) * least))[0])]
 
 
+def rounded_inputs(values: NDArray[np.float32], grid: InputGrid) -> NDArray[np.float32]:
+    """`values` (T, K) as they are after rounding to `grid`."""
+    fmt, rule = grid
+    return quantize(values, fmt, rule=None if rule == "absmax" else rule).dequantize()
+
+
 def _simulated(
     x: NDArray[np.float32],
     trial: Branches,
     deflation: ResidualInput | None,
-    main_activation: Format,
-    branch_activation: Format,
+    into_main: InputGrid,
+    into_branch: InputGrid,
 ) -> NDArray[np.float32]:
     """Output (T, N) of a layer with every rounding of its operands, and none of its sums."""
-
-    def rounded(values: NDArray[np.float32], fmt: Format) -> NDArray[np.float32]:
-        return quantize(values, fmt).dequantize()
 
     terms = []
     if deflation is not None:
         directions = deflation.feedback.dequantize()
-        p = rounded(rounded(x, branch_activation) @ directions.T, branch_activation)
+        p = rounded_inputs(rounded_inputs(x, into_branch) @ directions.T, into_branch)
         terms.append(p @ deflation.feedback_left.dequantize().T)
         x = x - p @ directions
-    terms.append(rounded(x, main_activation) @ trial.main.dequantize().T)
+    terms.append(rounded_inputs(x, into_main) @ trial.main.dequantize().T)
     if trial.left is not None and trial.right is not None:
-        p = rounded(rounded(x, branch_activation) @ trial.right.dequantize().T, branch_activation)
+        p = rounded_inputs(rounded_inputs(x, into_branch) @ trial.right.dequantize().T, into_branch)
         terms.append(p @ trial.left.dequantize().T)
     return np.sum(terms, axis=0, dtype=np.float32)

@@ -103,6 +103,8 @@ def solve(
     feedback: "int | str | None" = None,
     main_activation: "str | Format | None" = None,
     branch_activation: "str | Format | None" = None,
+    main_rule: str = "absmax",
+    branch_rule: str = "absmax",
     finish: str | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -146,6 +148,8 @@ def solve(
     main_activation, branch_activation : str or Format, optional
         What the inputs of the branches are rounded to at run time, which ``feedback="auto"``,
         `condition` and `finish` compare with; by default int4/g64, and the format of the branch.
+    main_rule, branch_rule : str
+        How the scales of those are found: ``absmax`` or ``signed_absmax``.
     finish : None or "data"
         ``"data"``: round the main branch again in the metric of the activations and refit L to it,
         where that is better on rows left out; see `loraq_sim.solvers.gptq`. Needs `activations`.
@@ -193,9 +197,13 @@ def solve(
         rotate=rotate,
         smooth=smooth,
         formats=EnteringFormats(
-            main=main, main_activation=entering_main, branch_activation=entering_branch
+            main=main,
+            branch=branch,
+            into_main=(entering_main, main_rule),
+            into_branch=(entering_branch, branch_rule),
         ),
         rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
+        may_deflate=bool(feedback),
     )
     block = hadamard_block(rotate, weight.shape[1])
     feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
@@ -238,8 +246,8 @@ def solve(
             functools.partial(resolve_rank, weight.shape, branch, rank, budget),
             lambda rank: branches(rank, "fast", entering),
             branch=branch,
-            main_activation=entering_main,
-            branch_activation=entering_branch,
+            into_main=(entering_main, main_rule),
+            into_branch=(entering_branch, branch_rule),
             rng=np.random.default_rng((seed, 1)),
         )
         entering = entering if deflation is None else deflation.left_of(entering)
