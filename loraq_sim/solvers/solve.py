@@ -34,6 +34,7 @@ from loraq_sim.solvers.baselines import (
 from loraq_sim.solvers.condition import EnteringFormats, chosen_condition
 from loraq_sim.solvers.gptq import check_finish, finish_with_data, solve_gptq
 from loraq_sim.solvers.loraq import solve_loraq
+from loraq_sim.solvers.low_rank import Device
 from loraq_sim.solvers.main_grid import take_rows
 from loraq_sim.solvers.problem import (
     EFFORTS,
@@ -171,25 +172,14 @@ def solve(
         If an argument breaks one of these rules; the message names it and its value.
     """
     started = time.perf_counter()
-    weight = checked_matrix(weight, "weight")
-    if activations is not None:
-        activations = checked_matrix(activations, "activations")
-        if activations.shape[1] != weight.shape[1]:
-            raise InputError(
-                f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
-            )
+    weight, activations = _checked_arrays(weight, activations, finish)
     _check_names(method, preset, seed, branch_rotation)
-    if check_finish(finish) is not None and activations is None:
-        raise InputError(
-            f"finish={finish!r} rounds in the metric of the layer's inputs: give activations, or "
-            "leave finish out (loraq needs no data)"
-        )
     place = find_device(device)
     main = parse_format(main)
     branch = None if branch is None else parse_format(branch)
     entering_main = parse_format(main_activation or _DEFAULT_ACTIVATION)
     entering_branch = parse_format(branch_activation or branch or _DEFAULT_ACTIVATION)
-    run, is_plain = METHODS[method], method in WITHOUT_BRANCH
+    is_plain = method in WITHOUT_BRANCH
     rotate, smooth = chosen_condition(
         weight,
         activations,
@@ -211,31 +201,17 @@ def solve(
     _check_tuning(method, activations, factors, block, feedback)
     turned, entering = _as_stored(weight, activations, factors, block)
 
-    def branches(rank: int, preset: str, x: np.ndarray | None) -> Branches:
-        """The method's branches of the turned weight, whose inputs are `x`."""
-        if run is None or (not is_plain and (branch is None or rank == 0)):
-            return round_to_nearest(turned, main)
-        problem = Problem(
-            weight=turned,
-            main=main,
-            branch=branch or main,
-            rank=rank,
-            effort=EFFORTS[preset],
-            rng=np.random.default_rng(seed),
-            activations=x,
-            is_smoothed=factors is not None,
-            branch_rotation=branch_rotation,
-            device=place,
-            shared=SharedStages() if shared is None else shared,
-            shared_key=(
-                ()
-                if shared is None
-                else (*_digests(turned, x), str(main), preset, seed, place.name)
-            ),
-        )
-        key = ("solved", method, str(branch), rank, factors is None, branch_rotation)
-        return problem.shared.recall((*key, *problem.shared_key), lambda: run(problem))
-
+    stage = _Stage(
+        method=method,
+        weight=turned,
+        main=main,
+        branch=branch,
+        is_smoothed=factors is not None,
+        branch_rotation=branch_rotation,
+        seed=seed,
+        device=place,
+        shared=shared,
+    )
     total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
     deflation: ResidualInput | None = None
     if feedback is not None and branch is not None and entering is not None:
@@ -244,14 +220,14 @@ def solve(
             entering,
             feedback,
             functools.partial(resolve_rank, weight.shape, branch, rank, budget),
-            lambda rank: branches(rank, "fast", entering),
+            lambda rank: stage.branches(rank, "fast", entering),
             branch=branch,
             into_main=(entering_main, main_rule),
             into_branch=(entering_branch, branch_rule),
             rng=np.random.default_rng((seed, 1)),
         )
         entering = entering if deflation is None else deflation.left_of(entering)
-    solved = branches(total - (0 if deflation is None else deflation.rank), preset, entering)
+    solved = stage.branches(total - (0 if deflation is None else deflation.rank), preset, entering)
     if solved.smooth is not None:
         factors = solved.smooth
         turned, entering = _as_stored(weight, activations, factors, block)
@@ -281,6 +257,66 @@ def solve(
     )
     error = relative_distance(weight, measured.reconstruct())
     return dataclasses.replace(measured, weight_error=error, seconds=time.perf_counter() - started)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Stage:
+    """A method on a weight that is smoothed and rotated: its branches, however large."""
+
+    method: str
+    weight: np.ndarray
+    main: Format
+    branch: Format | None
+    is_smoothed: bool
+    branch_rotation: str | None
+    seed: int
+    device: Device
+    shared: SharedStages | None
+
+    def branches(self, rank: int, preset: str, x: np.ndarray | None) -> Branches:
+        """What the method makes of the weight, whose inputs are `x`; nothing is solved twice."""
+        run = METHODS[self.method]
+        is_plain = self.method in WITHOUT_BRANCH
+        if run is None or (not is_plain and (self.branch is None or rank == 0)):
+            return round_to_nearest(self.weight, self.main)
+        key: tuple[Hashable, ...] = ()
+        if self.shared is not None:
+            arrays = (array_key(array) for array in (self.weight, x) if array is not None)
+            key = (*arrays, str(self.main), preset, self.seed, self.device.name)
+        problem = Problem(
+            weight=self.weight,
+            main=self.main,
+            branch=self.branch or self.main,
+            rank=rank,
+            effort=EFFORTS[preset],
+            rng=np.random.default_rng(self.seed),
+            activations=x,
+            is_smoothed=self.is_smoothed,
+            branch_rotation=self.branch_rotation,
+            device=self.device,
+            shared=SharedStages() if self.shared is None else self.shared,
+            shared_key=key,
+        )
+        own = (self.method, str(self.branch), rank, not self.is_smoothed, self.branch_rotation)
+        return problem.shared.recall(("solved", *own, *key), lambda: run(problem))
+
+
+def _checked_arrays(
+    weight: np.ndarray, activations: np.ndarray | None, finish: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    weight = checked_matrix(weight, "weight")
+    if activations is not None:
+        activations = checked_matrix(activations, "activations")
+        if activations.shape[1] != weight.shape[1]:
+            raise InputError(
+                f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
+            )
+    if check_finish(finish) is not None and activations is None:
+        raise InputError(
+            f"finish={finish!r} rounds in the metric of the layer's inputs: give activations, or "
+            "leave finish out (loraq needs no data)"
+        )
+    return weight, activations
 
 
 def _as_stored(
@@ -317,11 +353,6 @@ def _check_tuning(
                 f"method {method!r} chooses its smoothing {what}; give smooth= (a strength "
                 f"such as 0.5) as well, or drop {name}="
             )
-
-
-def _digests(weight: np.ndarray, activations: np.ndarray | None) -> tuple[Hashable, ...]:
-    arrays = (weight,) if activations is None else (weight, activations)
-    return tuple(array_key(array) for array in arrays)
 
 
 def solve_many(
