@@ -50,7 +50,7 @@ from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
 from loraq_sim.solvers.main_grid import stack_rows, take_rows
 from loraq_sim.solvers.problem import Branches
-from loraq_sim.solvers.solve import share_out
+from loraq_sim.solvers.solution import share_out
 
 __all__ = ["read_deepcompressor", "read_nunchaku", "write_deepcompressor", "write_nunchaku"]
 

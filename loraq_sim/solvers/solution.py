@@ -5,7 +5,7 @@ ranges of the groups, what a larger rank could still win, and the noise of the r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from loraq_sim.quantizers.tensor import as_rows, group_amax
 from loraq_sim.solvers.problem import Branches, Trace, product
 from loraq_sim.solvers.residual import with_residual_input
 
-__all__ = ["QUANTIZED_PARTS", "Diagnostics", "Solution"]
+__all__ = ["QUANTIZED_PARTS", "Diagnostics", "Solution", "share_out"]
 
 QUANTIZED_PARTS = ("main", "left", "right", "feedback", "feedback_left")
 """Tensors that a solution may hold in codes, in the order they are stored."""
@@ -190,3 +190,20 @@ def _amax_over_rms(rows: np.ndarray, group: int) -> float:
     rms = np.sqrt(squares / counts)
     used = rms > 0
     return float((amax[used] / rms[used]).mean()) if used.any() else 0.0
+
+
+def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[str, Solution]:
+    """Charge each member an even share of the common parts; the first ones take the remainder."""
+    count = len(solutions)
+    return {
+        name: replace(
+            solution,
+            charged={
+                part: solution.bytes_by_part[part] // count
+                + (place < solution.bytes_by_part[part] % count)
+                for part in common
+                if solution.bytes_by_part[part]
+            },
+        )
+        for place, (name, solution) in enumerate(solutions.items())
+    }

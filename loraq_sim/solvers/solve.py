@@ -49,13 +49,12 @@ from loraq_sim.solvers.problem import (
     resolve_rank,
 )
 from loraq_sim.solvers.residual import ResidualInput, checked_feedback, spend_on_residual_input
-from loraq_sim.solvers.solution import Solution
+from loraq_sim.solvers.solution import Solution, share_out
 from loraq_sim.split import WITHOUT_BRANCH
 
 __all__ = [
     "METHODS",
     "SHARE_INPUTS",
-    "share_out",
     "solve",
     "solve_group",
     "solve_many",
@@ -477,23 +476,6 @@ def _split(whole: Solution, weights: Mapping[str, np.ndarray]) -> dict[str, Solu
         error = relative_distance(weight, member.reconstruct())
         solutions[name] = dataclasses.replace(member, weight_error=error)
     return solutions
-
-
-def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[str, Solution]:
-    """Charge each member an even share of the common parts; the first ones take the remainder."""
-    count = len(solutions)
-    return {
-        name: dataclasses.replace(
-            solution,
-            charged={
-                part: solution.bytes_by_part[part] // count
-                + (place < solution.bytes_by_part[part] % count)
-                for part in common
-                if solution.bytes_by_part[part]
-            },
-        )
-        for place, (name, solution) in enumerate(solutions.items())
-    }
 
 
 def _check_names(method: str, preset: str, seed: int, branch_rotation: str | None) -> None:
