@@ -60,7 +60,6 @@ __all__ = [
     "write_vectors",
 ]
 
-
 PARTS = ("main", "down", "up")
 MANIFEST = "manifest.json"
 _RTL_FILES = ("dut.sv", "mac.sv", "srs.sv")
