@@ -56,6 +56,8 @@ class ModelRow(TypedDict, total=False):
     group_size: int | None
     rotation: str | None
     smooth: float | None
+    condition: str | None
+    finish: str | None
     method: str | None
     preset: str | None
     accelerator: str
