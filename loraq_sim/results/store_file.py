@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
@@ -86,6 +86,7 @@ _MIGRATIONS = {
     4: (),
     5: (),
     6: (),
+    7: (),
 }
 _OLDEST = min(_MIGRATIONS)
 _FIRST_WITH_CHECKSUMS = 3
