@@ -258,7 +258,7 @@ def _deflation(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
     m, k, spent = work.m, work.k, work.feedback_rank
     is_fused, share = work.schedule != "unfused", 1 / work.shared_by
     inside, stays = _deflates_inside(work, hw), is_fused and _rows_stay(work, hw)
-    wide_x = work.bytes_of(m, k, 16)
+    wide_x = work.bytes_of(m, k, 16, "")
     # A transformed X that does not stay is written once, to be read again as it was transformed.
     copy = wide_x if work.vector_ops_per_x and not stays else 0
     p_bytes = work.bytes_of(m, spent, *p)
@@ -311,7 +311,7 @@ def _main(work: GemmWorkload, hw: Accelerator, branch: FusedBranch | None) -> Ge
         # D is there in each format: rounded twice it would be another D.
         first_x_bytes = sum(work.bytes_of(work.m, work.k, *operand) for operand in formats)
         if _deflates_inside(work, hw):
-            first_x_bytes = work.bytes_of(work.m, work.k, 16)
+            first_x_bytes = work.bytes_of(work.m, work.k, 16, "")
     return _kernel(
         work, hw, "main", (work.m, work.n, work.k), work.main_operands, work.out_bits,
         out_bytes=_output_bytes(work),
@@ -400,7 +400,7 @@ def _kernel(
     x_bytes = work.bytes_of(m, k, *a)
     reads_x = role not in ("branch_up", "feedback_down", "feedback_back")
     if work.reads_wide_x and reads_x and not _is_fed(work, role):
-        first_x_bytes = work.bytes_of(m, k, 16)
+        first_x_bytes = work.bytes_of(m, k, 16, "")
     return GemmKernel(
         role=role,
         work=work,

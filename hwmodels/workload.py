@@ -299,7 +299,7 @@ class GemmWorkload:
             return self.group, self.scale_bits
         return grouping_of(self.family, bits, self.group)
 
-    def bytes_of(self, rows: int, columns: int, bits: int, letter: str = "") -> int:
+    def bytes_of(self, rows: int, columns: int, bits: int, letter: str) -> int:
         """Stored bytes of a (rows, columns) operand of `bits` in this workload's family.
 
         `letter` as in `Operand`: zero points are packed like codes, scales of 16-bit integers take
@@ -339,7 +339,7 @@ class GemmWorkload:
         """
         group, scale_bits = self.grouping(bits)
         if bits == 16 or not scale_bits:
-            return self.bytes_of(rows, columns, bits)
+            return self.bytes_of(rows, columns, bits, "")
         size = _FEEDBACK_BLOCK if self.family == "int" or group is None else group
         scales = -(-rows // size) * -(-columns // size)
         per_tensor = 4 if self.family == "nvfp" and bits == 4 else 0
