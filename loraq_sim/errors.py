@@ -26,6 +26,7 @@ __all__ = [
     "LoraqError",
     "SchedulerLost",
     "StoreError",
+    "counted",
     "named_options",
     "unknown_name",
 ]
@@ -56,6 +57,18 @@ class CaseFailed(LoraqError):
 
 class SchedulerLost(LoraqError):
     """A cluster's scheduler went away, fell silent or made no sense; finished cases are stored."""
+
+
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """How many of a thing, and what they do; `noun` and `verb` as of one.
+
+    >>> counted(1, "layer"), counted(1200, "row", "is"), counted(2, "case", "overflows")
+    ('1 layer', '1,200 rows are', '2 cases overflow')
+    """
+    one = number == 1
+    plural = {"is": "are", "has": "have", "was": "were"}.get(verb, verb.removesuffix("s"))
+    nouns = noun if one else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {nouns} {verb if one else plural}".rstrip()
 
 
 def unknown_name(what: str, value: str, valid: Iterable[str]) -> str:

@@ -68,11 +68,18 @@ def refuse_existing(
 
 def make_folder(folder: str | Path, *, error: type[LoraqError] = InputError) -> Path:
     """Make `folder` and those above it; raise `error` if that is not possible."""
+    _check_name(folder, error)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise error(f"{folder}: cannot make this folder ({cause.strerror or cause})") from cause
     return Path(folder)
+
+
+def _check_name(path: str | Path, error: type[LoraqError]) -> None:
+    """Refuse what no file system takes, which Python answers with another exception."""
+    if "\0" in str(path):
+        raise error(f"{str(path)!r:.200}: the name of a file or folder cannot hold a NUL character")
 
 
 @contextmanager
@@ -88,6 +95,7 @@ def replaced_file(path: str | Path, *, error: type[LoraqError] = InputError) -> 
         is as it was and nothing lies beside it.
     """
     target = Path(path)
+    _check_name(target, error)
     with _explained(target, error):
         if _is_stream(target):
             with target.open("wb") as file:

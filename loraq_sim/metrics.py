@@ -11,7 +11,7 @@ mixed recipes of a trained transformer best: Spearman's correlation with the err
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,26 +107,26 @@ class Aggregate:
 
     name: str
     formula: str
-    weight: Callable[[dict[str, Any]], float]
+    weight: Callable[[Mapping[str, Any]], float]
 
 
-def _calls(row: dict[str, Any]) -> float:
+def _calls(row: Mapping[str, Any]) -> float:
     return row.get("calls_per_step") or 1
 
 
-def _outputs(row: dict[str, Any]) -> float:
+def _outputs(row: Mapping[str, Any]) -> float:
     return _calls(row) * row["m"] * row["n"]
 
 
-def _output_energy(row: dict[str, Any]) -> float:
+def _output_energy(row: Mapping[str, Any]) -> float:
     return _outputs(row) * row["output_rms"] * row["output_rms"]
 
 
-def _macs(row: dict[str, Any]) -> float:
+def _macs(row: Mapping[str, Any]) -> float:
     return _outputs(row) * row["k"]
 
 
-def _size(row: dict[str, Any]) -> float:
+def _size(row: Mapping[str, Any]) -> float:
     return row["n"] * row["k"]
 
 

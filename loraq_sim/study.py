@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from loraq_sim.errors import DumpError, InputError, StoreError, unknown_name
+from loraq_sim.errors import DumpError, InputError, StoreError, counted, unknown_name
 from loraq_sim.results.front import mark_front, per_layer_front
 from loraq_sim.results.rows import ResultRow, Row
 from loraq_sim.results.store import ResultStore, frame_of
@@ -205,11 +205,11 @@ class Study:
         n_failed = sum(row.get("status") == "failed" for row in self._rows)
         splits = dict.fromkeys(row["split"] for row in self._rows)
         lines = [
-            f"Study of {_count(len(self._rows), 'case')}: {_count(len(self._layers), 'layer')}, "
-            f"{_count(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
+            f"Study of {counted(len(self._rows), 'case')}: {counted(len(self._layers), 'layer')}, "
+            f"{counted(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
         ]
         if self.outcome is not None and self.outcome.interrupted:
-            lines.append(f"interrupted: {self.outcome.n_left} cases left")
+            lines.append(f"interrupted: {counted(self.outcome.n_left, 'case')} left")
         try:
             lines.append(self._verdict.headline)
         except StoreError as error:
@@ -347,10 +347,6 @@ def _run(
 
 def _objectives(verdict: Verdict) -> list[str]:
     return [name for name in (verdict.error, verdict.cost) if name]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _texts(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:

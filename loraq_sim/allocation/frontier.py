@@ -18,7 +18,7 @@ from loraq_sim.allocation.problem import COSTS, ERRORS, AllocationProblem
 from loraq_sim.allocation.solve import hull_path
 from loraq_sim.errors import InputError
 from loraq_sim.recipe import Recipe
-from loraq_sim.results.rows import Row
+from loraq_sim.results.rows import AnyRow, Row, cells_of
 from loraq_sim.results.totals import as_asked
 from loraq_sim.settings import NONE
 from loraq_sim.split import parse_split
@@ -168,9 +168,7 @@ def _uniform_picks(
     """Settings that every layer has a row of, and where."""
     places: dict[tuple, dict[int, int]] = {}
     for layer, options in enumerate(problem.options):
-        for index, row in enumerate(options):
-            asked = as_asked(row)
-            key = tuple(asked.get(name) for name in _UNIFORM)
+        for index, key in enumerate(cells_of(list(map(as_asked, options)), _UNIFORM)):
             places.setdefault(key, {})[layer] = index
     return [
         (
@@ -187,7 +185,7 @@ def _place(problem: AllocationProblem) -> dict[str, Any]:
 
 
 def _mix(problem: AllocationProblem, picks: Sequence[int]) -> str:
-    taken: list[Row] = [rows[pick] for rows, pick in zip(problem.options, picks, strict=True)]
+    taken: list[AnyRow] = [rows[pick] for rows, pick in zip(problem.options, picks, strict=True)]
     counts = Counter(row["split"] for row in taken)
     return ", ".join(f"{count} {split}" for split, count in counts.most_common())
 

@@ -16,10 +16,10 @@ from loraq_sim.allocation.problem import (
     machines_of,
 )
 from loraq_sim.allocation.solve import choose_by_prices, choose_exactly
-from loraq_sim.errors import InputError, named_options, unknown_name
+from loraq_sim.errors import InputError, counted, named_options, unknown_name
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.results.columns import Limits, checked_limits
-from loraq_sim.results.rows import Row
+from loraq_sim.results.rows import AnyRow, Row
 from loraq_sim.results.totals import records_of
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Allocation:
 
 @named_options
 def allocate(
-    frame: "pandas.DataFrame | Sequence[Row]",
+    frame: "pandas.DataFrame | Sequence[AnyRow]",
     budget: Limits,
     *,
     minimize: str | None = None,
@@ -155,7 +155,7 @@ def allocate(
 
 
 def allocate_each(
-    frame: "pandas.DataFrame | Sequence[Row]",
+    frame: "pandas.DataFrame | Sequence[AnyRow]",
     budget: Limits,
     minimize: str | None = None,
     method: str = "exact",
@@ -229,8 +229,8 @@ def _allocated(
         least = problem.least(column)
         if least > limit * (1 + _TOLERANCE) or limit < 0:
             raise InputError(
-                f"{_place(problem)}{column}={limit:.6g} cannot be met: the least possible of these "
-                f"{len(problem.layers)} layers is {least:.6g}"
+                f"{_place(problem)}{column}={limit:.6g} cannot be met: the least possible of "
+                f"{counted(len(problem.layers), 'layer')} is {least:.6g}"
             )
     try:
         choice = choose(problem, limits, minimize, method, time_limit_s)
@@ -274,12 +274,10 @@ def _place(problem: AllocationProblem) -> str:
     return f"{accelerator}: " if accelerator else ""
 
 
-def _records(frame: "pandas.DataFrame | Sequence[Row]") -> list[Row]:
+def _records(frame: "pandas.DataFrame | Sequence[AnyRow]") -> Sequence[AnyRow]:
     if not isinstance(frame, Sequence):
         return records_of(frame)
-    # Rows are only read; a copy of 20,000 takes 30 MB.
-    rows = [row if type(row) is dict else dict(row) for row in frame]
-    for row in rows:
+    for row in frame:
         if "layer" not in row:
             raise InputError(f"a result row needs a layer, got the columns {', '.join(row)}")
-    return rows
+    return frame

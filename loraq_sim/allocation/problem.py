@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.metrics import aggregate_of
-from loraq_sim.results.rows import Row
+from loraq_sim.results.rows import AnyRow, cells_of
 
 __all__ = [
     "AllocationProblem",
@@ -114,7 +114,7 @@ class AllocationProblem:
 
     machine: dict[str, Any]
     layers: tuple[str, ...]
-    options: tuple[tuple[Row, ...], ...]
+    options: tuple[tuple[AnyRow, ...], ...]
     contributions: dict[str, tuple[NDArray[np.float64], ...]]
     aggregate: str
     notes: tuple[str, ...]
@@ -164,18 +164,18 @@ class AllocationProblem:
         )
 
 
-def machines_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def machines_of(rows: Sequence[AnyRow]) -> list[dict[str, Any]]:
     """The distinct values of `MACHINE` in `rows`, in order of appearance."""
     found: dict[tuple, dict[str, Any]] = {}
     # Rows of a sweep are of a few machines.
-    for own in dict.fromkeys(tuple(map(row.get, MACHINE)) for row in rows):
+    for own in dict.fromkeys(cells_of(rows, MACHINE)):
         machine = _machine(dict(zip(MACHINE, own, strict=True)))
         found.setdefault(tuple(machine.values()), machine)
     return list(found.values())
 
 
 def build_problem(
-    rows: Sequence[Row], machine: dict[str, Any], needed: Sequence[str], aggregate: str
+    rows: Sequence[AnyRow], machine: dict[str, Any], needed: Sequence[str], aggregate: str
 ) -> AllocationProblem:
     """The problem of one machine; every column of `needed` is known for every option kept.
 
@@ -186,13 +186,14 @@ def build_problem(
     """
     alike = {
         own: _machine(dict(zip(MACHINE, own, strict=True))) == machine
-        for own in dict.fromkeys(tuple(map(row.get, MACHINE)) for row in rows)
+        for own in dict.fromkeys(cells_of(rows, MACHINE))
     }
-    own = [row for row in rows if alike[tuple(map(row.get, MACHINE))]]
-    by_layer: dict[str, list[Row]] = {row["layer"]: [] for row in own}
-    for row in own:
-        if row.get("status") == "ok" and all(_is_number(row.get(name)) for name in needed):
-            by_layer[row["layer"]].append(row)
+    own = [row for row, key in zip(rows, cells_of(rows, MACHINE), strict=True) if alike[key]]
+    by_layer: dict[str, list[AnyRow]] = {row["layer"]: [] for row in own}
+    wanted = ("layer", "status", *needed)
+    for row, (layer, status, *known) in zip(own, cells_of(own, wanted), strict=True):
+        if status == "ok" and all(map(_is_number, known)):
+            by_layer[layer].append(row)
     layers = tuple(name for name, options in by_layer.items() if options)
     if not layers:
         raise InputError(_why_none(own, needed))
@@ -222,7 +223,7 @@ def _undominated(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
     return np.sort(order[np.append(True, second[order][1:] < least[:-1])])
 
 
-def _machine(row: Row) -> dict[str, Any]:
+def _machine(row: AnyRow) -> dict[str, Any]:
     machine = {name: row.get(name) for name in MACHINE}
     if machine["options"]:
         # Which override a layer's row came from is no property of the machine.
@@ -236,7 +237,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
-def _why_none(rows: Sequence[Row], needed: Sequence[str]) -> str:
+def _why_none(rows: Sequence[AnyRow], needed: Sequence[str]) -> str:
     done = [row for row in rows if row.get("status") == "ok"]
     for column in needed:
         if done and not any(_is_number(row.get(column)) for row in done):
@@ -246,37 +247,39 @@ def _why_none(rows: Sequence[Row], needed: Sequence[str]) -> str:
     wild = sum(row.get("status") == "overflow" for row in rows)
     failed = len(rows) - len(done) - wild
     beyond = f", the output of {wild} is not finite (values beyond a float format)" if wild else ""
-    return f"none of the {len(rows)} rows can be used: {failed} of them failed{beyond}"
+    return f"none of {counted(len(rows), 'row')} can be used: {failed} failed{beyond}"
 
 
-def _notes(rows: Sequence[Row], by_layer: dict[str, list[Row]]) -> list[str]:
+def _notes(rows: Sequence[AnyRow], by_layer: dict[str, list[AnyRow]]) -> list[str]:
     notes = []
     missing = [name for name, options in by_layer.items() if not options]
     if missing:
         notes.append(
-            f"{len(missing)} of {len(by_layer)} layers have no usable row and are left out of all "
-            f"sums, such as {missing[0]}"
+            f"{len(missing)} of {counted(len(by_layer), 'layer')} left out of all sums without a "
+            f"usable row, such as {missing[0]}"
         )
     wild = [row for row in rows if row.get("status") == "overflow"]
     if wild:
         notes.append(
-            f"{len(wild)} rows are not chosen from, because their output is not finite, such as "
+            f"not chosen from, for an output that is not finite: {counted(len(wild), 'row')}, "
+            "such as "
             f"{wild[0]['split']} of {wild[0]['layer']}"
         )
     most = max(map(len, by_layer.values()))
     fewer = [name for name, options in by_layer.items() if 0 < len(options) < most]
     if fewer:
         notes.append(
-            f"{len(fewer)} layers have less than {most} usable rows to choose from, such as "
-            f"{fewer[0]} with {len(by_layer[fewer[0]])}"
+            f"{counted(len(fewer), 'layer', 'has')} less than {most} usable rows to choose from, "
+            f"such as {fewer[0]} with {len(by_layer[fewer[0]])}"
         )
     return notes
 
 
 def _contributions(
-    options: tuple[tuple[Row, ...], ...], column: str, aggregate: str
+    options: tuple[tuple[AnyRow, ...], ...], column: str, aggregate: str
 ) -> tuple[NDArray[np.float64], ...] | None:
-    if not all(_is_number(row.get(column)) for rows in options for row in rows):
+    columns = [list(cells_of(rows, (column, "calls_per_step"))) for rows in options]
+    if not all(_is_number(value) for values in columns for value, _ in values):
         return None
     if is_error(column):
         weigh = aggregate_of(column, aggregate).weight
@@ -290,14 +293,11 @@ def _contributions(
             return None
         shares = [weight / whole for weight in weights]
         return tuple(
-            np.array([share * row[column] ** 2 for row in rows], dtype=np.float64)
-            for share, rows in zip(shares, options, strict=True)
+            np.array([share * value**2 for value, _ in values], dtype=np.float64)
+            for share, values in zip(shares, columns, strict=True)
         )
+    once = column in _PER_MODEL
     return tuple(
-        np.array([row[column] * _calls(row, column) for row in rows], dtype=np.float64)
-        for rows in options
+        np.array([value * (1 if once else calls or 1) for value, calls in values], dtype=np.float64)
+        for values in columns
     )
-
-
-def _calls(row: Row, column: str) -> int:
-    return 1 if column in _PER_MODEL else row.get("calls_per_step") or 1

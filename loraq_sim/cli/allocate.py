@@ -31,6 +31,7 @@ from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     from loraq_sim.allocation import Allocation
+    from loraq_sim.results.rows import StoredRow
 
 __all__ = ["EXAMPLES", "allocate_command"]
 
@@ -123,17 +124,18 @@ def allocate_command(
     views = [_view(one) for one in found]
     if out is not None:
         _write(out, found, views, runs, force=force, quiet=quiet)
+    layer_rows = [row for view in views for row in view["layers"]]
     if output is OutputFormat.JSON:
-        print_json({"allocations": views})
+        print_json(layer_rows, {"allocations": views})
         return
     if output is OutputFormat.CSV:
-        print_tables([result_table([row for view in views for row in view["layers"]])], output)
+        print_tables([result_table(layer_rows)], output)
         return
     tables = [_tables(one, view) for one, view in zip(found, views, strict=True)]
     print_tables([table for some in tables for table in some], output)
 
 
-def _selected(rows: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[dict[str, Any]]:
+def _selected(rows: "list[StoredRow]", patterns: tuple[str, ...]) -> "list[StoredRow]":
 
     if not patterns:
         return rows

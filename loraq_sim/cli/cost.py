@@ -34,7 +34,7 @@ from loraq_sim.cli.options import (
 from loraq_sim.cli.output import case_failure, end_with, note, one_line_failures, print_table
 from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes
-from loraq_sim.errors import CaseFailed, InputError, unknown_name
+from loraq_sim.errors import CaseFailed, InputError, counted, unknown_name
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import PrecisionSplit, parse_split
@@ -221,7 +221,7 @@ def cost_command(
         columns = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
         title = "Cost of one call"
         if batch > 1 or guidance:
-            title += f" of {batch} images and {guidance or 1} guidance passes"
+            title += f" of {counted(batch, 'image')} and {counted(guidance or 1, 'guidance pass')}"
     columns += [key for key in _EXTRAS if key in asked or (key == "transforms" and asked)]
 
     def show(has_messages: bool) -> None:

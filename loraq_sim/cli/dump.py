@@ -34,7 +34,7 @@ from loraq_sim.cli.output import (
 from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.steps import step_statistics, summarize
 from loraq_sim.dumps.write import convert_dump, stream_dump
-from loraq_sim.errors import DumpError, InputError
+from loraq_sim.errors import DumpError, InputError, counted
 from loraq_sim.files import refuse_existing
 from loraq_sim.reporting.tables import result_table
 
@@ -167,7 +167,7 @@ def synth_command(
     if layers:
         dump = dump.select(listed(layers))
     n_values = sum(info.n * info.k for info in map(dump.info, dump))
-    note(f"{model}: {len(dump)} layers, {n_values / 1e6:.4g} M weights", quiet=quiet)
+    note(f"{model}: {counted(len(dump), 'layer')}, {n_values / 1e6:.4g} M weights", quiet=quiet)
     with layer_progress(list(dump), "drawing layers", quiet=quiet or no_progress) as on_layer:
         stream_dump(out, dump, overwrite=force, on_layer=on_layer)
     print_written(out, seconds=seconds_since(started), output=output)
@@ -249,11 +249,12 @@ def capture_command(
             on_call=lambda: on_call(""),
         )
     recorded: Any = dump.meta["time_steps"]
-    ran = f"{len(dump)} layers ran in {dump.meta['model_calls']} calls"
-    note(f"{ran} over {len(recorded['values'])} time steps", quiet=quiet)
+    calls: Any = dump.meta["model_calls"]
+    ran = f"{counted(len(dump), 'layer')} ran in {counted(calls, 'call')}"
+    note(f"{ran} over {counted(len(recorded['values']), 'time step')}", quiet=quiet)
     if dump.skipped:
         first = next(iter(dump.skipped))
-        note(f"{len(dump.skipped)} layers did not run, such as {first}", quiet=quiet)
+        note(f"{counted(len(dump.skipped), 'layer')} did not run, such as {first}", quiet=quiet)
     with layer_progress(list(dump), "writing layers", quiet=silent) as on_layer:
         stream_dump(out, dump, dtype=dtype, overwrite=force, on_layer=on_layer)
     print_written(out, seconds=seconds_since(started), output=output)
@@ -287,7 +288,7 @@ def convert_command(
     patterns = listed(layers)
     names = list(dump.select(patterns) if patterns else dump)
     if dump.skipped:
-        note(f"{len(dump.skipped)} tensors that are no linear layer stay behind", quiet=quiet)
+        note(f"left behind: {counted(len(dump.skipped), 'tensor')} of no linear layer", quiet=quiet)
     with layer_progress(names, "converting", quiet=quiet or no_progress) as on_layer:
         convert_dump(
             source, target, dtype=dtype, patterns=patterns, overwrite=force, on_layer=on_layer
@@ -320,10 +321,10 @@ def info_command(
     rows = step_statistics(dump) if steps else summarize(dump, statistics=statistics)
     n_bad = sum(row["status"] != "ok" for row in rows)
     if output is OutputFormat.JSON:
-        print_json({"file": str(file), "meta": dict(dump.meta), "rows": rows})
+        print_json(rows, {"file": str(file), "meta": dict(dump.meta)})
     else:
         shown = [name for name in (_SHOWN_OF_STEPS if steps else _SHOWN) if name in rows[0]]
-        title = f"{file}: {len(dump)} layers{' at each time step' * steps}"
+        title = f"{file}: {counted(len(dump), 'layer')}{' at each time step' * steps}"
         columns = [*shown, "message"] if any(row["message"] for row in rows) else shown
         if steps and output is not OutputFormat.CSV:
             # As words: three digits, as of a measured number, could not tell steps apart.
@@ -337,7 +338,7 @@ def info_command(
         note(f"{key}: {_short(value)}", quiet=quiet or output is not OutputFormat.TABLE)
     if n_bad:
         # A layer that cannot be used has one row, of steps too.
-        note(f"error: {n_bad} of {len(dump)} layers cannot be used", quiet=False)
+        note(f"error: {n_bad} of {counted(len(dump), 'layer')} cannot be used", quiet=False)
         raise typer.Exit(SOME_FAILED if n_bad < len(rows) else 2)
 
 

@@ -140,7 +140,10 @@ def explain_command(
     if out is not None:
         _write(out, views, quiet=quiet)
     if output is OutputFormat.JSON:
-        print_json(views[0] if len(views) == 1 else {"cases": views})
+        print_json(
+            _flat(views, "errors", "costs").rows,
+            {"cases": views} | (views[0] if len(views) == 1 else {}),
+        )
     elif output is OutputFormat.CSV:
         print_tables([_flat(views, "errors", "costs")], output)
     else:

@@ -25,10 +25,17 @@ from loraq_sim.cli.options import (
     listed,
     sizes_of,
 )
-from loraq_sim.cli.output import note, one_line_failures, print_json, print_table, print_tables
-from loraq_sim.errors import InputError
+from loraq_sim.cli.output import (
+    note,
+    one_line_failures,
+    print_json,
+    print_table,
+    print_tables,
+    say,
+)
+from loraq_sim.errors import InputError, counted
 from loraq_sim.files import refuse_existing
-from loraq_sim.reporting.tables import result_table
+from loraq_sim.reporting.tables import json_text, result_table
 from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
@@ -108,7 +115,7 @@ def show_command(
     facts = hwmodels.describe(accelerator)
     idle = [{"key": key, "why": why} for key, why in hwmodels.idle_keys(accelerator).items()]
     if output is OutputFormat.JSON:
-        print_json({"name": accelerator.name, "facts": facts, "modes": modes, "idle": idle})
+        print_json(facts, {"name": accelerator.name, "facts": facts, "modes": modes, "idle": idle})
         return
     title = f"{accelerator.name}: {accelerator.title}"
     tables = [result_table(facts, title=title), result_table(modes, title="MAC modes of splits")]
@@ -182,7 +189,7 @@ def explain_command(
     }  # fmt: skip
     if output is OutputFormat.JSON:
         details = {"modes": cost.modes, "tile_mkn": cost.tile_mkn, "parts": parts}
-        print_json(summary | details | {"sensitivity": effects})
+        print_json(parts, summary | details | {"sensitivity": effects})
         return
     what = " ".join([f"M={m}, N={n}, K={k}: {chosen.text}", *work.transforms])
     what += f" shared by {shared_by}" if shared_by > 1 else ""
@@ -286,9 +293,9 @@ def validate_command(
         note(f"wrote {save_figure(validation_figure(rows), figure)}")
     if output is OutputFormat.JSON:
         passed = max_error is None or worst <= max_error
-        report: dict[str, Any] = {"measured": path.name, "rows": rows, "devices": devices}
+        report: dict[str, Any] = {"measured": path.name, "devices": devices}
         report |= {"overheads": overheads, "max_error": max_error, "passed": passed}
-        print_json(report)
+        print_json(rows, report)
     elif output is OutputFormat.CSV:
         print_table(result_table(rows), output)
     else:
@@ -314,7 +321,7 @@ def _note_strangers(table: list[dict[str, str]], machines: list[Any]) -> None:
     strangers = [row["device"] for row in table if row["device"].strip().lower() not in known]
     if strangers:
         names = ", ".join(dict.fromkeys(strangers))
-        note(f"left out {len(strangers)} rows of devices without a description: {names}")
+        note(f"left out {counted(len(strangers), 'row')} of devices without a description: {names}")
 
 
 def _fail_beyond(rows: list[dict[str, Any]], max_error: float | None) -> None:
@@ -351,7 +358,7 @@ def validation_figure(rows: list[dict[str, Any]]) -> "Figure":
             linestyle="none",
             marker=marker,
             markersize=5,
-            label=f"{device}: {len(own)} rows, {mean:.1%} mean",
+            label=f"{device}: {counted(len(own), 'row')}, {mean:.1%} mean",
         )
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     axes.set(xlabel="measured time (ms)", ylabel="predicted time (ms)")
@@ -365,4 +372,5 @@ def schema_command() -> None:
     """Print the JSON Schema of accelerator files, for editors and checkers."""
     from hwmodels.description import Accelerator
 
-    print_json(Accelerator.model_json_schema())
+    # A document of a standard of its own, no rows.
+    say(json_text(Accelerator.model_json_schema()), nl=False)

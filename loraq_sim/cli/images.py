@@ -41,7 +41,7 @@ from loraq_sim.cli.output import (
     one_line_failures,
     print_table,
 )
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.split import WITHOUT_BRANCH, PrecisionSplit, parse_split
@@ -330,8 +330,9 @@ def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpo
         arrays[label] = found.images
     sampling = study.sampling
     subtitle = (
-        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, {sampling['images']} "
-        f"images, noise seed {sampling['seed']}; PSNR against full precision at the same noise"
+        f"{counted(sampling['steps'], 'step')}, guidance {sampling['guidance']:g}, "
+        f"{counted(sampling['images'], 'image')}, noise seed {sampling['seed']}; "
+        "PSNR against full precision at the same noise"
     )
     title = f"{checkpoint.name} on {study.accelerator.name}"
     save_figure(sample_grid(grid, title=title, subtitle=subtitle), out / "samples.png")

@@ -10,7 +10,7 @@ import typer
 from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_table
 from loraq_sim.dumps import read_layer_dump
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.tables import result_table
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def info_command(
     solutions, _ = _read(source, layout)
     rows = [_facts(name, solutions[name]) for name in solutions]
     if output is OutputFormat.JSON:
-        print_json({"path": str(source), "layers": rows})
+        print_json(rows, {"path": str(source), "layers": rows})
     else:
         shown = [row | {"smoothed": "yes" if row["smoothed"] else ""} for row in rows]
         print_table(result_table(shown), output)
@@ -93,7 +93,7 @@ def convert_command(
     row = {"file": str(target), "layout": to.value, "layers": len(solutions)}
     row["bytes"] = sum(path.stat().st_size for path in _files(target))
     if output is OutputFormat.JSON:
-        print_json(row)
+        print_json([row], row)
     else:
         print_table(result_table([row], title=f"wrote {target}"), output)
 
@@ -134,12 +134,16 @@ def _biases(path: Path, solutions: "Mapping[str, Solution]") -> dict[str, "np.nd
     dump = read_layer_dump(path)
     absent = [name for name in solutions if name not in dump]
     if absent:
-        raise InputError(f"{path}: has no layer {absent[0]!r} ({len(absent)} layers are missing)")
+        raise InputError(
+            f"{path}: has no layer {absent[0]!r} ({counted(len(absent), 'layer', 'is')} missing)"
+        )
     biases = {}
     for name in solutions:
         bias, n = dump[name].bias, solutions[name].main.shape[0]
         if bias is not None and len(bias) != n:
-            raise InputError(f"{path}: layer {name!r} has {len(bias)} outputs, the model {n}")
+            raise InputError(
+                f"{path}: layer {name!r} has {counted(len(bias), 'output')}, the model {n}"
+            )
         biases[name] = bias
     return biases
 

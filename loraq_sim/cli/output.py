@@ -65,7 +65,10 @@ def print_table(table: ResultTable, output: OutputFormat) -> None:
 
 
 def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
-    """Print tables for people one after the other; for programs, only the first."""
+    """Print tables for people one after the other; for programs, only the first.
+
+    As JSON it is an object, see `print_json`.
+    """
     if output is OutputFormat.TABLE:
         for table in tables:
             _print_for_people(table)
@@ -75,6 +78,8 @@ def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
             for t in tables
         ]
         say("\n".join(parts), nl=False)
+    elif output is OutputFormat.JSON:
+        print_json(tables[0].rows)
     else:
         say(str(tables[0].render(output.value)).rstrip("\n"))
 
@@ -99,9 +104,13 @@ def print_verdict(verdict: "Verdict", output: OutputFormat, *, within: str = "")
     say("\n" + "\n".join(lines).rstrip())
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object."""
-    say(json_text(value), nl=False)
+def print_json(rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any] | None = None) -> None:
+    """Print the one JSON object of a command: ``rows``, as ``--format csv`` has them, and `more`.
+
+    Every command that has ``--format json`` prints through here, so that programs read all of them
+    alike.
+    """
+    say(json_text({"rows": rows} | dict(more or {})), nl=False)
 
 
 def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
@@ -120,7 +129,7 @@ def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
         "seconds": seconds,
     }
     if output is OutputFormat.JSON:
-        print_json(row)
+        print_json([row], row)
     else:
         print_table(result_table([row], title=f"wrote {path}"), output)
 

@@ -24,6 +24,7 @@ from loraq_sim.results.columns import column_for, parse_limits
 from loraq_sim.results.rows import IDENTITY
 
 if TYPE_CHECKING:
+    from loraq_sim.results.rows import StoredRow
     from loraq_sim.results.verdict import Verdict
 
 __all__ = ["EXAMPLES", "pareto_command"]
@@ -193,15 +194,15 @@ def _with_verdict(
 
 
 def _candidates(
-    rows: list[dict[str, Any]], grouping: Grouping, aggregate: str
+    rows: "list[StoredRow]", grouping: Grouping, aggregate: str
 ) -> list[dict[str, Any]]:
     from loraq_sim.results.totals import model_totals
 
     if grouping is Grouping.LAYER:
-        return rows
+        return [row.as_dict() for row in rows]
     if grouping is Grouping.MODEL:
         return model_totals(rows, aggregate=aggregate)
-    kinds: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, list[StoredRow]] = {}
     for row in rows:
         kinds.setdefault(row.get("kind") or "", []).append(row)
     return [
@@ -255,7 +256,7 @@ def _print(
         if output is OutputFormat.CSV:
             print_tables([result_table(rows)], output)
         else:
-            print_json({"rows": rows} | ({"verdict": verdict.as_dict()} if verdict else {}))
+            print_json(rows, {"verdict": verdict.as_dict()} if verdict else {})
         return
     tables = []
     asked = " and ".join(f"{column} <= {limit:.6g}" for column, limit in limits.items())

@@ -50,7 +50,7 @@ from loraq_sim.cli.output import (
 )
 from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.steps import require_steps, step_counts
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.files import make_folder, refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.reporting.tables import result_table
@@ -210,8 +210,8 @@ def _measurable(
     if not names:
         raise InputError(f"{dump.path}: no layer has activations, so there is no error to split")
     if len(names) < len(dump):
-        left_out = f"{len(dump) - len(names)} of {len(dump)} layers have no activations"
-        note(f"{left_out} and are left out", quiet=quiet)
+        left_out = f"{len(dump) - len(names)} of {len(dump)} layers left out"
+        note(f"{left_out}: no activations", quiet=quiet)
     return names
 
 
@@ -250,7 +250,10 @@ def _measured(
                 found[i * len(machines) + j].append(errors)
                 row["status"] = errors.case["status"]
                 if errors.case["clipped_count"]:
-                    text = f"{errors.case['clipped_count']:,} values beyond their float format"
+                    text = counted(errors.case["clipped_count"], "value")
+                    text = (
+                        f"{text} beyond {'its' if text.startswith('1 ') else 'their'} float format"
+                    )
                     row["message"] = f"{text}, first {errors.case['first_clipped']}"
             except Exception as error:
                 row |= {"status": "failed", "message": case_failure(error)}
@@ -290,12 +293,13 @@ def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, titl
 
     if output is OutputFormat.JSON:
         print_json(
+            _flat(reports, "cells"),
             {
                 "cases": [
                     {"case": one.case, "layers": one.layers, "steps": one.steps, "cells": one.cells}
                     for one in reports
                 ]
-            }
+            },
         )
         return
     if output is OutputFormat.CSV:

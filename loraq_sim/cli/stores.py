@@ -19,7 +19,7 @@ from loraq_sim.cli.output import (
     say,
     store_file,
 )
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.files import make_folder, refuse_existing
 from loraq_sim.reporting.tables import result_table
 
@@ -78,14 +78,15 @@ def compare_command(
     found = compare_rows(sides[0], sides[1], limits)
     _print(found, output)
     only = f"{len(found.only_before)} only before, {len(found.only_after)} only after"
-    text = f"{found.n_matched} rows in both, {len(found.changes)} values changed; {only}"
+    both, changed = counted(found.n_matched, "row"), counted(len(found.changes), "value")
+    text = f"{both} in both, {changed} changed; {only}"
     note(text, quiet=quiet)
     if limits and not found.n_matched:
         note("error: the stores have no row in common, so no limit was checked")
         raise typer.Exit(_MISSED)
     if found.regressions:
         shown = "; ".join(_worse(limit.text, c) for limit, c in found.regressions[:_MOST_SHOWN])
-        note(f"error: {len(found.regressions)} values beyond their limit: {shown}")
+        note(f"error: {counted(len(found.regressions), 'value')} beyond their limit: {shown}")
         raise typer.Exit(_MISSED)
 
 
@@ -108,7 +109,8 @@ def _print(found: "Comparison", output: OutputFormat) -> None:
             {"limit": limit.text, **_changed(change)} for limit, change in found.regressions
         ]
         print_json(
-            {"matched": found.n_matched, "changes": rows, "only": only, "regressions": regressions}
+            rows,
+            {"matched": found.n_matched, "changes": rows, "only": only, "regressions": regressions},
         )
         return
     if output is OutputFormat.TABLE and not rows and not only:
@@ -150,7 +152,6 @@ def merge_command(
     Rows of the same case must agree in everything but the time they took.
     """
     from loraq_sim.results.merge import merge_stores
-    from loraq_sim.results.store import ResultStore
     from loraq_sim.results.store_snapshot import WriterLock
 
     target = out / "results.sqlite"
@@ -168,15 +169,13 @@ def merge_command(
         # A sweep may have made it meanwhile.
         refuse_existing(target, overwrite=force)
         _remove(part)
-        count = merge_stores(part, sources)
+        count = merge_stores(part, sources, csv=out / "results.csv")
         _remove(target)
         part.replace(target)
-        with ResultStore.open(target) as store:
-            store.export_csv(out / "results.csv", is_sealed=True)
     finally:
         _remove(part)
         lock.release()
-    say(f"{count} rows of {len(sources)} stores in {target}")
+    say(f"{counted(count, 'row')} of {counted(len(sources), 'store')} in {target}")
 
 
 def _remove(path: Path) -> None:
@@ -220,7 +219,7 @@ def export_command(
     with ResultStore.open(store_file(store)) as opened:
         for name, path in files.items():
             count = getattr(opened, f"export_{name}")(path)
-            say(f"{count} rows in {path}")
+            say(f"{counted(count, 'row')} in {path}")
 
 
 REPORT_EXAMPLES = (
@@ -238,8 +237,9 @@ def report_command(
         typer.Option(
             "--out",
             metavar="FILE.html",
-            help="The page. NAME_files/ beside it gets pictures (.png, .svg), tables (.csv, .md) "
-            "and summary.md. Default: report.html beside the store.",
+            help="The page. NAME_files/ beside it gets pictures (.png, below 20,000 rows .svg "
+            "too) of six accelerators at most, tables (.csv, .md) and summary.md. "
+            "Default: report.html beside the store.",
             show_default=False,
         ),
     ] = None,
@@ -286,7 +286,9 @@ def report_command(
         for sentence in answer.sentences:
             say(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
     size = page.stat().st_size / 2**20
-    beside = f", {len(written) - 1} files in {files_folder(page)}" if not page_only else ""
+    beside = (
+        f", {counted(len(written) - 1, 'file')} in {files_folder(page)}" if not page_only else ""
+    )
     note(f"wrote {page} ({size:.1f} MiB){beside}", quiet=quiet)
 
 
@@ -295,7 +297,7 @@ def _data(path: Path, title: str | None):
     from loraq_sim.results.store import ResultStore
 
     with ResultStore.open(path) as opened:
-        return gather(opened.possible_rows(), opened.provenance(), title=title, in_place=True)
+        return gather(opened.possible_rows(), opened.provenance(), title=title)
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:

@@ -62,7 +62,7 @@ from loraq_sim.cli.output import (
     say,
     sweep_progress,
 )
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.tables import front_table, result_table, totals_table
 from loraq_sim.results.columns import column_for
 from loraq_sim.results.rows import clipped_note
@@ -252,11 +252,11 @@ def sweep_command(
     if shard is not None:
         composed = take_shard(composed, parse_shard(shard))
     folder = Path(values.get("out") or _default_folder(composed))
+    for remark in composed.notes:
+        note(remark, quiet=quiet)
     if dry_run:
         _print_forecast(composed, folder, place=place, force=force, output=output)
         return
-    for remark in composed.notes:
-        note(remark, quiet=quiet)
     _check_folder(folder, force=force)
     how = _How(
         *(force, output, None if no_solution_cache else _solution_cache(solution_cache)),
@@ -328,18 +328,20 @@ def _run(composed: "ComposedSweep", folder: Path, place: "Place", how: _How) -> 
             note(f"error: no layer could be used: {outcome.first_failure}")
             raise typer.Exit(outcome.exit_code)
         if outcome.n_skipped:
-            text = f"{outcome.n_skipped} cases were in the store already (--force does them again)"
+            text = counted(outcome.n_skipped, "case", "was")
+            text += " in the store already (--force evaluates again)"
             note(text, quiet=how.quiet)
         if outcome.interrupted:
             # No tables and pictures: whoever pressed Ctrl-C wants the prompt back.
-            note(f"interrupted: {outcome.n_left} cases left; the same command continues")
+            note(f"interrupted: {counted(outcome.n_left, 'case')} left; the same command continues")
             raise typer.Exit(outcome.exit_code)
         if outcome.stopped:
-            note(f"error: {outcome.stopped} ({outcome.n_left} cases left)")
+            note(f"error: {outcome.stopped} ({counted(outcome.n_left, 'case')} left)")
             raise typer.Exit(outcome.exit_code)
         _report_sweep(composed, store, folder, how.output, quiet=how.quiet)
     if outcome.n_failed:
-        note(f"error: {outcome.n_failed} cases failed; the first: {outcome.first_failure}")
+        failed = counted(outcome.n_failed, "case")
+        note(f"error: {failed} failed; the first: {outcome.first_failure}")
     raise typer.Exit(outcome.exit_code)
 
 
@@ -368,15 +370,15 @@ def _report_sweep(
     if output is OutputFormat.JSON:
         provenance = store.provenance()
         print_json(
+            rows,
             {
-                "rows": rows,
                 "front": front,
                 "model": totals,
                 "verdict": verdict.as_dict(),
                 "error_formula": _formula(verdict),
                 "notes": [*composed.notes, *([beyond] if beyond else [])],
                 "provenance": provenance[-1] if provenance else {},
-            }
+            },
         )
     elif output is OutputFormat.CSV:
         print_tables([result_table(rows)], output)
@@ -396,7 +398,7 @@ def _tables(
 ) -> "list[ResultTable]":
 
     told = " and ".join(column_for(name).heading for name in (verdict.error, verdict.cost) if name)
-    per_step = f"{len(composed.layers)} layers, per denoising step"
+    per_step = f"{counted(len(composed.layers), 'layer')}, per denoising step"
     chosen = [own.row for own in verdict.on.values()]
     named = [{**row, "point": "verdict" if _is_total(row, chosen) else ""} for row in totals]
     # The verdict may lie beside the front, where only bytes put it ahead of a tie.
@@ -458,8 +460,6 @@ def _print_forecast(
     }
     script = place.job_script(forecast.worker_bytes)
     if output is OutputFormat.TABLE:
-        for remark in composed.notes:
-            say(remark)
         width = max(map(len, row))
         for name, value in row.items():
             shown = f"{value:.0f}" if isinstance(value, float) else value
@@ -467,6 +467,6 @@ def _print_forecast(
         if script:
             say(f"\nscript of each job\n\n{script}")
     elif output is OutputFormat.JSON:
-        print_json(row | {"notes": list(composed.notes), "job_script": script})
+        print_json([row], row | {"notes": list(composed.notes), "job_script": script})
     else:
         print_tables([result_table([row])], output)

@@ -31,7 +31,7 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import note, one_line_failures, print_table
 from loraq_sim.dumps import read_layer_dump
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.solvers import METHODS
 from loraq_sim.split import parse_split
@@ -257,8 +257,9 @@ def _say_how_to_run(manifest: dict[str, Any], out: Path, *, quiet: bool) -> None
         how = f"shift {manifest['srs']['shift']} ({manifest['srs']['shift_reason']})"
         where = "out of range"
     note(
-        f"{counts['overflows']} accumulator overflows, safe width {counts['safe_acc_bits']} bits; "
-        f"{how}, {counts['outputs_out_of_range']} outputs {where}",
+        f"{counted(counts['overflows'], 'accumulator overflow')}, "
+        f"safe width {counts['safe_acc_bits']} bits; {how}, "
+        f"{counted(counts['outputs_out_of_range'], 'output')} {where}",
         quiet=quiet,
     )
     if "simulate" in manifest:

@@ -21,7 +21,7 @@ from loraq_sim.emulator.datapath import Datapath, StoredLayer
 from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.scaled_gemm import GemmStatistics
 from loraq_sim.emulator.walk import run_layer
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.evaluate import check_feedback, solve_split
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for
@@ -243,8 +243,9 @@ def plan_layers(
             on_layer(name)
     if not plans:
         raise InputError(
-            f"no layer of the {type(model).__name__} is left to emulate: {len(modules)} linear "
-            f"layers, {len(chosen)} of them named, the rest at 16 bits; see skip"
+            f"no layer of the {type(model).__name__} is left to emulate: "
+            f"{counted(len(modules), 'linear layer')}, {len(chosen)} of them named, the rest "
+            "at 16 bits; see skip"
         )
     return plans
 
@@ -455,8 +456,9 @@ class EmulatedModel:
             wild = [name for name, layer in self.layers.items() if layer.n_wild_calls]
             return f"the input of {wild[0]} holds NaN or infinities from elsewhere" if wild else ""
         name, first = next(iter(named.items()))
+        its = "its" if self.clipped_count == 1 else "their"
         return (
-            f"{self.clipped_count:,} values beyond their float format in {len(named)} of "
+            f"{counted(self.clipped_count, 'value')} beyond {its} float format in {len(named)} of "
             f"{len(self.layers)} layers, such as {first.tensor} of {name} in {first.format}"
         )
 

@@ -40,7 +40,7 @@ from loraq_sim.dumps.kinds import kinds_of
 from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.dumps.steps import step_record
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, first_line
-from loraq_sim.errors import DumpError, InputError, LoraqError, unknown_name
+from loraq_sim.errors import DumpError, InputError, LoraqError, counted, unknown_name
 from loraq_sim.layers import STORAGE_DTYPES
 from loraq_sim.version import __version__
 
@@ -120,7 +120,8 @@ def capture_layers(
     ran = {name: layer for name, layer in recorder.layers.items() if layer.sample is not None}
     if not ran:
         raise DumpError(
-            f"{source.name}: none of {len(modules)} linear layers ran in {n_calls} calls; "
+            f"{source.name}: none of {counted(len(modules), 'linear layer')} ran in "
+            f"{counted(n_calls, 'call')}; "
             "check the model and its inputs"
         )
     groups = _name_groups({name: id(layer.sample) for name, layer in ran.items()})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps.capture import CaptureSource
 from loraq_sim.dumps.stored import first_line
-from loraq_sim.errors import DumpError, InputError
+from loraq_sim.errors import DumpError, InputError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -287,8 +287,9 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
     positions = size("sample_size") ** 2 * width
     if size("num_layers") > _MAX_BLOCKS or positions > _MAX_POSITION_VALUES or least > weights > 0:
         raise DumpError(
-            f"{folder}: config.json describes {size('num_layers')} blocks of width {width}, which "
-            f"{weights} bytes of weights cannot hold; the folder is incomplete or forged"
+            f"{folder}: config.json describes {counted(size('num_layers'), 'block')} of width "
+            f"{width}, which {weights} bytes of weights cannot hold; the folder is incomplete or "
+            "forged"
         )
 
 
@@ -317,8 +318,8 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
     missing = sorted(loading["missing_keys"])
     if missing:
         raise DumpError(
-            f"{folder}: lacks {len(missing)} weights of its configuration, such as {missing[0]}; "
-            "the folder is incomplete"
+            f"{folder}: lacks {counted(len(missing), 'weight')} of its configuration, such as "
+            f"{missing[0]}; the folder is incomplete"
         )
     try:
         return model.to(device)

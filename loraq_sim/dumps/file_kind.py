@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from loraq_sim.dumps.stored import first_line
-from loraq_sim.errors import DumpError
+from loraq_sim.errors import DumpError, counted
 
 __all__ = [
     "MAX_PICKLE_BYTES",
@@ -121,7 +121,7 @@ def _zip_kind(path: Path) -> str:
     if any(name.endswith(".npy") for name in names):
         return "npz"
     raise DumpError(
-        f"{path}: this is a zip archive of {len(names)} files without tensors; {_ADVICE}"
+        f"{path}: this is a zip archive of {counted(len(names), 'file')} without tensors; {_ADVICE}"
     )
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from loraq_sim.dumps.stored import StoredDump
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.layers import SAMPLED_ROWS
 
 __all__ = [
@@ -298,8 +298,8 @@ def rows_of_model(
     rows = _found(kinds, {layer.name: layer.rows_per_call for layer in inventory.layers}, inventory)
     if not rows:
         raise InputError(
-            f"--model {model}: none of the {len(kinds)} layers, such as {next(iter(kinds), '')!r}, "
-            "has a name or kind of that model; give --rows instead"
+            f"--model {model}: none of {counted(len(kinds), 'layer')}, such as "
+            f"{next(iter(kinds), '')!r}, has a name or kind of that model; give --rows instead"
         )
     return rows, f"{model} at {resolution} px, {_samples(inventory.cfg_batch)}"
 
@@ -311,7 +311,7 @@ def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
         by_source.setdefault("" if count is None else source, []).append(name)
     notes = []
     for source, names in by_source.items():
-        where = f"{len(names)} of {len(rows)} layers, such as {names[0]}"
+        where = f"{len(names)} of {counted(len(rows), 'layer')}, such as {names[0]}"
         if not source:
             notes.append(
                 f"rows per call (M) are not known for {where}: no latency, energy or traffic for "

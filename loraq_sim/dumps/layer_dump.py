@@ -29,7 +29,7 @@ from loraq_sim.dumps.stored import (
     first_line,
     without_adapters,
 )
-from loraq_sim.errors import DumpError, InputError
+from loraq_sim.errors import DumpError, InputError, counted
 from loraq_sim.layers import SAMPLED_ROWS, Layer, check_count, check_dtype, check_name, check_shapes
 from loraq_sim.settings import matches
 
@@ -144,7 +144,7 @@ class LayerDump(Mapping[str, Layer]):
         return name in self._stored.layers
 
     def __repr__(self) -> str:
-        return f"LayerDump({str(self.path)!r}, {len(self)} layers)"
+        return f"LayerDump({str(self.path)!r}, {counted(len(self), 'layer')})"
 
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import dump_card
@@ -225,7 +225,7 @@ class LayerDump(Mapping[str, Layer]):
             near = difflib.get_close_matches(str(name), list(self), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise UnknownLayer(
-                f"{self.path}: no layer {name!r} among its {len(self)} layers{hint}"
+                f"{self.path}: no layer {name!r} among its {counted(len(self), 'layer')}{hint}"
             ) from None
 
     def _matches(self, name: str, pattern: str) -> bool:

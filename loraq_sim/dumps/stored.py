@@ -28,7 +28,7 @@ from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
-from loraq_sim.errors import DumpError, InputError
+from loraq_sim.errors import DumpError, InputError, counted
 
 __all__ = [
     "DUMP_FORMAT",
@@ -253,7 +253,7 @@ def _left_out(
     kept = sum(math.prod(one.weight.shape) for one in found.values() if one.weight is not None)
     share = 100 * sum(sizes.values()) / max(1, kept + sum(sizes.values()))
     largest = max(sizes, key=lambda key: sizes[key])
-    tensors = f"{len(sizes)} tensor{'s' * (len(sizes) != 1)}"
+    tensors = counted(len(sizes), "tensor")
     return (
         f"left out: {tensors} with {share:.3g} % of the weights, such as {largest}: "
         f"{skipped[largest]}"

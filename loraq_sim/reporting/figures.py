@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.files import replaced_file
 from loraq_sim.reporting.labels import NO_BRANCH, branch_markers, main_colors
-from loraq_sim.reporting.panels import INK, MUTED, PanelStyle, draw_panel
+from loraq_sim.reporting.panels import INK, MOST_DRAWN, MUTED, PanelStyle, can_draw, draw_panel
 from loraq_sim.results.columns import is_missing, plain_rows
 from loraq_sim.results.rows import IDENTITY
 from loraq_sim.results.verdict import Verdict, verdict_of
@@ -200,7 +200,7 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> No
 
 def _can_draw(row: Mapping[str, Any], xs: Sequence[str], y: str) -> bool:
     known = all(not is_missing(row.get(key)) and math.isfinite(row[key]) for key in (*xs, y))
-    return known and row[y] > 0
+    return known and row[y] > 0 and all(row[key] <= MOST_DRAWN for key in xs) and can_draw(row[y])
 
 
 def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -288,8 +288,8 @@ def subtitle(
     parts = [
         model,
         f"on {', '.join(names)}" if names else None,
-        f"{layers} layer{'s' * (layers != 1)}" if layers else None,
-        f"{n_splits} split{'s' * (n_splits != 1)}",
+        counted(layers, "layer") if layers else None,
+        counted(n_splits, "split"),
         f"method {', '.join(methods)}" if methods else None,
         "down and left is better",
     ]
@@ -338,9 +338,8 @@ def draw_footer(figure: "Figure", provenance: Mapping[str, Any], *, n_left_out: 
     width, height = figure.get_size_inches()
     parts = [_fact(key, value) for key, value in provenance.items()]
     if n_left_out:
-        parts.insert(
-            0, f"{n_left_out} row{'s' * (n_left_out != 1)} not drawn: failed or without a value"
-        )
+        left_out = f"{counted(n_left_out, 'row')} not drawn"
+        parts.insert(0, f"{left_out}: failed, or without a value to draw")
     text = "  ·  ".join(parts)
     figure_text = figure.text(0.3 / width, 0.14 / height, text, fontsize=7, color="#888888")
     _fit(figure_text, figure.dpi * (width - 0.6))

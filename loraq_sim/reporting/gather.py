@@ -21,7 +21,7 @@ from loraq_sim.machine import datapath_for, transforms_asked, workload_for
 from loraq_sim.reporting.report_data import COSTS, MixedModel, ReportData, answers
 from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy, objectives_of
 from loraq_sim.results.front import mark_front
-from loraq_sim.results.rows import IDENTITY, Row
+from loraq_sim.results.rows import IDENTITY, AnyRow, Row, StoredRow, add_columns, cells_of
 from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked, model_totals
 from loraq_sim.results.wording import context_of, labels_of
 from loraq_sim.split import parse_split
@@ -37,30 +37,25 @@ _SAME = 1e-9
 
 
 def gather(
-    rows: Sequence[Row], runs: Sequence[Row], *, title: str | None = None, in_place: bool = False
+    rows: Sequence[Mapping[str, Any]], runs: Sequence[Row], *, title: str | None = None
 ) -> "ReportData":
     """What a report of these rows shows.
 
     Parameters
     ----------
-    rows : sequence of dict
+    rows : sequence of mappings
         Rows of a store.
     runs : sequence of dict
         Its provenance.
     title : str, optional
         By default the names of the dumps.
-    in_place : bool
-        Whether `rows` may be changed, as nobody else needs them: a copy of 100,000 takes 300 MB.
     """
 
-    rows, runs = _shown(rows), _shown(runs)
-    dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
-    if not in_place:
-        rows = [dict(row) for row in rows]
-    for row in rows:
-        row["run_split"] = row["split"]
-        row.update(as_asked(row))
-    _name(rows, dumps)
+    shown, runs = _shown(rows), _shown(runs)
+    # The caller's rows may be nobody else's: each is gone as soon as it has its names.
+    del rows
+    dumps = list(dict.fromkeys(str(row.get("dump")) for row in shown))
+    rows = _named(shown, dumps)
     error, _ = objectives_of(rows)
     accelerators = list(dict.fromkeys(str(row["accelerator"]) for row in rows))
     machines, notes = _machines(accelerators, runs)
@@ -85,43 +80,52 @@ def gather(
     return replace(data, mixed=mixed_models(data))
 
 
-def _shown(records: Sequence[Row]) -> list[Row]:
+def _shown(records: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Records whose texts can be drawn and printed: fonts have no control characters."""
-    texts = {value for record in records for value in record.values() if type(value) is str}
-    texts.update(*{tuple(record) for record in records})
+    texts: set[str] = set()
     kinds: set[type] = set()
+    names: set[Any] = set()
     for record in records:
-        kinds.update(map(type, record.values()))
+        values = record.cells if isinstance(record, StoredRow) else record.values()
+        texts.update(value for value in values if type(value) is str)
+        kinds.update(map(type, values))
+        names.update(record)
     is_flat = not any(issubclass(kind, dict | list) for kind in kinds)
     # Nearly always; copying 100,000 rows takes seconds.
-    if is_flat and all(shown_line(text) == text for text in texts):
+    if is_flat and all(shown_line(text) == text for text in (*texts, *names)):
         return list(records)
     line = lru_cache(maxsize=None)(shown_line)
 
     def clean(value: Any) -> Any:
         if type(value) is str:
             return line(value)
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {clean(key): clean(entry) for key, entry in value.items()}
         return [clean(entry) for entry in value] if isinstance(value, list) else value
 
     return [clean(record) for record in records]
 
 
-def _name(rows: Sequence[Row], dumps: Sequence[str]) -> None:
-    """Give each row its ``label`` and ``context``."""
+def _named(rows: list[Any], dumps: Sequence[str]) -> list[StoredRow]:
+    """`rows`, used up, as they were asked for, with ``run_split``, ``label`` and ``context``."""
+    run_splits = [row["split"] for row in rows]
+    for place, row in enumerate(rows):
+        rows[place] = as_asked(row)
+    columns = zip(run_splits, *_names_of(rows, dumps), strict=True)
+    add_columns(rows, ("run_split", "label", "context"), columns)
+    return rows
+
+
+def _names_of(rows: Sequence[Any], dumps: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The label and the context of each row."""
 
     several = len(dumps) > 1
-    for row, label in zip(rows, labels_of(rows), strict=True):
-        row["label"] = label
-        row["context"] = context_of(row, several_dumps=several)
+    return labels_of(rows), [context_of(row, several_dumps=several) for row in rows]
 
 
-def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
+def _totals(rows: list[StoredRow], dumps: Sequence[str], error: str) -> list[Row]:
 
-    totals = model_totals(list(rows))
-    _name(totals, dumps)
-    totals = _with_labels(totals, rows)
+    totals = _with_names(model_totals(rows), rows, dumps)
     marks = {
         cost: [row["pareto"] for row in mark_front(totals, (error, cost), by=("context",))]
         for cost in COSTS
@@ -132,24 +136,27 @@ def _totals(rows: Sequence[Row], dumps: Sequence[str], error: str) -> list[Row]:
     ]
 
 
-def _with_labels(totals: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+def _with_names(
+    totals: Sequence[Row], rows: Sequence[StoredRow], dumps: Sequence[str]
+) -> list[Row]:
     """Totals under the labels of their rows: both name what tells the rows apart."""
-
     keys = [name for name in IDENTITY if name != "layer"]
-    labels = {tuple(map(row.get, keys)): row["label"] for row in rows}
-    return [row | {"label": labels[tuple(map(row.get, keys))]} for row in totals]
+    labels = dict(zip(cells_of(rows, keys), (row["label"] for row in rows), strict=True))
+    _, contexts = _names_of(totals, dumps)
+    return [
+        {**row, "label": labels[tuple(map(row.get, keys))], "context": context}
+        for row, context in zip(totals, contexts, strict=True)
+    ]
 
 
-def _kinds(rows: Sequence[Row], dumps: Sequence[str]) -> list[Row]:
+def _kinds(rows: list[StoredRow], dumps: Sequence[str]) -> list[Row]:
 
     found = []
-    by_kind: dict[str | None, list[Row]] = {}
+    by_kind: dict[str | None, list[StoredRow]] = {}
     for row in rows:
         by_kind.setdefault(row.get("kind"), []).append(row)
     for kind, own in by_kind.items():
-        totals = model_totals(own)
-        _name(totals, dumps)
-        totals = _with_labels(totals, own)
+        totals = _with_names(model_totals(own), own, dumps)
         found += [row | {"kind": kind or "other"} for row in totals if row["status"] == "ok"]
     return found
 
@@ -181,7 +188,7 @@ def _facts(machine: "hwmodels.Accelerator") -> Row:
 
 
 def _parts(
-    rows: Iterable[Row], machines: "dict[str, hwmodels.Accelerator]"
+    rows: Iterable[AnyRow], machines: "dict[str, hwmodels.Accelerator]"
 ) -> tuple[list[Row], list[str]]:
     """Parts of the cost of every shape, where the description still gives the stored latency."""
     shapes: dict[tuple, Row] = {}
@@ -211,7 +218,7 @@ def _parts(
     return [shape for shape in shapes.values() if shape["accelerator"] not in changed], notes
 
 
-def _shape(row: Row, machine: "hwmodels.Accelerator") -> Row | None:
+def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
 
     try:
         options = json.loads(row.get("options") or "{}")
@@ -303,21 +310,21 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
     return found
 
 
-def _rows_beside(data: "ReportData", best: Mapping[str, Any]) -> list[Row]:
+def _rows_beside(data: "ReportData", best: AnyRow) -> list[AnyRow]:
     """Rows that could run beside the answer: same dump, machine and measurement."""
 
     keys = [name for name in MACHINE if name != "options"]
     wanted = tuple(map(best.get, keys))
+    rows = data.rows_of(best["context"])
     return [
         row
-        for row in data.rows_of(best["context"])
-        if tuple(map(row.get, keys)) == wanted
-        and (row.get("options") or "") == (best.get("options") or "")
+        for row, (options, *own) in zip(rows, cells_of(rows, ("options", *keys)), strict=True)
+        if (options or "") == (best.get("options") or "") and tuple(own) == wanted
     ]
 
 
 def _allocation(
-    data: "ReportData", rows: Sequence[Row], cost: str, other: "Allocation | None"
+    data: "ReportData", rows: Sequence[AnyRow], cost: str, other: "Allocation | None"
 ) -> "Allocation | None":
     """An allocation that may spend all it likes of `cost`; None where there is nothing to trade.
 
@@ -366,10 +373,10 @@ def _mixed(
     )
 
 
-def _ample(rows: Sequence[Row], cost: str) -> float:
+def _ample(rows: Sequence[AnyRow], cost: str) -> float:
     """A budget that every allocation meets."""
     return 1.0 + sum((row.get(cost) or 0) * (row.get("calls_per_step") or 1) for row in rows)
 
 
-def _settings(row: Row) -> tuple:
+def _settings(row: AnyRow) -> tuple:
     return tuple(map(row.get, _UNIFORM))

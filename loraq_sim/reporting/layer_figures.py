@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.figures import draw_footer, draw_heading, without_math
 from loraq_sim.reporting.labels import part_colors
-from loraq_sim.reporting.panels import GRID, INK, MUTED, nice_log_ticks, tick_texts
+from loraq_sim.reporting.panels import GRID, INK, MOST_DRAWN, MUTED, nice_log_ticks, tick_texts
 from loraq_sim.reporting.report_data import BOUND_NAMES, PART_NAMES, Answer, ReportData
 from loraq_sim.results.columns import choose_unit
 from loraq_sim.results.rows import AnyRow
@@ -35,7 +35,7 @@ __all__ = [
 
 _MOST_TICKS = 60
 # Cases in one picture; more are neither read nor drawn in reasonable time.
-_MOST_LINES = 48
+_MOST_LINES = 36
 _WIDTH = 11.0
 # Inches: a line of labels, what stands above and below the axes.
 _LINE, _TOP, _BOTTOM, _RIGHT = 0.21, 1.0, 0.75, 0.4
@@ -59,12 +59,13 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     (chosen,) = [item for item in layers["quantities"] if item["key"] == quantity]
     width = len(layers["names"])
     best = drawn["answers"].get(context, "")
-    shown = _some(layers["labels"], best)
+    shown = _some(layers["labels"], _first(drawn, context))
     labels = [layers["labels"][i] for i in shown]
     matrix = [chosen["z"][i] for i in shown]
     lines = [line if isinstance(line, list) else [line] * width for line in matrix]
     z = np.array(lines, dtype=np.float64)
-    z = np.ma.masked_where(~(z > 0), z) * 100.0
+    drawable = (z >= 1 / MOST_DRAWN) & (z <= MOST_DRAWN)
+    z = np.ma.masked_where(~drawable, np.where(drawable, z, 0.0) * 100.0)
     figure, axes = _figure(labels, below=1.6, right=0.6)
     low, high = (z.min(), z.max()) if z.count() else (1.0, 10.0)
     norm = LogNorm(vmin=low, vmax=high if high > low else low * 1.1)
@@ -90,9 +91,11 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
     heading = f"{chosen['heading'][:1].upper()}{chosen['heading'][1:]} of each layer on {context}"
-    told = f"{width} layers in {_of(len(labels), len(layers['labels']))} cases"
+    told = f"{counted(width, 'layer')} in {_of(len(labels), len(layers['labels']), 'case')}"
     left_out = (
-        ", from most to least error; layers.csv has all" if len(labels) < len(chosen["z"]) else ""
+        ", the answer and the fronts first, from most to least error; layers.csv has all"
+        if len(labels) < len(chosen["z"])
+        else ""
     )
     draw_heading(figure, heading, told + left_out)
     return figure
@@ -153,7 +156,7 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
         return None
     rows.sort(key=lambda row: (-row["high"], -row["low"]))
     n_all, n_over = len(rows), sum(row["overflows"] > 0 for row in rows)
-    rows = [rows[i] for i in _some([r["label"] for r in rows], drawn["answers"].get(context, ""))]
+    rows = [rows[i] for i in _some([r["label"] for r in rows], _first(drawn, context))]
     figure, axes = _figure([row["label"] for row in rows], above=0.3)
     at = range(len(rows))
     axes.barh(
@@ -180,9 +183,10 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
     axes.grid(True, axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8)
-    told = f"{n_over} of {n_all} cases overflow" if n_over else "no case overflows"
+    overflow = "overflows" if n_over == 1 else "overflow"
+    told = f"{n_over} of {counted(n_all, 'case')} {overflow}" if n_over else "no case overflows"
     if len(rows) < n_all:
-        told += f"; {_of(len(rows), n_all)} cases drawn, from most to least demanding"
+        told += f"; {_of(len(rows), n_all, 'case')} drawn, from most to least demanding"
     most = max(row["high"] for row in rows)
     draw_heading(
         figure,
@@ -192,20 +196,32 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
     return figure
 
 
-def _some(labels: Sequence[str], best: str) -> list[int]:
-    """Places of at most `_MOST_LINES` labels, evenly, with both ends and the best one."""
-    last, lines = len(labels) - 1, min(len(labels), _MOST_LINES)
-    found = {round(i * last / max(1, lines - 1)) for i in range(lines)}
-    if best in labels and labels.index(best) not in found:
-        # In place of its neighbor.
-        place = labels.index(best)
-        found.discard(min(found - {0, last}, key=lambda other: abs(other - place)))
-        found.add(place)
+def _first(drawn: Mapping[str, Any], context: str) -> list[str]:
+    """Labels a picture of some cases shows first: the answer's, the least error's, the fronts'."""
+    points = [point for point in drawn["points"] if point["context"] == context]
+    known = [point for point in points if point[drawn["error"]] is not None]
+    least = sorted(known, key=lambda point: point[drawn["error"]])[:1]
+    cost = drawn["answerCosts"].get(context, "")
+    # The front of the cost that decided goes before those of other costs.
+    front = [point for point in points if cost in point["fronts"]]
+    fronts = [point for point in points if point["fronts"]]
+    answer = drawn["answers"].get(context, "")
+    return list(dict.fromkeys([answer, *(p["label"] for p in (*least, *front, *fronts))]))
+
+
+def _some(labels: Sequence[str], first: Sequence[str]) -> list[int]:
+    """Places of at most `_MOST_LINES` labels: of `first`, then evenly of the others."""
+    place = {label: i for i, label in enumerate(labels)}
+    found = {place[label] for label in first[:_MOST_LINES] if label in place}
+    others = [i for i in range(len(labels)) if i not in found]
+    room = min(len(others), _MOST_LINES - len(found))
+    # Both ends are among them.
+    found |= {others[round(i * (len(others) - 1) / max(1, room - 1))] for i in range(room)}
     return sorted(found)
 
 
-def _of(some: int, whole: int) -> str:
-    return f"{some} of {whole}" if some < whole else str(whole)
+def _of(some: int, whole: int, noun: str) -> str:
+    return f"{some} of {counted(whole, noun)}" if some < whole else counted(whole, noun)
 
 
 def _ends(norm: Any) -> tuple[float, float]:

@@ -56,9 +56,12 @@ _MANY_ROWS = 16
 _MOST_PLAIN = 500_000
 _NAME_LENGTH = 36
 
-_PICTURES = (".png", ".svg")
 # Of a PNG: a picture of 48 lines has 6 million at 200 dots per inch, and takes 130 MB to draw.
 _MOST_PIXELS = 3_200_000
+# Rows, from which on pictures have half of them, and no SVG beside: each is of hundreds of points.
+_MANY_DRAWN = 20_000
+# Accelerators (of several dumps, pairs) with pictures; the page draws all of them.
+_MOST_PICTURED = 6
 # Longer tables are for programs.
 _MOST_FOR_PEOPLE = 200
 # What the page computes for itself.
@@ -126,6 +129,9 @@ def write_report(
         if len(table.rows) <= _MOST_FOR_PEOPLE:
             written.append(write_file(folder / f"{name}.md", table.to_markdown()))
     pictures = []
+    is_large = len(data.rows) > _MANY_DRAWN
+    suffixes = (".png",) if is_large else (".png", ".svg")
+    most_pixels = _MOST_PIXELS // 2 if is_large else _MOST_PIXELS
     # A figure and its canvas hold each other, and 10 MB of pixels: each is collected before the
     # next, for which the rows of a large store need not be searched again.
     gc.freeze()
@@ -133,8 +139,8 @@ def write_report(
         for name, figure in _pictures(data, drawn, validation):
             pictures.append(name)
             written += [
-                save_figure(figure, folder / f"{name}{suffix}", most_pixels=_MOST_PIXELS)
-                for suffix in _PICTURES
+                save_figure(figure, folder / f"{name}{suffix}", most_pixels=most_pixels)
+                for suffix in suffixes
             ]
             del figure
             gc.collect()
@@ -158,7 +164,8 @@ def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
     drawn = drawn or plot_data(data, found, methods)
     main = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
     library, packed = _plotly()
-    layers = _script_safe(drawn["layers"])
+    # Made of rounded numbers and texts: a million values need no second look.
+    layers = _script_safe(drawn["layers"], is_plain=True)
     is_large = len(layers) > _MOST_PLAIN
     template = _environment().get_template("report.html")
     return template.render(
@@ -259,9 +266,10 @@ def _asset(name: str) -> str:
     return (files("loraq_sim.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _script_safe(value: Any) -> str:
+def _script_safe(value: Any, *, is_plain: bool = False) -> str:
     """Strict JSON that can stand in a script element: no tag or comment can begin in it."""
-    text = json.dumps(json_value(value), separators=(",", ":"), allow_nan=False)
+    plain = value if is_plain else json_value(value)
+    text = json.dumps(plain, separators=(",", ":"), allow_nan=False, default=json_value)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -341,7 +349,7 @@ def _flat_parts(data: ReportData) -> list[dict]:
 def _pictures(
     data: ReportData, drawn: dict[str, Any], validation: "Figure | None"
 ) -> "Iterator[tuple[str, Figure]]":
-    for answer in answers(data):
+    for answer in answers(data)[:_MOST_PICTURED]:
         name = _slug(answer.context, data.contexts)
         if answer.best is not None:
             yield f"pareto_{name}", _pareto(data, answer)
@@ -403,5 +411,7 @@ def _summary(data: ReportData, pictures: list[str]) -> str:
         own = _slug(answer.context, data.contexts)
         lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n.endswith(f"_{own}")]
     lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n == "cost_model"]
+    if len(found) > _MOST_PICTURED:
+        lines += [f"Pictures are of the first {_MOST_PICTURED}; the page draws all {len(found)}.\n"]
     lines += [*(f"{markdown_text(note)}\n" for note in data.notes)]
     return "\n".join(lines).rstrip() + "\n"

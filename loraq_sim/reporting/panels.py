@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 __all__ = [
+    "MOST_DRAWN",
     "PanelStyle",
+    "can_draw",
     "draw_panel",
     "nice_log_ticks",
     "staircase",
@@ -299,6 +301,15 @@ def _fix(axis: "Axis", low: float, high: float, ticks: Sequence[float], *, even:
     axis.set_major_formatter(FixedFormatter(tick_texts(ticks, even=even)))
 
 
+MOST_DRAWN = 1e100
+"""Of what an axis shows: its margins are floats too."""
+
+
+def can_draw(value: float) -> bool:
+    """Whether a log axis can show it."""
+    return 1 / MOST_DRAWN <= value <= MOST_DRAWN
+
+
 def nice_log_ticks(low: float, high: float, *, fewest: int = 5, most: int = 9) -> list[float]:
     """Round ticks between `low` and `high` (positive): the coarsest set with enough of them."""
     ticks: list[float] = []
@@ -311,12 +322,18 @@ def nice_log_ticks(low: float, high: float, *, fewest: int = 5, most: int = 9) -
     return ticks[:: math.ceil(len(ticks) / most)] if ticks else [low]
 
 
+# Ticks that are printed with zeros.
+_LEAST_PLAIN, _MOST_PLAIN = 1e-6, 1e12
+
+
 def tick_texts(ticks: Sequence[float], *, even: bool = False) -> list[str]:
     """Labels with thousands separators and no needless zeros; `even` gives all equal decimals.
 
     >>> tick_texts([0.5, 1.0, 1500.0]), tick_texts([1.5, 2.0], even=True)
     (['0.5', '1', '1,500'], ['1.5', '2.0'])
     """
+    if not all(tick == 0 or _LEAST_PLAIN <= abs(tick) < _MOST_PLAIN for tick in ticks):
+        return [f"{tick:.6g}" for tick in ticks]
     short = [f"{float(f'{tick:.6g}'):.12f}".rstrip("0").rstrip(".") for tick in ticks]
     decimals = [len(text.partition(".")[2]) for text in short]
     most = max(decimals, default=0)

@@ -24,7 +24,7 @@ from loraq_sim.reporting.labels import (
 from loraq_sim.reporting.report_data import COSTS, PART_NAMES, Answer, ReportData
 from loraq_sim.reporting.sections import MethodClass
 from loraq_sim.results.columns import choose_unit, column_for, is_missing
-from loraq_sim.results.rows import AnyRow
+from loraq_sim.results.rows import AnyRow, cells_of
 from loraq_sim.results.wording import pretty_unit
 
 __all__ = [
@@ -44,6 +44,10 @@ _LAYER_VALUES = {
     "safe_acc_bits": "safe accumulator bits",
     "overflow_count": "overflows",
 }
+_CELLS = (
+    *("label", "layer", "kind", "status", "bound", "calls_per_step"),
+    *dict.fromkeys(key.rpartition(":")[2] for key in _LAYER_VALUES),
+)
 # Digits that survive in the page; the CSV files beside it hold all of them.
 _DIGITS = 5
 _MANY_CELLS = 20_000
@@ -70,30 +74,33 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
     ``of``, each line divided by its number in ``by``.
     """
     rows = data.rows_of(context)
-    names = list(dict.fromkeys(str(row["layer"]) for row in rows))
-    kinds = {str(row["layer"]): str(row.get("kind") or "") for row in rows}
-    labels = _by_error(data, context, rows)
-    by_case: dict[str, dict[str, AnyRow]] = {}
-    for row in rows:
-        by_case.setdefault(row["label"], {})[str(row["layer"])] = row
-    # cells[case][layer]; nothing is known of a case that did not run.
-    cells = [[by_case[label].get(name) or {} for name in names] for label in labels]
-    done = [[row if row.get("status") == "ok" else {} for row in line] for line in cells]
-    prefix = common_prefix(names)
+    columns = dict(zip(_CELLS, map(list, zip(*cells_of(rows, _CELLS), strict=True)), strict=True))
+    layers, is_done = list(map(str, columns["layer"])), [s == "ok" for s in columns["status"]]
+    column = {name: j for j, name in enumerate(dict.fromkeys(layers))}
+    kinds = dict(zip(layers, columns["kind"], strict=True))
+    labels = _by_error(data, context, columns["label"])
     place = {label: i for i, label in enumerate(labels)}
-    column = {name: j for j, name in enumerate(names)}
+    at = [(place[case], column[name]) for case, name in zip(columns["label"], layers, strict=True)]
+
+    def lines(values: Iterable[Any], nothing: Any = None) -> list[list[Any]]:
+        """``[case][layer]``; nothing is known of a case that did not run."""
+        found = [[nothing] * len(column) for _ in labels]
+        for (i, j), value in zip(at, values, strict=True):
+            found[i][j] = value
+        return found
+
+    def known_of(key: str) -> list[Any]:
+        return [v if ok else None for v, ok in zip(columns[key], is_done, strict=True)]
+
+    prefix = common_prefix(list(column))
     digits = _FEW_DIGITS if len(data.rows) > _MANY_CELLS else _DIGITS
     found: dict[str, Any] = {
-        "names": [name.removeprefix(prefix) for name in names],
+        "names": [name.removeprefix(prefix) for name in column],
         "prefix": prefix,
-        "kinds": [kinds[name] for name in names],
+        "kinds": [str(kinds[name] or "") for name in column],
         "labels": labels,
-        "bounds": _codes([[row.get("bound") for row in line] for line in cells]),
-        "failed": [
-            [place[row["label"]], column[str(row["layer"])]]
-            for row in rows
-            if row.get("status") != "ok"
-        ],
+        "bounds": _codes(lines(columns["bound"])),
+        "failed": [list(where) for where, ok in zip(at, is_done, strict=True) if not ok],
         "quantities": [],
     }
     totals = {row["label"]: row for row in data.totals_of(context)}
@@ -106,19 +113,29 @@ def layer_cells(data: ReportData, context: str) -> dict[str, Any]:
                 divided = {"of": of, "by": [rounded(whole) for whole in by]}
                 found["quantities"].append({"key": key, "heading": heading} | divided)
             continue
-        matrix = [_values(key, line, digits) for line in done]
+        if way == "share":
+            # One call's cost times the calls, over the sum of all layers.
+            calls = [count or 1 for count in columns["calls_per_step"]]
+            times = [
+                None if is_missing(cost) else cost * count
+                for cost, count in zip(known_of(of), calls, strict=True)
+            ]
+            matrix = [_of_whole(line) for line in lines(times)]
+        else:
+            matrix = lines(known_of(key))
+        matrix = [[rounded(value, digits) for value in line] for line in matrix]
         if any(value is not None for line in matrix for value in line):
             known.add(key)
-            lines = [_line(line) for line in matrix]
-            found["quantities"].append({"key": key, "heading": heading, "z": lines})
+            found["quantities"].append(
+                {"key": key, "heading": heading, "z": [_line(line) for line in matrix]}
+            )
     return found
 
 
-def _by_error(data: ReportData, context: str, rows: Sequence[AnyRow]) -> list[str]:
+def _by_error(data: ReportData, context: str, labels: Iterable[str]) -> list[str]:
     """Labels from the largest error to the least; those without a total last."""
     errors = {row["label"]: row.get(data.error) for row in data.totals_of(context)}
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    return sorted(labels, key=lambda label: -(errors.get(label) or 0.0))
+    return sorted(dict.fromkeys(labels), key=lambda label: -(errors.get(label) or 0.0))
 
 
 def _codes(words: list[list[Any]]) -> dict[str, Any]:
@@ -132,22 +149,9 @@ def _line(values: list[Any]) -> Any:
     return values[0] if len(values) > 1 and len(set(values)) == 1 else values
 
 
-def _values(key: str, line: Sequence[AnyRow], digits: int) -> list[Any]:
-    """One quantity of every layer of a case."""
-    way, _, column = key.rpartition(":")
-    values = [row.get(column) for row in line]
-    if way == "share":
-        # One call's cost times the calls, over the sum of all layers.
-        times = [
-            None if is_missing(row.get(column)) else row[column] * (row.get("calls_per_step") or 1)
-            for row in line
-        ]
-        values = _over(times, sum(value for value in times if value is not None))
-    return [rounded(value, digits) for value in values]
-
-
-def _over(values: Sequence[Any], whole: float | None) -> list[float | None]:
-    return [None if is_missing(value) or not whole else value / whole for value in values]
+def _of_whole(values: Sequence[Any]) -> list[float | None]:
+    whole = sum(value for value in values if value is not None)
+    return [None if value is None or not whole else value / whole for value in values]
 
 
 _SYMBOLS = {
@@ -197,7 +201,7 @@ def plot_data(
         "layers": {context: layer_cells(data, context) for context in contexts},
         "kinds": [_kind(row, data.error) for row in data.kinds],
         "parts": [_part(row) for row in data.parts],
-        "accumulators": _accumulators(data),
+        "accumulators": data.accumulators,
         "methods": [_method(item) for item in methods],
         "mixed": [_mix(mix) for mix in data.mixed],
         "validation": [
@@ -289,32 +293,6 @@ def _kind(row: AnyRow, error: str) -> dict[str, Any]:
         "branch": branch,
         "error": rounded(row.get(error)),
     }
-
-
-def _accumulators(data: ReportData) -> list[dict[str, Any]]:
-    """Per context and case: bits the least and the most demanding layer needed, and overflows."""
-    cases: dict[tuple[str, str], list[AnyRow]] = {}
-    for row in data.rows:
-        if not is_missing(row.get("safe_acc_bits")):
-            cases.setdefault((row["context"], row["label"]), []).append(row)
-    found = []
-    for (context, label), rows in cases.items():
-        widest = max(rows, key=lambda row: row["safe_acc_bits"])
-        guaranteed = [row.get("guaranteed_acc_bits") for row in rows]
-        found.append(
-            {
-                "context": context,
-                "label": label,
-                "low": min(row["safe_acc_bits"] for row in rows),
-                "high": widest["safe_acc_bits"],
-                "layer": str(widest["layer"]),
-                "guaranteed": max((bits for bits in guaranteed if bits is not None), default=None),
-                "array": widest.get("acc_bits"),
-                "rule": widest.get("overflow"),
-                "overflows": sum(row.get("overflow_count") or 0 for row in rows),
-            }
-        )
-    return found
 
 
 def _all_parts(data: ReportData) -> list[str]:

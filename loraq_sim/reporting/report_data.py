@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from loraq_sim.errors import counted
 from loraq_sim.results.choice import COSTS
 from loraq_sim.results.columns import column_for, is_missing
-from loraq_sim.results.rows import EVALUATED, AnyRow
+from loraq_sim.results.rows import EVALUATED, AnyRow, cells_of
 from loraq_sim.results.verdict import Verdict, verdict_of
-from loraq_sim.results.wording import listing, percent_text
+from loraq_sim.results.wording import listing, percent_text, some_of
 
 __all__ = [
     "Answer",
@@ -94,7 +95,7 @@ class ReportData:
 
     title: str
     error: str
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[AnyRow]
     totals: Sequence[AnyRow]
     kinds: Sequence[AnyRow] = ()
     parts: Sequence[AnyRow] = ()
@@ -123,13 +124,50 @@ class ReportData:
         return next(str(r["accelerator"]) for r in self.totals if r["context"] == context)
 
     @cached_property
-    def _rows_by_context(self) -> dict[str, list[dict[str, Any]]]:
-        found: dict[str, list[dict[str, Any]]] = {}
+    def n_layers(self) -> int:
+        """How many layers have a row."""
+        return len({row["layer"] for row in self.rows})
+
+    @cached_property
+    def accumulators(self) -> list[dict[str, Any]]:
+        """Per context and case: bits the least and the most demanding layer needed, and overflows.
+
+        ``low`` and ``high`` are the bits on this input, ``layer`` needs the most; ``guaranteed``
+        are enough for any input, ``array`` and ``rule`` the accumulator and its overflow rule.
+        """
+        names = ("context", "label", "safe_acc_bits", "guaranteed_acc_bits", "overflow_count")
+        cases: dict[tuple[str, str], tuple[list[Any], ...]] = {}
+        for row, values in zip(self.rows, cells_of(self.rows, names), strict=True):
+            if not is_missing(values[2]):
+                own = cases.setdefault(values[:2], ([], [], [], []))
+                for known, value in zip(own, (*values[2:], row), strict=True):
+                    known.append(value)
+        found = []
+        for (context, label), (bits, guaranteed, overflows, rows) in cases.items():
+            widest = rows[bits.index(max(bits))]
+            found.append(
+                {
+                    "context": context,
+                    "label": label,
+                    "low": min(bits),
+                    "high": max(bits),
+                    "layer": str(widest["layer"]),
+                    "guaranteed": max((n for n in guaranteed if not is_missing(n)), default=None),
+                    "array": widest.get("acc_bits"),
+                    "rule": widest.get("overflow"),
+                    "overflows": sum(count or 0 for count in overflows),
+                }
+            )
+        return found
+
+    @cached_property
+    def _rows_by_context(self) -> dict[str, list[AnyRow]]:
+        found: dict[str, list[AnyRow]] = {}
         for row in self.rows:
             found.setdefault(row["context"], []).append(row)
         return found
 
-    def rows_of(self, context: str) -> list[dict[str, Any]]:
+    def rows_of(self, context: str) -> list[AnyRow]:
         """Rows of layers in one context."""
         return self._rows_by_context.get(context, [])
 
@@ -244,11 +282,10 @@ def _how_sure(data: ReportData, context: str, rows: Sequence[AnyRow]) -> list[st
     name = data.accelerator_of(context)
     known = data.uncertainty.get(name, {})
     if "worst_error" in known:
-        n = known["rows"]
         found.append(
             f"The latency model was off by {percent_text(known['mean_error'])} on average and "
-            f"{percent_text(known['worst_error'])} at worst on {n} measured "
-            f"GEMM{'s' * (n != 1)} of {name}."
+            f"{percent_text(known['worst_error'])} at worst on "
+            f"{counted(known['rows'], 'measured GEMM')} of {name}."
         )
     else:
         elsewhere = f": taken as {percent_text(known['bound'])}, {known['seen']}" if known else ""
@@ -266,7 +303,8 @@ def _overflows(data: ReportData, best: AnyRow) -> list[str]:
     array = f"its {bits}-bit accumulators" if bits else "its accumulators"
     if count:
         return [
-            f"{count:,} sums overflow {array}; {width} bits would hold every sum of this input."
+            f"{counted(count, 'sum', 'overflows')} {array}; {width} bits would hold every sum of "
+            "this input."
         ]
     return [f"No sum overflows {array}; {width} bits would do for this input."]
 
@@ -294,15 +332,17 @@ def _gaps(data: ReportData, context: str) -> list[str]:
     if failed:
         n = len(own)
         found.append(f"{failed} of {n} layer cases failed; they are listed at the end.")
-    partial = {
-        part
-        for row in data.totals
-        if row["context"] == context and row.get("message")
-        for part in str(row["message"]).split("; ")
-    }
+    totals = [row for row in data.totals if row["context"] == context]
+    partial: dict[str, list[str]] = {}
+    for row in totals:
+        for part in filter(None, str(row.get("message") or "").split("; ")):
+            partial.setdefault(part, []).append(row["label"])
     notes = data.verdict.on[context].notes if context in data.verdict.on else ()
-    partial = {part for part in partial if not any(note.startswith(part) for note in notes)}
-    return found + [f"{text[:1].upper()}{text[1:]}." for text in sorted(partial)]
+    for part, labels in sorted(partial.items()):
+        if not any(note.startswith(part) for note in notes):
+            cases = "" if len(labels) == len(totals) else f" in {some_of(labels)}"
+            found.append(f"{part[:1].upper()}{part[1:]}{cases}.")
+    return found
 
 
 def _choices(rows: Sequence[AnyRow], best: AnyRow, error: str) -> list[tuple[str, AnyRow]]:

@@ -137,25 +137,19 @@ def costs_table(data: ReportData, answer: Answer) -> ResultTable:
 
 def accumulators_table(data: ReportData, context: str) -> ResultTable:
     """Width of the array, what this input needed, what any input could need, and overflows."""
-    layers: dict[str, list[AnyRow]] = {}
-    for row in data.rows_of(context):
-        if not is_missing(row.get("safe_acc_bits")):
-            layers.setdefault(row["label"], []).append(row)
-    rows = []
-    for label, own in layers.items():
-        widest = max(own, key=lambda row: row["safe_acc_bits"])
-        guaranteed = [row.get("guaranteed_acc_bits") for row in own]
-        rows.append(
-            {
-                "case": label,
-                "acc_bits": widest.get("acc_bits"),
-                "overflow": widest.get("overflow"),
-                "overflow_count": sum(row.get("overflow_count") or 0 for row in own),
-                "safe_acc_bits": widest["safe_acc_bits"],
-                "widest layer": widest["layer"],
-                "guaranteed_acc_bits": max((g for g in guaranteed if g is not None), default=None),
-            }
-        )
+    rows = [
+        {
+            "case": case["label"],
+            "acc_bits": case["array"],
+            "overflow": case["rule"],
+            "overflow_count": case["overflows"],
+            "safe_acc_bits": case["high"],
+            "widest layer": case["layer"],
+            "guaranteed_acc_bits": case["guaranteed"],
+        }
+        for case in data.accumulators
+        if case["context"] == context
+    ]
     rows.sort(key=lambda row: -row["safe_acc_bits"])
     table = _table(rows, None, f"Accumulator widths on {context}")
     return _with_headings(

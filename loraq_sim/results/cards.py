@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwmodels.errors import bar_text, html_card
+from loraq_sim.errors import counted
 
 __all__ = [
     "allocation_card",
@@ -85,7 +86,7 @@ def allocation_card(allocation: Any) -> str:
     }
     names = ("layer", "kind", "split", "rank")
     layers = [{name: row.get(name) for name in names} for row in allocation.rows]
-    title = f"One split for each of {len(layers)} layers on {allocation.accelerator}"
+    title = f"One split for each of {counted(len(layers), 'layer')} on {allocation.accelerator}"
     return html_card(title, facts, totals, layers)
 
 

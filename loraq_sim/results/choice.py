@@ -36,11 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hwmodels
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.formats import parse_format
 from loraq_sim.results.columns import number_of
 from loraq_sim.results.front import knee_of, non_dominated
-from loraq_sim.results.rows import Row
+from loraq_sim.results.rows import AnyRow, Row
 from loraq_sim.results.wording import main_and_branch_of, value_text
 
 __all__ = [
@@ -72,7 +72,7 @@ _TIE_BREAKERS = ("weight_bytes", "error", "energy_j", "dram_bytes", "latency_s")
 _ROUNDING = 1e-9
 
 
-def objectives_of(rows: Sequence[Row], *, error: str = "", cost: str = "") -> tuple[str, str]:
+def objectives_of(rows: Sequence[AnyRow], *, error: str = "", cost: str = "") -> tuple[str, str]:
     """Error and cost that rows are judged by, where `error` and `cost` name none.
 
     The error is that of the output; where no row knows it, for want of activations, that of the
@@ -87,13 +87,13 @@ def objectives_of(rows: Sequence[Row], *, error: str = "", cost: str = "") -> tu
     return error, next((name for name in asked if any(has_cost(r, name) for r in judged)), "")
 
 
-def has_error(row: Row, error: str) -> bool:
+def has_error(row: AnyRow, error: str) -> bool:
     """Whether a row has the error; an output that is not finite has an infinite one."""
     value = number_of(row, error)
     return row.get("status") == "overflow" or (value is not None and value >= 0)
 
 
-def has_cost(row: Row, cost: str) -> bool:
+def has_cost(row: AnyRow, cost: str) -> bool:
     """Whether a row has the cost: a file may hold anything."""
     value = number_of(row, cost)
     return value is not None and 0 <= value < math.inf
@@ -307,7 +307,8 @@ def latency_accuracy(accelerator: str) -> tuple[float, str]:
     rows = sum(summary["rows"] for summary in summaries.values())
     worst = max(summary["worst_error"] for summary in summaries.values())
     seen = own["rows"] if own is not None else 0
-    return worst, f"worst of {rows} GEMMs of {len(summaries)} devices, {seen} of them {accelerator}"
+    measured = f"{counted(rows, 'GEMM')} of {counted(len(summaries), 'device')}"
+    return worst, f"worst of {measured}, {seen} of them {accelerator}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 from loraq_sim.errors import InputError, unknown_name
@@ -34,6 +34,7 @@ __all__ = [
     "format_count",
     "format_number",
     "format_numbers",
+    "in_unit",
     "is_missing",
     "number_of",
     "parse_limits",
@@ -97,12 +98,22 @@ def choose_unit(values: Iterable[float | None], quantity: str) -> Unit:
     return next((unit for unit in ladder if typical >= unit.size * (1 - 1e-9)), ladder[-1])
 
 
-def format_number(value: float, digits: int = 3) -> str:
+def in_unit(value: float, unit: Unit) -> float | Decimal:
+    """`value` in units of `unit`; a `Decimal` beyond floats, as 1e308 in percent."""
+    scaled = value / unit.size
+    if math.isinf(scaled) and math.isfinite(value):
+        return Decimal(value) / Decimal(unit.size)
+    return scaled
+
+
+def format_number(value: float | Decimal, digits: int = 3) -> str:
     """Value with `digits` significant digits and thousands separators; whole digits are kept.
 
     >>> [format_number(v) for v in (1234.5, 12.345, 0.012345, 1.2e-7, 0.0)]
     ['1,234', '12.3', '0.0123', '1.2e-07', '0']
     """
+    if isinstance(value, Decimal):
+        return f"{Context(prec=digits).plus(value).normalize():g}"
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -119,27 +130,29 @@ def format_count(value: float) -> str:
     )
 
 
-def format_numbers(values: Sequence[float | None], digits: int = 3) -> list[str]:
+def format_numbers(values: Sequence[float | Decimal | None], digits: int = 3) -> list[str]:
     """Values of one column with equal decimals where their range allows it, else one by one.
 
     The decimals are those that show the smallest value with `digits` significant digits, so
     right-aligned cells line up at the point. Above a range of 1000 that would print noise.
     """
     sizes = _sizes(values)
-    even = bool(sizes) and min(sizes) >= 1e-4 and max(sizes) < 1000 * min(sizes)
+    # A Decimal is beyond all that is printed with decimals.
+    is_plain = not any(isinstance(size, Decimal) for size in sizes)
+    even = is_plain and bool(sizes) and min(sizes) >= 1e-4 and max(sizes) < 1000 * min(sizes)
     decimals = _decimals(min(sizes), digits) if even else 0
 
-    def cell(value: float | None) -> str:
+    def cell(value: float | Decimal | None) -> str:
         if value is None or is_missing(value):
             return _NO_VALUE
-        if even and math.isfinite(value):
+        if even and not isinstance(value, Decimal) and math.isfinite(value):
             return f"{value:,.{decimals}f}"
         return format_number(value, digits)
 
     return [cell(value) for value in values]
 
 
-def _sizes(values: Iterable[float | None]) -> list[float]:
+def _sizes(values: Iterable[Any]) -> list[Any]:
     """Magnitudes of those that are there, finite and not zero."""
     known = (value for value in values if value is not None and not is_missing(value))
     return [abs(value) for value in known if value and math.isfinite(value)]
@@ -254,7 +267,7 @@ def _numeric_cells(column: Column, numbers: list[float | None]) -> tuple[Unit, l
         texts = [_NO_VALUE if n is None or is_missing(n) else format_count(n) for n in numbers]
         return Unit(symbol="", size=1.0), texts
     unit = choose_unit(numbers, column.quantity)
-    scaled = [None if n is None or is_missing(n) else n / unit.size for n in numbers]
+    scaled = [None if n is None or is_missing(n) else in_unit(n, unit) for n in numbers]
     return unit, format_numbers(scaled, column.digits)
 
 

@@ -16,9 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraq_sim.errors import InputError, StoreError, unknown_name
-from loraq_sim.results.rows import COLUMNS, EVALUATED, IDENTITY, Row
-from loraq_sim.results.store import ResultStore
+from loraq_sim.errors import InputError, StoreError, counted, unknown_name
+from loraq_sim.results.rows import (
+    COLUMNS,
+    EVALUATED,
+    IDENTITY,
+    Row,
+    StoredRow,
+    cells_of,
+    every_name,
+)
+from loraq_sim.results.store import ResultStore, newest
+from loraq_sim.results.store_records import write_csv
 
 __all__ = [
     "Change",
@@ -37,37 +46,48 @@ _PLAN = ("plan", "dump_digest", "accelerator_digests", "code_digest", "seed")
 _MOST_NAMED = 3
 
 
-def merge_stores(out: str | Path, sources: Sequence[str | Path]) -> int:
+def merge_stores(
+    out: str | Path, sources: Sequence[str | Path], *, csv: str | Path | None = None
+) -> int:
     """Write the rows of all `sources` to a new store at `out`; return how many.
+
+    With `csv` they are also written there, as `ResultStore.export_csv` of the new store would.
 
     Raises
     ------
     StoreError
         If a source cannot be read, two rows of one case differ (the message names them), or `out`
-        cannot be written. Nothing is written before all rows have been compared.
+        or `csv` cannot be written. Nothing is written before all rows have been compared.
     """
-    rows: dict[str, tuple[Row, Path]] = {}
+    rows: dict[str, StoredRow] = {}
+    origins: dict[str, Path] = {}
+    checksums: dict[str, str] = {}
     runs: dict[str, dict[str, Any]] = {}
     conflicts: list[str] = []
     for source in map(Path, sources):
         with ResultStore.open(source) as store:
             planned = store.planned()
-            found = store.rows(list(planned))
+            found, sealed = store.sealed_rows(list(planned))
             provenance = {facts["run"]: facts for facts in store.provenance()}
         for run, facts in provenance.items():
             cases = {case: place for case, (number, place) in planned.items() if number == run}
             _add_run(runs, facts, cases, source)
         for row in found:
-            earlier = rows.get(row["case_id"])
-            if earlier is None or earlier[0]["status"] not in EVALUATED:
-                rows[row["case_id"]] = (row, source)
-            elif row["status"] in EVALUATED and (difference := _difference(earlier[0], row)):
-                conflicts.append(f"{difference} in {earlier[1]} and {source}")
+            case = row["case_id"]
+            earlier = rows.get(case)
+            if earlier is None or earlier["status"] not in EVALUATED:
+                rows[case], origins[case] = row, source
+                checksums[case] = sealed.get(case, "")
+            elif row["status"] in EVALUATED and (difference := _difference(earlier, row)):
+                conflicts.append(f"{difference} in {origins[case]} and {source}")
     if conflicts:
         more = len(conflicts) - _MOST_NAMED
         text = "; ".join(conflicts[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
-        raise StoreError(f"{len(conflicts)} rows of the same case differ: {text}")
-    _write(Path(out), {case: row for case, (row, _) in rows.items()}, list(runs.values()))
+        raise StoreError(f"the rows of {counted(len(conflicts), 'case')} differ: {text}")
+    asked = _write(Path(out), rows, checksums, list(runs.values()))
+    if csv is not None:
+        ordered = _as_read(rows, asked)
+        write_csv(csv, ordered, every_name(ordered))
     return len(rows)
 
 
@@ -91,7 +111,7 @@ def _plan_of(facts: dict[str, Any]) -> list[str]:
     return [json.dumps(named, sort_keys=True)]
 
 
-def _difference(one: Row, other: Row) -> str:
+def _difference(one: StoredRow, other: StoredRow) -> str:
     for name in (*one, *(name for name in other if name not in one)):
         if name not in _LOOSE and one.get(name) != other.get(name):
             where = f"layer {one['layer']!r}, split {one['split']}"
@@ -99,15 +119,33 @@ def _difference(one: Row, other: Row) -> str:
     return ""
 
 
-def _write(out: Path, rows: dict[str, Row], runs: list[dict[str, Any]]) -> None:
+def _write(
+    out: Path,
+    rows: Mapping[str, StoredRow],
+    checksums: Mapping[str, str],
+    runs: Sequence[dict[str, Any]],
+) -> dict[str, tuple[int, int]]:
+    """Make the store; return which run asked last for each case, and where in its order."""
+    asked: dict[str, tuple[int, int]] = {}
     with ResultStore.open(out, create=True) as store:
         for run in runs:
             ordered = sorted(run["cases"], key=run["cases"].__getitem__)
             places = [run["cases"][case] for case in ordered]
-            store.begin_run(run["facts"], ordered, positions=places)
-        for row in rows.values():
-            del row["case_id"]
-        store.add_all(rows)
+            number = store.begin_run(run["facts"], ordered, positions=places)
+            asked |= {case: (number, place) for case, place in run["cases"].items()}
+        store.add_all(rows, checksums)
+    return asked
+
+
+def _as_read(
+    rows: Mapping[str, StoredRow], asked: Mapping[str, tuple[int, int]]
+) -> list[StoredRow]:
+    """`rows` as the new store gives them, which need not be read for it."""
+    stored = {case: place for place, case in enumerate(rows)}
+    order = sorted(rows, key=lambda case: (*asked.get(case, (0, -1)), stored[case]))
+    ages = ((asked.get(case, (0, 0))[0], stored[case]) for case in order)
+    ordered = [rows[case] for case in order]
+    return newest(ordered, cells_of(ordered, IDENTITY), ages)
 
 
 # What tells rows apart, what says nothing about a result, and the clock.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraq_sim.errors import counted
 from loraq_sim.results.choice import (
     COSTS,
     WORST_ERROR,
@@ -323,6 +324,10 @@ def _ties_line(case: Case, best: Candidate, ties: Sequence[Candidate]) -> list[s
     return [f"Its {_heading(case.cost)} ties with that of {'; and of '.join(parts)}{sure}."]
 
 
+def _beyond(count: int) -> str:
+    return "is beyond its" if count == 1 else "are beyond their"
+
+
 def _have(candidates: Sequence[Candidate]) -> str:
     return "has" if len(candidates) == 1 else "have"
 
@@ -363,7 +368,7 @@ def _notes(case: Case) -> tuple[str, ...]:
         notes.append(f"Latencies are not known{decides}.")
     if case.n_without_cost:
         n = case.n_without_cost
-        splits = f"{n} split{'s' * (n != 1)}"
+        splits = counted(n, "split")
         notes.append(f"{splits} without a known {_heading(case.cost)} did not compete.")
     if labels:
         what = "outputs that are infinite or NaN (a float format overflows)"
@@ -373,7 +378,7 @@ def _notes(case: Case) -> tuple[str, ...]:
         clipped = _total(case, best).get("clipped_count")
         if not is_missing(clipped) and clipped:
             label = best.label
-            notes.append(f"{clipped:,} float values of {label} are beyond their format.")
+            notes.append(f"{counted(clipped, 'float value')} of {label} {_beyond(clipped)} format.")
         if not case.is_fit:
             notes.append(
                 f"An error of {value_text(case.error, best.error)} is above the 25 % up to "

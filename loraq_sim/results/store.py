@@ -18,12 +18,21 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from loraq_sim.errors import StoreError
+from loraq_sim.errors import StoreError, counted
 from loraq_sim.files import make_folder
-from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, EVALUATED, IDENTITY, Row, every_name
+from loraq_sim.results.rows import (
+    COLUMN_NAMES,
+    COLUMNS,
+    EVALUATED,
+    IDENTITY,
+    Row,
+    StoredRow,
+    every_name,
+)
 from loraq_sim.results.store_file import (
     ROW_CHECKSUM,
     SCHEMA_VERSION,
+    checksum_of,
     connect,
     explained,
     has_checksums,
@@ -47,14 +56,15 @@ __all__ = [
     "ResultStore",
     "SCHEMA_VERSION",
     "frame_of",
+    "newest",
 ]
 
 
 _QUOTED = ", ".join(f'"{name}"' for name in COLUMN_NAMES)
 
 _INSERT = (
-    f"INSERT OR REPLACE INTO rows (case_id, {_QUOTED}, extra) "
-    f"VALUES ({', '.join('?' * (len(COLUMN_NAMES) + 2))})"
+    f"INSERT OR REPLACE INTO rows (case_id, {_QUOTED}, extra, checksum) "
+    f"VALUES ({', '.join('?' * (len(COLUMN_NAMES) + 3))})"
 )
 # A changed row has no checksum until the end of its transaction, and a damaged row is not changed.
 _SEAL = f"UPDATE rows SET checksum = {ROW_CHECKSUM} WHERE checksum = ''"
@@ -64,12 +74,11 @@ _MOST_REOPENED = 5
 
 # Rows in the order their sweeps planned them, with what tells which of them came last.
 _SELECT = """
-SELECT case_id, extra, {columns}, {is_whole} AS is_whole,
-    COALESCE(planned.run, 0), rows.rowid
+SELECT case_id, extra, {columns}, {checksum}, {is_whole}, COALESCE(planned.run, 0), rows.rowid
 FROM rows LEFT JOIN planned USING (case_id)
 ORDER BY COALESCE(planned.run, 0), planned.position, rows.rowid
 """
-_IS_WHOLE = -3
+_CHECKSUM, _IS_WHOLE = -4, -3
 _identity_of = itemgetter(*(2 + COLUMN_NAMES.index(name) for name in IDENTITY))
 _age_of = itemgetter(-2, -1)
 
@@ -97,6 +106,8 @@ class ResultStore:
         self._parts = {
             "columns": ", ".join(f'{column[name]} AS "{name}"' for name in COLUMN_NAMES),
             "is_whole": self._is_whole,
+            # One over fewer columns is none of this release.
+            "checksum": "checksum" if is_checked and stored == COLUMN_NAMES else "''",
         }
 
     @classmethod
@@ -194,14 +205,36 @@ class ResultStore:
             If the row cannot be written: a full disk, a value SQLite cannot hold.
         """
         with self._transaction(f"store the row of layer {row.get('layer')!r}") as connection:
-            connection.execute(_INSERT, record_of(case_id, row))
-            connection.execute(_SEAL)
+            self._insert(connection, {case_id: row}, {})
 
-    def add_all(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store rows by case id in one transaction: all of them or none."""
-        with self._transaction(f"store {len(rows)} rows") as connection:
-            connection.executemany(_INSERT, [record_of(case, row) for case, row in rows.items()])
-            connection.execute(_SEAL)
+    def add_all(
+        self, rows: Mapping[str, Mapping[str, Any]], checksums: Mapping[str, str] | None = None
+    ) -> None:
+        """Store rows by case id in one transaction: all of them or none.
+
+        `checksums` are those of `sealed_rows`, of rows that come from another store.
+        """
+        with self._transaction(f"store {counted(len(rows), 'row')}") as connection:
+            self._insert(connection, rows, checksums or {})
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        rows: Mapping[str, Mapping[str, Any]],
+        checksums: Mapping[str, str],
+    ) -> None:
+        unsealed = []
+
+        def sealed() -> Iterator[tuple]:
+            for case_id, row in rows.items():
+                record = record_of(case_id, row)
+                if not (checksum := checksums.get(case_id) or checksum_of(record)):
+                    unsealed.append((case_id,))
+                yield (*record, checksum)
+
+        connection.executemany(_INSERT, sealed())
+        # What SQLite stores otherwise than it was given.
+        connection.executemany(f"{_SEAL} AND case_id=?", unsealed)
 
     def done(self, case_ids: Iterable[str]) -> set[str]:
         """Those of `case_ids` that are stored, whole, and did not fail; others are to be run."""
@@ -221,7 +254,7 @@ class ResultStore:
             connection.executemany("DELETE FROM rows WHERE rowid=?", [row[:1] for row in found])
         return [_name(layer, split) for _, layer, split in found]
 
-    def rows(self, case_ids: Sequence[str] | None = None, *, is_sealed: bool = False) -> list[Row]:
+    def rows(self, case_ids: Sequence[str] | None = None) -> list[Row]:
         """Rows as dicts: columns of `loraq_sim.results.rows`, then other keys, then ``case_id``.
 
         Parameters
@@ -230,37 +263,54 @@ class ResultStore:
             Only these cases, in this order, as far as they are stored. Default: all cases in the
             order they were planned; of rows that agree in all of `rows.IDENTITY`, the
             one the latest sweep asked for.
-        is_sealed : bool
-            Whether this process has just written all rows: their checksums are not made again.
 
         Raises
         ------
         StoreError
             If the store cannot be read or one of these rows is damaged.
         """
+        return [row.as_dict() for row in self.stored_rows(case_ids)]
+
+    def stored_rows(self, case_ids: Sequence[str] | None = None) -> list[StoredRow]:
+        """`rows` to be read only, in a third of the memory."""
         with explained(self.path, "read"):
-            query = _SELECT.replace("{is_whole}", "1") if is_sealed else _SELECT
-            found: list[Any] = self._read(query)
-            if case_ids is not None:
-                by_id = {record[0]: record for record in found}
-                found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
-            self._check_whole(found)
-            if case_ids is None:
-                found = _newest(found)
+            found: list[Any] = self._records(case_ids)
             # In its own place: a large store is not in memory twice.
             for place, record in enumerate(found):
                 found[place] = row_of(record)
             return found
 
-    def possible_rows(self) -> list[Row]:
-        """`rows`, all of which can be added up and drawn; see `check_possible`.
+    def sealed_rows(self, case_ids: Sequence[str]) -> tuple[list[StoredRow], dict[str, str]]:
+        """`stored_rows`, and by case id the checksums that `add_all` need not make again."""
+        with explained(self.path, "read"):
+            found: list[Any] = self._records(case_ids)
+            checksums = {}
+            for place, record in enumerate(found):
+                found[place] = row = row_of(record)
+                # Further keys, and what an older release wrote, may be stored otherwise.
+                if self._has_plain_texts and row.cells == (*record[2:_CHECKSUM], record[0]):
+                    checksums[record[0]] = record[_CHECKSUM]
+            return found, checksums
+
+    def _records(self, case_ids: Sequence[str] | None) -> list[tuple]:
+        found = self._read(_SELECT, _with_shared_texts)
+        if case_ids is not None:
+            by_id = {record[0]: record for record in found}
+            found = [by_id[case_id] for case_id in case_ids if case_id in by_id]
+        self._check_whole(found)
+        if case_ids is None:
+            found = newest(found, map(_identity_of, found), map(_age_of, found))
+        return found
+
+    def possible_rows(self) -> list[StoredRow]:
+        """`stored_rows`, all of which can be added up and drawn; see `check_possible`.
 
         Raises
         ------
         StoreError
             If the store cannot be read, or a row has a number that nothing can have.
         """
-        rows = self.rows()
+        rows = self.stored_rows()
         check_possible(rows, self.path)
         return rows
 
@@ -313,9 +363,7 @@ class ResultStore:
             found = self._read("SELECT run, provenance FROM runs ORDER BY run")
             return [run_facts(run, text) for run, text in found]
 
-    def export_csv(
-        self, path: str | Path, case_ids: Sequence[str] | None = None, *, is_sealed: bool = False
-    ) -> int:
+    def export_csv(self, path: str | Path, case_ids: Sequence[str] | None = None) -> int:
         """Write `rows` to a CSV file: missing values empty, booleans ``True`` and ``False``.
 
         Returns their number.
@@ -325,7 +373,7 @@ class ResultStore:
         StoreError
             If the file cannot be written. A file that was there stays as it was.
         """
-        rows = self.rows(case_ids, is_sealed=is_sealed)
+        rows = self.stored_rows(case_ids)
         write_csv(path, rows, every_name(rows))
         return len(rows)
 
@@ -339,18 +387,21 @@ class ResultStore:
         StoreError
             If pyarrow is missing or the file cannot be written. A file that was there stays.
         """
-        rows = self.rows(case_ids)
+        rows = self.stored_rows(case_ids)
         write_parquet(path, rows, every_name(rows))
         return len(rows)
 
-    def _read(self, query: str) -> list[tuple]:
-        """All records of a query; a store that another process has changed is opened again."""
+    def _read(self, query: str, of: Callable[[tuple], tuple] = tuple) -> list[tuple]:
+        """All records of a query; a store that another process has changed is opened again.
+
+        `of` makes of each record at once what is kept of it.
+        """
         for attempt in range(_MOST_REOPENED + 1):
             if is_outdated(self.path, self._state):
                 self._connection.close()
                 self._connect()
             try:
-                found = self._fetched(query.format(**self._parts))
+                found = self._fetched(query.format(**self._parts), of)
             except sqlite3.DatabaseError:
                 # Half of an old and half of a new file may be no database at all.
                 if attempt == _MOST_REOPENED or not is_outdated(self.path, self._state):
@@ -360,18 +411,20 @@ class ResultStore:
                     return found
         raise sqlite3.OperationalError("database is locked: it changes during every read")
 
-    def _fetched(self, query: str) -> list[tuple]:
+    def _fetched(self, query: str, of: Callable[[tuple], tuple]) -> list[tuple]:
         """Records whose texts SQLite decodes itself, five times as fast; if it cannot, as usual."""
         usual = self._connection.text_factory
         self._connection.text_factory = str
+        self._has_plain_texts = True
         try:
-            return list(map(_with_shared_texts, self._connection.execute(query)))
+            return list(map(of, self._connection.execute(query)))
         except sqlite3.OperationalError as error:
             if "decode" not in str(error):
                 raise
         finally:
             self._connection.text_factory = usual
-        return self._connection.execute(query).fetchall()
+        self._has_plain_texts = False
+        return list(map(of, self._connection.execute(query)))
 
     def _check_whole(self, records: Sequence[tuple]) -> None:
         damaged = [record for record in records if not record[_IS_WHOLE]]
@@ -379,7 +432,7 @@ class ResultStore:
             layer, split = (COLUMN_NAMES.index(name) + 2 for name in ("layer", "split"))
             names = ", ".join(_name(r[layer], r[split]) for r in damaged[:_MOST_NAMED])
             raise StoreError(
-                f"{self.path}: {len(damaged)} rows are damaged (their checksums do not match): "
+                f"{self.path}: {counted(len(damaged), 'row', 'is')} damaged (wrong checksum): "
                 f"{names}; run the sweep again, which replaces them"
             )
 
@@ -407,26 +460,26 @@ def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
 
 def _with_shared_texts(record: tuple) -> tuple:
     """`record` with each text kept once: they repeat in thousands of rows, a KiB in each."""
-    case_id, *values = record
-    return (
-        case_id,
-        *[sys.intern(value) if type(value) is str else value for value in values],
-    )
+    case_id, *values, checksum, is_whole, run, number = record
+    shared = [sys.intern(value) if type(value) is str else value for value in values]
+    return (case_id, *shared, checksum, is_whole, run, number)
 
 
-def _newest(records: list[tuple]) -> list[tuple]:
-    """Of records a reader could not tell apart the one of the sweep that asked last.
+def newest(
+    rows: list[Any], identities: Iterable[tuple], ages: Iterable[tuple[int, int]]
+) -> list[Any]:
+    """Of rows a reader could not tell apart the one of the sweep that asked last.
 
-    They come from a changed dump, accelerator file or release.
+    They come from a changed dump, accelerator file or release. `ages` are the number of the sweep
+    that asked for a row last and its place in the store.
     """
-    newest: dict[tuple, tuple] = {}
-    for record in records:
-        key = _identity_of(record)
-        if key not in newest or _age_of(record) > _age_of(newest[key]):
-            newest[key] = record
-    if len(newest) == len(records):
-        return records
-    return [record for record in records if newest[_identity_of(record)] is record]
+    kept: dict[tuple, tuple[tuple[int, int], int]] = {}
+    for place, (identity, age) in enumerate(zip(identities, ages, strict=True)):
+        if identity not in kept or age > kept[identity][0]:
+            kept[identity] = (age, place)
+    if len(kept) == len(rows):
+        return rows
+    return [rows[place] for place in sorted(place for _, place in kept.values())]
 
 
 def _name(layer: Any, split: Any) -> str:

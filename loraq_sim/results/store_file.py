@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from loraq_sim.errors import StoreError
 from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS
@@ -27,6 +28,7 @@ from loraq_sim.results.store_snapshot import (
 __all__ = [
     "ROW_CHECKSUM",
     "SCHEMA_VERSION",
+    "checksum_of",
     "connect",
     "explained",
     "has_checksums",
@@ -208,6 +210,36 @@ def stored_columns(connection: sqlite3.Connection) -> tuple[str, ...]:
 def _row_checksum(*values: bytes | float | int | None) -> str:
     # The representation of a float is exact, and types do not meet.
     return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+
+
+_SQL_TYPES = ("TEXT", *(column.sql_type for column in COLUMNS), "TEXT")
+
+
+def checksum_of(record: Sequence[Any]) -> str:
+    """Checksum of the row that SQLite makes of case id, columns and ``extra``.
+
+    Empty where SQLite may store another value than it is given, such as a text for a number in a
+    column of texts; `ROW_CHECKSUM` then says.
+    """
+    stored: list[Any] = []
+    for value, sql_type in zip(record, _SQL_TYPES, strict=True):
+        kind = type(value)
+        if kind is str and sql_type == "TEXT":
+            try:
+                stored.append(value.encode())
+            except UnicodeEncodeError:
+                return ""
+        elif (
+            value is None
+            or (kind is int and sql_type == "INTEGER" and -(2**63) <= value < 2**63)
+            # SQLite has no negative zero.
+            or (kind is float and sql_type == "REAL" and (value or str(value) == "0.0"))
+        ):
+            stored.append(value)
+        else:
+            return ""
+    case_id, *columns, extra = stored
+    return _row_checksum(case_id, extra, *columns)
 
 
 def _has_log(path: Path) -> bool:

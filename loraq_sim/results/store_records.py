@@ -21,7 +21,14 @@ from typing import Any
 
 from loraq_sim.errors import StoreError
 from loraq_sim.files import csv_cell, replaced_file
-from loraq_sim.results.rows import COLUMN_NAMES, COLUMNS, Row, plain_value
+from loraq_sim.results.rows import (
+    COLUMN_NAMES,
+    COLUMNS,
+    Row,
+    StoredRow,
+    cells_of,
+    plain_value,
+)
 
 __all__ = [
     "check_possible",
@@ -35,7 +42,7 @@ __all__ = [
 
 _NUMBER = (int, float)
 _NONE = type(None)
-_KNOWN_NAMES = frozenset(COLUMN_NAMES)
+_KNOWN_NAMES = frozenset((*COLUMN_NAMES, "case_id"))
 _AS_IT_IS = frozenset((str, int, _NONE))
 # Rows of a store have their types in few patterns; each is looked at once.
 _seen: set[tuple[type, ...]] = set()
@@ -58,6 +65,11 @@ _LIMITS = {
     for column in COLUMNS
     if column.sql_type != "TEXT"
 }
+# Of rows without further keys.
+_STORED_PLACES = {name: place for place, name in enumerate((*COLUMN_NAMES, "case_id"))}
+# Of a record: where its columns end, and where of them the options and the mark of the front are.
+_END = 2 + len(COLUMN_NAMES)
+_OPTIONS, _PARETO = map(COLUMN_NAMES.index, ("options", "pareto"))
 _NEEDED = tuple((COLUMN_NAMES.index(name), name) for name in ("layer", "status"))
 # Python parses integers of thousands of digits, and then refuses to print them.
 _HUGE = re.compile(r"\d{19}")
@@ -74,29 +86,43 @@ _FACTS: dict[str, Any] = {
 
 
 def record_of(case_id: str, row: Mapping[str, Any]) -> list[Any]:
-    """What is stored of `row`: case id, columns, and other keys as JSON."""
+    """What is stored of `row`: case id, columns, and other keys as JSON.
+
+    A ``case_id`` of the row's own is left out.
+    """
+    if isinstance(row, StoredRow) and row.places is _STORED_PLACES:
+        # As a store gave it.
+        values, others = row.cells[:-1], []
+    else:
+        values = tuple(map(row.get, COLUMN_NAMES))
+        others = [name for name in row if name not in _KNOWN_NAMES]
     known = [
         value
         if type(value) in _AS_IT_IS or (type(value) is float and value == value)
-        else plain_value(value)
-        for value in map(row.get, COLUMN_NAMES)
+        else _storable(value)
+        for value in values
     ]
-    others = [name for name in row if name not in _KNOWN_NAMES]
     if not others:
         return [case_id, *known, "{}"]
     extra = {name: plain_value(row[name]) for name in others}
     return [case_id, *known, json.dumps(extra, default=str)]
 
 
-def row_of(record: tuple) -> Row:
-    """The row behind a record of case id, extra, columns, and three facts that are no part of it.
+def _storable(value: Any) -> Any:
+    value = plain_value(value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def row_of(record: tuple) -> StoredRow:
+    """The row behind a record of case id, extra, columns, and facts that are no part of it.
 
     Raises
     ------
     ValueError, TypeError, RecursionError
         If no release wrote such a record.
     """
-    case_id, extra, *values, _is_whole, _run, _number = record
+    case_id, extra = record[:2]
+    values = record[2:_END]
     kinds = tuple(map(type, values))
     if kinds not in _seen:
         for kind, wanted, name in zip(kinds, _TYPES, COLUMN_NAMES, strict=True):
@@ -109,18 +135,19 @@ def row_of(record: tuple) -> Row:
             raise ValueError(f"it has no {name}")
     if not isinstance(case_id, str):
         raise TypeError("its case_id is no text")
-    row: Row = dict(zip(COLUMN_NAMES, values, strict=True))
-    if row["options"]:
-        row |= _checked_options(row["options"])
-    row["pareto"] = None if row["pareto"] is None else bool(row["pareto"])
+    if values[_OPTIONS] and (changed := _checked_options(values[_OPTIONS])):
+        both = dict(zip(COLUMN_NAMES, values, strict=True)) | changed
+        values = tuple(both.values())
+    pareto = values[_PARETO]
+    if pareto is not None:
+        values = (*values[:_PARETO], bool(pareto), *values[_PARETO + 1 :])
     if extra == "{}":
-        row["case_id"] = case_id
-        return row
+        return StoredRow(_STORED_PLACES, (*values, case_id))
     others = _json_object(extra, "extra")
     for name in others:
-        if name in row or name == "case_id":
+        if name in _KNOWN_NAMES:
             raise ValueError(f"extra holds the column {name!r}")
-    return row | others | {"case_id": case_id}
+    return StoredRow.of((*COLUMN_NAMES, *others, "case_id"), (*values, *others.values(), case_id))
 
 
 def _checked_options(text: str) -> Row:
@@ -140,7 +167,7 @@ def _checked_options(text: str) -> Row:
     return {"smooth": smooth, "options": json.dumps(options, sort_keys=True) if options else ""}
 
 
-def check_possible(rows: Iterable[Row], where: str | Path) -> None:
+def check_possible(rows: Sequence[Mapping[str, Any]], where: str | Path) -> None:
     """Refuse rows with a number that no layer and no machine can have.
 
     A store keeps any number. What adds rows up or draws them asks this first: a negative time or a
@@ -151,8 +178,8 @@ def check_possible(rows: Iterable[Row], where: str | Path) -> None:
     StoreError
         If there is one; the message begins with `where` and names the row, column and value.
     """
-    for row in rows:
-        if why := _impossible(row):
+    for row, values in zip(rows, cells_of(rows, tuple(_LIMITS)), strict=True):
+        if why := _impossible(values):
             layer = f"layer {row['layer']!r:.200}, split {row['split']!r:.50}"
             raise StoreError(
                 f"{where}: cannot be used: in the row of {layer}, {why}; sweep it again with "
@@ -160,10 +187,9 @@ def check_possible(rows: Iterable[Row], where: str | Path) -> None:
             )
 
 
-def _impossible(row: Row) -> str:
-    """What is impossible, in a few words; empty if all is possible."""
-    for name, (least, most) in _LIMITS.items():
-        value = row.get(name)
+def _impossible(values: Iterable[Any]) -> str:
+    """What is impossible of the values of the columns of `_LIMITS`; empty if all is possible."""
+    for value, (name, (least, most)) in zip(values, _LIMITS.items(), strict=True):
         if value is not None and not least <= value <= most:
             return f"{name} is {value}"
     return ""
@@ -240,8 +266,8 @@ def write_csv(
         # Texts repeat: a name of a layer stands in hundreds of rows.
         cell = lru_cache(maxsize=_MOST_CELLS)(csv_cell)
         writer.writerows(
-            [cell(value) if type(value) is str else value for value in map(row.get, names)]
-            for row in rows
+            [cell(value) if type(value) is str else value for value in values]
+            for values in cells_of(rows, names)
         )
         # Leaves `file` open, which ends up on the disk before it takes its place.
         text.detach()

@@ -6,12 +6,15 @@ Costs are sums over layers of the cost of one call times the calls per step. Err
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
+from fractions import Fraction
+from operator import mul
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
-from loraq_sim.results.rows import EVALUATED, IDENTITY, ResultRow, Row
+from loraq_sim.results.rows import EVALUATED, IDENTITY, AnyRow, ResultRow, Row, StoredRow, cells_of
 
 if TYPE_CHECKING:
     import pandas
@@ -40,6 +43,17 @@ _NUMBERS = (
     *(*_COSTS, "utilization", "bound", "peak_activation_bytes", "fits_in"),
     "m_source",
 )
+# What sums and maxima are made of.
+_USED = (
+    *("n", "k", "calls_per_step", "weight_bytes", "overflow_count", "safe_acc_bits"),
+    *("clipped_count", "first_clipped", "activation_error_share", "p_error_share"),
+    *("wide_p_error", "p_format", *_COSTS, "utilization", "bound", "peak_activation_bytes"),
+    *("fits_in", "m_source"),
+)
+# What weights of aggregates are made of.
+_WEIGHING = ("calls_per_step", "m", "n", "k", "output_rms")
+# A mean of squares below it has lost digits of those below float64's normal numbers.
+_LEAST_EXACT = 1e-280
 MODEL_COLUMNS = (*_KEYS, "n_layers", "n_missing", "complete", *_NUMBERS, "status", "message")
 """Columns of the totals, in order."""
 
@@ -104,7 +118,10 @@ def model_totals(
 ) -> list[ModelRow]: ...
 @overload
 def model_totals(
-    frame: list[Row], *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+    frame: list[Row] | list[StoredRow],
+    *,
+    layers: Collection[str] = (),
+    aggregate: str = DEFAULT_AGGREGATE,
 ) -> list[Row]: ...
 @overload
 def model_totals(
@@ -171,13 +188,12 @@ def model_totals(
     InputError
         If a layer has two rows in one combination, or the aggregate is unknown.
     """
-    rows: list[Row] = frame if isinstance(frame, list) else records_of(frame)
-    combinations: dict[tuple, dict[str, Row]] = {}
+    rows: Sequence[AnyRow] = frame if isinstance(frame, list) else records_of(frame)
+    combinations: dict[tuple, dict[str, AnyRow]] = {}
     members: dict[Any, set[str]] = {}
     usable: dict[Any, set[str]] = {}
-    for row in rows:
-        row = as_asked(row)
-        key = tuple(map(row.get, _KEYS))
+    asked = list(map(as_asked, rows))
+    for row, key in zip(asked, cells_of(asked, _KEYS), strict=True):
         _insert(combinations.setdefault(key, {}), row)
         members.setdefault(row.get("dump"), set(layers)).add(row["layer"])
         if row.get("status") in EVALUATED:
@@ -192,7 +208,7 @@ def model_totals(
     return type(frame)(totals, columns=list(MODEL_COLUMNS))
 
 
-def as_asked(row: Row) -> Row:
+def as_asked(row: AnyRow) -> AnyRow:
     """`row` under the split, method and preset the plan asked for, before overrides of its layer.
 
     A combination is a point of the plan's grid, whatever single layers do in it.
@@ -202,7 +218,7 @@ def as_asked(row: Row) -> Row:
         return row
     rest = json.loads(options)
     asked = rest.pop("asked")
-    return row | asked | {"options": json.dumps(rest, sort_keys=True) if rest else ""}
+    return {**row, **asked, "options": json.dumps(rest, sort_keys=True) if rest else ""}
 
 
 def records_of(frame: "pandas.DataFrame") -> list[Row]:
@@ -211,7 +227,7 @@ def records_of(frame: "pandas.DataFrame") -> list[Row]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _insert(by_layer: dict[str, Row], row: Row) -> None:
+def _insert(by_layer: dict[str, AnyRow], row: AnyRow) -> None:
     if row["layer"] in by_layer:
         raise InputError(
             f"layer {row['layer']!r} has two rows for split {row.get('split')}; "
@@ -221,7 +237,7 @@ def _insert(by_layer: dict[str, Row], row: Row) -> None:
 
 
 def _combination(
-    by_layer: dict[str, Row], members: set[str], usable: set[str], aggregate: str
+    by_layer: Mapping[str, AnyRow], members: set[str], usable: set[str], aggregate: str
 ) -> Row:
     done = [row for row in by_layer.values() if row.get("status") in EVALUATED]
     n_missing = len(members) - len(done)
@@ -249,99 +265,134 @@ def _combination(
     return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
 
 
-def _sums(rows: Sequence[Row], aggregate: str) -> Row:
-    n_weights = _over(sum, rows, lambda row: row["n"] * row["k"])
-    weight_bytes = _over(sum, rows, lambda row: row["weight_bytes"])
+def _sums(rows: Sequence[AnyRow], aggregate: str) -> Row:
+    columns = dict(zip(_USED, map(list, zip(*cells_of(rows, _USED), strict=True)), strict=True))
+    calls = [count or 1 for count in columns["calls_per_step"]]
+    latency = columns["latency_s"]
+
+    weight_bytes = _over(sum, columns["weight_bytes"])
     error = _root_mean_square(rows, "output_error", aggregate)
     totals: Row = {
         "weight_bytes": weight_bytes,
-        "bits_per_weight": _ratio(8, weight_bytes, n_weights),
+        "bits_per_weight": _ratio(8, weight_bytes, _over(sum, columns["n"], columns["k"])),
         "weight_error": _root_mean_square(rows, "weight_error", aggregate),
         "output_error": error,
         "sqnr_db": _sqnr_db(error),
-        "overflow_count": _over(sum, rows, lambda row: row["overflow_count"]),
-        "safe_acc_bits": _over(max, rows, lambda row: row["safe_acc_bits"]),
-        "clipped_count": _over(sum, rows, lambda row: row["clipped_count"]),
+        "overflow_count": _over(sum, columns["overflow_count"]),
+        "safe_acc_bits": _over(max, columns["safe_acc_bits"]),
+        "clipped_count": _over(sum, columns["clipped_count"]),
         "first_clipped": next(
-            (f"{row['layer']}: {row['first_clipped']}" for row in rows if row.get("first_clipped")),
+            (
+                f"{row['layer']}: {first}"
+                for row, first in zip(rows, columns["first_clipped"], strict=True)
+                if first
+            ),
             None,
         ),
-        **_rounding(rows, aggregate),
+        **_rounding(rows, columns, aggregate),
     }
     for name in _COSTS:
-        totals[name] = _over(sum, rows, _per_step(name))
-    busy = _over(sum, rows, lambda row: row["utilization"] * row["latency_s"] * _calls(row))
+        totals[name] = _over(sum, columns[name], calls)
+    busy = _over(sum, columns["utilization"], latency, calls)
     totals["utilization"] = _ratio(1, busy, totals["latency_s"])
-    totals["bound"] = _longest_bound(rows)
-    totals["peak_activation_bytes"] = _over(max, rows, lambda row: row["peak_activation_bytes"])
-    totals["fits_in"] = _outermost([row.get("fits_in") for row in rows])
-    sources = dict.fromkeys(str(row["m_source"]) for row in rows if row.get("m_source"))
+    totals["bound"] = _longest_bound(columns["bound"], latency, calls)
+    totals["peak_activation_bytes"] = _over(max, columns["peak_activation_bytes"])
+    totals["fits_in"] = _outermost(columns["fits_in"])
+    sources = dict.fromkeys(str(source) for source in columns["m_source"] if source)
     totals["m_source"] = "; ".join(sources) or None
     return totals
 
 
-def _rounding(rows: Sequence[Row], aggregate: str) -> Row:
+def _rounding(rows: Sequence[AnyRow], columns: Mapping[str, list[Any]], aggregate: str) -> Row:
     """What rounding activations and P adds to the error of the model; a layer without P adds 0."""
+    found: Row = dict.fromkeys(("activation_error_share", "p_error_share", "wide_p_error"))
     weight = aggregate_of("output_error", aggregate).weight
-    found: Row = {}
-
-    def part(name: str) -> Callable[[Row], float]:
-        return lambda row: weight(row) * _square(row, "output_error") * (row.get(name) or 0.0)
-
-    square = _over(sum, rows, lambda row: weight(row) * _square(row, "output_error"))
-    for name in ("activation_error_share", "p_error_share"):
-        known = any(row.get(name) is not None for row in rows)
-        is_told = known and math.isfinite(square or 0)
-        found[name] = _ratio(1, _over(sum, rows, part(name)), square) if is_told else None
-    known = any(row.get("wide_p_error") is not None for row in rows)
-    wide = [
-        row | {"output_error": row["wide_p_error"]} if row.get("wide_p_error") is not None else row
-        for row in rows
+    shares = [
+        name
+        for name in ("activation_error_share", "p_error_share")
+        if any(value is not None for value in columns[name])
     ]
-    found["wide_p_error"] = _root_mean_square(wide, "output_error", aggregate) if known else None
-    formats = {row.get("p_format") for row in rows} - {None}
+    if shares:
+        # Of errors scaled to at most 1: a square of 1e200 is no float.
+        errors = [_error_of(row, "output_error") for row in rows]
+        largest = max((error for error in errors if error is not None), default=0.0)
+        scaled = [None if e is None else e / (largest or 1.0) for e in errors]
+        weights = _values(weight, rows)
+        square = _over(sum, weights, scaled, scaled)
+        for name in shares if math.isfinite(largest) and math.isfinite(square or 0) else ():
+            known = [value or 0.0 for value in columns[name]]
+            found[name] = _ratio(1, _over(sum, weights, scaled, scaled, known), square)
+    wide = columns["wide_p_error"]
+    if any(value is not None for value in wide):
+        replaced = [
+            row if value is None else {**row, "output_error": value}
+            for row, value in zip(rows, wide, strict=True)
+        ]
+        found["wide_p_error"] = _root_mean_square(replaced, "output_error", aggregate)
+    formats = set(columns["p_format"]) - {None}
     found["p_format"] = next(iter(formats)) if len(formats) == 1 else None
     return found
 
 
-def _per_step(name: str) -> Callable[[Row], Any]:
-    """Value of a cost of one call in all calls of a step."""
-    return lambda row: row[name] * _calls(row)
-
-
-def _calls(row: Row) -> int:
-    return row.get("calls_per_step") or 1
-
-
-def _over(
-    reduce: Callable[[list], Any], rows: Sequence[Row], value: Callable[[Row], Any]
-) -> Any | None:
-    """``reduce`` of ``value(row)`` over all rows, None if one of them lacks the value."""
+def _over(reduce: Callable[[Iterable[Any]], Any], *factors: list[Any]) -> Any | None:
+    """``reduce`` of the products of the factors of each row; None if a row lacks one."""
     try:
-        values = [value(row) for row in rows]
-        return reduce(values)
-    except (TypeError, KeyError):
+        if len(factors) == 1:
+            return reduce(factors[0])
+        first, *others = factors
+        for other in others:
+            first = list(map(mul, first, other))
+        return reduce(first)
+    except TypeError:
         return None
 
 
-def _root_mean_square(rows: Sequence[Row], column: str, aggregate: str) -> float | None:
+def _values(weight: Callable[[Any], float], rows: Sequence[AnyRow]) -> list[Any]:
+    """Weight of each row, None where it lacks what that takes."""
+    found: list[Any] = []
+    for row in rows:
+        try:
+            found.append(weight(row))
+        except (TypeError, KeyError):
+            found.append(None)
+    return found
+
+
+def _root_mean_square(rows: Sequence[AnyRow], column: str, aggregate: str) -> float | None:
     weight = aggregate_of(column, aggregate).weight
-    square = _over(sum, rows, lambda row: weight(row) * _square(row, column))
-    mean = _ratio(1, square, _over(sum, rows, weight))
-    return None if mean is None else math.sqrt(mean)
+    errors = [error for row in rows if (error := _error_of(row, column)) is not None]
+    weights = _values(weight, rows)
+    if len(errors) < len(rows) or None in weights:
+        return None
+    mean = _ratio(1, sum(map(mul, weights, map(mul, errors, errors))), sum(weights))
+    if mean is None or _LEAST_EXACT < mean < math.inf or math.inf in errors or not any(errors):
+        return None if mean is None else math.sqrt(mean)
+    return _exact_root_mean_square(rows, errors, weight)
 
 
-def _error_of(row: Row, column: str) -> float | None:
+def _exact_root_mean_square(
+    rows: Sequence[AnyRow], errors: Sequence[float], weight: Callable[[Any], float]
+) -> float | None:
+    """The same of numbers whose squares are beyond float64, or lost in it."""
+    exact = [
+        {name: Fraction(v) for name in _WEIGHING if (v := row.get(name)) is not None}
+        for row in rows
+    ]
+    weights = list(map(weight, exact))
+    square = sum(w * Fraction(e) ** 2 for w, e in zip(weights, errors, strict=True))
+    if not (whole := sum(weights)):
+        return None
+    mean = Fraction(square) / Fraction(whole)
+    with localcontext() as context:
+        context.prec, context.Emax, context.Emin = 40, MAX_EMAX, MIN_EMIN
+        return float((Decimal(mean.numerator) / Decimal(mean.denominator)).sqrt())
+
+
+def _error_of(row: AnyRow, column: str) -> float | None:
     """Relative error of a row: of an output that is not finite infinite, which JSON makes null."""
     error = row.get(column)
     is_wild = column == "output_error" and row.get("status") == "overflow"
     return math.inf if error is None and is_wild else error
-
-
-def _square(row: Row, column: str) -> float:
-    # A product: a power of floats raises OverflowError where a product is infinite.
-    error: Any = _error_of(row, column)  # None, which is in no sum, ends that of `_over`
-    return error * error
 
 
 def _few(names: Sequence[str]) -> str:
@@ -365,10 +416,11 @@ def _outermost(memories: Sequence[Any]) -> str | None:
     return max(memories, key=order.index, default=None)
 
 
-def _longest_bound(rows: Sequence[Row]) -> str | None:
+def _longest_bound(
+    bounds: Sequence[Any], latency: Sequence[Any], calls: Sequence[int]
+) -> str | None:
     seconds: dict[str, float] = {}
-    for row in rows:
-        if row.get("bound") and row.get("latency_s") is not None:
-            time = row["latency_s"] * _calls(row)
-            seconds[row["bound"]] = seconds.get(row["bound"], 0.0) + time
+    for bound, time, count in zip(bounds, latency, calls, strict=True):
+        if bound and time is not None:
+            seconds[bound] = seconds.get(bound, 0.0) + time * count
     return max(seconds, key=seconds.__getitem__) if seconds else None

@@ -258,9 +258,15 @@ def _joint_headline(found: Mapping[str, Verdict]) -> str:
     parts = [f"{label} on {listing(places)}" for label, places in picks.items()]
     unfit = [verdict.headline for verdict in found.values() if not verdict.is_fit]
     if not parts:
-        alike = set(unfit) <= {headline_of(None)}
-        return headline_of(None) if alike else "; ".join(unfit)
-    return "; ".join([f"Build {listing(parts)}", *unfit])
+        # Each names its accelerator.
+        first, *others = unfit or [headline_of(None)]
+        return "; ".join([first, *map(_within_sentence, others)])
+    return "; ".join([f"Build {listing(parts)}", *map(_within_sentence, unfit)])
+
+
+def _within_sentence(headline: str) -> str:
+    """A headline of a split that is not built, after a semicolon."""
+    return f"{headline[:1].lower()}{headline[1:]}"
 
 
 def _joint_case(cases: Sequence[Case]) -> Case:

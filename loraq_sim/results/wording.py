@@ -9,9 +9,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from loraq_sim.results.columns import choose_unit, column_for, format_numbers, is_missing
+from loraq_sim.results.columns import choose_unit, column_for, format_numbers, in_unit, is_missing
 from loraq_sim.results.rows import AnyRow
 
 __all__ = [
@@ -72,7 +74,7 @@ def value_text(key: str, value: Any) -> str:
         return "infinite"
     column = column_for(key)
     unit = choose_unit([value], column.quantity)
-    (text,) = format_numbers([value / unit.size], column.digits)
+    (text,) = format_numbers([in_unit(value, unit)], column.digits)
     return f"{text} {pretty_unit(unit.symbol)}".strip()
 
 
@@ -113,34 +115,50 @@ def comparison(row: AnyRow, base: AnyRow, costs: Sequence[str], y: str) -> str:
     >>> comparison(row, base, ["t_s"], "e")
     'halves the e of W4A4 for +50 % t'
     """
-    gain = _gain(row[y] / base[y], column_for(y).heading, name_of(base))
+    gain = _gain(_ratio(row[y], base[y]), column_for(y).heading, name_of(base))
     prices = [
-        _price(row[key] / base[key], column_for(key).heading)
+        _price(_ratio(row[key], base[key]), column_for(key).heading)
         for key in costs
         if base.get(key) and row.get(key) is not None
     ]
     return f"{gain} {' and '.join(prices)}".replace(" and for ", " and ").rstrip()
 
 
-def _gain(ratio: float, error: str, base: str) -> str:
+def _ratio(value: float, base: float) -> float | Fraction:
+    """`value` over `base`, exact where a float would not hold it or the inverse of it."""
+    ratio = value / base
+    known = math.isfinite(value) and math.isfinite(base)
+    return Fraction(value) / Fraction(base) if known and not 1e-300 < ratio < 1e300 else ratio
+
+
+def _times(ratio: float | Fraction) -> str:
+    """``12.3×``; of more than a million the size only."""
+    if 0 < ratio < 1_000_000:
+        return f"{float(ratio):.1f}×"
+    if isinstance(ratio, Fraction):
+        return f"{Decimal(ratio.numerator) / Decimal(ratio.denominator):.1e}×"
+    return f"{ratio:.1e}×"
+
+
+def _gain(ratio: float | Fraction, error: str, base: str) -> str:
     short = error.removeprefix("output ")
     if 0.475 <= ratio <= 0.525:
         return f"halves the {short} of {base}"
     if ratio == 0:
         return f"has none of the {short} of {base}"
     if ratio < 0.4:
-        return f"has {1 / ratio:.1f}× less {short} than {base}"
-    return f"cuts the {short} of {base} by {100 * (1 - ratio):.0f} %"
+        return f"has {_times(1 / ratio)} less {short} than {base}"
+    return f"cuts the {short} of {base} by {100 * float(1 - ratio):.0f} %"
 
 
-def _price(ratio: float, cost: str) -> str:
+def _price(ratio: float | Fraction, cost: str) -> str:
     if 0.995 < ratio < 1.005:
         return f"at the same {cost}"
     if ratio < 1:
-        return f"with {100 * (1 - ratio):.0f} % less {cost}"
+        return f"with {100 * float(1 - ratio):.0f} % less {cost}"
     if ratio < 2:
-        return f"for +{100 * (ratio - 1):.0f} % {cost}"
-    return f"for {ratio:.1f}× the {cost}"
+        return f"for +{100 * float(ratio - 1):.0f} % {cost}"
+    return f"for {_times(ratio)} the {cost}"
 
 
 # Word before a value that does not say by itself what it is.

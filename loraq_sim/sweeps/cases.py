@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps import LayerInfo
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.formats import Format
 from loraq_sim.results.rows import COLUMN_NAMES
 from loraq_sim.settings import CaseSettings, as_tuple, datapath_grid, settings_of, settings_with
@@ -313,7 +313,8 @@ class CaseGrid:
                         points.setdefault(case_identity(**point.facts()), point)
         for method, texts in reduced.items():
             self.notes.append(
-                f"method {method} has no branch: {len(texts)} splits are their main part only"
+                f"method {method} has no branch: of "
+                f"{counted(len(texts), 'split')} it solves the main part only"
             )
         return list(points.values())
 

@@ -32,6 +32,7 @@ import numpy as np
 
 import hwmodels
 from loraq_sim.dumps import LayerInfo
+from loraq_sim.errors import counted
 from loraq_sim.layers import Layer
 from loraq_sim.settings import CaseSettings
 from loraq_sim.split import WITHOUT_BRANCH, parse_split
@@ -259,7 +260,7 @@ def _rates(
         return rates, "nothing left to run", 0.0
     missing = tuple(sorted({case.effort for case in waiting} - rates.keys()))
     probe = probe_machine(missing)
-    known = f"{n_rows} cases of this sweep already stored"
+    known = f"{counted(n_rows, 'case')} of this sweep already stored"
     if not missing:
         return rates, known, probe.start_s
     return (

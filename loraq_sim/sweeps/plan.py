@@ -26,7 +26,7 @@ import hwmodels
 from loraq_sim.conditioning import check_condition, check_rotation, hadamard_block
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes, rows_of_model
-from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.errors import DumpError, InputError, counted, unknown_name
 from loraq_sim.formats import parse_format
 from loraq_sim.kernels.processor import forced_path
 from loraq_sim.settings import as_tuple, checked_count, datapath_grid, matches, rows_of
@@ -169,7 +169,9 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
     if not splits:
         usable = [info for info in infos.values() if info is not None]
         if not usable:
-            raise DumpError(f"{plan.dump}: none of its {len(infos)} layers is usable: {_why(dump)}")
+            raise DumpError(
+                f"{plan.dump}: none of its {counted(len(infos), 'layer')} is usable: {_why(dump)}"
+            )
         splits, note = default_splits(usable)
         notes.append(note)
     plan = replace(plan, splits=tuple(splits))
@@ -285,7 +287,8 @@ def _check_overrides(plan: SweepPlan, infos: Mapping[str, LayerInfo | None]) -> 
     for override in plan.overrides:
         if not any(info and override.matches(name, info.kind) for name, info in infos.items()):
             raise InputError(
-                f"override {override.pattern!r} matches none of the {len(infos)} layers; "
+                f"override {override.pattern!r} matches none of "
+                f"{counted(len(infos), 'layer')}; "
                 f"nearest: {', '.join(_nearest(override.pattern, infos))}"
             )
 
@@ -343,7 +346,8 @@ def check_split_fit(tasks: Iterable[SweepTask]) -> list[str]:
             name, info = next(iter(broken.items()))
             count = sum(n_cases[split, layer] for layer in broken)
             notes.append(
-                f"split {split} fails in {len(broken)} of {len(layers)} layers ({count} cases), "
+                f"split {split} fails in {len(broken)} of "
+                f"{counted(len(layers), 'layer')} ({counted(count, 'case')}), "
                 f"such as {name}: {_broken_rule(split, info)}"
             )
     return notes
@@ -374,7 +378,7 @@ def check_transform_fit(tasks: Iterable[SweepTask]) -> list[str]:
         name, rule = next(iter(broken.items()))
         if len(broken) == len(infos):
             raise InputError(f"{key} {value} fits none of its {len(infos)} layers; {name}: {rule}")
-        where = f"{len(broken)} of {len(infos)} layers, such as {name}"
+        where = f"{len(broken)} of {counted(len(infos), 'layer')}, such as {name}"
         notes.append(f"{key} {value} fails in {where}: {rule}")
     return notes
 
@@ -473,7 +477,7 @@ def take_shard(sweep: ComposedSweep, shard: tuple[int, int]) -> ComposedSweep:
     index, count = shard
     if count > len(sweep.tasks):
         raise InputError(
-            f"--shard {index}/{count}: there are only {len(sweep.tasks)} layers to share out"
+            f"--shard {index}/{count}: only {counted(len(sweep.tasks), 'layer', 'is')} to share out"
         )
     loads = [0.0] * count
     mine: set[str] = set()

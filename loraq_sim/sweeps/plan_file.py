@@ -234,6 +234,8 @@ def plan_from_values(values: Mapping[str, Any]) -> SweepPlan:
     for key, flag in (("dump", "--layer-dump"), ("hw", "--hw")):
         if not values.get(key):
             raise InputError(f"no {key}: give {flag}, or {key} = ... in the --plan file")
+    if values.get("resolution") is not None and not values.get("model"):
+        raise InputError("resolution says how many image rows a model has: give model too")
     fields = {_FIELDS.get(key, key): value for key, value in values.items()}
     fields = {key: value for key, value in fields.items() if key not in _NOT_PLANNED}
     for key in ("preset", "seed"):

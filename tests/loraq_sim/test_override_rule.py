@@ -86,7 +86,7 @@ def by_solve(dump, words):
     result = CliRunner().invoke(app, [str(word) for word in command])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    rows = found["rows"] if isinstance(found, dict) else found
+    rows = found["rows"]
     return {row["layer"]: shown(row) for row in rows}
 
 

@@ -159,7 +159,7 @@ def test_json_is_exact(store):
     result = CliRunner().invoke(app, ["pareto", str(store), "--by", "layer", "--format", "json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    names = {row["layer"] for row in (found["rows"] if isinstance(found, dict) else found)}
+    names = {row["layer"] for row in found["rows"]}
     assert names == set(NASTY)
 
 

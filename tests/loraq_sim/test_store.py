@@ -66,6 +66,49 @@ def test_any_row_survives_the_round_trip(tmp_path_factory, values):
         assert store.rows() == [result() | values | {"case_id": "case0"}]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(("weight_bytes", "output_error", "message", "acc_bits", "kind")),
+        st.integers(-(2**63), 2**63 - 1)
+        | st.floats()
+        | st.booleans()
+        | st.text(max_size=3)
+        | st.binary(max_size=3)
+        | st.sampled_from((-0.0, 2.0, 1e300, "1", "1.5e3", "0x10", "\0", b"\xff", np.float32(0.1))),
+    )
+)
+def test_a_row_is_whole_whatever_sqlite_makes_of_its_values(tmp_path_factory, values):
+    """SQLite turns texts into numbers and back; the checksum is over what it keeps."""
+    path = tmp_path_factory.mktemp("store") / "s.sqlite"
+    fill(path, [result() | values])
+    with ResultStore.open(path) as store:
+        assert store.done(["case0"]) == {"case0"}
+
+
+def test_adding_a_row_looks_at_no_other(path):
+    """So that a sweep of 100,000 cases does not take the square of that."""
+    fill(path, [result(layer=f"l{n}") for n in range(3)])
+    with ResultStore.open(path, create=True) as store:
+        statements = []
+        store._connection.set_trace_callback(statements.append)
+        store.add("case9", result(layer="l9"))
+        plans = [
+            line
+            for text in statements
+            if text.startswith(("SELECT", "UPDATE"))
+            for *_, line in store._connection.execute(f"EXPLAIN QUERY PLAN {text}")
+        ]
+    assert not any(line.startswith("SCAN") for line in plans), plans
+
+
+def test_a_row_read_can_be_added_as_it_is(path, tmp_path):
+    fill(path, [result(), result(layer="b", note="x", pareto=True)])
+    with ResultStore.open(path) as store, ResultStore.open(tmp_path / "o", create=True) as other:
+        other.add_all({row["case_id"]: row for row in store.rows()})
+        assert other.rows() == store.rows()
+
+
 def test_nan_is_stored_as_missing(path):
     fill(path, [result(sqnr_db=math.nan, output_error=np.float32("nan"), note=math.nan)])
     with ResultStore.open(path) as store:
@@ -607,7 +650,7 @@ def damaged(path):
 
 def test_a_damaged_row_is_named_and_not_read(damaged):
     with ResultStore.open(damaged) as store:
-        with pytest.raises(StoreError, match=r"1 rows are damaged.*layer 'b', split 'W4A4'; run"):
+        with pytest.raises(StoreError, match=r"1 row is damaged.*layer 'b', split 'W4A4'; run"):
             store.rows()
         with pytest.raises(StoreError, match="damaged"):
             store.frame()

@@ -249,3 +249,33 @@ def test_the_type_of_a_total_has_every_column_of_the_totals_and_those_of_its_row
     assert {name for name in hints if name in of_rows and hints[name] != of_rows[name]} == {
         *("status", "message", "pareto")
     }
+
+
+@pytest.mark.parametrize("aggregate", ["outputs", "rms", "energy", "macs"])
+@pytest.mark.parametrize("size", [1e308, 1e160, 3e-200, 1e-320])
+def test_errors_whose_squares_are_no_floats_have_a_mean(aggregate, size):
+    """Errors of 1, 1/2 and 0 times `size` in layers of equal weight."""
+    rows = [
+        result(name, output_error=factor * size, weight_error=factor * size, output_rms=2e200)
+        for name, factor in (("a", 1.0), ("b", 0.5), ("c", 0.0))
+    ]
+    rows[0] |= {"p_error_share": 0.5, "wide_p_error": size / 2}
+    (total,) = model_totals(rows, aggregate=aggregate)
+    errors = [Fraction(row["output_error"]) for row in rows]
+    square = sum(error**2 for error in errors) / 3
+    for name in ("output_error", "weight_error"):
+        # Half a unit in the last place, and that of a number without all its digits.
+        assert abs(Fraction(total[name]) ** 2 / square - 1) < Fraction(1, 2**50) or size < 1e-300
+        assert min(errors) <= total[name] <= max(errors)
+    assert total["status"] == "ok"
+    assert total["wide_p_error"] <= total["output_error"]
+    # Squares of outputs of 2e200 are no floats, so that shares of them are not told.
+    if aggregate != "energy" and size > 1e-300:
+        share = Fraction(1, 2) * errors[0] ** 2 / sum(error**2 for error in errors)
+        assert total["p_error_share"] == pytest.approx(float(share))
+
+
+def test_an_infinite_error_stays_infinite_beside_large_ones():
+    rows = [result("a", output_error=1e308), result("b", output_error=math.inf, status="overflow")]
+    (total,) = model_totals(rows)
+    assert (total["output_error"], total["status"]) == (math.inf, "overflow")

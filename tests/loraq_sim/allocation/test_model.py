@@ -127,10 +127,8 @@ def test_layers_without_a_row_and_with_few_are_named(make_rows):
     assert found.splits.keys() == {"layer0", "layer2"}
     assert found.splits["layer2"] == "W8A8"
     missing, fewer = found.problem.notes
-    assert (
-        "1 of 3 layers have no usable row and are left out of all sums, such as layer1" in missing
-    )
-    assert "1 layers have less than 4 usable rows to choose from, such as layer2 with 1" in fewer
+    assert "1 of 3 layers left out of all sums without a usable row, such as layer1" in missing
+    assert "1 layer has less than 4 usable rows to choose from, such as layer2 with 1" in fewer
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def test_rows_without_activations_can_be_allocated_by_weight_error(make_rows):
     with pytest.raises(lq.InputError, match="no row knows output_error: the dump has no activ"):
         allocate(rows, {"latency_s": 1.0})
     assert allocate(rows, {"latency_s": 1.0}, minimize="weight_error").value > 0
-    with pytest.raises(lq.InputError, match="none of the 16 rows can be used: 16 of them failed"):
+    with pytest.raises(lq.InputError, match="none of 16 rows can be used: 16 failed"):
         allocate(
             [row | {"status": "failed"} for row in rows],
             {"latency_s": 1.0},
@@ -195,8 +193,8 @@ def test_rows_whose_output_is_not_finite_are_never_chosen_and_said_to_be_left_ou
     found = allocate(rows, {"latency_s": math.inf}, minimize="output_error")
     assert best.value < found.value < math.inf
     assert all(row["status"] == "ok" for row in found.rows)
-    said = "1 rows are not chosen from, because their output is not finite"
+    said = "not chosen from, for an output that is not finite: 1 row, such as"
     assert any(said in note for note in found.problem.notes)
     rows = [row | {"status": "overflow", "output_error": math.inf} for row in rows]
-    with pytest.raises(lq.InputError, match="0 of them failed, the output of .* is not finite"):
+    with pytest.raises(lq.InputError, match="0 failed, the output of .* is not finite"):
         allocate(rows, {"latency_s": math.inf}, minimize="output_error")

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
 from loraq_sim.recipe import read_recipe
+from loraq_sim.results.store import ResultStore
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_files_are_written_once_and_the_recipe_solves(run, store, tmp_path):
         *("solve", "--layer-dump", "examples/tiny_pixart.pt", "--format", "json"),
         *("--recipe", tmp_path / "recipe.toml"),
     )
-    rows = {row["layer"]: row for row in json.loads(solved.stdout)}
+    rows = {row["layer"]: row for row in json.loads(solved.stdout)["rows"]}
     assert rows.keys() == chosen.keys()
     for layer, row in rows.items():
         assert row["split"] == chosen[layer]["split"]
@@ -86,7 +88,7 @@ def test_other_formats_hold_the_choice_for_each_layer(run, store, form):
 
 def test_bad_budgets_end_with_one_line(run, store):
     for words, message in (
-        (("--budget", "latency_s=1us"), "the least possible of these 4 layers is"),
+        (("--budget", "latency_s=1us"), "the least possible of 4 layers is"),
         (("--budget", "latency_s=3MB"), "want a number"),
         (("--budget", "latency_s=1", "--hw", "aie3"), "unknown accelerator 'aie3'"),
         (("--budget", "latency_s=1", "--layers", "nothing"), "no layer of the store matches"),
@@ -96,3 +98,51 @@ def test_bad_budgets_end_with_one_line(run, store):
         assert done.exit_code == 2, done.output
         assert message in done.stderr
         assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "key"),
+    [
+        ("rotation", "sideways", "rotate"),
+        ("rotation", "hadamard:-3", "rotate"),
+        ("smooth", 7.0, "smooth"),
+        ("smooth", 1.5, "smooth"),
+    ],
+)
+def test_a_transform_that_no_recipe_has_is_one_line_and_no_file(
+    run, store, tmp_path, column, value, key
+):
+    shutil.copytree(store, tmp_path / "odd")
+    with ResultStore.open(tmp_path / "odd" / "results.sqlite", create=True) as opened:
+        opened.relabel({row["case_id"]: {column: value} for row in opened.rows()})
+    out = tmp_path / "out"
+    done = run("allocate", tmp_path / "odd", "--budget", "output_error=5%", "--out", out)
+    assert done.exit_code == 2
+    assert f"the allocation has no recipe: defaults.{key}" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert not list(out.glob("*.toml"))
+
+
+def test_the_recipe_of_rotated_and_smoothed_rows_solves_to_what_was_chosen(run, tmp_path):
+    """Sweep with transforms, allocate, solve by the recipe: the same weights are stored."""
+    layers = ("--layers", "*.0.attn1.to_q,*.0.attn1.to_out.0")
+    dump = ("--layer-dump", "examples/tiny_pixart.pt", *layers)
+    words = ("--split", "W4A8", "--preset", "fast", "--smooth", 0.5, "--rotate", "hadamard")
+    swept = run(
+        *("sweep", "--hw", "aie2", *dump, *words, "--tokens", 16, "--jobs", 0, "--quiet"),
+        *("--out", tmp_path / "s", "--format", "json"),
+    )
+    assert swept.exit_code == 0, swept.output
+    done = run(
+        *("allocate", tmp_path / "s", "--budget", "weight_bytes=1GB", "--out", tmp_path / "a")
+    )
+    assert done.exit_code == 0, done.output
+    recipe = next((tmp_path / "a").glob("*.toml"))
+    solved = run("solve", *dump, "--recipe", recipe, "--format", "json")
+    assert solved.exit_code == 0, solved.output
+    by_layer = {row["layer"]: row for row in json.loads(solved.stdout)["rows"]}
+    for row in json.loads(swept.stdout)["rows"]:
+        mine = by_layer[row["layer"]]
+        for name in ("rotation", "smooth", "weight_bytes"):
+            assert mine[name] == row[name], name
+        assert mine["weight_error"] == pytest.approx(row["weight_error"], rel=1e-6)

@@ -241,7 +241,7 @@ def test_one_bad_layer_leaves_the_others_their_rows(run, tmp_path, command):
     words = [command, "--layer-dump", path, "--split", "W4A4+W8A8r4", "--format", "json"]
     done = run(*words, *([] if command == "solve" else ["--hw", "aie2"]))
     assert done.exit_code == 1
-    rows = {row["layer"]: row for row in json.loads(done.stdout)}
+    rows = {row["layer"]: row for row in json.loads(done.stdout)["rows"]}
     assert rows["good"]["status"] == "ok"
     assert rows["narrow"]["status"] == "failed"
     assert "1 of 2 cases failed" in done.stderr
@@ -287,7 +287,7 @@ def test_a_rank_too_large_for_one_layer_fails_only_there(run, tmp_path):
     assert "min(N, K) = 4" in rows["small"]["message"]
     # Said before the run starts.
     first, _, rest = done.stderr.partition("\n")
-    assert first.startswith("split W4A4+W8A8r8 fails in 1 of 2 layers (1 cases), such as small:")
+    assert first.startswith("split W4A4+W8A8r8 fails in 1 of 2 layers (1 case), such as small:")
     assert "1 cases failed" in rest
     dry = run(
         *(*SWEEP, "--layer-dump", path, "--split", "W4A4+W8A8r8", "--dry-run"),

@@ -86,7 +86,7 @@ def test_cost_model_and_packer_agree_on_weight_bytes(run, tmp_path):
             *("--layers", "*.0.attn1.to_q", "--format", "json"),
             *("--split", "W4A4,W4A8", "--split", "W4A4+W8A8r8", "--split", "W4A4+W8A8r16"),
         )
-    )
+    )["rows"]
     solved = {row["split"]: row for row in report["rows"] if row["layer"].endswith("attn1.to_q")}
     assert len(costed) == len(solved) == 4
     for row in costed:
@@ -184,8 +184,8 @@ def test_pareto_draws_a_figure_but_replaces_none_unasked(run, tmp_path):
 def test_a_narrow_accumulator_is_seen_in_counts_and_in_the_error(run):
     words = ("emulate", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt")
     words = (*words, "--layers", "*.0.attn1.to_q", "--split", "W8A8", "--format", "json")
-    wide = rows_of(run(*words))[0]
-    narrow = rows_of(run(*words, "--acc-bits", 14, "--overflow", "saturate"))[0]
+    wide = rows_of(run(*words))["rows"][0]
+    narrow = rows_of(run(*words, "--acc-bits", 14, "--overflow", "saturate"))["rows"][0]
     assert wide["overflow_count"] == 0
     assert narrow["overflow_count"] > 0
     assert narrow["output_error"] > wide["output_error"]
@@ -208,11 +208,11 @@ def test_a_sweep_over_accumulators_is_a_case_for_each(run, tmp_path):
 def test_presets_replace_the_array_of_the_accelerator(run):
     words = ("emulate", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt")
     words = (*words, "--layers", "*.0.attn1.to_q", "--split", "W8A8", "--format", "json")
-    rows = rows_of(run(*words, "--array", "imma,gemmini,imma_satfinite"))
+    rows = rows_of(run(*words, "--array", "imma,gemmini,imma_satfinite"))["rows"]
     assert [row["overflow"] for row in rows] == ["wrap", "wrap", "saturate"]
     assert {row["overflow_count"] for row in rows} == {0}
     assert len({row["output_error"] for row in rows}) == 1
-    narrow = rows_of(run(*words, "--array", "imma", "--acc-bits", 12))[0]
+    narrow = rows_of(run(*words, "--array", "imma", "--acc-bits", 12))["rows"][0]
     assert narrow["first_overflow"].startswith("main k=")
     assert narrow["acc_bits"] == 12 < narrow["safe_acc_bits"] <= narrow["guaranteed_acc_bits"]
 

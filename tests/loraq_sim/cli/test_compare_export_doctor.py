@@ -38,7 +38,7 @@ def test_changes_and_lost_rows_are_shown(command, stores, output):
     result = command("compare", *stores, "--format", output)
     assert result.exit_code == 0, result.output
     assert "output_error" in result.stdout
-    assert "5 rows in both, 1 values changed; 1 only before, 0 only after" in result.stderr
+    assert "5 rows in both, 1 value changed; 1 only before, 0 only after" in result.stderr
     if output == "json":
         found = json.loads(result.stdout)
         (change,) = found["changes"]
@@ -116,7 +116,7 @@ def test_export_needs_a_file_to_write(command, sweep, tmp_path):
 def test_doctor_finds_this_installation_sound(command):
     result = command("doctor", "--format", "json")
     assert result.exit_code == 0, result.output
-    states = {row["check"]: row["state"] for row in json.loads(result.stdout)}
+    states = {row["check"]: row["state"] for row in json.loads(result.stdout)["rows"]}
     assert {"numpy", "kernels", "processor", "cache folder", "result store"} <= set(states)
     assert set(states.values()) <= {"ok", "missing"}
 
@@ -141,7 +141,7 @@ def test_doctor_tells_of_features_kernels_extras_and_its_time(command, monkeypat
 
     monkeypatch.setitem(doctor._EXTRAS, "report", ("no-such-distribution",))
     result = command("doctor", "--format", "json")
-    found = {row["check"]: row for row in json.loads(result.stdout)}
+    found = {row["check"]: row for row in json.loads(result.stdout)["rows"]}
     assert result.exit_code == 0  # an extra is optional
     assert found["extra report"]["detail"] == "optional, without no-such-distribution"
     assert {f"extra {name}" for name in ("cluster", "diffusion", "parquet", "docs")} <= set(found)
@@ -167,7 +167,7 @@ def test_doctor_says_which_kernels_do_not_compile(command, monkeypatch):
     monkeypatch.setattr(processor, "_refused", {"avx512": "unknown instruction"})
     result = command("doctor", "--format", "json")
     assert result.exit_code == 0
-    (row,) = [row for row in json.loads(result.stdout) if row["check"] == "kernels"]
+    (row,) = [row for row in json.loads(result.stdout)["rows"] if row["check"] == "kernels"]
     assert "avx512 kernels do not compile (unknown instruction)" in row["detail"]
 
 
@@ -188,7 +188,7 @@ def test_a_home_that_cannot_be_written_is_slower_and_not_broken(command, monkeyp
     monkeypatch.setenv("HOME", "/proc/nowhere")
     result = command("doctor", "--format", "json")
     assert result.exit_code == 0, result.output
-    found = {row["check"]: row for row in json.loads(result.stdout)}
+    found = {row["check"]: row for row in json.loads(result.stdout)["rows"]}
     for name in ("cache folder", "solution cache"):
         assert found[name]["state"] == "missing"
         assert "sweeps solve again; set LORAQ_SIM_CACHE" in found[name]["detail"]

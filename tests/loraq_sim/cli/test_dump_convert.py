@@ -39,7 +39,7 @@ def test_tensors_left_behind_are_counted(run, tmp_path):
 
     torch.save({"a.weight": torch.ones(2, 3), "table": torch.ones(4)}, tmp_path / "a.pt")
     result = run(tmp_path / "a.pt", tmp_path / "b.npz")
-    assert "1 tensors that are no linear layer stay behind" in result.stderr
+    assert "left behind: 1 tensor of no linear layer" in result.stderr
 
 
 @pytest.mark.parametrize(

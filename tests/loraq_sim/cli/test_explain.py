@@ -32,7 +32,8 @@ def test_json_and_files_hold_the_same_numbers(run, tmp_path):
     view = json.loads(run(*words, "--format", "json").stdout)
     assert view["case"]["split"] == "W4A4"
     assert sum(row["share"] for row in view["errors"]) == pytest.approx(1.0)
-    assert json.loads((tmp_path / "explanation.json").read_text()) == {"cases": [view]}
+    assert json.loads((tmp_path / "explanation.json").read_text()) == {"cases": view["cases"]}
+    assert view["cases"] == [{name: view[name] for name in view["cases"][0]}]
     with (tmp_path / "errors.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["source"] for row in rows] == [row["source"] for row in view["errors"]]

@@ -17,8 +17,12 @@ def run(request, monkeypatch):
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
-def rows_of(result):
+def shown_by(result):
     return json.loads(result.stdout)
+
+
+def rows_of(result):
+    return shown_by(result)["rows"]
 
 
 def cost(run, *words):
@@ -38,7 +42,7 @@ def test_sizes_are_named_in_any_order_or_bare_as_mxkxn(run, named):
 def test_validate_gives_rows_devices_and_overheads(run):
     result = run("hw", "validate", "--format", "json")
     assert result.exit_code == 0, result.output
-    report = rows_of(result)
+    report = shown_by(result)
     keys = {"device", "kernel", "m", "n", "k", "measured_ms", "predicted_ms", "error", "tile_mkn"}
     assert keys <= report["rows"][0].keys()
     for row in report["rows"]:
@@ -65,9 +69,9 @@ def test_validate_reads_a_users_table_and_notes_strangers(run, tmp_path):
     )
     result = run("hw", "validate", "--measured", table, "--format", "json")
     assert result.exit_code == 0, result.output
-    (row,) = rows_of(result)["rows"]
+    (row,) = shown_by(result)["rows"]
     assert abs(row["error"]) < 0.1
-    assert "left out 1 rows of devices without a description: toaster" in result.stderr
+    assert "left out 1 row of devices without a description: toaster" in result.stderr
 
 
 def test_validate_draws_a_picture_and_replaces_none_unasked(run, tmp_path):
@@ -94,7 +98,7 @@ def test_validate_refuses_what_it_cannot_do(run, words, message):
 
 
 def test_the_schema_accepts_no_unknown_keys(run):
-    schema = rows_of(run("hw", "schema"))
+    schema = shown_by(run("hw", "schema"))
     assert schema["additionalProperties"] is False
     assert {"units", "modes", "memories", "energy"} <= set(schema["required"])
     assert "macs_per_cycle" in schema["$defs"]["Mode"]["properties"]
@@ -102,7 +106,7 @@ def test_the_schema_accepts_no_unknown_keys(run):
 
 def test_show_says_which_mode_a_family_uses(run):
     result = run("hw", "show", "mi355x", "--family", "mxfp", "--split", "W4A8", "--format", "json")
-    (mode,) = rows_of(result)["modes"]
+    (mode,) = shown_by(result)["modes"]
     assert mode["mode"] == "fp8"
     assert mode["unpacked"] == "none"
 
@@ -164,7 +168,7 @@ def test_transforms_and_sharing_are_charged_and_shown(run):
     assert more["parts"]["dram_bytes"]["smooth"] == 2 * 1152 / 3
     assert plain["parts"]["weight_bytes"]["right"] == 3 * more["parts"]["weight_bytes"]["right"]
     result = run("hw", "explain", "aie2", "--split", "W4A4+W8A8r32", *asked, "--format", "json")
-    explained = {(row["quantity"], row["part"]) for row in rows_of(result)["parts"]}
+    explained = {(row["quantity"], row["part"]) for row in shown_by(result)["parts"]}
     assert {("latency_s", "rotate"), ("energy_j", "smooth"), ("weight_bytes", "smooth")} <= (
         explained
     )
@@ -209,7 +213,7 @@ def test_show_refuses_what_cost_refuses(run, tmp_path):
     path = tmp_path / "int8.yaml"
     path.write_text(text, encoding="utf-8")
     words = ("--split", "W4A8+W8A8r32", "--format", "json")
-    modes = rows_of(run("hw", "show", path, *words))["modes"]
+    modes = shown_by(run("hw", "show", path, *words))["modes"]
     assert [row["mode"] for row in modes] == ["int8xint4", "int8", "refused"]
     assert modes[2]["precision"] == "W8A16"
     result = run("cost", "--hw", path, "--shape", "64x64x64", *words)
@@ -222,7 +226,7 @@ def test_show_refuses_what_cost_refuses(run, tmp_path):
 
 
 def test_show_lists_the_numbers_that_change_nothing(run):
-    report = rows_of(run("hw", "show", "aie2", "--format", "json"))
+    report = shown_by(run("hw", "show", "aie2", "--format", "json"))
     assert "energy.node_nm" in {row["key"] for row in report["idle"]}
     shown = " ".join(run("hw", "show", "aie2").stdout.split())
     assert "Values that change no result" in shown
@@ -272,7 +276,7 @@ def test_weight_bytes_are_what_the_formats_store(run, family, text):
 
 def test_explain_says_where_time_bytes_and_energy_come_from(run):
     words = ("hw", "explain", "aie2", "--shape", "4096x1152x4608", "--split", "W4A4+W8A8r64")
-    report = rows_of(run(*words, "--format", "json"))
+    report = shown_by(run(*words, "--format", "json"))
     for quantity in ("latency_s", "energy_j", "dram_bytes", "weight_bytes"):
         parts = [row for row in report["parts"] if row["quantity"] == quantity]
         assert sum(row["value"] for row in parts) == pytest.approx(report[quantity], rel=1e-9)

@@ -37,7 +37,7 @@ def test_images_writes_rows_a_grid_and_the_images(run, tmp_path):
         "--out", out, "--format", "json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
+    rows = json.loads(result.stdout)["rows"]
     assert [(row["split"], row["method"]) for row in rows] == [
         ("W4A4", "rtn"),
         ("W4A4+W8A8@fp16r4", "loraq"),
@@ -70,8 +70,8 @@ def test_images_prints_every_format(run, tmp_path, format):
 def test_the_data_path_may_be_overridden(run, tmp_path):
     words = (*TINY, "--split", "W8A8", "--format", "json")
     narrow = ("--acc-bits", 15, "--overflow", "saturate", "--rounding", "floor")
-    plain = json.loads(run(*words, "--out", tmp_path / "a").stdout)[0]
-    other = json.loads(run(*words, *narrow, "--out", tmp_path / "b").stdout)[0]
+    plain = json.loads(run(*words, "--out", tmp_path / "a").stdout)["rows"][0]
+    other = json.loads(run(*words, *narrow, "--out", tmp_path / "b").stdout)["rows"][0]
     assert (other["acc_bits"], other["overflow"], other["rounding"]) == (15, "saturate", "floor")
     assert other["overflow_count"] > 0 == plain["overflow_count"]
     assert other["psnr_db"] < plain["psnr_db"]
@@ -79,7 +79,7 @@ def test_the_data_path_may_be_overridden(run, tmp_path):
 
 def test_smoothing_calibrates_first(run, tmp_path):
     words = (*TINY, "--split", "W4A4", "--smooth", 0.5, "--format", "json", "--out", tmp_path)
-    row = json.loads(run(*words).stdout)[0]
+    row = json.loads(run(*words).stdout)["rows"][0]
     assert row["smooth"] == 0.5
 
 
@@ -88,7 +88,7 @@ def test_a_recipe_is_a_row_of_its_own(run, tmp_path):
     recipe.write_text('recipe = 1\n[layers]\n"*.attn1.*" = "W8A8"\nffn_up = "W4A4+W8A8r4"\n')
     result = run(*TINY, "--recipe", recipe, "--format", "json", "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
-    (row,) = json.loads(result.stdout)
+    (row,) = json.loads(result.stdout)["rows"]
     assert (row["split"], row["n_layers"]) == ("mine", 4 * 5)
 
 
@@ -143,7 +143,7 @@ def test_images_that_leave_the_range_are_a_row_that_names_the_layer(run, tmp_pat
     words = ("--hw", "t4", "--split", "W8A8", "--format", "json", "--out", tmp_path)
     result = run(*TINY, *words)
     assert result.exit_code == 0, result.output
-    (row,) = json.loads(result.stdout)
+    (row,) = json.loads(result.stdout)["rows"]
     assert (row["status"], row["psnr_db"], row["psnr_std"]) == ("overflow", None, None)
     assert row["clipped_count"] > 0
     assert "values beyond their float format in" in row["message"]

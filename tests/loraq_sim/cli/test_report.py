@@ -105,3 +105,56 @@ def test_a_changed_description_gives_no_parts_that_do_not_add_up(command, store)
     assert "description of aie2 has changed since the sweep" in text
     drawn = json.loads(re.search(r'id="drawn">(.*?)</script>', text)[1])
     assert {part["context"] for part in drawn["parts"]} == {"h100"}
+
+
+def test_a_finite_error_is_never_called_infinite(command, store, tmp_path):
+    """Of 1e308, which is no float in percent, and of 1e-300, whose square is none."""
+    with ResultStore.open(store / "results.sqlite", create=True) as opened:
+        errors = {"W4A4": 1e308, "W4A8": 1e-300}
+        opened.relabel(
+            {row["case_id"]: {"output_error": errors.get(row["split"])} for row in opened.rows()}
+        )
+    for words in (("pareto", store), ("pareto", store, "--by", "layer")):
+        for form in ("table", "md", "json"):
+            done = command(*words, "--format", form)
+            assert done.exit_code == 0, done.output
+            assert not re.search(r"\binf(inite)?\b|nan", done.stdout), (form, words)
+    shown = command("pareto", store, "--format", "md").stdout
+    assert "1e+310" in shown
+    # The least error is not exact.
+    assert "1e-298 %" in shown
+    done = command("report", store, "--out", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    assert not re.search(r"\binf(inite)?\b", done.stdout)
+    text = (tmp_path / "r_files" / "summary.md").read_text()
+    assert not re.search(r"\binf(inite)?\b", text)
+
+
+def test_pictures_of_many_rows_are_png_and_of_some_accelerators(
+    command, store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("loraq_sim.reporting.page._MANY_DRAWN", 5)
+    monkeypatch.setattr("loraq_sim.reporting.page._MOST_PICTURED", 1)
+    done = command("report", store, "--out", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    names = {path.name for path in (tmp_path / "r_files").iterdir()}
+    assert not any(name.endswith(".svg") for name in names)
+    assert "pareto_aie2.png" in names
+    assert "pareto_h100.png" not in names
+    # Numbers are those of all.
+    assert "choices_h100.csv" in names
+    assert "Pictures are of the first 1" in (tmp_path / "r_files" / "summary.md").read_text()
+    assert set(
+        json.loads(re.search(r'id="drawn">(.*?)</script>', (tmp_path / "r.html").read_text())[1])[
+            "answers"
+        ]
+    ) == {"aie2", "h100"}
+
+
+def test_cases_that_lack_layers_are_named(command, store, tmp_path):
+    with ResultStore.open(store / "results.sqlite", create=True) as opened:
+        (first, *_) = [row for row in opened.rows() if row["split"] == "W4A8"]
+        opened.relabel({first["case_id"]: {"status": "failed"}})
+    done = command("report", store, "--out", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    assert "1 of 2 layers missing in W4A8." in done.stdout

@@ -20,7 +20,7 @@ def run(request, monkeypatch):
 
 def rows_of(done):
     assert done.exit_code == 0, done.output
-    return {(row["layer"], row["method"]): row for row in json.loads(done.stdout)}
+    return {(row["layer"], row["method"]): row for row in json.loads(done.stdout)["rows"]}
 
 
 def test_what_svdquant_leaves_at_sixteen_bits_is_skipped_unless_asked_for(run):

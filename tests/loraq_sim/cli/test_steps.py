@@ -112,7 +112,7 @@ def test_layers_without_activations_are_left_out_and_failures_named(command, mad
     words = ("steps", "--hw", "aie2", "--layer-dump", made, "--split", "W4A4")
     done = command(*words)
     assert done.exit_code == 0, done.output
-    assert "1 of 3 layers have no activations and are left out" in done.stderr
+    assert "1 of 3 layers left out: no activations" in done.stderr
     assert "999.5" in done.stdout
     failed = command(*words, "--calibrate-on", "last", "--format", "json")
     assert failed.exit_code == 1

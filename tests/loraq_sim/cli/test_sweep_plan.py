@@ -121,7 +121,7 @@ def test_a_dry_run_tells_memory_and_part(sweep, tmp_path):
         (("--set", "tokns=3"), "did you mean 'tokens'"),
         (("--shard", "3/2"), "i/n with i from 1 to n"),
         (("--shard", "1/9"), "only 2 layers"),
-        (("--override", "to_x:rank=2"), "matches none of the 2 layers"),
+        (("--override", "to_x:rank=2"), "matches none of 2 layers"),
         (("--override", "rank=2"), "must look like"),
         (("--solution-cache", "/proc/nowhere/x"), "/proc/nowhere"),
     ],

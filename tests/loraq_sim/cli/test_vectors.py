@@ -193,7 +193,7 @@ def test_files_are_listed_in_every_format(run, tmp_path, output):
     for name in VECTOR_FILES[:-1]:
         assert name in done.stdout
     if output == "json":
-        rows = json.loads(done.stdout)
+        rows = json.loads(done.stdout)["rows"]
         assert {row["file"]: row["words"] for row in rows}["acc.hex"] == 2 * 16 * 16
 
 

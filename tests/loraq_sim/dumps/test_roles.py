@@ -147,7 +147,7 @@ def test_a_named_model_gives_the_rows_of_its_inventory(model):
 
 
 def test_a_model_without_any_of_the_layers_is_refused():
-    with pytest.raises(InputError, match=r"--model sana-0.6b: none of the 1 layers, such as 'fc'"):
+    with pytest.raises(InputError, match=r"--model sana-0.6b: none of 1 layer, such as 'fc'"):
         rows_of_model({"fc": "linear"}, "sana-0.6b", 1024)
 
 

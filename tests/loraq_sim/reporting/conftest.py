@@ -131,7 +131,8 @@ def open_page(chromium, tmp_path_factory):
             ),
         )
         page.goto(path.as_uri())
-        page.wait_for_function("document.documentElement.dataset.ready === 'true'")
+        # A function would be evaluated, which the policy of the page forbids.
+        page.wait_for_selector("html[data-ready='true']", state="attached")
         return page
 
     yield open_it

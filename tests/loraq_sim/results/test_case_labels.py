@@ -2,7 +2,7 @@
 
 import json
 
-from loraq_sim.results.wording import context_of, labelled
+from loraq_sim.results.wording import comparison, context_of, labelled
 
 BASE = {"dump": "d", "accelerator": "a", "layer": "l", "split": "W4A4+W8A8r8", "method": "loraq"}
 
@@ -49,3 +49,15 @@ def test_other_settings_are_read_from_their_json():
 def test_contexts_name_the_dump_only_where_there_are_several():
     assert context_of(BASE, several_dumps=False) == "a"
     assert context_of(BASE, several_dumps=True) == "d on a"
+
+
+def test_ratios_beyond_floats_have_a_size():
+    def said(error, of, cost=1.0):
+        rows = ({"split": "A", "e": error, "t_s": cost}, {"split": "B", "e": of, "t_s": 1.0})
+        return comparison(*rows, ["t_s"], "e")
+
+    assert said(1e-300, 1e300) == "has 1.0e+600× less e than B at the same t"
+    assert said(2e-3, 1.0) == "has 500.0× less e than B at the same t"
+    assert said(1e-7, 1.0) == "has 1.0e+07× less e than B at the same t"
+    assert said(0.5, 1.0, cost=1e308) == "halves the e of B for 1.0e+308× the t"
+    assert said(0.0, 1.0) == "has none of the e of B at the same t"

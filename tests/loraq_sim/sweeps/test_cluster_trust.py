@@ -237,7 +237,7 @@ def test_a_lost_scheduler_is_one_line_and_exit_code_1(tmp_path, frozen_later, mo
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith(f"error: the scheduler at {address} does not answer any more; ")
-    assert result.stderr.endswith("run the same command again (1 cases left)\n")
+    assert result.stderr.endswith("run the same command again (1 case left)\n")
     assert result.stdout == ""
     with ResultStore.open(tmp_path / "out" / "results.sqlite") as store:
         assert "does not answer" in store.provenance()[0]["stopped"]

@@ -141,7 +141,7 @@ def test_a_split_for_one_kind_replaces_every_split_of_the_grid(make_dump, make_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fnn_up:rank=2", "override 'fnn_up' matches none of the 2 layers; nearest: ffn_up"),
+        ("fnn_up:rank=2", "override 'fnn_up' matches none of 2 layers; nearest: ffn_up"),
         ("up:method=lorak", "unknown method 'lorak'; did you mean 'loraq'"),
         ("up:preset=fats", "unknown preset 'fats'; did you mean 'fast'"),
         ("up:split=W4A99", "override for layer 'up'"),
@@ -181,7 +181,7 @@ def test_rtn_reduces_a_split_to_its_main_part_and_says_so(make_dump, make_plan):
     )
     sweep = compose(plan)
     assert [case.settings.split.text for case in sweep.cases] == ["W4A4", "W4A8"]
-    assert sweep.notes == ("method rtn has no branch: 2 splits are their main part only",)
+    assert sweep.notes == ("method rtn has no branch: of 2 splits it solves the main part only",)
 
 
 def test_splits_written_differently_are_one_case(make_dump, make_plan):

@@ -47,7 +47,7 @@ def test_a_bad_shard_is_refused(text):
 
 
 def test_more_shards_than_layers_are_refused(sweep):
-    with pytest.raises(InputError, match="only 5 layers"):
+    with pytest.raises(InputError, match="only 5 layers are to share out"):
         take_shard(sweep, (1, 6))
 
 
@@ -103,9 +103,7 @@ def test_rows_that_differ_are_named_and_nothing_is_written(sweep, tmp_path, fake
                 store.add(case, row | {"seconds": 99})
             elif (row["layer"], row["split"]) == ("b", "W4A8"):
                 store.add(case, row | {"output_error": 0.5})
-    expected = (
-        r"1 rows of the same case differ: layer 'b', split W4A8: output_error is 0.25 and 0.5"
-    )
+    expected = r"the rows of 1 case differ: layer 'b', split W4A8: output_error is 0.25 and 0.5"
     with pytest.raises(StoreError, match=expected):
         merge_stores(tmp_path / "merged.sqlite", [one, other])
     assert not (tmp_path / "merged.sqlite").exists()

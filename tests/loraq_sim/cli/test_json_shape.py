@@ -1,0 +1,114 @@
+"""One JSON shape: every command prints an object whose ``rows`` are those of ``--format csv``."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import loraq_sim as lq
+from loraq_sim.cli.app import app
+from loraq_sim.quantized_model import write_quantized_model
+
+DUMP = "examples/tiny_pixart.pt"
+LAYER = "transformer_blocks.0.attn1.to_q"
+Q = ("--layer-dump", DUMP, "--layers", LAYER)
+GEMM = ("--shape", "64x128x128", "--split", "W4A8")
+# Words of a run of each command that has --format; {} is a folder with stores and a model.
+RUNS = {
+    "allocate": ("{}/demo", "--budget", "weight_bytes=1GB"),
+    "compare": ("{}/demo", "{}/other"),
+    "cost": ("--hw", "aie2,a100", *GEMM),
+    "doctor": (),
+    "dump capture": ("examples/capture_entry.py:two_layers", "--out", "{}/c.npz", "--force"),
+    "dump convert": (DUMP, "{}/d.npz", "--force"),
+    "dump info": (DUMP,),
+    "dump synth": ("--model", "sana-0.6b", "--layers", "*.0.attn1.*", "--tokens", 8, "--out",
+                   "{}/s.npz", "--force"),
+    "emulate": ("--hw", "aie2", *Q, "--split", "W8A8", "--tokens", 16),
+    "explain": ("--hw", "aie2", "--layer-dump", DUMP, "--layer", LAYER, "--split", "W4A4,W8A8",
+                "--tokens", 16, "--preset", "fast"),
+    "hw explain": ("aie2", *GEMM),
+    "hw list": (),
+    "hw show": ("aie2",),
+    "hw validate": (),
+    "images": ("--hw", "aie2", "--images", 1, "--steps", 1, "--checkpoint", "examples/tiny_pixart",
+               "--split", "W8A8", "--out", "{}/images", "--force"),
+    "model convert": ("{}/q.safetensors", "{}/n.safetensors", "--to", "nunchaku", "--force"),
+    "model info": ("{}/q.safetensors",),
+    "pareto": ("{}/demo",),
+    "solve": (*Q, "--split", "W4A4+W8A8r8", "--preset", "fast"),
+    "steps": ("--hw", "aie2", *Q, "--split", "W8A8", "--preset", "fast", "--tokens", 50),
+    "sweep": ("--hw", "aie2", *Q, "--split", "W4A4,W8A8", "--preset", "fast", "--tokens", 16,
+              "--jobs", 0, "--out", "{}/again", "--no-solution-cache"),
+    "vectors": ("--hw", "aie2", "--layer-dump", DUMP, "--layer", LAYER, "--split", "W8A8",
+                "--tokens", 4, "--out", "{}/v", "--force"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, request):
+    path = tmp_path_factory.mktemp("shape")
+    words = ("--hw", "aie2", "--layer-dump", request.config.rootpath / DUMP, "--layers", LAYER)
+    for name, splits in (("demo", "W4A4,W8A8"), ("other", "W8A8")):
+        more = ("--split", splits, "--preset", "fast", "--tokens", 16, "--jobs", 0, "--quiet")
+        done = invoke("sweep", *words, *more, "--out", path / name)
+        assert done.exit_code == 0, done.output
+    weight = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
+    solution = lq.solve(weight, main="int4/g64", branch="fp16", rank=4, preset="fast")
+    write_quantized_model(path / "q.safetensors", {"block.fc": solution})
+    return path
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def with_format(group, prefix=""):
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from with_format(found, f"{prefix}{name} ")
+        elif any("--format" in parameter.opts for parameter in found.params):
+            yield f"{prefix}{name}"
+
+
+def test_every_command_is_tried():
+    assert set(RUNS) == set(with_format(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_json_is_an_object_with_the_rows_of_csv(name, folder, request, monkeypatch):
+    if name == "images":
+        pytest.importorskip("diffusers", reason="needs the extra [diffusion]")
+    monkeypatch.chdir(request.config.rootpath)
+    words = [*name.split(), *(str(word).replace("{}", str(folder)) for word in RUNS[name])]
+    found, table = (invoke(*words, "--format", form) for form in ("json", "csv"))
+    assert (found.exit_code, table.exit_code) == (0, 0), found.output + table.output
+    shown = json.loads(found.stdout)
+    assert isinstance(shown, dict)
+    lines = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert len(shown["rows"]) == len(lines) or name == "compare"
+    assert all(set(row) <= set(lines[0]) for row in shown["rows"])
+    # Numbers are the same in both, where they are no times.
+    for row, line in zip(shown["rows"], lines, strict=name != "compare"):
+        for key, value in row.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                assert float(line[key]) == value, key
+
+
+def test_notes_of_a_forecast_are_on_stderr(request, monkeypatch, tmp_path):
+    """A program reads stdout: in every format it holds the forecast alone."""
+    monkeypatch.chdir(request.config.rootpath)
+    words = ("sweep", "--hw", "aie2", *Q, "--preset", "fast", "--dry-run", "--out", tmp_path / "a")
+    shown = json.loads(invoke(*words, "--format", "json").stdout)
+    assert shown["notes"]
+    for form in ("table", "csv", "md"):
+        done = invoke(*words, "--format", form)
+        assert done.exit_code == 0, done.output
+        for remark in shown["notes"]:
+            assert remark in done.stderr
+            assert remark not in done.stdout
+    assert invoke(*words, "--quiet").stderr == ""
