@@ -87,6 +87,7 @@ def test_the_recipe_gives_each_layer_what_was_chosen(make_rows, tmp_path):
         row["layer"] = f"b[{row['layer'][-1]}].q*"
         row["seed"] = index % 2
         row["family"] = "mxint" if index % 5 == 0 else "int"
+        row["group_size"] = 32 if "3" in row["layer"] else 64
     found = allocate(rows, {"latency_s": 0.006})
     recipe = allocation_recipe(found, {"dump_digest": "abc"})
     again = read_recipe(write_recipe(tmp_path / "r.toml", recipe))
@@ -96,7 +97,8 @@ def test_the_recipe_gives_each_layer_what_was_chosen(make_rows, tmp_path):
     for row in found.rows:
         settings = again.settings(row["layer"])
         split = again.split(row["layer"])
-        assert (split.text, split.family, split.group) == (row["split"], row["family"], 64)
+        named = row["split"], row["family"]
+        assert (split.text, split.family, split.group) == (*named, row["group_size"])
         if split.has_branch:
             assert (settings["method"], settings["seed"]) == (row["method"], row["seed"])
     assert again.settings("b0.q") is None
