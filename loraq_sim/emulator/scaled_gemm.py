@@ -129,19 +129,23 @@ def scaled_gemm(
         return _float_gemm(x, w, saturate)
     if combine in TENSOR_CORES:
         combine = combine_format(combine)
-    if combine == "fp32" and (found := _tiled(x, w, mac, saturate)) is not None:
+    if combine == "fp32" and (found := _tiled(x, w, mac, saturate, zero_point)) is not None:
         return found
     return by_stretches(x, w, mac, combine, saturate, zero_point)
 
 
 def _tiled(
-    x: QuantizedTensor, w: QuantizedTensor, mac: "MacArray | TwoLevelArray", saturate: bool
+    x: QuantizedTensor,
+    w: QuantizedTensor,
+    mac: "MacArray | TwoLevelArray",
+    saturate: bool,
+    zero_point: str,
 ) -> tuple[np.ndarray, GemmStatistics] | None:
     """The same on the fast route; None where that does not serve."""
     # Only here: describing a data path, for its cost, does not load the compiled kernels.
     from loraq_sim.emulator.scaled_tiles import run_scaled
 
-    found = run_scaled(x, w, mac)
+    found = run_scaled(x, w, mac, zero_point)
     # Sums that became infinite on the way would have been clamped there.
     if found is None or (saturate and not found.finite):
         return None

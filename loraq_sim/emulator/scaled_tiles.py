@@ -62,7 +62,10 @@ class ScaledSums:
 
 @on_a_path_that_compiles
 def run_scaled(
-    x: QuantizedTensor, w: QuantizedTensor, mac: MacArray | TwoLevelArray
+    x: QuantizedTensor,
+    w: QuantizedTensor,
+    mac: MacArray | TwoLevelArray,
+    zero_point: str = "initial",
 ) -> ScaledSums | None:
     """x w^T of tensors with scales, combined in float32; None where this route does not serve."""
     path = choose_path()
@@ -70,11 +73,13 @@ def run_scaled(
     step = _common_step(k, x.format, w.format)
     if path == LOOPS or step is None or 0 in (*x.shape, len(w.codes)):
         return None
-    if x.zero_points is not None or w.zero_points is not None:
+    # Of zero points those that are part of unsigned activations' initial values.
+    rare = x.zero_points is not None and (x.codes.dtype != np.uint8 or zero_point != "initial")
+    if w.zero_points is not None or rare:
         return None
     if x.format.element.is_integer and w.format.element.is_integer:
         return _integers(path, x, w, mac, step)
-    return _floats(path, x, w, step)
+    return None if x.zero_points is not None else _floats(path, x, w, step)
 
 
 def _common_step(k: int, *formats: Format) -> int | None:
@@ -99,20 +104,23 @@ def _integers(
     if ends[0] < a_range[0] or ends[1] > a_range[1]:
         return None
     chunk = min(mac.products_per_add, step)
-    plan = _plan(path, "codes", x.shape[1], step, chunk, measure=True)
-    weight = _Columns.of(plan, w, w.codes, 0 if unsigned else 128)
+    has_zeros = x.zero_points is not None
+    dot = "zeros" if has_zeros else "codes"
+    plan = _plan(path, dot, x.shape[1], step, chunk, measure=True)
+    weight = _Columns.of(plan, w, w.codes, int(has_zeros) if unsigned else 128)
     if mac.tree_bits is not None:
         products = max(a_range[1], -a_range[0]) * weight.largest * chunk
         if products > 2 ** (mac.tree_bits - 1) - 1:
             return None
-    y, low, high, finite = _Rows(plan, x, x.codes, weight).run()
+    rows = _Rows(plan, x, x.codes, weight)
+    y, low, high, finite = rows.run()
     if low < mac.lo or high > mac.hi:
         return None
     return ScaledSums(
         y=y,
         finite=finite,
         safe_acc_bits=signed_width(low, high),
-        guaranteed_acc_bits=weight.guaranteed_bits(a_range),
+        guaranteed_acc_bits=weight.guaranteed_bits(a_range, rows.zero_ends),
     )
 
 
@@ -240,7 +248,7 @@ class _Columns(NamedTuple):
             shape=w.codes.shape,
             unit=unit,
             w=packed,
-            scales=_panel_scales(w, plan, panels, width),
+            scales=_panel_values(w, w.group_scales, plan, panels, width),
             start=scratch("start", (panels, size), np.int32),
             offsets=scratch("offsets", (panels, plan.chunks * size), np.int32),
             norms=scratch("norms", (panels, 3 * size), np.int32).reshape(panels, -1, 3, width),
@@ -259,7 +267,7 @@ class _Columns(NamedTuple):
             start=address_of(self.start),
             offsets=address_of(self.offsets),
             norms=address_of(self.norms),
-            offset=offset if plan.dot == "bytes" else 0,
+            offset=offset if plan.dot == "bytes" or plan.kernel.shape.zeros else 0,
             panels=len(self.w),
             groups=plan.groups,
             chunks=plan.chunks,
@@ -272,26 +280,32 @@ class _Columns(NamedTuple):
         """A bound of the magnitude of a code: the largest sum of those of one sign, at most 128."""
         return min(128, int(np.abs(self.norms[:, :, :2]).max(initial=0)))
 
-    def guaranteed_bits(self, a_range: tuple[int, int]) -> int:
-        """Width of a register for the sum of any group with any activations in a range."""
+    def guaranteed_bits(self, a_range: tuple[int, int], zeros: NDArray[np.int32]) -> int:
+        """Width of a register for the sum of any group with any activations in a range.
+
+        `zeros` (groups, 2) are the lowest and the highest zero point of each group, which count as
+        they are; (0, 2) for none.
+        """
         # At most 2**15 codes of 128 in a group and activations of 255 stay below 2**30.
         positive, negative = self.norms[:, :, 0], self.norms[:, :, 1]
         low = positive * a_range[0] + negative * a_range[1]
         high = positive * a_range[1] + negative * a_range[0]
+        if len(zeros):
+            ends = [(positive + negative) * -zeros[:, end, None] for end in (0, 1)]
+            low, high = low + np.minimum(*ends), high + np.maximum(*ends)
         return signed_width(int(low.min(initial=0)), int(high.max(initial=0)))
 
 
-def _panel_scales(
-    tensor: QuantizedTensor, plan: _Plan, panels: int, width: int
-) -> NDArray[np.float32]:
-    """Scales of all groups of K, (panels, groups, width); 0 beyond the rows."""
+def _panel_values(
+    tensor: QuantizedTensor, scales: NDArray, plan: _Plan, panels: int, width: int
+) -> NDArray:
+    """Scales or zero points of all groups of K, (panels, groups, width); 0 beyond the rows."""
     (rows, k), groups = tensor.shape, plan.groups
-    scales = tensor.group_scales
     if scales.shape[1] not in (1, groups):
         scales = scales[:, np.arange(groups) * plan.step // tensor.format.group_width(k)]
     if 1 < len(scales) < rows:
         scales = np.repeat(scales, tensor.format.group_size or 1, axis=0)[:rows]
-    padded = np.empty((panels * width, groups), np.float32)
+    padded = np.empty((panels * width, groups), scales.dtype)
     padded[:rows], padded[rows:] = scales, 0
     return np.ascontiguousarray(padded.reshape(panels, width, groups).transpose(0, 2, 1))
 
@@ -308,7 +322,11 @@ class _Rows:
         shape = plan.kernel.shape
         self._panels = -(-len(codes) // shape.rows)
         size = self._panels * shape.rows, len(weight.w) * shape.width
-        self._scales = _panel_scales(x, plan, self._panels, shape.rows)
+        self._scales = _panel_values(x, x.group_scales, plan, self._panels, shape.rows)
+        self._zeros = np.zeros((0, plan.groups, shape.rows), np.int32)
+        if x.zero_points is not None:
+            zeros = x.zero_points.astype(np.int32)
+            self._zeros = _panel_values(x, zeros, plan, self._panels, shape.rows)
         self._norms = (np.zeros((1, plan.groups), np.float32),) * 2
         self._out = aligned_empty(size, np.float32)
         self._found = np.zeros((3, shape.instructions.lanes), np.int32)
@@ -320,7 +338,8 @@ class _Rows:
         """
         panels, weight = self._panels, self._weight
         some = panels // _SAMPLED + 1
-        if not self._plan.kernel.shape.measure or self._codes.size * len(weight.w) < _WORTH_NORMS:
+        small = self._codes.size * len(weight.w) < _WORTH_NORMS
+        if small or len(self._zeros) or not self._plan.kernel.shape.measure:
             some = panels
         self._run(0, some, _ALL, _ALL)
         if some < panels:
@@ -333,6 +352,14 @@ class _Rows:
             self._run(some, panels, limit, 2 * limit - 2 / 3 * max(high, -low))
         y = self._out[: len(self._codes), : weight.shape[0]]
         return np.ascontiguousarray(y), *self._seen()
+
+    @property
+    def zero_ends(self) -> NDArray[np.int32]:
+        """Lowest and highest zero point of each group, (groups, 2); (0, 2) for none."""
+        if not len(self._zeros):
+            return np.zeros((0, 2), np.int32)
+        of_rows = self._zeros.transpose(0, 2, 1).reshape(-1, self._plan.groups)[: len(self._codes)]
+        return np.stack([of_rows.min(axis=0), of_rows.max(axis=0)], axis=1)
 
     def _seen(self) -> tuple[int, int, bool]:
         low, high, bits = self._found
@@ -370,6 +397,7 @@ class _Rows:
             w=address_of(weight.w),
             w_stride=weight.w.strides[0],
             x_scale=address_of(scales) + first * scales.strides[0],
+            x_zero=address_of(self._zeros) + first * scales.strides[0],
             x_stride=scales.strides[0],
             w_scale=address_of(weight.scales),
             start=address_of(weight.start),

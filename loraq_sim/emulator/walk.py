@@ -244,10 +244,6 @@ def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResu
     return StepResult(step=step, inputs=inputs, weight=weight, result=total, clipped=records)
 
 
-# The formats of `loraq_sim.kernels.float_sums.round_sums`, by its names for them.
-_SIXTEEN_BITS = {"bf16": 0, "fp16": 1}
-
-
 def _merged(
     steps: tuple[Step, ...], tensors: Mapping[str, Any], bias: np.ndarray | None, datapath: Datapath
 ) -> StepResult | None:
@@ -257,8 +253,9 @@ def _merged(
     """
     *sums, last = steps
     fmt = last.format
-    kind = None if fmt is None else _SIXTEEN_BITS.get(fmt.element.name)
-    if fmt is None or kind is None or not sums or any(step.operation != "add" for step in sums):
+    if fmt is None or fmt.element.name not in ("bf16", "fp16") or not sums:
+        return None
+    if any(step.operation != "add" for step in sums):
         return None
     others = [step for step in sums if step.weight is None]
     is_fp32 = combine_format(datapath.combine) == "fp32"
@@ -268,12 +265,13 @@ def _merged(
     terms = [y, *rest] if bias is None or len(sums) == len(others) else [y, *rest, bias]
     if y.size == 0 or any(term.dtype != np.float32 for term in terms):
         return None
-    from loraq_sim.kernels.float_sums import round_sums
+    from loraq_sim.kernels import float_sums
 
+    round_sums = getattr(float_sums, f"sum_to_{fmt.element.name}")
     codes = np.empty(y.shape, np.uint16)
-    z = rest[0] if rest else np.zeros((0, 0), np.float32)
+    z = rest[0] if rest else np.zeros((len(y), 0), np.float32)
     added = terms[-1] if terms[-1].ndim == 1 else np.zeros(0, np.float32)
-    if not round_sums(*map(np.ascontiguousarray, (y, z, added)), kind, codes):
+    if not round_sums(*map(np.ascontiguousarray, (y, z, added)), codes):
         return None
     result = QuantizedTensor(codes=codes.view(float_dtype(fmt)), scales=None, format=fmt)
     return StepResult(step=last, inputs=tuple(terms), weight=None, result=result)

@@ -1,17 +1,14 @@
 """Sums of float32 values in one pass over memory, every step rounded as written.
 
-`add_scaled` adds the pass of one scale group; `round_sums` takes the last sums of a layer to the
-16-bit format it is written in.
+`add_scaled` adds the pass of one scale group; `sum_to_bf16` and `sum_to_fp16` take the last sums of
+a layer to the format it is written in.
 """
 
 import numpy as np
 
 from loraq_sim.kernels.jit import njit
 
-__all__ = ["BF16", "FP16", "add_scaled", "round_sums"]
-
-# Formats that `round_sums` rounds to.
-BF16, FP16 = 0, 1
+__all__ = ["add_scaled", "sum_to_bf16", "sum_to_fp16"]
 
 _HALF, _ONE, _KEPT = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF0000)
 _SHIFT = np.uint32(16)
@@ -55,54 +52,66 @@ _BELOW_HALF, _CUT = np.uint32(0xFFF), np.uint32(13)
 _LARGEST = np.uint32(0x7C00)
 
 
-@njit(cache=True, nogil=True)
-def round_sums(y, z, bias, kind, out):
-    """out = bits of y + z + bias, each sum rounded to float32, the last to `kind`; or False.
+@njit
+def _sum_row(y, z, bias, row):
+    """row = y + z + bias, each sum rounded; `z` and `bias` are empty for none."""
+    for n in range(row.size):
+        row[n] = y[n]
+    if z.size > 0:
+        for n in range(row.size):
+            row[n] = np.float32(row[n] + z[n])
+    if bias.size > 0:
+        for n in range(row.size):
+            row[n] = np.float32(row[n] + bias[n])
 
-    False says that a value is not finite, in float32 or in `kind`: then `out` is of no use.
+
+@njit(cache=True, nogil=True)
+def sum_to_bf16(y, z, bias, out):
+    """out = bits of bf16(y + z + bias), each sum rounded to float32, ties to even; or False.
+
+    False says that a value is not finite, on the way or in the end: then `out` is of no use.
 
     Parameters
     ----------
     y : ndarray of shape (M, N), float32
-    z : ndarray of the same shape, or (0, 0) for none
+    z : ndarray of the same shape, or (M, 0) for none
     bias : ndarray of shape (N,), float32, or (0,) for none
-    kind : int
-        `BF16` or `FP16`; ties to even.
     out : ndarray of shape (M, N), uint16
         Written in place.
     """
-    n_columns = y.shape[1]
-    row, raised = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
+    row = np.empty(y.shape[1], np.float32)
+    bits = row.view(np.uint32)
+    largest = np.uint32(0)
+    for m in range(y.shape[0]):
+        _sum_row(y[m], z[m], bias, row)
+        written = out[m]
+        for n in range(row.size):
+            value = bits[n]
+            nearest = np.uint32(value + _HALF + np.uint32((value >> _SHIFT) & _ONE))
+            largest = max(largest, max(value & _SIZE, nearest & _SIZE))
+            written[n] = nearest >> _SHIFT
+    return largest < _INFINITY
+
+
+@njit(cache=True, nogil=True)
+def sum_to_fp16(y, z, bias, out):
+    """As `sum_to_bf16`, rounded to fp16."""
+    row, raised = np.empty(y.shape[1], np.float32), np.empty(y.shape[1], np.float32)
     bits, raised_bits = row.view(np.uint32), raised.view(np.uint32)
     largest = np.uint32(0)
     for m in range(y.shape[0]):
-        first, written = y[m], out[m]
-        for n in range(n_columns):
-            row[n] = first[n]
-        if z.shape[0] > 0:
-            second = z[m]
-            for n in range(n_columns):
-                row[n] = np.float32(row[n] + second[n])
-        if bias.size > 0:
-            for n in range(n_columns):
-                row[n] = np.float32(row[n] + bias[n])
-        if kind == BF16:
-            for n in range(n_columns):
-                value = bits[n]
-                nearest = np.uint32(value + _HALF + np.uint32((value >> _SHIFT) & _ONE))
-                largest = max(largest, max(value & _SIZE, nearest & _SIZE))
-                written[n] = nearest >> _SHIFT
-            continue
-        for n in range(n_columns):
+        _sum_row(y[m], z[m], bias, row)
+        written = out[m]
+        for n in range(row.size):
             raised[n] = np.float32(abs(row[n]) + _STEP)
-        for n in range(n_columns):
+        for n in range(row.size):
             value = bits[n] & _SIZE
             nearest = np.uint32(value + _BELOW_HALF + np.uint32((value >> _CUT) & _ONE))
             normal = np.uint32(nearest - _REBIASED) >> _CUT
             code = normal if value >= _LEAST_NORMAL else np.uint32(raised_bits[n] - _STEP_BITS)
             largest = max(largest, max(value, code << _SHIFT))
             written[n] = code | np.uint32(np.uint32(bits[n] >> _SHIFT) & _SIGN)
-    return largest < (_INFINITY if kind == BF16 else min(_INFINITY, _LARGEST << _SHIFT))
+    return largest < min(_INFINITY, _LARGEST << _SHIFT)
 
 
 _INFINITY = np.uint32(0x7F800000)

@@ -88,7 +88,8 @@ def quantize_groups(x, candidates, group, lo, hi, codes, scales):
     lanes = np.zeros(_LANES, dtype=np.float32)
     for i in range(x.shape[0]):
         # Neighboring groups are alike: what served the last one sets a bar that most miss.
-        guess = 0
+        # Typed: a literal would compile what it is passed to twice.
+        guess = np.int64(0)
         for g in range(candidates.shape[1]):
             values = x[i, g * group : min(g * group + group, k)]
             tried = candidates[i, g]

@@ -51,12 +51,15 @@ class ScaledShape(NamedTuple):
         Whether to keep the extreme sums; each chunk then has an offset per column, to be taken off.
     rows, vectors : int
         Accumulator registers of the tile.
+    zeros : bool
+        Whether rows have zero points: their sums start at zero point times `start`.
     """
 
     instructions: Instructions
     measure: bool
     rows: int
     vectors: int
+    zeros: bool = False
 
     @property
     def width(self) -> int:
@@ -73,7 +76,7 @@ class ScaledArguments(NamedTuple):
     Attributes
     ----------
     a, a_stride, w, w_stride : packed operands, the groups one after the other
-    x_scale, x_stride : float32 (groups, rows) of each row panel
+    x_scale, x_zero, x_stride : float32 and int32 (groups, rows) of each row panel
     w_scale, start, column_stride : float32 and int32 (groups, width) of each column panel
     offsets, offsets_stride : int32 (groups * chunks, width) of each column panel
     spare : rows x width float32 for the tile at work
@@ -94,6 +97,7 @@ class ScaledArguments(NamedTuple):
     w: int
     w_stride: int
     x_scale: int
+    x_zero: int
     x_stride: int
     w_scale: int
     start: int
@@ -168,15 +172,16 @@ class ScaledCode:
         )
         groups = Loop(builder, given.groups, [*at, *found])
         a, w, offsets, x_scale, w_scale, start, *found = groups.values
-        before, steps = (a, w, offsets, start), builder.mul(given.chunks, given.inner)
+        steps = builder.mul(given.chunks, given.inner)
+        acc = self._starts(start, builder.sub(x_scale, given.x_scale))
         if shape.measure:
-            acc, found = self._measured_group(groups.counter, before, found)
+            acc, found = self._measured_group(groups.counter, (a, w, offsets), acc, found)
             a = builder.add(a, builder.mul(steps, I64(4 * shape.rows)))
             w = builder.add(w, builder.mul(steps, I64(shape.vectors * self.bytes)))
             row = builder.mul(given.chunks, I64(4 * shape.width))
             offsets = builder.add(offsets, row)
         else:
-            a, w, acc = self._dots(a, w, steps, self._starts(start))
+            a, w, acc = self._dots(a, w, steps, acc)
         self._add_scaled(acc, x_scale, w_scale, places)
         x_scale = builder.add(x_scale, I64(4 * shape.rows))
         w_scale, start = (builder.add(x, I64(4 * shape.width)) for x in (w_scale, start))
@@ -193,8 +198,8 @@ class ScaledCode:
             size = self.ops.largest(builder, size, bits)
         return [low, high, size]
 
-    def _measured_group(self, number, at, found):
-        """Sums of one group, `at` its A, W, offsets and start, and the extremes; see the module.
+    def _measured_group(self, number, at, starts, found):
+        """Sums of one group, `at` its A, W and offsets, and the extremes; see the module.
 
         Loops of one turn or none stand for questions.
         """
@@ -205,8 +210,8 @@ class ScaledCode:
         reach = builder.fmul(x_norm, w_norm)
         at_once = builder.fcmp_unordered(">", reach, self.sure)
         steps = builder.mul(given.chunks, given.inner)
-        a, w, _, start = at
-        _, _, sums = self._dots(a, w, builder.select(at_once, I64(0), steps), self._starts(start))
+        a, w, _ = at
+        _, _, sums = self._dots(a, w, builder.select(at_once, I64(0), steps), starts)
         chunks = builder.select(at_once, given.chunks, I64(0))
         sums, extremes = self._chunks(at, chunks, sums, extremes)
         later = builder.and_(builder.fcmp_unordered(">", reach, self.limit), builder.not_(at_once))
@@ -222,12 +227,16 @@ class ScaledCode:
         lanes = ir.IntType(self.ops.lanes)
         some = builder.icmp_signed("!=", builder.bitcast(beyond, lanes), lanes(0))
         chunks = builder.select(some, given.chunks, I64(0))
-        _, extremes = self._chunks(at, chunks, self._starts(start), extremes)
+        _, extremes = self._chunks(at, chunks, starts, extremes)
         return sums, [*asked.end(extremes), size]
 
     def _chunks(self, at, count, acc, extremes):
         """Sums after `count` chunks of a group, and the extremes after each."""
         builder, held = self.builder, len(acc)
+        if self.shape.zeros:
+            # Only these sums start elsewhere than at 0. Of tiles that are not measured they count
+            # as well: whoever has zero points measures all.
+            extremes = self._measured(acc, None, extremes)
         loop = Loop(builder, count, [*at[:3], *acc, *extremes])
         a, w, offsets, *state = loop.values
         a, w, acc = self._dots(a, w, self.given.inner, state[:held])
@@ -246,11 +255,20 @@ class ScaledCode:
     def _picks(self) -> tuple[Callable, Callable]:
         return self.ops.smallest, self.ops.largest
 
-    def _starts(self, start: ir.Value) -> Vectors:
-        """Accumulators of a group before its first product."""
+    def _starts(self, start: ir.Value, moved: ir.Value) -> Vectors:
+        """Accumulators of a group before its first product; `moved` is where its rows begin."""
+        builder, shape = self.builder, self.shape
         if self.step == F64:
-            return [ir.Constant(self.ops.accumulator, None)] * self.shape.vectors * self.shape.rows
-        return [load(self.builder, self.ints, start, x) for x in self._columns()] * self.shape.rows
+            return [ir.Constant(self.ops.accumulator, None)] * shape.vectors * shape.rows
+        columns = [load(builder, self.ints, start, x) for x in self._columns()]
+        if not shape.zeros:
+            return columns * shape.rows
+        zeros = builder.add(self.given.x_zero, moved)
+        starts = []
+        for row in range(shape.rows):
+            zero = broadcast(builder, load(builder, I32, zeros, 4 * row), self.ops.lanes)
+            starts += [builder.mul(zero, column) for column in columns]
+        return starts
 
     def _dots(self, a, w, count, acc):
         builder, shape = self.builder, self.shape
@@ -271,9 +289,12 @@ class ScaledCode:
         a, w, *acc = steps.end([a, w, *summed])
         return a, w, acc
 
-    def _measured(self, acc: Vectors, offsets: ir.Value, found: Vectors) -> Vectors:
-        """Extreme sums of all columns; all rows share the offset of a column."""
+    def _measured(self, acc: Vectors, offsets: ir.Value | None, found: Vectors) -> Vectors:
+        """Extreme sums of all columns; all rows share the offset of a column, if there is any."""
         builder, vectors = self.builder, self.shape.vectors
+        if self.shape.zeros or offsets is None:
+            every = zip(self._picks(), found, strict=True)
+            return [pick(builder, best, self._best(pick, acc)) for pick, best in every]
         moved = [load(builder, self.ints, offsets, x) for x in self._columns()]
         kept = []
         for pick, best in zip(self._picks(), found, strict=True):

@@ -84,11 +84,16 @@ def tile_kernels(path: str) -> Mapping[str, "TileKernel"]:
 
 @cache
 def scaled_kernel(path: str, dot: str, *, measure: bool) -> "Kernel[ScaledShape]":
-    """Return the scaled kernel of a path: its dot is ``codes``, the fastest there, or a float."""
-    if dot == "codes":
+    """Return the scaled kernel of a path, by dot.
+
+    ``codes`` is the fastest one there, ``zeros`` that for rows with zero points, or ``doubles``.
+    """
+    zeros = dot == "zeros"
+    if dot != "doubles":
         dot = "bytes" if path == "avx512" else "words"
-    shape = ScaledShape(Instructions(path, dot), measure, rows=_SCALED_ROWS[path], vectors=2)
-    name = f"scaled_{dot}{'_measured' if measure else ''}"
+    rows = _SCALED_ROWS[path]
+    shape = ScaledShape(Instructions(path, dot), measure, rows=rows, vectors=2, zeros=zeros)
+    name = f"scaled_{dot}{'_measured' if measure else ''}{'_zeros' if zeros else ''}"
     return Kernel(path, name, ScaledCode, shape)
 
 

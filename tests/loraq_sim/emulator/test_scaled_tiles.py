@@ -13,7 +13,7 @@ from loraq_sim.quantizers import QuantizedTensor, quantize
 HERE = PATHS[PATHS.index(choose_path()) :] if choose_path() != LOOPS else ()
 FORMATS = (
     *("int4/g64", "int8/g32", "int4/row", "int8/tensor", "int5/g7", "int3/g14", "int8/g16/e8m0"),
-    *("mxint4", "mxint8", "bfp16ebs8", "mxfp4", "nvfp4"),
+    *("uint4/g64", "uint8/g32", "uint5/row", "mxint4", "mxint8", "bfp16ebs8", "mxfp4", "nvfp4"),
     *("mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3", "mxfp8_e5m2"),
 )
 
