@@ -4,6 +4,7 @@
 page; it also allocates one split per layer and says what that saves against uniform splits.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -230,11 +231,12 @@ def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
         fused = options.get("fused", True)
         # A method may choose a smoothing of its own, whose strength no row states.
         chosen = [row["smooth"]] if row.get("smooth") is not None else [None, 1.0]
+        # What a condition chose, the message says in words only: it is what the latency is of.
+        rotations = [row.get("rotation")]
+        rotations += ["hadamard"] if row.get("condition") and not rotations[0] else []
         costs = []
-        for smooth in chosen:
-            transforms = transforms_asked(
-                row["k"], split, path, smooth=smooth, rotate=row.get("rotation")
-            )
+        for smooth, rotate in itertools.product(chosen, rotations):
+            transforms = transforms_asked(row["k"], split, path, smooth=smooth, rotate=rotate)
             work = workload_for(
                 *sizes, split, row["rank"], path, feedback_rank=row.get("feedback_rank") or 0,
                 fused=fused, transforms=transforms,

@@ -11,6 +11,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.evaluate import reference_output, sample_rows
 from loraq_sim.machine import cost_split, datapath_for
 from loraq_sim.results.rows import COLUMN_NAMES
+from loraq_sim.results.wording import labels_of
 from loraq_sim.solvers import solve_group
 from loraq_sim.split import parse_split
 
@@ -53,6 +54,28 @@ def test_what_is_done_to_x_is_in_the_cost_of_the_row(layer):
         for name in ("latency_s", "energy_j", "dram_bytes", "weight_bytes"):
             assert row[name] == getattr(cost, name), name
             assert row[name] > plain[name] or (name, row) == ("weight_bytes", rotated)
+
+
+def test_what_a_condition_chose_is_charged_and_named(layer):
+    loud = dataclasses.replace(layer, activations=layer.activations.copy())
+    loud.activations[:, ::50] *= 30
+    plain = evaluate(loud, "W4A4")
+    chosen = evaluate(loud, "W4A4", condition="auto")
+    assert chosen["output_error"] < 0.8 * plain["output_error"]
+    assert (chosen["condition"], chosen["rotation"], chosen["smooth"]) == ("auto", None, None)
+    assert "condition auto chose " in chosen["message"]
+    words = {"smoothing": {"smooth": 0.5}, "hadamard:128": {"rotate": "hadamard"}}
+    asked = {
+        k: v for word, how in words.items() if word in chosen["message"] for k, v in how.items()
+    }
+    assert asked
+    _, cost = cost_split(
+        512, 128, 128, parse_split("W4A4"), hwmodels.load_accelerator("aie2"), **asked
+    )
+    assert chosen["latency_s"] == cost.latency_s > plain["latency_s"]
+    assert labels_of([plain, chosen]) == ["W4A4", "W4A4 (conditioned auto)"]
+    finished = evaluate(loud, "W4A4", finish="data")
+    assert labels_of([plain, finished]) == ["W4A4", "W4A4 (finish data)"]
 
 
 def test_the_working_set_of_a_row_is_that_of_its_call(layer):
