@@ -325,7 +325,8 @@ class Datapath(Block):
     `p_format` and `out_format` are what kernels write P and the output in today; `zero_point` says
     where the correction of zero points enters: as the initial value of the accumulator, or after.
     `tensor_core` names the published rule by which float instructions of this machine add; the
-    emulator follows it where its combine step is that name.
+    emulator follows it where its combine step is that name. `block_rounding` is the mode in which
+    values become mantissas of block formats, where that is not `rounding`.
     """
 
     acc_bits: Annotated[int, Field(ge=8, le=64)]
@@ -339,6 +340,10 @@ class Datapath(Block):
         "floor", "ceil", "symmetric_floor", "symmetric_ceil", "negative_inf",
         "positive_inf", "symmetric_zero", "symmetric_inf", "conv_even", "conv_odd",
     ]  # fmt: skip
+    block_rounding: Literal[
+        "floor", "ceil", "symmetric_floor", "symmetric_ceil", "negative_inf",
+        "positive_inf", "symmetric_zero", "symmetric_inf", "conv_even", "conv_odd",
+    ] | None = None  # fmt: skip
     saturation: Literal["none", "saturate", "symmetric"]
     p_format: Literal["branch", "fp16", "bf16"]
     out_format: Literal["bf16", "fp16", "fp32"]

@@ -67,12 +67,20 @@ def datapath_for(
     return Datapath(
         mac=_mac_array(values, overrides or {}),
         float_overflow=changed,
-        zero_point=values["zero_point"] or "initial",
+        zero_point=_zero_point(values, overrides or {}),
         combine=values["combine"],
         p_format=values["p_format"],
         out_format=values["out_format"],
         rounding=values["rounding"],
+        block_rounding=values["block_rounding"],
     )
+
+
+def _zero_point(described: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Where zero points are corrected: as asked, as the preset named has it, or as the file."""
+    if "array" in overrides and overrides.get("zero_point") is None:
+        return array_preset(overrides["array"]).zero_point
+    return described["zero_point"] or "initial"
 
 
 def _mac_array(

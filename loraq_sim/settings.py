@@ -56,12 +56,14 @@ ARRAY_KEYS = (
 
 DATAPATH_KEYS = (
     *(*ARRAY_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow"),
-    *("zero_point", "array"),
+    *("block_rounding", "zero_point", "array"),
 )
 """What of an accelerator's datapath a caller may override.
 
 `array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``;
-`zero_point` says whether zero points are corrected as ``initial`` values or ``after`` the sums.
+`zero_point` says whether zero points are corrected as ``initial`` values or ``after`` the sums (of
+a preset, where its machine does); `block_rounding` is the rounding to block formats, where that is
+not `rounding`.
 """
 
 

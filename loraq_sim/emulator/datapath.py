@@ -91,7 +91,9 @@ class Datapath:
     become integer codes; ``float_overflow``, a `FloatOverflow` or a mapping such as
     ``{"fp16": "saturate"}``, says what becomes of values beyond a float format; ``zero_point`` says
     whether the correction of zero points is the accumulator's ``initial`` value or is added
-    ``after`` it (`loraq_sim.emulator.zero_points`).
+    ``after`` it (`loraq_sim.emulator.zero_points`). ``block_rounding`` is the mode in which values
+    become mantissas of block formats (``mxintN``, ``bfp16ebs8``), by default ``rounding``: AI
+    Engines cut them (``floor``) unless a kernel sets another mode.
     """
 
     mac: MacArray | TwoLevelArray = MacArray()
@@ -102,6 +104,7 @@ class Datapath:
     rounding: str = "conv_even"
     float_overflow: FloatOverflow = FloatOverflow()
     zero_point: str = "initial"
+    block_rounding: str | None = None
 
     def __post_init__(self) -> None:
         if self.combine not in COMBINES:
@@ -112,8 +115,15 @@ class Datapath:
         if self.zero_point not in ZERO_POINT_PLACES:
             raise InputError(unknown_name("zero_point", self.zero_point, ZERO_POINT_PLACES))
         parse_format(self.out_format)
-        parse_rounding(self.rounding)
+        for mode in (self.rounding, self.block_rounding or self.rounding):
+            parse_rounding(mode)
         object.__setattr__(self, "float_overflow", FloatOverflow.of(self.float_overflow))
+
+    def rounding_to(self, fmt: Format) -> str:
+        """The mode in which values become codes of a format."""
+        if self.block_rounding is not None and fmt.element.block is not None:
+            return self.block_rounding
+        return self.rounding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,9 +187,9 @@ def _transform(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> St
 def _rounding(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResult:
     if step.format is None:
         raise TypeError(f"step {step.name!r} names no format to round to")
-    rules = datapath.float_overflow
+    rounding, rules = datapath.rounding_to(step.format), datapath.float_overflow
     result, records = rounded_tensor(
-        step.result, inputs[0], step.format, datapath.rounding, rules, step.rule
+        step.result, inputs[0], step.format, rounding, rules, step.rule
     )
     return StepResult(step=step, inputs=inputs, weight=weight, result=result, clipped=records)
 

@@ -270,7 +270,7 @@ class SwitchableLayer:
         narrow, rule = _float32_where_it_fits(values), path.float_overflow
         if step.format is None:
             raise TypeError(f"step {step.name!r} names no format to round to")
-        options = (step.format, path.rounding, rule, step.rule)
+        options = (step.format, path.rounding_to(step.format), rule, step.rule)
         return _values(rounded_tensor(step.result, narrow, *options)[0])
 
     def _errors(self, step: Step, on: Collection[str]) -> NDArray[np.float64] | float:

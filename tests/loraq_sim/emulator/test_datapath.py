@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loraq_sim.emulator.datapath import Datapath
+from loraq_sim.emulator.float_overflow import rounded_tensor
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
 from loraq_sim.emulator.walk import run_layer
@@ -221,3 +222,19 @@ def test_p_becomes_codes_in_the_rounding_mode_of_the_data_path(rounding):
     expected = codes * scales @ solution.left.dequantize().T
     # Another mode moves codes by a whole step; float32 sums of two products by 1e-6 of the output.
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("element", ["bfp16ebs8", "mxint8"])
+def test_block_rounding_cuts_mantissas_of_block_formats_only(element):
+    x = np.random.default_rng(8).standard_normal((5, 64)).astype(np.float32)
+    cut = Datapath(block_rounding="floor")
+    for fmt, mode in ((parse_format(element), "floor"), (parse_format("int8/g32"), "conv_even")):
+        assert cut.rounding_to(fmt) == mode
+        stored, _ = rounded_tensor("X", x, fmt, cut.rounding_to(fmt), cut.float_overflow)
+        group = fmt.group_width(64)
+        steps = x.reshape(5, -1, group) / stored.scales[..., None]
+        want = np.floor(steps) if mode == "floor" else np.rint(steps)
+        want = np.clip(want, fmt.element.lo, fmt.element.hi).reshape(5, 64)
+        np.testing.assert_array_equal(stored.codes, want)
+    with pytest.raises(InputError, match="'flor'"):
+        Datapath(block_rounding="flor")
