@@ -11,17 +11,24 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.cost import Cost, estimate_cost
     from hwmodels.description import Accelerator
     from hwmodels.errors import AcceleratorError
+    from hwmodels.fitting import (
+        FamilyFit,
+        cross_validate,
+        family_text,
+        fit_family,
+        fitted_family,
+    )
     from hwmodels.inventory import list_models, load_model, product_cost
     from hwmodels.loader import list_accelerators, load_accelerator
+    from hwmodels.measured import MEASURED_CSV, measured_rows
     from hwmodels.modes import describe_modes, unreachable_modes
-    from hwmodels.overrides import describe, idle_keys, parse_value, with_overrides
+    from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
     from hwmodels.validation import (
-        MEASURED_CSV,
         branch_overheads,
-        measured_rows,
         sensitivity,
         summarize,
         validate,
+        validate_attention,
     )
     from hwmodels.workload import GemmWorkload, activation_bytes, tensor_bytes
 
@@ -29,19 +36,25 @@ __all__ = [
     "Accelerator",
     "AcceleratorError",
     "Cost",
+    "FamilyFit",
     "GemmWorkload",
     "MEASURED_CSV",
     "activation_bytes",
     "branch_overheads",
+    "cross_validate",
     "describe",
     "describe_modes",
     "estimate_cost",
+    "family_text",
+    "fit_family",
+    "fitted_family",
     "idle_keys",
     "list_accelerators",
     "list_models",
     "load_accelerator",
     "load_model",
     "measured_rows",
+    "overview",
     "parse_value",
     "product_cost",
     "sensitivity",
@@ -49,6 +62,7 @@ __all__ = [
     "tensor_bytes",
     "unreachable_modes",
     "validate",
+    "validate_attention",
     "with_overrides",
 ]
 
@@ -56,19 +70,25 @@ _HOMES = {
     "Accelerator": "description",
     "AcceleratorError": "errors",
     "Cost": "cost",
+    "FamilyFit": "fitting",
     "GemmWorkload": "workload",
-    "MEASURED_CSV": "validation",
+    "MEASURED_CSV": "measured",
     "activation_bytes": "workload",
     "branch_overheads": "validation",
+    "cross_validate": "fitting",
     "describe": "overrides",
     "describe_modes": "modes",
     "estimate_cost": "cost",
+    "family_text": "fitting",
+    "fit_family": "fitting",
+    "fitted_family": "fitting",
     "idle_keys": "overrides",
     "list_accelerators": "loader",
     "list_models": "inventory",
     "load_accelerator": "loader",
     "load_model": "inventory",
-    "measured_rows": "validation",
+    "measured_rows": "measured",
+    "overview": "overrides",
     "parse_value": "overrides",
     "product_cost": "inventory",
     "sensitivity": "validation",
@@ -76,6 +96,7 @@ _HOMES = {
     "tensor_bytes": "workload",
     "unreachable_modes": "modes",
     "validate": "validation",
+    "validate_attention": "validation",
     "with_overrides": "overrides",
 }
 

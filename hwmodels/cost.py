@@ -5,34 +5,20 @@ with the tile that makes it least. Transfers overlap compute (double buffering),
 resource sets the pace and is named as the bound; `stall` is what it adds to the compute time.
 Smoothing and rotating X come before the first MAC and hide behind nothing. Of a kernel that several
 layers share, each is charged an even part.
+
+Every kernel runs in a family of the machine's file, whose fitted values hold for its time
+(`hwmodels.families`, `hwmodels.kernel_cost`).
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from hwmodels.branch import GemmKernel, split_into_kernels
+from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import bar_text, html_card
-from hwmodels.kernel_cycles import (
-    BusyCycles,
-    busy_cycles,
-    kernel_energy,
-    transform_cycles,
-)
-from hwmodels.systolic import systolic_busy_cycles
-from hwmodels.traffic import (
-    DramTraffic,
-    Floats,
-    Tiles,
-    dram_traffic,
-    l1_fill_cycles,
-    l2_read_bytes,
-    legal_tiles,
-    requested_tile,
-)
+from hwmodels.families import Confidence, family_named, weakest
+from hwmodels.kernel_cost import KernelCost, LaunchState, Run, WeightState
 from hwmodels.workload import GemmWorkload
 
 __all__ = ["Cost", "KernelCost", "estimate_cost"]
@@ -45,25 +31,6 @@ _CARD_UNITS = {
     "dram_bytes": ("DRAM traffic", "KiB", 1 / 1024),
     "weight_bytes": ("stored weights", "KiB", 1 / 1024),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelCost:
-    """Cost of one dispatched kernel.
-
-    `latency_parts_s` sum to `latency_s`; `busy_s` are the overlapping resources, of which the
-    longest paces the kernel; `tile_mkn` is the fastest core tile.
-    """
-
-    role: str
-    latency_s: float
-    latency_parts_s: dict[str, float]
-    busy_s: dict[str, float]
-    bound: str
-    energy_parts_j: dict[str, float]
-    dram: DramTraffic
-    tile_mkn: tuple[int, int, int]
-    modes: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +64,15 @@ class Cost:
         X, P and y at once (`GemmWorkload.peak_activation_bytes`); these and the stored weights.
     fits_in : str
         Where the working set fits as a whole: l1 (of all units together), l2 or dram.
+    kernel : str
+        Kernel family of the main kernel; ``generic`` where the file lists none that serves.
+    confidence : str
+        ``measured``, ``extrapolated`` or ``assumed``, of the least sure kernel.
+    latency_low_s, latency_high_s : float
+        The latency less and plus the error to expect: the worst of the family's rows inside their
+        range, twice that (0.3 at least) outside, 0.5 without rows.
+    mean_error, worst_error : float or None
+        Of the rows of the main kernel's family; None without rows.
     kernels : tuple of KernelCost
         One entry per dispatch.
     """
@@ -116,6 +92,12 @@ class Cost:
     peak_activation_bytes: int
     working_set_bytes: int
     fits_in: str
+    kernel: str
+    confidence: Confidence
+    latency_low_s: float
+    latency_high_s: float
+    mean_error: float | None
+    worst_error: float | None
     kernels: tuple[KernelCost, ...]
 
     def _repr_html_(self) -> str:
@@ -123,7 +105,13 @@ class Cost:
 
 
 def estimate_cost(
-    work: GemmWorkload, hw: Accelerator, *, tile_mkn: tuple[int, int, int] | None = None
+    work: GemmWorkload,
+    hw: Accelerator,
+    *,
+    tile_mkn: tuple[int, int, int] | None = None,
+    kernel: str | None = None,
+    weights: WeightState = "cold",
+    launch: LaunchState = "stream",
 ) -> Cost:
     """Cost of one call of `work` on `hw`.
 
@@ -136,28 +124,37 @@ def estimate_cost(
     tile_mkn : (m, k, n), optional
         Core tile to use instead of the search, with outputs stationary in DRAM blocking: whole
         numbers, each a multiple of the instruction's.
+    kernel : str, optional
+        Kernel family of the machine's file for every kernel, in place of the one it would run in.
+    weights : str
+        ``cold``, ``warm`` or ``flushed``: what L2 holds when the call starts.
+    launch : str
+        ``stream``, or ``graph`` for a call inside a recorded graph or chain of layers.
 
     Raises
     ------
     AcceleratorError
-        If a precision has no mode wide enough, or no tile fits.
+        If a precision has no mode wide enough, no tile fits, or the machine has no such family.
     """
-    split = split_into_kernels(work, hw)
-    kernels = [_kernel_cost(hw, kernel, tile_mkn) for kernel in split]
+    run = Run(hw=hw, work=work, tile_mkn=tile_mkn, weights=weights, launch=launch)
+    named = None if kernel is None else family_named(hw, kernel)
+    kernels = [run.best_cost(index, named) for index in range(len(run.split(None)))]
+    split = run.split(None)
     latency = sum(kernel.latency_s for kernel in kernels)
     static_j = hw.energy.static_w * latency
     energy_parts = _sum_parts(kernel.energy_parts_j for kernel in kernels)
     energy_parts["static"] = static_j
     dram_parts = _sum_parts(_dram_parts(kernel) for kernel in kernels)
-    weights = work.weight_bytes()
-    working_set = work.peak_activation_bytes + sum(weights.values())
-    peak_s, roofline_s = _roofline(split, hw)
+    stored = work.weight_bytes()
+    working_set = work.peak_activation_bytes + sum(stored.values())
+    peak_s, roofline_s = _roofline(split, hw, run)
+    spread_s = math.fsum(item.trust.spread * item.latency_s for item in kernels)
     return Cost(
         latency_s=latency,
         cycles=latency * hw.units.clock_hz,
         energy_j=sum(energy_parts.values()),
         dram_bytes=sum(kernel.dram.total for kernel in kernels),
-        weight_bytes=sum(weights.values()),
+        weight_bytes=sum(stored.values()),
         utilization=peak_s / latency,
         bound=_overall_bound(kernels),
         roofline_latency_s=roofline_s,
@@ -165,7 +162,7 @@ def estimate_cost(
             "latency_s": _sum_parts(kernel.latency_parts_s for kernel in kernels),
             "energy_j": energy_parts,
             "dram_bytes": dram_parts,
-            "weight_bytes": {**weights},
+            "weight_bytes": {**stored},
         },
         busy_s=_sum_parts(kernel.busy_s for kernel in kernels),
         modes={part: mode for kernel in kernels for part, mode in kernel.modes.items()},
@@ -173,109 +170,14 @@ def estimate_cost(
         peak_activation_bytes=work.peak_activation_bytes,
         working_set_bytes=working_set,
         fits_in=_level_that_holds(hw, working_set),
+        kernel=kernels[0].family,
+        confidence=weakest([item.trust.confidence for item in kernels]),
+        latency_low_s=max(roofline_s, latency - spread_s),
+        latency_high_s=latency + spread_s,
+        mean_error=kernels[0].trust.mean_error,
+        worst_error=kernels[0].trust.worst_error,
         kernels=tuple(kernels),
     )
-
-
-def _kernel_cost(
-    hw: Accelerator, kernel: GemmKernel, tile_mkn: tuple[int, int, int] | None
-) -> KernelCost:
-    given = None if tile_mkn is None else requested_tile(hw, kernel, tile_mkn)
-    tiles = legal_tiles(hw, kernel, given)
-    clock = hw.units.clock_hz
-    dataflow = hw.units.dataflow
-    if dataflow is None:
-        busy = busy_cycles(hw, kernel, tiles)
-    else:
-        busy = systolic_busy_cycles(hw, kernel, tiles, dataflow)
-    dram, moved = dram_traffic(hw, kernel, tiles, use_panels=tile_mkn is None)
-    pipeline_s = busy.pipeline / clock
-    limits = {
-        "compute": pipeline_s,
-        "vector": busy.conversion / clock,
-        "l1": l1_fill_cycles(hw, kernel, tiles) / clock,
-        "l2": l2_read_bytes(hw, kernel, tiles) / hw.memories.l2.bandwidth_bytes_per_cycle / clock,
-        "dram": moved / hw.memories.dram.sustained_bytes_per_s,
-    }
-    side_unit = None if kernel.branch is None else kernel.branch.side_unit
-    if kernel.branch is not None and side_unit is not None:
-        macs = kernel.down_share * kernel.m * kernel.branch.down_rank * kernel.k
-        limits["side"] = np.full_like(pipeline_s, macs / side_unit.macs_per_cycle / clock)
-    pace = np.maximum.reduce(list(limits.values()))
-    fill = _fill_s(hw, kernel, tiles)
-    transforms = transform_cycles(hw, kernel)
-    before_s = sum(transforms.values()) / clock
-    launch_s = hw.dispatch.launch_s if kernel.is_dispatched else 0.0
-    if not kernel.is_dispatched:
-        # It goes on from what the kernel it is a part of has brought in.
-        fill = np.zeros_like(fill)
-    total = launch_s + fill + before_s + pace
-    best = int(np.argmin(total))
-    busy_s = {name: float(value[best]) for name, value in limits.items()}
-    parts = _latency_parts(busy, best, clock)
-    parts["stall"] = float(pace[best] - pipeline_s[best])
-    parts["fill"] = float(fill[best])
-    parts["dispatch"] = launch_s
-    parts |= {name: cycles / clock for name, cycles in transforms.items()}
-    slowest = max(busy_s, key=busy_s.__getitem__)
-    if slowest == "compute" and _scaling_leads(busy, best):
-        slowest = "vector"
-    if before_s > float(pace[best]):
-        slowest = "vector"
-    longest = max(before_s, float(pace[best]))
-    share = kernel.share
-    return KernelCost(
-        role=kernel.role,
-        latency_s=float(total[best]) * share,
-        latency_parts_s=_scaled(parts, share),
-        busy_s=_scaled(busy_s, share),
-        bound="dispatch" if launch_s > longest else slowest,
-        energy_parts_j=_scaled(kernel_energy(hw, kernel, tiles, dram), share),
-        dram=dram if share == 1 else dram.shared(kernel.work.shared_by),
-        tile_mkn=tiles.at(best),
-        modes=_mode_names(kernel),
-    )
-
-
-def _scaled(parts: dict[str, float], share: float) -> dict[str, float]:
-    return {name: value * share for name, value in parts.items()}
-
-
-def _fill_s(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
-    """Seconds before the first MAC: DRAM latency, then the first slices into one unit's L1.
-
-    The closed form of a systolic array has its own fill.
-    """
-    if hw.units.organization == "systolic":
-        return np.full_like(tiles.m, hw.memories.dram.latency_s)
-    l1 = hw.memories.l1
-    a_bits = tiles.m * kernel.a_line_bits(tiles.k)
-    w_bits = tiles.n * kernel.w_line_bits(tiles.k)
-    first = np.maximum(a_bits, w_bits) if l1.fill_channels == "separate" else a_bits + w_bits
-    return hw.memories.dram.latency_s + first / 8 / l1.fill_bytes_per_cycle / hw.units.clock_hz
-
-
-def _latency_parts(busy: BusyCycles, best: int, clock_hz: float) -> dict[str, float]:
-    """Seconds of each phase's MACs, the group scaling they do not hide, and the tile overheads."""
-    parts = {name: float(phase.mac[best]) for name, phase in busy.phases.items()}
-    parts["combine"] = sum(float((p.together - p.mac)[best]) for p in busy.phases.values())
-    parts["tile"] = float(busy.tile[best])
-    return {name: cycles / clock_hz for name, cycles in parts.items()}
-
-
-def _scaling_leads(busy: BusyCycles, best: int) -> bool:
-    """Whether scaling group sums takes longer than the MACs."""
-    combine = sum(float(phase.combine[best]) for phase in busy.phases.values())
-    return combine > sum(float(phase.mac[best]) for phase in busy.phases.values())
-
-
-def _mode_names(kernel: GemmKernel) -> dict[str, str]:
-    names: dict[str, str] = {kernel.role: kernel.choice.mode.name}
-    if kernel.branch is not None:
-        if kernel.branch.forms_p:
-            names["branch_down"] = kernel.branch.down.mode.name
-        names["branch_up"] = kernel.branch.up.mode.name
-    return names
 
 
 def _dram_parts(kernel: KernelCost) -> dict[str, int]:
@@ -293,7 +195,7 @@ def _dram_parts(kernel: KernelCost) -> dict[str, int]:
     return {"p": dram.activations, "factors": dram.weights, "output": moved}
 
 
-def _roofline(kernels: list[GemmKernel], hw: Accelerator) -> tuple[float, float]:
+def _roofline(kernels: list[GemmKernel], hw: Accelerator, run: Run) -> tuple[float, float]:
     """Seconds of the useful MACs at peak, and the roofline of any way to run the layer."""
     peak_cycles = math.fsum(kernel.peak_cycles for kernel in kernels)
     peak_s = peak_cycles / (hw.units.count * hw.units.clock_hz)
@@ -301,8 +203,9 @@ def _roofline(kernels: list[GemmKernel], hw: Accelerator) -> tuple[float, float]
     weights = [kernel for kernel in kernels if kernel.role != "feedback_back"]
     stored = sum(kernel.share * kernel.w_bytes + kernel.factor_bytes for kernel in weights)
     stored += kernels[0].smooth_bytes
-    compulsory = kernels[0].first_x_bytes + stored + kernels[0].out_bytes
-    return peak_s, max(peak_s, compulsory / hw.memories.dram.sustained_bytes_per_s)
+    compulsory = (kernels[0].first_x_bytes + stored) * run.cold_share(kernels[0])
+    compulsory += kernels[0].out_bytes
+    return peak_s, max(peak_s, compulsory / run.fastest_bytes_per_s)
 
 
 def _level_that_holds(hw: Accelerator, nbytes: int) -> str:

@@ -10,9 +10,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from hwmodels.errors import html_card
+from hwmodels.kernel_blocks import Block, Kernel, KernelFamily, Strict
 from hwmodels.precision import Operand
 from hwmodels.quantities import (
     BytesPerCycle,
@@ -26,7 +27,6 @@ from hwmodels.quantities import (
     MacRate,
     Name,
     Nanometers,
-    NonNegative,
     Picojoules,
     Seconds,
     Side,
@@ -44,6 +44,7 @@ __all__ = [
     "Energy",
     "FloatOverflow",
     "Kernel",
+    "KernelFamily",
     "L1",
     "L2",
     "Memories",
@@ -58,20 +59,6 @@ __all__ = [
 OperandBits = Annotated[int, Field(ge=2, le=16)]
 Family = Literal["int", "mxint", "mxfp", "nvfp"]
 Dataflow = Literal["weight_stationary", "output_stationary", "input_stationary"]
-
-
-class Strict(BaseModel):
-    """Frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Block(Strict):
-    """What every block says about where its numbers come from."""
-
-    source: Text
-    confidence: Literal["vendor", "measured", "inferred", "estimate"]
-    uncertainty_percent: NonNegative | None = None
 
 
 class Units(Block):
@@ -171,45 +158,6 @@ class Mode(Block):
         return self.is_wide_float or (self.kind == "int" and family in ("int", "mxint"))
 
 
-class Kernel(Block):
-    """The inner kernel: register blocks, their overheads, and the tiles the search may use.
-
-    `fused_rate_fraction`: MAC rate of a kernel that carries a branch, over that of a plain one
-    (the branch takes registers and staging buffers from the main loop).
-    """
-
-    register_block_m: Count
-    register_block_n: Count
-    load_bytes_per_cycle: BytesPerCycle
-    block_overhead_cycles: NonNegative
-    partial_cycles_per_64_bytes: NonNegative
-    tile_overhead_cycles: NonNegative
-    partials: Literal["l1", "registers"]
-    accumulator_capacity_bytes: Count | None = None
-    tile_m_max_rows: Count
-    tile_n_max_columns: Count
-    tile_k_step: Count
-    tile_k_max: Count
-    fused_rate_fraction: Fraction = 1.0
-
-    @model_validator(mode="after")
-    def _registers_need_a_capacity(self) -> Self:
-        if self.partials == "registers" and self.accumulator_capacity_bytes is None:
-            raise ValueError("partials 'registers' needs accumulator_capacity_bytes")
-        if self.tile_m_max_rows < self.register_block_m:
-            raise ValueError("tile_m_max_rows must be at least register_block_m")
-        if self.tile_n_max_columns < self.register_block_n:
-            raise ValueError("tile_n_max_columns must be at least register_block_n")
-        if self.tile_k_max < self.tile_k_step:
-            raise ValueError("tile_k_max must be at least tile_k_step")
-        return self
-
-    @property
-    def sums_capacity_bytes(self) -> int | None:
-        """Bytes the sums of a tile may take in registers; None where they stay in L1."""
-        return self.accumulator_capacity_bytes if self.partials == "registers" else None
-
-
 class Vector(Block):
     """Elementwise work: group scales, transforms, quantization, unpacking.
 
@@ -283,9 +231,10 @@ class Memories(Strict):
 
 
 class Dispatch(Block):
-    """What one kernel start costs."""
+    """What one kernel start costs; `graph_launch_s`: inside a recorded graph or chain of layers."""
 
     launch_s: Seconds
+    graph_launch_s: Seconds | None = None
 
 
 FloatRule = Literal["infinity", "saturate"]
@@ -401,6 +350,7 @@ class Accelerator(Strict):
     datapath: Datapath
     energy: Energy
     side_unit: SideUnit | None = None
+    kernels: tuple[KernelFamily, ...] = ()
     variants: tuple[Variant, ...] = ()
 
     # Mode choices and the tile grid depend on nothing but this description.
@@ -408,7 +358,8 @@ class Accelerator(Strict):
 
     @model_validator(mode="after")
     def _modes_are_distinct(self) -> Self:
-        for what, items in (("modes", self.modes), ("variants", self.variants)):
+        lists = (("modes", self.modes), ("kernels", self.kernels), ("variants", self.variants))
+        for what, items in lists:
             names = [item.name for item in items]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

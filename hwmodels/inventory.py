@@ -4,13 +4,23 @@
 branches in one call (`guidance_batch`), the calls per step, and the precision: ``split`` where
 SVDQuant quantizes, else a fixed one.
 
-Attention products and depthwise convolutions are no layers with weights to split; they run in 16
-bits, and `product_cost` gives their roofline. Attention runs as one kernel that keeps the scores on
-chip (as FlashAttention): MACs at the sustained rate of the 16-bit mode, one exponential and one
-rescaling per score on the vector unit, and queries, keys, values and outputs through DRAM once.
-Depthwise taps run on the vector unit.
+Attention products and depthwise convolutions are no layers with weights to split.
 
-    latency = dispatch + DRAM latency + max(MACs, vector work, DRAM bytes)
+Attention runs as one kernel that keeps the scores on chip (as FlashAttention), in the precisions
+asked for: 16 bits, or 8-bit integers or floats for queries times keys and for probabilities times
+values. A family of the machine's file that serves attention says how its kernels cut the work:
+
+    passes  = ceil(queries / rows) * ceil(heads / at once) * ceil(head size / value columns)
+    MACs    = heads * queries * keys * (head size * blocks of value columns + head size)
+    softmax = ops per score * scores (again for each block of value columns), on the vector unit
+    latency = dispatch + DRAM latency + passes * seconds of a pass
+              + f * max(MACs, softmax) + (1 - f) * (MACs + softmax), or DRAM time if that is longer
+
+with f the `overlap_fraction` of the family. Where no family serves, one pass takes all, a score
+takes `_SOFTMAX_OPS` operations of the vector unit, which hides behind the MACs as far as scaling of
+group sums does (`vector.combine_overlaps_mac`), and the cost is assumed. Queries, keys, values and
+outputs pass DRAM once. Depthwise taps run on the vector unit; linear attention is two products and
+one pass of the vector unit.
 """
 
 import json
@@ -21,7 +31,10 @@ from pathlib import Path
 
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
-from hwmodels.modes import choose_mode
+from hwmodels.families import ASSUMED_ERROR, GENERIC, Confidence, family_named, machine_under
+from hwmodels.kernel_blocks import AttentionTiles, KernelFamily
+from hwmodels.modes import ModeChoice, choose_mode
+from hwmodels.workload import parse_precision
 
 __all__ = [
     "InventoryEntry",
@@ -37,6 +50,9 @@ RESOLUTIONS = (512, 1024)
 _MODELS = Path(__file__).parent / "models"
 _BYTES = 2  # 16-bit elements
 _PJ = 1e-12
+_SOFTMAX_OPS = 8.0
+"""Operations per score where no family says: maximum, subtraction, exponential (about four), sum
+and conversion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,40 +167,145 @@ class ProductCost:
     weight_bytes: int
     bound: str
     peak_activation_bytes: int
+    kernel: str
+    confidence: Confidence
+    latency_low_s: float
+    latency_high_s: float
+    parts: dict[str, float]
 
 
-def product_cost(entry: InventoryEntry, hw: Accelerator) -> ProductCost:
-    """Cost of one call of an attention or depthwise entry on `hw`."""
-    macs = entry.macs / entry.calls
-    weight_bytes = 0
-    if entry.op == "depthwise":
-        vector, mac_work = macs, 0.0
-        weight_bytes = entry.n * entry.k * _BYTES
-        moved = 2 * entry.m * entry.n * _BYTES + weight_bytes
-    else:
-        scores = entry.m * entry.n if entry.op == "attention" else entry.m * entry.k
-        vector, mac_work = 2.0 * entry.batch * scores, macs
-        moved = entry.batch * (2 * entry.m + 2 * entry.n) * entry.k * _BYTES
-    mode = choose_mode(hw, 16, 16).mode
-    clock = hw.units.clock_hz
-    rate = mode.sustained_macs_per_cycle * hw.units.count * clock
-    lanes = hw.vector_rate("combine") * hw.units.vector_units * clock
-    busy = {
-        "compute": mac_work / rate,
-        "vector": vector / lanes,
-        "dram": moved / hw.memories.dram.sustained_bytes_per_s,
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the units do: MACs by product and mode, vector operations, bytes, passes."""
+
+    macs: tuple[tuple[float, ModeChoice], ...]
+    vector: float
+    moved: int
+    weight_bytes: int
+    pass_s: float
+
+
+def product_cost(
+    entry: InventoryEntry,
+    hw: Accelerator,
+    *,
+    qk: str = "W16A16",
+    pv: str = "W16A16",
+    element: str = "int",
+    kernel: str | None = None,
+) -> ProductCost:
+    """Cost of one call of an attention or depthwise entry on `hw`.
+
+    `qk` and `pv` are the precisions of queries times keys and of probabilities times values, such
+    as W8A8; `element` is their element family below 16 bits (int, or mxfp for fp8).
+
+    Raises
+    ------
+    AcceleratorError
+        If a precision has no mode, or the machine has no such kernel family for attention.
+    """
+    family = _family(hw, entry, kernel)
+    under = machine_under(hw, family)
+    tiles = None if family is None else family.attention
+    work = _work(entry, under, (qk, pv), element, tiles)
+    clock, units = under.units.clock_hz, under.units
+    mac_s = sum(
+        macs / (choice.mode.sustained_macs_per_cycle * units.count * clock)
+        for macs, choice in work.macs
+    )
+    vector_s = work.vector / (under.vector_rate("combine") * units.vector_units * clock)
+    dram_s = work.moved / under.memories.dram.sustained_bytes_per_s
+    hidden = under.kernel.overlap_fraction if family is not None else _hidden(under)
+    paced = max(mac_s, vector_s) + (1 - hidden) * min(mac_s, vector_s)
+    busy = {"compute": mac_s, "vector": vector_s, "dram": dram_s}
+    overhead = under.dispatch.launch_s + under.memories.dram.latency_s + work.pass_s
+    latency = overhead + max(paced, dram_s)
+    confidence, spread = _trust(family, entry, (qk, pv))
+    energy = under.energy
+    picojoules = sum(macs * choice.mode.energy_pj_per_mac for macs, choice in work.macs)
+    picojoules += work.vector * energy.combine_pj_per_element
+    picojoules += work.moved * (energy.dram_pj_per_byte + energy.l2_pj_per_byte)
+    parts = {"dispatch": under.dispatch.launch_s, "fill": under.memories.dram.latency_s}
+    parts |= {"passes": work.pass_s, "compute": mac_s}
+    parts |= {"softmax": max(0.0, paced - mac_s), "stall": max(0.0, dram_s - paced)}
     bound = max(busy, key=busy.__getitem__)
-    overhead = hw.dispatch.launch_s + hw.memories.dram.latency_s
-    latency = overhead + busy[bound]
-    energy = hw.energy
-    picojoules = mac_work * mode.energy_pj_per_mac + vector * energy.combine_pj_per_element
-    picojoules += moved * (energy.dram_pj_per_byte + energy.l2_pj_per_byte)
     return ProductCost(
         latency_s=latency,
         energy_j=picojoules * _PJ + energy.static_w * latency,
-        dram_bytes=moved,
-        weight_bytes=weight_bytes,
-        bound="dispatch" if hw.dispatch.launch_s > busy[bound] else bound,
-        peak_activation_bytes=moved - weight_bytes,
+        dram_bytes=work.moved,
+        weight_bytes=work.weight_bytes,
+        bound="dispatch" if overhead > max(busy.values()) else bound,
+        peak_activation_bytes=work.moved - work.weight_bytes,
+        kernel=GENERIC if family is None else family.name,
+        confidence=confidence,
+        latency_low_s=max(0.0, latency * (1 - spread)),
+        latency_high_s=latency * (1 + spread),
+        parts=parts,
     )
+
+
+def _family(hw: Accelerator, entry: InventoryEntry, name: str | None) -> KernelFamily | None:
+    """The family that runs the entry: only attention has families of its own."""
+    if entry.op != "attention":
+        return None
+    if name is not None:
+        family = family_named(hw, name)
+        if family.attention is None:
+            raise AcceleratorError(f"kernel family {name!r} of {hw.name} does not serve attention")
+        return family
+    return next((family for family in hw.kernels if family.attention is not None), None)
+
+
+def _work(
+    entry: InventoryEntry,
+    hw: Accelerator,
+    precisions: tuple[str, str],
+    element: str,
+    tiles: AttentionTiles | None,
+) -> _Work:
+    macs = entry.macs / entry.calls
+    choices = [choose_mode(hw, *parse_precision(text), element) for text in precisions]
+    moved = 2 * entry.batch * (entry.m + entry.n) * entry.k * _BYTES
+    if entry.op == "depthwise":
+        stored = entry.n * entry.k * _BYTES
+        moved = 2 * entry.m * entry.n * _BYTES + stored
+        return _Work(macs=(), vector=macs, moved=moved, weight_bytes=stored, pass_s=0.0)
+    if entry.op == "linear_attention":
+        vector = 2.0 * entry.batch * entry.m * entry.k
+        return _Work(
+            macs=((macs, choices[0]),), vector=vector, moved=moved, weight_bytes=0, pass_s=0.0
+        )
+    scores = float(entry.batch * entry.m * entry.n)
+    blocks, pass_s, ops = 1, 0.0, _SOFTMAX_OPS
+    if tiles is not None:
+        blocks = -(-entry.k // tiles.value_columns)
+        passes = -(-entry.m // tiles.query_rows) * -(-entry.batch // tiles.heads) * blocks
+        pass_s, ops = passes * tiles.pass_s, tiles.softmax_ops_per_score
+    return _Work(
+        macs=((scores * entry.k * blocks, choices[0]), (scores * entry.k, choices[1])),
+        vector=ops * scores * blocks,
+        moved=moved,
+        weight_bytes=0,
+        pass_s=pass_s,
+    )
+
+
+def _hidden(hw: Accelerator) -> float:
+    return 1.0 if hw.vector.combine_overlaps_mac else 0.0
+
+
+def _trust(
+    family: KernelFamily | None, entry: InventoryEntry, precisions: tuple[str, str]
+) -> tuple[Confidence, float]:
+    """Confidence and expected error of an entry in a family; head sizes count as K."""
+    if family is None or not family.rows or family.worst_error is None:
+        return "assumed", ASSUMED_ERROR
+    ranges = ((entry.m, family.measured_m), (entry.n, family.measured_n))
+    inside = all(r is not None and r[0] <= size <= r[1] for size, r in ranges)
+    inside = inside and family.measured_k is not None
+    if inside and family.measured_k is not None:
+        inside = family.measured_k[0] <= entry.k <= family.measured_k[1]
+    widths = {parse_precision(text) for text in precisions}
+    if inside and widths == {(16, 16)}:
+        return "measured", family.worst_error
+    return "extrapolated", max(2 * family.worst_error, 0.3)

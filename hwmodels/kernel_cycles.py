@@ -26,7 +26,9 @@ from hwmodels.traffic import (
     DramTraffic,
     Floats,
     Tiles,
+    blocks_of,
     ceil_div,
+    depth_share,
     l1_fill_bytes,
     l2_read_bytes,
     passes,
@@ -81,16 +83,20 @@ class BusyCycles:
 def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles:
     """Busy cycles of `kernel` on one unit of `hw`, for every tile in `tiles`."""
     runs = passes(hw, kernel, tiles)
-    blocks = ceil_div(tiles.m, hw.kernel.register_block_m) * ceil_div(
-        tiles.n, hw.kernel.register_block_n
-    )
+    share = depth_share(hw, kernel, tiles)
+    blocks = blocks_of(hw, tiles)
     outputs = runs * tiles.m * tiles.n
 
-    def phase(mode: Mode, depth: int, n_blocks: Floats, combined: Floats) -> Phase:
+    def phase(mode: Mode, depth: int | Floats, n_blocks: Floats, combined: Floats) -> Phase:
         return make_phase(hw, n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel), combined)
 
     phases: dict[str, Phase] = {
-        kernel.role: phase(kernel.choice.mode, kernel.k, runs * blocks, outputs * kernel.combines)
+        kernel.role: phase(
+            kernel.choice.mode,
+            kernel.k * share,
+            runs * blocks,
+            outputs * kernel.combines * share,
+        )
     }
     branch = kernel.branch
     if branch is not None and branch.forms_p:
@@ -144,7 +150,7 @@ def _p_elements(
 
 
 def _block_cycles(
-    hw: Accelerator, mode: Mode, depth: int, tile_k: Floats, kernel: GemmKernel
+    hw: Accelerator, mode: Mode, depth: int | Floats, tile_k: Floats, kernel: GemmKernel
 ) -> Floats:
     block = hw.kernel
     load = block.register_block_m * mode.activation_bits + block.register_block_n * mode.weight_bits
@@ -161,6 +167,10 @@ def _tile_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     l1 = hw.memories.l1
     # A single output buffer cannot be refilled while it drains, and y is read back the same way.
     moved = tiles.m * tiles.n * kernel.out_bits / 8 * (2 if kernel.reread_bytes else 1)
+    if hw.kernel.split_k_max > 1 and kernel.branch is None:
+        # The sums of a cut tile are written and added up in fp32 or int32.
+        cut = (tiles.splits > 1) | (hw.kernel.balance == "stream_k")
+        moved = np.where(cut, tiles.m * tiles.n * 2 * 4, moved)
     is_exposed = l1.output_buffers == 1
     exposed = moved / l1.drain_bytes_per_cycle if is_exposed else np.zeros_like(moved)
     return hw.kernel.tile_overhead_cycles + exposed

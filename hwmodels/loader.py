@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from hwmodels.description import Accelerator
 from hwmodels.errors import UNSAFE_CHARACTER, AcceleratorError, nearest, printable, read_text
+from hwmodels.families import machine_under, missing_modes
 from hwmodels.modes import unreachable_modes
 from hwmodels.overrides import KeyPath, apply_variant, dotted, explain_rule
 
@@ -106,6 +107,17 @@ def _read(path: Path) -> Accelerator:
         except AcceleratorError as error:
             line = lines[("variants", index)]
             raise AcceleratorError(f"{path}:{line}: variant {variant.name!r}: {error}") from None
+    for index, family in enumerate(hw.kernels):
+        line = lines[("kernels", index)]
+        try:
+            machine_under(hw, family)
+        except AcceleratorError as error:
+            raise AcceleratorError(f"{path}:{line}: kernels.{family.name}: {error}") from None
+        if missing := missing_modes(hw, family):
+            logger.warning(
+                "%s:%d: kernels.%s speaks of modes that %s has not: %s",
+                path, line, family.name, hw.name, ", ".join(missing),
+            )  # fmt: skip
     for name, why in unreachable_modes(hw).items():
         index = [mode.name for mode in hw.modes].index(name)
         logger.warning(

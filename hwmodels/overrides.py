@@ -4,6 +4,9 @@ A path is what `hw show` prints: ``memories.l2.capacity_bytes``, ``modes[0].macs
 also go by name (``modes.int8.macs_per_cycle``), ``mac_array`` stands for ``units``, and the end of
 a path will do where it is unique (``clock_hz``). Every change, a variant of the file among them,
 passes the rules of the file; a broken one is told with its key path, rule and value.
+
+What a kernel family sets has the path ``kernels.NAME.KEY``. A change of KEY itself is meant for all
+kernels: it replaces what the families set.
 """
 
 import difflib
@@ -28,13 +31,14 @@ __all__ = [
     "explain_rule",
     "idle_keys",
     "keys_of",
+    "overview",
     "parse_value",
     "with_overrides",
 ]
 
 KeyPath = tuple[str | int, ...]
 _ABOUT = {"source", "confidence", "uncertainty_percent"}
-_FIXED = {"name", "title", "aliases", "variants"}
+_FIXED = {"name", "title", "aliases", "kernels", "variants"}
 _STEP = re.compile(r"[^.\[\]]+")
 
 
@@ -51,11 +55,17 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], *, name: str = "
     content = hw.model_dump() | {"name": hw.name.partition("@")[0]}
     paths = keys_of(hw)
     for key, value in changes.items():
-        *parents, last = paths[_resolve(key, paths)]
+        path = _resolve(key, paths)
+        *parents, last = paths[path]
         place: Any = content
         for step in parents:
             place = place[step]
+        if place[last] == value and type(place[last]) is type(value):
+            continue  # What is said already stays as it is, in the families too.
         place[last] = value
+        for family in content["kernels"]:
+            if path in family["set"]:
+                family["set"][path] = value
     try:
         changed = Accelerator.model_validate(content)
     except ValidationError as error:
@@ -86,6 +96,9 @@ def keys_of(hw: Accelerator) -> dict[str, KeyPath]:
     for field in type(hw).model_fields:
         if field not in _FIXED:
             _collect(found, field, (field,), getattr(hw, field))
+    for index, family in enumerate(hw.kernels):
+        for key in family.set:
+            found[f"kernels.{family.name}.{key}"] = ("kernels", index, "set", key)
     return found
 
 
@@ -121,7 +134,9 @@ def _resolve(key: str, paths: Mapping[str, KeyPath]) -> str:
     for path, known in paths.items():
         if known == steps:
             return path
-    ending = [path for path in paths if path.endswith(f".{text}")]
+    ending = [
+        path for path in paths if path.endswith(f".{text}") and not path.startswith("kernels.")
+    ]
     if len(ending) == 1:
         return ending[0]
     if ending:
@@ -213,6 +228,10 @@ _UNITS = {
     "_columns": "columns",
     "_percent": "%",
     "_fraction": "of 1",
+    "m_axis": "axis",
+    "balance": "scheme",
+    "output_cast": "scheme",
+    "split_k_max": "parts",
     "_hz": "Hz",
     "_nm": "nm",
     "_s": "s",
@@ -221,7 +240,12 @@ _UNITS = {
 _TILED = (
     *("modes.*.instruction_*", "kernel.load_bytes_per_cycle", "kernel.block_overhead_cycles"),
     *("kernel.partial_cycles_per_64_bytes", "kernel.tile_*", "kernel.accumulator_capacity_bytes"),
-    *("kernel.fused_rate_fraction", "memories.l1.reserved_bytes", "memories.l1.input_buffers"),
+    *(
+        "kernel.split_k_max",
+        "kernel.fused_rate_fraction",
+        "memories.l1.reserved_bytes",
+        "memories.l1.input_buffers",
+    ),
     *("memories.l1.output_buffers", "memories.l1.fill_bytes_per_cycle"),
     "memories.l1.drain_bytes_per_cycle",
 )
@@ -236,10 +260,72 @@ def describe(hw: Accelerator) -> list[dict[str, Any]]:
     for field in type(hw).model_fields:
         if field not in _FIXED:
             _add(rows, field, getattr(hw, field))
+    for family in hw.kernels:
+        for key, value in family.set.items():
+            rows.append(_row(f"kernels.{family.name}.{key}", value, family))
     for variant in hw.variants:
         for key, value in variant.set.items():
             rows.append(_row(f"variant {variant.name}: {key}", value, variant))
     return rows
+
+
+def overview(
+    hw: Accelerator,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """What an architect looks for first: rates per MAC mode, memories, kernel families.
+
+    Rates are of the whole machine in TOPS (2 operations a MAC): the peak, and what compiled kernels
+    keep up. A family says which rows stand behind it and how far it is off on them.
+    """
+    units, memory = hw.units, hw.memories
+    tops = 2e-12 * units.count * units.clock_hz
+    rates = [
+        {
+            "mode": mode.name,
+            "activations": mode.activation_bits,
+            "weights": mode.weight_bits,
+            "kind": mode.kind,
+            "macs_per_cycle_per_unit": mode.macs_per_cycle,
+            "peak_tops": tops * mode.macs_per_cycle,
+            "sustained_tops": tops * mode.sustained_macs_per_cycle,
+            "confidence": mode.confidence,
+        }
+        for mode in hw.modes
+    ]
+    l2_bytes_per_s = memory.l2.bandwidth_bytes_per_cycle * units.clock_hz
+    memories = [
+        {"what": "units", "value": f"{units.rows} x {units.columns}", "from": units.confidence},
+        {"what": "clock (GHz)", "value": units.clock_hz / 1e9, "from": units.confidence},
+        {"what": "L1 of a unit (KiB)", "value": memory.l1.capacity_bytes / 1024,
+         "from": memory.l1.confidence},
+        {"what": "L2 (MiB)", "value": memory.l2.capacity_bytes / 2**20,
+         "from": memory.l2.confidence},
+        {"what": "L2 (GB/s)", "value": l2_bytes_per_s / 1e9, "from": memory.l2.confidence},
+        {"what": "DRAM (GB/s)", "value": memory.dram.bandwidth_bytes_per_s / 1e9,
+         "from": memory.dram.confidence},
+        {"what": "launch (us)", "value": hw.dispatch.launch_s * 1e6,
+         "from": hw.dispatch.confidence},
+    ]  # fmt: skip
+    families = [
+        {
+            "kernel": family.name,
+            "title": family.title,
+            "serves": ", ".join(family.serves),
+            "rows": family.rows,
+            "modes": ", ".join(family.measured_modes or family.modes) or "all",
+            "m": _span(family.measured_m),
+            "n": _span(family.measured_n),
+            "k": _span(family.measured_k),
+            "mean_error": family.mean_error,
+            "worst_error": family.worst_error,
+        }
+        for family in hw.kernels
+    ]
+    return rates, memories, families
+
+
+def _span(ends: tuple[int, int] | None) -> str:
+    return "" if ends is None else f"{ends[0]}-{ends[1]}" if ends[0] < ends[1] else str(ends[0])
 
 
 def idle_keys(hw: Accelerator) -> dict[str, str]:
@@ -255,6 +341,8 @@ def idle_keys(hw: Accelerator) -> dict[str, str]:
         closed = "not used: a systolic array has a closed form in place of tiles and blocks"
         reasons |= dict.fromkeys(_TILED, closed)
     else:
+        if hw.units.organization == "array":
+            reasons["kernel.split_k_max"] = "used for a grid only"
         reasons["vector.add_elements_per_cycle"] = "used for a systolic array only"
     kernel = hw.kernel
     if not (kernel.block_overhead_cycles or kernel.partial_cycles_per_64_bytes):
@@ -268,6 +356,13 @@ def idle_keys(hw: Accelerator) -> dict[str, str]:
     if hw.datapath.overflow == "wrap" and hw.datapath.tree_bits is None:
         wraps = "recorded only: sums that wrap are the same in any order"
         reasons |= dict.fromkeys(("datapath.products_per_add", "datapath.accumulators"), wraps)
+    asked = "used only where this kernel family is asked for by name"
+    for family in hw.kernels:
+        for key in family.set:
+            if key.startswith("modes.") and family.modes and key.split(".")[1] not in family.modes:
+                reasons[f"kernels.{family.name}.{key}"] = asked
+            if family.attention is not None:
+                reasons[f"kernels.{family.name}.{key}"] = "of attention: layers do not run in it"
     for name, why in unreachable_modes(hw).items():
         reasons[f"modes.{name}.*"] = f"mode {name} is reached by no split: {why}"
     return {

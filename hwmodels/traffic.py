@@ -22,7 +22,7 @@ main's on chip; later passes read whichever moves fewer bytes, counting the writ
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar, overload
 
 import numpy as np
@@ -37,7 +37,9 @@ __all__ = [
     "DramTraffic",
     "Floats",
     "Tiles",
+    "blocks_of",
     "ceil_div",
+    "depth_share",
     "dram_traffic",
     "l1_fill_bytes",
     "l1_fill_cycles",
@@ -53,16 +55,24 @@ Floats = NDArray[np.float64]
 Passes = TypeVar("Passes", int, Floats)
 
 # Depths as multiples of the step: fine where it matters, 14 in all to keep the search short.
+_SPLITS = (1, 2, 4, 8, 16, 32, 64)
 _DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Candidate tiles of one compute unit: float64 arrays of equal length, in elements."""
+    """Candidate tiles of one compute unit: float64 arrays of equal length, in elements.
+
+    `units_m`, `units_n`: units of an array along the rows and columns of y; `splits`: parts the
+    depth of a tile is cut into, each for a unit of a grid.
+    """
 
     m: Floats
     n: Floats
     k: Floats
+    units_m: Floats
+    units_n: Floats
+    splits: Floats
 
     def at(self, index: int) -> tuple[int, int, int]:
         """Tile `index` as (m, k, n)."""
@@ -80,9 +90,26 @@ def ceil_div(a: Floats | float, b: Floats | float) -> Floats | float:
     return np.ceil(a / b)
 
 
-def single_tile(m: int, k: int, n: int) -> Tiles:
-    """One tile of (m, k, n)."""
-    return Tiles(m=np.array([float(m)]), n=np.array([float(n)]), k=np.array([float(k)]))
+def single_tile(m: int, k: int, n: int, hw: Accelerator | None = None) -> Tiles:
+    """One tile of (m, k, n), with all the ways the kernels of `hw` lay it on the units."""
+    sizes = [np.array([float(size)]) for size in (m, n, k)]
+    return _laid_out(hw, *sizes)
+
+
+def _laid_out(hw: Accelerator | None, m: Floats, n: Floats, k: Floats) -> Tiles:
+    """Tiles in every mapping to the axes of an array, or every split of the depth."""
+    rows, columns = (1, 1) if hw is None else (hw.units.rows, hw.units.columns)
+    ways = [(rows, columns, 1)]
+    if hw is not None and hw.units.organization == "array":
+        turned = [(columns, rows, 1)]
+        by_axis = {"columns": turned, "either": ways + turned}
+        ways = by_axis.get(hw.kernel.m_axis or "rows", ways)
+    elif hw is not None and hw.units.organization == "grid" and hw.kernel.balance != "stream_k":
+        ways = [(rows, columns, s) for s in _SPLITS if s <= hw.kernel.split_k_max]
+    count = len(m)
+    columns_of = np.repeat(np.array(ways, dtype=np.float64), count, axis=0).T
+    m, n, k = (np.tile(axis, len(ways)) for axis in (m, n, k))
+    return Tiles(m=m, n=n, k=k, units_m=columns_of[0], units_n=columns_of[1], splits=columns_of[2])
 
 
 def requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int]) -> Tiles:
@@ -118,7 +145,7 @@ def requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int])
                     f"{mode.name} of {hw.name}; use {f'{below} or ' if below else ''}{above}"
                 )
     m, k, n = sizes
-    return single_tile(m, k, n)
+    return single_tile(m, k, n, hw)
 
 
 def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None) -> Tiles:
@@ -133,36 +160,56 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
         If no tile fits.
     """
     if hw.units.organization == "systolic":
-        return single_tile(1, 1, 1)  # The array is the tile; operands pass through its elements.
+        return single_tile(
+            1, 1, 1, hw
+        )  # The array is the tile; operands pass through its elements.
     chosen = _candidate_tiles(hw) if tiles is None else tiles
     fits = _l1_bytes(hw, kernel, chosen) <= hw.memories.l1.capacity_bytes
     room = hw.kernel.sums_capacity_bytes
     if room is not None:
         fits &= chosen.m * chosen.n * 4 <= room
+    if kernel.branch is not None:
+        fits &= chosen.splits == 1  # P and L are added where the sums are whole.
     if not fits.any():
         raise AcceleratorError(_why_nothing_fits(hw, kernel, chosen))
-    return Tiles(m=chosen.m[fits], n=chosen.n[fits], k=chosen.k[fits])
+    return Tiles(**{field.name: getattr(chosen, field.name)[fits] for field in fields(Tiles)})
 
 
 def _candidate_tiles(hw: Accelerator) -> Tiles:
     """All tiles the accelerator's kernel can be built for, fitting or not."""
     if "tiles" not in hw._cache:
         kernel = hw.kernel
-        m = np.arange(kernel.register_block_m, kernel.tile_m_max_rows + 1, kernel.register_block_m)
-        n = np.arange(
-            kernel.register_block_n, kernel.tile_n_max_columns + 1, kernel.register_block_n
-        )
+        m = _sizes(kernel.register_block_m, kernel.tile_m_max_rows, kernel.tile_m_min_rows)
+        n = _sizes(kernel.register_block_n, kernel.tile_n_max_columns, kernel.tile_n_min_columns)
         depths = np.array(_DEPTHS, dtype=np.int64) * kernel.tile_k_step
         k = depths[depths <= kernel.tile_k_max]
+        if not (kernel.block_overhead_cycles or kernel.partial_cycles_per_64_bytes):
+            k = k[:1]  # Slices of K cost nothing: no other depth is better.
         grid = [axis.ravel().astype(np.float64) for axis in np.meshgrid(m, n, k, indexing="ij")]
-        hw._cache["tiles"] = Tiles(m=grid[0], n=grid[1], k=grid[2])
+        hw._cache["tiles"] = _laid_out(hw, grid[0], grid[1], grid[2])
     tiles: Tiles = hw._cache["tiles"]
     return tiles
 
 
+def _sizes(step: int, most: int, least: int | None) -> NDArray[np.int64]:
+    """Multiples of `step` up to `most`, from `least` on; below `step`, its halves."""
+    sizes = np.arange(step, most + 1, step)
+    if least is None or least == step:
+        return sizes
+    below = [step >> i for i in range(1, 8) if step >> i >= least]
+    return np.array([*below[::-1], *sizes[sizes >= min(least, sizes[-1])]], dtype=np.int64)
+
+
+def blocks_of(hw: Accelerator, tiles: Tiles) -> Floats:
+    """Register blocks of each tile; a tile below the block takes its part of one."""
+    m, n = hw.kernel.register_block_m, hw.kernel.register_block_n
+    along_m = np.where(tiles.m < m, tiles.m / m, ceil_div(tiles.m, m))
+    return along_m * np.where(tiles.n < n, tiles.n / n, ceil_div(tiles.n, n))
+
+
 def _why_nothing_fits(hw: Accelerator, kernel: GemmKernel, chosen: Tiles) -> str:
     l1 = hw.memories.l1
-    if len(chosen.m) == 1:
+    if len(set(zip(chosen.m, chosen.k, chosen.n, strict=True))) == 1:
         m, k, n = chosen.at(0)
         sums, room = m * n * 4, hw.kernel.sums_capacity_bytes
         if room is not None and sums > room:
@@ -185,10 +232,24 @@ def passes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
     if hw.units.organization == "systolic":
         return np.ones_like(tiles.m)
     if hw.units.organization == "array":
-        rows = ceil_div(kernel.m, hw.units.rows * tiles.m)
-        return rows * ceil_div(kernel.n, hw.units.columns * tiles.n)
+        rows = ceil_div(kernel.m, tiles.units_m * tiles.m)
+        return rows * ceil_div(kernel.n, tiles.units_n * tiles.n)
     blocks = ceil_div(kernel.m, tiles.m) * ceil_div(kernel.n, tiles.n)
-    return ceil_div(blocks, hw.units.count)
+    return ceil_div(blocks * tiles.splits, hw.units.count)
+
+
+def depth_share(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
+    """Part of the depth of a tile that one unit works on in one of its `passes`.
+
+    Split-K cuts it into equal parts; stream-K deals all depth out evenly, to `split_k_max` at most.
+    """
+    if hw.units.organization != "grid":
+        return np.ones_like(tiles.m)
+    if hw.kernel.balance != "stream_k" or kernel.branch is not None:
+        return 1 / tiles.splits
+    blocks = ceil_div(kernel.m, tiles.m) * ceil_div(kernel.n, tiles.n)
+    even = np.maximum(blocks / hw.units.count, 1 / hw.kernel.split_k_max)
+    return even / passes(hw, kernel, tiles)
 
 
 def _l1_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
@@ -281,8 +342,8 @@ def _input_bytes(kernel: GemmKernel, x_times: Passes, w_times: Passes) -> Passes
 def _stationary_reads(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[Floats, Floats]:
     """Passes over X and over W, per candidate tile, without a resident panel."""
     dataflow = hw.units.dataflow
-    x_reads = ceil_div(kernel.n, hw.units.columns * tiles.n)
-    w_reads = ceil_div(kernel.m, hw.units.rows * tiles.m)
+    x_reads = ceil_div(kernel.n, tiles.units_n * tiles.n)
+    w_reads = ceil_div(kernel.m, tiles.units_m * tiles.m)
     if dataflow == "weight_stationary":
         w_reads = np.ones_like(w_reads)
     elif dataflow == "input_stationary":
@@ -344,7 +405,8 @@ def l1_fill_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> tuple[Fl
     """
     runs = passes(hw, kernel, tiles)
     a_line, w_line = _lines(kernel)
-    a_bytes, w_bytes = runs * tiles.m * a_line / 8, runs * tiles.n * w_line / 8
+    deep = runs * depth_share(hw, kernel, tiles)
+    a_bytes, w_bytes = deep * tiles.m * a_line / 8, deep * tiles.n * w_line / 8
     branch = kernel.branch
     if branch is None and not kernel.reads_wide_x:
         return a_bytes, w_bytes
@@ -368,7 +430,7 @@ def right_elements(
     if branch.down_place == "per_tile":
         return passes(hw, kernel, tiles) * elements
     if hw.units.organization == "array":
-        return ceil_div(kernel.m, hw.units.rows * tiles.m) * elements / hw.units.columns
+        return ceil_div(kernel.m, tiles.units_m * tiles.m) * elements / tiles.units_n
     return ceil_div(kernel.m, tiles.m) * elements / hw.units.vector_units
 
 

@@ -172,6 +172,7 @@ def _emulated(
 _COSTS = (
     *("latency_s", "cycles", "energy_j", "dram_bytes", "utilization", "bound"),
     *("peak_activation_bytes", "working_set_bytes", "fits_in"),
+    *("kernel", "confidence", "latency_low_s", "latency_high_s"),
 )
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import hwmodels
+from hwmodels.families import weakest
 from loraq_sim.conditioning import hadamard_block
 from loraq_sim.emulator.datapath import Datapath, datapath_steps
 from loraq_sim.emulator.float_overflow import FloatOverflow
@@ -26,6 +27,7 @@ from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from hwmodels.inventory import InventoryEntry, ProductCost
+    from hwmodels.kernel_cost import LaunchState
     from loraq_sim.solvers import Solution
 
 __all__ = [
@@ -109,11 +111,14 @@ def cost_split(
     smooth: float | None = None,
     rotate: str | None = None,
     shared_by: int = 1,
+    kernel: str | None = None,
+    launch: "LaunchState" = "stream",
 ) -> "tuple[hwmodels.GemmWorkload, hwmodels.Cost]":
     """Workload and cost of one call of a layer of this shape: no weight, nothing solved.
 
     `schedule` is one of `hwmodels.workload.BRANCH_SCHEDULES`; `smooth` and `rotate` are what would
     be done to X, as in `loraq_sim.solve`; `shared_by` layers read the same X and share its branch.
+    `kernel` and `launch` as in `hwmodels.estimate_cost`.
     """
     rank, feedback_rank = split.ranks(n, k)
     path = datapath_for(accelerator)
@@ -123,7 +128,7 @@ def cost_split(
         shared_by=shared_by,
     )  # fmt: skip
     work = dataclasses.replace(work, branch_schedule=schedule)
-    return work, hwmodels.estimate_cost(work, accelerator)
+    return work, hwmodels.estimate_cost(work, accelerator, kernel=kernel, launch=launch)
 
 
 def solved_workload(
@@ -244,7 +249,8 @@ def model_step_rows(
 
     All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
     one call. `options` are further ones of `cost_split`. ``share`` is the part of the step's
-    latency, and the peak of activations is the largest of one call.
+    latency, ``validated_share`` that of a row's latency which measured rows carry, and the peak of
+    activations is the largest of one call.
 
     Raises
     ------
@@ -271,6 +277,7 @@ def model_step_rows(
     rows.append(total)
     for row in rows:
         row["share"] = row["latency_s"] / total["latency_s"]
+        row["validated_share"] = row.pop("validated_s") / row["latency_s"]
     return [where | row | {"status": "ok", "message": ""} for row in rows]
 
 
@@ -294,15 +301,19 @@ def _entry_row(
     peak = {"peak_activation_bytes": cost.peak_activation_bytes}
     row = peak | {name: value * entry.calls for name, value in each.items()}
     row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
-    return row | {"bound": cost.bound}
+    row |= {"validated_s": row["latency_s"] * (cost.confidence == "measured")}
+    return row | {"bound": cost.bound, "kernel": cost.kernel, "confidence": cost.confidence}
 
 
 def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of rows; the bound is what paces most of their time."""
+    """The sum of rows; bound and kernel are those of most of their time, confidence the least."""
     row = {name: parts[0][name] for name in ("kind", "precision")}
-    row |= {name: sum(part[name] for part in parts) for name in _SUMS}
+    row |= {name: sum(part[name] for part in parts) for name in (*_SUMS, "validated_s")}
     row["peak_activation_bytes"] = max(part["peak_activation_bytes"] for part in parts)
-    paced: Counter[str] = Counter()
-    for part in parts:
-        paced[part["bound"]] += part["latency_s"]
-    return row | {"bound": paced.most_common(1)[0][0]}
+    for name in ("bound", "kernel"):
+        paced: Counter[str] = Counter()
+        for part in parts:
+            paced[part[name]] += part["latency_s"]
+        row[name] = paced.most_common(1)[0][0]
+    row["confidence"] = weakest([part["confidence"] for part in parts])
+    return row

@@ -8,6 +8,7 @@ from generated_commands import command_pages
 from generated_schema import accelerator_schema
 from generated_validation import (
     accuracy_by_device,
+    attention_rows,
     branch_rows,
     golden_counts,
     measured_rows_table,
@@ -278,6 +279,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "commands": command_pages,
     "accelerator_schema": accelerator_schema,
     "accuracy_by_device": accuracy_by_device,
+    "attention_rows": attention_rows,
     "measured_rows": measured_rows_table,
     "branch_rows": branch_rows,
     "golden_counts": golden_counts,

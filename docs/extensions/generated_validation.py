@@ -6,7 +6,13 @@ from pathlib import Path
 
 from markdown_table import table
 
-__all__ = ["accuracy_by_device", "branch_rows", "golden_counts", "measured_rows_table"]
+__all__ = [
+    "accuracy_by_device",
+    "attention_rows",
+    "branch_rows",
+    "golden_counts",
+    "measured_rows_table",
+]
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
@@ -32,22 +38,39 @@ def accuracy_by_device() -> str:
 
 
 def measured_rows_table() -> str:
-    """Predicted against measured, row by row."""
+    """Rows, ranges and errors of each kernel family of each machine."""
+    import hwmodels
+
+    rows = []
+    for name in hwmodels.list_accelerators():
+        for family in hwmodels.overview(hwmodels.load_accelerator(name))[2]:
+            if family["rows"] and "attention" not in family["serves"]:
+                sizes = [family[size] for size in ("m", "n", "k")]
+                errors = [_percent(family[key]) for key in ("mean_error", "worst_error")]
+                rows.append(
+                    (name, family["kernel"], family["rows"], family["modes"], *sizes, *errors)
+                )
+    heads = ("machine", "kernels", "rows", "modes", "M", "N", "K", "mean error", "worst error")
+    return table(heads, rows)
+
+
+def attention_rows() -> str:
+    """Measured and predicted attention."""
+    import hwmodels
+
     rows = [
         (
             r["device"],
-            r["kernel"],
-            *(f"{r[size]:,}" for size in ("m", "n", "k")),
-            r["main"],
+            *(f"{r[size]:,}" for size in ("heads", "queries", "head_size")),
+            "yes" if r["held_out"] else "no",
             f"{r['measured_ms']:.4g}",
             f"{r['predicted_ms']:.4g}",
-            f"{100 * r['error']:+.1f}\N{NO-BREAK SPACE}%",
-            r["bound"],
+            f"{100 * r['error']:+.0f}\N{NO-BREAK SPACE}%",
         )
-        for r in _results()
+        for r in hwmodels.validate_attention()
     ]
-    heads = ("device", "kernel", "M", "N", "K", "main", "measured ms", "predicted ms", "error")
-    return table((*heads, "bound"), rows)
+    heads = ("device", "heads", "queries and keys", "head size", "held out")
+    return table((*heads, "measured ms", "predicted ms", "error"), rows)
 
 
 def branch_rows() -> str:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXAMPLES",
+    "KernelFamily",
+    "Launch",
     "MODEL_COLUMNS",
     "Sets",
     "Variants",
@@ -66,19 +68,20 @@ EXAMPLES = (
 _COLUMNS = (
     *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
     *("utilization", "bound", "peak_activation_bytes", "working_set_bytes", "fits_in"),
+    *("kernel", "confidence", "latency_low_s", "latency_high_s", "mean_error", "worst_error"),
     *("tile_mkn", "modes", "parts"),
 )
 _SHOWN = (
     *("layer", "m", "k", "n", "split", "rank", "accelerator", "weight_bytes", "latency_s"),
     *("roofline_latency_s", "energy_j", "dram_bytes", "utilization", "bound"),
-    *("peak_activation_bytes", "fits_in"),
+    *("peak_activation_bytes", "fits_in", "kernel", "confidence"),
 )
 # Shown where one of them was asked for.
 _EXTRAS = ("batch", "guidance", "transforms", "shared_by")
 MODEL_COLUMNS = (
     *("model", "accelerator", "split", "kind", "precision", "calls", "macs", "weight_bytes"),
     *("latency_s", "share", "energy_j", "dram_bytes", "bound", "peak_activation_bytes"),
-    *("batch", "guidance"),
+    *("kernel", "confidence", "validated_share", "batch", "guidance"),
 )
 _MOST_MACHINES = 10_000
 Sets = Annotated[
@@ -99,6 +102,24 @@ Varies = Annotated[
         help="Cost every one of these values of a key (clock_hz=1e9,1.5e9); repeatable, all "
         "combinations are costed.",
         show_default=False,
+    ),
+]
+KernelFamily = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="NAME",
+        help="Kernel family of the machine for every kernel (hw show lists them). Default: the one "
+        "a layer would get.",
+        show_default=False,
+    ),
+]
+Launch = Annotated[
+    str,
+    typer.Option(
+        "--launch",
+        metavar="NAME",
+        help="How kernels start: stream, or graph (inside a recorded graph or chain of layers).",
     ),
 ]
 Variants = Annotated[
@@ -175,6 +196,8 @@ def cost_command(
             show_default=False,
         ),
     ] = None,
+    kernel: KernelFamily = None,
+    launch: Launch = "stream",
     variants: Variants = None,
     sets: Sets = None,
     varies: Varies = None,
@@ -198,7 +221,7 @@ def cost_command(
     varied = list(dict.fromkeys(key for point, _ in machines for key in point))
     extra: dict[str, Any] = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
     asked = [key for key, value in extra.items() if value not in (None, 1)]
-    how = extra | {"schedule": way}
+    how = extra | {"schedule": way, "kernel": kernel, "launch": launch}
     if model:
         costed = [
             {**row, **point}

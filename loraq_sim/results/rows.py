@@ -107,6 +107,15 @@ _TABLE = (
     ("peak_activation_bytes", "INTEGER", "bytes", "X, P and y of one call, all rows of it"),
     ("working_set_bytes", "INTEGER", "bytes", "the same and the stored weight"),
     ("fits_in", "TEXT", "", "innermost memory that holds the working set: l1, l2 or dram"),
+    ("kernel", "TEXT", "", "kernel family whose fitted numbers the latency assumes"),
+    (
+        "confidence",
+        "TEXT",
+        "",
+        "of the latency: measured (by rows of its range), extrapolated, assumed",
+    ),
+    ("latency_low_s", "REAL", "s", "latency less the error to expect of it"),
+    ("latency_high_s", "REAL", "s", "latency plus the error to expect of it"),
     ("status", "TEXT", "", "ok, overflow (the output is not finite) or failed"),
     ("message", "TEXT", "", "why the case failed, or a remark"),
     ("seconds", "REAL", "s", "wall time this case took to evaluate"),
@@ -196,6 +205,10 @@ class ResultRow(TypedDict, total=False):
     peak_activation_bytes: int | None
     working_set_bytes: int | None
     fits_in: str | None
+    kernel: str | None
+    confidence: str | None
+    latency_low_s: float | None
+    latency_high_s: float | None
     status: Literal["ok", "overflow", "failed"]
     message: str | None
     seconds: float | None

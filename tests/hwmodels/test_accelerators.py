@@ -9,8 +9,8 @@ CONFIDENCES = {"vendor", "measured", "inferred", "estimate"}
 
 def test_the_shipped_accelerators_are_listed():
     assert list_accelerators() == [
-        *("a100", "aie2", "aie2p", "aie_mlv2", "b200", "h100", "h200", "mi300x", "mi350x"),
-        *("mi355x", "rtx4090", "sm120", "systolic", "t4"),
+        *("a100", "aie2", "aie2p", "aie_mlv2", "b200", "h100", "h200", "l40s", "mi300x", "mi350x"),
+        *("mi355x", "rtx4090", "rtx_pro_6000", "sm120", "systolic", "t4"),
     ]
 
 
