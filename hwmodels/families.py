@@ -102,7 +102,10 @@ def machine_under(hw: Accelerator, family: KernelFamily | None) -> Accelerator:
         bare = hw.model_copy(update={"kernels": ()})
         foreign = tuple(f"modes.{name}." for name in missing_modes(hw, family))
         changes = {k: value for k, value in family.set.items() if not k.startswith(foreign)}
-        hw._cache[key] = with_overrides(bare, changes, name=hw.name) if changes else bare
+        under = with_overrides(bare, changes, name=hw.name) if changes else bare
+        # Which mode a precision runs in is the chip's: no library changes what is multiplied.
+        under._cache["chip"] = hw
+        hw._cache[key] = under
     changed: Accelerator = hw._cache[key]
     return changed
 
@@ -124,7 +127,7 @@ def trust_in(family: KernelFamily | None, kernel: GemmKernel) -> Trust:
         (kernel.n, family.measured_n),
         (kernel.k, family.measured_k),
     )
-    has_kind = "branch" in family.serves or kernel.branch is None
+    has_kind = family.branch_rows > 0 or kernel.branch is None
     inside = has_kind and kernel.choice.mode.name in family.measured_modes
     inside = inside and all(r is not None and r[0] <= size <= r[1] for size, r in ranges)
     if inside:

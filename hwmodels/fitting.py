@@ -300,6 +300,7 @@ def fitted_family(hw: Accelerator, fit: FamilyFit, rows: Sequence[Row]) -> Kerne
     return bare.model_copy(
         update={
             "rows": len(own),
+            "branch_rows": sum(workload_of(row).has_branch for row in own),
             "measured_modes": fit.modes,
             "measured_m": fit.m,
             "measured_n": fit.n,
@@ -329,6 +330,7 @@ def family_text(family: KernelFamily) -> str:
         lines += [f"      {k}: {_value(v)}" for k, v in family.attention.model_dump().items()]
     if family.rows:
         lines.append(f"    rows: {family.rows}")
+        lines += [f"    branch_rows: {family.branch_rows}"] if family.branch_rows else []
         for name in ("measured_m", "measured_n", "measured_k"):
             low, high = getattr(family, name)
             lines.append(f"    {name}: [{low}, {high}]")

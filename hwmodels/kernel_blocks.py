@@ -113,7 +113,7 @@ class KernelFamily(Block):
     `serves`: plain GEMMs, GEMMs with a branch inside, or attention. `modes`: MAC modes it has
     kernels for (default: all). `m_max`: most rows it takes, for GEMV kernels. `matches`: words by
     which a measured row says that it is of this family. `set`: key paths of the machine and the
-    values that hold under these kernels. `rows`, the ranges of their sizes, their modes and their
+    values that hold under these kernels. `rows` (`branch_rows` of them with a branch), the ranges of their sizes, their modes and their
     errors describe the measured rows behind the values; none: assumed. `attention`: for families
     that serve it; of their ranges, M is queries, N keys and K the size of a head.
     """
@@ -129,6 +129,7 @@ class KernelFamily(Block):
     set: dict[str, int | float | str] = {}
     attention: AttentionTiles | None = None
     rows: Annotated[int, Field(ge=0)] = 0
+    branch_rows: Annotated[int, Field(ge=0)] = 0
     measured_modes: tuple[Name, ...] = ()
     measured_m: Range | None = None
     measured_n: Range | None = None

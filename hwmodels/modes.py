@@ -12,7 +12,7 @@ widens, else a pass of the vector unit.
 `mode_of` alone decides: costs, `hw show` and the list of unreachable modes all ask it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hwmodels.description import Accelerator, Mode
@@ -89,7 +89,13 @@ def choose_mode(hw: Accelerator, w_bits: int, a_bits: int, family: str = "int") 
 def _kept(hw: Accelerator, w: Operand, a: Operand, family: str) -> ModeChoice:
     key = ("mode", w, a, family)
     if key not in hw._cache:
-        hw._cache[key] = _choose(hw, w, a, family)
+        chip: Accelerator = hw._cache.get("chip", hw)
+        chosen = _choose(chip, w, a, family)
+        if chip is not hw:
+            # Under a kernel family the chip's mode runs, at the rate the family keeps up.
+            mode = next(mode for mode in hw.modes if mode.name == chosen.mode.name)
+            chosen = replace(chosen, mode=mode)
+        hw._cache[key] = chosen
     choice: ModeChoice = hw._cache[key]
     return choice
 
