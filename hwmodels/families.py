@@ -31,6 +31,7 @@ __all__ = [
     "missing_modes",
     "serving_families",
     "trust_in",
+    "usual_families",
     "weakest",
 ]
 
@@ -40,6 +41,7 @@ GENERIC = "generic"
 """Name that a cost gives where no family of the file serves."""
 ASSUMED_ERROR = 0.5
 """Interval of a cost that no measured row stands behind, as a fraction."""
+_LARGE = 2**20  # Rows beyond what any family for few rows takes.
 _BEYOND = 2.0  # Outside its range a family is trusted half as far.
 _LEAST_BEYOND = 0.3
 
@@ -69,6 +71,15 @@ def serving_families(hw: Accelerator, serves: str, mode: str, m: int) -> list[Ke
         if m <= family.m_max:
             chosen.append(family)
     return chosen
+
+
+def usual_families(hw: Accelerator) -> set[str]:
+    """Names of the families that large layers of some mode get where none is asked for."""
+    usual = {GENERIC}
+    for mode in hw.modes:
+        for serves in ("plain", "branch"):
+            usual |= {f.name for f in serving_families(hw, serves, mode.name, _LARGE)}
+    return usual
 
 
 def family_named(hw: Accelerator, name: str) -> KernelFamily:

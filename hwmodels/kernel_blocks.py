@@ -113,9 +113,10 @@ class KernelFamily(Block):
     `serves`: plain GEMMs, GEMMs with a branch inside, or attention. `modes`: MAC modes it has
     kernels for (default: all). `m_max`: most rows it takes, for GEMV kernels. `matches`: words by
     which a measured row says that it is of this family. `set`: key paths of the machine and the
-    values that hold under these kernels. `rows` (`branch_rows` of them with a branch), the ranges of their sizes, their modes and their
-    errors describe the measured rows behind the values; none: assumed. `attention`: for families
-    that serve it; of their ranges, M is queries, N keys and K the size of a head.
+    values that hold under these kernels. `rows` (`branch_rows` of them with a branch), the ranges
+    of their sizes, their modes and their errors describe the measured rows behind the values; none:
+    assumed. `attention`: for families that serve it; of their ranges, M is queries, N keys and K
+    the size of a head.
     """
 
     name: Name

@@ -14,9 +14,9 @@ with the fewest bytes is taken, then with the least error, energy and DRAM traff
 most `WORST_ERROR` come first: others are chosen only where there is no better one.
 
 **Margin of a latency.** The error of a measured GEMM is predicted / measured - 1. With w the worst
-absolute one of a device, the true latency is taken to lie between predicted / (1 + w) and
-predicted / (1 - w). A device with fewer than `FEWEST_ROWS` measured GEMMs gets the worst of all
-devices: few rows say little. What the model gets wrong for all splits alike cancels between them,
+absolute one of a device, on rows of the kernel families that a layer would get, the true latency is
+taken to lie between predicted / (1 + w) and predicted / (1 - w). A device with fewer than
+`FEWEST_ROWS` measured GEMMs gets the worst of all devices: few rows say little. What the model gets wrong for all splits alike cancels between them,
 so that differences of splits may be known better than the bounds suggest. Energies have no measured
 table, so they have no bounds.
 
@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hwmodels
+from hwmodels.families import usual_families
 from loraq_sim.errors import InputError, counted
 from loraq_sim.formats import parse_format
 from loraq_sim.results.columns import number_of
@@ -316,9 +317,11 @@ def _summaries() -> dict[str, dict[str, Any]]:
     table = hwmodels.measured_rows()
     found: dict[str, dict[str, Any]] = {}
     for name in hwmodels.list_accelerators():
-        results = hwmodels.validate(hwmodels.load_accelerator(name), table)
-        if results:
-            errors = [abs(row["error"]) for row in results]
+        machine = hwmodels.load_accelerator(name)
+        usual = usual_families(machine)
+        results = hwmodels.validate(machine, table)
+        errors = [abs(row["error"]) for row in results if row["kernel_family"] in usual]
+        if errors:
             found[name] = {"rows": len(errors), "worst_error": max(errors)}
     return found
 
