@@ -16,9 +16,9 @@ most `WORST_ERROR` come first: others are chosen only where there is no better o
 **Margin of a latency.** The error of a measured GEMM is predicted / measured - 1. With w the worst
 absolute one of a device, on rows of the kernel families that a layer would get, the true latency is
 taken to lie between predicted / (1 + w) and predicted / (1 - w). A device with fewer than
-`FEWEST_ROWS` measured GEMMs gets the worst of all devices: few rows say little. What the model gets wrong for all splits alike cancels between them,
-so that differences of splits may be known better than the bounds suggest. Energies have no measured
-table, so they have no bounds.
+`FEWEST_ROWS` measured GEMMs gets the worst of all devices: few rows say little. What the model gets
+wrong for all splits alike cancels between them, so that differences of splits may be known better
+than the bounds suggest. Energies have no measured table, so they have no bounds.
 
 **Why a split loses** is read from what its total says of its roundings. Rounding P between the
 factors of a branch is a reason where a P of 16 bits, whose error is measured beside that of the
