@@ -179,23 +179,25 @@ def solve(
     entering_main = parse_format(main_activation or _DEFAULT_ACTIVATION)
     entering_branch = parse_format(branch_activation or branch or _DEFAULT_ACTIVATION)
     is_plain = method in WITHOUT_BRANCH
-    rotate, smooth = chosen_condition(
-        weight,
-        activations,
-        condition,
-        rotate=rotate,
-        smooth=smooth,
-        formats=EnteringFormats(
-            main=main,
-            branch=branch,
-            into_main=(entering_main, main_rule),
-            into_branch=(entering_branch, branch_rule),
-        ),
-        rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
-        may_deflate=bool(feedback),
-    )
+    if condition is not None:
+        rotate, smooth = chosen_condition(
+            weight,
+            activations,
+            condition,
+            rotate=rotate,
+            smooth=smooth,
+            formats=EnteringFormats(
+                main=main,
+                branch=branch,
+                into_main=(entering_main, main_rule),
+                into_branch=(entering_branch, branch_rule),
+            ),
+            rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
+            may_deflate=bool(feedback),
+        )
     block = hadamard_block(rotate, weight.shape[1])
-    feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
+    if feedback is not None:
+        feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
     factors = smoothing_vector(smooth, weight, activations)
     _check_tuning(method, activations, factors, block, feedback)
     turned, entering = _as_stored(weight, activations, factors, block)
@@ -310,7 +312,7 @@ def _checked_arrays(
             raise InputError(
                 f"activations have K={activations.shape[1]}, the weight K={weight.shape[1]}"
             )
-    if check_finish(finish) is not None and activations is None:
+    if finish is not None and check_finish(finish) and activations is None:
         raise InputError(
             f"finish={finish!r} rounds in the metric of the layer's inputs: give activations, or "
             "leave finish out (loraq needs no data)"
