@@ -1,5 +1,7 @@
 """What a checkpoint holds and no layer shows: convolutions, packed weights, adapters."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -73,6 +75,47 @@ def test_an_adapter_is_no_layer_and_its_base_is_not_what_runs(tmp_path, base, fa
     with pytest.raises(DumpError, match="without its adapter \\(LoRA\\); merge the adapter"):
         dump[base]
     assert f"2 factors of adapters (LoRA) are no layers, such as {down}" in dump.left_out
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {f"b.q.hada_w{i}_{part}": (8, 2) for i in (1, 2) for part in "ab"},
+        {"b.q.lokr_w1": (2, 2), "b.q.lokr_w2": (4, 4)},
+        {"b.q.lokr_w1": (2, 2), "b.q.lokr_w2_a": (4, 2), "b.q.lokr_w2_b": (2, 4)},
+        {"b.q.hada_w1_a.default": (8, 2), "b.q.hada_w1_b.default": (2, 8)},
+        {"b.q.lora_A.default.weight": (2, 8), "b.q.lora_magnitude_vector.default.weight": (8,)},
+        {"b.q.dora_scale": (8, 1)},
+        {"b.q.oft_blocks": (2, 4, 4)},
+        {"b.q.oft_diag.weight": (8, 8)},
+        {"b.q.ia3_l": (8, 1)},
+        {"b.q.vera_lambda_b": (8,), "b.q.vera_lambda_d": (2,)},
+        {"b.q.diff": (8, 8), "b.q.diff_b": (8,)},
+        {f"b.q.{part}.weight": (2, 8) for part in ("a1", "a2", "b1", "b2")},
+        {"lora_unet_b_q.lora_down.weight": (2, 8), "lora_unet_b_q.lora_up.weight": (8, 2)},
+        {"lycoris_b_q.lokr_w1": (2, 2), "lycoris_b_q.lokr_w2": (4, 4)},
+    ],
+    ids=lambda adapter: next(iter(adapter)),
+)
+@pytest.mark.parametrize("base", ["b.q", "b.q.base_layer"])
+def test_a_base_of_any_adapter_is_not_what_runs(command, tmp_path, adapter, base):
+    """LoHa, LoKr, DoRA, OFT and the like change the weight as LoRA does."""
+    shapes = {f"{base}.weight": (8, 8), "b.k.weight": (8, 8), "b.k2.weight": (8, 8)}
+    path = saved(tmp_path, shapes | adapter)
+    done = command("dump", "info", path, "--format", "json")
+    assert done.exit_code == 1
+    rows = {row["layer"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {base, "b.k", "b.k2"}
+    assert "without its adapter" in rows[base]["message"]
+    assert {rows["b.k"]["status"], rows["b.k2"]["status"]} == {"ok"}
+
+
+def test_layers_named_a_little_like_an_adapter_are_layers(command, tmp_path):
+    names = ("b.diff_proj", "b.ia3", "b.a1", "b.a2", "b.b1", "lora_unet.q", "b.hada")
+    path = saved(tmp_path, {f"{name}.weight": (8, 8) for name in names})
+    done = command("dump", "info", path, "--format", "json")
+    assert done.exit_code == 0, done.output
+    assert {row["layer"] for row in json.loads(done.stdout)["rows"]} == set(names)
 
 
 def test_a_file_of_an_adapter_alone_is_refused(tmp_path):
