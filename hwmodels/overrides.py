@@ -279,7 +279,7 @@ def overview(
     """
     units, memory = hw.units, hw.memories
     tops = 2e-12 * units.count * units.clock_hz
-    rates = [
+    rates: list[dict[str, Any]] = [
         {
             "mode": mode.name,
             "activations": mode.activation_bits,
@@ -293,7 +293,7 @@ def overview(
         for mode in hw.modes
     ]
     l2_bytes_per_s = memory.l2.bandwidth_bytes_per_cycle * units.clock_hz
-    memories = [
+    memories: list[dict[str, Any]] = [
         {"what": "units", "value": f"{units.rows} x {units.columns}", "from": units.confidence},
         {"what": "clock (GHz)", "value": units.clock_hz / 1e9, "from": units.confidence},
         {"what": "L1 of a unit (KiB)", "value": memory.l1.capacity_bytes / 1024,
@@ -306,7 +306,7 @@ def overview(
         {"what": "launch (us)", "value": hw.dispatch.launch_s * 1e6,
          "from": hw.dispatch.confidence},
     ]  # fmt: skip
-    families = [
+    families: list[dict[str, Any]] = [
         {
             "kernel": family.name,
             "title": family.title,

@@ -191,13 +191,14 @@ def explain_command(
     machine = machines[0][1]
     chosen = parse_split(split, family=family, group=group)
     m, n, k = sizes_of("--shape", shape)
+    how: dict[str, Any] = {"kernel": kernel, "launch": launch}
     work, cost = cost_split(
         m, n, k, chosen, machine,
         schedule=checked_schedule(schedule, unfused=False),
-        smooth=smooth, rotate=rotate, shared_by=shared_by, kernel=kernel, launch=launch,
+        smooth=smooth, rotate=rotate, shared_by=shared_by, **how,
     )  # fmt: skip
     parts = _parts(cost)
-    same = functools.partial(hwmodels.estimate_cost, kernel=kernel, launch=launch)
+    same = functools.partial(hwmodels.estimate_cost, **how)
     effects = hwmodels.sensitivity(work, machine, cost_of=same)
     facts = {row["key"]: row for row in hwmodels.describe(machine)}
     for row in effects:
