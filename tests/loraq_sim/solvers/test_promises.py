@@ -215,3 +215,19 @@ def test_published_svdquant_tries_every_pair_of_strengths_and_a_hundred_iteratio
     assert len(errors) == 101 or errors[-1] >= errors[-2]
     assert long.weight_error == min(errors)
     assert long.weight_error <= solve(weight, "svdquant_tuned", **options).weight_error
+
+
+def test_small_groups_with_e4m3_scales_are_worth_their_bytes():
+    weight = heavy_tailed(11, (96, 256))
+    options = {"branch": "int8/g64", "rank": 12, "preset": "fast"}
+    wide, small = (
+        {name: solve(weight, name, main=main, **options) for name in ("rtn", "loraq")}
+        for main in ("int4/g64/fp16", "int4/g32/e4m3")
+    )
+    # One fp32 scale of the tensor is all that differs in bytes.
+    assert small["loraq"].nbytes == wide["loraq"].nbytes + 4
+    assert small["rtn"].weight_error < wide["rtn"].weight_error
+    assert small["loraq"].weight_error < 1.15 * wide["loraq"].weight_error
+    # The second level makes the size of the weight immaterial.
+    tiny = solve(weight * np.float32(2.0**-12), main="int4/g32/e4m3", **options)
+    assert tiny.weight_error == pytest.approx(small["loraq"].weight_error, rel=0.01)
