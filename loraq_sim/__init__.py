@@ -20,9 +20,14 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from loraq_sim.diffusion.emulated_model import emulate_model
     from loraq_sim.dumps import read_layer_dump, write_layer_dump
     from loraq_sim.emulator.datapath import Datapath
-    from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
+    from loraq_sim.emulator.gemm import (
+        emulate_gemm,
+        emulate_gemm_report,
+        emulate_gemm_requantize,
+    )
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.requantize import srs
+    from loraq_sim.emulator.runtimes import runtime_requantizer
     from loraq_sim.emulator.walk import run_layer
     from loraq_sim.errors import InputError, LoraqError
     from loraq_sim.evaluate import evaluate_layer
@@ -54,6 +59,7 @@ __all__ = [
     "allocate",
     "emulate_gemm",
     "emulate_gemm_report",
+    "emulate_gemm_requantize",
     "emulate_model",
     "evaluate_layer",
     "explain_case",
@@ -65,6 +71,7 @@ __all__ = [
     "read_layer_dump",
     "read_quantized_model",
     "run_layer",
+    "runtime_requantizer",
     "solve",
     "srs",
     "sweep",
@@ -79,9 +86,14 @@ _FRONT_DOOR = {
     "loraq_sim.dumps": ("read_layer_dump", "write_layer_dump"),
     "loraq_sim.emulator.datapath": ("Datapath",),
     "loraq_sim.emulator.walk": ("run_layer",),
-    "loraq_sim.emulator.gemm": ("emulate_gemm", "emulate_gemm_report"),
+    "loraq_sim.emulator.gemm": (
+        "emulate_gemm",
+        "emulate_gemm_report",
+        "emulate_gemm_requantize",
+    ),
     "loraq_sim.emulator.mac_array": ("MacArray",),
     "loraq_sim.emulator.requantize": ("srs",),
+    "loraq_sim.emulator.runtimes": ("runtime_requantizer",),
     "loraq_sim.errors": ("InputError", "LoraqError"),
     "loraq_sim.evaluate": ("evaluate_layer",),
     "loraq_sim.explain": ("explain_case",),

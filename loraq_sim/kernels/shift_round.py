@@ -276,22 +276,29 @@ def float_steps(acc, operations, operands, lowest, zero_point, lo, hi, out):
     integers. NaN gives `lo`; with `lowest`, a bool, what int32 does not hold does too.
     """
     end = np.float64(-np.int64(_INT32_MIN))
+    # One step for a whole row after the other, so that columns share vectors.
+    values = np.empty(acc.shape[1], dtype=np.float32)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
-            value = np.float32(acc[i, j])
-            for s in range(operations.shape[0]):
-                if operations[s] == MULTIPLY:
-                    value = np.float32(value * np.float32(operands[s, j]))
-                elif operations[s] == ADD:
-                    value = np.float32(value + np.float32(operands[s, j]))
-                else:
-                    value = _added_once(value, operands[s, j])
-            # float64 holds every float32 and every limit of 32 bits, so nothing rounds here.
-            rounded = np.float64(np.rint(value))
-            if lowest and (rounded >= end or rounded < -end):
+            values[j] = np.float32(acc[i, j])
+        for s in range(operations.shape[0]):
+            operand = operands[s]
+            if operations[s] == MULTIPLY:
+                for j in range(acc.shape[1]):
+                    values[j] = np.float32(values[j] * np.float32(operand[j]))
+            elif operations[s] == ADD:
+                for j in range(acc.shape[1]):
+                    values[j] = np.float32(values[j] + np.float32(operand[j]))
+            else:
+                for j in range(acc.shape[1]):
+                    values[j] = _added_once(values[j], operand[j])
+        for j in range(acc.shape[1]):
+            rounded = np.float64(np.rint(values[j]))
+            if lowest and not (rounded < end and rounded >= -end):
                 rounded = -end
-            rounded += zero_point
-            out[i, j] = np.int64(min(rounded, hi)) if rounded >= lo else np.int64(lo)
+            # NaN compares false and becomes the lowest.
+            above = rounded + zero_point if rounded == rounded else lo
+            out[i, j] = np.int64(min(max(above, lo), hi))
 
 
 @njit(cache=True)

@@ -25,6 +25,7 @@ from loraq_sim.emulator.runtimes import (
     runtime_requantizer,
 )
 from loraq_sim.errors import InputError
+from loraq_sim.kernels import shift_round as kernels
 
 N = 5
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
@@ -262,6 +263,25 @@ def test_xmos_transform_is_exact(seed):
     acc = accumulators(rng, 32)
     want = expected(q, acc, lambda x, j: exact_xmos(x, q, j))
     np.testing.assert_array_equal(q(acc), want)
+
+
+@pytest.mark.parametrize("by", ["ruy", "single_rounding", "reduced_multiplier", *"fdnx"])
+def test_compiled_and_plain_loops_agree(by, monkeypatch):
+    rng = np.random.default_rng(21)
+    kinds = {
+        "f": FloatSteps(steps=(("multiply", 0.01), ("add", 2.5), ("fused_add", 0.1)), out_bits=16),
+        "d": DoubleScale(scale=0.013),
+        "n": NvdlaStages(truncate=3, multiplier=-77, shift=9, offset=5, scale=3),
+        "x": XmosTransform(initial_shift=[5, -2, 0, 9, 20], multiplier=9000, bias=-40),
+    }
+    q = kinds.get(by) or FixedPoint(by=by, multiplier=2**30 + 12345, shift=41, out_bits=16)
+    acc = accumulators(rng, 32)
+    compiled = q(acc)
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, getattr(kernel, "py_func", kernel))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(q(acc), compiled)
 
 
 def test_rules_have_names_and_shapes_are_kept():

@@ -219,6 +219,24 @@ def test_cdna3_rounds_sums_down_and_results_to_even():
     assert fused_gemm(x, w, "cdna3")[0, 0] == np.float32(float(exact))
 
 
+def test_compiled_and_plain_loops_agree(monkeypatch):
+    from loraq_sim.kernels import fused_dot as kernels
+
+    rng = np.random.default_rng(6)
+    fp16 = [plain(drawn(rng, rows, 20, 12), "fp16") for rows in (2, 3)]
+    fp4 = [
+        quantize(drawn(rng, rows, 40, 4).astype(np.float32), parse_format("nvfp4"))
+        for rows in (2, 3)
+    ]
+    cases = [(fp16, "hopper"), (fp16, "cdna3"), (fp4, "blackwell")]
+    compiled = [fused_gemm(*pair, generation) for pair, generation in cases]
+    for name in ("fused_dot_add", "fused_group_add", "fused_dot_round_down"):
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, getattr(kernel, "py_func", kernel))
+    for (pair, generation), want in zip(cases, compiled, strict=True):
+        np.testing.assert_array_equal(fused_gemm(*pair, generation), want)
+
+
 def test_what_a_generation_lacks_stays_a_model_and_integers_stay_exact():
     rng = np.random.default_rng(1)
     x, w = (rng.standard_normal((3, 64)).astype(np.float32) for _ in range(2))
