@@ -43,6 +43,7 @@ _SAMPLED = 16
 _WORTH_NORMS = 2**21
 # Packed rows that stay in an outer cache while they meet one panel of columns after the other.
 _BLOCK_BYTES = 2**23
+_FEW_BYTES = 2**17
 # Bits of the float32 infinity.
 _INFINITY = 0x7F800000
 
@@ -391,6 +392,10 @@ class _Rows:
         pack_panels(plan.path, codes, plan.order, plan.dot, shape.rows, packed, mask=mask)
         spare = scratch("spare", (shape.rows, shape.width), np.float32)
         known = len(x_norms) > 1
+        # Few weights stay in cache while rows of the result are written one after the other.
+        together = len(packed)
+        if weight.w.nbytes <= _FEW_BYTES:
+            together = max(1, _FEW_BYTES // (shape.rows * self._out.strides[0]))
         arguments = ScaledArguments(
             a=address_of(packed),
             a_stride=packed.strides[0],
@@ -416,8 +421,9 @@ class _Rows:
             out=address_of(self._out) + rows.start * self._out.strides[0],
             out_row=self._out.strides[0],
             row_panels=len(packed),
-            first_panel=0,
             column_panels=len(weight.w),
+            row_blocks=-(-len(packed) // together),
+            block_panels=together,
             groups=plan.groups,
             chunks=plan.chunks,
             inner=plan.inner,

@@ -88,7 +88,8 @@ class ScaledArguments(NamedTuple):
     statistics : int32 (3, lanes), read and written: lowest and highest sums, and the largest bits
         of a result without their sign
     out, out_row : float32 result and the bytes of a row; whole tiles
-    row_panels, first_panel, column_panels : tiles
+    row_panels, column_panels : tiles
+    row_blocks, block_panels : blocks of row panels that meet all columns together, and their size
     groups, chunks, inner : groups of K, chunks of a group, dot steps of a chunk
     """
 
@@ -116,8 +117,9 @@ class ScaledArguments(NamedTuple):
     out: int
     out_row: int
     row_panels: int
-    first_panel: int
     column_panels: int
+    row_blocks: int
+    block_panels: int
     groups: int
     chunks: int
     inner: int
@@ -142,15 +144,19 @@ class ScaledCode:
         self.unit = broadcast(builder, unit, self.ops.lanes)
 
     def emit(self) -> None:
-        """Emit the loops: all row panels under one column panel, which stays in cache."""
+        """Emit the loops: row panels of a block under one column panel after the other."""
         builder, given = self.builder, self.given
         at = [i * self.lane_bytes for i in range(3)]
         found = [load(builder, self.ints, given.statistics, x) for x in at]
-        columns = Loop(builder, given.column_panels, found)
-        column = builder.add(columns.counter, given.first_panel)
-        rows = Loop(builder, given.row_panels, columns.values)
-        found = rows.end(self._tile(rows.counter, column, rows.values))
-        for value, x in zip(columns.end(found), at, strict=True):
+        blocks = Loop(builder, given.row_blocks, found)
+        first = builder.mul(blocks.counter, given.block_panels)
+        left = builder.sub(given.row_panels, first)
+        is_last = builder.icmp_signed("<", left, given.block_panels)
+        columns = Loop(builder, given.column_panels, blocks.values)
+        rows = Loop(builder, builder.select(is_last, left, given.block_panels), columns.values)
+        row = builder.add(first, rows.counter)
+        found = rows.end(self._tile(row, columns.counter, rows.values))
+        for value, x in zip(blocks.end(columns.end(found)), at, strict=True):
             store(builder, value, given.statistics, x)
 
     def _tile(self, i: ir.Value, j: ir.Value, found: Vectors) -> Vectors:

@@ -46,15 +46,12 @@ def test_solver_time_is_as_measured():
     assert quoted("solving one 4608 x 1152 layer") == pytest.approx(measured, rel=SAME_TIME)
 
 
-def test_emulator_speed_is_as_measured():
-    head, _, *rows = rows_of("emulator_speed")
-    ratio = {
-        row[head.index("mac")]: float(row[head.index("ratio")])
-        for row in reversed(rows)
-        if row[:2] == ["256x1152x1152", "int8"] and row[head.index("path")] == "avx512"
-    }
-    measured = [ratio["acc32 saturate c1"], ratio["acc16 saturate c1"]]
-    assert quoted("emulated GEMM, 256x1152x1152") == pytest.approx(measured, rel=SAME_TIME)
+def test_layer_speed_is_as_measured():
+    head, _, *rows = rows_of("layer_speed")
+    times = {row[1]: float(row[head.index("ratio")]) for row in rows if row[0] == "1024x1152x1152"}
+    families = ("int", "mxint", "mxfp", "nvfp")
+    measured = [times[f"{family} W4A4+W8A8r32"] for family in families]
+    assert quoted("emulated layer 1024x1152x1152") == pytest.approx(measured, rel=SAME_TIME)
 
 
 def test_latency_accuracy_is_that_of_the_cost_model():
