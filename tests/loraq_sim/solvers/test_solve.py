@@ -270,5 +270,7 @@ def test_solve_refuses_unusable_weights():
         solve(weight)
     with pytest.raises(InputError, match=r"weight reaches 1e\+30; beyond 2.81e\+14"):
         solve(np.full((4, 4), 1e30))
+    with pytest.raises(InputError, match=r"weight reaches 3e\+14; beyond 2.81e\+14"):
+        solve(np.full((4, 4), 3e14))
     with pytest.raises(InputError, match=r"weight must be a non-empty floating 2-D array"):
         solve(np.ones((4, 4), dtype=np.int8))
