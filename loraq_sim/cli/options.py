@@ -100,7 +100,8 @@ Splits = Annotated[
     typer.Option(
         "--split",
         metavar="SPLIT",
-        help="Precision split such as W4A4+W8A8r16 or W4A4+W8A8@fp16r32; repeatable.",
+        help="Precision split such as W4A4+W8A8r16 or W4A4+W8A8@fp16r32; repeatable. A4s, A4u, A4g "
+        "and A16i say how activations round (docs: Splits).",
         show_default=False,
     ),
 ]

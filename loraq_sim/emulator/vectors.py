@@ -362,15 +362,19 @@ _WHAT = {
 def _hex_files(vectors: GemmVectors) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
     """Content and manifest entry of each hex file by name."""
     a_sign, w_sign = (codes.dtype.kind == "i" for codes in (vectors.a, vectors.w))
-    each = ("pass", "m", "n")
     words: dict[str, tuple[NDArray[np.integer], int, tuple[str, ...], bool]] = {
         "a.hex": (vectors.a, vectors.a_bits, ("m", "k"), a_sign),
         "w.hex": (vectors.w, vectors.w_bits, ("n", "k"), w_sign),
         "a_zero.hex": (vectors.a_zero, vectors.a_bits, ("pass", "m"), a_sign),
         "w_zero.hex": (vectors.w_zero, vectors.w_bits, ("pass", "n"), w_sign),
-        "init.hex": (vectors.init, _INIT_BITS, each, True),
-        "acc.hex": (vectors.acc, _acc_bits(vectors), each, True),
-        "out.hex": (vectors.out, vectors.srs.out_bits, each, vectors.out.dtype.kind == "i"),
+        "init.hex": (vectors.init, _INIT_BITS, ("pass", "m", "n"), True),
+        "acc.hex": (vectors.acc, _acc_bits(vectors), ("pass", "m", "n"), True),
+        "out.hex": (
+            vectors.out,
+            vectors.srs.out_bits,
+            ("pass", "m", "n"),
+            vectors.out.dtype.kind == "i",
+        ),
     }
     contents, files = {}, {}
     for name, (values, bits, axes, is_signed) in words.items():
@@ -443,12 +447,6 @@ def _parameters(vectors: GemmVectors) -> dict[str, int]:
     }
 
 
-_MEANING = {
-    "initial": "from init[p, i, j], which obeys the overflow rule",
-    "after": "from zero, plus init[p, i, j] behind it in 64 bits",
-}
-
-
 def _describe(vectors: GemmVectors) -> dict[str, Any]:
     mac, srs = vectors.mac, vectors.srs
     passes, m, n = vectors.acc.shape
@@ -458,10 +456,10 @@ def _describe(vectors: GemmVectors) -> dict[str, Any]:
         "passes": [
             [start, min(start + vectors.pass_k, k)] for start in range(0, k, vectors.pass_k)
         ],
-        "meaning": "acc[p, i, j] = MAC array over k in passes[p] of a[i, k] * w[j, k], "
-        + _MEANING[vectors.zero_point]
-        + "; init[p, i, j] = sum over k of (a - a_zero) * (w - w_zero) - a * w; out = srs(acc). "
-        "Scales of the passes are not part of these vectors",
+        "meaning": "acc[p, i, j] = MAC array over k in passes[p] of a[i, k] * w[j, k], from "
+        "init[p, i, j] under the overflow rule, or with zero_point 'after' from zero, and init "
+        "added behind it in 64 bits; init = sum over k of (a - a_zero) * (w - w_zero) - a * w; "
+        "out = srs(acc). Scales of the passes are not part of these vectors",
         "zero_point": vectors.zero_point,
         "mac_array": {
             "acc_bits": mac.acc_bits,
