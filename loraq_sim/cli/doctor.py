@@ -17,6 +17,7 @@ import typer
 import hwmodels
 from loraq_sim.cli.options import OutFormat, OutputFormat
 from loraq_sim.cli.output import one_line_failures, print_tables, say
+from loraq_sim.errors import counted
 from loraq_sim.kernels.processor import (
     PATH_VARIABLE,
     choose_path,
@@ -153,13 +154,18 @@ def _kernels() -> str:
 
 
 def _kernel_cache() -> dict[str, str]:
-    """Where compiled code is kept. After `_kernels`, which compiles some."""
+    """Where compiled code is kept, and of how many functions. After `_kernels`, which runs some."""
     from loraq_sim.kernels.jit import kept_in, why_not_kept
 
     if (why := why_not_kept()) is not None:
         detail = f"optional; compiled code is not kept ({why}): every start compiles again"
         return _row("kernel cache", "missing", f"{detail}; set NUMBA_CACHE_DIR")
-    return _row("kernel cache", "ok", str(kept_in() or "nothing is compiled"))
+    folder = kept_in()
+    if folder is None:
+        return _row("kernel cache", "ok", "nothing is compiled")
+    # Numba keeps an index file for each function, whose name is its file, its name and its line.
+    names = {path.name.rsplit("-", 1)[0] for path in folder.glob("*.nbi")}
+    return _row("kernel cache", "ok", f"{folder}: {counted(len(names), 'function')} compiled")
 
 
 def _accelerators() -> str:

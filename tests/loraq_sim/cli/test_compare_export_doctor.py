@@ -161,6 +161,17 @@ def test_doctor_says_where_compiled_code_is_kept_or_why_not(monkeypatch):
     assert "not kept (No space left on device): every start compiles again" in row["detail"]
 
 
+def test_doctor_counts_the_functions_that_are_compiled(monkeypatch, tmp_path):
+    from loraq_sim.cli.doctor import _kernel_cache
+    from loraq_sim.kernels import jit
+
+    monkeypatch.setattr(jit, "_state", {"folder": str(tmp_path)})
+    # Two versions of one function, and another one.
+    for name in ("tiles.avx512_exact-12", "tiles.avx512_exact-40", "round_groups.round_groups-54"):
+        (tmp_path / f"{name}.py311.nbi").touch()
+    assert _kernel_cache()["detail"] == f"{tmp_path}: 2 functions compiled"
+
+
 def test_doctor_says_which_kernels_do_not_compile(command, monkeypatch):
     from loraq_sim.kernels import processor
 
