@@ -28,14 +28,17 @@ returned, no turn at all among them. What it gains at the level of a weight is m
 already follow each row.
 """
 
+import dataclasses
+
 import numpy as np
 
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers.low_rank import principal_factors
 from loraq_sim.solvers.main_grid import main_scale_rule, requantize, stack_rows
+from loraq_sim.solvers.problem import Branches
 
-__all__ = ["FrozenBranch", "round_branch", "round_factors"]
+__all__ = ["FrozenBranch", "refit_left", "round_branch", "round_factors"]
 
 Factors = tuple[QuantizedTensor, QuantizedTensor]
 
@@ -94,6 +97,25 @@ def round_factors(
         left, right = left @ turn, turn.T @ right
     rule = None if fmt.element.is_plain_float else "mse"
     return quantize(left, fmt, rule=rule), quantize(right, fmt, rule=rule)
+
+
+def refit_left(weight: np.ndarray, stored: Branches) -> Branches:
+    """`stored` with L fitted to what its main branch leaves, and that branch's codes to the new L.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (N, K), float32
+    stored : Branches
+        With a branch; R and all scales of the main branch stay.
+    """
+    if stored.left is None or stored.right is None:
+        return stored
+    rows, fmt = stored.right.dequantize(), stored.left.format
+    missed = weight - stored.main.dequantize()
+    columns = _least_squares(missed @ rows.T, rows @ rows.T)
+    left = quantize(columns, fmt, rule=main_scale_rule(fmt))
+    main = requantize(weight - left.dequantize() @ rows, stored.main)
+    return dataclasses.replace(stored, main=main, left=left)
 
 
 class FrozenBranch:

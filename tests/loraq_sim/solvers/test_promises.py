@@ -7,7 +7,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import quantize
 from loraq_sim.quantizers.quantize import quantize_near
-from loraq_sim.solvers import METHODS, baselines, solve
+from loraq_sim.solvers import METHODS, baselines, loraq, solve
 from loraq_sim.solvers.main_grid import requantize, stack_rows
 
 DATA_FREE = [name for name in METHODS if name not in ("rtn", "l2qer", "qera", "gptq")]
@@ -231,3 +231,15 @@ def test_small_groups_with_e4m3_scales_are_worth_their_bytes():
     # The second level makes the size of the weight immaterial.
     tiny = solve(weight * np.float32(2.0**-12), main="int4/g32/e4m3", **options)
     assert tiny.weight_error == pytest.approx(small["loraq"].weight_error, rel=0.01)
+
+
+@pytest.mark.parametrize("main", ["int4/g32/e4m3", "nvfp4"])
+def test_branches_are_fitted_to_scales_as_e4m3_holds_them(main, monkeypatch):
+    weight = heavy_tailed(12, (96, 256))
+    options = {"main": main, "branch": "int8/g64", "rank": 12, "preset": "fast"}
+    fitted = solve(weight, **options)
+    monkeypatch.setattr(loraq, "_REFITS", 0)
+    plain = solve(weight, **options)
+    assert fitted.weight_error < 0.995 * plain.weight_error
+    np.testing.assert_array_equal(fitted.main.scales, plain.main.scales)
+    assert fitted.nbytes == plain.nbytes
