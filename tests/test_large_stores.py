@@ -156,9 +156,9 @@ def test_pictures_of_many_cases_draw_some(store):
         accumulators_figure(drawn, context),
     ):
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        assert len(labels) == 36
+        assert len(labels) == 24
         assert drawn["answers"][context] in labels
-        assert "36 of 60 cases" in " ".join(text.get_text() for text in figure.texts)
+        assert "24 of 60 cases" in " ".join(text.get_text() for text in figure.texts)
 
 
 def test_a_cost_that_fewer_rows_know_has_a_problem_of_its_own(store):
@@ -188,8 +188,26 @@ def test_a_heat_map_is_no_image_and_its_file_has_few_pixels(store, tmp_path):
     # Matplotlib scales images to the pixels of the file as floats.
     assert not any(axes.images for axes in figure.axes[:1])
     (cells,) = [found for found in figure.axes[0].collections if found.get_array() is not None]
-    assert cells.get_array().shape == (36, len(drawn["layers"][data.contexts[0]]["names"]))
+    assert cells.get_array().shape == (24, len(drawn["layers"][data.contexts[0]]["names"]))
     with Image.open(save_figure(figure, tmp_path / "few.png", most_pixels=1e6)) as few:
         assert 0.9e6 < few.width * few.height <= 1e6
     with Image.open(save_figure(figure, tmp_path / "all.png")) as every:
         assert every.width == 11 * 200
+
+
+def test_pictures_of_some_cases_show_the_answer_the_least_error_and_the_front(store):
+    """They are read for these; what lies between them is drawn where there is room."""
+    with ResultStore.open(store) as opened:
+        data = gather(opened.rows(), [])
+    drawn = plot_data(data, answers(data), compare_methods(data))
+    for context in data.contexts:
+        totals = data.totals_of(context)
+        least = min(totals, key=lambda row: row[data.error])["label"]
+        front = {row["label"] for row in totals if drawn["answerCosts"][context] in row["fronts"]}
+        assert 2 < len(front) < 24
+        for figure in (
+            heat_map_figure(drawn, context, data.error),
+            accumulators_figure(drawn, context),
+        ):
+            labels = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+            assert {least, drawn["answers"][context], *front} <= labels

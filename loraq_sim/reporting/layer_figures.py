@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 
-_MOST_TICKS = 60
+_MOST_TICKS = 40
 # Cases in one picture; more are neither read nor drawn in reasonable time.
-_MOST_LINES = 36
+_MOST_LINES = 24
 _WIDTH = 11.0
 # Inches: a line of labels, what stands above and below the axes.
 _LINE, _TOP, _BOTTOM, _RIGHT = 0.21, 1.0, 0.75, 0.4
