@@ -347,3 +347,13 @@ def test_a_machine_without_a_mode_for_the_codes_says_so():
         lq.evaluate_layer(layer, "W8A16i", "h100", preset="fast")
     row = lq.evaluate_layer(layer, "W8A4u", "mi300x", preset="fast")
     assert row["status"] == "ok"
+
+
+def test_the_first_row_that_is_clipped_is_one_of_the_dump():
+    x = np.ones((40, 16), np.float32)
+    x[20] = 3e4
+    layer = lq.Layer(name="a", weight=np.ones((8, 16), np.float32), activations=x)
+    # Rows 0, 10, 20 and 30 run; 16 times 3e4 is beyond fp16 in the third of them.
+    row = lq.evaluate_layer(layer, "W8A8", "h100", tokens=4, datapath={"out_format": "fp16"})
+    assert row["first_clipped"] == "y in fp16, row 20"
+    assert "(first: row 20)" in row["message"]

@@ -36,3 +36,8 @@ def evaluate(layer, case):
         **{"status": "ok", "message": "", "seconds": 0.01, "pid": os.getpid()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
+
+
+def evaluate_by_rounding(layer, case):
+    """As `evaluate`, whatever method and preset were asked for."""
+    return evaluate(layer, case) | {"method": "rtn", "preset": None}

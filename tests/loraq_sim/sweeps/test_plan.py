@@ -260,3 +260,15 @@ def test_a_dump_without_a_usable_layer_is_refused_with_the_reason(make_plan, tmp
     np.savez(tmp_path / "bad.npz", **{"a.weight": np.zeros((2, 3, 4), np.float32)})
     with pytest.raises(DumpError, match=r"bad\.npz"):
         compose(make_plan(tmp_path / "bad.npz", splits=()))
+
+
+def test_a_layer_without_its_branch_keeps_the_seeds_of_the_plan(make_dump, make_plan):
+    # Totals add up layers of one seed: a layer that is rounded must have a row under each.
+    plan = make_plan(
+        make_dump(a="linear", b="linear"),
+        splits=("W4A4+W8A8r4",),
+        seed=(3, 5),
+        overrides=(parse_override("a:split=W4A8"),),
+    )
+    labels = {(case.labels["layer"], case.labels["seed"]) for case in compose(plan).cases}
+    assert labels == {("a", 3), ("a", 5), ("b", 3), ("b", 5)}

@@ -136,6 +136,14 @@ def test_a_row_is_stored_before_its_event(make_dump, make_plan, fake, store):
     assert seen == [(1, 1), (2, 2), (3, 3)]
 
 
+def test_what_the_evaluation_says_goes_before_what_was_asked_for(make_dump, make_plan, fake, store):
+    plan = make_plan(make_dump(a="linear"), splits=("W4A4+W8A8r4",))
+    evaluate = fake.replace(":evaluate", ":evaluate_by_rounding")
+    run_sweep(plan, store, jobs=0, evaluate=evaluate)
+    (row,) = store.rows()
+    assert (row["method"], row["preset"]) == ("rtn", plan.preset)
+
+
 def test_rows_of_the_front_are_marked(make_dump, make_plan, fake, store):
     # The fake's error is 1 / length of the split, its latency that length: all are on the front
     # but for the equal ones, and ties are kept.
