@@ -56,6 +56,9 @@ class Part(enum.StrEnum):
     MAIN = "main"
     DOWN = "down"
     UP = "up"
+    FEEDBACK_DOWN = "feedback_down"
+    FEEDBACK_BACK = "feedback_back"
+    FEEDBACK_UP = "feedback_up"
 
 
 @one_line_failures
@@ -88,7 +91,11 @@ def vectors_command(
     ],
     part: Annotated[
         Part,
-        typer.Option("--part", help="GEMM: main branch, X R^T of the branch (down) or P L^T (up)."),
+        typer.Option(
+            "--part",
+            help="GEMM: main branch, X R^T of the branch (down) or P L^T (up); of a residual input "
+            "X V^T (feedback_down), P_f V (feedback_back) or P_f L_f^T (feedback_up).",
+        ),
     ] = Part.MAIN,
     tile: Annotated[
         str | None,

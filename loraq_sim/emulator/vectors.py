@@ -5,6 +5,7 @@
 main   X_a Q^T     activations and weight of the main branch
 down   X_b R^T     activations of the branch and its right factor
 up     P^ L^T      P = X_b R^T as the data path stores it, and the left factor
+feedback_down, feedback_back, feedback_up    X_f V^T, P_f V and P_f L_f^T of a residual input
 
 `make_vectors` emulates its first M rows, N columns and K products. Group scales cut K into passes:
 the MAC array runs each stretch of constant scales from zero, so there are accumulators and outputs
@@ -50,17 +51,11 @@ from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
-    "GemmVectors",
-    "MANIFEST",
-    "PARTS",
-    "SrsSetting",
-    "VECTOR_FILES",
-    "gemm_operands",
-    "make_vectors",
-    "write_vectors",
+    *("MANIFEST", "PARTS", "VECTOR_FILES", "GemmVectors", "SrsSetting"),
+    *("gemm_operands", "make_vectors", "write_vectors"),
 ]
 
-PARTS = ("main", "down", "up")
+PARTS = ("main", "down", "up", "feedback_down", "feedback_back", "feedback_up")
 MANIFEST = "manifest.json"
 _RTL_FILES = ("dut.sv", "mac.sv", "srs.sv")
 _HEX_FILES = ("a.hex", "w.hex", "a_zero.hex", "w_zero.hex", "init.hex", "acc.hex", "out.hex")
@@ -145,7 +140,8 @@ def gemm_operands(
 
     Parameters
     ----------
-    part : {"main", "down", "up"}
+    part : str
+        One of `PARTS`.
     activations : ndarray of shape (M, K), float32
         Full-precision input rows.
     stored, split, datapath
@@ -161,9 +157,12 @@ def gemm_operands(
     for done in walk_steps(activations, stored, split, datapath):
         if done.step.name == part:
             return done.inputs[0], done.weight
+    lacks, such_as = ("low-rank branch", "W4A4+W8A8r8")
+    if part.startswith("feedback"):
+        lacks, such_as = ("residual input in this layer", "W4A4~W8A8r8f4")
     raise InputError(
-        f"split {split} has no low-rank branch, so there is no part {part!r}; use part 'main' "
-        "or a split such as W4A4+W8A8r8"
+        f"split {split} has no {lacks}, so there is no part {part!r}; use part 'main' or a split "
+        f"such as {such_as}"
     )
 
 

@@ -169,3 +169,37 @@ def test_splits_that_cannot_be(text, message):
 def test_a_split_is_written_as_it_was_read(text):
     assert lq.parse_split(text).text == text
     assert lq.parse_split(lq.parse_split(text.lower()).text).text == text
+
+
+def _words(path, bits):
+    """Two's complement words of a $readmemh file."""
+    words = [int(word, 16) for word in path.read_text().split()]
+    return [word - (1 << bits) if word >> (bits - 1) else word for word in words]
+
+
+@pytest.mark.parametrize(
+    ("part", "tile"),
+    [("feedback_down", (4, 64, 5)), ("feedback_back", (4, 5, 16)), ("feedback_up", (4, 5, 16))],
+)
+def test_vectors_of_its_products_are_integers_of_the_stored_codes(dump, tmp_path, part, tile):
+    m, k, n = tile
+    out = tmp_path / part
+    done = _run(
+        "vectors", "--hw", "aie2", "--layer-dump", dump, "--layer", "a", "--split",
+        "W4A4~W8A8r12f5", "--preset", "fast", "--part", part, "--tile", f"{m}x{k}x{n}",
+        "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    a, w = _words(out / "a.hex", 8), _words(out / "w.hex", 8)
+    assert (len(a), len(w)) == (m * k, n * k)
+    sums = [sum(a[i * k + c] * w[j * k + c] for c in range(k)) for i in range(m) for j in range(n)]
+    assert _words(out / "acc.hex", 32) == sums
+
+
+def test_a_layer_without_it_has_no_such_vectors(dump, tmp_path):
+    done = _run(
+        "vectors", "--hw", "aie2", "--layer-dump", dump, "--layer", "a", "--split", "W4A4+W8A8r8",
+        "--preset", "fast", "--part", "feedback_back", "--out", tmp_path / "v",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "no residual input in this layer" in done.stderr
