@@ -22,6 +22,7 @@ CONDITIONS = ("auto", "rms")
 """Ways to choose smoothing and rotation; see `loraq_sim.solve`."""
 
 __all__ = [
+    "as_stored",
     "CONDITIONS",
     "balanced_smoothing",
     "check_condition",
@@ -191,3 +192,19 @@ def shift_of_channels(
     """What a shift of X adds to each of `k` channels once they are divided by `smooth`, (k,)."""
     added = np.full(k, shift, np.float32)
     return added if smooth is None else np.divide(added, smooth, dtype=np.float32)
+
+
+def as_stored(
+    weight: np.ndarray,
+    activations: np.ndarray | None,
+    factors: np.ndarray | None,
+    block: int | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weight and activations smoothed, then rotated: what the branches and the data path see."""
+    if factors is not None:
+        weight = weight * factors
+        activations = None if activations is None else activations / factors
+    if block is not None:
+        weight = rotate_channels(weight, block)
+        activations = None if activations is None else rotate_channels(activations, block)
+    return weight, activations

@@ -9,7 +9,8 @@ the statistics, with L R = SVD_r(W) and V = W - L R, the squared error of the ou
     || round(X) V^T + round(round(X) R^T) L^T - X W^T ||^2  +  g || X (V - round(V))^T ||^2,
 
 all of the smoothed and rotated X and W; where the layer may have a residual input
-(`loraq_sim.solvers.residual`), half of the rank is tried on it, too. g stands for what a solver
+(`loraq_sim.solvers.residual`), half of the rank is tried on it, too, and what is best with it is a
+second candidate beside what is best without. g stands for what a solver
 makes of the error of rounding V (`loraq`: 0.35 to 0.5 of it), so that nothing needs to be solved
 for the comparison.
 
@@ -17,6 +18,7 @@ Without activations, or with too few, inputs of up to four bits are rotated and 
 as they are: a rotation never needs data, and four bits cannot hold an outlier and the rest.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +37,7 @@ from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.residual import InputGrid, residual_input, rounded_inputs
 
-__all__ = ["EnteringFormats", "chosen_condition"]
+__all__ = ["EnteringFormats", "conditions_to_try"]
 
 _GAIN = 0.4**2
 # Fewer rows say little of channels; more than the second number say the same.
@@ -61,7 +63,7 @@ class EnteringFormats:
     into_branch: InputGrid
 
 
-def chosen_condition(
+def conditions_to_try(
     weight: NDArray[np.float32],
     activations: NDArray[np.float32] | None,
     condition: str | None,
@@ -71,8 +73,10 @@ def chosen_condition(
     formats: "EnteringFormats",
     rank: int,
     may_deflate: bool,
-) -> tuple[str | None, Smooth]:
+) -> list[tuple[str | None, Smooth]]:
     """`rotate` and `smooth` with what `condition` makes of those that are None.
+
+    One choice, or two where a residual input may make another one the better.
 
     Parameters
     ----------
@@ -94,18 +98,18 @@ def chosen_condition(
     """
     check_condition(condition)
     if condition is None:
-        return rotate, smooth
+        return [(rotate, smooth)]
     if condition == "rms":
         if activations is None:
             raise InputError(
                 "condition='rms' smooths by the root mean squares of activations; pass "
                 "activations=, or use rotate='hadamard', which needs none"
             )
-        return rotate, balanced_smoothing(weight, activations) if smooth is None else smooth
+        return [(rotate, balanced_smoothing(weight, activations) if smooth is None else smooth)]
     block = _rotatable(weight.shape[1])
     if activations is None or len(activations) < _LEAST_ROWS:
         is_coarse = formats.into_main[0].element.bits <= _FEW_BITS
-        return ("hadamard" if block and is_coarse and rotate is None else rotate), smooth
+        return [("hadamard" if block and is_coarse and rotate is None else rotate, smooth)]
     return _best(
         weight, activations, rotate, smooth, _Trial(weight, formats, rank, may_deflate), block
     )
@@ -123,22 +127,31 @@ def _best(
     smooth: Smooth,
     trial: "_Trial",
     block: int | None,
-) -> tuple[str | None, Smooth]:
+) -> list[tuple[str | None, Smooth]]:
     count = min(len(activations), _MOST_ROWS)
     rows = activations[np.arange(count) * len(activations) // count]
     left_out = np.arange(count) % _FOLDS == _FOLDS // 2
     rotations = [rotate] if rotate is not None else [None, *(["hadamard"] if block else [])]
-    least, best = np.inf, (rotate, smooth)
+    choices: list[tuple[str | None, Smooth]] = []
+    errors: list[tuple[float, float]] = []
     for of_seen, of_all in zip(
         _smoothings(weight, rows[~left_out], smooth),
         _smoothings(weight, activations, smooth),
         strict=True,
     ):
         for turn in rotations:
-            error = trial.error(rows[~left_out], rows[left_out], of_seen, turn)
-            # The plainest comes first, and yields to what is clearly better.
-            if error < least * (1 - _WORTH) ** 2:
-                least, best = error, (turn, of_all)
+            choices.append((turn, of_all))
+            errors.append(trial.errors(rows[~left_out], rows[left_out], of_seen, turn))
+    plain, either = (_clearly_least(each) for each in zip(*errors, strict=True))
+    return [choices[i] for i in dict.fromkeys((plain, either))]
+
+
+def _clearly_least(errors: Iterable[float]) -> int:
+    """The plainest comes first, and yields to what is clearly better."""
+    least, best = np.inf, 0
+    for i, error in enumerate(errors):
+        if error < least * (1 - _WORTH) ** 2:
+            least, best = error, i
     return best
 
 
@@ -163,14 +176,17 @@ class _Trial:
     rank: int
     may_deflate: bool
 
-    def error(
+    def errors(
         self,
         seen: NDArray[np.float32],
         x: NDArray[np.float32],
         smooth: Smooth,
         rotate: str | None,
-    ) -> float:
-        """The squared error for rows `x`, smoothed and rotated; directions are those of `seen`."""
+    ) -> tuple[float, float]:
+        """The squared error for rows `x`, and the lesser of it and that with a residual input.
+
+        All are smoothed and rotated; directions are those of `seen`.
+        """
         weight = self.weight
         if isinstance(smooth, np.ndarray):
             weight, seen, x = weight * smooth, seen / smooth, x / smooth
@@ -182,7 +198,7 @@ class _Trial:
             left, right = truncated_svd(
                 weight, self.rank, rng=np.random.default_rng(0), power_iterations=1
             )
-        errors = [self._of_branch(weight, x, x, left, right, 0.0)]
+        plain = deflated = self._of_branch(weight, x, x, left, right, 0.0)
         spent = min(self.rank // 2, *seen.shape) if self.may_deflate else 0
         if spent and self.formats.branch is not None:
             found = residual_input(
@@ -192,8 +208,8 @@ class _Trial:
             p = rounded_inputs(rounded_inputs(x, into) @ rows.T, into)
             own, carried = self.rank - spent, p @ found.feedback_left.dequantize().T
             parts = left[:, :own], right[:own]
-            errors.append(self._of_branch(weight, x, x - p @ rows, *parts, carried))
-        return min(errors)
+            deflated = self._of_branch(weight, x, x - p @ rows, *parts, carried)
+        return plain, min(plain, deflated)
 
     def _of_branch(
         self,

@@ -198,8 +198,10 @@ def spend_on_residual_input(
     into_main: InputGrid,
     into_branch: InputGrid,
     rng: np.random.Generator,
-) -> tuple[int, ResidualInput | None]:
-    """The rank of the whole branch, and the residual input's part of it, None if it gets nothing.
+) -> tuple[int, ResidualInput | None, float]:
+    """The rank of the whole branch, the residual input's part of it, None if it gets nothing.
+
+    And the error of the output on rows left out; 0 where no share was chosen.
 
     Parameters
     ----------
@@ -228,6 +230,7 @@ def spend_on_residual_input(
         total = rank_with(lambda rank: round(share * rank))
         return total, round(share * total)
 
+    miss = 0.0
     if isinstance(feedback, int):
         wanted = feedback
         total, spent = rank_with(lambda rank: min(wanted, rank)), wanted
@@ -238,9 +241,10 @@ def spend_on_residual_input(
             )
     else:
         grids = into_main, into_branch
-        share = _best_share(weight, activations, ranks, branches, branch, grids, rng)
+        share, miss = _best_share(weight, activations, ranks, branches, branch, grids, rng)
         total, spent = ranks(share)
-    return total, residual_input(weight, activations, spent, branch, rng) if spent else None
+    found = residual_input(weight, activations, spent, branch, rng) if spent else None
+    return total, found, miss
 
 
 def _best_share(
@@ -251,11 +255,11 @@ def _best_share(
     branch: Format,
     grids: tuple[InputGrid, InputGrid],
     rng: np.random.Generator,
-) -> float:
-    """The share of the rank whose output error is least on rows that V was not made of."""
+) -> tuple[float, float]:
+    """The share of the rank whose output error is least on rows that V was not made of, and it."""
     count = min(len(activations), _ROWS_COMPARED)
     if count < _LEAST_ROWS:
-        return 0.0
+        return 0.0, 0.0
     x = activations[np.arange(count) * len(activations) // count]
     n_folds = 4 if count < _FEW_ROWS else 2
     folds = [np.arange(count) % n_folds == fold for fold in range(n_folds)]
@@ -278,9 +282,10 @@ def _best_share(
         totals < (1 - _NOISE) * totals[0]
     )
     if not is_better.any():
-        return 0.0
+        return 0.0, float(totals[0])
     least = totals[is_better].min()
-    return SHARES[int(np.flatnonzero(is_better & (totals <= (1 + _NOISE) * least))[0])]
+    best = int(np.flatnonzero(is_better & (totals <= (1 + _NOISE) * least))[0])
+    return SHARES[best], float(totals[best])
 
 
 def rounded_inputs(values: NDArray[np.float32], grid: InputGrid) -> NDArray[np.float32]:

@@ -11,13 +11,14 @@ branch has the larger rank, but each of its components has to serve all members.
 
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from loraq_sim.conditioning import CONDITIONS, hadamard_block, rotate_channels, smoothing_vector
+from loraq_sim.conditioning import CONDITIONS, as_stored, hadamard_block, smoothing_vector
 from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.solvers.baselines import (
@@ -31,7 +32,7 @@ from loraq_sim.solvers.baselines import (
     solve_svdquant_published,
     solve_svdquant_tuned,
 )
-from loraq_sim.solvers.condition import EnteringFormats, chosen_condition
+from loraq_sim.solvers.condition import EnteringFormats, conditions_to_try
 from loraq_sim.solvers.gptq import check_finish, finish_with_data, solve_gptq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.low_rank import Device
@@ -179,8 +180,9 @@ def solve(
     entering_main = parse_format(main_activation or _DEFAULT_ACTIVATION)
     entering_branch = parse_format(branch_activation or branch or _DEFAULT_ACTIVATION)
     is_plain = method in WITHOUT_BRANCH
+    candidates = [(rotate, smooth)]
     if condition is not None:
-        rotate, smooth = chosen_condition(
+        candidates = conditions_to_try(
             weight,
             activations,
             condition,
@@ -195,28 +197,29 @@ def solve(
             rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
             may_deflate=bool(feedback),
         )
-    block = hadamard_block(rotate, weight.shape[1])
     if feedback is not None:
         feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
-    factors = smoothing_vector(smooth, weight, activations)
-    _check_tuning(method, activations, factors, block, feedback)
-    turned, entering = _as_stored(weight, activations, factors, block)
 
-    stage = _Stage(
-        method=method,
-        weight=turned,
-        main=main,
-        branch=branch,
-        is_smoothed=factors is not None,
-        branch_rotation=branch_rotation,
-        seed=seed,
-        device=place,
-        shared=shared,
-    )
-    total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
-    deflation: ResidualInput | None = None
-    if feedback is not None and branch is not None and entering is not None:
-        total, deflation = spend_on_residual_input(
+    def prepared(rotate: str | None, smooth: "float | np.ndarray | None") -> _Prepared:
+        block = hadamard_block(rotate, weight.shape[1])
+        factors = smoothing_vector(smooth, weight, activations)
+        _check_tuning(method, activations, factors, block, feedback)
+        turned, entering = as_stored(weight, activations, factors, block)
+        stage = _Stage(
+            method=method,
+            weight=turned,
+            main=main,
+            branch=branch,
+            is_smoothed=factors is not None,
+            branch_rotation=branch_rotation,
+            seed=seed,
+            device=place,
+            shared=shared,
+        )
+        total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
+        if feedback is None or branch is None or entering is None:
+            return _Prepared(block, factors, turned, entering, stage, total)
+        total, deflation, miss = spend_on_residual_input(
             turned,
             entering,
             feedback,
@@ -228,10 +231,15 @@ def solve(
             rng=np.random.default_rng((seed, 1)),
         )
         entering = entering if deflation is None else deflation.left_of(entering)
+        return _Prepared(block, factors, turned, entering, stage, total, deflation, miss)
+
+    block, factors, turned, entering, stage, total, deflation, _ = min(
+        (prepared(*candidate) for candidate in candidates), key=operator.attrgetter("miss")
+    )
     solved = stage.branches(total - (0 if deflation is None else deflation.rank), preset, entering)
     if solved.smooth is not None:
         factors = solved.smooth
-        turned, entering = _as_stored(weight, activations, factors, block)
+        turned, entering = as_stored(weight, activations, factors, block)
     if finish is not None and entering is not None:
         solved = finish_with_data(
             turned,
@@ -258,6 +266,22 @@ def solve(
     )
     error = relative_distance(weight, measured.reconstruct())
     return dataclasses.replace(measured, weight_error=error, seconds=time.perf_counter() - started)
+
+
+class _Prepared(NamedTuple):
+    """A weight smoothed and rotated, and what a residual input takes of its branch.
+
+    ``miss`` is the error of the output on rows left out, where a share of the rank was chosen.
+    """
+
+    block: int | None
+    factors: np.ndarray | None
+    turned: np.ndarray
+    entering: np.ndarray | None
+    stage: "_Stage"
+    total: int
+    deflation: ResidualInput | None = None
+    miss: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -317,22 +341,6 @@ def _checked_arrays(
             f"finish={finish!r} rounds in the metric of the layer's inputs: give activations, or "
             "leave finish out (loraq needs no data)"
         )
-    return weight, activations
-
-
-def _as_stored(
-    weight: np.ndarray,
-    activations: np.ndarray | None,
-    factors: np.ndarray | None,
-    block: int | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weight and activations smoothed, then rotated: what the branches and the data path see."""
-    if factors is not None:
-        weight = weight * factors
-        activations = None if activations is None else activations / factors
-    if block is not None:
-        weight = rotate_channels(weight, block)
-        activations = None if activations is None else rotate_channels(activations, block)
     return weight, activations
 
 
