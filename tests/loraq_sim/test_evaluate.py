@@ -357,3 +357,12 @@ def test_the_first_row_that_is_clipped_is_one_of_the_dump():
     row = lq.evaluate_layer(layer, "W8A8", "h100", tokens=4, datapath={"out_format": "fp16"})
     assert row["first_clipped"] == "y in fp16, row 20"
     assert "(first: row 20)" in row["message"]
+
+
+def test_the_first_overflow_is_that_of_the_main_branch_where_all_overflow():
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(s).astype(np.float32) for s in ((8, 64), (32, 64)))
+    layer = lq.Layer(name="a", weight=weight, activations=x)
+    narrow = {"acc_bits": 10, "overflow": "saturate"}
+    row = lq.evaluate_layer(layer, "W8A8+W8A8r16", "aie2", preset="fast", datapath=narrow)
+    assert row["first_overflow"].startswith("main k=")
