@@ -53,6 +53,9 @@ def _rule(value: dict[str, Any], blocks: dict[str, Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
     if "const" in value:
         return f"`{value['const']}`"
+    if "prefixItems" in value:
+        kinds = [_rule(one, blocks) for one in value["prefixItems"]]
+        return f"list of {len(kinds)}: {'; '.join(kinds)}"
     if value.get("type") == "array":
         return f"list of {_rule(value['items'], blocks)}"
     if value.get("type") == "object":
