@@ -101,9 +101,9 @@ def test_the_operands_are_what_the_data_path_multiplies():
     split = parse_split("W4A4+W8A6r6", group=16)
     smooth = np.linspace(0.5, 2, 40, dtype=np.float32)
     layer, x = stored(split, smooth=smooth), matrix(5, 40, 8)
-    datapath = Datapath(mac=MACS["aie2"])
-    operands = {part: gemm_operands(part, x, layer, split, datapath) for part in PARTS}
-    assert [tuple(t.shape for t in operands[part]) for part in PARTS] == [
+    datapath, parts = Datapath(mac=MACS["aie2"]), PARTS[:3]
+    operands = {part: gemm_operands(part, x, layer, split, datapath) for part in parts}
+    assert [tuple(t.shape for t in operands[part]) for part in parts] == [
         *(((5, 40), (12, 40)), ((5, 40), (6, 40)), ((5, 6), (12, 6)))
     ]
     np.testing.assert_array_equal(
