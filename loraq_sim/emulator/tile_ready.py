@@ -27,6 +27,9 @@ from loraq_sim.kernels.processor import LOOPS
 __all__ = ["run_ready"]
 
 _NO_SAMPLE = (-1, -1, -1)
+_NO_STARTS = np.zeros((0, 0), np.int64)
+# Of what a call does not use: to ask for room takes longer than a small product.
+_NO_ROOM = {lane: np.zeros((1, 0), lane) for lane in (np.int8, np.int16, np.int32)}
 _ANY_CODE = 128
 # Arrays and outputs that one weight is kept ready for.
 _KEPT = 256
@@ -103,7 +106,7 @@ class _Call:
             tall = 4 * self.block * ready.height * ready.width
             self.unit = min(self.unit, max(1, _SPARE_BYTES // tall))
         self.codes = np.ascontiguousarray(job.a).view(np.int8)
-        self.init = job.init_rows
+        self.init = _NO_STARTS if job.init is None else job.init_rows
         self.out = aligned_empty((row_panels * ready.height, n), job.output.dtype)
         blocks = -(-row_panels // self.block)
         self.queue = np.zeros(3 + blocks, np.int64)
@@ -151,13 +154,14 @@ class _Call:
         columns = len(ready.panels.w) * ready.width
         tall = 0 if not self.init.size else 1 if len(self.init) == 1 else rows
         spare = self.unit * ready.width * rows if len(ready.segments) > 1 else 0
-        ragged = self.out.shape[1] < columns
+        ragged, lane = self.out.shape[1] < columns, ready.plan.lane
+        edge = rows, ready.width * self.out.itemsize
         return (
             scratch("packed", (self.block, ready.plan.dwords), np.int32),
             scratch("ordered", (rows, ready.row_bytes), np.int8),
-            scratch("starts", (tall, columns if tall else 0), ready.plan.lane),
-            scratch("spare", (1, spare), np.int32)[0],
-            scratch("edge", (rows, ready.width * self.out.itemsize) if ragged else (0, 0), np.int8),
+            scratch("starts", (tall, columns), lane) if tall else _NO_ROOM[lane],
+            scratch("spare", (1, spare), np.int32)[0] if spare else _NO_ROOM[np.int32][0],
+            scratch("edge", edge, np.int8) if ragged else _NO_ROOM[np.int8],
         )
 
 
