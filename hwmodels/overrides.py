@@ -356,13 +356,9 @@ def idle_keys(hw: Accelerator) -> dict[str, str]:
     if hw.datapath.overflow == "wrap" and hw.datapath.tree_bits is None:
         wraps = "recorded only: sums that wrap are the same in any order"
         reasons |= dict.fromkeys(("datapath.products_per_add", "datapath.accumulators"), wraps)
-    asked = "used only where this kernel family is asked for by name"
     for family in hw.kernels:
-        for key in family.set:
-            if key.startswith("modes.") and family.modes and key.split(".")[1] not in family.modes:
-                reasons[f"kernels.{family.name}.{key}"] = asked
-            if family.attention is not None:
-                reasons[f"kernels.{family.name}.{key}"] = "of attention: layers do not run in it"
+        if family.attention is not None:
+            reasons[f"kernels.{family.name}.*"] = "of attention: layers do not run in it"
     for name, why in unreachable_modes(hw).items():
         reasons[f"modes.{name}.*"] = f"mode {name} is reached by no split: {why}"
     return {
