@@ -238,7 +238,7 @@ def report_command(
             "--out",
             metavar="FILE.html",
             help="The page. NAME_files/ beside it gets pictures (.png, below 20,000 rows .svg "
-            "too) of six accelerators at most, tables (.csv, .md) and summary.md. "
+            "too) of four accelerators at most, tables (.csv, .md) and summary.md. "
             "Default: report.html beside the store.",
             show_default=False,
         ),

@@ -61,7 +61,7 @@ _MOST_PIXELS = 3_200_000
 # Rows, from which on pictures have half of them, and no SVG beside: each is of hundreds of points.
 _MANY_DRAWN = 20_000
 # Accelerators (of several dumps, pairs) with pictures; the page draws all of them.
-_MOST_PICTURED = 6
+_MOST_PICTURED = 4
 # Longer tables are for programs.
 _MOST_FOR_PEOPLE = 200
 # What the page computes for itself.
