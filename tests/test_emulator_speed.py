@@ -30,7 +30,7 @@ def run(monkeypatch, tmp_path):
 def test_the_table_has_a_row_for_every_goal(run, tmp_path):
     result = run("--no-peers", "--format", "json")
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
+    rows = json.loads(result.stdout)["rows"]
     assert len(rows) >= 16
     assert all(row["ratio"] > 0 for row in rows)
     goals = [row for row in rows if row["must"] is not None]
@@ -41,7 +41,7 @@ def test_the_table_has_a_row_for_every_goal(run, tmp_path):
 def test_the_sections_time_two_threads_and_every_rounding_mode(run):
     result = run("--no-peers", "--format", "json")
     assert result.exit_code == 0, result.output
-    names = [row["what"] for row in json.loads(result.stdout)]
+    names = [row["what"] for row in json.loads(result.stdout)["rows"]]
     if (os.cpu_count() or 1) > 1:
         assert names.count("emulate_gemm_srs, 2 threads / 1") >= 5
         assert names.count("torch._int_mm, 2 threads / 1") == 1
@@ -49,14 +49,14 @@ def test_the_sections_time_two_threads_and_every_rounding_mode(run):
     without = run("--no-peers", "--no-sections", "--format", "json")
     assert not any(
         "threads" in row["what"] or row["what"].startswith("srs")
-        for row in json.loads(without.stdout)
+        for row in json.loads(without.stdout)["rows"]
     )
 
 
 def test_peers_stand_beside_the_goals_and_absent_ones_are_noted(run):
     result = run("--format", "json")
     assert result.exit_code == 0, result.output
-    names = " ".join(row["what"] for row in json.loads(result.stdout))
+    names = " ".join(row["what"] for row in json.loads(result.stdout)["rows"])
     for peer in ("torch k loop", "NumPy k loop", "naive Numba"):
         assert peer in names
     for optional in ("onnxruntime", "apytypes"):

@@ -140,9 +140,9 @@ def test_mixes_of_many_layers_come_from_one_front(big_store, tmp_path, monkeypat
     assert all(len(mix.gains) == 60 and len(mix.frontier) <= 200 for mix in data.mixed)
     text = html_report(data)
     own = len(text) - len(re.search(r'id="library">(.*?)</script>', text)[1])
-    # 1.66 MB when this was written; plain matrices would add 0.5 MB.
+    # 1.82 MB when this was written; plain matrices would add 0.5 MB.
     assert 'id="packed-layers"' in text
-    assert own < 1_800_000, own
+    assert own < 2_000_000, own
 
 
 def test_pictures_of_many_cases_draw_some(store):

@@ -204,11 +204,11 @@ def fit_command(
     if out is not None:
         write_file(out, text)
         note(f"wrote {out}")
-    if output is OutputFormat.JSON:
-        values = [{"key": key, "value": value} for key, value in fit.values.items()]
-        print_json(values, dataclasses.asdict(fit) | {"yaml": text})
-        return
     values = [{"key": key, "value": value} for key, value in fit.values.items()]
+    if output is OutputFormat.JSON:
+        told = dataclasses.asdict(fit) | {"yaml": text}
+        print_json(values, told | {"rows_fitted": told.pop("rows")})
+        return
     facts = {key: value for key, value in dataclasses.asdict(fit).items() if key != "values"}
     facts |= {name: "x".join(map(str, facts[name])) for name in ("m", "n", "k")}
     facts["modes"] = ", ".join(fit.modes)

@@ -148,7 +148,7 @@ def test_sweep_prints_every_format(run, tmp_path, output):
         ("dump info examples/tiny_pixart.pt", "ffn_down"),
         ("dump info examples/minilm.pt --no-statistics", "ffn_down"),
         ("hw list", "aie2"),
-        ("hw show a100 --split W4A4", "clock_hz"),
+        ("hw show a100 --split W4A4 --all", "clock_hz"),
     ],
 )
 def test_commands_print_every_format(run, words, expected, output):

@@ -32,6 +32,7 @@ RUNS = {
     "explain": ("--hw", "aie2", "--layer-dump", DUMP, "--layer", LAYER, "--split", "W4A4,W8A8",
                 "--tokens", 16, "--preset", "fast"),
     "hw explain": ("aie2", *GEMM),
+    "hw fit": ("hwmodels/measured_gemm.csv", "--hw", "t4", "--kernel", "cublas"),
     "hw list": (),
     "hw show": ("aie2",),
     "hw validate": (),

@@ -153,7 +153,7 @@ def test_weights_that_do_not_fit_are_told(diffusers, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_layers", 10**9, "1000000000 blocks of width 128, which 4954808 bytes"),
+        ("num_layers", 10**9, "1,000,000,000 blocks of width 128, which 4954808 bytes"),
         ("num_layers", 400, "400 blocks of width 128"),
         ("attention_head_dim", 10**6, "4 blocks of width 4000000"),
         ("sample_size", 10**6, "cannot hold"),

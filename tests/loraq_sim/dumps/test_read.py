@@ -116,7 +116,7 @@ def test_a_zip_of_other_files_is_named(tmp_path):
     path = tmp_path / "photos.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cat.jpg", b"meow")
-    with pytest.raises(DumpError, match="this is a zip archive of 1 files without tensors"):
+    with pytest.raises(DumpError, match="this is a zip archive of 1 file without tensors"):
         read_layer_dump(path)
 
 

@@ -108,7 +108,7 @@ def test_stored_cases_teach_their_effort_and_the_probe_the_others(
     found = estimate(sweep, store)
     expected = 2.0 + 7 * second.work + 1e-3 * plain.work
     assert found.seconds == pytest.approx(expected)
-    assert found.basis == "1 cases of this sweep already stored, and a short probe of this machine"
+    assert found.basis == "1 case of this sweep already stored, and a short probe of this machine"
     assert quick_probe == [("rtn",)]
 
 
