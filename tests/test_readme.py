@@ -15,7 +15,7 @@ def readme_blocks(root, language):
 
 @pytest.fixture
 def in_a_copy(request, tmp_path, monkeypatch):
-    """Work in a folder that has the examples and the measured rows, and receives what commands write."""
+    """Work in a folder that has examples and measured rows, and receives what commands write."""
     for name in ("examples", "hwmodels"):
         (tmp_path / name).symlink_to(request.config.rootpath / name)
     monkeypatch.chdir(tmp_path)
