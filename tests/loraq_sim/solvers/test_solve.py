@@ -60,13 +60,15 @@ def error_from_stored_codes(weight, solution):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("branch", ["fp16", "int8/g64", "int6/g32", "int4/g16"])
 def test_every_method_keeps_the_contract(method, branch):
-    weight, x = heavy_tailed(), inputs_of()
+    # 400 pairs of strengths with up to 100 iterations each: a corner of the weight says as much.
+    n, k = (32, 64) if method == "svdquant_published" else (96, 160)
+    weight, x = heavy_tailed()[:n, :k].copy(), inputs_of()[:, :k].copy()
     kept, kept_x = weight.copy(), x.copy()
     options = {"rank": 12, "preset": "fast", "seed": 3, "activations": x}
     solution = solve(weight, method, main="int4/g64", branch=branch, **options)
     np.testing.assert_array_equal(weight, kept)
     np.testing.assert_array_equal(x, kept_x)
-    assert solution.main.shape == (96, 160)
+    assert solution.main.shape == (n, k)
     assert solution.rank == (0 if method in WITHOUT_BRANCH else 12)
     # Both sides multiply stored values; only float32 summation over the rank differs.
     assert solution.weight_error == pytest.approx(
