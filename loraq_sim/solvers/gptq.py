@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers.baselines import required_activations
 from loraq_sim.solvers.main_grid import grid_of, main_scale_rule, nearest_codes, requantize
 from loraq_sim.solvers.problem import Branches, Problem, TraceEntry, product, relative_distance
+from loraq_sim.solvers.residual import InputGrid, simulated_output
 
 FINISHES = ("data",)
 """What may follow a solver; see `loraq_sim.solve`."""
@@ -157,8 +157,8 @@ def finish_with_data(
     solved: Branches,
     activations: NDArray[np.float32],
     *,
-    main_activation: Format,
-    branch_activation: Format,
+    into_main: InputGrid,
+    into_branch: InputGrid,
 ) -> Branches:
     """`solved`, or what GPTQ and a refit of L make of it where that is better on tokens left out.
 
@@ -170,14 +170,14 @@ def finish_with_data(
         Stored branches; R and all scales of the main branch stay.
     activations : ndarray of shape (T, K), float32
         What enters the branches. With fewer than 16 rows `solved` is returned.
-    main_activation, branch_activation : Format
+    into_main, into_branch : InputGrid
         What enters is rounded to these where errors are compared.
     """
     if len(activations) < _LEAST_ROWS:
         return solved
     held_out = np.arange(len(activations)) % _FOLDS == _FOLDS // 2
     seen, unseen = activations[~held_out], activations[held_out]
-    how = (unseen, main_activation, branch_activation)
+    how = (unseen, into_main, into_branch)
     trial = _finished(weight, solved, seen)
     if _output_error(weight, trial, *how) >= (1 - _NOISE) * _output_error(weight, solved, *how):
         return solved
@@ -209,13 +209,9 @@ def _output_error(
     weight: NDArray[np.float32],
     solved: Branches,
     x: NDArray[np.float32],
-    main_activation: Format,
-    branch_activation: Format,
+    into_main: InputGrid,
+    into_branch: InputGrid,
 ) -> float:
     """||Y^ - Y||_F of rows `x`, X and P rounded as the data path rounds them."""
-    output = quantize(x, main_activation).dequantize() @ solved.main.dequantize().T
-    if solved.left is not None and solved.right is not None:
-        entering = quantize(x, branch_activation).dequantize()
-        p = quantize(entering @ solved.right.dequantize().T, branch_activation).dequantize()
-        output += p @ solved.left.dequantize().T
+    output = simulated_output(x, solved, None, into_main, into_branch)
     return float(np.linalg.norm(output - x @ weight.T))

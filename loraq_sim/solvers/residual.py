@@ -47,6 +47,7 @@ __all__ = [
     "checked_feedback",
     "residual_input",
     "rounded_inputs",
+    "simulated_output",
     "spend_on_residual_input",
     "with_residual_input",
 ]
@@ -274,7 +275,7 @@ def _best_share(
             known = min(spent, int((~left_out).sum()))
             if known:
                 deflation = residual_input(weight, x[~left_out], known, branch, rng)
-            y = _simulated(x[left_out], trial, deflation, *grids)
+            y = simulated_output(x[left_out], trial, deflation, *grids)
             errors[i, j] = np.square(y - x[left_out] @ weight.T, dtype=np.float64).sum()
     totals = np.sqrt(errors.sum(axis=1))
     # In every fold: of few rows, one may decide the sum.
@@ -294,7 +295,7 @@ def rounded_inputs(values: NDArray[np.float32], grid: InputGrid) -> NDArray[np.f
     return quantize(values, fmt, rule=None if rule == "absmax" else rule).dequantize()
 
 
-def _simulated(
+def simulated_output(
     x: NDArray[np.float32],
     trial: Branches,
     deflation: ResidualInput | None,

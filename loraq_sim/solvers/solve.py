@@ -245,8 +245,8 @@ def solve(
             turned,
             solved,
             entering,
-            main_activation=entering_main,
-            branch_activation=entering_branch,
+            into_main=(entering_main, main_rule),
+            into_branch=(entering_branch, branch_rule),
         )
     measured = Solution(
         method=method if total or is_plain else "rtn",

@@ -151,8 +151,8 @@ def test_a_finish_is_as_good_as_one_in_float64():
     weight, x = heavy_tailed(7), correlated_inputs()
     plain = solve(weight, rank=8, branch="fp16", preset="fast")
     stored = Branches(main=plain.main, left=plain.left, right=plain.right)
-    formats = {name: parse_format("fp16") for name in ("main_activation", "branch_activation")}
-    finished = finish_with_data(weight, stored, x, **formats)
+    grid = (parse_format("fp16"), "absmax")
+    finished = finish_with_data(weight, stored, x, into_main=grid, into_branch=grid)
     moment = x.T.astype(np.float64) @ x / len(x)
     metric = moment + np.trace(moment) / len(moment) * np.eye(len(moment))
     rows = plain.right.dequantize().astype(np.float64)
@@ -176,6 +176,20 @@ def test_a_finish_does_no_harm_beyond_noise(tokens):
             output_error(weight, finished, x[300:]) / output_error(weight, plain, x[300:])
         )
     assert max(ratios) < 1.03
+
+
+def test_a_finish_is_compared_with_the_rule_of_its_scales(monkeypatch):
+    rules = []
+
+    def noted(values, fmt, *, rule=None):
+        rules.append((str(fmt), rule))
+        return quantize(values, fmt, rule=rule)
+
+    monkeypatch.setattr("loraq_sim.solvers.residual.quantize", noted)
+    options = {"rank": 8, "preset": "fast", "activations": correlated_inputs(), "finish": "data"}
+    solve(heavy_tailed(3), main_rule="signed_absmax", main_activation="int4/g64", **options)
+    assert ("int4/g64/fp16", "signed_absmax") in rules
+    assert ("int4/g64/fp16", None) not in rules
 
 
 def test_a_finish_without_activations_is_refused_with_the_way_out():
