@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.loader import list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
     from hwmodels.modes import describe_modes, unreachable_modes
+    from hwmodels.operands import tensor_bytes
     from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
     from hwmodels.validation import (
         branch_overheads,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
         validate,
         validate_attention,
     )
-    from hwmodels.workload import GemmWorkload, activation_bytes, tensor_bytes
+    from hwmodels.workload import GemmWorkload, activation_bytes
 
 __all__ = [
     "Accelerator",
@@ -93,7 +94,7 @@ _HOMES = {
     "product_cost": "inventory",
     "sensitivity": "validation",
     "summarize": "validation",
-    "tensor_bytes": "workload",
+    "tensor_bytes": "operands",
     "unreachable_modes": "modes",
     "validate": "validation",
     "validate_attention": "validation",

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from hwmodels.description import Accelerator, Mode, SideUnit
 from hwmodels.errors import AcceleratorError
 from hwmodels.modes import ModeChoice, Part, mode_of
-from hwmodels.precision import Operand
+from hwmodels.operands import Operand
 from hwmodels.workload import GemmWorkload
 
 __all__ = ["FusedBranch", "GemmKernel", "split_into_kernels"]

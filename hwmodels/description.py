@@ -12,10 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from hwmodels.errors import html_card
-from hwmodels.kernel_blocks import Block, Kernel, KernelFamily, Strict
-from hwmodels.precision import Operand
-from hwmodels.quantities import (
+from hwmodels.blocks import (
+    Block,
     BytesPerCycle,
     BytesPerSecond,
     Capacity,
@@ -23,6 +21,8 @@ from hwmodels.quantities import (
     ElementsPerCycle,
     Fraction,
     Hertz,
+    Kernel,
+    KernelFamily,
     L1Capacity,
     MacRate,
     Name,
@@ -30,9 +30,12 @@ from hwmodels.quantities import (
     Picojoules,
     Seconds,
     Side,
+    Strict,
     Text,
     Watts,
 )
+from hwmodels.errors import html_card
+from hwmodels.operands import Operand
 
 __all__ = [
     "Accelerator",

@@ -29,12 +29,12 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
+from hwmodels.blocks import AttentionTiles, KernelFamily
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.families import ASSUMED_ERROR, GENERIC, Confidence, family_named, machine_under
-from hwmodels.kernel_blocks import AttentionTiles, KernelFamily
 from hwmodels.modes import ModeChoice, choose_mode
-from hwmodels.workload import parse_precision
+from hwmodels.operands import parse_precision
 
 __all__ = [
     "InventoryEntry",

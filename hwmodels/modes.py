@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import AcceleratorError
-from hwmodels.precision import Operand
-from hwmodels.workload import FAMILIES, GemmWorkload, grouping_of
+from hwmodels.operands import FAMILIES, Operand, grouping_of
+from hwmodels.workload import GemmWorkload
 
 __all__ = [
     "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "mode_of", "unreachable_modes",

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from hwmodels.branch import FusedBranch, GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
-from hwmodels.precision import Operand
+from hwmodels.operands import Operand
 
 __all__ = [
     "DramTraffic",

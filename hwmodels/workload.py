@@ -14,23 +14,21 @@ import re
 from dataclasses import dataclass
 
 from hwmodels.errors import AcceleratorError
-from hwmodels.precision import QUANTIZED_BITS, Operand, parse_operands, parse_precision
+from hwmodels.operands import (
+    FAMILIES,
+    QUANTIZED_BITS,
+    Operand,
+    grouping_of,
+    parse_operands,
+    parse_precision,
+    tensor_bytes,
+)
 
-__all__ = [
-    "BRANCH_SCHEDULES",
-    "FAMILIES",
-    "GemmWorkload",
-    "activation_bytes",
-    "grouping_of",
-    "tensor_bytes",
-]
+__all__ = ["BRANCH_SCHEDULES", "GemmWorkload", "activation_bytes"]
 
-FAMILIES = ("int", "mxint", "mxfp", "nvfp")
 BRANCH_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "given_p")
 
 _TRANSFORM = re.compile(r"smooth|shift|hadamard([0-9]{1,10})")
-_BLOCK_SCALES = {4: (16, 8)}  # NVFP4: 16 elements per e4m3 scale; other widths are MX formats.
-_MX_SCALE = (32, 8)
 _FEEDBACK_BLOCK = 64  # Rows and columns of V that share a scale.
 
 
@@ -408,27 +406,6 @@ class GemmWorkload:
     def share_of(self, nbytes: int) -> int:
         """This layer's part of bytes that `shared_by` layers hold in common."""
         return -(-nbytes // self.shared_by)
-
-
-def grouping_of(family: str, bits: int, group: int | None) -> tuple[int | None, int]:
-    """Elements per scale and bits per scale; integers have `group` and 16 bits."""
-    if family == "int":
-        return group, 16
-    return _BLOCK_SCALES.get(bits, _MX_SCALE) if family == "nvfp" else _MX_SCALE
-
-
-def tensor_bytes(
-    rows: int, columns: int, bits: int, *, group: int | None = 64, scale_bits: int = 16
-) -> int:
-    """Stored bytes of a (rows, columns) tensor with groups along the columns.
-
-    rows * ceil(columns * bits / 8) of codes plus rows * ceil(columns / group) scales of
-    `scale_bits`; 16-bit tensors have no scales. `group` None: one scale per row.
-    """
-    if bits == 16:
-        return 2 * rows * columns
-    groups = 1 if group is None else -(-columns // group)
-    return rows * -(-columns * bits // 8) + -(-rows * groups * scale_bits // 8)
 
 
 def activation_bytes(work: GemmWorkload) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.tensor_cores import combine_format
+from loraq_sim.emulator.mac_array import combine_format
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import SCALES, Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor

@@ -23,13 +23,13 @@ from loraq_sim.emulator.tile_job import (
     activation_range,
     as_accumulators,
     checked_job,
-    on_a_path_that_compiles,
 )
 from loraq_sim.emulator.tile_ready import run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
 from loraq_sim.emulator.zero_points import GivenZeros
 from loraq_sim.errors import InputError
+from loraq_sim.kernels.processor import on_a_path_that_compiles
 
 __all__ = [
     *("GemmReport", "emulate_gemm", "emulate_gemm_report", "emulate_gemm_requantize"),

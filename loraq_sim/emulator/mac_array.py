@@ -1,4 +1,4 @@
-"""The description of a MAC array: what its tree and its accumulators do with K products.
+"""The arithmetic that adds K products: trees and accumulators, or the floats of tensor cores.
 
 Semantics: the products of codes are exact. ``products_per_add`` consecutive products (one chunk;
 the last may be short) are summed in a tree, exactly or in ``tree_bits`` with ``tree_overflow``.
@@ -7,7 +7,7 @@ Chunk t is added to accumulator ``t mod accumulators``, each add applying ``over
 rule. Saturation is not associative: order, chunk size and accumulator count are part of the answer.
 
 A `TwoLevelArray` runs tiles of K through such a column, each from zero, and adds their partial sums
-to a wide accumulator, in order.
+to a wide accumulator, in order. Tensor cores add floats in steps of their own (`FusedDot`).
 """
 
 import operator
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import SupportsIndex
 
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.formats import Format
 
 __all__ = [
-    *("OVERFLOW_RULES", "MacArray", "TwoLevelArray"),
-    *("checked_int", "describe_array", "overflow_limits", "signed_width"),
+    *("OVERFLOW_RULES", "TENSOR_CORES", "FusedDot", "MacArray", "TwoLevelArray"),
+    *("checked_int", "combine_format", "describe_array", "element_name", "fused_dot_of"),
+    *("overflow_limits", "signed_width"),
 ]
 
 OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
@@ -199,3 +201,56 @@ def describe_array(array: MacArray | TwoLevelArray) -> dict[str, int | str]:
         "products_per_add": inner.products_per_add,
         "accumulators": inner.accumulators,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedDot:
+    """How a tensor core adds floats in one step (see `loraq_sim.emulator.tensor_cores`).
+
+    `bits` below the largest exponent; `chunk`, the products of one step; `kept`, fraction bits of
+    the sum. `zero` is the exponent of an accumulator of zero, below any of float32.
+    """
+
+    bits: int
+    chunk: int
+    zero: int = -133
+    kept: int = 23
+    rounds_down: bool = False
+
+
+_SIXTEEN = ("fp16", "bf16")
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+_FP6_FP4 = ("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
+_CUDA_8 = dict.fromkeys(_SIXTEEN, FusedDot(bits=24, chunk=8, zero=-132))
+_CUDA_16 = dict.fromkeys(_SIXTEEN, FusedDot(bits=25, chunk=16))
+_RULES: dict[str, dict[str, FusedDot]] = {
+    "turing": {"fp16": FusedDot(bits=24, chunk=8, zero=-132)},
+    "ampere": _CUDA_8,
+    "ada": _CUDA_8 | dict.fromkeys(_FP8, FusedDot(bits=13, chunk=16, zero=-132, kept=13)),
+    "hopper": _CUDA_16 | dict.fromkeys(_FP8, FusedDot(bits=13, chunk=32, kept=13)),
+    "blackwell": _CUDA_16 | dict.fromkeys((*_FP8, *_FP6_FP4), FusedDot(bits=25, chunk=32)),
+    "cdna3": dict.fromkeys(_SIXTEEN, FusedDot(bits=24, chunk=8, rounds_down=True)),
+}
+TENSOR_CORES = tuple(_RULES)
+
+
+def combine_format(combine: str) -> str:
+    """The format that partial sums are combined in: fp32 on tensor cores and after a shift."""
+    return "fp32" if combine == "shift" or combine in TENSOR_CORES else combine
+
+
+def fused_dot_of(combine: str, x: Format, w: Format) -> FusedDot | None:
+    """How this generation multiplies two such operands, where one instruction is published."""
+    rules = _RULES.get(combine, {})
+    one, other = element_name(x), element_name(w)
+    if one not in rules or other not in rules:
+        return None
+    # fp16 does not meet bf16, nor either of them a small float, in one instruction.
+    if (one in _SIXTEEN or other in _SIXTEEN) and one != other:
+        return None
+    return rules[one]
+
+
+def element_name(fmt: Format) -> str:
+    """The name of a format's element as the tables of tensor cores have it."""
+    return fmt.element.minifloat or fmt.element.name

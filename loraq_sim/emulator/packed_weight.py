@@ -1,5 +1,6 @@
 """A weight matrix checked once: norms of its rows, and codes packed for each kernel that asks."""
 
+import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,13 +15,14 @@ from loraq_sim.errors import InputError
 __all__ = [
     *("Layout", "Norms", "Order", "PackedWeight", "Panels"),
     *("address_of", "aligned_empty", "checked_codes", "checked_weights"),
-    *("pack_panels", "pack_weight"),
+    *("pack_panels", "pack_weight", "scratch"),
 ]
 
 _GROUP = {"bytes": 4, "words": 2, "halves": 1, "doubles": 1}
 _ALIGNMENT = 64
 # Packing writes less than a block of steps past the end: at most 16 steps of 32 dwords.
 _SLACK = 2**12
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
@@ -388,6 +390,18 @@ def aligned_empty(shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
     raw = np.empty(size + _ALIGNMENT + _SLACK, np.int8)
     start = -address_of(raw) % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def scratch(name: str, shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
+    """Return room for an array, which this thread overwrites when it asks for the same name.
+
+    Fresh pages would cost more than packing.
+    """
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    kept = _THREAD.__dict__.get(name)
+    if kept is None or kept.size < size:
+        kept = _THREAD.__dict__[name] = aligned_empty((1, size), np.int8)[0]
+    return kept[:size].view(dtype).reshape(shape)
 
 
 def pack_panels(

@@ -38,8 +38,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
-from loraq_sim.emulator.tensor_cores import TENSOR_CORES, combine_format, fused_gemm, has_fused_dot
+from loraq_sim.emulator.mac_array import (
+    TENSOR_CORES,
+    MacArray,
+    TwoLevelArray,
+    combine_format,
+    fused_dot_of,
+)
+from loraq_sim.emulator.tensor_cores import fused_gemm
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
@@ -120,7 +126,7 @@ def scaled_gemm(
     InputError
         If `combine` is ``shift`` and the scales are not powers of two, or too far apart.
     """
-    if has_fused_dot(combine, x.format, w.format):
+    if fused_dot_of(combine, x.format, w.format) is not None:
         y, clipped = fused_gemm(x, w, combine), None
         if saturate:
             y, clipped = clamped(y, "fp32")
@@ -303,7 +309,7 @@ class SumCombiner:
         """Add fl32(acc) * fl32(x_scale w_scale); acc (M, N), scales (M,) and (N,)."""
         is_fast = acc.dtype == np.int32 and self._combine in ("fp32", "bf16")
         if is_fast and self.clipped is None:
-            from loraq_sim.kernels.float_sums import add_scaled
+            from loraq_sim.kernels.float_passes import add_scaled
 
             # The formula below in one pass over memory.
             scales = (np.ascontiguousarray(s, np.float32) for s in (x_scale, w_scale))

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import signed_width
 from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits
-from loraq_sim.emulator.packed_weight import Order, address_of, aligned_empty, pack_panels
-from loraq_sim.emulator.tile_job import FLIP, on_a_path_that_compiles
-from loraq_sim.emulator.tile_run import scratch
+from loraq_sim.emulator.packed_weight import Order, address_of, aligned_empty, pack_panels, scratch
+from loraq_sim.emulator.tile_job import FLIP
 from loraq_sim.formats import Format
-from loraq_sim.kernels.processor import LOOPS, choose_path
+from loraq_sim.kernels.processor import LOOPS, choose_path, on_a_path_that_compiles
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.tensor import float_dtype
 
@@ -433,7 +432,7 @@ class _Rows:
 
 def _row_norms(codes: NDArray, plan: _Plan, rows: int) -> NDArray[np.float32]:
     """Largest L2 norm of the codes of a group in each panel of rows, (panels, groups)."""
-    from loraq_sim.kernels.round_groups import group_squares
+    from loraq_sim.kernels.float_passes import group_squares
 
     squares = np.empty((len(codes), plan.groups), np.int32)
     group_squares(np.ascontiguousarray(codes), plan.step, squares)

@@ -40,32 +40,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.formats import Format
+from loraq_sim.emulator.mac_array import FusedDot, element_name, fused_dot_of
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.tensor import spread
 
-__all__ = ["TENSOR_CORES", "combine_format", "fused_gemm", "has_fused_dot"]
+__all__ = ["fused_gemm"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rule:
-    """F bits below the largest exponent, products of one step, fraction bits kept of the sum.
-
-    `zero` is the exponent of an accumulator of zero, below any of float32.
-    """
-
-    bits: int
-    chunk: int
-    zero: int = -133
-    kept: int = 23
-    rounds_down: bool = False
-
-
-_SIXTEEN = ("fp16", "bf16")
-_FP8 = ("float8_e4m3fn", "float8_e5m2")
-_FP6_FP4 = ("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
 _E2M1 = "float4_e2m1fn"
-
 # (fraction bits, lowest exponent) of each element.
 _FIELDS = {
     "fp16": (10, -14),
@@ -76,53 +58,16 @@ _FIELDS = {
     "float6_e3m2fn": (2, -2),
     "float4_e2m1fn": (1, 0),
 }
-_CUDA_8 = dict.fromkeys(_SIXTEEN, _Rule(bits=24, chunk=8, zero=-132))
-_CUDA_16 = dict.fromkeys(_SIXTEEN, _Rule(bits=25, chunk=16))
-_RULES: dict[str, dict[str, _Rule]] = {
-    "turing": {"fp16": _Rule(bits=24, chunk=8, zero=-132)},
-    "ampere": _CUDA_8,
-    "ada": _CUDA_8 | dict.fromkeys(_FP8, _Rule(bits=13, chunk=16, zero=-132, kept=13)),
-    "hopper": _CUDA_16 | dict.fromkeys(_FP8, _Rule(bits=13, chunk=32, kept=13)),
-    "blackwell": _CUDA_16 | dict.fromkeys((*_FP8, *_FP6_FP4), _Rule(bits=25, chunk=32)),
-    "cdna3": dict.fromkeys(_SIXTEEN, _Rule(bits=24, chunk=8, rounds_down=True)),
-}
-TENSOR_CORES = tuple(_RULES)
-
 # e2m1 with scales on Blackwell: groups of 16, four of them in one instruction.
 _GROUP, _GROUPS, _GROUP_BITS, _GROUP_ZERO = 16, 4, 35, -139
 
 
-def combine_format(combine: str) -> str:
-    """The format that partial sums are combined in: fp32 on tensor cores and after a shift."""
-    return "fp32" if combine == "shift" or combine in TENSOR_CORES else combine
-
-
-def has_fused_dot(combine: str, x: Format, w: Format) -> bool:
-    """Whether this generation multiplies two such operands in one published instruction."""
-    return _rule(combine, x, w) is not None
-
-
-def _rule(combine: str, x: Format, w: Format) -> _Rule | None:
-    rules = _RULES.get(combine, {})
-    one, other = _name(x), _name(w)
-    if one not in rules or other not in rules:
-        return None
-    # fp16 does not meet bf16, nor either of them a small float, in one instruction.
-    if (one in _SIXTEEN or other in _SIXTEEN) and one != other:
-        return None
-    return rules[one]
-
-
-def _name(fmt: Format) -> str:
-    return fmt.element.minifloat or fmt.element.name
-
-
 def fused_gemm(x: QuantizedTensor, w: QuantizedTensor, combine: str) -> NDArray[np.float32]:
-    """x w^T as float32 (M, N), by the rule of a generation; needs `has_fused_dot`.
+    """x w^T as float32 (M, N), by the rule of a generation; needs `fused_dot_of` it.
 
     Infinities and NaN of operands and sums that leave float32 come out as float64 sums have them.
     """
-    rule = _rule(combine, x.format, w.format)
+    rule = fused_dot_of(combine, x.format, w.format)
     if rule is None:
         raise ValueError(f"{combine} has no published instruction for {x.format} by {w.format}")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -155,7 +100,7 @@ class _Operand:
 
     @classmethod
     def of(cls, tensor: QuantizedTensor) -> "_Operand":
-        fraction, lowest = _FIELDS[_name(tensor.format)]
+        fraction, lowest = _FIELDS[element_name(tensor.format)]
         values = tensor.codes.astype(np.float64)
         return cls(**_fields(values, fraction, lowest), fraction=fraction)
 
@@ -189,7 +134,7 @@ def _fields(
     return {"significand": significand.astype(np.int32), "exponent": exponent.astype(np.int32)}
 
 
-def _dot_add(rule: _Rule, x: _Operand, w: _Operand) -> NDArray[np.float32]:
+def _dot_add(rule: FusedDot, x: _Operand, w: _Operand) -> NDArray[np.float32]:
     from loraq_sim.kernels.fused_dot import fused_dot_add, fused_dot_round_down
 
     out = np.zeros((len(x.significand), len(w.significand)), dtype=np.float32)
@@ -205,7 +150,7 @@ def _dot_add(rule: _Rule, x: _Operand, w: _Operand) -> NDArray[np.float32]:
     return out
 
 
-def _by_stretches(rule: _Rule, x: QuantizedTensor, w: QuantizedTensor) -> NDArray[np.float32]:
+def _by_stretches(rule: FusedDot, x: QuantizedTensor, w: QuantizedTensor) -> NDArray[np.float32]:
     """Stretches of constant scales, each from zero, scaled and added in float32."""
     k = x.shape[1]
     edges = {0, k}
@@ -244,10 +189,10 @@ def _scales_inside(x: QuantizedTensor, w: QuantizedTensor) -> bool:
 
 
 def _both_e2m1(x: QuantizedTensor, w: QuantizedTensor) -> bool:
-    return {_name(t.format) for t in (x, w)} == {_E2M1}
+    return {element_name(t.format) for t in (x, w)} == {_E2M1}
 
 
-def _block_scaled(rule: _Rule, x: QuantizedTensor, w: QuantizedTensor) -> NDArray[np.float32]:
+def _block_scaled(rule: FusedDot, x: QuantizedTensor, w: QuantizedTensor) -> NDArray[np.float32]:
     """Scales inside the instruction, the accumulator through all of K."""
     if _both_e2m1(x, w):
         return _group_scaled(x, w)

@@ -5,10 +5,10 @@ route asks for them. `plan_of` says what a tile kernel needs to know before it s
 packed layout, where each accumulator's share of K lies, limits, shifts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, wraps
-from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +24,7 @@ from loraq_sim.emulator.packed_weight import (
 )
 from loraq_sim.emulator.zero_points import NO_ZEROS, GivenZeros, ZeroPoints, checked_zero_points
 from loraq_sim.errors import InputError
-from loraq_sim.kernels.processor import LOOPS, KernelUnavailable, choose_path, refuse_path
+from loraq_sim.kernels.processor import LOOPS, choose_path
 
 if TYPE_CHECKING:
     from loraq_sim.kernels.tile import TileShape
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     *("ACCUMULATORS", "FLIP", "AnyJob", "Choice", "Output", "Plan", "TileJob"),
     *("activation_range", "as_accumulators", "checked_job", "kernels_of"),
-    *("on_a_path_that_compiles", "plan_of"),
+    "plan_of",
 ]
 
 # Turns four signed codes into unsigned ones, 128 higher.
@@ -41,8 +41,6 @@ FLIP = -0x7F7F7F80
 
 Array = TypeVar("Array", MacArray, TwoLevelArray)
 ArrayOf = TypeVar("ArrayOf", bound=MacArray | TwoLevelArray, covariant=True)
-Given = ParamSpec("Given")
-Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,20 +296,6 @@ def as_accumulators(
     if mac.acc_bits <= 32:
         return values.astype(np.int32, copy=False)
     return values.astype(np.int64, copy=False)
-
-
-def on_a_path_that_compiles(run: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Run again on the next path where the tiles of one do not compile."""
-
-    @wraps(run)
-    def call(*args: Given.args, **options: Given.kwargs) -> Returned:
-        while True:
-            try:
-                return run(*args, **options)
-            except KernelUnavailable as error:
-                refuse_path(error)
-
-    return call
 
 
 def kernels_of(job: AnyJob) -> Mapping[str, "TileKernel"]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.emulator.bounds import Bounds
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.packed_weight import Norms, Order, Panels, aligned_empty
+from loraq_sim.emulator.packed_weight import Norms, Order, Panels, aligned_empty, scratch
 from loraq_sim.emulator.tile_job import ACCUMULATORS, Choice, Plan, TileJob, kernels_of
 from loraq_sim.emulator.tile_route import choose_ruled
 from loraq_sim.emulator.tile_run import (
@@ -20,7 +20,6 @@ from loraq_sim.emulator.tile_run import (
     block_panels,
     plain_arguments,
     run_together,
-    scratch,
 )
 from loraq_sim.kernels.processor import LOOPS
 

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from loraq_sim.emulator.packed_weight import (
     Layout,
@@ -21,6 +21,7 @@ from loraq_sim.emulator.packed_weight import (
     address_of,
     aligned_empty,
     pack_panels,
+    scratch,
 )
 from loraq_sim.emulator.tile_job import AnyJob, Choice, Plan, kernels_of, plan_of
 from loraq_sim.kernels.processor import NEVER, TileArguments
@@ -36,7 +37,6 @@ __all__ = [
     "plain_arguments",
     "run_kernel",
     "run_together",
-    "scratch",
 ]
 
 
@@ -206,21 +206,6 @@ def run_kernel(
 def _layout(job: AnyJob, choice: Choice, shape: "TileShape") -> Layout:
     offset = 128 if choice.order.codes == "bytes" and not job.unsigned else 0
     return Layout(choice.order, shape.width, choice.w_shift, offset, shape.moving)
-
-
-_THREAD = threading.local()
-
-
-def scratch(name: str, shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
-    """Return room for an array, which this thread overwrites when it asks for the same name.
-
-    Fresh pages would cost more than packing.
-    """
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    kept = _THREAD.__dict__.get(name)
-    if kept is None or kept.size < size:
-        kept = _THREAD.__dict__[name] = aligned_empty((1, size), np.int8)[0]
-    return kept[:size].view(dtype).reshape(shape)
 
 
 def block_panels(row_panels: int, dwords: int, threads: int) -> int:

@@ -26,11 +26,11 @@ from loraq_sim.emulator.tile_job import (
     activation_range,
     as_accumulators,
     checked_job,
-    on_a_path_that_compiles,
 )
 from loraq_sim.emulator.tile_route import nested_fits, run_nested
 from loraq_sim.emulator.zero_points import fitted
 from loraq_sim.errors import InputError
+from loraq_sim.kernels.processor import on_a_path_that_compiles
 
 __all__ = [
     *("TwoLevelReport", "emulate_two_level", "emulate_two_level_report"),

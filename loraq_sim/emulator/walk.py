@@ -22,6 +22,7 @@ from loraq_sim.emulator.float_overflow import (
     clipping,
     rounded_tensor,
 )
+from loraq_sim.emulator.mac_array import combine_format
 from loraq_sim.emulator.scaled_gemm import (
     FLOAT_MODEL,
     GemmStatistics,
@@ -29,7 +30,6 @@ from loraq_sim.emulator.scaled_gemm import (
     rounded,
     scaled_gemm,
 )
-from loraq_sim.emulator.tensor_cores import combine_format
 from loraq_sim.errors import named_options
 from loraq_sim.kernels.processor import is_jit_off
 from loraq_sim.quantizers import QuantizedTensor
@@ -265,9 +265,9 @@ def _merged(
     terms = [y, *rest] if bias is None or len(sums) == len(others) else [y, *rest, bias]
     if y.size == 0 or any(term.dtype != np.float32 for term in terms):
         return None
-    from loraq_sim.kernels import float_sums
+    from loraq_sim.kernels import float_passes
 
-    round_sums = getattr(float_sums, f"sum_to_{fmt.element.name}")
+    round_sums = getattr(float_passes, f"sum_to_{fmt.element.name}")
     codes = np.empty(y.shape, np.uint16)
     z = rest[0] if rest else np.zeros((len(y), 0), np.float32)
     added = terms[-1] if terms[-1].ndim == 1 else np.zeros(0, np.float32)

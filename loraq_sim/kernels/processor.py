@@ -8,9 +8,9 @@ a compiler, so that describing a GEMM does not.
 import logging
 import multiprocessing
 import os
-from collections.abc import Mapping
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from loraq_sim.errors import InputError
 
@@ -22,12 +22,16 @@ __all__ = [
         "found_features",
         "is_jit_off",
         "multiplies_bf16",
+        "on_a_path_that_compiles",
         "refuse_path",
     ),
     *("refused_paths",),
 ]
 
 logger = logging.getLogger(__name__)
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 # Fastest first; every one gives the same bits.
 PATHS = ("avx512", "avx2", "portable")
@@ -125,6 +129,20 @@ def refuse_path(error: KernelUnavailable) -> None:
     _fastest_path.cache_clear()
     if multiprocessing.parent_process() is None:
         logger.warning("%s; %s run instead, slower, with the same bits", error, _fastest_path())
+
+
+def on_a_path_that_compiles(run: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Run again on the next path where the tiles of one do not compile."""
+
+    @wraps(run)
+    def call(*args: Given.args, **options: Given.kwargs) -> Returned:
+        while True:
+            try:
+                return run(*args, **options)
+            except KernelUnavailable as error:
+                refuse_path(error)
+
+    return call
 
 
 def refused_paths() -> Mapping[str, str]:

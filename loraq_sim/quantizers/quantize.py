@@ -362,7 +362,7 @@ def _code_dtype(fmt: Format) -> np.dtype:
 
 def _rounded(rows: np.ndarray, scales: np.ndarray, group: int, fmt: Format) -> np.ndarray:
     """Codes (rows, K) under known scales (rows, groups): nearest, ties to even, saturated."""
-    from loraq_sim.kernels.round_groups import encode_groups, round_groups
+    from loraq_sim.kernels.float_passes import encode_groups, round_groups
 
     codes, element = np.empty(rows.shape, _code_dtype(fmt)), fmt.element
     if element.is_integer:

@@ -424,7 +424,7 @@ def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
 
     (rows, groups) each.
     """
-    from loraq_sim.kernels.round_groups import group_ranges
+    from loraq_sim.kernels.float_passes import group_ranges
 
     shape = len(rows), -(-rows.shape[1] // group)
     low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -435,7 +435,7 @@ def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
 
 def all_finite(values: NDArray[np.float32]) -> bool:
     """Whether no value is infinite or NaN, without an array of answers."""
-    from loraq_sim.kernels.round_groups import largest_bits
+    from loraq_sim.kernels.float_passes import largest_bits
 
     return bool(largest_bits(np.ascontiguousarray(values).reshape(-1).view(np.int32)) < _INFINITY)
 

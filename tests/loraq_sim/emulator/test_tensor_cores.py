@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import loraq_sim as lq
-from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.emulator.mac_array import TENSOR_CORES, MacArray, fused_dot_of
 from loraq_sim.emulator.scaled_gemm import BIT_EXACT, BLOCK_MODEL, FUSED_DOT, scaled_gemm
-from loraq_sim.emulator.tensor_cores import TENSOR_CORES, fused_gemm, has_fused_dot
+from loraq_sim.emulator.tensor_cores import fused_gemm
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 
@@ -246,11 +246,11 @@ def test_what_a_generation_lacks_stays_a_model_and_integers_stay_exact():
         assert seen.arithmetic == BIT_EXACT
         np.testing.assert_array_equal(y, scaled_gemm(*ints, MacArray(), "fp32")[0])
     fp4 = [quantize(v, parse_format("mxfp4")) for v in (x, w)]
-    assert not has_fused_dot("hopper", fp4[0].format, fp4[1].format)
+    assert fused_dot_of("hopper", fp4[0].format, fp4[1].format) is None
     y, seen = scaled_gemm(*fp4, MacArray(), "hopper")
     assert seen.arithmetic == BLOCK_MODEL
     np.testing.assert_array_equal(y, scaled_gemm(*fp4, MacArray(), "fp32")[0])
-    assert not has_fused_dot("blackwell", parse_format("fp16"), parse_format("bf16"))
+    assert fused_dot_of("blackwell", parse_format("fp16"), parse_format("bf16")) is None
 
 
 def test_scales_outside_the_instruction_multiply_stretches():

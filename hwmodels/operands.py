@@ -1,4 +1,7 @@
-"""What a precision such as ``W4A8`` says of the two operands of a product: bits, signs, zeros."""
+"""How the operands of a product are coded and stored: bits, signs, zero points, groups and scales.
+
+A precision such as ``W4A8`` names both of them; the family says which groups and scales they have.
+"""
 
 import re
 from functools import lru_cache
@@ -6,8 +9,14 @@ from typing import NamedTuple
 
 from hwmodels.errors import AcceleratorError
 
-__all__ = ["QUANTIZED_BITS", "Operand", "parse_operands", "parse_precision"]
+__all__ = [
+    *("FAMILIES", "QUANTIZED_BITS", "Operand", "grouping_of", "parse_operands"),
+    *("parse_precision", "tensor_bytes"),
+]
 
+FAMILIES = ("int", "mxint", "mxfp", "nvfp")
+_BLOCK_SCALES = {4: (16, 8)}  # NVFP4: 16 elements per e4m3 scale; other widths are MX formats.
+_MX_SCALE = (32, 8)
 QUANTIZED_BITS = range(2, 9)
 _PRECISION = re.compile(r"[Ww](\d+)(u\d{0,3})?[Aa](\d+)(u\d{0,3}|z-?\d{1,3}|i)?")
 
@@ -78,3 +87,24 @@ def parse_precision(text: str) -> tuple[int, int]:
     """Weight and activation bits of ``"W4A8"``: (4, 8); errors as of `parse_operands`."""
     weights, activations = parse_operands(text)
     return weights.bits, activations.bits
+
+
+def grouping_of(family: str, bits: int, group: int | None) -> tuple[int | None, int]:
+    """Elements per scale and bits per scale; integers have `group` and 16 bits."""
+    if family == "int":
+        return group, 16
+    return _BLOCK_SCALES.get(bits, _MX_SCALE) if family == "nvfp" else _MX_SCALE
+
+
+def tensor_bytes(
+    rows: int, columns: int, bits: int, *, group: int | None = 64, scale_bits: int = 16
+) -> int:
+    """Stored bytes of a (rows, columns) tensor with groups along the columns.
+
+    rows * ceil(columns * bits / 8) of codes plus rows * ceil(columns / group) scales of
+    `scale_bits`; 16-bit tensors have no scales. `group` None: one scale per row.
+    """
+    if bits == 16:
+        return 2 * rows * columns
+    groups = 1 if group is None else -(-columns // group)
+    return rows * -(-columns * bits // 8) + -(-rows * groups * scale_bits // 8)
