@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 import loraq_sim as lq
+from loraq_sim.solvers import solve_many
 from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.main_grid import MainGrid
-from loraq_sim.solvers.solve import solve_many
 
 SHAPE = (4608, 1152)
 BUDGET = "fp16@32"

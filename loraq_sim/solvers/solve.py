@@ -1,24 +1,19 @@
 """One door to every solver: check, find the rank, smooth and rotate, solve, measure.
 
-`solve` makes one solution of a weight; `solve_many` several, for the price of their differences;
-`solve_group` those of layers that read the same input (q, k and v of one attention), with one
-low-rank branch in common. Their weights are stacked along their rows and solved as one matrix of
-shape (sum N, K): one R and one product X R^T serve all members, each has its own rows of L and of
-the main branch. This is how SVDQuant and its engine treat q, k and v. Against one branch each of
-the same rank, R is stored and computed once instead of once a member; at equal bytes the common
-branch has the larger rank, but each of its components has to serve all members.
+`solve` makes one solution of a weight, `solve_many` several for the price of their differences;
+`loraq_sim.solvers.shared_input` those of layers that read the same input.
 """
 
 import dataclasses
 import functools
 import operator
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from loraq_sim.conditioning import CONDITIONS, as_stored, hadamard_block, smoothing_vector
+from loraq_sim.conditioning import as_stored, hadamard_block, smoothing_vector
 from loraq_sim.errors import InputError, named_options, unknown_name
 from loraq_sim.formats import Format, parse_format
 from loraq_sim.solvers.baselines import (
@@ -36,7 +31,6 @@ from loraq_sim.solvers.condition import EnteringFormats, conditions_to_try
 from loraq_sim.solvers.gptq import check_finish, finish_with_data, solve_gptq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.low_rank import Device
-from loraq_sim.solvers.main_grid import take_rows
 from loraq_sim.solvers.problem import (
     EFFORTS,
     PRESETS,
@@ -50,20 +44,13 @@ from loraq_sim.solvers.problem import (
     resolve_rank,
 )
 from loraq_sim.solvers.residual import ResidualInput, checked_feedback, spend_on_residual_input
-from loraq_sim.solvers.solution import Solution, share_out
+from loraq_sim.solvers.solution import Solution
 from loraq_sim.split import WITHOUT_BRANCH
 
-__all__ = [
-    "METHODS",
-    "SHARE_INPUTS",
-    "solve",
-    "solve_group",
-    "solve_many",
-]
+__all__ = ["CHOOSE_SMOOTHING", "METHODS", "GroupOptions", "SolveOptions", "solve", "solve_many"]
 
-SHARE_INPUTS = ("own", "common")
-# Methods that choose a smoothing from activations where none is given.
-_CHOOSE_SMOOTHING = ("svdquant_tuned", "svdquant_published")
+CHOOSE_SMOOTHING = ("svdquant_tuned", "svdquant_published")
+"""Methods that choose a smoothing from activations where none is given."""
 
 _BRANCH_ROTATIONS = (None, "learned")
 
@@ -84,6 +71,35 @@ METHODS: dict[str, Callable[[Problem], Branches] | None] = {
     "qera": solve_qera,
     "gptq": solve_gptq,
 }
+
+
+class GroupOptions(TypedDict, total=False):
+    """Keywords of `solve` that layers with one input have in common; it says what they mean."""
+
+    method: str
+    main: "str | Format"
+    branch: "str | Format | None"
+    rank: int | None
+    budget: str | None
+    preset: str
+    rotate: str | None
+    condition: str | None
+    branch_rotation: str | None
+    feedback: "int | str | None"
+    main_activation: "str | Format | None"
+    branch_activation: "str | Format | None"
+    main_rule: str
+    branch_rule: str
+    finish: str | None
+    seed: int
+    device: str
+
+
+class SolveOptions(GroupOptions, total=False):
+    """Keywords of `solve` but the stages that several solves share."""
+
+    activations: np.ndarray | None
+    smooth: "float | np.ndarray | None"
 
 
 @named_options
@@ -351,7 +367,7 @@ def _check_tuning(
     block: int | None,
     feedback: "int | str | None",
 ) -> None:
-    if method not in _CHOOSE_SMOOTHING or activations is None or factors is not None:
+    if method not in CHOOSE_SMOOTHING or activations is None or factors is not None:
         return
     for name, asked, what in (
         ("rotate", block, "in the channels of the layer, which rotate= mixes"),
@@ -364,130 +380,6 @@ def _check_tuning(
             )
 
 
-def solve_many(
-    weight: np.ndarray, specs: Iterable[Mapping[str, Any]], **common: Any
-) -> list[Solution]:
-    """One `solve` of `weight` per mapping in `specs`, stages they have in common run once.
-
-    Parameters
-    ----------
-    weight : ndarray of shape (N, K), floating
-    specs : iterable of mappings
-        Arguments of `solve`, such as ``{"branch": "int8/g64", "rank": 64}``.
-    **common
-        Arguments that all have in common.
-
-    Returns
-    -------
-    solutions : list of Solution
-        In the order of `specs`; each has the bytes that `solve` alone would give.
-    """
-    shared = SharedStages()
-    return [solve(weight, **{**common, **spec}, shared=shared) for spec in specs]
-
-
-def solve_group(
-    weights: Mapping[str, np.ndarray],
-    *,
-    share: str = "common",
-    activations: np.ndarray | None = None,
-    smooth: "float | np.ndarray | None" = None,
-    **options: Any,
-) -> dict[str, Solution]:
-    """Solutions of layers that read the same input, by name, with one smoothing vector.
-
-    Parameters
-    ----------
-    weights : mapping of name to ndarray of shape (N_i, K), floating
-        The same K throughout. Not modified.
-    share : str
-        ``"common"``: one branch; `rank`, `budget` and `method` are those of the stacked weight, and
-        ``right`` of all solutions is the same object. ``"own"``: one branch each.
-    activations : ndarray of shape (T, K), floating, optional
-        The input of all members.
-    smooth
-        As for `solve`; a strength is turned into one vector, of the stacked weight.
-    **options
-        Further arguments of `solve`.
-
-    Returns
-    -------
-    dict of name to Solution
-        In the given order. Bytes of what is stored once (``smooth``; with a common branch
-        ``right``) are shared out evenly, so that `Solution.nbytes` of the members adds up to what
-        is stored; see `Solution.charged`. ``trace`` and ``branch_noise`` of a common branch are
-        those of the stacked weight, ``seconds`` an even share, ``weight_error`` of each member.
-
-    Raises
-    ------
-    InputError
-        If there is no member, the members differ in K, or a member or option breaks a rule of
-        `solve`; what chooses a smoothing by `activations` needs ``share="common"`` or `smooth`.
-    """
-    if share not in SHARE_INPUTS:
-        raise InputError(unknown_name("sharing of inputs", share, SHARE_INPUTS))
-    checked = {name: checked_matrix(w, f"weight of {name!r}") for name, w in weights.items()}
-    if not checked:
-        raise InputError("a group of layers that share an input needs at least one member")
-    widths = {name: weight.shape[1] for name, weight in checked.items()}
-    if len(set(widths.values())) > 1:
-        text = ", ".join(f"{name!r} has K={k}" for name, k in widths.items())
-        raise InputError(f"layers that share an input must have the same K: {text}")
-    if share == "own":
-        solutions = _with_own_branches(checked, activations, smooth, options)
-    else:
-        stacked = np.concatenate(list(checked.values()))
-        whole = solve(stacked, activations=activations, smooth=smooth, **options)
-        solutions = _split(whole, checked)
-    common = ("right", "smooth") if share == "common" else ("smooth",)
-    return share_out(solutions, common)
-
-
-def _with_own_branches(
-    weights: Mapping[str, np.ndarray],
-    activations: np.ndarray | None,
-    smooth: "float | np.ndarray | None",
-    options: dict[str, Any],
-) -> dict[str, Solution]:
-    chooses = [
-        f"{key} {options[key]!r}"
-        for key, names in (("method", _CHOOSE_SMOOTHING), ("condition", CONDITIONS))
-        if options.get(key) in names
-    ]
-    if chooses and activations is not None and smooth is None:
-        raise InputError(
-            f"{chooses[0]} would choose another smoothing for each member of the group, but they "
-            "read one input; use share='common', or give smooth="
-        )
-    if smooth is not None:
-        smooth = smoothing_vector(smooth, np.concatenate(list(weights.values())), activations)
-    solutions = {
-        name: solve(weight, activations=activations, smooth=smooth, **options)
-        for name, weight in weights.items()
-    }
-    if smooth is None:
-        return solutions
-    # One object for all says that it is stored once.
-    return {name: dataclasses.replace(s, smooth=smooth) for name, s in solutions.items()}
-
-
-def _split(whole: Solution, weights: Mapping[str, np.ndarray]) -> dict[str, Solution]:
-    """Each member's rows of a solution of the stacked weight."""
-    solutions, start = {}, 0
-    for name, weight in weights.items():
-        rows = slice(start, start + len(weight))
-        start = rows.stop
-        member = dataclasses.replace(
-            whole,
-            main=take_rows(whole.main, rows),
-            left=None if whole.left is None else take_rows(whole.left, rows),
-            seconds=whole.seconds / len(weights),
-        )
-        error = relative_distance(weight, member.reconstruct())
-        solutions[name] = dataclasses.replace(member, weight_error=error)
-    return solutions
-
-
 def _check_names(method: str, preset: str, seed: int, branch_rotation: str | None) -> None:
     """Raise InputError for the first argument of `solve` that is no choice."""
     if method not in METHODS:
@@ -498,3 +390,28 @@ def _check_names(method: str, preset: str, seed: int, branch_rotation: str | Non
         raise InputError(f"seed must be an integer from 0, got {seed!r}")
     if branch_rotation not in _BRANCH_ROTATIONS:
         raise InputError(f"branch_rotation must be None or 'learned', got {branch_rotation!r}")
+
+
+def solve_many(
+    weight: np.ndarray, specs: Iterable[SolveOptions], **common: Unpack[SolveOptions]
+) -> list[Solution]:
+    """One `solve` of `weight` per mapping in `specs`, stages they have in common run once.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (N, K), floating
+    specs : iterable of mappings
+        Keywords of `solve`, such as ``{"branch": "int8/g64", "rank": 64}``.
+    **common
+        Keywords that all have in common.
+
+    Returns
+    -------
+    solutions : list of Solution
+        In the order of `specs`; each has the bytes that `solve` alone would give.
+    """
+    shared, solutions = SharedStages(), []
+    for spec in specs:
+        options: SolveOptions = {**common, **spec}
+        solutions.append(solve(weight, **options, shared=shared))
+    return solutions

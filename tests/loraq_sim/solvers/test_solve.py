@@ -1,5 +1,7 @@
 """One contract for every solver, then what each promises."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.solvers import METHODS, PRESETS, SharedStages, solve, solve_many
+from loraq_sim.solvers import METHODS, PRESETS, SharedStages, SolveOptions, solve, solve_many
 from loraq_sim.split import WITHOUT_BRANCH, branch_bytes, rank_for_budget
 
 EXAMPLES = {
@@ -148,6 +150,11 @@ def test_sharing_stages_changes_no_byte():
         alone = solve(weight, **spec, preset="fast")
         assert stored_bytes(alone) == stored_bytes(solution)
         assert alone.trace == solution.trace
+
+
+def test_an_editor_completes_every_option_of_a_solve():
+    options = inspect.signature(solve).parameters.keys() - {"weight", "shared"}
+    assert SolveOptions.__annotations__.keys() == options
 
 
 def test_shared_stages_are_kept_apart_by_weight_seed_and_smoothing():
