@@ -76,7 +76,7 @@ def test_golden_vectors_reach_every_mode_and_overflow():
     assert sum(sum(record["tree_overflows"]) > 0 for record in records) >= 2
 
 
-@pytest.mark.parametrize("name", ["mac.sv", "srs.sv"])
+@pytest.mark.parametrize("name", ["mac.sv", "srs.sv", "tile.sv"])
 def test_the_package_ships_the_verilog_tested_here(name):
     shipped = resources.files("loraq_sim.emulator") / "rtl" / name
     assert shipped.read_bytes() == Path(__file__).with_name(name).read_bytes()

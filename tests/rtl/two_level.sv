@@ -1,4 +1,5 @@
-// A narrow column (mac.sv) that sums a tile from zero, and a wide accumulator behind it.
+// A narrow column (mac.sv) that sums a tile from zero, and a wide accumulator (combine in tile.sv)
+// behind it.
 module two_level #(
     parameter AW = 8,
     parameter WW = 8,
@@ -21,13 +22,13 @@ module two_level #(
     input wire [C*WW-1:0] w,
     input wire merge,
     input wire add,                  // add the column to the wide accumulator
-    output reg signed [WIDE_ACC-1:0] result,
+    output wire signed [WIDE_ACC-1:0] result,
     output wire [31:0] column_overflows,
     output wire [31:0] tree_overflows,
     output reg [31:0] overflows
 );
     wire signed [ACC-1:0] partial;
-    reg signed [71:0] total, top, bottom;
+    wire exceeds;
 
     mac #(
         .AW(AW), .WW(WW), .A_SIGNED(A_SIGNED), .C(C), .P(P), .ACC(ACC), .OVERFLOW(OVERFLOW),
@@ -36,26 +37,13 @@ module two_level #(
         .clk(clk), .load(start), .init({ACC{1'b0}}), .valid(valid), .a(a), .w(w), .merge(merge),
         .result(partial), .overflows(column_overflows), .tree_overflows(tree_overflows)
     );
+    combine #(.ACC(ACC), .WIDE(WIDE_ACC), .OVERFLOW(WIDE_OVERFLOW)) sum (
+        .clk(clk), .load(load), .init(init), .add(add), .partial(partial), .shift(1'b0),
+        .result(result), .exceeds(exceeds)
+    );
 
     always @(posedge clk) begin
-        if (load) begin
-            result = init;
-            overflows = 0;
-        end else if (add) begin
-            total = result;
-            total = total + partial;
-            top = (72'sd1 <<< (WIDE_ACC - 1)) - 72'sd1;
-            bottom = (WIDE_OVERFLOW == 2) ? -top : -top - 72'sd1;
-            if (total > top || total < bottom) begin
-                if (WIDE_OVERFLOW == 0) begin
-                    result = total[WIDE_ACC-1:0];
-                end else begin
-                    result = (total > top) ? top[WIDE_ACC-1:0] : bottom[WIDE_ACC-1:0];
-                end
-                overflows = overflows + 1;
-            end else begin
-                result = total[WIDE_ACC-1:0];
-            end
-        end
+        if (load) overflows <= 0;
+        else if (add) overflows <= overflows + {31'd0, exceeds};
     end
 endmodule

@@ -10,7 +10,7 @@ import icarus
 import numpy as np
 
 GOLDEN = icarus.GOLDEN / "two_level"
-SOURCES = ("mac.sv", "two_level.sv", "two_level_testbench.sv")
+SOURCES = ("mac.sv", "srs.sv", "tile.sv", "two_level.sv", "two_level_testbench.sv")
 
 # name: the column, then the wide accumulator. Defaults as in icarus.py.
 CONFIGURATIONS = {

@@ -2,7 +2,8 @@
 module srs #(
     parameter ACC = 32,
     parameter OUT = 8,
-    parameter OUT_SIGNED = 1
+    parameter OUT_SIGNED = 1,
+    parameter MODES = 16'b0011_1111_0000_1111  // the rounding codes that are built; the others are x
 ) (
     input wire signed [ACC-1:0] acc,
     input wire signed [6:0] shift,   // -4 to 59; negative shifts left
@@ -10,27 +11,32 @@ module srs #(
     input wire [1:0] saturation,     // 0 none, 1 saturate, 3 symmetric
     output reg [OUT-1:0] out
 );
-    localparam WIDE = 72;
+    // A shift of 4 to the left, the increment, and the top of an unsigned output.
+    localparam WIDE = ((ACC > OUT) ? ACC : OUT) + 6;
 
-    reg signed [WIDE-1:0] value, q, rounded, top, bottom;
-    reg [WIDE-1:0] dropped;
+    reg signed [WIDE-1:0] value, half, q, rounded, top, bottom;
+    reg [5:0] below;
     reg grd, stk, lsb, sgn, inc;
 
     always @* begin
         value = acc;
-        sgn = value < 72'sd0;
-        if (shift <= 0) begin
+        sgn = acc[ACC-1];
+        below = shift[5:0] - 6'd1;
+        if (shift[6] || shift == 7'd0) begin
+            half = 0;
             q = value <<< (-shift);
             grd = 0;
             stk = 0;
         end else begin
-            q = value >>> shift;
-            dropped = value - (q <<< shift);
-            grd = dropped[shift-1];
-            stk = (dropped & ((72'd1 << (shift - 1)) - 72'd1)) != 0;
+            // The guard bit is the last one shifted out; beyond the value's bits it is the sign.
+            half = value >>> below;
+            q = half >>> 1;
+            grd = half[0];
+            stk = (value & ~({WIDE{1'b1}} << below)) != 0;
         end
         lsb = q[0];
-        case (rounding)
+        inc = 1'bx;
+        if (MODES[rounding]) case (rounding)
             4'd0: inc = 0;
             4'd1: inc = grd | stk;
             4'd2: inc = sgn & (grd | stk);
@@ -43,9 +49,10 @@ module srs #(
             4'd13: inc = grd & (~lsb | stk);
             default: inc = 1'bx;
         endcase
-        rounded = inc ? q + 72'sd1 : q;
-        top = (72'sd1 <<< (OUT_SIGNED ? OUT - 1 : OUT)) - 72'sd1;
-        bottom = !OUT_SIGNED ? 72'sd0 : (saturation == 2'd3) ? -top : -top - 72'sd1;
+        rounded = q + $signed({1'b0, inc});
+        top = {{(WIDE - 1){1'b0}}, 1'b1};
+        top = (top <<< (OUT_SIGNED ? OUT - 1 : OUT)) - $signed(2'b01);
+        bottom = !OUT_SIGNED ? {WIDE{1'b0}} : (saturation == 2'd3) ? -top : ~top;
         if (saturation == 2'd0) out = rounded[OUT-1:0];
         else if (rounded > top) out = top[OUT-1:0];
         else if (rounded < bottom) out = bottom[OUT-1:0];

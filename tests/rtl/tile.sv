@@ -1,0 +1,1 @@
+../../loraq_sim/emulator/rtl/tile.sv
