@@ -54,13 +54,30 @@ def checked_int(name: str, value: SupportsIndex, low: int, high: int) -> int:
     return number
 
 
+class _Register:
+    """The (wide) accumulator of an array: `acc_bits` and `overflow`, and its limits."""
+
+    acc_bits: int
+    overflow: str
+
+    @property
+    def lo(self) -> int:
+        """Lowest value of the accumulator."""
+        return overflow_limits(self.acc_bits, self.overflow)[0]
+
+    @property
+    def hi(self) -> int:
+        """Highest value of the accumulator."""
+        return overflow_limits(self.acc_bits, self.overflow)[1]
+
+
 def _check_field(record: "MacArray | TwoLevelArray", field: str, low: int, high: int) -> None:
     # A NumPy integer would overflow in 2**bits and print as np.int64(20): keep Python's.
     object.__setattr__(record, field, checked_int(field, getattr(record, field), low, high))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MacArray:
+class MacArray(_Register):
     """Accumulator width, overflow rule and adder shape of a MAC array.
 
     Parameters
@@ -111,16 +128,6 @@ class MacArray:
             )
 
     @property
-    def lo(self) -> int:
-        """Lowest value of the accumulator."""
-        return overflow_limits(self.acc_bits, self.overflow)[0]
-
-    @property
-    def hi(self) -> int:
-        """Highest value of the accumulator."""
-        return overflow_limits(self.acc_bits, self.overflow)[1]
-
-    @property
     def tree_rule(self) -> str:
         """Overflow rule of the tree: `tree_overflow`, or `overflow` where that is None."""
         return self.tree_overflow or self.overflow
@@ -135,7 +142,7 @@ class MacArray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoLevelArray:
+class TwoLevelArray(_Register):
     """Narrow column sums added to a wide accumulator, as systolic array generators build it.
 
     K is cut into tiles of `column_k` products; the last may be short. `column` sums each tile from
@@ -172,16 +179,6 @@ class TwoLevelArray:
         _check_field(self, "acc_bits", 8, 64)
         if self.overflow not in OVERFLOW_RULES:
             raise InputError(unknown_name("overflow", self.overflow, OVERFLOW_RULES))
-
-    @property
-    def lo(self) -> int:
-        """Lowest value of the wide accumulator."""
-        return overflow_limits(self.acc_bits, self.overflow)[0]
-
-    @property
-    def hi(self) -> int:
-        """Highest value of the wide accumulator."""
-        return overflow_limits(self.acc_bits, self.overflow)[1]
 
     @property
     def accumulators(self) -> int:

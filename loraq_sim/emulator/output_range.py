@@ -1,5 +1,8 @@
 """What accumulators and outputs of a requantizer may hold: limits, dtypes and checks of both."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -8,8 +11,8 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import Saturation, parse_saturation
 
 __all__ = [
-    *("INT32", "as_matrix", "checked_integers", "int32_values", "output_dtype", "output_finish"),
-    *("output_limits", "per_column", "spread", "within_int32"),
+    *("INT32", "as_matrix", "checked_integers", "int32_values", "narrowed", "output_dtype"),
+    *("output_finish", "output_limits", "per_column", "spread", "within_int32"),
 ]
 
 INT32 = np.iinfo(np.int32)
@@ -76,6 +79,19 @@ def as_matrix(values: NDArray[np.integer]) -> NDArray[np.integer]:
     """(..., N) as (R, N), contiguous."""
     n = values.shape[-1] if values.ndim else 1
     return np.ascontiguousarray(values).reshape(values.size // n if n else 0, n)
+
+
+def narrowed(
+    kernel: Callable[..., None],
+    acc: ArrayLike,
+    values: NDArray[np.integer],
+    arguments: tuple[Any, ...],
+    dtype: np.dtype,
+) -> NDArray[np.integer]:
+    """What a kernel makes of `values` (R, N), in the shape of the `acc` they are made of."""
+    out = np.empty(values.shape, dtype)
+    kernel(values, *arguments, out)
+    return out.reshape(np.shape(acc))
 
 
 def per_column(name: str, values: ArrayLike, n: int, low: int, high: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ sources, so that an error in one cannot hide in the other. It is meant for tests
 of outputs: about a million products per second.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -67,15 +68,27 @@ def reference_gemm(
     return report.acc
 
 
-class _Zeros:
-    """What zero points take off one output: the sum of codes against that of shifted codes."""
+class _Operands:
+    """What every output reads: its row, its column, where it starts, and what is added behind it.
+
+    Zero points take off the sum of codes against that of shifted codes.
+    """
 
     def __init__(
-        self, rows: list, columns: list, a_zero: ArrayLike | None, w_zero: ArrayLike | None
+        self,
+        a: ArrayLike,
+        w: ArrayLike,
+        init: ArrayLike | None,
+        a_zero: ArrayLike | None,
+        w_zero: ArrayLike | None,
+        is_after: bool,
     ) -> None:
-        self.rows, self.columns = rows, columns
-        self.a = self._each(a_zero, len(rows))
-        self.w = self._each(w_zero, len(columns))
+        self.rows, self.columns = np.asarray(a).tolist(), np.asarray(w).tolist()
+        self.shape = len(self.rows), len(self.columns)
+        self.starts = np.broadcast_to(np.asarray(0 if init is None else init), self.shape)
+        self.a = self._each(a_zero, len(self.rows))
+        self.w = self._each(w_zero, len(self.columns))
+        self.is_after = is_after
 
     @staticmethod
     def _each(given: ArrayLike | None, count: int) -> list[int]:
@@ -89,6 +102,13 @@ class _Zeros:
             plain += x * y
         return shifted - plain
 
+    def __iter__(self) -> Iterator[tuple[int, int, list[int], list[int], int, int]]:
+        for i, row in enumerate(self.rows):
+            for j, column in enumerate(self.columns):
+                start, correction = int(self.starts[i, j]), self.correction(i, j)
+                ends = (start, correction) if self.is_after else (start + correction, 0)
+                yield i, j, row, column, *ends
+
 
 def reference_report(
     a: ArrayLike,
@@ -101,26 +121,21 @@ def reference_report(
     zero_point: str = "initial",
 ) -> ReferenceReport:
     """Return accumulators and overflow statistics of `reference_gemm`, in Python integers."""
-    rows, columns = np.asarray(a).tolist(), np.asarray(w).tolist()
-    starts = np.broadcast_to(np.asarray(0 if init is None else init), (len(rows), len(columns)))
-    zeros = _Zeros(rows, columns, a_zero, w_zero)
-    acc = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    operands = _Operands(a, w, init, a_zero, w_zero, zero_point == "after")
+    acc = np.zeros(operands.shape, dtype=np.int64)
     adds = trees = affected = 0
     firsts: list[int] = []
     widest = 1
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            correction = zeros.correction(i, j)
-            is_after = zero_point == "after"
-            one = _Output(mac, int(starts[i, j]) + (0 if is_after else correction))
-            one.run(row, column)
-            acc[i, j] = one.value + (correction if is_after else 0)
-            adds += one.overflows
-            trees += one.tree_overflows
-            affected += one.overflows + one.tree_overflows > 0
-            widest = max(widest, one.bits)
-            if one.first_k is not None:
-                firsts.append(one.first_k)
+    for i, j, row, column, start, after in operands:
+        one = _Output(mac, start)
+        one.run(row, column)
+        acc[i, j] = one.value + after
+        adds += one.overflows
+        trees += one.tree_overflows
+        affected += one.overflows + one.tree_overflows > 0
+        widest = max(widest, one.bits)
+        if one.first_k is not None:
+            firsts.append(one.first_k)
     return ReferenceReport(
         acc=acc,
         overflow_count=adds,
@@ -157,32 +172,27 @@ def reference_two_level(
     zero_point: str = "initial",
 ) -> ReferenceTwoLevel:
     """Return accumulators and statistics of a GEMM on a two-level array, as `reference_report`."""
-    rows, weights = np.asarray(a).tolist(), np.asarray(w).tolist()
-    starts = np.broadcast_to(np.asarray(0 if init is None else init), (len(rows), len(weights)))
-    acc = np.zeros((len(rows), len(weights)), dtype=np.int64)
-    zeros = _Zeros(rows, weights, a_zero, w_zero)
+    operands = _Operands(a, w, init, a_zero, w_zero, zero_point == "after")
+    acc = np.zeros(operands.shape, dtype=np.int64)
     wide_overflows: list[tuple[int, int, int]] = []  # row, column, first K of the tile
     columns: list[_Output] = []
     safe = 1
-    for i, row in enumerate(rows):
-        for j, weight in enumerate(weights):
-            correction = zeros.correction(i, j)
-            exact = int(starts[i, j]) + (0 if zero_point == "after" else correction)
-            held = _fit(exact, array.acc_bits, array.overflow)
-            if held != exact:
-                wide_overflows.append((i, j, 0))
+    for i, j, row, weight, exact, after in operands:
+        held = _fit(exact, array.acc_bits, array.overflow)
+        if held != exact:
+            wide_overflows.append((i, j, 0))
+        safe = max(safe, _width(exact))
+        for first in range(0, len(row), array.column_k):
+            tile = slice(first, first + array.column_k)
+            columns.append(_Output(array.column, 0))
+            columns[-1].run(row[tile], weight[tile])
+            total = held + columns[-1].value
+            held = _fit(total, array.acc_bits, array.overflow)
+            if held != total:
+                wide_overflows.append((i, j, first))
+            exact += columns[-1].value
             safe = max(safe, _width(exact))
-            for start in range(0, len(row), array.column_k):
-                tile = slice(start, start + array.column_k)
-                columns.append(_Output(array.column, 0))
-                columns[-1].run(row[tile], weight[tile])
-                total = held + columns[-1].value
-                held = _fit(total, array.acc_bits, array.overflow)
-                if held != total:
-                    wide_overflows.append((i, j, start))
-                exact += columns[-1].value
-                safe = max(safe, _width(exact))
-            acc[i, j] = held + (correction if zero_point == "after" else 0)
+        acc[i, j] = held + after
     return ReferenceTwoLevel(
         acc=acc,
         overflow_count=len(wide_overflows),

@@ -27,6 +27,7 @@ from loraq_sim.emulator.output_range import (
     as_matrix,
     checked_integers,
     int32_values,
+    narrowed,
     output_dtype,
     output_finish,
     output_limits,
@@ -318,10 +319,9 @@ def gemmlowp_requantize(
                 f"acc * 2**exponent reaches {worst} in magnitude and must fit int32; "
                 "use a smaller exponent with a larger multiplier"
             )
-    finish = output_finish(zero_point, out_bits, signed, clamp)
-    out = np.empty(values.shape, output_dtype(out_bits, signed))
-    gemmlowp(values, multipliers, left, right, *(np.int64(v) for v in finish), out)
-    return out.reshape(np.shape(acc))
+    limits = map(np.int64, output_finish(zero_point, out_bits, signed, clamp))
+    arguments = (multipliers, left, right, *limits)
+    return narrowed(gemmlowp, acc, values, arguments, output_dtype(out_bits, signed))
 
 
 def single_rounding_requantize(
@@ -348,16 +348,7 @@ def single_rounding_requantize(
     shift : int or array of shape (N,)
         1 to 62; scale = multiplier * 2**-shift. TFLite's shift s is 31 - shift here.
     zero_point, out_bits, signed, clamp
-        As for `gemmlowp_requantize`.
-
-    Returns
-    -------
-    out : ndarray of the shape of `acc`
-
-    Raises
-    ------
-    InputError
-        If an argument is outside its range or shapes do not match.
+        As for `gemmlowp_requantize`, and so are the result and its errors.
 
     References
     ----------
@@ -371,12 +362,11 @@ def single_rounding_requantize(
     n = values.shape[1]
     multipliers = per_column("multiplier", multiplier, n, 0, INT32.max)
     shifts = per_column("shift", shift, n, 1, 62)
-    finish = output_finish(zero_point, out_bits, signed, clamp)
-    out = np.empty(values.shape, output_dtype(out_bits, signed))
+    limits = map(np.int64, output_finish(zero_point, out_bits, signed, clamp))
     narrow = values.dtype == np.int32 or within_int32(values)
     run = single_rounding if narrow else single_rounding_wide
-    run(values, multipliers, shifts, *(np.int64(v) for v in finish), out)
-    return out.reshape(np.shape(acc))
+    arguments = (multipliers, shifts, *limits)
+    return narrowed(run, acc, values, arguments, output_dtype(out_bits, signed))
 
 
 def float_requantize(
@@ -401,16 +391,7 @@ def float_requantize(
     scale : float or array of shape (N,)
         Finite; rounded to float32 if it is not.
     zero_point, out_bits, signed, clamp
-        As for `gemmlowp_requantize`.
-
-    Returns
-    -------
-    out : ndarray of the shape of `acc`
-
-    Raises
-    ------
-    InputError
-        If an argument is outside its range or shapes do not match.
+        As for `gemmlowp_requantize`, and so are the result and its errors.
 
     References
     ----------
@@ -424,7 +405,5 @@ def float_requantize(
     if not (np.abs(scales) <= np.finfo(np.float32).max).all():
         raise InputError(f"scale must be finite in float32, got {scales.reshape(-1).tolist()[:4]}")
     scales = spread("scale", scales.astype(np.float32), values.shape[1])
-    finish = output_finish(zero_point, out_bits, signed, clamp)
-    out = np.empty(values.shape, output_dtype(out_bits, signed))
-    float_scale(values, scales, *(np.float64(v) for v in finish), out)
-    return out.reshape(np.shape(acc))
+    limits = map(np.float64, output_finish(zero_point, out_bits, signed, clamp))
+    return narrowed(float_scale, acc, values, (scales, *limits), output_dtype(out_bits, signed))

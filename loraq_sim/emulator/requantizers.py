@@ -30,6 +30,7 @@ from loraq_sim.emulator.output_range import (
     as_matrix,
     checked_integers,
     int32_values,
+    narrowed,
     output_dtype,
     output_finish,
     per_column,
@@ -104,9 +105,8 @@ class Requantizer:
         parameters: tuple[Any, ...],
         limits: tuple[Any, ...],
     ) -> NDArray[np.integer]:
-        out = np.empty(values.shape, output_dtype(self.out_bits, self.signed))
-        kernel(values, *parameters, *limits, out)
-        return out.reshape(np.shape(acc))
+        dtype = output_dtype(self.out_bits, self.signed)
+        return narrowed(kernel, acc, values, (*parameters, *limits), dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,7 +210,7 @@ class FixedPoint(Requantizer):
         return self._run(round_twice_up, acc, values, (multiplier, left, right), limits)
 
     def _reduced(self, acc: ArrayLike) -> NDArray[np.integer]:
-        from loraq_sim.kernels.shift_round import reduced_multiplier
+        from loraq_sim.kernels.shift_round import single_rounding
 
         values = as_matrix(checked_integers("acc", acc))
         if values.size and (values.min() < -(2**47) or values.max() >= 2**47):
@@ -224,7 +224,7 @@ class FixedPoint(Requantizer):
         shift = per_column("shift", self.shift, n, 24, 62) - 16
         reduced = np.minimum((multiplier + (1 << 15)) >> 16, _INT16.max)
         limits = tuple(np.int64(v) for v in self._finish())
-        return self._run(reduced_multiplier, acc, values, (reduced, shift), limits)
+        return self._run(single_rounding, acc, values, (reduced, shift), limits)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,8 +6,8 @@ the least error so far, in the one order that decides. The quick sum also rounds
 gives the same codes. Neither may use fused products (`contract`): their errors differ by more than
 a share of the sum where values lie on the grid.
 
-`round_residual` and `round_residual_e2m1` say what rounding leaves of W - P, group by group, with
-scales that follow a slowly moving P. Each call tries the group's last scale, one a step below or
+`round_residual` says what rounding leaves of W - P, group by group, with scales that follow a
+slowly moving P. Each call tries the group's last scale, one a step below or
 above it, and now and then a fresh one from the range of the group: a search that costs two
 candidates instead of some thirty, because P moves little between calls.
 
@@ -31,7 +31,7 @@ from loraq_sim.kernels.jit import njit
 
 __all__ = [
     *("quantize_groups", "round_around"),
-    *("range_direction", "round_residual", "round_residual_e2m1"),
+    *("range_direction", "round_residual"),
 ]
 
 _LANES = 32
@@ -184,8 +184,8 @@ _E2M1_MAX = np.float32(6)
 
 
 @njit(cache=True)
-def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scales):
-    """Turn `product` into (W - P) - round(W - P) on an integer grid; returns its squared norm.
+def round_residual(weight, product, group, lo, hi, is_e2m1, fresh, is_power, steps, scales):
+    """Turn `product` into (W - P) - round(W - P) on a grid; returns its squared norm.
 
     Parameters
     ----------
@@ -195,10 +195,12 @@ def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scale
     group : int
         Elements per scale; the last group of a row may be short.
     lo, hi : float32
-        Smallest and largest code.
+        Smallest and largest code of integers.
+    is_e2m1 : bool
+        Whether codes are 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, in place of integers.
     fresh : float32
         What code the extreme of a group gets under a fresh scale; negative for scales with a sign.
-        0: fresh scales only for groups without a scale.
+        0: fresh scales only for groups without a scale. Of e2m1 it is always the largest.
     is_power : bool
         Whether scales are powers of two.
     steps : ndarray of shape (C,), float32
@@ -210,6 +212,7 @@ def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scale
     lanes = np.zeros(_LANES, dtype=np.float32)
     v = np.empty(group, dtype=np.float32)
     total = 0.0
+    code = _E2M1_MAX if is_e2m1 else fresh if fresh != np.float32(0) else hi
     for i in range(weight.shape[0]):
         for g in range(scales.shape[1]):
             start = g * group
@@ -220,13 +223,13 @@ def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scale
             if best != np.float32(0):
                 last = best
                 for c in range(steps.size):
-                    trial = _group_error(v, n, last * steps[c], lo, hi, lanes)
+                    trial = _error_of(v, n, last * steps[c], lo, hi, is_e2m1, lanes)
                     if trial < error:
                         best, error = last * steps[c], trial
             if fresh != np.float32(0) or best == np.float32(0):
-                scale = _fresh_scale(v, n, fresh if fresh != np.float32(0) else hi, is_power)
+                scale = _fresh_scale(v, n, code, is_power)
                 if scale != np.float32(0):
-                    trial = _group_error(v, n, scale, lo, hi, lanes)
+                    trial = _error_of(v, n, scale, lo, hi, is_e2m1, lanes)
                     if trial < error:
                         best, error = scale, trial
             scales[i, g] = best
@@ -236,48 +239,21 @@ def round_residual(weight, product, group, lo, hi, fresh, is_power, steps, scale
                 continue
             total += error
             inverse = np.float32(1) / best
-            for j in range(n):
-                q = (min(max(v[j] * inverse, lo), hi) + _ROUND) - _ROUND
-                product[i, start + j] = v[j] - q * best
-    return total
-
-
-@njit(cache=True)
-def round_residual_e2m1(weight, product, group, fresh, is_power, steps, scales):
-    """As `round_residual`, for the elements 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives."""
-    k = weight.shape[1]
-    lanes = np.zeros(_LANES, dtype=np.float32)
-    v = np.empty(group, dtype=np.float32)
-    total = 0.0
-    for i in range(weight.shape[0]):
-        for g in range(scales.shape[1]):
-            start = g * group
-            n = min(start + group, k) - start
-            for j in range(n):
-                v[j] = weight[i, start + j] - product[i, start + j]
-            best, error = scales[i, g], np.inf
-            if best != np.float32(0):
-                last = best
-                for c in range(steps.size):
-                    trial = _error_e2m1(v, n, last * steps[c], lanes)
-                    if trial < error:
-                        best, error = last * steps[c], trial
-            if fresh != np.float32(0) or best == np.float32(0):
-                scale = _fresh_scale(v, n, np.float32(_E2M1_MAX), is_power)
-                if scale != np.float32(0):
-                    trial = _error_e2m1(v, n, scale, lanes)
-                    if trial < error:
-                        best, error = scale, trial
-            scales[i, g] = best
-            if best == np.float32(0):
+            if is_e2m1:
                 for j in range(n):
-                    product[i, start + j] = v[j]
-                continue
-            total += error
-            inverse = np.float32(1) / best
-            for j in range(n):
-                product[i, start + j] = v[j] - _round_e2m1(v[j] * inverse) * best
+                    product[i, start + j] = v[j] - _round_e2m1(v[j] * inverse) * best
+            else:
+                for j in range(n):
+                    q = (min(max(v[j] * inverse, lo), hi) + _ROUND) - _ROUND
+                    product[i, start + j] = v[j] - q * best
     return total
+
+
+@njit(inline="always")
+def _error_of(v, n, scale, lo, hi, is_e2m1, lanes):
+    if is_e2m1:
+        return _error_e2m1(v, n, scale, lanes)
+    return _group_error(v, n, scale, lo, hi, lanes)
 
 
 @njit(inline="always")

@@ -15,7 +15,7 @@ from loraq_sim.kernels.jit import njit
 
 __all__ = [
     *("ADD", "FUSED_ADD", "MULTIPLY", "count_outside", "double_scale", "float_scale"),
-    *("float_steps", "gemmlowp", "nvdla_stages", "reduced_multiplier", "round_twice_up"),
+    *("float_steps", "gemmlowp", "nvdla_stages", "round_twice_up"),
     *("rounding_constants", "shift_left", "shift_right_round", "shift_up", "single_rounding"),
     *("single_rounding_wide", "xmos_transform"),
 ]
@@ -160,8 +160,9 @@ def gemmlowp(acc, multiplier, left, right, zero_point, lo, hi, out):
 def single_rounding(acc, multiplier, shift, zero_point, lo, hi, out):
     """One rounding, ties toward plus infinity: (acc * multiplier + 2**(shift-1)) >> shift.
 
-    acc (R, N) int32 or int64 within int32; multiplier (0..2**31-1) and shift (1..62) (N,) int64;
-    the scalars int64; out (R, N), written in place.
+    acc (R, N) int32 or int64 within int32, multiplier (0..2**31-1) and shift (1..62) (N,) int64; or
+    acc within int48, multiplier (0..32767) and shift (8..46). The scalars int64; out (R, N),
+    written in place. The result is clamped to int32 before the zero point.
     """
     one = np.int64(1)
     for i in range(acc.shape[0]):
@@ -207,22 +208,6 @@ def round_twice_up(acc, multiplier, left, right, zero_point, lo, hi, out):
             high = ((np.int64(acc[i, j]) << left[j]) * multiplier[j] + half) >> np.int64(31)
             nudge = (one << right[j]) >> one
             out[i, j] = min(max(((high + nudge) >> right[j]) + zero_point, lo), hi)
-
-
-@njit(cache=True)
-def reduced_multiplier(acc, multiplier, shift, zero_point, lo, hi, out):
-    """Accumulators of up to 48 bits times 15 bits of multiplier, one rounding, ties up.
-
-    acc (R, N) int32 or int64 within int48; multiplier (0..32767) and shift (8..46) (N,) int64; the
-    scalars int64. The result is clamped to int32 before the zero point.
-    """
-    one = np.int64(1)
-    for i in range(acc.shape[0]):
-        for j in range(acc.shape[1]):
-            # Below 2**62 + 2**45, so int64 holds it.
-            total = np.int64(acc[i, j]) * multiplier[j] + (one << (shift[j] - one))
-            value = min(max(total >> shift[j], np.int64(_INT32_MIN)), np.int64(_INT32_MAX))
-            out[i, j] = min(max(value + zero_point, lo), hi)
 
 
 @njit(cache=True)

@@ -110,7 +110,7 @@ class MainGrid:
 
     def leave(self, weight: np.ndarray, product: np.ndarray, step: int) -> float:
         """Overwrite `product` by (W - P) - Q(W - P); returns its Frobenius norm."""
-        from loraq_sim.kernels.quantize import round_residual, round_residual_e2m1
+        from loraq_sim.kernels.quantize import round_residual
 
         if not self.has_kernel:
             return self._leave_by_quantizer(weight, product)
@@ -119,12 +119,9 @@ class MainGrid:
         fresh = tried.code if tried.is_fresh else np.float32(0)
         (weight, group), (product, _) = self.rows(weight), self.rows(product)
         scales = self.scales.reshape(weight.shape[0], -1)
-        how = fresh, self.is_power, tried.steps, scales
-        if self.is_e2m1:
-            total = round_residual_e2m1(weight, product, group, *how)
-        else:
-            lo, hi = np.float32(self.format.element.lo), np.float32(self.format.element.hi)
-            total = round_residual(weight, product, group, lo, hi, *how)
+        ends = np.float32(self.format.element.lo), np.float32(self.format.element.hi)
+        how = self.is_e2m1, fresh, self.is_power, tried.steps, scales
+        total = round_residual(weight, product, group, *ends, *how)
         return float(np.sqrt(total))
 
     def finish(self, target: np.ndarray, unit: float) -> QuantizedTensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraq_sim.kernels.quantize import range_direction, round_residual, round_residual_e2m1
+from loraq_sim.kernels.quantize import range_direction, round_residual
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
@@ -68,11 +68,10 @@ def nearest_e2m1(scaled):
 
 def round_by(grid, weight, product, scales, *, fresh, steps, group, is_power=False):
     steps = np.array(steps, dtype=np.float32)
-    if grid == "int4":
-        code = np.float32(-8 if fresh else 0)
-        lo, hi = np.float32(-8), np.float32(7)
-        return round_residual(weight, product, group, lo, hi, code, is_power, steps, scales)
-    return round_residual_e2m1(weight, product, group, np.float32(fresh), is_power, steps, scales)
+    lo, hi, code = (-8, 7, -8 if fresh else 0) if grid == "int4" else (-6, 6, fresh)
+    ends = np.float32(lo), np.float32(hi)
+    how = grid == "e2m1", np.float32(code), is_power, steps, scales
+    return round_residual(weight, product, group, *ends, *how)
 
 
 @pytest.mark.parametrize("grid", ["int4", "e2m1"])
