@@ -412,7 +412,7 @@ def _kernel(
         w=w,
         out_bits=out_bits,
         partial_bits=work.partial_bits or max(out_bits, hw.datapath.combine_bits),
-        combines=_combines(work, choice, k) + _corrections(work, choice, k, operands),
+        combines=choice.combines(work, k, operands),
         first_x_bytes=x_bytes if first_x_bytes is None else first_x_bytes,
         x_bytes=x_bytes,
         w_bytes=_stored_bytes(work, role, n, k, operands),
@@ -460,8 +460,8 @@ def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranc
         down_place=place,
         down=down,
         up=up,
-        down_combines=_combines(work, down, work.k) + _corrections(work, down, work.k, (w, a)),
-        up_combines=_combines(work, up, work.rank) + _corrections(work, up, work.rank, (w, p)),
+        down_combines=down.combines(work, work.k, (w, a)),
+        up_combines=up.combines(work, work.rank, (w, p)),
         x=work.main_operands[1] if is_elsewhere else a,
         factor_bits=w.bits,
         p_bits=p.bits,
@@ -470,30 +470,6 @@ def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranc
         p_bytes=p_bytes,
         side_unit=hw.side_unit if place == "side" else None,
     )
-
-
-def _combines(work: GemmWorkload, choice: ModeChoice, depth: int) -> int:
-    """Scaled additions per output element: one per group, none where the mode scales itself."""
-    groupings = [work.grouping(bits) for bits in (choice.w_bits, choice.a_bits) if bits < 16]
-    if choice.scales_itself or not any(scale_bits for _, scale_bits in groupings):
-        return 0
-    groups = [group for group, _ in groupings if group is not None]
-    return -(-depth // min(groups)) if groups else 1
-
-
-def _corrections(
-    work: GemmWorkload, choice: ModeChoice, depth: int, operands: tuple[Operand, Operand]
-) -> int:
-    """Multiply-adds per output element that zero points take off: one per group and operand.
-
-    A mode for 16-bit floats has none: its operands are dequantized on the way in.
-    """
-    n_corrected = sum(operand.needs_correction for operand in operands)
-    if choice.mode.is_wide_float or not n_corrected:
-        return 0
-    groups = [work.grouping(operand.bits)[0] for operand in operands if not operand.is_float]
-    sizes = [group for group in groups if group is not None]
-    return n_corrected * (-(-depth // min(sizes)) if sizes else 1)
 
 
 def _output_bytes(work: GemmWorkload) -> int:

@@ -47,6 +47,29 @@ class ModeChoice:
     reason: str
     scales_itself: bool
 
+    def combines(self, work: GemmWorkload, depth: int, operands: tuple[Operand, Operand]) -> int:
+        """Vector operations per output element of a product of `depth`: scaling and zero points.
+
+        A scaled addition per group, where the mode does not scale itself; a multiply-add that takes
+        zero points off, per group and operand that has them. A mode for 16-bit floats has none of
+        the latter: its operands are dequantized on the way in.
+        """
+        groupings = [work.grouping(bits) for bits in (self.w_bits, self.a_bits) if bits < 16]
+        scaled = 0
+        if not self.scales_itself and any(scale_bits for _, scale_bits in groupings):
+            scaled = _n_groups(depth, [group for group, _ in groupings])
+        n_corrected = sum(operand.needs_correction for operand in operands)
+        if self.mode.is_wide_float or not n_corrected:
+            return scaled
+        groups = [work.grouping(operand.bits)[0] for operand in operands if not operand.is_float]
+        return scaled + n_corrected * _n_groups(depth, groups)
+
+
+def _n_groups(depth: int, sizes: list[int | None]) -> int:
+    """Groups along `depth` under the smallest of `sizes`; None is one for all of it."""
+    known = [size for size in sizes if size is not None]
+    return -(-depth // min(known)) if known else 1
+
 
 def mode_of(hw: Accelerator, work: GemmWorkload, part: Part) -> ModeChoice:
     """Mode in which a part of `work` runs on `hw`; P L^T takes P at its own width.

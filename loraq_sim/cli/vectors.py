@@ -168,7 +168,8 @@ def vectors_command(
     """Write operands, accumulators and outputs of a tile as hex, with a runnable testbench."""
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.emulator.presets import array_preset
-    from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors, write_vectors
+    from loraq_sim.emulator.vector_files import write_vectors
+    from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors
     from loraq_sim.evaluate import sample_rows, solve_split
     from loraq_sim.machine import datapath_for
 

@@ -107,14 +107,7 @@ def sample_images(
     done, parts = 0, []
     for size in batch_sizes(transformer, images=images, batch=batch):
         calls = denoising_calls(
-            transformer.model,
-            transformer.text,
-            class_name=transformer.class_name,
-            steps=steps,
-            images=size,
-            guidance=guidance,
-            seed=seed,
-            first=done,
+            transformer, steps=steps, images=size, guidance=guidance, seed=seed, first=done
         )
         parts.append(_denoised(transformer, calls, on_call))
         done += size
@@ -243,15 +236,7 @@ def capture_transformer(
     What `load_diffusers_folder` and `capture_layers` give together, without loading the model a
     second time. For calibration take a `seed` whose images are not the ones to be compared.
     """
-    calls = denoising_calls(
-        transformer.model,
-        transformer.text,
-        class_name=transformer.class_name,
-        steps=steps,
-        images=images,
-        guidance=guidance,
-        seed=seed,
-    )
+    calls = denoising_calls(transformer, steps=steps, images=images, guidance=guidance, seed=seed)
     source = CaptureSource(
         name=str(transformer.folder), model=transformer.model, calls=calls, n_calls=steps
     )

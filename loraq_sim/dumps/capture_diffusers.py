@@ -31,10 +31,8 @@ _TRAINED_STEPS = 1000
 
 
 def denoising_calls(
-    model: "torch.nn.Module",
-    text: "torch.Tensor",
+    transformer: "Transformer",
     *,
-    class_name: str,
     steps: int,
     images: int,
     guidance: float,
@@ -47,12 +45,8 @@ def denoising_calls(
 
     Parameters
     ----------
-    model : torch module
-        Only its configuration and device are used.
-    text : tensor of shape (captions, tokens, channels)
-        The last caption is the unconditional one.
-    class_name : str
-        A key of `EXTRA_INPUTS`.
+    transformer : Transformer
+        Of its model only the configuration and the device are used.
     steps, images : int
     guidance : float
     seed : int
@@ -63,6 +57,7 @@ def denoising_calls(
     """
     import torch
 
+    model, text = transformer.model, transformer.text
     # A mixin of diffusers, unknown to torch.
     config: Any = model.config
     device = next(model.parameters()).device
@@ -83,7 +78,7 @@ def denoising_calls(
             "encoder_hidden_states": both,
             "timestep": torch.full((2 * images,), step, device=device),
             "return_dict": False,
-            **EXTRA_INPUTS[class_name](config, x),
+            **EXTRA_INPUTS[transformer.class_name](config, x),
         }
         output = (yield step, inputs)[0]
         conditional, unconditional = output[:, :channels].chunk(2)
@@ -181,15 +176,7 @@ def load_diffusers_folder(
     if steps < 1 or images < 1:
         raise InputError(f"steps and images must be at least 1, got {steps} and {images}")
     found = load_transformer(folder, captions=captions, seed=seed, device=device)
-    calls = denoising_calls(
-        found.model,
-        found.text,
-        class_name=found.class_name,
-        steps=steps,
-        images=images,
-        guidance=guidance,
-        seed=seed,
-    )
+    calls = denoising_calls(found, steps=steps, images=images, guidance=guidance, seed=seed)
     meta = {
         "checkpoint": found.folder.name,
         "diffusers": _diffusers().__version__,

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
-from loraq_sim.emulator.vectors import VECTOR_FILES
+from loraq_sim.emulator.vector_files import VECTOR_FILES
 
 LAYER = "transformer_blocks.0.attn1.to_q"
 BRANCH = ("--split", "W4A4+W8A8r8", "--preset", "fast", "--tokens", 16)

@@ -217,9 +217,7 @@ def test_a_transformer_of_the_width_of_pixart_runs(diffusers, tmp_path):
 
 
 def test_the_denoising_loop_hands_back_its_images(tiny):
-    calls = denoising_calls(
-        tiny.model, tiny.text, class_name=tiny.class_name, steps=1, images=1, guidance=1.0, seed=0
-    )
+    calls = denoising_calls(tiny, steps=1, images=1, guidance=1.0, seed=0)
     _, inputs = next(calls)
     with pytest.raises(StopIteration) as end:
         calls.send((torch.zeros_like(inputs["hidden_states"]),))

@@ -1,11 +1,12 @@
 """The denoising loops on models whose answer is known, without diffusers."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from loraq_sim.dumps.capture_diffusers import denoising_calls
+from loraq_sim.dumps.capture_diffusers import Transformer, denoising_calls
 
 
 class KnownModel(torch.nn.Module):
@@ -36,7 +37,10 @@ def denoise(model, steps, images=3):
     text = torch.arange(4.0).reshape(4, 1, 1)
     seen = []
     options = {"steps": steps, "images": images, "guidance": 2.0, "seed": 0}
-    calls = denoising_calls(model, text, class_name="PixArtTransformer2DModel", **options)
+    transformer = Transformer(
+        folder=Path(), model=model, class_name="PixArtTransformer2DModel", text=text, captions=""
+    )
+    calls = denoising_calls(transformer, **options)
     answer = None
     with torch.no_grad():
         while True:

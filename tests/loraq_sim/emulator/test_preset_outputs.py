@@ -7,7 +7,6 @@ import pytest
 
 from loraq_sim.emulator.gemm import emulate_gemm
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.preset_outputs import filling_requantizer
 from loraq_sim.emulator.presets import array_preset, list_array_presets
 from loraq_sim.emulator.requantizers import (
     DoubleScale,
@@ -16,13 +15,8 @@ from loraq_sim.emulator.requantizers import (
     NvdlaStages,
     XmosTransform,
 )
-from loraq_sim.emulator.vectors import (
-    MANIFEST,
-    VECTOR_FILES,
-    SrsSetting,
-    make_vectors,
-    write_vectors,
-)
+from loraq_sim.emulator.vector_files import MANIFEST, VECTOR_FILES, write_vectors
+from loraq_sim.emulator.vectors import SrsSetting, filling_requantizer, make_vectors
 from loraq_sim.errors import InputError
 from loraq_sim.quantizers import quantize
 

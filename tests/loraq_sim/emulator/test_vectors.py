@@ -11,15 +11,8 @@ from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.reference import reference_gemm, reference_srs
 from loraq_sim.emulator.scaled_gemm import scaled_gemm
-from loraq_sim.emulator.vectors import (
-    MANIFEST,
-    PARTS,
-    VECTOR_FILES,
-    SrsSetting,
-    gemm_operands,
-    make_vectors,
-    write_vectors,
-)
+from loraq_sim.emulator.vector_files import MANIFEST, VECTOR_FILES, write_vectors
+from loraq_sim.emulator.vectors import PARTS, SrsSetting, gemm_operands, make_vectors
 from loraq_sim.errors import InputError
 from loraq_sim.quantizers import quantize
 from loraq_sim.split import parse_split
