@@ -139,8 +139,8 @@ def allocate(
     found = allocate_each(
         frame,
         budget,
-        minimize,
-        method,
+        minimize=minimize,
+        method=method,
         accelerator=accelerator,
         aggregate=aggregate,
         time_limit_s=time_limit_s,
@@ -154,12 +154,13 @@ def allocate(
     return found[0]
 
 
+@named_options
 def allocate_each(
     frame: "pandas.DataFrame | Sequence[AnyRow]",
     budget: Limits,
+    *,
     minimize: str | None = None,
     method: str = "exact",
-    *,
     accelerator: str | None = None,
     aggregate: str = DEFAULT_AGGREGATE,
     time_limit_s: float = 60.0,

@@ -112,8 +112,8 @@ def allocate_command(
     found = allocate_each(
         _selected(rows, listed(layers)),
         limits,
-        minimize,
-        solver,
+        minimize=minimize,
+        method=solver,
         accelerator=hw,
         aggregate=aggregate,
         time_limit_s=time_limit,
