@@ -30,6 +30,7 @@ BRANCH_SCHEDULES = ("fused", "unfused", "down_fused", "recompute", "parallel", "
 
 _TRANSFORM = re.compile(r"smooth|shift|hadamard([0-9]{1,10})")
 _FEEDBACK_BLOCK = 64  # Rows and columns of V that share a scale.
+_SHORT_ROW = 1 / 8  # Part of a group that a row of L_f must exceed to have scales of its own.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +345,15 @@ class GemmWorkload:
         codes = tensor_bytes(rows, columns, bits, scale_bits=0)
         return per_tensor + codes + -(-scales * scale_bits // 8)
 
+    def _feedback_left_bytes(self, spent: int) -> int:
+        """Stored bytes of L_f (N, `spent`): few components of 8-bit integers have blocks like V."""
+        w = self.branch_operands[0]
+        group, _ = self.grouping(w.bits)
+        is_plain = self.family == "int" and w.bits == 8 and not w.is_unsigned
+        if is_plain and group is not None and spent <= _SHORT_ROW * group:
+            return self.block_bytes_of(self.n, spent, w.bits)
+        return self.bytes_of(self.n, spent, *w)
+
     @property
     def deflated_bytes(self) -> int:
         """Bytes of D (M, K) in each of the formats that the branches read it in."""
@@ -389,7 +399,7 @@ class GemmWorkload:
             parts["left"] = self.bytes_of(self.n, own, *w) if own else 0
             if spent:
                 parts["feedback"] = self.share_of(self.block_bytes_of(spent, self.k, w.bits))
-                parts["feedback_left"] = self.bytes_of(self.n, spent, *w)
+                parts["feedback_left"] = self._feedback_left_bytes(spent)
             reads_x = self.zero_sums_bytes(own, self.k, w, a) if own else 0
             if spent:
                 # V^T beside X, and V beside P_f.

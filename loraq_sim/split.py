@@ -43,6 +43,7 @@ __all__ = [
     "PrecisionSplit",
     "branch_bytes",
     "feedback_format",
+    "feedback_left_format",
     "parse_split",
     "rank_for_budget",
 ]
@@ -425,6 +426,9 @@ def _usual(width: int, letters: str, family: str, group: int) -> Format | None:
 
 
 _FEEDBACK_BLOCK = 64
+# A row of L_f is short where it fills no more than this part of a group.
+_SHORT_ROW = 1 / 8
+_BITS_OF_BLOCKS = 8
 
 
 def feedback_format(branch: Format) -> Format:
@@ -439,17 +443,31 @@ def feedback_format(branch: Format) -> Format:
     return replace(branch, granularity="block", group_size=size)
 
 
+def feedback_left_format(branch: Format, feedback_rank: int) -> Format:
+    """How L_f is stored: as the branch is, or with few components of 8-bit integers, as V is.
+
+    A group of L_f is part of one row: where it holds few components, its scale takes a quarter of
+    the bytes or more, and the branch loses a component by it. Scales of blocks cost next to
+    nothing, and 8 bits hold the range of 64 rows; 6 bits do not.
+    """
+    element, size = branch.element, branch.group_size
+    holds_blocks = element.is_integer and element.is_signed and element.bits == _BITS_OF_BLOCKS
+    if branch.granularity != "group" or size is None or element.block or not holds_blocks:
+        return branch
+    return feedback_format(branch) if feedback_rank <= _SHORT_ROW * size else branch
+
+
 def branch_bytes(n: int, k: int, rank: int, fmt: Format, feedback_rank: int = 0) -> int:
     """Stored bytes of a branch of `rank` in `fmt`, of which the residual input has `feedback_rank`.
 
     L (n, r) and R (r, k) of the other components; V (feedback_rank, k) in `feedback_format` and
-    L_f (n, feedback_rank). 0 for rank 0.
+    L_f (n, feedback_rank) in `feedback_left_format`. 0 for rank 0.
     """
     total, others = 0, rank - feedback_rank
     if others:
         total += fmt.storage_bytes((n, others)) + fmt.storage_bytes((others, k))
     if feedback_rank:
-        total += fmt.storage_bytes((n, feedback_rank))
+        total += feedback_left_format(fmt, feedback_rank).storage_bytes((n, feedback_rank))
         total += feedback_format(fmt).storage_bytes((feedback_rank, k))
     return total
 

@@ -38,7 +38,7 @@ from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers.low_rank import truncated_svd
 from loraq_sim.solvers.problem import Branches
-from loraq_sim.split import feedback_format
+from loraq_sim.split import feedback_format, feedback_left_format
 
 __all__ = [
     "SHARES",
@@ -123,7 +123,8 @@ def residual_input(
     stored = quantize(directions, feedback_format(branch), rule=_rule(branch))
     outputs = weight @ stored.dequantize().T
     return ResidualInput(
-        feedback=stored, feedback_left=quantize(outputs, branch, rule=_rule(branch))
+        feedback=stored,
+        feedback_left=quantize(outputs, feedback_left_format(branch, rank), rule=_rule(branch)),
     )
 
 

@@ -23,6 +23,9 @@ def _work(**changes) -> GemmWorkload:
     ("family", "split"),
     [
         ("int", "W4A4~W8A8r62f31"),
+        ("int", "W4A4~W8A8r12f8"),
+        ("int", "W4A4~W8A8r12f9"),
+        ("int", "W4A4~W6A6r12f5"),
         ("int", "W4A4~W6A6r16f16"),
         ("int", "W4A8~W16A16r9f2"),
         ("mxint", "W4A4~W8A8r40f33"),

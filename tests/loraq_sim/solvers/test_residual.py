@@ -140,6 +140,18 @@ def test_bytes_stay_within_the_budget(branch, feedback):
     assert solution.nbytes == sum(len(part.pack()) for part in solution.parts.values())
 
 
+def test_few_components_take_no_scale_a_row_each():
+    """Codes and one scale per block of 64 x 64: as many components as a branch without has."""
+    weight, x = _layer(k=200)
+    plain = _solved(weight, None, budget="fp16@4", branch="int8/g64")
+    solution = _solved(weight, x, budget="fp16@4", branch="int8/g64", feedback=2)
+    assert solution.rank == plain.rank
+    bytes_of = solution.bytes_by_part
+    assert bytes_of["feedback_left"] == 2 * 96 + 2 * 2
+    narrow = _solved(weight, x, rank=6, branch="int6/g64", feedback=2)
+    assert narrow.feedback_left.format == narrow.left.format
+
+
 def test_all_of_the_rank_may_go_to_the_residual_input():
     weight, x = _layer()
     solution = _solved(weight, x, rank=8, feedback=8)
