@@ -2,6 +2,12 @@ import os
 
 import pytest
 
+# Two workers on two cores: threads of BLAS and torch beyond the first wait for each other, and
+# spin while they do. Before NumPy is imported, which reads it once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
 
 # Before xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
