@@ -154,6 +154,9 @@ class SharedSolver:
                 finish=case.get("finish"),
                 main_activation=split.main_activation,
                 branch_activation=split.branch_activation,
+                main_rule=split.main_rule,
+                branch_rule=split.branch_rule,
+                feedback=split.feedback,
             )
         except InputError as error:
             raise InputError(f"layers {', '.join(members)}: {error}") from error

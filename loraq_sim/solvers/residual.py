@@ -45,6 +45,7 @@ __all__ = [
     "InputGrid",
     "ResidualInput",
     "checked_feedback",
+    "feedback_outputs",
     "residual_input",
     "rounded_inputs",
     "simulated_output",
@@ -121,11 +122,15 @@ def residual_input(
         )
     directions = _principal_directions(activations, rank, rng)
     stored = quantize(directions, feedback_format(branch), rule=_rule(branch))
-    outputs = weight @ stored.dequantize().T
-    return ResidualInput(
-        feedback=stored,
-        feedback_left=quantize(outputs, feedback_left_format(branch, rank), rule=_rule(branch)),
-    )
+    fmt = feedback_left_format(branch, rank)
+    return ResidualInput(feedback=stored, feedback_left=feedback_outputs(weight, stored, fmt))
+
+
+def feedback_outputs(
+    weight: NDArray[np.float32], feedback: QuantizedTensor, fmt: Format
+) -> QuantizedTensor:
+    """L_f = W V^T (N, r_f) stored in `fmt`, for V as stored."""
+    return quantize(weight @ feedback.dequantize().T, fmt, rule=_rule(fmt))
 
 
 def with_residual_input(
@@ -243,7 +248,9 @@ def spend_on_residual_input(
             )
     else:
         grids = into_main, into_branch
-        share, miss = _best_share(weight, activations, ranks, branches, branch, grids, rng)
+        # Of its own, so that V is the same whether its size was given or chosen.
+        tried = rng.spawn(1)[0]
+        share, miss = _best_share(weight, activations, ranks, branches, branch, grids, tried)
         total, spent = ranks(share)
     found = residual_input(weight, activations, spent, branch, rng) if spent else None
     return total, found, miss

@@ -5,6 +5,9 @@ one product X R^T serve all members, each has its own rows of L and of the main 
 SVDQuant and its engine treat q, k and v. Against one branch each of the same rank, R is stored and
 computed once instead of once a member; at equal bytes the common branch has the larger rank, but
 each of its components has to serve all members.
+
+The directions V of a residual input are those of the input, whatever the weight: members have one V
+and one D, with a branch in common or one each.
 """
 
 import dataclasses
@@ -13,10 +16,12 @@ from typing import Unpack
 
 import numpy as np
 
-from loraq_sim.conditioning import CONDITIONS, smoothing_vector
+from loraq_sim.conditioning import CONDITIONS, as_stored, smoothing_vector
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers.main_grid import take_rows
 from loraq_sim.solvers.problem import checked_matrix, relative_distance
+from loraq_sim.solvers.residual import feedback_outputs
 from loraq_sim.solvers.solution import Solution, share_out
 from loraq_sim.solvers.solve import CHOOSE_SMOOTHING, GroupOptions, solve
 
@@ -41,7 +46,8 @@ def solve_group(
         The same K throughout. Not modified.
     share : str
         ``"common"``: one branch; `rank`, `budget` and `method` are those of the stacked weight, and
-        ``right`` of all solutions is the same object. ``"own"``: one branch each.
+        ``right`` of all solutions is the same object. ``"own"``: one branch each; with
+        ``feedback="auto"`` all spend as many components as the middle one of them chooses.
     activations : ndarray of shape (T, K), floating, optional
         The input of all members.
     smooth
@@ -52,10 +58,11 @@ def solve_group(
     Returns
     -------
     dict of name to Solution
-        In the given order. Bytes of what is stored once (``smooth``; with a common branch
-        ``right``) are shared out evenly, so that `Solution.nbytes` of the members adds up to what
-        is stored; see `Solution.charged`. ``trace`` and ``branch_noise`` of a common branch are
-        those of the stacked weight, ``seconds`` an even share, ``weight_error`` of each member.
+        In the given order. Bytes of what is stored once (``smooth``, ``feedback``; with a common
+        branch ``right``) are shared out evenly, so that `Solution.nbytes` of the members adds up
+        to what is stored; see `Solution.charged`. ``trace`` and ``branch_noise`` of a common
+        branch are those of the stacked weight, ``seconds`` an even share, ``weight_error`` of each
+        member.
 
     Raises
     ------
@@ -78,7 +85,7 @@ def solve_group(
         stacked = np.concatenate(list(checked.values()))
         whole = solve(stacked, activations=activations, smooth=smooth, **options)
         solutions = _split(whole, checked)
-    common = ("right", "smooth") if share == "common" else ("smooth",)
+    common = ("right", "feedback", "smooth") if share == "common" else ("feedback", "smooth")
     return share_out(solutions, common)
 
 
@@ -99,14 +106,25 @@ def _with_own_branches(
         )
     if smooth is not None:
         smooth = smoothing_vector(smooth, np.concatenate(list(weights.values())), activations)
-    solutions = {
-        name: solve(weight, activations=activations, smooth=smooth, **options)
-        for name, weight in weights.items()
-    }
-    if smooth is None:
-        return solutions
+
+    def solved(weight: np.ndarray, options: GroupOptions) -> Solution:
+        return solve(weight, activations=activations, smooth=smooth, **options)
+
+    solutions = {name: solved(weight, options) for name, weight in weights.items()}
+    chosen = sorted(s.feedback_rank for s in solutions.values())
+    spent = chosen[len(chosen) // 2]
+    if spent != chosen[0] or spent != chosen[-1]:
+        fixed: GroupOptions = {**options, "feedback": spent or None}
+        solutions = {
+            name: s if s.feedback_rank == spent else solved(weights[name], fixed)
+            for name, s in solutions.items()
+        }
     # One object for all says that it is stored once.
-    return {name: dataclasses.replace(s, smooth=smooth) for name, s in solutions.items()}
+    directions = next(iter(solutions.values())).feedback
+    return {
+        name: dataclasses.replace(s, smooth=smooth, feedback=directions)
+        for name, s in solutions.items()
+    }
 
 
 def _split(whole: Solution, weights: Mapping[str, np.ndarray]) -> dict[str, Solution]:
@@ -119,8 +137,17 @@ def _split(whole: Solution, weights: Mapping[str, np.ndarray]) -> dict[str, Solu
             whole,
             main=take_rows(whole.main, rows),
             left=None if whole.left is None else take_rows(whole.left, rows),
+            feedback_left=_outputs_of(weight, whole),
             seconds=whole.seconds / len(weights),
         )
         error = relative_distance(weight, member.reconstruct())
         solutions[name] = dataclasses.replace(member, weight_error=error)
     return solutions
+
+
+def _outputs_of(weight: np.ndarray, whole: Solution) -> QuantizedTensor | None:
+    """A member's L_f; not rows of the stacked one, whose scales may serve rows of two members."""
+    if whole.feedback is None or whole.feedback_left is None:
+        return None
+    turned, _ = as_stored(weight, None, whole.smooth, whole.rotation)
+    return feedback_outputs(turned, whole.feedback, whole.feedback_left.format)

@@ -58,7 +58,7 @@ class Solution:
     ||W - reconstruct()||_F / ||W||_F in the original weight. ``trace`` holds (stage, iteration,
     error) in order; ``seconds`` is wall time. ``branch_noise`` is what rounding did to the branch,
     relative to the weight, where known. ``charged`` maps parts that several layers hold in common
-    (``right``, ``smooth``) to this layer's share of their bytes: see `solve_group`.
+    (``right``, ``feedback``, ``smooth``) to this layer's share of their bytes: see `solve_group`.
     """
 
     method: str
@@ -100,11 +100,16 @@ class Solution:
 
     @property
     def shared_by(self) -> int:
-        """How many layers hold the right factor in common, and so X R^T; 1 for a layer alone."""
-        if self.right is None or not self.charged.get("right"):
+        """How many layers hold the right factor in common, and so X R^T; 1 for a layer alone.
+
+        Of a branch that is all residual input, V is that factor.
+        """
+        name = "feedback" if self.right is None else "right"
+        stored: QuantizedTensor | None = getattr(self, name)
+        if stored is None or not self.charged.get(name):
             return 1
         # Even shares, so that the quotient is within a part in a thousand of the count.
-        return max(1, round(self.right.nbytes / self.charged["right"]))
+        return max(1, round(stored.nbytes / self.charged[name]))
 
     @property
     def bytes_by_part(self) -> dict[str, int]:
@@ -202,7 +207,7 @@ def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[s
                 part: solution.bytes_by_part[part] // count
                 + (place < solution.bytes_by_part[part] % count)
                 for part in common
-                if solution.bytes_by_part[part]
+                if solution.bytes_by_part.get(part)
             },
         )
         for place, (name, solution) in enumerate(solutions.items())

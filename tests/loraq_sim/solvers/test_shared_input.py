@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import hadamard
 
 from loraq_sim.errors import InputError
 from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
@@ -80,6 +81,52 @@ def test_a_group_reads_back_from_a_file_that_takes_its_bytes(tmp_path, share):
         np.testing.assert_array_equal(model[name].reconstruct(), solution.reconstruct())
         assert model[name].bytes_by_part == solution.bytes_by_part
         assert model[name].rotation == 16
+
+
+@pytest.mark.parametrize("share", ["own", "common"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 9, "feedback": 3},
+        {"budget": "fp16@6", "feedback": "auto"},
+        {"rank": 6, "feedback": 6},
+    ],
+)
+def test_members_deflate_their_input_by_one_v(tmp_path, share, options):
+    """Worked out in float64: L_f = W V^T, and the layer multiplies X with what it says it does."""
+    rng = np.random.default_rng(2)
+    loud = rng.standard_normal((3, 64)) * 6
+    x = (rng.standard_normal((90, 3)) @ loud + rng.standard_normal((90, 64))).astype(np.float32)
+    weights, branch = members(), "int8/g64"
+    found = solve_group(
+        weights, share=share, activations=x, rotate="hadamard:8", smooth=0.5, branch=branch,
+        preset="fast", **options,
+    )  # fmt: skip
+    assert len({id(s.feedback) for s in found.values()}) == 1
+    spent = {s.feedback_rank for s in found.values()}
+    assert len(spent) == 1
+    assert min(spent) > 0
+    is_all_common = share == "common" or options.get("feedback") == options.get("rank")
+    assert {s.shared_by for s in found.values()} == ({3} if is_all_common else {1})
+    stored = sum(s.bytes_by_part["feedback"] for s in found.values())
+    assert stored == found["q"].feedback.nbytes
+    turn = np.kron(np.eye(8), hadamard(8) / np.sqrt(8))
+    for name, s in found.items():
+        v = s.feedback.dequantize().astype(np.float64)
+        turned = weights[name].astype(np.float64) * s.smooth @ turn
+        l_f = s.feedback_left.dequantize()
+        assert l_f.shape == (len(weights[name]), s.feedback_rank)
+        assert np.linalg.norm(l_f - turned @ v.T) < 0.02 * np.linalg.norm(turned @ v.T)
+        whole = s.main.dequantize().astype(np.float64)
+        if s.left is not None:
+            whole += s.left.dequantize().astype(np.float64) @ s.right.dequantize()
+        whole = (whole @ (np.eye(64) - v.T @ v) + l_f @ v) @ turn / s.smooth
+        np.testing.assert_allclose(s.reconstruct(), whole, atol=1e-4)
+        assert np.linalg.norm(whole - weights[name]) < 0.2 * np.linalg.norm(weights[name])
+    path = write_quantized_model(tmp_path / "q.safetensors", found)
+    raw = path.read_bytes()
+    header = int.from_bytes(raw[:8], "little")
+    assert len(raw) - 8 - header == sum(s.nbytes for s in found.values())
 
 
 @pytest.mark.parametrize(
