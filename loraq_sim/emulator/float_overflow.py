@@ -24,7 +24,13 @@ from loraq_sim.formats import SCALES, Format, parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.around_zero import exact_scales
 from loraq_sim.quantizers.quantize import quantize_rounded
-from loraq_sim.quantizers.tensor import all_finite, as_rows, float_dtype, spread
+from loraq_sim.quantizers.tensor import (
+    all_finite,
+    as_rows,
+    ends_of_groups,
+    float_dtype,
+    spread,
+)
 
 __all__ = [
     *("FLOAT_RULES", "UNBOUNDED", "Clipping", "FloatOverflow"),
@@ -192,9 +198,10 @@ def rounded_tensor(
         stored = QuantizedTensor(codes=codes, scales=None, format=fmt)
         return stored, clipping(tensor, name, beyond, clipped)
     x = _within_float32(x, overflow)
-    if not all_finite(x):
+    ends = ends_of_groups(x, fmt)
+    if not (all_finite(x) if ends is None else ends.are_finite):
         return _with_wild_groups(tensor, x, np.isfinite(x), fmt, rounding, overflow, rule)
-    stored = quantize_rounded(x, fmt, rounding, rule)
+    stored = quantize_rounded(x, fmt, rounding, rule, ends)
     stored, records = _scales_that_overflow(tensor, x, stored, rounding, overflow, rule)
     minifloat = _MINIFLOATS.get(fmt.element.minifloat or "")
     if minifloat is None or overflow.rule(minifloat) != "infinity":

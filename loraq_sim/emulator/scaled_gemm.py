@@ -34,6 +34,7 @@ and are counted (`loraq_sim.emulator.float_overflow`).
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +51,12 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import QuantizedTensor
 
+if TYPE_CHECKING:
+    from loraq_sim.emulator.scaled_tiles import ScaledSums
+
 __all__ = [
     *("BIT_EXACT", "BLOCK_MODEL", "COMBINES", "FLOAT_MODEL", "FUSED_DOT"),
-    *("GemmStatistics", "clamped", "rounded", "scaled_gemm", "zero_points_at"),
+    *("GemmStatistics", "clamped", "ended_gemm", "rounded", "scaled_gemm", "zero_points_at"),
 ]
 
 COMBINES = ("fp32", "bf16", "fp16", "fp22", "shift", *TENSOR_CORES)
@@ -140,6 +144,42 @@ def scaled_gemm(
     return by_stretches(x, w, mac, combine, saturate, zero_point)
 
 
+def ended_gemm(
+    x: QuantizedTensor,
+    w: QuantizedTensor,
+    mac: "MacArray | TwoLevelArray",
+    combine: str,
+    zero_point: str,
+    fmt: str,
+    *,
+    other: NDArray[np.float32] | None = None,
+    bias: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.uint16], GemmStatistics] | None:
+    """The end of a layer in one pass: ``x w^T + other + bias`` as bits of ``bf16`` or ``fp16``.
+
+    `other` (M, N) and `bias` (N,) are C-contiguous. None where that does not serve, and where a sum
+    or the rounding overflows.
+    """
+    from loraq_sim.emulator.scaled_tiles import Ending, run_scaled
+
+    sums = _has_block_products(x.format) and _has_block_products(w.format)
+    is_fused = fused_dot_of(combine, x.format, w.format) is not None
+    if not sums or is_fused or combine_format(combine) != "fp32":
+        return None
+    found = run_scaled(x, w, mac, zero_point, Ending(fmt, other, bias))
+    if found is None or not found.finite:
+        return None
+    return found.y.view(np.uint16), _statistics_of(found)
+
+
+def _statistics_of(found: "ScaledSums") -> GemmStatistics:
+    return GemmStatistics(
+        safe_acc_bits=found.safe_acc_bits,
+        guaranteed_acc_bits=found.guaranteed_acc_bits,
+        arithmetic=BIT_EXACT if found.safe_acc_bits is not None else BLOCK_MODEL,
+    )
+
+
 def _tiled(
     x: QuantizedTensor,
     w: QuantizedTensor,
@@ -155,12 +195,8 @@ def _tiled(
     # Sums that became infinite on the way would have been clamped there.
     if found is None or (saturate and not found.finite):
         return None
-    statistics = GemmStatistics(
-        safe_acc_bits=found.safe_acc_bits,
-        guaranteed_acc_bits=found.guaranteed_acc_bits,
-        arithmetic=BIT_EXACT if found.safe_acc_bits is not None else BLOCK_MODEL,
-    )
-    return found.y, statistics if found.finite else _with_clipped(statistics, found.y, x, None)
+    statistics, y = _statistics_of(found), found.y.view(np.float32)
+    return y, statistics if found.finite else _with_clipped(statistics, y, x, None)
 
 
 def by_stretches(

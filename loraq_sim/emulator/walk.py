@@ -27,6 +27,7 @@ from loraq_sim.emulator.scaled_gemm import (
     FLOAT_MODEL,
     GemmStatistics,
     clamped,
+    ended_gemm,
     rounded,
     scaled_gemm,
 )
@@ -93,6 +94,7 @@ def walk_steps(
 
     Parameters are those of `run_layer`. With `merge_sums` the last sums and the rounding of y are
     one step where nothing overflows, with the same bits: the last one, whose inputs are the terms.
+    The last product then often becomes part of it as well: its result is None.
     """
     steps = datapath_steps(stored, split, datapath, bias=bias is not None)
     offline = {"bias": bias}
@@ -102,10 +104,6 @@ def walk_steps(
         offline = {"bias": bias, "shift": added}
     tensors: dict[str, Any] = {"X": activations}
     for index, step in enumerate(steps):
-        if merge_sums and (merged := _merged(steps[index:], tensors, bias, datapath)) is not None:
-            yield merged
-            return
-        inputs = tuple(tensors[name] for name in step.inputs)
         weight = None
         if step.weight is not None:
             weight = (
@@ -113,6 +111,12 @@ def walk_steps(
             )
             if isinstance(weight, QuantizedTensor):
                 weight = (weight.T if step.is_transposed else weight).by_rows()
+        if merge_sums:
+            merged = _merged(steps[index:], tensors, weight, bias, datapath)
+            yield from merged
+            if merged:
+                return
+        inputs = tuple(tensors[name] for name in step.inputs)
         done = _OPERATIONS[step.operation](step, inputs, weight, datapath)
         tensors[step.result] = done.result
         # A large layer's activations are kept only while a step still reads them.
@@ -147,7 +151,8 @@ def run_layer(
     bias : ndarray of shape (N,), float32, optional
         Added in float32 after the branches are combined.
     on_step : callable, optional
-        Sees every step that was taken; the last sums and rounding as one where nothing overflows.
+        Sees every step that was taken; the last sums and rounding as one where nothing overflows,
+        mostly without the result of the last product, which is then never whole.
     """
     gemms: dict[str, GemmStatistics] = {}
     clipped: list[Clipping] = []
@@ -245,36 +250,68 @@ def _add(step: Step, inputs: tuple, weight: Any, datapath: Datapath) -> StepResu
 
 
 def _merged(
-    steps: tuple[Step, ...], tensors: Mapping[str, Any], bias: np.ndarray | None, datapath: Datapath
-) -> StepResult | None:
-    """The last of `steps`, sums and a rounding to 16 bits, in one pass; None where it takes more.
+    steps: tuple[Step, ...],
+    tensors: Mapping[str, Any],
+    weight: Any,
+    bias: np.ndarray | None,
+    datapath: Datapath,
+) -> tuple[StepResult, ...]:
+    """The last of `steps`, sums and a rounding to 16 bits, in one pass; none where it takes more.
 
-    None also where a value overflows: then each step counts its own.
+    A product before them, with `weight`, is part of that pass where it can be. None also where a
+    value overflows: then each step counts its own.
     """
     *sums, last = steps
     fmt = last.format
-    if fmt is None or fmt.element.name not in ("bf16", "fp16") or not sums:
-        return None
+    product = sums.pop(0) if sums and sums[0].operation == "gemm" else None
+    if fmt is None or fmt.element.name not in ("bf16", "fp16") or not (sums or product):
+        return ()
     if any(step.operation != "add" for step in sums):
-        return None
+        return ()
     others = [step for step in sums if step.weight is None]
     is_fp32 = combine_format(datapath.combine) == "fp32"
     if len(others) > 1 or (others and not is_fp32) or is_jit_off():
-        return None
-    y, *rest = (tensors[name] for name in sums[0].inputs)
-    terms = [y, *rest] if bias is None or len(sums) == len(others) else [y, *rest, bias]
-    if y.size == 0 or any(term.dtype != np.float32 for term in terms):
-        return None
-    from loraq_sim.kernels import float_passes
+        return ()
+    made = None if product is None else product.result
+    terms = [tensors[name] for step in sums[:1] for name in step.inputs if name != made]
+    if bias is not None and len(sums) > len(others):
+        terms.append(bias)
+    if any(term.size == 0 or term.dtype != np.float32 for term in terms):
+        return ()
+    terms = [np.ascontiguousarray(term) for term in terms]
+    matrices = [term for term in terms if term.ndim == 2]
+    added = next((term for term in terms if term.ndim == 1), None)
+    ended: tuple[StepResult, ...] = ()
+    if product is not None:
+        inputs = tuple(tensors[name] for name in product.inputs)
+        found = ended_gemm(
+            inputs[0],
+            weight,
+            datapath.mac,
+            datapath.combine,
+            datapath.zero_point,
+            fmt.element.name,
+            other=matrices[0] if matrices else None,
+            bias=added,
+        )
+        if found is None:
+            return ()
+        codes, seen = found
+        ended = (
+            StepResult(step=product, inputs=inputs, weight=weight, result=None, statistics=seen),
+        )
+    else:
+        from loraq_sim.kernels import float_passes
 
-    round_sums = getattr(float_passes, f"sum_to_{fmt.element.name}")
-    codes = np.empty(y.shape, np.uint16)
-    z = rest[0] if rest else np.zeros((len(y), 0), np.float32)
-    added = terms[-1] if terms[-1].ndim == 1 else np.zeros(0, np.float32)
-    if not round_sums(*map(np.ascontiguousarray, (y, z, added)), codes):
-        return None
+        round_sums = getattr(float_passes, f"sum_to_{fmt.element.name}")
+        y, *rest = matrices
+        codes = np.empty(y.shape, np.uint16)
+        z = rest[0] if rest else np.zeros((len(y), 0), np.float32)
+        none = np.zeros(0, np.float32)
+        if not round_sums(y, z, none if added is None else added, codes):
+            return ()
     result = QuantizedTensor(codes=codes.view(float_dtype(fmt)), scales=None, format=fmt)
-    return StepResult(step=last, inputs=tuple(terms), weight=None, result=result)
+    return *ended, StepResult(step=last, inputs=tuple(terms), weight=None, result=result)
 
 
 def _summed(

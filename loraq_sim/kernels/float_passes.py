@@ -14,7 +14,7 @@ is rounded by adding half a unit of its last place to the bits, less one where t
 
 import numpy as np
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import larger, njit, smaller
 
 __all__ = [
     *("add_scaled", "encode_groups", "group_ranges", "group_squares", "largest_bits"),
@@ -25,12 +25,12 @@ __all__ = [
 _ONE, _SIZE, _SIGN = np.int32(1), np.int32(2**31 - 1), np.int32(31)
 _HALF, _UNIT, _KEPT = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF0000)
 _SHIFT, _MAGNITUDE, _SIGN_16 = np.uint32(16), np.uint32(0x7FFFFFFF), np.uint32(0x8000)
-_INFINITY = np.uint32(0x7F800000)
+# float32 from here on round to infinity: half a step beyond the largest value.
+_BEYOND_BF16, _BEYOND_FP16 = np.uint32(0x7F7F8000), np.uint32(0x477FF000)
 # Of fp16: its smallest normal number as a float32, and a number whose last bit is its smallest.
 _LEAST_NORMAL, _STEP = np.uint32(0x38800000), np.float32(0.5)
 _STEP_BITS, _REBIASED = np.uint32(0x3F000000), np.uint32(112 << 23)
 _BELOW_HALF, _CUT = np.uint32(0xFFF), np.uint32(13)
-_LARGEST = np.uint32(0x7C00)
 
 
 @njit(cache=True, nogil=True)
@@ -98,10 +98,10 @@ def sum_to_bf16(y, z, bias, out):
         written = out[m]
         for n in range(row.size):
             value = bits[n]
+            largest = larger(largest, np.uint32(value & _MAGNITUDE))
             nearest = np.uint32(value + _HALF + np.uint32((value >> _SHIFT) & _UNIT))
-            largest = max(largest, max(value & _MAGNITUDE, nearest & _MAGNITUDE))
             written[n] = nearest >> _SHIFT
-    return largest < _INFINITY
+    return largest < _BEYOND_BF16
 
 
 @njit(cache=True, nogil=True)
@@ -116,13 +116,13 @@ def sum_to_fp16(y, z, bias, out):
         for n in range(row.size):
             raised[n] = np.float32(abs(row[n]) + _STEP)
         for n in range(row.size):
-            value = bits[n] & _MAGNITUDE
+            value = np.uint32(bits[n] & _MAGNITUDE)
+            largest = larger(largest, value)
             nearest = np.uint32(value + _BELOW_HALF + np.uint32((value >> _CUT) & _UNIT))
             normal = np.uint32(nearest - _REBIASED) >> _CUT
             code = normal if value >= _LEAST_NORMAL else np.uint32(raised_bits[n] - _STEP_BITS)
-            largest = max(largest, max(value, code << _SHIFT))
             written[n] = code | np.uint32(np.uint32(bits[n] >> _SHIFT) & _SIGN_16)
-    return largest < min(_INFINITY, _LARGEST << _SHIFT)
+    return largest < _BEYOND_FP16
 
 
 @njit(cache=True, nogil=True)
@@ -141,11 +141,11 @@ def group_ranges(bits, group, low, high):
     k = bits.shape[1]
     for i in range(bits.shape[0]):
         for g in range(low.shape[1]):
-            part = bits[i, g * group : min(g * group + group, k)]
+            part = bits[i, g * group : smaller(g * group + group, k)]
             bottom, top = np.int32(0), np.int32(0)
             for j in range(part.size):
                 ordered = np.int32(part[j] ^ np.int32((part[j] >> _SIGN) & _SIZE))
-                bottom, top = min(bottom, ordered), max(top, ordered)
+                bottom, top = smaller(bottom, ordered), larger(top, ordered)
             low[i, g] = bottom ^ np.int32((bottom >> _SIGN) & _SIZE)
             high[i, g] = top
 
@@ -169,12 +169,12 @@ def round_groups(x, scales, group, lo, hi, codes):
     k = x.shape[1]
     for i in range(x.shape[0]):
         for g in range(scales.shape[1]):
-            start, stop = g * group, min(g * group + group, k)
+            start, stop = g * group, smaller(g * group + group, k)
             values, rounded, scale = x[i, start:stop], codes[i, start:stop], scales[i, g]
             if scale == np.float32(0):
                 scale = np.float32(1)
             for j in range(values.size):
-                rounded[j] = np.int32(np.rint(min(max(values[j] / scale, lo), hi)))
+                rounded[j] = np.int32(np.rint(smaller(larger(values[j] / scale, lo), hi)))
 
 
 @njit(cache=True, nogil=True)
@@ -204,13 +204,13 @@ def encode_groups(x, scales, group, largest, layout, codes):
     start_of_steps, sign = raised_bits[k], np.int32(_ONE << np.int32(size - 1))
     for i in range(x.shape[0]):
         for g in range(scales.shape[1]):
-            start, stop = g * group, min(g * group + group, k)
+            start, stop = g * group, smaller(g * group + group, k)
             values, scale = x[i, start:stop], scales[i, g]
             kept, up = row[start:stop], raised[start:stop]
             if scale == np.float32(0):
                 scale = np.float32(1)
             for j in range(values.size):
-                value = min(max(values[j] / scale, -largest), largest)
+                value = smaller(larger(values[j] / scale, -largest), largest)
                 kept[j] = value
                 up[j] = abs(value) + step
         out = codes[i]
@@ -237,7 +237,7 @@ def group_squares(codes, group, squares):
     k = codes.shape[1]
     for i in range(codes.shape[0]):
         for g in range(squares.shape[1]):
-            part = codes[i, g * group : min(g * group + group, k)]
+            part = codes[i, g * group : smaller(g * group + group, k)]
             total = np.int32(0)
             for j in range(part.size):
                 code = np.int32(part[j])
@@ -250,5 +250,5 @@ def largest_bits(bits):
     """Return the largest of `bits`, (N,) int32, without the sign bit, int32; 0 of none."""
     largest = np.int32(0)
     for i in range(bits.size):
-        largest = max(largest, np.int32(bits[i] & _SIZE))
+        largest = larger(largest, np.int32(bits[i] & _SIZE))
     return largest

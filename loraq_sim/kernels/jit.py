@@ -2,6 +2,10 @@
 
 Numba itself refuses to define a function whose code it cannot keep (an installation and a home
 folder that cannot be written), and lets a full disk end the first call.
+
+Compiling is most of what the first layer takes, so it is asked for little: no wrappers for C,
+division as IEEE 754 has it, and `smaller` and `larger`, which are one instruction where `min` and
+`max` are a function to compile for every type.
 """
 
 import logging
@@ -11,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numba.extending
+from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
 
-__all__ = ["intrinsic", "keep_compiled", "kept_in", "njit", "why_not_kept"]
+__all__ = [
+    *("intrinsic", "keep_compiled", "kept_in", "larger", "njit", "smaller", "why_not_kept"),
+]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +37,8 @@ def njit(function: Callable | None = None, *, cache: bool = False, **options: An
     """
     if function is None:
         return lambda function: njit(function, cache=cache, **options)
-    compiled = numba.njit(**options)(function)
+    spared: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+    compiled = numba.njit(**spared, **options)(function)
     if cache and isinstance(compiled, CPUDispatcher):
         keep_compiled(compiled, function)
     return compiled
@@ -39,6 +47,38 @@ def njit(function: Callable | None = None, *, cache: bool = False, **options: An
 def intrinsic(emit: Callable[..., Any]) -> Callable[..., Any]:
     """As `numba.extending.intrinsic`, typed as compiled code calls it: without a typing context."""
     return numba.extending.intrinsic(emit)
+
+
+def smaller(x: Any, y: Any) -> Any:
+    """The smaller of two numbers of one type; `x` unless `y` is smaller."""
+    return min(x, y)
+
+
+def larger(x: Any, y: Any) -> Any:
+    """The larger of two numbers of one type; `x` unless `y` is larger."""
+    return max(x, y)
+
+
+def _compile_pick(function: Callable, order: str) -> None:
+    """Let compiled code pick by one comparison."""
+
+    @numba.extending.type_callable(function)
+    def typed(context):
+        return lambda x, y: x if x == y else None
+
+    @numba.extending.lower_builtin(function, types.Any, types.Any)
+    def emit(context, builder, signature, args):
+        kind, (x, y) = signature.return_type, args
+        if isinstance(kind, types.Float):
+            better = builder.fcmp_ordered(order, y, x)
+        else:
+            compare = builder.icmp_signed if kind.signed else builder.icmp_unsigned
+            better = compare(order, y, x)
+        return builder.select(better, y, x)
+
+
+_compile_pick(smaller, "<")
+_compile_pick(larger, ">")
 
 
 def keep_compiled(compiled: Any, function: Callable) -> FunctionCache | None:

@@ -1,15 +1,15 @@
 """Round groups of values to codes, and what descent on W - P asks of such rounding.
 
-`quantize_groups` takes the best of several candidate scales for each group. A search sums each
+`best_scales` takes the best of several candidate scales for each group. A search sums each
 candidate twice at most: first in whatever order is quickest (`reassoc`), then, if that comes near
 the least error so far, in the one order that decides. The quick sum also rounds by `rint`, which
 gives the same codes. Neither may use fused products (`contract`): their errors differ by more than
 a share of the sum where values lie on the grid.
 
 `round_residual` says what rounding leaves of W - P, group by group, with scales that follow a
-slowly moving P. Each call tries the group's last scale, one a step below or
-above it, and now and then a fresh one from the range of the group: a search that costs two
-candidates instead of some thirty, because P moves little between calls.
+slowly moving P. Each call tries the group's last scale, one a step below or above it, and now and
+then a fresh one from the range of the group: a search that costs two candidates instead of some
+thirty, because P moves little between calls.
 
 `range_direction` is the gradient of a smooth measure of the range of each group of W - P.
 F_p = 1/2 sum_g ||v_g - c_g||_p^2, v = W - P. For large p this is half the squared half-range, and
@@ -27,10 +27,10 @@ import math
 
 import numpy as np
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import larger, njit, smaller
 
 __all__ = [
-    *("quantize_groups", "round_around"),
+    *("best_scales", "round_around"),
     *("range_direction", "round_residual"),
 ]
 
@@ -48,11 +48,11 @@ def _group_error(values, n, scale, lo, hi, lanes):
     inverse = np.float32(1) / scale
     for lane in range(_LANES):
         lanes[lane] = np.float32(0)
-    full = n - n % _LANES
+    full = n & ~(_LANES - 1)
     for j in range(0, full, _LANES):
         for lane in range(_LANES):
             x = values[j + lane]
-            q = (min(max(x * inverse, lo), hi) + _ROUND) - _ROUND
+            q = (smaller(larger(x * inverse, lo), hi) + _ROUND) - _ROUND
             miss = x - q * scale
             lanes[lane] += miss * miss
     error = np.float32(0)
@@ -60,15 +60,15 @@ def _group_error(values, n, scale, lo, hi, lanes):
         error += lanes[lane]
     for j in range(full, n):
         x = values[j]
-        q = (min(max(x * inverse, lo), hi) + _ROUND) - _ROUND
+        q = (smaller(larger(x * inverse, lo), hi) + _ROUND) - _ROUND
         miss = x - q * scale
         error += miss * miss
     return error
 
 
 @njit(cache=True)
-def quantize_groups(x, candidates, group, lo, hi, codes, scales):
-    """Write codes and scales of every group; checks nothing.
+def best_scales(x, candidates, group, lo, hi, scales):
+    """Write the scale of every group: the candidate of least squared error, the first on ties.
 
     Parameters
     ----------
@@ -79,50 +79,34 @@ def quantize_groups(x, candidates, group, lo, hi, codes, scales):
         Elements per scale; the last group of a row may be short.
     lo, hi : float32
         Smallest and largest code.
-    codes : ndarray of shape (rows, K), int8 or int16
-        Written in place: clip(round half to even(x / scale), lo, hi).
     scales : ndarray of shape (rows, groups), float32
-        Written in place: the candidate of least squared error, the first one on ties.
+        Written in place.
     """
-    k = x.shape[1]
-    lanes = np.zeros(_LANES, dtype=np.float32)
+    lanes = np.empty(_LANES, np.float32)
+    zero, best = np.float32(0), 0
     for i in range(x.shape[0]):
-        # Neighboring groups are alike: what served the last one sets a bar that most miss.
-        # Typed: a literal would compile what it is passed to twice.
-        guess = np.int64(0)
         for g in range(candidates.shape[1]):
-            values = x[i, g * group : min(g * group + group, k)]
-            tried = candidates[i, g]
-            if tried.size > 1 and tried[0] != np.float32(0):
-                guess = _best_candidate(values, tried, guess, lo, hi, lanes)
-                scales[i, g] = tried[guess]
-            else:
-                scales[i, g] = tried[0]
-            _round_group(values, scales[i, g], lo, hi, codes[i, g * group : g * group + group])
-
-
-@njit
-def _best_candidate(values, tried, guess, lo, hi, lanes):
-    """Index of the scale of least error, the first on ties; `guess` is tried before the others."""
-    # Two sums of n terms in different orders differ by less than 2 n 2**-24 of either.
-    slack = np.float32(1 + values.size * 2.0**-22)
-    # The smallest factors of a tiny scale are zero in its stored format: nothing to divide by.
-    best = guess if tried[guess] != np.float32(0) else 0
-    guess = best
-    least = _group_error(values, values.size, tried[best], lo, hi, lanes)
-    if not least < np.inf:
-        best, least = 0, np.float32(np.inf)
-    for c in range(tried.size):
-        if (
-            c == guess
-            or tried[c] == np.float32(0)
-            or _quick_error(values, tried[c], lo, hi) > least * slack
-        ):
-            continue
-        error = _group_error(values, values.size, tried[c], lo, hi, lanes)
-        if error < least or (error == least and c < best):
-            best, least = c, error
-    return best
+            if candidates[i, g, 0] == zero:
+                scales[i, g] = zero
+                continue
+            values = x[i, g * group : smaller(g * group + group, x.shape[1])]
+            # Two sums of n terms in different orders differ by less than 2 n 2**-24 of either.
+            slack = np.float32(1 + values.size * 2.0**-22)
+            # Neighboring groups are alike: what served the last one sets a bar that most miss. The
+            # smallest factors of a tiny scale are zero in its stored format: nothing to divide by.
+            guess = best if candidates[i, g, best] != zero else 0
+            best, least = 0, np.float32(np.inf)
+            for turn in range(-1, candidates.shape[2]):
+                c = turn if turn >= 0 else guess
+                scale = candidates[i, g, c]
+                if scale == zero or turn == guess:
+                    continue
+                if turn >= 0 and _quick_error(values, scale, lo, hi) > least * slack:
+                    continue
+                error = _group_error(values, values.size, scale, lo, hi, lanes)
+                if error < least or (error == least and c < best):
+                    best, least = c, error
+            scales[i, g] = candidates[i, g, best]
 
 
 @njit(fastmath={"reassoc", "nnan"})
@@ -132,18 +116,9 @@ def _quick_error(values, scale, lo, hi):
     error = np.float32(0)
     for j in range(values.size):
         x = values[j]
-        miss = x - np.rint(min(max(x * inverse, lo), hi)) * scale
+        miss = x - np.rint(smaller(larger(x * inverse, lo), hi)) * scale
         error += miss * miss
     return error
-
-
-@njit(fastmath={"nnan"})
-def _round_group(values, scale, lo, hi, codes):
-    if scale == np.float32(0):
-        codes[:] = 0
-        return
-    for j in range(values.size):
-        codes[j] = np.int32(np.rint(min(max(values[j] / scale, lo), hi)))
 
 
 @njit(cache=True)
@@ -167,15 +142,16 @@ def round_around(x, group, step, zero, lo, hi, codes, misses):
     k = x.shape[1]
     for i in range(x.shape[0]):
         for g in range(step.shape[1]):
-            start, stop = g * group, min(g * group + group, k)
-            s, z = step[i, g], zero[i, g]
-            for j in range(start, stop):
-                codes[i, j] = np.int32(min(max(np.rint(np.float64(x[i, j]) / s) + z, lo), hi))
+            start, stop = g * group, smaller(g * group + group, k)
+            values, rounded, s, z = x[i, start:stop], codes[i, start:stop], step[i, g], zero[i, g]
+            for j in range(values.size):
+                code = np.rint(np.float64(values[j]) / s) + z
+                rounded[j] = np.int32(smaller(larger(code, lo), hi))
             if misses.size == 0:
                 continue
             error = 0.0
-            for j in range(start, stop):
-                miss = (np.float64(codes[i, j]) - z) * s - np.float64(x[i, j])
+            for j in range(values.size):
+                miss = (np.float64(rounded[j]) - z) * s - np.float64(values[j])
                 error += miss * miss
             misses[i, g] = error
 
@@ -184,7 +160,7 @@ _E2M1_MAX = np.float32(6)
 
 
 @njit(cache=True)
-def round_residual(weight, product, group, lo, hi, is_e2m1, fresh, is_power, steps, scales):
+def round_residual(weight, product, group, ends, fresh, is_power, steps, scales):
     """Turn `product` into (W - P) - round(W - P) on a grid; returns its squared norm.
 
     Parameters
@@ -194,13 +170,12 @@ def round_residual(weight, product, group, lo, hi, is_e2m1, fresh, is_power, ste
         P on entry, overwritten by the error.
     group : int
         Elements per scale; the last group of a row may be short.
-    lo, hi : float32
-        Smallest and largest code of integers.
-    is_e2m1 : bool
-        Whether codes are 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, in place of integers.
+    ends : (float32, float32), or ()
+        Smallest and largest code of integers, or none for the codes 0, 0.5, 1, 1.5, 2, 3, 4, 6 and
+        their negatives. Either is compiled on its own, when it is asked for.
     fresh : float32
         What code the extreme of a group gets under a fresh scale; negative for scales with a sign.
-        0: fresh scales only for groups without a scale. Of e2m1 it is always the largest.
+        0: fresh scales only for groups without a scale. Without `ends` it is always the largest.
     is_power : bool
         Whether scales are powers of two.
     steps : ndarray of shape (C,), float32
@@ -208,73 +183,72 @@ def round_residual(weight, product, group, lo, hi, is_e2m1, fresh, is_power, ste
     scales : ndarray of shape (rows, groups), float32
         Last scales on entry, 0 where there is none; overwritten by the best.
     """
-    k = weight.shape[1]
-    lanes = np.zeros(_LANES, dtype=np.float32)
-    v = np.empty(group, dtype=np.float32)
-    total = 0.0
-    code = _E2M1_MAX if is_e2m1 else fresh if fresh != np.float32(0) else hi
+    lanes, v = np.empty(_LANES, np.float32), np.empty(group, np.float32)
+    zero, total = np.float32(0), 0.0
+    # Only branches on the length of a tuple are left out where they are not taken.
+    if len(ends) == 0:
+        code = _E2M1_MAX
+    else:
+        lo, hi = ends
+        code = fresh if fresh != zero else hi
     for i in range(weight.shape[0]):
         for g in range(scales.shape[1]):
             start = g * group
-            n = min(start + group, k) - start
+            n = smaller(start + group, weight.shape[1]) - start
             for j in range(n):
                 v[j] = weight[i, start + j] - product[i, start + j]
-            best, error = scales[i, g], np.inf
-            if best != np.float32(0):
-                last = best
-                for c in range(steps.size):
-                    trial = _error_of(v, n, last * steps[c], lo, hi, is_e2m1, lanes)
-                    if trial < error:
-                        best, error = last * steps[c], trial
-            if fresh != np.float32(0) or best == np.float32(0):
-                scale = _fresh_scale(v, n, code, is_power)
-                if scale != np.float32(0):
-                    trial = _error_of(v, n, scale, lo, hi, is_e2m1, lanes)
-                    if trial < error:
-                        best, error = scale, trial
+            last = scales[i, g]
+            best, error = last, np.float32(np.inf)
+            # The fresh scale comes last.
+            for c in range(steps.size + 1):
+                if c < steps.size:
+                    scale = last * steps[c]
+                elif fresh != zero or best == zero:
+                    scale = _fresh_scale(v, n, code, is_power)
+                else:
+                    scale = zero
+                if scale == zero:
+                    continue
+                if len(ends) == 0:
+                    trial = _error_e2m1(v, n, scale, lanes)
+                else:
+                    trial = _group_error(v, n, scale, lo, hi, lanes)
+                if trial < error:
+                    best, error = scale, trial
             scales[i, g] = best
-            if best == np.float32(0):
+            if best == zero:
                 for j in range(n):
                     product[i, start + j] = v[j]
                 continue
-            total += error
+            total += np.float64(error)
             inverse = np.float32(1) / best
-            if is_e2m1:
-                for j in range(n):
-                    product[i, start + j] = v[j] - _round_e2m1(v[j] * inverse) * best
-            else:
-                for j in range(n):
-                    q = (min(max(v[j] * inverse, lo), hi) + _ROUND) - _ROUND
-                    product[i, start + j] = v[j] - q * best
+            for j in range(n):
+                if len(ends) == 0:
+                    q = _round_e2m1(v[j] * inverse)
+                else:
+                    q = (smaller(larger(v[j] * inverse, lo), hi) + _ROUND) - _ROUND
+                product[i, start + j] = v[j] - q * best
     return total
-
-
-@njit(inline="always")
-def _error_of(v, n, scale, lo, hi, is_e2m1, lanes):
-    if is_e2m1:
-        return _error_e2m1(v, n, scale, lanes)
-    return _group_error(v, n, scale, lo, hi, lanes)
 
 
 @njit(inline="always")
 def _fresh_scale(v, n, code, is_power):
     """The scale that puts the extreme of `v` on `code`, rounded up to a power of two if asked."""
-    top = np.float32(0)
-    bottom = np.float32(0)
+    top, bottom = np.float32(0), np.float32(0)
     for j in range(n):
-        top = max(top, v[j])
-        bottom = min(bottom, v[j])
+        top, bottom = larger(top, v[j]), smaller(bottom, v[j])
     scale = (top if top >= -bottom else bottom) / code
     if is_power or code > np.float32(0):
         scale = abs(scale)
-    if is_power and scale != np.float32(0):
-        scale = np.float32(2.0 ** math.ceil(math.log2(scale)))
-    return scale
+    if not is_power or scale == np.float32(0):
+        return scale
+    fraction, exponent = math.frexp(scale)
+    return np.float32(math.ldexp(1.0, exponent - (fraction == 0.5)))
 
 
-@njit(inline="always")
+@njit
 def _round_e2m1(x):
-    size = min(abs(x), _E2M1_MAX)
+    size = smaller(abs(x), _E2M1_MAX)
     # Spacing 0.5 below 2, 1 below 4, 2 above; an even multiple of it has an even mantissa.
     per_unit = np.float32(2) if size < 2 else (np.float32(1) if size < 4 else np.float32(0.5))
     spacing = np.float32(0.5) if size < 2 else (np.float32(1) if size < 4 else np.float32(2))
@@ -286,7 +260,7 @@ def _error_e2m1(v, n, scale, lanes):
     inverse = np.float32(1) / scale
     for lane in range(_LANES):
         lanes[lane] = np.float32(0)
-    full = n - n % _LANES
+    full = n & ~(_LANES - 1)
     for j in range(0, full, _LANES):
         for lane in range(_LANES):
             x = v[j + lane]
@@ -322,21 +296,17 @@ def range_direction(weight, product, group, doublings, offset):
     offset : float32
         Shift of the center towards the extreme, as a share of the range of the group.
     """
-    k = weight.shape[1]
-    v = np.empty(group, dtype=np.float32)
-    power = np.empty(group, dtype=np.float32)
-    lanes = np.zeros(_LANES, dtype=np.float32)
-    exponent = 2.0 / 2.0**doublings - 1.0
+    v, power = np.empty(group, np.float32), np.empty(group, np.float32)
+    lanes = np.empty(_LANES, np.float32)
+    k, exponent = weight.shape[1], 2.0 / 2.0**doublings - 1.0
     for i in range(weight.shape[0]):
         for start in range(0, k, group):
-            n = min(start + group, k) - start
-            top = np.float32(0)
-            bottom = np.float32(0)
+            n = smaller(start + group, k) - start
+            top, bottom = np.float32(0), np.float32(0)
             for j in range(n):
                 x = weight[i, start + j] - product[i, start + j]
                 v[j] = x
-                top = max(top, x)
-                bottom = min(bottom, x)
+                top, bottom = larger(top, x), smaller(bottom, x)
             if top == bottom:
                 for j in range(n):
                     product[i, start + j] = np.float32(0)
@@ -344,17 +314,17 @@ def range_direction(weight, product, group, doublings, offset):
             center = offset * (top - bottom)
             if top < -bottom:
                 center = -center
-            amax = max(top - center, center - bottom)
+            amax = larger(top - center, center - bottom)
             inverse = np.float32(1) / amax
             for j in range(n):
                 u = (v[j] - center) * inverse
-                power[j] = max(u * u, _FLOOR)
+                power[j] = larger(u * u, _FLOOR)
             for _ in range(doublings - 1):
                 for j in range(n):
                     power[j] = power[j] * power[j]
             for lane in range(_LANES):
                 lanes[lane] = np.float32(0)
-            full = n - n % _LANES
+            full = n & ~(_LANES - 1)
             for j in range(0, full, _LANES):
                 for lane in range(_LANES):
                     lanes[lane] += power[j + lane]
@@ -367,4 +337,4 @@ def range_direction(weight, product, group, doublings, offset):
             for j in range(n):
                 shifted = v[j] - center
                 u = shifted * inverse
-                product[i, start + j] = shifted * (power[j] / max(u * u, _FLOOR)) * factor
+                product[i, start + j] = shifted * (power[j] / larger(u * u, _FLOOR)) * factor

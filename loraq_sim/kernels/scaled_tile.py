@@ -7,14 +7,15 @@ For each output, in order of K::
         acc = start of the column; for each chunk: acc += dot of the chunk
         y = fl32(y + fl32(fl32(acc) * fl32(x_scale * w_scale)))
 
-The sums of a group never leave registers. ``measure`` also keeps the extreme sums after each chunk,
+No sum leaves registers before y is whole. ``measure`` also keeps the extreme sums after each chunk,
 unless a limit is proved to hold them. By Cauchy and Schwarz no sum exceeds the product of the norms
 n of all codes of the group. A sum p after some chunks and the rest s - p, s being the whole sum,
-have |p| + |s - p| <= n as well, and so |p| <= (n + |s|) / 2. Only where both exceed the limit a
+have |p| + |s - p| <= n as well, and so |p| <= (n + |s|) / 2. Only where that exceeds the limit a
 group runs again, chunk by chunk. Other tiles are for small floats, as integers: acc counts in units
 of a power of two.
 
-`ColumnCode` says of the weights what that takes: sums of each group, its chunks and its squares.
+The last product of a layer ends as the layer does: other sums and a bias are added to y, each sum
+rounded, and the result becomes a 16-bit float.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,13 @@ from loraq_sim.kernels.vector_ir import (
     store,
 )
 
-__all__ = ["ColumnArguments", "ColumnCode", "ScaledArguments", "ScaledCode", "ScaledShape"]
+__all__ = [
+    *("BF16", "FP16", "FP32"),
+    *("ScaledArguments", "ScaledCode", "ScaledShape"),
+]
+
+# What a result may be: `ScaledArguments.finish`. FP16 takes AVX-512.
+FP32, BF16, FP16 = 0, 1, 2
 
 
 class ScaledShape(NamedTuple):
@@ -79,15 +86,18 @@ class ScaledArguments(NamedTuple):
     x_scale, x_zero, x_stride : float32 and int32 (groups, rows) of each row panel
     w_scale, start, column_stride : float32 and int32 (groups, width) of each column panel
     offsets, offsets_stride : int32 (groups * chunks, width) of each column panel
-    spare : rows x width float32 for the tile at work
     unit : bits of the float32 that a sum of 1 is worth; tiles that measure do not read it
     x_norm, x_norm_stride, w_norm, w_norm_stride : float32 (groups,) of each panel, no smaller than
         the L2 norm of its codes; only tiles that measure read them
     limit : bits of a float32: sums of no greater magnitude need not be measured
     sure : bits of a float32: groups whose norms reach beyond are measured in the first place
     statistics : int32 (3, lanes), read and written: lowest and highest sums, and the largest bits
-        of a result without their sign
-    out, out_row : float32 result and the bytes of a row; whole tiles
+        of a float32 result without their sign
+    out, out_row : result and the bytes of a row; whole tiles
+    finish : `FP32`, or `BF16` or `FP16` after `other` and `bias` have been added
+    other, other_row, last_row : float32 (last_row + 1, columns) of whole tiles and the bytes of a
+        row, 0 where all rows are one
+    bias : float32 (columns,)
     row_panels, column_panels : tiles
     row_blocks, block_panels : blocks of row panels that meet all columns together, and their size
     groups, chunks, inner : groups of K, chunks of a group, dot steps of a chunk
@@ -105,7 +115,6 @@ class ScaledArguments(NamedTuple):
     column_stride: int
     offsets: int
     offsets_stride: int
-    spare: int
     unit: int
     x_norm: int
     x_norm_stride: int
@@ -116,6 +125,11 @@ class ScaledArguments(NamedTuple):
     statistics: int
     out: int
     out_row: int
+    finish: int
+    other: int
+    other_row: int
+    last_row: int
+    bias: int
     row_panels: int
     column_panels: int
     row_blocks: int
@@ -146,24 +160,19 @@ class ScaledCode:
     def emit(self) -> None:
         """Emit the loops: row panels of a block under one column panel after the other."""
         builder, given = self.builder, self.given
-        at = [i * self.lane_bytes for i in range(3)]
-        found = [load(builder, self.ints, given.statistics, x) for x in at]
-        blocks = Loop(builder, given.row_blocks, found)
+        blocks = Loop(builder, given.row_blocks, [])
         first = builder.mul(blocks.counter, given.block_panels)
         left = builder.sub(given.row_panels, first)
         is_last = builder.icmp_signed("<", left, given.block_panels)
-        columns = Loop(builder, given.column_panels, blocks.values)
-        rows = Loop(builder, builder.select(is_last, left, given.block_panels), columns.values)
-        row = builder.add(first, rows.counter)
-        found = rows.end(self._tile(row, columns.counter, rows.values))
-        for value, x in zip(blocks.end(columns.end(found)), at, strict=True):
-            store(builder, value, given.statistics, x)
+        columns = Loop(builder, given.column_panels, [])
+        rows = Loop(builder, builder.select(is_last, left, given.block_panels), [])
+        self._tile(builder.add(first, rows.counter), columns.counter)
+        rows.end([])
+        columns.end([])
+        blocks.end([])
 
-    def _tile(self, i: ir.Value, j: ir.Value, found: Vectors) -> Vectors:
+    def _tile(self, i: ir.Value, j: ir.Value) -> None:
         builder, shape, given = self.builder, self.shape, self.given
-        places = self._places(given.spare, I64(shape.width * 4))
-        for address, x in places:
-            store(builder, ir.Constant(self.floats, None), address, x)
         at = [
             self._at(given.a, i, given.a_stride),
             self._at(given.w, j, given.w_stride),
@@ -176,80 +185,154 @@ class ScaledCode:
             self._at(given.x_norm, i, given.x_norm_stride),
             self._at(given.w_norm, j, given.w_norm_stride),
         )
-        groups = Loop(builder, given.groups, [*at, *found])
-        a, w, offsets, x_scale, w_scale, start, *found = groups.values
+        nothing = [ir.Constant(self.floats, None)] * (shape.rows * shape.vectors)
+        groups = Loop(builder, given.groups, [*at, *nothing])
+        a, w, offsets, x_scale, w_scale, start, *totals = groups.values
         steps = builder.mul(given.chunks, given.inner)
-        acc = self._starts(start, builder.sub(x_scale, given.x_scale))
+        moved = builder.sub(x_scale, given.x_scale)
         if shape.measure:
-            acc, found = self._measured_group(groups.counter, (a, w, offsets), acc, found)
+            partials = self._measured_group(groups.counter, (a, w, offsets), (start, moved))
             a = builder.add(a, builder.mul(steps, I64(4 * shape.rows)))
             w = builder.add(w, builder.mul(steps, I64(shape.vectors * self.bytes)))
             row = builder.mul(given.chunks, I64(4 * shape.width))
             offsets = builder.add(offsets, row)
         else:
-            a, w, acc = self._dots(a, w, steps, acc)
-        self._add_scaled(acc, x_scale, w_scale, places)
+            a, w, acc = self._dots(a, w, steps, self._starts(start, moved))
+            partials = [builder.fmul(x, self.unit) for x in self._as_floats(acc)]
+        totals = self._add_scaled(totals, partials, x_scale, w_scale)
         x_scale = builder.add(x_scale, I64(4 * shape.rows))
         w_scale, start = (builder.add(x, I64(4 * shape.width)) for x in (w_scale, start))
-        *_, low, high, size = groups.end([a, w, offsets, x_scale, w_scale, start, *found])
-        out = builder.add(
-            self._at(given.out, builder.mul(i, I64(shape.rows)), given.out_row),
-            builder.mul(j, I64(4 * shape.width)),
-        )
-        for (source, x), (target, y) in zip(places, self._places(out, given.out_row), strict=True):
-            value = load(builder, self.floats, source, x)
-            store(builder, value, target, y)
-            bits = builder.bitcast(value, self.ints)
-            bits = builder.and_(bits, broadcast(builder, I32(2**31 - 1), self.ops.lanes))
-            size = self.ops.largest(builder, size, bits)
-        return [low, high, size]
+        totals = groups.end([a, w, offsets, x_scale, w_scale, start, *totals])[6:]
+        self._finish(totals, builder.mul(i, I64(shape.rows)), j)
 
-    def _measured_group(self, number, at, starts, found):
-        """Sums of one group, `at` its A, W and offsets, and the extremes; see the module.
+    def _finish(self, totals: Vectors, row: ir.Value, j: ir.Value) -> None:
+        """Store a tile whose first row is `row` in the format asked for."""
+        builder, given, shape = self.builder, self.given, self.shape
+        column = builder.mul(j, I64(4 * shape.width))
+        blocks = [builder.append_basic_block() for _ in range(4)]
+        plain, summed, bf16, after = blocks
+        fp16 = builder.append_basic_block() if self.ops.path == "avx512" else bf16
+        choice = builder.icmp_signed("==", given.finish, I64(FP32))
+        builder.cbranch(choice, plain, summed)
+        builder.position_at_end(plain)
+        self._store(totals, row, column)
+        self._note_sizes(totals)
+        builder.branch(after)
+        builder.position_at_end(summed)
+        bias = [
+            load(builder, self.floats, builder.add(given.bias, column), x) for x in self._columns()
+        ]
+        ended: Vectors = []
+        for r in range(shape.rows):
+            # Rows beyond the last are those of no one.
+            here = builder.add(row, I64(r))
+            inside = builder.icmp_signed("<", here, given.last_row)
+            here = builder.select(inside, here, given.last_row)
+            other = builder.add(self._at(given.other, here, given.other_row), column)
+            for v, x in enumerate(self._columns()):
+                value = builder.fadd(load(builder, self.floats, other, x), totals[len(ended)])
+                ended.append(builder.fadd(value, bias[v]))
+        self._note_sizes(ended)
+        half = builder.lshr(column, I64(1))
+        builder.cbranch(builder.icmp_signed("==", given.finish, I64(BF16)), bf16, fp16)
+        builder.position_at_end(bf16)
+        self._store([self._to_bf16(x) for x in ended], row, half)
+        builder.branch(after)
+        if fp16 is not bf16:
+            builder.position_at_end(fp16)
+            halves = ir.VectorType(ir.HalfType(), self.ops.lanes)
+            words = ir.VectorType(I16, self.ops.lanes)
+            narrowed = [builder.bitcast(builder.fptrunc(x, halves), words) for x in ended]
+            self._store(narrowed, row, half)
+            builder.branch(after)
+        builder.position_at_end(after)
+
+    def _to_bf16(self, value: ir.Value) -> ir.Value:
+        """Bits of finite float32 rounded to bfloat16, half to even."""
+        builder = self.builder
+        below_half, one, word = (self._spread(I32(x)) for x in (0x7FFF, 1, 16))
+        bits = builder.bitcast(value, self.ints)
+        odd = builder.and_(builder.lshr(bits, word), one)
+        nearest = builder.lshr(builder.add(builder.add(bits, below_half), odd), word)
+        return builder.trunc(nearest, ir.VectorType(I16, self.ops.lanes))
+
+    def _store(self, values: Vectors, row: ir.Value, column: ir.Value) -> None:
+        """Store a tile from byte `column` of row `row` of the result on."""
+        builder, vectors = self.builder, self.shape.vectors
+        address = builder.add(self._at(self.given.out, row, self.given.out_row), column)
+        size = values[0].type.count * size_of(values[0].type.element)
+        for n, value in enumerate(values):
+            store(builder, value, address, size * (n % vectors))
+            if n % vectors == vectors - 1:
+                address = builder.add(address, self.given.out_row)
+
+    def _note_sizes(self, values: Vectors) -> None:
+        """Keep the largest bits of float32 values without their sign."""
+        builder, size = self.builder, self._spread(I32(2**31 - 1))
+        bits = [builder.and_(builder.bitcast(x, self.ints), size) for x in values]
+        at = 2 * self.lane_bytes
+        before = load(builder, self.ints, self.given.statistics, at)
+        largest = self._best(self.ops.largest, [before, *bits])
+        store(builder, largest, self.given.statistics, at)
+
+    def _measured_group(self, number, at, starts) -> Vectors:
+        """Sums of one group as floats, `at` its A, W and offsets; see the module for the extremes.
 
         Loops of one turn or none stand for questions.
         """
         builder, given = self.builder, self.given
-        *extremes, size = found
         here = builder.mul(number, I64(4))
         x_norm, w_norm = (load(builder, F32, builder.add(x, here), 0) for x in self.norms)
         reach = builder.fmul(x_norm, w_norm)
         at_once = builder.fcmp_unordered(">", reach, self.sure)
         steps = builder.mul(given.chunks, given.inner)
         a, w, _ = at
-        _, _, sums = self._dots(a, w, builder.select(at_once, I64(0), steps), starts)
-        chunks = builder.select(at_once, given.chunks, I64(0))
-        sums, extremes = self._chunks(at, chunks, sums, extremes)
-        later = builder.and_(builder.fcmp_unordered(">", reach, self.limit), builder.not_(at_once))
-        asked = Loop(builder, builder.zext(later, I64), extremes)
-        least, most = (self._best(pick, sums) for pick in self._picks())
-        extremes = [
-            pick(builder, x, y)
-            for pick, x, y in zip(self._picks(), asked.values, (least, most), strict=True)
-        ]
-        largest = builder.sitofp(self.ops.largest(builder, most, builder.neg(least)), self.floats)
+        count = builder.select(at_once, I64(0), steps)
+        _, _, sums = self._dots(a, w, count, self._starts(*starts))
+        asked = Loop(builder, builder.zext(at_once, I64), sums)
+        partials = self._as_floats(asked.end(self._chunks(at, asked.values)))
+        # Where the norms are below the limit, so is every sum.
+        sizes = [self._size(x) for x in partials]
+        largest = self._best(self._larger, sizes)
         room = builder.fsub(builder.fadd(self.limit, self.limit), reach)
-        beyond = builder.fcmp_unordered(">", largest, broadcast(builder, room, self.ops.lanes))
+        beyond = builder.fcmp_unordered(">", largest, self._spread(room))
         lanes = ir.IntType(self.ops.lanes)
         some = builder.icmp_signed("!=", builder.bitcast(beyond, lanes), lanes(0))
-        chunks = builder.select(some, given.chunks, I64(0))
-        _, extremes = self._chunks(at, chunks, starts, extremes)
-        return sums, [*asked.end(extremes), size]
+        again = Loop(builder, builder.zext(builder.and_(some, builder.not_(at_once)), I64), [])
+        self._chunks(at, self._starts(*starts))
+        again.end([])
+        return partials
 
-    def _chunks(self, at, count, acc, extremes):
-        """Sums after `count` chunks of a group, and the extremes after each."""
-        builder, held = self.builder, len(acc)
+    def _size(self, value: ir.Value) -> ir.Value:
+        """Magnitudes of float32 values."""
+        builder = self.builder
+        bits = builder.and_(builder.bitcast(value, self.ints), self._spread(I32(2**31 - 1)))
+        return builder.bitcast(bits, self.floats)
+
+    def _larger(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+    def _spread(self, scalar: ir.Value) -> ir.Value:
+        return broadcast(self.builder, scalar, self.ops.lanes)
+
+    def _chunks(self, at, acc: Vectors) -> Vectors:
+        """Sums of a group chunk by chunk, the extremes after each kept."""
+        builder, held, statistics = self.builder, len(acc), self.given.statistics
+        places = (0, self.lane_bytes)
+        extremes = [load(builder, self.ints, statistics, x) for x in places]
         if self.shape.zeros:
             # Only these sums start elsewhere than at 0. Of tiles that are not measured they count
             # as well: whoever has zero points measures all.
             extremes = self._measured(acc, None, extremes)
-        loop = Loop(builder, count, [*at[:3], *acc, *extremes])
+        loop = Loop(builder, self.given.chunks, [*at, *acc, *extremes])
         a, w, offsets, *state = loop.values
         a, w, acc = self._dots(a, w, self.given.inner, state[:held])
         extremes = self._measured(acc, offsets, state[held:])
         offsets = builder.add(offsets, I64(4 * self.shape.width))
         _, _, _, *state = loop.end([a, w, offsets, *acc, *extremes])
-        return state[:held], state[held:]
+        for value, x in zip(state[held:], places, strict=True):
+            store(builder, value, statistics, x)
+        return state[:held]
 
     def _best(self, pick: Callable, values: Vectors) -> ir.Value:
         """Pick one of all, pair by pair: a chain would wait for each of its steps."""
@@ -310,134 +393,25 @@ class ScaledCode:
             kept.append(best)
         return kept
 
-    def _add_scaled(self, acc, x_scale, w_scale, places) -> None:
+    def _as_floats(self, acc: Vectors) -> Vectors:
+        """Sums rounded to float32."""
+        convert = self.builder.fptrunc if self.step == F64 else self.builder.sitofp
+        return [convert(x, self.floats) for x in acc]
+
+    def _add_scaled(self, totals: Vectors, partials: Vectors, x_scale, w_scale) -> Vectors:
         builder, vectors = self.builder, self.shape.vectors
         weights = [load(builder, self.floats, w_scale, x) for x in self._columns()]
-        for row in range(self.shape.rows):
-            scale = broadcast(builder, load(builder, F32, x_scale, 4 * row), self.ops.lanes)
-            for v, weight in enumerate(weights):
-                n = row * vectors + v
-                address, x = places[n]
-                if self.step == F64:
-                    partial = builder.fptrunc(acc[n], self.floats)
-                else:
-                    partial = builder.sitofp(acc[n], self.floats)
-                if not self.shape.measure:
-                    partial = builder.fmul(partial, self.unit)
-                partial = builder.fmul(partial, builder.fmul(scale, weight))
-                total = builder.fadd(load(builder, self.floats, address, x), partial)
-                store(builder, total, address, x)
+        added = []
+        for n, (total, partial) in enumerate(zip(totals, partials, strict=True)):
+            row, v = divmod(n, vectors)
+            if v == 0:
+                scale = self._spread(load(builder, F32, x_scale, 4 * row))
+            partial = builder.fmul(partial, builder.fmul(scale, weights[v]))
+            added.append(builder.fadd(total, partial))
+        return added
 
     def _columns(self) -> list[int]:
         return [v * self.lane_bytes for v in range(self.shape.vectors)]
 
-    def _places(self, address: ir.Value, stride: ir.Value) -> list[tuple[ir.Value, int]]:
-        """Address and offset of each vector of a tile of 32-bit lanes."""
-        places = []
-        for _ in range(self.shape.rows):
-            places += [(address, x) for x in self._columns()]
-            address = self.builder.add(address, stride)
-        return places
-
     def _at(self, address: ir.Value, count: ir.Value, stride: ir.Value) -> ir.Value:
         return self.builder.add(address, self.builder.mul(count, stride))
-
-
-class ColumnArguments(NamedTuple):
-    """What `ColumnCode` reads, in this order, as 64-bit integers.
-
-    Attributes
-    ----------
-    w, w_stride : packed operand and the bytes of a panel
-    start : int32 (panels, groups, width), written: -offset times the sum of each group
-    offsets : int32 (panels, groups, chunks, width), written: `start` plus offset times the sum
-        after each chunk
-    norms : int32 (panels, groups, 3, width), written: sums of positive codes, of negative ones, and
-        squared L2 norms
-    offset : what every code of A is raised by
-    panels, groups, chunks, inner : as of `ScaledArguments`
-    """
-
-    w: int
-    w_stride: int
-    start: int
-    offsets: int
-    norms: int
-    offset: int
-    panels: int
-    groups: int
-    chunks: int
-    inner: int
-
-
-class ColumnCode:
-    """Emits the code for the panels of one shape, given the i64 address of its arguments."""
-
-    def __init__(self, builder: ir.IRBuilder, shape: ScaledShape, arguments: ir.Value) -> None:
-        self.builder, self.shape = builder, shape
-        self.words = Instructions(shape.instructions.path, "words")
-        count = len(ColumnArguments._fields)
-        self.given = ColumnArguments(*(load(builder, I64, arguments, 8 * i) for i in range(count)))
-
-    def emit(self) -> None:
-        """Emit the loops over panels, groups, chunks and steps."""
-        builder, given = self.builder, self.given
-        width, vectors, lanes = self.shape.width, self.shape.vectors, self.words.lanes
-        kind = self.words.accumulator
-        at = [4 * lanes * v for v in range(vectors)]
-        nothing = [ir.Constant(kind, None)] * (3 * vectors)
-        offset = broadcast(builder, builder.trunc(given.offset, I32), lanes)
-        panels = Loop(builder, given.panels, [given.start, given.offsets, given.norms])
-        start, offsets, norms = panels.values
-        w = builder.add(given.w, builder.mul(panels.counter, given.w_stride))
-        groups = Loop(builder, given.groups, [w, start, offsets, norms])
-        w, start, offsets, norms = groups.values
-        chunks = Loop(builder, given.chunks, [w, offsets, *nothing])
-        w, offsets, *sums = chunks.values
-        steps = Loop(builder, given.inner, [w, *sums])
-        w, *sums = steps.values
-        for v, x in enumerate(at):
-            dwords = load(builder, kind, w, x)
-            sums[v::vectors] = self._added(sums[v::vectors], dwords)
-        w, *sums = steps.end([builder.add(w, I64(4 * width)), *sums])
-        moved = [builder.mul(x, offset) for x in self._whole(sums)]
-        for value, x in zip(moved, at, strict=True):
-            store(builder, value, offsets, x)
-        w, offsets, *sums = chunks.end([w, builder.add(offsets, I64(4 * width)), *sums])
-        starts = [builder.neg(builder.mul(x, offset)) for x in self._whole(sums)]
-        for value, x in zip(starts, at, strict=True):
-            store(builder, value, start, x)
-        written = Loop(builder, given.chunks, [groups.values[2]])
-        (place,) = written.values
-        for value, x in zip(starts, at, strict=True):
-            store(builder, builder.add(load(builder, kind, place, x), value), place, x)
-        written.end([builder.add(place, I64(4 * width))])
-        for n, value in enumerate(sums):
-            store(builder, value, norms, 4 * width * (n // vectors) + at[n % vectors])
-        start = builder.add(start, I64(4 * width))
-        norms = builder.add(norms, I64(12 * width))
-        _, start, offsets, norms = groups.end([w, start, offsets, norms])
-        panels.end([start, offsets, norms])
-
-    def _whole(self, sums: Vectors) -> Vectors:
-        vectors = self.shape.vectors
-        pairs = zip(sums[:vectors], sums[vectors : 2 * vectors], strict=True)
-        return [self.builder.add(x, y) for x, y in pairs]
-
-    def _added(self, sums: Vectors, dwords: ir.Value) -> Vectors:
-        """What `norms` holds of each lane, with the codes in `dwords` added."""
-        builder, kind = self.builder, self.words.operand
-        codes = builder.bitcast(dwords, kind)
-        parts = [codes]
-        if self.shape.instructions.dot == "bytes":
-            byte = broadcast(builder, I16(8), kind.count)
-            parts = [builder.ashr(x, byte) for x in (builder.shl(codes, byte), codes)]
-        ones, zero = broadcast(builder, I16(1), kind.count), ir.Constant(kind, None)
-        above, below, square = sums
-        for part in parts:
-            positive = self.words.largest(builder, part, zero)
-            negative = self.words.smallest(builder, part, zero)
-            above = self.words.multiply_add(builder, above, ones, positive)
-            below = self.words.multiply_add(builder, below, ones, negative)
-            square = self.words.multiply_add(builder, square, part, part)
-        return [above, below, square]

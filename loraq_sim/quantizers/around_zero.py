@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Element, Format
 from loraq_sim.quantizers.tensor import (
+    GroupEnds,
     QuantizedTensor,
     as_rows,
     clip_ratios,
@@ -84,9 +85,16 @@ def _scales_around(
 
 
 def quantize_around_zero(
-    values: np.ndarray, fmt: Format, rule: str, given: NDArray[np.integer] | None = None
+    values: np.ndarray,
+    fmt: Format,
+    rule: str,
+    given: NDArray[np.integer] | None = None,
+    ends: GroupEnds | None = None,
 ) -> QuantizedTensor:
-    """Quantize finite float32 `values` (..., K); `given` are checked zero points, of each scale."""
+    """Quantize finite float32 `values` (..., K); `given` are checked zero points, of each scale.
+
+    `ends` are those of the groups, where they are known.
+    """
     from loraq_sim.kernels.quantize import round_around
 
     if rule.startswith("signed"):
@@ -97,13 +105,14 @@ def quantize_around_zero(
         given = np.full(shape, fmt.zero, dtype=np.int64)
     fixed = None if given is None else given.reshape(rows.shape[0], -1).astype(np.float64)
     # float64: the range and the squares of values near the end of float32 overflow there.
-    low, high = (ends.astype(np.float64) for ends in group_ends(rows, group))
+    low, high = (end.astype(np.float64) for end in ends or group_ends(rows, group))
     whole = (high - low) / element.hi
     if fixed is not None:
         whole = _scales_around(low, high, element, fixed)
     dtype = np.int8 if element.is_signed else np.uint8
     tried, codes = np.empty(rows.shape, dtype), np.empty(rows.shape, dtype)
-    scales, zeros = np.zeros(low.shape, np.float32), np.zeros(low.shape, np.float64)
+    scales: NDArray[np.float32] = np.zeros(low.shape, np.float32)
+    zeros: NDArray[np.float64] = np.zeros(low.shape, np.float64)
     best = np.full(low.shape, np.inf, np.float64)
     ratios = clip_ratios(element.bits).astype(np.float64) if rule == "mse" else np.ones(1)
     misses = np.empty(low.shape if len(ratios) > 1 else (0, 0), np.float64)
@@ -116,8 +125,11 @@ def quantize_around_zero(
         step = np.where(scale == 0, np.float32(1), scale).astype(np.float64)
         zero = np.clip(np.rint(-low * ratio / step), 0, element.hi) if fixed is None else fixed
         round_around(rows, group, step, zero, float(element.lo), float(element.hi), tried, misses)
-        better = misses < best if misses.size else np.ones(low.shape, np.bool_)
-        best = np.where(better, misses, best) if misses.size else best
+        if not misses.size:
+            codes, scales, zeros = tried, scale, zero
+            break
+        better = misses < best
+        best = np.where(better, misses, best)
         codes = np.where(_of_elements(better, group, rows.shape[1]), tried, codes)
         scales, zeros = np.where(better, scale, scales), np.where(better, zero, zeros)
     return QuantizedTensor(

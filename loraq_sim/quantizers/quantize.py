@@ -44,13 +44,14 @@ from loraq_sim.formats import Format, Rounding, parse_format, parse_rounding
 from loraq_sim.layers import as_array, is_floating
 from loraq_sim.quantizers.around_zero import checked_zeros, quantize_around_zero
 from loraq_sim.quantizers.tensor import (
+    GroupEnds,
     QuantizedTensor,
     all_finite,
     as_rows,
     clip_ratios,
+    ends_of_groups,
     float_dtype,
-    group_amax,
-    group_extremes,
+    group_ends,
     padded_groups,
     round_scales,
     scale_of_tensor,
@@ -107,8 +108,11 @@ def quantize(
     if rule is not None and rule not in SCALE_RULES:
         raise InputError(unknown_name("scale rule", rule, SCALE_RULES))
     values = _checked(x)
+    ends = ends_of_groups(values, fmt)
+    if not (all_finite(values) if ends is None else ends.are_finite):
+        raise _not_finite(values)
     zeros = None if zero is None else checked_zeros(zero, fmt, values.shape)
-    return _quantized(values, fmt, rule, zeros)
+    return _quantized(values, fmt, rule, zeros, ends)
 
 
 def _quantized(
@@ -116,8 +120,9 @@ def _quantized(
     fmt: Format,
     rule: str | None,
     zeros: NDArray[np.integer] | None = None,
+    ends: GroupEnds | None = None,
 ) -> QuantizedTensor:
-    """Quantize finite `values` (..., K), C-contiguous; `zeros` are checked."""
+    """Quantize finite `values` (..., K), C-contiguous; `zeros` are checked, `ends` as they are."""
     if fmt.element.is_plain_float:
         return _cast(values, fmt)
     if fmt.granularity == "block":
@@ -129,8 +134,8 @@ def _quantized(
     elif rule not in rules:
         raise InputError(f"{fmt}: the scale rule must be one of {', '.join(rules)}, got {rule!r}")
     if fmt.has_zero_point:
-        return quantize_around_zero(values, fmt, rule, zeros)
-    return (_quantize_block if is_block else _quantize_symmetric)(values, fmt, rule)
+        return quantize_around_zero(values, fmt, rule, zeros, ends)
+    return (_quantize_block if is_block else _quantize_symmetric)(values, fmt, rule, ends)
 
 
 def _quantize_blocks(
@@ -174,15 +179,16 @@ def _checked(x: np.ndarray) -> np.ndarray:
             "quantize needs a non-empty floating array of at least one axis, got "
             f"{values.dtype} of shape {values.shape}"
         )
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    if not all_finite(values):
-        finite = np.isfinite(values)
-        where = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise InputError(
-            f"cannot quantize {values.size - int(finite.sum())} non-finite values; "
-            f"the first is {values[where]} at {where}"
-        )
-    return values
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _not_finite(values: NDArray[np.float32]) -> InputError:
+    finite = np.isfinite(values)
+    where = tuple(int(i) for i in np.argwhere(~finite)[0])
+    return InputError(
+        f"cannot quantize {values.size - int(finite.sum())} non-finite values; "
+        f"the first is {values[where]} at {where}"
+    )
 
 
 def _cast(values: np.ndarray, fmt: Format) -> QuantizedTensor:
@@ -200,6 +206,7 @@ def quantize_rounded(
     fmt: "str | Format",
     rounding: str = "conv_even",
     rule: str | None = None,
+    ends: GroupEnds | None = None,
 ) -> QuantizedTensor:
     """Quantize finite rows as a data path does; integer codes are rounded in the mode.
 
@@ -212,9 +219,11 @@ def quantize_rounded(
         One of `loraq_sim.formats.Rounding`.
     rule : str, optional
         Scale rule, as for `quantize`: ``absmax`` or ``signed_absmax`` where a machine is meant.
+    ends : GroupEnds, optional
+        Those of `x` in groups of `fmt`, where they are known.
     """
     mode, fmt = parse_rounding(rounding), parse_format(fmt)
-    stored = _quantized(np.ascontiguousarray(x, np.float32), fmt, rule)
+    stored = _quantized(np.ascontiguousarray(x, np.float32), fmt, rule, ends=ends)
     if mode is Rounding.CONV_EVEN or not fmt.element.is_integer:
         return stored
     per_element = spread(stored.group_scales, fmt, x.shape)
@@ -272,11 +281,15 @@ def quantize_near(
     scales : ndarray of shape `fmt.scale_shape(values.shape)`, float32
         Scales to start from, of either sign, not rounded; 0 where there is none.
     """
-    return _quantize_symmetric(values, fmt, rule, scales)
+    return _quantize_symmetric(values, fmt, rule, near=scales)
 
 
 def _quantize_symmetric(
-    values: np.ndarray, fmt: Format, rule: str, near: np.ndarray | None = None
+    values: np.ndarray,
+    fmt: Format,
+    rule: str,
+    ends: GroupEnds | None = None,
+    near: np.ndarray | None = None,
 ) -> QuantizedTensor:
     element = fmt.element
     if rule.startswith("signed") and fmt.scale_format.name == "e8m0":
@@ -284,7 +297,7 @@ def _quantize_symmetric(
             f"{fmt}: e8m0 scales have no sign; use the rule {rule.removeprefix('signed_')!r}"
         )
     rows, group = as_rows(values, fmt)
-    extreme = group_extremes(rows, group)
+    extreme = (ends or group_ends(rows, group)).extremes
     steps = np.abs(extreme) / np.float32(element.hi)
     unit = unit_of_tensor(float(np.abs(extreme).max()), fmt)
     if rule == "absmax":
@@ -307,14 +320,14 @@ def _quantize_symmetric(
         around = np.where(around == 0, candidates[:, :, :1], around)
         candidates = np.concatenate([candidates, around], axis=2)
     scales = np.ascontiguousarray(candidates[:, :, 0])
-    if candidates.shape[2] == 1:
-        codes = _rounded(rows, scales, group, fmt)
-    else:
-        from loraq_sim.kernels.quantize import quantize_groups
+    if candidates.shape[2] > 1:
+        from loraq_sim.kernels.quantize import best_scales
 
-        codes = np.empty(rows.shape, _code_dtype(fmt))
-        ends = np.float32(element.lo), np.float32(element.hi)
-        quantize_groups(rows, candidates, group, *ends, codes, scales)
+        best_scales(rows, candidates, group, np.float32(element.lo), np.float32(element.hi), scales)
+    # The best scale of tiny values may be zero in its format: all codes are zero then.
+    searched = candidates.shape[2] > 1
+    steps = np.where(scales == 0, np.float32(np.inf), scales) if searched else scales
+    codes = _rounded(rows, steps, group, fmt)
     return QuantizedTensor(
         codes=codes.reshape(values.shape),
         scales=scales.reshape(fmt.scale_shape(values.shape)),
@@ -328,10 +341,12 @@ def _default_block_rule(fmt: Format) -> str:
     return "absmax" if fmt.has_tensor_scale else "ocp"
 
 
-def _quantize_block(values: np.ndarray, fmt: Format, rule: str) -> QuantizedTensor:
+def _quantize_block(
+    values: np.ndarray, fmt: Format, rule: str, ends: GroupEnds | None = None
+) -> QuantizedTensor:
     """Quantize finite float32 `values` (..., K) to a block format."""
     rows, group = as_rows(values, fmt)
-    amax = group_amax(rows, group)
+    amax = (ends or group_ends(rows, group)).amax
     tensor_scale = None
     if fmt.has_tensor_scale:
         if rule not in ("absmax", "mse"):

@@ -6,6 +6,7 @@ their own format, rounded to it before any code is computed.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from loraq_sim.formats import Format, ScaleFormat, parse_format
 
 __all__ = [
     *("QuantizedTensor", "all_finite", "as_rows", "float_dtype"),
-    *("group_amax", "group_ends", "group_extremes", "padded_groups"),
+    *("GroupEnds", "ends_of_groups", "group_ends", "padded_groups"),
     *("round_scales", "scale_of_tensor", "scale_unit", "scales_from_bytes", "scales_to_bytes"),
     *("clip_ratios", "pack_rows", "spread", "stored_scales", "unit_of_tensor", "unpack_rows"),
 ]
@@ -407,30 +408,47 @@ def padded_groups(rows: np.ndarray, group: int) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, pad))).reshape(rows.shape[0], -1, group)
 
 
-def group_extremes(rows: np.ndarray, group: int) -> np.ndarray:
-    """The signed element of largest magnitude of each group, (rows, groups) float32."""
-    low, high = group_ends(rows, group)
-    return np.where(high >= -low, high, low)
+class GroupEnds(NamedTuple):
+    """The smallest and the largest element of each group, zero included, (rows, groups) float32."""
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all values of all groups are: one that is not is an end of its group."""
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
+    @property
+    def extremes(self) -> NDArray[np.float32]:
+        """The signed element of largest magnitude of each group."""
+        return np.where(self.high >= -self.low, self.high, self.low)
+
+    @property
+    def amax(self) -> NDArray[np.float32]:
+        """The largest magnitude of each group."""
+        return np.maximum(self.high, np.abs(self.low))
 
 
-def group_amax(rows: np.ndarray, group: int) -> np.ndarray:
-    """The largest magnitude of each group, (rows, groups) float32."""
-    low, high = group_ends(rows, group)
-    return np.maximum(high, np.abs(low))
+def group_ends(rows: np.ndarray, group: int) -> GroupEnds:
+    """The ends of each group of `group` elements of float32 `rows`.
 
-
-def group_ends(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest element of each group of finite float32 `rows`, zero included.
-
-    (rows, groups) each.
+    Infinities and NaN count as beyond all others of their sign.
     """
     from loraq_sim.kernels.float_passes import group_ranges
 
     shape = len(rows), -(-rows.shape[1] // group)
-    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    ends = GroupEnds(np.empty(shape, np.float32), np.empty(shape, np.float32))
     values = np.ascontiguousarray(rows, np.float32)
-    group_ranges(values.view(np.int32), group, low.view(np.int32), high.view(np.int32))
-    return low, high
+    group_ranges(values.view(np.int32), group, *(end.view(np.int32) for end in ends))
+    return ends
+
+
+def ends_of_groups(values: np.ndarray, fmt: Format) -> GroupEnds | None:
+    """The ends of the scale groups of `values`; None where no scale runs along rows."""
+    if fmt.element.is_plain_float or fmt.granularity == "block":
+        return None
+    return group_ends(*as_rows(values, fmt))
 
 
 def all_finite(values: NDArray[np.float32]) -> bool:

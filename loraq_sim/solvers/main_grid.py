@@ -119,9 +119,10 @@ class MainGrid:
         fresh = tried.code if tried.is_fresh else np.float32(0)
         (weight, group), (product, _) = self.rows(weight), self.rows(product)
         scales = self.scales.reshape(weight.shape[0], -1)
-        ends = np.float32(self.format.element.lo), np.float32(self.format.element.hi)
-        how = self.is_e2m1, fresh, self.is_power, tried.steps, scales
-        total = round_residual(weight, product, group, *ends, *how)
+        element = self.format.element
+        ends = () if self.is_e2m1 else (np.float32(element.lo), np.float32(element.hi))
+        how = fresh, self.is_power, tried.steps, scales
+        total = round_residual(weight, product, group, ends, *how)
         return float(np.sqrt(total))
 
     def finish(self, target: np.ndarray, unit: float) -> QuantizedTensor:

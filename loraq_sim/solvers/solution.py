@@ -12,7 +12,7 @@ import numpy as np
 from loraq_sim.conditioning import rotate_channels
 from loraq_sim.errors import InputError
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.quantizers.tensor import as_rows, group_amax
+from loraq_sim.quantizers.tensor import as_rows, group_ends
 from loraq_sim.solvers.problem import Branches, Trace, product
 from loraq_sim.solvers.residual import with_residual_input
 
@@ -188,7 +188,7 @@ def _diagnose(solution: Solution, weight: np.ndarray) -> Diagnostics:
 
 def _amax_over_rms(rows: np.ndarray, group: int) -> float:
     """Mean over groups that are not all zero; 0 if all are."""
-    amax = group_amax(rows, group).astype(np.float64)
+    amax = group_ends(rows, group).amax.astype(np.float64)
     starts = np.arange(0, rows.shape[1], group)
     counts = np.diff(np.append(starts, rows.shape[1]))
     squares = np.add.reduceat(np.square(rows, dtype=np.float64), starts, axis=1)

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 
+import loraq_sim as lq
+from loraq_sim.emulator import scaled_tiles
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.scaled_gemm import BIT_EXACT, by_stretches, scaled_gemm
 from loraq_sim.emulator.scaled_tiles import run_scaled
+from loraq_sim.emulator.walk import walk_steps
+from loraq_sim.evaluate import solve_case
 from loraq_sim.formats import parse_format
 from loraq_sim.kernels.processor import LOOPS, PATH_VARIABLE, PATHS, choose_path
 from loraq_sim.quantizers import QuantizedTensor, quantize
+from loraq_sim.settings import CaseSettings
 
 HERE = PATHS[PATHS.index(choose_path()) :] if choose_path() != LOOPS else ()
 FORMATS = (
@@ -130,3 +135,79 @@ def test_one_scale_for_a_block_of_rows_serves_each_of_them():
     # Three partial sums: each rounded, its scale rounded, and added.
     bound = np.abs(x.dequantize()).astype(np.float64) @ np.abs(w.dequantize()).astype(np.float64).T
     assert (np.abs(y - exact) <= 9 * np.finfo(np.float32).eps * bound).all()
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("chunk", [2, 8, 32])
+def test_what_norms_prove_harmless_is(monkeypatch, path, chunk):
+    monkeypatch.setenv(PATH_VARIABLE, path)
+    monkeypatch.setattr(scaled_tiles, "_WORTH_NORMS", 0)
+    rng = np.random.default_rng(chunk)
+    for draw in range(12):
+        # Most rows are calm; sums of a few go beyond all that the first rows show, some of them
+        # only on their way.
+        calm = np.rint(rng.standard_normal((150, 96)) * rng.choice([1.0, 2.0, 3.0]))
+        codes = np.clip(calm, -7, 7).astype(np.int8)
+        loud = rng.integers(20, 150, draw % 4)
+        codes[loud] = rng.integers(-7, 8, (len(loud), 96))
+        # Up to 588 in the first row, and later up to 1176 and back to 784: as far as norms allow.
+        codes[0], codes[0, 32:44], codes[60:80] = 0, 7, 0
+        codes[70, 32:56], codes[70, 56:64] = 7, -7
+        x = stored(codes, "int4/g32", draw)
+        weights = rng.integers(-7, 8, (40, 96)).astype(np.int8)
+        weights[draw % 40] = 7
+        w = stored(weights, "int4/g32", draw + 1)
+        bits = int(rng.choice([11, 12, 13, 20]))
+        mac = MacArray(acc_bits=bits, overflow="saturate", products_per_add=chunk)
+        expected, seen = by_stretches(x, w, mac, "fp32", False, "initial")
+        y, statistics = scaled_gemm(x, w, mac)
+        np.testing.assert_array_equal(y, expected)
+        assert statistics == seen
+
+
+def layer_of(text, family, columns, seed):
+    """Activations, a solution, its split and a bias."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((columns, 64)).astype(np.float32)
+    x = rng.standard_normal((int(rng.integers(1, 40)), 64)).astype(np.float32)
+    split = lq.parse_split(text, family=family, group=32)
+    method = {"method": "lqer"} if split.rank else {"method": "rtn"}
+    layer = lq.Layer(name="layer", kind="mlp_up", weight=weight, activations=x)
+    stored_layer = solve_case(layer, CaseSettings(split=split, preset="fast", **method))
+    return x, stored_layer, split, rng.standard_normal(columns).astype(np.float32)
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("family", ["int", "mxint", "mxfp", "nvfp"])
+@pytest.mark.parametrize("out_format", ["bf16", "fp16"])
+def test_a_product_that_ends_its_layer_has_the_bits_of_all_steps(
+    monkeypatch, path, family, out_format
+):
+    monkeypatch.setenv(PATH_VARIABLE, path)
+    taken = 0
+    for seed, (text, columns, has_bias) in enumerate(
+        [
+            *(("W4A4+W8A8r16", 64, True), ("W4A4+W8A8r16", 96, False), ("W4A4", 64, True)),
+            *(("W4A4", 128, False), ("W4A4+W8A8r16", 50, True), ("W8A8+W8A8r8", 32, True)),
+        ]
+    ):
+        x, solution, split, bias = layer_of(text, family, columns, seed)
+        bias = bias if has_bias else None
+        datapath = lq.Datapath(out_format=out_format)
+        # Some outputs beyond fp16, and some that are subnormal there.
+        for size in (1.0, 1e-6, 3e4):
+            rows = x * np.float32(size)
+            every = list(walk_steps(rows, solution, split, datapath, bias))
+            seen = []
+            output = lq.run_layer(rows, solution, split, datapath, bias=bias, on_step=seen.append)
+            expected = every[-1].result.dequantize()
+            np.testing.assert_array_equal(output.y, expected)
+            np.testing.assert_array_equal(np.signbit(output.y), np.signbit(expected))
+            whole = {done.step.name: done.statistics for done in every if done.statistics}
+            assert output.gemms == whole
+            assert output.clipped == sum((done.clipped for done in every), ())
+            products = [done for done in seen if done.step.operation == "gemm"]
+            ended = [done for done in products if done.result is None]
+            assert ended in ([], products[-1:])
+            taken += len(ended)
+    assert taken > 0 or (out_format == "fp16" and path != "avx512")

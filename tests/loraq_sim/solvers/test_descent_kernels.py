@@ -68,10 +68,11 @@ def nearest_e2m1(scaled):
 
 def round_by(grid, weight, product, scales, *, fresh, steps, group, is_power=False):
     steps = np.array(steps, dtype=np.float32)
-    lo, hi, code = (-8, 7, -8 if fresh else 0) if grid == "int4" else (-6, 6, fresh)
-    ends = np.float32(lo), np.float32(hi)
-    how = grid == "e2m1", np.float32(code), is_power, steps, scales
-    return round_residual(weight, product, group, *ends, *how)
+    ends, code = (), fresh
+    if grid == "int4":
+        ends, code = (np.float32(-8), np.float32(7)), -8 if fresh else 0
+    how = np.float32(code), is_power, steps, scales
+    return round_residual(weight, product, group, ends, *how)
 
 
 @pytest.mark.parametrize("grid", ["int4", "e2m1"])
