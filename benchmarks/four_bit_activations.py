@@ -1,6 +1,7 @@
 """Output error of W4A4 and W4A8 layers on unseen rows, emulated, ours and rebuilt methods.
 
     python benchmarks/four_bit_activations.py    # prints tables, writes four_bit_activations.md
+    python benchmarks/four_bit_activations.py "auto, ~" "u auto, ~"    # these columns anew
 
 Every other activation row of a layer calibrates, the others evaluate, on the data path of `aie2`.
 All branches have the bytes of a 16-bit one (rank 32; 4 for tiny_pixart, which is 128 wide); GPTQ
@@ -21,6 +22,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMB
     os.environ[name] = "1"
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from loraq_sim.evaluate import evaluate_case, solve_case
 from loraq_sim.settings import CaseSettings
 
 ROOT = Path(__file__).parent.parent
+TABLE = Path(__file__).parent / "four_bit_activations.md"
 # Column: split without its size, and settings.
 METHODS = {
     "rtn": ("W4A4", {"method": "rtn"}),
@@ -44,11 +47,35 @@ METHODS = {
     "auto": ("W4A4+W8A8", {"condition": "auto"}),
     "auto, finish": ("W4A4+W8A8", {"condition": "auto", "finish": "data"}),
     "auto, ~": ("W4A4~W8A8", {"condition": "auto"}),
+    "u data-free": ("W4A4u+W8A8", {"rotate": "hadamard"}),
+    "u auto": ("W4A4u+W8A8", {"condition": "auto"}),
+    "u auto, ~": ("W4A4u~W8A8", {"condition": "auto"}),
+    "u auto, ~, finish": ("W4A4u~W8A8", {"condition": "auto", "finish": "data"}),
+    "u auto, ~W6A6": ("W4A4u~W6A6", {"condition": "auto"}),
+    "u auto, ~W4A8": ("W4A4u~W4A8", {"condition": "auto"}),
     "A8 published": ("W4A8+W16A16", {"method": "svdquant_published"}),
     "A8 loraq": ("W4A8+W8A8", {}),
     "A8 finish": ("W4A8+W8A8", {"finish": "data"}),
     "A8 auto, finish": ("W4A8+W8A8", {"condition": "auto", "finish": "data"}),
 }
+
+
+def short_name(name):
+    """Of a layer, as the table has it."""
+    return name.replace("encoder.layer.", "").replace("transformer_blocks.", "")
+
+
+def written():
+    """Errors by layer and column as the table holds them."""
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in TABLE.read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    return {
+        row[0]: {c: float(v) / 100 for c, v in zip(table[0][1:], row[1:], strict=True)}
+        for row in table[1:]
+    }
 
 
 def layers():
@@ -62,16 +89,17 @@ def layers():
     yield "synthetic", lq.Layer(name="self_v", weight=weight, activations=x), 32
 
 
-def measured(layer, rank):
+def measured(layer, rank, columns):
     """Relative output errors on the rows left out, by column."""
     seen, unseen = (dataclasses.replace(layer, activations=layer.activations[i::2]) for i in (0, 1))
     errors = {}
-    for column, (split, options) in METHODS.items():
+    for column in columns:
+        split, options = METHODS[column]
         text = split
         if "W16" in split:
             # All of the rank carries directions of the inputs where the split has a residual input.
             text += f"r{rank}" + (f"f{rank}" if "~" in split else "")
-        elif "W8A8" in split:
+        elif "+" in split or "~" in split:
             text += f"@fp16r{rank}"
         settings = CaseSettings.of(text, **options)
         row = evaluate_case(unseen, settings, "aie2", solution=solve_case(seen, settings))
@@ -80,13 +108,16 @@ def measured(layer, rank):
 
 
 def main():
-    """Measure, print and write the table."""
-    rows = {}
+    """Measure, print and write the table; what is not measured anew stays as it is there."""
+    if unknown := [column for column in sys.argv[1:] if column not in METHODS]:
+        sys.exit(f"unknown column {unknown[0]!r}; there are {', '.join(METHODS)}")
+    rows, known = {}, written()
     for family, layer, rank in layers():
-        rows[family, layer.name] = measured(layer, rank)
+        found = measured(layer, rank, sys.argv[1:] or METHODS)
+        rows[family, layer.name] = known.get(f"{family} {short_name(layer.name)}", {}) | found
         shown = " ".join(f"{k}={100 * v:.2f}" for k, v in rows[family, layer.name].items())
         print(family, layer.name, shown, flush=True)
-    columns = list(METHODS)
+    columns = [c for c in METHODS if all(c in row for row in rows.values())]
     lines = [
         "# Output error with activations of four and eight bits",
         "",
@@ -99,15 +130,15 @@ def main():
         "|---" * (len(columns) + 1) + "|",
     ]
     for (family, name), row in rows.items():
-        short = name.replace("encoder.layer.", "").replace("transformer_blocks.", "")
-        lines.append(f"| {family} {short} | " + " | ".join(f"{100 * row[c]:.2f}" for c in columns))
+        cells = " | ".join(f"{100 * row[c]:.2f}" for c in columns)
+        lines.append(f"| {family} {short_name(name)} | {cells}")
         lines[-1] += " |"
     for family in dict.fromkeys(key[0] for key in rows):
         members = [row for key, row in rows.items() if key[0] == family]
         means = [100 * np.exp(np.mean([np.log(row[c]) for row in members])) for c in columns]
         lines.append(f"| **{family}, geometric mean** | " + " | ".join(f"{m:.2f}" for m in means))
         lines[-1] += " |"
-    (Path(__file__).parent / "four_bit_activations.md").write_text("\n".join(lines) + "\n")
+    TABLE.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

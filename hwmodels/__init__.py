@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.inventory import list_models, load_model, product_cost
     from hwmodels.loader import list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
-    from hwmodels.modes import describe_modes, unreachable_modes
+    from hwmodels.modes import check_transforms, describe_modes, unreachable_modes
     from hwmodels.operands import tensor_bytes
     from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
     from hwmodels.validation import (
@@ -42,6 +42,7 @@ __all__ = [
     "MEASURED_CSV",
     "activation_bytes",
     "branch_overheads",
+    "check_transforms",
     "cross_validate",
     "describe",
     "describe_modes",
@@ -76,6 +77,7 @@ _HOMES = {
     "MEASURED_CSV": "measured",
     "activation_bytes": "workload",
     "branch_overheads": "validation",
+    "check_transforms": "modes",
     "cross_validate": "fitting",
     "describe": "overrides",
     "describe_modes": "modes",

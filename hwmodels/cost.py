@@ -19,6 +19,7 @@ from hwmodels.description import Accelerator
 from hwmodels.errors import bar_text, html_card
 from hwmodels.families import Confidence, family_named, weakest
 from hwmodels.kernel_cost import KernelCost, LaunchState, Run, WeightState
+from hwmodels.modes import check_transforms
 from hwmodels.workload import GemmWorkload
 
 __all__ = ["Cost", "KernelCost", "estimate_cost"]
@@ -134,8 +135,10 @@ def estimate_cost(
     Raises
     ------
     AcceleratorError
-        If a precision has no mode wide enough, no tile fits, or the machine has no such family.
+        If a precision has no mode wide enough, no tile fits, or the machine has no such family or
+        transform.
     """
+    check_transforms(hw, work.transforms, work.feedback_rank)
     run = Run(hw=hw, work=work, tile_mkn=tile_mkn, weights=weights, launch=launch)
     named = None if kernel is None else family_named(hw, kernel)
     kernels = [run.best_cost(index, named) for index in range(len(run.split(None)))]

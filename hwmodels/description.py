@@ -54,6 +54,7 @@ __all__ = [
     "Mode",
     "SideUnit",
     "Strict",
+    "TRANSFORMS",
     "Units",
     "Variant",
     "Vector",
@@ -167,7 +168,8 @@ class Vector(Block):
     `scope`: whose rates these are. `unit`: of one compute unit, or of the whole of a systolic
     array; `column`: of the lane below each column of a systolic array, so that they grow with it.
     `add_elements_per_cycle`: adding P L^T to a y that was written before, after the MACs; None
-    where the MAC kernel does it in passing.
+    where the MAC kernel does it in passing. `transform_elements_per_cycle`: smoothing, shifting,
+    and a stage of a Hadamard rotation, an operation per element each; None: as fast as combining.
     """
 
     scope: Literal["unit", "column"] = "unit"
@@ -177,6 +179,7 @@ class Vector(Block):
     unpack_elements_per_cycle: ElementsPerCycle
     load_widens_bits: tuple[OperandBits, ...] = ()
     add_elements_per_cycle: ElementsPerCycle | None = None
+    transform_elements_per_cycle: ElementsPerCycle | None = None
 
 
 class SideUnit(Block):
@@ -324,6 +327,13 @@ class Energy(Block):
     quantize_pj_per_element: Picojoules
     unpack_pj_per_element: Picojoules
     static_w: Watts
+    transform_pj_per_element: Picojoules | None = None
+
+    @property
+    def transform_pj(self) -> float:
+        """Of an operation on an element of X: that of combining where the file does not say."""
+        given = self.transform_pj_per_element
+        return self.combine_pj_per_element if given is None else given
 
 
 class Variant(Block):
@@ -336,6 +346,11 @@ class Variant(Block):
     name: Name
     products: tuple[Text, ...] = ()
     set: Annotated[dict[str, int | float | str], Field(min_length=1)]
+
+
+Transform = Literal["hadamard", "smooth", "residual"]
+TRANSFORMS: tuple[Transform, ...] = ("hadamard", "smooth", "residual")
+"""What a kernel may do to X: rotate it, divide its channels, form D of a residual input."""
 
 
 class Accelerator(Strict):
@@ -355,6 +370,8 @@ class Accelerator(Strict):
     side_unit: SideUnit | None = None
     kernels: tuple[KernelFamily, ...] = ()
     variants: tuple[Variant, ...] = ()
+    # What its kernels can do to the inputs of a layer; `hwmodels.check_transforms` holds to it.
+    transforms: tuple[Transform, ...] = TRANSFORMS
 
     # Mode choices and the tile grid depend on nothing but this description.
     _cache: dict[Any, Any] = PrivateAttr(default_factory=dict)
@@ -379,9 +396,10 @@ class Accelerator(Strict):
             )
         return self
 
-    def vector_rate(self, work: Literal["combine", "quantize", "unpack"]) -> float:
+    def vector_rate(self, work: Literal["combine", "quantize", "unpack", "transform"]) -> float:
         """Elements per cycle of one vector unit: all lanes of a systolic array are one unit."""
         rate = getattr(self.vector, f"{work}_elements_per_cycle")
+        rate = self.vector.combine_elements_per_cycle if rate is None else rate
         return rate * self.units.columns if self.vector.scope == "column" else rate
 
     def __copy__(self) -> Self:

@@ -194,10 +194,11 @@ def _quantized_elements(kernel: GemmKernel, tiles: Tiles) -> Floats:
 def transform_cycles(hw: Accelerator, kernel: GemmKernel) -> dict[str, float]:
     """Cycles in which all vector units smooth and rotate X, before the first MAC.
 
-    An operation per element is one of the combining pipeline, in its format (`datapath.combine`).
+    An operation per element is one of the combining pipeline, in its format (`datapath.combine`),
+    unless the file gives transforms a rate of their own.
     Rounding is elementwise and hides beside the MACs; a block of channels has to be mixed first.
     """
-    lanes = hw.vector_rate("combine") * hw.units.vector_units
+    lanes = hw.vector_rate("transform") * hw.units.vector_units
     return {part: ops / lanes for part, ops in kernel.transform_ops.items()}
 
 
@@ -250,7 +251,7 @@ def kernel_energy(
             operand_bytes += times * _operand_bytes(hw, down, branch.down)
             combined += times * kernel.m * branch.down_rank * branch.down_combines
     for name, ops in kernel.transform_ops.items():
-        parts[name] = ops * energy.combine_pj_per_element
+        parts[name] = ops * energy.transform_pj
     parts["vector"] = (
         combined * energy.combine_pj_per_element
         + float(_quantized_elements(kernel, tiles).min()) * energy.quantize_pj_per_element

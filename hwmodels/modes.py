@@ -21,8 +21,44 @@ from hwmodels.operands import FAMILIES, Operand, grouping_of
 from hwmodels.workload import GemmWorkload
 
 __all__ = [
+    "check_transforms",
     "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "mode_of", "unreachable_modes",
 ]  # fmt: skip
+
+# What a layer asks of a machine, by the name in its file: how it is called, and the way out.
+_WAYS_OUT = {
+    "hadamard": ("Hadamard rotation", "leave out rotate=, and condition='auto', which may rotate"),
+    "smooth": ("smoothing", "leave out smooth= and condition=, which may smooth"),
+    "residual": ("residual input", "write + for ~ in the split"),
+}
+
+
+def check_transforms(hw: Accelerator, transforms: tuple[str, ...], feedback_rank: int = 0) -> None:
+    """Refuse what a layer does to its inputs and the kernels of a machine do not.
+
+    Parameters
+    ----------
+    hw : Accelerator
+    transforms : tuple of str
+        As in `GemmWorkload`; a ``shift`` is part of rounding, which every machine does.
+    feedback_rank : int
+        Components of a residual input.
+
+    Raises
+    ------
+    AcceleratorError
+        If the machine's file does not list one; the message says what to do.
+    """
+    asked = {name.rstrip("0123456789") for name in transforms}
+    asked |= {"residual"} if feedback_rank else set()
+    for name, (what, way_out) in _WAYS_OUT.items():
+        if name in asked and name not in hw.transforms:
+            has = ", ".join(hw.transforms) or "none"
+            raise AcceleratorError(
+                f"{hw.name} has no {what} (transforms in its file: {has}): {way_out}, or add "
+                f"{name!r} to transforms if its kernels do it"
+            )
+
 
 Part = Literal["main", "branch_down", "branch_up", "feedback_down", "feedback_back"]
 PARTS: dict[Part, str] = {

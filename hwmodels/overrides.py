@@ -38,7 +38,7 @@ __all__ = [
 
 KeyPath = tuple[str | int, ...]
 _ABOUT = {"source", "confidence", "uncertainty_percent"}
-_FIXED = {"name", "title", "aliases", "kernels", "variants"}
+_FIXED = {"name", "title", "aliases", "kernels", "variants", "transforms"}
 _STEP = re.compile(r"[^.\[\]]+")
 
 
@@ -260,6 +260,7 @@ def describe(hw: Accelerator) -> list[dict[str, Any]]:
     for field in type(hw).model_fields:
         if field not in _FIXED:
             _add(rows, field, getattr(hw, field))
+    rows.append(_row("transforms", hw.transforms, hw.vector))
     for family in hw.kernels:
         for key, value in family.set.items():
             rows.append(_row(f"kernels.{family.name}.{key}", value, family))

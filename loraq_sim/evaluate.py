@@ -32,7 +32,7 @@ from loraq_sim.emulator.walk import LayerOutput, StepResult, run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for, solved_workload
+from loraq_sim.machine import datapath_for, solved_workload, transforms_asked
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
@@ -101,7 +101,7 @@ def evaluate_layer(
     InputError
         If an argument breaks a rule.
     hwmodels.AcceleratorError
-        If the accelerator is unknown or its file is broken.
+        If the accelerator is unknown, its file is broken, or it lacks a transform of the layer.
     """
     settings = CaseSettings.of(split, family=family, group=group, datapath=datapath, **options)
     return evaluate_case(layer, settings, accelerator, solution=solution)
@@ -122,6 +122,11 @@ def evaluate_case(
     path = datapath_for(accelerator, settings.datapath)
     x = sample_rows(layer.activations, settings.tokens)
     if solution is None:
+        # Before the time of a solve; what a condition chooses is refused where it is charged.
+        asked = transforms_asked(
+            layer.k, split, path, smooth=settings.smooth, rotate=settings.rotate
+        )
+        hwmodels.check_transforms(accelerator, asked, 1 if split.feedback else 0)
         solution = solve_case(layer, settings)
     check_feedback(solution, split, layer.name)
     m = layer.m if settings.rows is None else settings.rows

@@ -426,9 +426,7 @@ def _usual(width: int, letters: str, family: str, group: int) -> Format | None:
 
 
 _FEEDBACK_BLOCK = 64
-# A row of L_f is short where it fills no more than this part of a group.
-_SHORT_ROW = 1 / 8
-_BITS_OF_BLOCKS = 8
+_SHORT_ROW = 1 / 8  # Of a group, which a row of L_f must exceed to have scales of its own.
 
 
 def feedback_format(branch: Format) -> Format:
@@ -446,15 +444,13 @@ def feedback_format(branch: Format) -> Format:
 def feedback_left_format(branch: Format, feedback_rank: int) -> Format:
     """How L_f is stored: as the branch is, or with few components of 8-bit integers, as V is.
 
-    A group of L_f is part of one row: where it holds few components, its scale takes a quarter of
-    the bytes or more, and the branch loses a component by it. Scales of blocks cost next to
-    nothing, and 8 bits hold the range of 64 rows; 6 bits do not.
+    The scale of a short row takes a quarter of its bytes or more, by which the branch loses a
+    component. Blocks cost next to nothing, and 8 bits hold the range of 64 rows; 6 bits do not.
     """
-    element, size = branch.element, branch.group_size
-    holds_blocks = element.is_integer and element.is_signed and element.bits == _BITS_OF_BLOCKS
-    if branch.granularity != "group" or size is None or element.block or not holds_blocks:
-        return branch
-    return feedback_format(branch) if feedback_rank <= _SHORT_ROW * size else branch
+    element, size = branch.element, branch.group_size or 0
+    is_long = branch.granularity != "group" or feedback_rank > _SHORT_ROW * size
+    is_int8 = element.is_integer and element.is_signed and element.bits == 8
+    return branch if is_long or element.block or not is_int8 else feedback_format(branch)
 
 
 def branch_bytes(n: int, k: int, rank: int, fmt: Format, feedback_rank: int = 0) -> int:
@@ -479,23 +475,10 @@ def rank_for_budget(
     budget: str,
     feedback_of: Callable[[int], int] = lambda rank: 0,
 ) -> int:
-    """Largest rank whose branch in `fmt` takes no more bytes than `budget`.
+    """Largest rank, of min(n, k), whose branch in `fmt` takes no more bytes than `budget`.
 
-    Parameters
-    ----------
-    n, k : int
-        Shape of the weight.
-    fmt : Format
-        Format of both factors.
-    budget : str
-        ``"fp16@32"``: the bytes of a rank-32 branch stored as fp16. The rank is at most min(n, k).
-    feedback_of : callable
-        How many components of a rank the residual input has.
-
-    Raises
-    ------
-    InputError
-        If `budget` is malformed or too small for one rank.
+    ``"fp16@32"``: the bytes of a rank-32 branch in fp16. `feedback_of` says how many components of
+    a rank the residual input has. InputError if `budget` is malformed or less than one rank takes.
     """
     match = _BUDGET.fullmatch(str(budget).strip().lower())
     if match is None:

@@ -24,7 +24,7 @@ from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.evaluate import check_feedback, solve_split
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for
+from loraq_sim.machine import datapath_for, transforms_of
 from loraq_sim.quantized_model import QuantizedModel
 from loraq_sim.recipe import Recipe, split_of
 from loraq_sim.settings import SIXTEEN_BIT_KINDS, skipped
@@ -377,12 +377,15 @@ def emulate_model(
     InputError
         If an argument breaks a rule.
     hwmodels.AcceleratorError
-        If the accelerator is unknown or its file is broken.
+        If the accelerator is unknown, its file is broken, or it lacks a transform of a layer.
     """
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
     path = datapath_for(accelerator, datapath)
     plans = plan_layers(model, solution_or_recipe, **planning)
+    for plan in plans:
+        asked = transforms_of(plan.solution, plan.split, path)
+        hwmodels.check_transforms(accelerator, asked, plan.solution.feedback_rank)
     return EmulatedModel(model, plans, path)
 
 

@@ -1,10 +1,13 @@
 """What is done to X before the product is charged, and what layers share is charged once."""
 
 import math
+from importlib import resources
 
 import pytest
 
 from hwmodels import AcceleratorError, GemmWorkload, estimate_cost, load_accelerator
+from hwmodels.description import TRANSFORMS
+from hwmodels.overrides import with_overrides
 
 MACHINES = ("aie2", "h100", "systolic")
 SCHEDULES = ("fused", "unfused", "down_fused", "recompute")
@@ -160,3 +163,46 @@ def test_the_working_set_is_compared_with_the_memories(sizes, level):
     assert cost.peak_activation_bytes == x_bytes + p_bytes + 2 * m * n
     assert cost.working_set_bytes == cost.peak_activation_bytes + cost.weight_bytes
     assert cost.fits_in == level
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("hadamard", {"transforms": ("hadamard64",)}, "no Hadamard rotation .*leave out rotate="),
+        ("smooth", {"transforms": ("smooth",)}, "no smoothing .*leave out smooth="),
+        ("residual", {**BRANCH, "feedback_rank": 3}, "no residual input .*write [+] for ~"),
+    ],
+)
+def test_a_machine_refuses_a_transform_that_its_file_does_not_list(tmp_path, name, fields, message):
+    text = (resources.files("hwmodels") / "accelerators" / "aie2.yaml").read_text()
+    others = [other for other in TRANSFORMS if other != name]
+    text = text.replace("name: aie2\n", "name: bare\n", 1).replace("[xdna1, npu1]", "[]")
+    path = tmp_path / "bare.yaml"
+    path.write_text(f"{text}\ntransforms: [{', '.join(others)}]\n")
+    bare = load_accelerator(str(path))
+    work = GemmWorkload(**SIZES | fields)
+    with pytest.raises(AcceleratorError, match=rf"bare has {message}") as caught:
+        estimate_cost(work, bare)
+    assert "\n" not in str(caught.value)
+    # All else costs what it does on the machine with everything, and that machine takes it.
+    assert estimate_cost(work, load_accelerator("aie2")).latency_s > 0
+    plain = GemmWorkload(**SIZES)
+    assert estimate_cost(plain, bare).latency_s == _cost("aie2").latency_s
+    path.write_text(f"{text}\ntransforms: [fourier]\n")
+    with pytest.raises(AcceleratorError, match="transforms"):
+        load_accelerator(str(path))
+
+
+def test_transforms_may_have_a_rate_and_an_energy_of_their_own():
+    hw = load_accelerator("aie2")
+    quick = with_overrides(
+        hw, {"vector.transform_elements_per_cycle": 64, "energy.transform_pj_per_element": 0.5}
+    )
+    work = GemmWorkload(**SIZES, transforms=("hadamard64", "smooth"))
+    cost = estimate_cost(work, quick)
+    elements = 4096 * 1152
+    assert cost.parts["latency_s"]["rotate"] == pytest.approx(6 * elements / 1024 / 1e9, rel=1e-12)
+    assert cost.parts["energy_j"]["smooth"] == pytest.approx(elements * 0.5e-12, rel=1e-12)
+    for part in ("main", "vector"):
+        known = estimate_cost(work, hw).parts["energy_j"].get(part)
+        assert cost.parts["energy_j"].get(part) == known

@@ -203,3 +203,17 @@ def test_a_layer_without_it_has_no_such_vectors(dump, tmp_path):
     )  # fmt: skip
     assert done.exit_code == 2
     assert "no residual input in this layer" in done.stderr
+
+
+def test_a_machine_without_the_subtraction_says_so_before_it_solves(dump, tmp_path, monkeypatch):
+    bare = hwmodels.load_accelerator("aie2").model_copy(update={"transforms": ("smooth",)})
+    layer = lq.read_layer_dump(dump)["a"]
+
+    def too_late(*_, **__):
+        raise AssertionError("solved first")
+
+    monkeypatch.setattr("loraq_sim.evaluate.solve_case", too_late)
+    with pytest.raises(hwmodels.AcceleratorError, match="no residual input .*write [+] for ~"):
+        lq.evaluate_layer(layer, "W4A4~W8A8r12f5", bare, preset="fast")
+    with pytest.raises(hwmodels.AcceleratorError, match="no Hadamard rotation"):
+        lq.evaluate_layer(layer, "W4A4+W8A8r12", bare, preset="fast", rotate="hadamard")
