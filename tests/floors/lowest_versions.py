@@ -24,6 +24,7 @@ EXTRAS = ("cluster", "diffusion", "parquet", "report")
 TEST_TOOLS = ("hypothesis", "moocore", "pytest", "pytest-xdist")
 # Documentation, notebooks and fuzzing have tools of their own, which no user of the package needs.
 TESTS = ("tests/hwmodels", "tests/loraq_sim", "tests/rtl")
+HOW = ("-q", "-n", "2", "--dist", "loadgroup", "-m", "not slow")
 LEFT_OUT = ("tests/loraq_sim/reporting/test_page_in_browser.py",)
 WARNINGS = (
     "error",
@@ -51,7 +52,7 @@ def main() -> int:
         [python, *_PIP, "install", "--quiet", "-r", pins, "-c", pins, "-e", ROOT], check=True
     )
     _check_installed(python, floors)
-    arguments = options.pytest or ["-q", "-m", "not slow", *TESTS]
+    arguments = options.pytest or [*HOW, *TESTS]
     arguments += [f"--ignore={path}" for path in LEFT_OUT]
     ini = [f"--override-ini=filterwarnings={chr(10).join(WARNINGS)}"]
     # A cache and compiled code of other versions stay out of the way.

@@ -20,7 +20,7 @@ def test_every_number_has_a_unit_a_source_and_a_confidence(name):
         "organization", "units.rows", "units.columns", ".name", ".kind", "instruction_",
         "register_block_", "partials", "tile_k_", "overlaps", "load_widens", "_buffers",
         "fill_channels", "datapath.", ".scope", "dataflow", "families", "mixes_widths", ".unsigned",
-        "variant ",
+        "variant ", "transforms",
     )  # fmt: skip
     for row in describe(load_accelerator(name)):
         assert len(row["source"]) > 10, row["key"]
