@@ -7,7 +7,7 @@ receives a `Layer` never checks shapes, dtypes or finiteness again.
 import hashlib
 import operator
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +27,7 @@ __all__ = [
     "is_floating",
 ]
 
-STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 """Names of the dtypes a layer's tensors may arrive in; all become float32."""
 
 SAMPLED_ROWS = "activation rows of the dump"
@@ -66,9 +66,9 @@ class Layer:
     name : str
         Non-empty and printable, unique within a dump.
     weight : ndarray of shape (N, K)
-        float16, bfloat16, float32 or float64, NumPy's or torch's; kept as C-contiguous float32. An
-        array that already is C-contiguous float32 is kept without a copy: do not write to it
-        afterwards.
+        A dtype of `STORAGE_DTYPES`, NumPy's or torch's, quantized tensors too; kept as C-contiguous
+        float32. An array that already is C-contiguous float32 is kept without a copy: do not write
+        to it afterwards.
     bias : ndarray of shape (N,), or None
     activations : ndarray of shape (T, K), or None
         Sampled input rows, used to measure the output error.
@@ -182,7 +182,9 @@ class Layer:
 def as_array(values: ArrayLike) -> NDArray:
     """`values` as a NumPy array of their own dtype; torch tensors and parameters from any device.
 
-    A bfloat16 tensor, which NumPy has no dtype for, becomes float32, which holds every value of it.
+    A bfloat16 or float8 tensor, which NumPy has no dtype for, becomes float32, which holds every
+    value of it, and so does what a quantized tensor (torchao, ``torch.quantize_per_tensor``)
+    stands for.
 
     Raises
     ------
@@ -190,9 +192,22 @@ def as_array(values: ArrayLike) -> NDArray:
         As NumPy or torch does where there are no plain numbers to be had.
     """
     if hasattr(values, "detach"):
-        tensor = values.detach().cpu()
-        values = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        tensor = values.detach()
+        if _is_coded(tensor):
+            tensor = tensor.dequantize()
+        tensor = tensor.cpu()
+        widen = str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8"))
+        values = tensor.float() if widen else tensor
     return np.asarray(values)
+
+
+def _is_coded(tensor: Any) -> bool:
+    """Whether a torch tensor stands for other values than those it holds, and can say which."""
+    if getattr(tensor, "is_quantized", False):
+        return True
+    # Every tensor has `dequantize`; that of a subclass of its own is not the one of torch.
+    own = type(tensor).__module__.partition(".")[0]
+    return own not in ("torch", "numpy") and callable(getattr(tensor, "dequantize", None))
 
 
 def is_floating(dtype: np.dtype) -> bool:

@@ -72,7 +72,7 @@ class OutputFormat(enum.StrEnum):
 _LAYER_DUMP = typer.Option(
     "--layer-dump",
     metavar="FILE",
-    help="Layer dump: .pt, .safetensors or .npz.",
+    help="Layer dump or checkpoint: .pt, .safetensors or .npz, a folder, a pipeline.",
     show_default=False,
 )
 _HW = typer.Option(

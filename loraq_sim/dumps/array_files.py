@@ -13,7 +13,7 @@ object arrays are refused, and so is a member whose declared size does not follo
 header, or that unpacks to more than 100 times its size (over 64 MiB): a zip bomb. The same holds
 for all members together, and for metadata, which is text, from 1 MiB on.
 
-**.safetensors**: F16, BF16, F32 or F64. The file's string metadata holds
+**.safetensors**: F16, BF16, F32, F64, F8_E4M3 or F8_E5M2. The file's string metadata holds
 
 - ``format``: ``layer-dump-v0``
 - ``meta``: a JSON object about the model
@@ -38,18 +38,24 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from loraq_sim.dumps.state_dict import layers_from_keys
 from loraq_sim.dumps.stored import (
     DUMP_FORMAT,
     StoredDump,
     StoredTensor,
     first_line,
-    layers_from_keys,
     parse_json_object,
     plain_meta,
 )
 from loraq_sim.errors import DumpError
 
-__all__ = ["MAX_COMPRESSION", "METADATA_KEY", "open_npz_file", "open_safetensors_file"]
+__all__ = [
+    "MAX_COMPRESSION",
+    "METADATA_KEY",
+    "open_npz_file",
+    "open_safetensors_file",
+    "safetensors_tensors",
+]
 
 METADATA_KEY = "__metadata__"
 
@@ -179,21 +185,18 @@ _SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    # Of codes and their states, never of a layer's own values.
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "I32": np.dtype("<i4"),
 }
 
 
 def open_safetensors_file(path: Path) -> StoredDump:
     """Read the directory of a safetensors file; raises DumpError if it is damaged or unknown."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise DumpError(
-            f"{path}: a damaged or truncated safetensors file ({first_line(error)}); "
-            "copy or export it again"
-        ) from error
+    metadata = _checked_metadata(path)
     if "layers" in metadata and metadata.get("format") != DUMP_FORMAT:
         raise DumpError(
             f"{path}: unknown dump format {metadata.get('format')!r:.60}; "
@@ -203,6 +206,25 @@ def open_safetensors_file(path: Path) -> StoredDump:
     layers = parse_json_object(path, "layers", metadata.get("layers"))
     meta = plain_meta(path, _meta(path, metadata))
     return layers_from_keys(tensors, layers, meta)
+
+
+def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one shard of a checkpoint; raises DumpError if it is damaged."""
+    _checked_metadata(path)
+    return _tensors(path)
+
+
+def _checked_metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise DumpError(
+            f"{path}: a damaged or truncated safetensors file ({first_line(error)}); "
+            "copy or export it again"
+        ) from error
 
 
 def _meta(path: Path, metadata: dict[str, str]) -> dict[str, object]:

@@ -27,6 +27,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from loraq_sim.dumps.state_dict import common_wrapper
 from loraq_sim.dumps.stored import StoredDump
 from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.layers import SAMPLED_ROWS
@@ -80,9 +81,6 @@ _PATTERNS = (
     (r"\bcross_attn\.kv_linear$", "cross_kv"),
     (r"\bcross_attn\.proj$", "cross_out"),
 )
-_WRAPPERS = re.compile(
-    r"(?:(?:module|_orig_mod|model|transformer|unet|diffusion_model|net|ema)\.)+"
-)
 
 
 def kinds_of(names: Iterable[str]) -> dict[str, str]:
@@ -92,21 +90,13 @@ def kinds_of(names: Iterable[str]) -> dict[str, str]:
     second attention ``attn2`` is self-attention then.
     """
     names = list(names)
-    bare = dict(zip(names, _without_wrapper(names), strict=True))
+    wrapper = common_wrapper(names)
+    bare = {name: name.removeprefix(wrapper) for name in names}
     is_joint = any(name.endswith("attn.add_k_proj") for name in names)
     return {
         name: _kind(re.sub(r"\battn2\.", "attn1.", text) if is_joint else text)
         for name, text in bare.items()
     }
-
-
-def _without_wrapper(names: list[str]) -> list[str]:
-    """Names without the wrapper that all of them begin with."""
-    found = _WRAPPERS.match(names[0]) if names else None
-    prefix = found.group() if found else ""
-    if not all(name.startswith(prefix) for name in names):
-        return names
-    return [name.removeprefix(prefix) for name in names]
 
 
 def _kind(name: str) -> str:
@@ -254,9 +244,9 @@ _MAX_CONFIG_BYTES = 1 << 20
 _IMAGE_KIND = "patch_embed"
 
 
-def config_path(path: Path) -> Path:
+def config_path(path: Path, home: Path | None = None) -> Path:
     """Where the configuration of a checkpoint at `path` stands, if there is one."""
-    return path.parent / "config.json"
+    return (home or path.parent) / "config.json"
 
 
 def with_roles(path: Path, stored: StoredDump) -> StoredDump:
@@ -269,7 +259,7 @@ def with_roles(path: Path, stored: StoredDump) -> StoredDump:
     silent = {name: named[name] for name, layer in layers.items() if layer.rows_per_call is None}
     for name in layers.keys() - silent.keys():
         layers[name] = dataclasses.replace(layers[name], rows_source=_recorded(stored.meta))
-    rows, source = _rows_of_config(path, silent) if silent else ({}, "")
+    rows, source = _rows_of_config(config_path(path, stored.home), silent) if silent else ({}, "")
     for name, count in rows.items():
         layers[name] = dataclasses.replace(layers[name], rows_per_call=count, rows_source=source)
     return dataclasses.replace(stored, layers=layers)
@@ -346,8 +336,8 @@ def _samples(count: int) -> str:
 
 
 def _rows_of_config(path: Path, kinds: Mapping[str, str]) -> tuple[dict[str, int], str]:
-    """Rows by layer name from the config beside `path`; none where it does not tell the image."""
-    config = _config(config_path(path))
+    """Rows by layer name from the config at `path`; none where it does not tell the image."""
+    config = _config(path)
     patches = _patches(config)
     if patches is None:
         return {}, ""

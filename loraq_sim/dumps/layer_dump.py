@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 import loraq_sim.dumps.array_files as array_files
 import loraq_sim.dumps.torch_file as torch_file
+from loraq_sim.dumps.checkpoint_folder import find_checkpoint
 from loraq_sim.dumps.file_kind import file_kind
-from loraq_sim.dumps.kinds import with_roles
+from loraq_sim.dumps.kinds import config_path, with_roles
+from loraq_sim.dumps.state_dict import layers_from_keys, without_adapters
 from loraq_sim.dumps.stored import (
     StoredDump,
     StoredLayer,
     StoredTensor,
     check_fits_memory,
     first_line,
-    without_adapters,
 )
 from loraq_sim.errors import DumpError, InputError, counted
 from loraq_sim.layers import SAMPLED_ROWS, Layer, check_count, check_dtype, check_name, check_shapes
@@ -87,6 +88,10 @@ class LayerDump(Mapping[str, Layer]):
     Attributes
     ----------
     path : Path
+    files : tuple of Path
+        The files that hold the tensors: the shards of a folder, else `path` alone.
+    config : Path
+        Where a ``config.json`` that describes the model would stand.
     meta : dict
         What the file says about the model and its provenance.
     skipped : dict
@@ -100,13 +105,19 @@ class LayerDump(Mapping[str, Layer]):
         self.meta = stored.meta
         self.skipped = stored.skipped
         self.left_out = stored.left_out
+        self.files = stored.files or (path,)
+        self.config = config_path(path, stored.home)
         self._stored = stored
-        self._version = _file_version(path)
+        self._whole_names: dict[str, list[str]] = {}
+        for whole, name in stored.aliases.items():
+            self._whole_names.setdefault(name, []).append(whole)
+        self._version = _version(self.files)
         # Layers of one group share their activations in memory while any of them is in use.
         self._activations: weakref.WeakValueDictionary[str, NDArray] = weakref.WeakValueDictionary()
 
     def __getitem__(self, name: str) -> Layer:
         stored = self._find(name)
+        name = stored.name
         info = self.info(name)
         key = info.activation_key
         rows = None if key is None else self._activations.get(key)
@@ -141,7 +152,9 @@ class LayerDump(Mapping[str, Layer]):
         return len(self._stored.layers)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored.layers
+        if not isinstance(name, str):
+            return False
+        return self._stored.aliases.get(name, name) in self._stored.layers
 
     def __repr__(self) -> str:
         return f"LayerDump({str(self.path)!r}, {counted(len(self), 'layer')})"
@@ -204,12 +217,11 @@ class LayerDump(Mapping[str, Layer]):
         return self._restricted(name for name in self if name in keep)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the whole file, read in pieces."""
-        try:
-            with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DumpError(f"{self.path}: cannot be read: {error.strerror}") from None
+        """SHA-256 (hex) of the whole file, read in pieces; of the digests of several files."""
+        digests = [_file_digest(path) for path in self.files]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _restricted(self, names: Iterable[str]) -> "LayerDump":
         layers = {name: self._stored.layers[name] for name in names}
@@ -218,7 +230,7 @@ class LayerDump(Mapping[str, Layer]):
 
     def _find(self, name: str) -> StoredLayer:
         try:
-            return self._stored.layers[name]
+            return self._stored.layers[self._stored.aliases.get(name, name)]
         except (KeyError, TypeError):
             if isinstance(name, str) and (reason := self._why_left_out(name)):
                 raise UnknownLayer(f"{self.path}: {name!r} is no layer: {reason}") from None
@@ -230,7 +242,9 @@ class LayerDump(Mapping[str, Layer]):
 
     def _matches(self, name: str, pattern: str) -> bool:
         kind = self._stored.layers[name].kind
-        return matches(pattern, name, kind if isinstance(kind, str) else "")
+        kind = kind if isinstance(kind, str) else ""
+        names = (name, *self._whole_names.get(name, ()))
+        return any(matches(pattern, one, kind) for one in names)
 
     def _nothing_matches(self, pattern: str) -> str:
         kinds = {layer.kind: None for layer in self._stored.layers.values() if layer.kind}
@@ -249,7 +263,7 @@ class LayerDump(Mapping[str, Layer]):
 
     def _load(self, name: str, tensor: str, stored: StoredTensor) -> NDArray:
         what = f"layer {name!r}: {tensor}"
-        if _file_version(self.path) != self._version:
+        if _version(self.files) != self._version:
             # Offsets read at opening would now point at other bytes.
             raise DumpError(f"{self.path}: changed or removed since it was opened; open it again")
         check_fits_memory(self.path, what, stored.shape)
@@ -268,10 +282,22 @@ class LayerDump(Mapping[str, Layer]):
         return np.asarray(array)
 
 
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DumpError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 class UnknownLayer(DumpError, KeyError):
     """The asked layer is not in the dump; also a KeyError, as `Mapping.get` expects."""
 
     __str__ = Exception.__str__
+
+
+def _version(files: Iterable[Path]) -> list[tuple[int, int, int] | None]:
+    return [_file_version(path) for path in files]
 
 
 def _file_version(path: Path) -> tuple[int, int, int] | None:
@@ -313,7 +339,7 @@ def _describe(stored: StoredLayer) -> LayerInfo:
         has_bias=bias is not None,
         rows_per_call=None if rows is None else check_count(name, "rows_per_call", rows),
         calls_per_step=check_count(name, "calls_per_step", stored.calls_per_step),
-        dtype=weight.dtype,
+        dtype=weight.stored_as or weight.dtype,
         bias_dtype=None if bias is None else bias.dtype,
         activation_dtype=None if activations is None else activations.dtype,
         nbytes=weight.nbytes + (0 if bias is None else bias.nbytes),
@@ -335,12 +361,14 @@ def _matrix_shape(tensor: StoredTensor) -> tuple[int, ...]:
 
 
 def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
-    """Open a .pt, .safetensors or .npz layer dump; tensors load when a layer is asked for.
+    """Open a layer dump or a checkpoint; tensors load when a layer is asked for.
 
     Parameters
     ----------
     path : str or path-like
-        The file; its content decides the format. No code from the file runs, whatever it holds.
+        A .pt, .safetensors, .npz, .gguf or .onnx file, judged by content; a checkpoint's folder or
+        its ``.index.json``; the folder of a diffusers pipeline. No code from a file runs, whatever
+        it holds.
 
     Returns
     -------
@@ -356,7 +384,7 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
     path = Path(path)
     # A damaged or hostile file can make a reader library raise anything at all.
     try:
-        stored = without_adapters(_open(path, file_kind(path)))
+        stored = without_adapters(_open(path))
     except DumpError:
         raise
     except Exception as error:
@@ -372,9 +400,32 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
     return LayerDump(path, with_roles(path, stored))
 
 
-def _open(path: Path, kind: str) -> StoredDump:
+def _open(path: Path) -> StoredDump:
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None:
+        return _open_file(path, file_kind(path))
+    files = checkpoint.files
+    if len(files) == 1:
+        stored = _open_file(files[0], file_kind(files[0]))
+    else:
+        stored = layers_from_keys(checkpoint.tensors(_tensors_of), layers={}, meta={})
+    said = "; ".join(filter(None, (stored.left_out, checkpoint.note)))
+    return replace(stored, files=files, home=checkpoint.home, left_out=said)
+
+
+def _open_file(path: Path, kind: str) -> StoredDump:
     if kind == "torch":
         return torch_file.open_torch_file(path)
     if kind == "safetensors":
         return array_files.open_safetensors_file(path)
     return array_files.open_npz_file(path)
+
+
+def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+    """Tensors of one shard."""
+    kind = file_kind(path)
+    if kind == "torch":
+        return torch_file.torch_tensors(path)
+    if kind == "safetensors":
+        return array_files.safetensors_tensors(path)
+    raise DumpError(f"{path}: a shard of a checkpoint is .safetensors or .bin, not {kind}")

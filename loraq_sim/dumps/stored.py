@@ -3,32 +3,20 @@
 Readers fill these records from a file's directory alone. A layer that cannot be used still gets a
 record, with `problem` saying why, so that one bad layer never hides the others.
 
-In .safetensors, .npz and flat state dicts, tensors are grouped into layers by their names,
-``<layer>.weight``, ``.bias`` and ``.activations`` (`layers_from_keys`). What names cannot carry
-stands in a JSON metadata record, one object per layer:
-
-    {"<layer>": {"kind": "self_q", "group": "block0.attn1", "rows_per_call": 8192,
-                 "calls_per_step": 1, "activations": "block0.attn1.to_q.activations"}}
-
-every field optional. ``activations`` names the tensor that holds the layer's inputs, so layers of
-one group point to one tensor. Without the record every pair of names still is a layer.
-
-The factors of an adapter (LoRA) are no layers, and a weight whose adapter is not merged is not the
-weight that runs: `without_adapters` takes the former out and marks the latter.
+`loraq_sim.dumps.state_dict` groups the tensors of a flat file into layers by their names.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
-from loraq_sim.errors import DumpError, InputError, counted
+from loraq_sim.errors import DumpError, InputError
 
 __all__ = [
     "DUMP_FORMAT",
@@ -37,11 +25,9 @@ __all__ = [
     "StoredTensor",
     "check_fits_memory",
     "first_line",
-    "layers_from_keys",
     "parse_json_object",
     "plain_meta",
     "stated_fields",
-    "without_adapters",
 ]
 
 
@@ -66,6 +52,8 @@ class StoredTensor:
     shape : tuple of int
     dtype : str
         As in `loraq_sim.layers.STORAGE_DTYPES`, or the file's own name for any other dtype.
+    stored_as : str
+        How the values are coded in the file where `load` decodes them to `dtype`; else empty.
     nbytes : int
         Bytes of the values as stored (before compression).
     load : callable
@@ -77,6 +65,7 @@ class StoredTensor:
     dtype: str
     nbytes: int
     load: Callable[[], NDArray]
+    stored_as: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +108,18 @@ class StoredDump:
     """A file's layers in order, its metadata, and the tensors left out with the reason.
 
     `left_out` is one sentence on those that may be weights; vectors such as norms are none.
+    `aliases` maps whole names, wrappers included, to those of layers. `files` are those that hold
+    the tensors, and `home` is the folder whose ``config.json`` describes the model, where that is
+    not the file asked for and its folder.
     """
 
     layers: dict[str, StoredLayer]
     meta: dict[str, object]
     skipped: dict[str, str] = field(default_factory=dict)
     left_out: str = ""
+    aliases: dict[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    home: Path | None = None
 
 
 def first_line(error: BaseException) -> str:
@@ -200,121 +195,6 @@ def plain_meta(path: Path, meta: object) -> dict[str, object]:
     return copied if isinstance(copied, dict) else {}
 
 
-def layers_from_keys(
-    tensors: Mapping[str, StoredTensor], layers: Mapping[str, object], meta: dict[str, object]
-) -> StoredDump:
-    """Group tensors into layers.
-
-    Parameters
-    ----------
-    tensors : mapping of key to StoredTensor
-        In file order.
-    layers : mapping of layer name to its metadata record
-        Its order comes first; layers known by tensor names alone follow.
-    meta : dict
-        Passed on.
-
-    Returns
-    -------
-    stored : StoredDump
-        `skipped` lists tensors that are no 2-D weight or 1x1 convolution, nor belong to one;
-        `left_out` says how much of the file's weights they are.
-    """
-    names = dict.fromkeys(layers)
-    for key, tensor in tensors.items():
-        name = key.removesuffix(".weight")
-        if name and name != key and (name in layers or _is_linear(tensor.shape)):
-            names[name] = None
-    found = {name: _one_layer(name, tensors, layers.get(name, {})) for name in names}
-    used = {
-        tensor.key
-        for layer in found.values()
-        for tensor in (layer.weight, layer.bias, layer.activations)
-        if tensor is not None
-    }
-    unused = {key: tensor for key, tensor in tensors.items() if tensor.key not in used}
-    skipped = {
-        key: f"shape {tensor.shape} is no linear or 1x1 convolution weight"
-        if len(tensor.shape) != 2 or key.endswith(".weight")
-        else f"shape {tensor.shape}, but not named <layer>.weight"
-        for key, tensor in unused.items()
-    }
-    return StoredDump(
-        layers=found, meta=meta, skipped=skipped, left_out=_left_out(found, unused, skipped)
-    )
-
-
-def _left_out(
-    found: Mapping[str, StoredLayer], unused: Mapping[str, StoredTensor], skipped: Mapping[str, str]
-) -> str:
-    sizes = {key: math.prod(t.shape) for key, t in unused.items() if len(t.shape) > 1}
-    if not sizes:
-        return ""
-    kept = sum(math.prod(one.weight.shape) for one in found.values() if one.weight is not None)
-    share = 100 * sum(sizes.values()) / max(1, kept + sum(sizes.values()))
-    largest = max(sizes, key=lambda key: sizes[key])
-    tensors = counted(len(sizes), "tensor")
-    return (
-        f"left out: {tensors} with {share:.3g} % of the weights, such as {largest}: "
-        f"{skipped[largest]}"
-    )
-
-
-# PEFT, diffusers (also of old) and kohya name the factors of LoRA so.
-_FACTOR = re.compile(
-    r"(?P<base>.+?)(?:\.processor)?(?:\.(?P<member>\w+)_lora\.(?:down|up)|\.lora_(?:[AB]|down|up)"
-    r"|\.lora(?:_linear_layer)?\.(?:down|up))(?:\.[^.]+)??"
-)
-# Tensors of other adapters (PEFT, LyCORIS); a base whose name ends so is none of theirs.
-_TENSOR = re.compile(
-    r"(?P<base>.+?)\.(?:hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|lora_mid"
-    r"|lora_magnitude_vector|dora_scale|b?oft_(?:blocks|diag|R|S|s)|vera_lambda_[bd]|ia3_l|on_input|diff|diff_b)"
-    r"(?:\.[^.]+)*"
-)
-_GLORA = ("a1", "a2", "b1", "b2")
-# Trainers that flatten names with underscores put one of these in front.
-_FLAT = re.compile(r"(?:lora|lycoris)_(?:unet_|transformer_|te\d?_)?")
-_UNMERGED = "holds the weight without its adapter (LoRA); merge the adapter into it and save again"
-
-
-def without_adapters(stored: StoredDump) -> StoredDump:
-    """`stored` without layers that are factors of an adapter; a layer that has one cannot be used.
-
-    Adapters are LoRA, DoRA, LoHa, LoKr, GLoRA, OFT, VeRA, IA3 and stored differences. Merging is
-    not done here: how strongly an adapter counts is not in the tensors.
-    """
-    bases: set[str] = set()
-    factors: list[str] = []
-    for name in (*stored.layers, *stored.skipped):
-        if match := _FACTOR.fullmatch(name):
-            bases.add(".".join(filter(None, (match["base"], match["member"]))))
-        elif match := _TENSOR.fullmatch(name):
-            bases.add(match["base"])
-        else:
-            base, _, last = name.rpartition(".")
-            if last not in _GLORA or not all(f"{base}.{one}" in stored.layers for one in _GLORA):
-                continue
-            bases.add(base)
-        if name in stored.layers:
-            factors.append(name)
-    if not bases:
-        return stored
-    flat = {_FLAT.sub("", base, count=1) for base in bases if _FLAT.match(base)}
-    layers = {
-        name: replace(layer, problem=layer.problem or _UNMERGED)
-        if (own := name.removesuffix(".base_layer")) in bases or own.replace(".", "_") in flat
-        else layer
-        for name, layer in stored.layers.items()
-        if name not in factors
-    }
-    skipped = stored.skipped | dict.fromkeys(factors, "a factor of an adapter (LoRA)")
-    told = ""
-    if factors:
-        told = f"{len(factors)} factors of adapters (LoRA) are no layers, such as {factors[0]}"
-    said = "; ".join(filter(None, (stored.left_out, told)))
-    return replace(stored, layers=layers, skipped=skipped, left_out=said)
-
-
 def parse_json_object(path: Path, what: str, text: str | None) -> dict[str, object]:
     """Parse a JSON object from a dump's metadata; None gives {}."""
     if text is None:
@@ -330,31 +210,6 @@ def parse_json_object(path: Path, what: str, text: str | None) -> dict[str, obje
             f"{path}: metadata {what!r} must be a JSON object, got {type(value).__name__}"
         )
     return value
-
-
-def _is_linear(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 or (len(shape) in (3, 4) and set(shape[2:]) == {1})
-
-
-def _one_layer(name: str, tensors: Mapping[str, StoredTensor], record: object) -> StoredLayer:
-    if not isinstance(record, Mapping):
-        return StoredLayer(
-            name=name, problem=f"its metadata is a {type(record).__name__}, expected an object"
-        )
-    problem = "" if f"{name}.weight" in tensors else f"has no tensor {name + '.weight'!r}"
-    key = record.get("activations", f"{name}.activations")
-    activations = tensors.get(key) if isinstance(key, str) else None
-    if "activations" in record and activations is None:
-        shown = repr(key[:200]) if isinstance(key, str) else f"a {type(key).__name__}"
-        problem = problem or f"its activations refer to {shown}, which the file does not hold"
-    return StoredLayer(
-        name=name,
-        weight=tensors.get(f"{name}.weight"),
-        bias=tensors.get(f"{name}.bias"),
-        activations=activations,
-        problem=problem,
-        **stated_fields(record),
-    )
 
 
 def stated_fields(record: Mapping[Any, object]) -> StatedFields:

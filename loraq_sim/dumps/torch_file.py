@@ -4,9 +4,11 @@ Accepted layouts, tried in this order:
 
 1. ``{"format": "layer-dump-v0", "meta": {...}, "layers": {name: entry}}``
 2. ``{name: entry}``
-3. a flat state dict ``{"<name>.weight": tensor, "<name>.bias": tensor, ...}``, read as layers
+3. a state dict ``{"<name>.weight": tensor, "<name>.bias": tensor, ...}``, read as layers
    without activations: 2-D weights and 1x1 convolutions become layers (an embedding table looks the
-   same, so choose layers by pattern), everything else is listed in ``dump.skipped``.
+   same, so choose layers by pattern), everything else is listed in ``dump.skipped``. It may be
+   nested by the parts of its names, and stand in a training checkpoint under one of `_HOLDERS`,
+   averaged weights before others, as those who sample take them.
 
 An entry holds ``weight`` (N, K) and optionally ``bias`` (N,), ``activations`` (T, K), ``kind``,
 ``group``, ``rows_per_call`` and ``calls_per_step``. Layers that share one activation tensor store
@@ -16,32 +18,42 @@ Safety: the pickle's instructions are scanned before torch sees them, and torch 
 ``weights_only=True``, which is unsafe before torch 2.6 (CVE-2025-32434) and refused there.
 """
 
+import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
 from loraq_sim.dumps.file_kind import MAX_PICKLE_BYTES, find_unsafe_name
+from loraq_sim.dumps.state_dict import layers_from_keys
 from loraq_sim.dumps.stored import (
     DUMP_FORMAT,
     StoredDump,
     StoredLayer,
     StoredTensor,
     first_line,
-    layers_from_keys,
     plain_meta,
     stated_fields,
 )
 from loraq_sim.errors import DumpError
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["import_torch", "load_object", "open_torch_file", "torch_tensors"]
 
-__all__ = ["import_torch", "load_object", "open_torch_file"]
+_HOLDERS = (
+    *("ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model"),
+    *("state_dict", "model_state_dict", "model", "module", "network", "net", "generator"),
+    *("transformer", "unet", "weights", "params"),
+)
+"""Keys of training checkpoints that hold the weights, the first one before the others."""
+
+_NO_WEIGHTS = re.compile(r"(?:\w*optim\w*|opt|\w*scheduler\w*|\w*scaler|callbacks|loops)s?")
+_MAX_DEPTH = 12
 
 
 def open_torch_file(path: Path) -> StoredDump:
@@ -136,6 +148,12 @@ def _scan(path: Path, file: IO[bytes]) -> None:
     except Exception as error:
         # pickletools raises half a dozen types on damaged bytes.
         raise DumpError(f"{path}: damaged or truncated ({first_line(error)})") from error
+    if unsafe and ("torchao" in unsafe or "wrapper_subclass" in unsafe):
+        raise DumpError(
+            f"{path}: refused, nothing was run: it holds quantized tensors of their own class "
+            f"({unsafe}); save {{k: v.dequantize() for k, v in model.state_dict().items()}}, or "
+            "give the model to 'dump capture'"
+        )
     if unsafe:
         raise DumpError(
             f"{path}: refused, nothing was run: its pickle asks for {unsafe!r}, which no dense "
@@ -158,14 +176,79 @@ def _read_root(path: Path, root: object) -> StoredDump:
             )
         meta = plain_meta(path, root.get("meta"))
         return _structured(root["layers"], meta, file_bytes)
-    if any(isinstance(value, Mapping) for value in root.values()):
-        return _structured(root, {}, file_bytes)
-    tensors = {
-        key: _stored_tensor(value, file_bytes)
-        for key, value in root.items()
-        if isinstance(key, str) and _is_tensor(value)
-    }
-    return layers_from_keys(tensors, layers={}, meta={})
+    if any(isinstance(value, Mapping) and "weight" in value for value in root.values()):
+        names = [key for key, value in root.items() if isinstance(value, Mapping)]
+        # One entry under the name of a holder is the state dict of a bare layer.
+        if len(root) == 1 and names[0] not in _HOLDERS or len(root) > 1 and not _is_wrapped(root):
+            return _structured(root, {}, file_bytes)
+    held, trail = _state_dict(root)
+    tensors = {key: _stored_tensor(value, file_bytes) for key, value in _flat(held, "", _MAX_DEPTH)}
+    stored = layers_from_keys(tensors, layers={}, meta={})
+    beside = [key for key in _HOLDERS if trail and key in root and key != trail[0]]
+    if beside:
+        note = f"read is {'.'.join(trail)!r}, not {beside[0]!r} beside it"
+        left_out = "; ".join(filter(None, (stored.left_out, note)))
+        stored = replace(stored, left_out=left_out)
+    return stored
+
+
+def torch_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one shard of a checkpoint.
+
+    Raises
+    ------
+    DumpError
+        As `open_torch_file`.
+    """
+    root = load_object(path)
+    if not isinstance(root, Mapping):
+        raise DumpError(f"{path}: holds a {type(root).__name__}, expected a mapping of tensors")
+    held, _ = _state_dict(root)
+    size = path.stat().st_size
+    return {key: _stored_tensor(value, size) for key, value in _flat(held, "", _MAX_DEPTH)}
+
+
+def _is_wrapped(root: Mapping[object, object]) -> bool:
+    """Whether a holder stands among things that are no layers, such as an epoch."""
+    return any(key in root for key in _HOLDERS) and not all(
+        isinstance(value, Mapping) and "weight" in value for value in root.values()
+    )
+
+
+def _state_dict(root: Mapping[object, object]) -> tuple[Mapping[object, object], list[str]]:
+    """The mapping with the weights, and the holders that it was found under."""
+    trail: list[str] = []
+    while len(trail) < _MAX_DEPTH and not any(_is_weight(k, v) for k, v in root.items()):
+        key = next((key for key in _HOLDERS if _holds_tensors(root.get(key), _MAX_DEPTH)), None)
+        inner = None if key is None else root[key]
+        if key is None or not isinstance(inner, Mapping):
+            break
+        root = inner
+        trail.append(key)
+    return root, trail
+
+
+def _is_weight(key: object, value: object) -> bool:
+    return isinstance(key, str) and key.endswith("weight") and _is_tensor(value)
+
+
+def _holds_tensors(value: object, depth: int) -> bool:
+    if not isinstance(value, Mapping) or depth == 0:
+        return False
+    return any(_is_tensor(x) for x in value.values()) or any(
+        _holds_tensors(x, depth - 1) for x in islice(value.values(), 100)
+    )
+
+
+def _flat(held: Mapping[object, object], prefix: str, depth: int) -> Iterator[tuple[str, object]]:
+    """Tensors of nested mappings by dotted name; optimizers hold none of the model's."""
+    for key, value in held.items():
+        if not isinstance(key, str):
+            continue
+        if _is_tensor(value):
+            yield prefix + key, value
+        elif isinstance(value, Mapping) and depth and not _NO_WEIGHTS.fullmatch(key):
+            yield from _flat(value, f"{prefix}{key}.", depth - 1)
 
 
 def _structured(
@@ -213,7 +296,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _stored_tensor(tensor: "torch.Tensor", file_bytes: int) -> StoredTensor:
+def _stored_tensor(tensor: Any, file_bytes: int) -> StoredTensor:
     import torch
 
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -224,10 +307,12 @@ def _stored_tensor(tensor: "torch.Tensor", file_bytes: int) -> StoredTensor:
     if not plain or nbytes > file_bytes:
         dtype = f"{dtype} (sparse, quantized, without data, or repeated beyond the file's size)"
 
+    narrow = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
     def load() -> NDArray:
         values = tensor.detach()
-        if values.dtype == torch.bfloat16:
-            values = values.to(torch.float32)  # NumPy has no bfloat16; widening is exact.
+        if values.dtype in narrow:
+            values = values.to(torch.float32)  # NumPy has none of them; widening is exact.
         return values.numpy()
 
     place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset()) if plain else id(tensor)

@@ -133,7 +133,7 @@ def _source(
     for name, info in infos.items():
         _plan_layer(source, name, info, first_with)
     for key, stored in source.dtypes.items():
-        widened = stored == "float64" or (stored == "bfloat16" and path.suffix == ".npz")
+        widened = stored not in _DTYPES or (stored == "bfloat16" and path.suffix == ".npz")
         source.dtypes[key] = dtype or ("float32" if widened else stored)
     return source
 

@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraq_sim.dumps import LayerDump
-from loraq_sim.dumps.kinds import config_path
 from loraq_sim.errors import InputError, LoraqError
 from loraq_sim.files import make_folder, write_file
 from loraq_sim.layers import Layer
@@ -166,7 +165,7 @@ def cache_folder() -> Path:
 
 
 # Counts changes of what a digest is made of, such as kinds that are read off names.
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 def layer_digests(dump: LayerDump, *, remember: bool = True) -> dict[str, str]:
@@ -175,7 +174,7 @@ def layer_digests(dump: LayerDump, *, remember: bool = True) -> dict[str, str]:
     `remember` writes them down for the next call.
     """
     record = _record_path(dump.path)
-    version = _version(dump.path)
+    version = _version(dump)
     known = _read(record, version)
     missing = [name for name in dump if name not in known]
     last: Layer | None = None  # layers of one group share activations while one is in memory
@@ -207,14 +206,14 @@ def _record_path(path: Path) -> Path:
     return cache_folder() / "digests" / f"{name}.json"
 
 
-def _version(path: Path) -> list[int]:
-    """Of the file and of what a reader takes from beside it; empty if the file is not there."""
+def _version(dump: LayerDump) -> list[int]:
+    """Of the files and of what a reader takes from beside them; empty if one is not there."""
     version = [_LAYOUT]
-    for source in (path, config_path(path)):
+    for source in (*dump.files, dump.config):
         try:
             status = source.stat()
         except OSError:
-            if source == path:
+            if source in dump.files:
                 return []
             continue
         version += [status.st_dev, status.st_ino, status.st_size]

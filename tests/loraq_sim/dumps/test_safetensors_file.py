@@ -211,5 +211,5 @@ def test_a_listed_layer_without_weight_or_of_wrong_shape_is_named(tmp_path):
 def test_an_8_bit_weight_is_refused_by_dtype(tmp_path):
     weight = ramp(2, 3, dtype=np.int8)
     dump = read_layer_dump(save(tmp_path / "a.safetensors", {"fc.weight": weight}))
-    with pytest.raises(DumpError, match="layer 'fc': weight has dtype I8; expected float16"):
+    with pytest.raises(DumpError, match="layer 'fc': weight has dtype int8; expected float16"):
         dump["fc"]

@@ -1,0 +1,208 @@
+"""Which files of a folder are a model's checkpoint.
+
+A folder may be
+
+- a checkpoint: one weight file, or shards that an ``.index.json`` lists, or shards without it;
+- a diffusers pipeline (``model_index.json``) or a repository with a folder a part: its denoiser is
+  read (`_DENOISERS`), the first one where it has two;
+- neither, and is then refused with what it holds.
+
+An ``.index.json`` alone stands for its folder, and one shard for itself, with a word on the rest.
+Files of the names that libraries save (`_USUAL`) come before others, ``.safetensors`` before
+pickles. Two files that hold the same tensor, such as a variant in fp16, are no checkpoint: the
+message asks for one of them.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraq_sim.dumps.stored import StoredTensor, first_line
+from loraq_sim.errors import DumpError, counted
+
+__all__ = ["Checkpoint", "find_checkpoint"]
+
+_DENOISERS = ("transformer", "unet", "prior", "decoder", "model")
+_USUAL = ("diffusion_pytorch_model", "model", "pytorch_model", "consolidated")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf", ".onnx")
+_INDEX = ".index.json"
+_MAX_INDEX_BYTES = 64 * 2**20
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The files of a checkpoint in order, the folder of its ``config.json``, a word for the user.
+
+    `wanted` maps the tensors that an index lists to their files; empty without an index.
+    """
+
+    files: tuple[Path, ...]
+    home: Path
+    wanted: dict[str, str]
+    note: str = ""
+
+    def tensors(self, read: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+        """All tensors of the shards, each file opened by `read`.
+
+        Raises
+        ------
+        DumpError
+            If two files hold one tensor, or an index lists one that its file lacks.
+        """
+        found: dict[str, StoredTensor] = {}
+        holder: dict[str, Path] = {}
+        for path in self.files:
+            for key, tensor in read(path).items():
+                if key in found:
+                    raise DumpError(
+                        f"{path}: {key!r:.100} is in {holder[key].name} too: these are two "
+                        "checkpoints, not shards of one; give one of the files"
+                    )
+                found[key], holder[key] = tensor, path
+        for key, name in self.wanted.items():
+            if key not in found or holder[key].name != name:
+                raise DumpError(
+                    f"{self.home / name}: lacks {key!r:.100}, which the index lists there; "
+                    "download the shards again"
+                )
+        return found
+
+
+def find_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint of a folder, an index or one shard; None if `path` is any other file.
+
+    Raises
+    ------
+    DumpError
+        If the folder holds none or several, an index is damaged, or shards are missing.
+    """
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:
+        # No name of a file; the reader of files says so.
+        return None
+    if path.name.endswith(_INDEX) and is_file:
+        return _of_index(path)
+    if is_folder:
+        home, note = _home(path)
+        found = _of_folder(home)
+        said = "; ".join(filter(None, (note, found.note)))
+        return Checkpoint(files=found.files, home=home, wanted=found.wanted, note=said)
+    shard = _SHARD.fullmatch(path.name)
+    if shard and int(shard["count"]) > 1:
+        note = f"one of {int(shard['count'])} shards; give the folder for the whole model"
+        return Checkpoint(files=(path,), home=path.parent, wanted={}, note=note)
+    return None
+
+
+def _home(folder: Path) -> tuple[Path, str]:
+    """The folder of the weights within `folder`, and which part of a pipeline that is."""
+    is_pipeline = (folder / "model_index.json").is_file()
+    if not is_pipeline and _weight_files(folder):
+        return folder, ""
+    parts = [name for name in _DENOISERS if _weight_files(folder / name)]
+    if parts:
+        beside = [n for n in (f"{parts[0]}_2", *parts[1:]) if _weight_files(folder / n)]
+        others = f", not its {beside[0]!r}" if beside else ""
+        return folder / parts[0], f"of the pipeline, its {parts[0]!r} is read{others}"
+    if is_pipeline:
+        raise DumpError(
+            f"{folder}: the pipeline's folder has weights in none of {', '.join(_DENOISERS)}; "
+            "download its transformer or unet"
+        )
+    return folder, ""
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    except OSError:
+        return []
+
+
+def _of_folder(folder: Path) -> Checkpoint:
+    files = _weight_files(folder)
+    if not files:
+        raise DumpError(_nothing_in(folder))
+    for suffix in _SUFFIXES:
+        of_suffix = [path for path in files if path.suffix == suffix]
+        index = _index_of(folder, suffix)
+        if index is not None:
+            return _of_index(index)
+        usual = [p for name in _USUAL for p in of_suffix if p.name == f"{name}{suffix}"]
+        if usual:
+            return Checkpoint(files=(usual[0],), home=folder, wanted={})
+        if of_suffix:
+            return _of_files(folder, of_suffix)
+    raise DumpError(_nothing_in(folder))
+
+
+def _index_of(folder: Path, suffix: str) -> Path | None:
+    """The index of files of a suffix; without a variant where there are several."""
+    found = sorted(folder.glob(f"*{suffix}{_INDEX}"), key=lambda path: (len(path.name), path.name))
+    return found[0] if found else None
+
+
+def _of_files(folder: Path, files: list[Path]) -> Checkpoint:
+    """Files without an index: shards of one checkpoint, all of them there, or a single file."""
+    shards = [shard for path in files if (shard := _SHARD.fullmatch(path.name))]
+    if not shards:
+        if len(files) > 1 and files[0].suffix != ".safetensors":
+            names = ", ".join(path.name for path in files[:4])
+            raise DumpError(f"{folder}: holds several checkpoints ({names}); give one of the files")
+        return Checkpoint(files=tuple(files), home=folder, wanted={})
+    first = shards[0]
+    mine = [s for s in shards if (s["stem"], s["count"]) == (first["stem"], first["count"])]
+    _refuse_missing(
+        folder,
+        [
+            f"{first['stem']}-{number:05d}-of-{first['count']}{first['suffix']}"
+            for number in range(1, min(int(first["count"]), 9999) + 1)
+        ],
+    )
+    return Checkpoint(files=tuple(folder / shard.group() for shard in mine), home=folder, wanted={})
+
+
+def _of_index(path: Path) -> Checkpoint:
+    try:
+        if path.stat().st_size > _MAX_INDEX_BYTES:
+            raise DumpError(f"{path}: an index over 64 MiB; download it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        wanted = content["weight_map"]
+        shards = list(dict.fromkeys(wanted.values()))
+        names = [*wanted, *shards]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise DumpError(f"{path}: no index of shards ({first_line(error)})") from None
+    if not shards or not all(isinstance(name, str) for name in names):
+        raise DumpError(f"{path}: its weight_map must map names of tensors to names of files")
+    for name in shards:
+        # Shards lie beside their index: no index reads elsewhere.
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise DumpError(f"{path}: shard {name!r:.100} is no file beside the index")
+    _refuse_missing(path.parent, shards)
+    files = tuple(path.parent / name for name in shards)
+    return Checkpoint(files=files, home=path.parent, wanted=dict(wanted))
+
+
+def _refuse_missing(folder: Path, names: list[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise DumpError(
+            f"{folder}: {len(missing)} of {counted(len(names), 'shard')} missing, such as "
+            f"{missing[0]!r:.100}; download the rest"
+        )
+
+
+def _nothing_in(folder: Path) -> str:
+    try:
+        held = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    except OSError as error:
+        return f"{folder}: a directory that cannot be read ({first_line(error)})"
+    shown = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "") if held else "nothing"
+    return (
+        f"{folder}: is a directory without a checkpoint (it holds {shown!r:.150}); give a dump "
+        f"file, or a folder with {', '.join(_SUFFIXES[:3])} weights"
+    )

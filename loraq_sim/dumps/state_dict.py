@@ -1,0 +1,229 @@
+"""A flat mapping of tensor names, as checkpoints are, becomes layers.
+
+Tensors ``<layer>.weight``, ``.bias`` and ``.activations`` are one layer (`layers_from_keys`). What
+names cannot carry stands in a JSON metadata record of our own dumps, one object per layer:
+
+    {"<layer>": {"kind": "self_q", "group": "block0.attn1", "rows_per_call": 8192,
+                 "calls_per_step": 1, "activations": "block0.attn1.to_q.activations"}}
+
+every field optional. ``activations`` names the tensor that holds the layer's inputs, so layers of
+one group point to one tensor.
+
+Without the record the file is somebody's checkpoint. Then
+
+- wrappers around all names (``module.``, ``model.diffusion_model.``) and within them
+  (``_orig_mod.``) are taken off; layers still answer to their whole names;
+- of a file that holds a diffusion model beside encoders, the diffusion model is read;
+- weights stored as codes become the floats they stand for (`loraq_sim.dumps.coded`).
+
+The factors of an adapter (LoRA) are no layers, and a weight whose adapter is not merged is not the
+weight that runs: `without_adapters` takes the former out and marks the latter.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from loraq_sim.dumps.coded import decoded
+from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, stated_fields
+from loraq_sim.errors import counted
+
+__all__ = ["common_wrapper", "layers_from_keys", "without_adapters"]
+
+_WRAPPERS = re.compile(
+    r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|transformer|unet|diffusion_model|net|ema)"
+    r"\.)+"
+)
+_INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_DIFFUSION_MODEL = "model.diffusion_model."
+_BARE = "linear"
+
+
+def common_wrapper(names: Iterable[str]) -> str:
+    """The wrapper, such as ``module.``, that all names begin with; empty if there is none."""
+    names = list(names)
+    found = _WRAPPERS.match(names[0]) if names else None
+    prefix = found.group() if found else ""
+    while prefix and not all(name.startswith(prefix) for name in names):
+        prefix = prefix[: prefix.rstrip(".").rfind(".") + 1]
+    return prefix
+
+
+def layers_from_keys(
+    tensors: Mapping[str, StoredTensor], layers: Mapping[str, object], meta: dict[str, object]
+) -> StoredDump:
+    """Group tensors into layers.
+
+    Parameters
+    ----------
+    tensors : mapping of key to StoredTensor
+        In file order.
+    layers : mapping of layer name to its metadata record
+        Its order comes first; layers known by tensor names alone follow.
+    meta : dict
+        Passed on.
+
+    Returns
+    -------
+    stored : StoredDump
+        `skipped` lists tensors that are no 2-D weight or 1x1 convolution, nor belong to one;
+        `left_out` says how much of the file's weights they are.
+    """
+    names = dict.fromkeys(layers)
+    aliases: dict[str, str] = {}
+    others: dict[str, str] = {}
+    if not layers:
+        tensors, aliases, others = _plain(tensors)
+        tensors = decoded(tensors)
+    for key, tensor in tensors.items():
+        name = key.removesuffix(".weight")
+        if name and name != key and (name in layers or _is_linear(tensor.shape)):
+            names[name] = None
+    found = {name: _one_layer(name, tensors, layers.get(name, {})) for name in names}
+    used = {
+        tensor.key
+        for layer in found.values()
+        for tensor in (layer.weight, layer.bias, layer.activations)
+        if tensor is not None
+    }
+    unused = {key: tensor for key, tensor in tensors.items() if tensor.key not in used}
+    skipped = {
+        key: f"shape {tensor.shape} is no linear or 1x1 convolution weight"
+        if len(tensor.shape) != 2 or key.endswith(".weight")
+        else f"shape {tensor.shape}, but not named <layer>.weight"
+        for key, tensor in unused.items()
+    }
+    said = [_left_out(found, unused, skipped)]
+    if others:
+        parts = ", ".join(dict.fromkeys(key.partition(".")[0] for key in others))
+        said.append(f"read is the diffusion model, not what is beside it ({parts:.100})")
+    return StoredDump(
+        layers=found,
+        meta=meta,
+        skipped=skipped | others,
+        left_out="; ".join(filter(None, said)),
+        aliases={key: name for key, name in aliases.items() if name in found},
+    )
+
+
+def _plain(
+    tensors: Mapping[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, str]]:
+    """Tensors by name without wrappers; whole names of layers; tensors of other models."""
+    weights = [key for key, tensor in tensors.items() if len(tensor.shape) > 1]
+    prefix, others = common_wrapper(weights), {}
+    if not prefix and any(key.startswith(_DIFFUSION_MODEL) for key in weights):
+        prefix = _DIFFUSION_MODEL
+        reason = "is of another model in the file than the diffusion model"
+        others = {key: reason for key in tensors if not key.startswith(prefix)}
+    kept: dict[str, StoredTensor] = {}
+    aliases: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        if key in others:
+            continue
+        name = _INNER.sub("", key.removeprefix(prefix))
+        if name in ("weight", "bias"):
+            name = f"{_BARE}.{name}"
+        if name in kept or name in ("", key):
+            name = key
+        kept[name] = tensor
+        if name != key:
+            aliases[key.removesuffix(".weight")] = name.removesuffix(".weight")
+    return kept, aliases, others
+
+
+def _left_out(
+    found: Mapping[str, StoredLayer], unused: Mapping[str, StoredTensor], skipped: Mapping[str, str]
+) -> str:
+    sizes = {key: math.prod(t.shape) for key, t in unused.items() if len(t.shape) > 1}
+    if not sizes:
+        return ""
+    kept = sum(math.prod(one.weight.shape) for one in found.values() if one.weight is not None)
+    share = 100 * sum(sizes.values()) / max(1, kept + sum(sizes.values()))
+    largest = max(sizes, key=lambda key: sizes[key])
+    tensors = counted(len(sizes), "tensor")
+    return (
+        f"left out: {tensors} with {share:.3g} % of the weights, such as {largest}: "
+        f"{skipped[largest]}"
+    )
+
+
+def _is_linear(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or (len(shape) in (3, 4) and set(shape[2:]) == {1})
+
+
+def _one_layer(name: str, tensors: Mapping[str, StoredTensor], record: object) -> StoredLayer:
+    if not isinstance(record, Mapping):
+        return StoredLayer(
+            name=name, problem=f"its metadata is a {type(record).__name__}, expected an object"
+        )
+    problem = "" if f"{name}.weight" in tensors else f"has no tensor {name + '.weight'!r}"
+    key = record.get("activations", f"{name}.activations")
+    activations = tensors.get(key) if isinstance(key, str) else None
+    if "activations" in record and activations is None:
+        shown = repr(key[:200]) if isinstance(key, str) else f"a {type(key).__name__}"
+        problem = problem or f"its activations refer to {shown}, which the file does not hold"
+    return StoredLayer(
+        name=name,
+        weight=tensors.get(f"{name}.weight"),
+        bias=tensors.get(f"{name}.bias"),
+        activations=activations,
+        problem=problem,
+        **stated_fields(record),
+    )
+
+
+# PEFT, diffusers (also of old) and kohya name the factors of LoRA so.
+_FACTOR = re.compile(
+    r"(?P<base>.+?)(?:\.processor)?(?:\.(?P<member>\w+)_lora\.(?:down|up)|\.lora_(?:[AB]|down|up)"
+    r"|\.lora(?:_linear_layer)?\.(?:down|up))(?:\.[^.]+)??"
+)
+# Tensors of other adapters (PEFT, LyCORIS); a base whose name ends so is none of theirs.
+_TENSOR = re.compile(
+    r"(?P<base>.+?)\.(?:hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|lora_mid"
+    r"|lora_magnitude_vector|dora_scale|b?oft_(?:blocks|diag|R|S|s)|vera_lambda_[bd]|ia3_l|on_input|diff|diff_b)"
+    r"(?:\.[^.]+)*"
+)
+_GLORA = ("a1", "a2", "b1", "b2")
+# Trainers that flatten names with underscores put one of these in front.
+_FLAT = re.compile(r"(?:lora|lycoris)_(?:unet_|transformer_|te\d?_)?")
+_UNMERGED = "holds the weight without its adapter (LoRA); merge the adapter into it and save again"
+
+
+def without_adapters(stored: StoredDump) -> StoredDump:
+    """`stored` without layers that are factors of an adapter; a layer that has one cannot be used.
+
+    Adapters are LoRA, DoRA, LoHa, LoKr, GLoRA, OFT, VeRA, IA3 and stored differences. Merging is
+    not done here: how strongly an adapter counts is not in the tensors.
+    """
+    bases: set[str] = set()
+    factors: list[str] = []
+    for name in (*stored.layers, *stored.skipped):
+        if match := _FACTOR.fullmatch(name):
+            bases.add(".".join(filter(None, (match["base"], match["member"]))))
+        elif match := _TENSOR.fullmatch(name):
+            bases.add(match["base"])
+        else:
+            base, _, last = name.rpartition(".")
+            if last not in _GLORA or not all(f"{base}.{one}" in stored.layers for one in _GLORA):
+                continue
+            bases.add(base)
+        if name in stored.layers:
+            factors.append(name)
+    if not bases:
+        return stored
+    flat = {_FLAT.sub("", base, count=1) for base in bases if _FLAT.match(base)}
+    layers = {
+        name: replace(layer, problem=layer.problem or _UNMERGED)
+        if (own := name.removesuffix(".base_layer")) in bases or own.replace(".", "_") in flat
+        else layer
+        for name, layer in stored.layers.items()
+        if name not in factors
+    }
+    skipped = stored.skipped | dict.fromkeys(factors, "a factor of an adapter (LoRA)")
+    told = ""
+    if factors:
+        told = f"{len(factors)} factors of adapters (LoRA) are no layers, such as {factors[0]}"
+    said = "; ".join(filter(None, (stored.left_out, told)))
+    return replace(stored, layers=layers, skipped=skipped, left_out=said)

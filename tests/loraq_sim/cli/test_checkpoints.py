@@ -1,0 +1,34 @@
+"""Checkpoints as they ship, from the command to the row."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+NAMES = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2", "proj_out")
+
+
+def save_shards(folder):
+    where = {}
+    folder.mkdir()
+    for i, name in enumerate(NAMES):
+        file = f"model-{i + 1:05d}-of-00003.safetensors"
+        rng = torch.Generator().manual_seed(i)
+        weight = torch.randn(64, 64, generator=rng).bfloat16()
+        save_file({f"{name}.weight": weight}, folder / file)
+        where[f"{name}.weight"] = file
+    index = json.dumps({"metadata": {}, "weight_map": where})
+    (folder / "model.safetensors.index.json").write_text(index)
+
+
+def test_a_folder_is_swept_and_its_rows_say_where_they_come_from(command, tmp_path):
+    save_shards(tmp_path / "pixart")
+    config = {"_class_name": "PixArtTransformer2DModel", "patch_size": 2, "sample_size": 8}
+    (tmp_path / "pixart" / "config.json").write_text(json.dumps(config))
+    result = command(
+        *("sweep", "--hw", "aie2", "--layer-dump", tmp_path / "pixart", "--split", "W8A8"),
+        *("--preset", "fast", "--jobs", "0", "--format", "json", "--out", tmp_path / "run"),
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["layer"]: row["m"] for row in rows} == dict.fromkeys(NAMES, 32)
