@@ -72,7 +72,7 @@ class OutputFormat(enum.StrEnum):
 _LAYER_DUMP = typer.Option(
     "--layer-dump",
     metavar="FILE",
-    help="Layer dump or checkpoint: .pt, .safetensors or .npz, a folder, a pipeline.",
+    help="Layer dump or checkpoint: .pt, .safetensors, .npz, .gguf, .onnx, or a folder.",
     show_default=False,
 )
 _HW = typer.Option(

@@ -30,7 +30,10 @@ __all__ = [
 TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of a torch.save file older than torch 1.6 (a pickled magic number)."""
 
-_ADVICE = "expected a .pt (torch.save), .safetensors or .npz layer dump"
+_ONNX_START = re.compile(rb"\x08[\x03-\x1f](?:[\x12\x1a\x22\x32\x3a]|\x28.)", re.DOTALL)
+"""An ir_version and the tag of a field that may follow it in an ONNX model."""
+
+_ADVICE = "expected a .pt (torch.save), .safetensors or .npz layer dump, or a checkpoint"
 
 _OTHER_KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run 'git lfs pull'",
@@ -38,7 +41,6 @@ _OTHER_KINDS = {
     b"<html": "an HTML page, perhaps a failed download",
     b"\x89HDF\r\n": "an HDF5 file",
     b"\x93NUMPY": "a single .npy array; save layers with numpy.savez",
-    b"GGUF": "a GGUF model",
     b"\x1f\x8b": "gzip-compressed; decompress it first",
     b"\x28\xb5\x2f\xfd": "zstd-compressed; decompress it first",
     b"BZh": "bzip2-compressed; decompress it first",
@@ -49,7 +51,7 @@ _OTHER_KINDS = {
 
 
 def file_kind(path: Path) -> str:
-    """Return "torch", "safetensors" or "npz", judged by content.
+    """Return "torch", "safetensors", "npz", "gguf" or "onnx", judged by content.
 
     Raises
     ------
@@ -65,6 +67,10 @@ def file_kind(path: Path) -> str:
         return "torch"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:
         return "safetensors"
+    if head.startswith(b"GGUF"):
+        return "gguf"
+    if _ONNX_START.match(head) or (path.suffix == ".onnx" and head[0] < 0x80 and head[0] & 7 < 3):
+        return "onnx"
     # Protocol 2 and later start with 0x80 and the protocol; such a file is never unpickled here.
     if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
         raise DumpError(_plain_pickle_message(path))

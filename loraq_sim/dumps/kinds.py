@@ -258,7 +258,8 @@ def with_roles(path: Path, stored: StoredDump) -> StoredDump:
     }
     silent = {name: named[name] for name, layer in layers.items() if layer.rows_per_call is None}
     for name in layers.keys() - silent.keys():
-        layers[name] = dataclasses.replace(layers[name], rows_source=_recorded(stored.meta))
+        source = layers[name].rows_source or _recorded(stored.meta)
+        layers[name] = dataclasses.replace(layers[name], rows_source=source)
     rows, source = _rows_of_config(config_path(path, stored.home), silent) if silent else ({}, "")
     for name, count in rows.items():
         layers[name] = dataclasses.replace(layers[name], rows_per_call=count, rows_source=source)

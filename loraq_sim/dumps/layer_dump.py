@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import loraq_sim.dumps.array_files as array_files
+import loraq_sim.dumps.gguf_file as gguf_file
+import loraq_sim.dumps.onnx_file as onnx_file
 import loraq_sim.dumps.torch_file as torch_file
 from loraq_sim.dumps.checkpoint_folder import find_checkpoint
 from loraq_sim.dumps.file_kind import file_kind
@@ -418,6 +420,10 @@ def _open_file(path: Path, kind: str) -> StoredDump:
         return torch_file.open_torch_file(path)
     if kind == "safetensors":
         return array_files.open_safetensors_file(path)
+    if kind == "gguf":
+        return gguf_file.open_gguf_file(path)
+    if kind == "onnx":
+        return onnx_file.open_onnx_file(path)
     return array_files.open_npz_file(path)
 
 
