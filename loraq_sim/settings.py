@@ -219,6 +219,7 @@ def _plain(value: Any) -> Any:
 SIXTEEN_BIT_KINDS = (
     *("patch_embed", "time_embed", "text_embed", "adaln_shared", "adaln_block", "cross_k"),
     *("cross_v", "cross_kv", "ffn_dwconv3x3", "norm_out", "proj_out"),
+    *("resblock_conv", "resblock_shortcut", "sampler_conv", "transformer_proj"),
 )
 
 OVERRIDE_KEYS = {

@@ -1,8 +1,8 @@
 """What a plain checkpoint does not say of its layers: their kinds, and the rows M of one call.
 
-Kinds are read off the names (`kinds_of`): those of diffusers first, then those of the original
-releases of DiT, PixArt, SD3 and FLUX. A wrapper before all of them, such as ``module.`` or
-``transformer.``, is left out.
+Kinds are read off the names (`kinds_of`): those of diffusers, then those of the original releases
+of DiT, PixArt, SANA, SD3, SDXL, FLUX, Wan and Z-Image. A wrapper before all of them, such as
+``module.`` or ``transformer.``, is left out.
 
 Inventories list every linear layer of the published diffusion transformers: shapes, rows and calls,
 no values. One JSON file a model in ``inventories/``; each names the source of its shapes. Layers of
@@ -48,38 +48,77 @@ __all__ = [
 
 # The first pattern found in a name decides; {} is what its group matched.
 _PATTERNS = (
-    (r"\battn1?\.to_([qkv])$", "self_{}"),
-    (r"\battn1?\.to_out(?:\.0)?$", "self_out"),
-    (r"\battn2\.to_([qkv])$", "cross_{}"),
-    (r"\battn2\.to_out(?:\.0)?$", "cross_out"),
+    (r"\b(?:attn1?|attention|self_attn)\.(?:to_)?([qkv])$", "self_{}"),
+    (r"\b(?:attn1?|attention)\.(?:to_out(?:\.0)?|out)$|\bself_attn\.o$", "self_out"),
+    (r"\b(?:attn2\.(?:to|add)|cross_attn\.(?=[qkv]$|k_img$|v_img$))_?([qkv])", "cross_{}"),
+    (r"\b(?:attn2\.to_out(?:\.0)?|cross_attn\.(?:o|proj))$", "cross_out"),
     (r"\battn\.add_([qkv])_proj$", "text_{}"),
-    (r"\battn\.to_add_out$", "text_out"),
-    (r"\bff_context\.net\.0\.proj$", "text_ffn_up"),
-    (r"\bff_context\.net\.2$", "text_ffn_down"),
-    (r"\bff\.(?:net\.0\.proj|conv_inverted)$|\bproj_mlp$", "ffn_up"),
-    (r"\bff\.(?:net\.2|conv_point)$", "ffn_down"),
-    (r"\bsingle_transformer_blocks\.\d+\.proj_out$", "single_out"),
+    (r"\battn\.to_add_out$|\btxt_attn\.proj$|\bcontext_block\.attn\.proj$", "text_out"),
+    (r"\b(?:txt_attn|context_block\.attn)\.qkv$", "text_qkv"),
+    (
+        r"\b(?:ff_context|txt_mlp)\.net\.0\.proj$|\btxt_mlp\.0$|\bcontext_block\.mlp\.fc1$",
+        "text_ffn_up",
+    ),
+    (
+        r"\b(?:ff_context|txt_mlp)\.net\.2$|\btxt_mlp\.2$|\bcontext_block\.mlp\.fc2$",
+        "text_ffn_down",
+    ),
+    (r"\bsingle_transformer_blocks\.\d+\.proj_out$|\bsingle_blocks\.\d+\.linear2$", "single_out"),
+    (r"\bsingle_blocks\.\d+\.linear1$", "single_in"),
     (r"\bnorm1?(?:_context)?\.linear$", "adaln_block"),
     (r"^(?:adaln_single|time_embed)\.linear$", "adaln_shared"),
-    (r"\b(?:timestep|guidance|text|resolution|aspect_ratio)_embedder\.", "time_embed"),
+    (r"^condition_embedder\.(?:text|image)_embedder\.", "text_embed"),
+    (
+        r"\b(?:timestep|time|guidance|text|resolution|aspect_ratio|image)_embedder\.(?!.*attn)",
+        "time_embed",
+    ),
     (r"^(?:caption_projection|context_embedder)\b", "text_embed"),
     (r"^(?:x_embedder$|patch_embed\.|pos_embed\.)", "patch_embed"),
-    (r"^norm_out\.linear$", "norm_out"),
-    (r"^proj_out$", "proj_out"),
-    # U-Nets of diffusers
-    (r"^(?:time|add|class)_embedding\.|\btime_emb_proj$", "time_embed"),
+    (r"^norm_out\.linear$|^proj_out_1$", "norm_out"),
+    (r"^proj_out(?:_2)?$", "proj_out"),
+    # Diffusers: Qwen-Image, Wan, Z-Image
+    (r"\b(?:img|txt)_mod\.(?:1|lin)$|\bmodulation\.lin$", "adaln_block"),
+    (r"^condition_embedder\.time_proj$|^time_projection\.1$", "adaln_shared"),
+    (r"^(?:patch_embedding|all_x_embedder\.[\w-]+)$", "patch_embed"),
+    (r"^(?:cap_embedder|text_embedding|siglip_embedder)\.", "text_embed"),
+    (r"^all_final_layer\.[\w-]+\.adaLN_modulation\.1$", "norm_out"),
+    (r"^(?:all_final_layer\.[\w-]+\.linear|head\.head)$", "proj_out"),
+    # U-Nets of diffusers, and as Stability AI released them
+    (r"^(?:time|add|class)_embedding\.|\btime_emb_proj$|\bemb_layers\.1$", "time_embed"),
+    (r"^(?:time_embed|label_emb|time_embedding|img_emb)\.", "time_embed"),
     (r"^encoder_hid_proj\b", "text_embed"),
-    # Original names: DiT and PixArt, SD3, FLUX
+    (r"\b(?:conv_shortcut|skip_connection)$", "resblock_shortcut"),
+    (r"\bresnets\.\d+\.conv[12]$|\b(?:in_layers\.2|out_layers\.3)$", "resblock_conv"),
+    (
+        r"\b(?:up|down)samplers\.\d+\.conv$|\b(?:input|output)_blocks\.\d+\.\d+\.(?:op|conv)$",
+        "sampler_conv",
+    ),
+    (
+        r"\battentions\.\d+\.proj_(?:in|out)$|\b(?:input|output)_blocks\.\d+\.\d+\.proj_(?:in|out)$"
+        r"|\bmiddle_block\.\d+\.proj_(?:in|out)$",
+        "transformer_proj",
+    ),
+    (r"^conv_in$", "patch_embed"),
+    (r"^conv_out$", "proj_out"),
+    # Original names: DiT and PixArt, SANA, SD3, FLUX, Z-Image
     (r"^(?:t_embedder|t_conditioner|time_in|vector_in|guidance_in)\.", "time_embed"),
     (r"^(?:y_embedder|y_proj|txt_in)\b", "text_embed"),
-    (r"^img_in$", "patch_embed"),
+    (r"^(?:img_in|x_embedder\.proj(?:\.\d+)?)$", "patch_embed"),
     (r"^final_layer\.adaLN_modulation\.1$", "norm_out"),
     (r"^final_layer\.linear$", "proj_out"),
-    (r"\badaLN_modulation\.1$|\b(?:img|txt)_mod\.lin$|\bmodulation\.lin$", "adaln_block"),
+    (r"\badaLN_modulation\.[01]$", "adaln_block"),
     (r"^t_block\.1$", "adaln_shared"),
     (r"\bcross_attn\.q_linear$", "cross_q"),
     (r"\bcross_attn\.kv_linear$", "cross_kv"),
-    (r"\bcross_attn\.proj$", "cross_out"),
+    (r"\b(?:attn2?|attention|img_attn)\.qkv$", "self_qkv"),
+    (r"\b(?:attn2?|img_attn)\.proj$", "self_out"),
+    (r"\bff\.(?:net\.0\.proj|conv_inverted)$|\bproj_mlp$", "ffn_up"),
+    (r"\bff\.(?:net\.2|conv_point)$", "ffn_down"),
+    (r"\b(?:ffn|img_mlp)\.(?:net\.0\.proj|0)$|\bmlp\.(?:fc1|inverted_conv\.conv)$", "ffn_up"),
+    (r"\b(?:ffn|img_mlp)\.(?:net\.2|2)$|\bmlp\.(?:fc2|point_conv\.conv)$", "ffn_down"),
+    (r"\bfeed_forward\.w[13]$", "ffn_up"),
+    (r"\bfeed_forward\.w2$", "ffn_down"),
+    (r"\b(?:ff\.conv_depth|mlp\.depth_conv\.conv)$", "ffn_dwconv3x3"),
 )
 
 
