@@ -9,8 +9,8 @@ the statistics, with L R = SVD_r(W) and V = W - L R, the squared error of the ou
     || round(X) V^T + round(round(X) R^T) L^T - X W^T ||^2  +  g || X (V - round(V))^T ||^2,
 
 all of the smoothed and rotated X and W; where the layer may have a residual input
-(`loraq_sim.solvers.residual`), half of the rank is tried on it, too, and what is best with it is a
-second candidate beside what is best without. g stands for what a solver
+(`loraq_sim.solvers.residual`), a quarter of the rank is tried on it, too, and what is best with it
+is a second candidate beside what is best without. g stands for what a solver
 makes of the error of rounding V (`loraq`: 0.35 to 0.5 of it), so that nothing needs to be solved
 for the comparison.
 
@@ -47,6 +47,8 @@ _FOLDS = 4
 # What costs work at run time has to gain more than this.
 _WORTH = 0.02
 _FEW_BITS = 4
+# One component in so many is tried on a residual input.
+_PART_TRIED = 4
 # Blocks that are too short spread nothing.
 _LEAST_BLOCK = 8
 
@@ -199,7 +201,7 @@ class _Trial:
                 weight, self.rank, rng=np.random.default_rng(0), power_iterations=1
             )
         plain = deflated = self._of_branch(weight, x, x, left, right, 0.0)
-        spent = min(self.rank // 2, *seen.shape) if self.may_deflate else 0
+        spent = min(self.rank // _PART_TRIED, *seen.shape) if self.may_deflate else 0
         if spent and self.formats.branch is not None:
             found = residual_input(
                 weight, seen, spent, self.formats.branch, np.random.default_rng(0)

@@ -53,7 +53,7 @@ __all__ = [
     "with_residual_input",
 ]
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 """Shares of the rank that may be spent on the residual input."""
 
 # More rows than this tell a second moment no better.
@@ -64,8 +64,9 @@ _ROWS_COMPARED = 512
 # time, so that directions are made of most of them.
 _LEAST_ROWS = 8
 _FEW_ROWS = 128
-# A share must be better than none by more than this, and than a smaller one: it costs time.
+# A share must be better than none by more than this, for it costs time; than a smaller one by less.
 _NOISE = 0.01
+_WORTH_MORE = 0.002
 
 
 InputGrid = tuple[Format, str]
@@ -273,10 +274,13 @@ def _best_share(
     n_folds = 4 if count < _FEW_ROWS else 2
     folds = [np.arange(count) % n_folds == fold for fold in range(n_folds)]
     errors = np.full((len(SHARES), n_folds), np.inf)
+    tried: set[tuple[int, int]] = set()
     for i, share in enumerate(SHARES):
         rank, spent = ranks(share)
-        if spent > min(activations.shape):
+        # Of a small rank, two shares may be the same components.
+        if spent > min(activations.shape) or (rank, spent) in tried:
             continue
+        tried.add((rank, spent))
         trial = branches(rank - spent)
         for j, left_out in enumerate(folds):
             deflation = None
@@ -293,7 +297,7 @@ def _best_share(
     if not is_better.any():
         return 0.0, float(totals[0])
     least = totals[is_better].min()
-    best = int(np.flatnonzero(is_better & (totals <= (1 + _NOISE) * least))[0])
+    best = int(np.flatnonzero(is_better & (totals <= (1 + _WORTH_MORE) * least))[0])
     return SHARES[best], float(totals[best])
 
 
