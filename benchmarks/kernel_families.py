@@ -30,7 +30,7 @@ def fit(names: Iterable[str]) -> None:
         text = "kernels:\n"
         for family in hw.kernels:
             fitted = family
-            if family.rows and family.attention is None:
+            if family.rows and {"plain", "branch"} & {*family.serves}:
                 fitted = hwmodels.fitted_family(
                     hw, hwmodels.fit_family(hw, family.name, rows), rows
                 )

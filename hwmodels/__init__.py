@@ -24,12 +24,14 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.modes import check_transforms, describe_modes, unreachable_modes
     from hwmodels.operands import tensor_bytes
     from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
+    from hwmodels.schedule import schedule_step
     from hwmodels.validation import (
         branch_overheads,
         sensitivity,
         summarize,
         validate,
         validate_attention,
+        validate_elementwise,
     )
     from hwmodels.workload import GemmWorkload, activation_bytes
 
@@ -59,12 +61,14 @@ __all__ = [
     "overview",
     "parse_value",
     "product_cost",
+    "schedule_step",
     "sensitivity",
     "summarize",
     "tensor_bytes",
     "unreachable_modes",
     "validate",
     "validate_attention",
+    "validate_elementwise",
     "with_overrides",
 ]
 
@@ -94,12 +98,14 @@ _HOMES = {
     "overview": "overrides",
     "parse_value": "overrides",
     "product_cost": "inventory",
+    "schedule_step": "schedule",
     "sensitivity": "validation",
     "summarize": "validation",
     "tensor_bytes": "operands",
     "unreachable_modes": "modes",
     "validate": "validation",
     "validate_attention": "validation",
+    "validate_elementwise": "validation",
     "with_overrides": "overrides",
 }
 

@@ -23,7 +23,8 @@ from pydantic import (
 
 __all__ = [
     "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond", "Capacity", "Count",
-    "ElementsPerCycle", "Fraction", "Hertz", "Kernel", "KernelFamily", "L1Capacity", "MacRate",
+    "ElementsPerCycle", "ElementwiseRate", "Fraction", "Hertz", "Kernel", "KernelFamily",
+    "L1Capacity", "MacRate",
     "Name", "Nanometers", "NonNegative", "Picojoules", "Seconds", "Side", "Strict", "Text",
     "Watts",
 ]  # fmt: skip
@@ -226,28 +227,37 @@ class AttentionTiles(Strict):
     softmax_ops_per_score: NonNegative
 
 
+class ElementwiseRate(Strict):
+    """How fast one elementwise kernel runs: elements a cycle of the whole machine, units in use."""
+
+    elements_per_cycle: ElementsPerCycle
+    units: Count
+
+
+Serves = Literal["plain", "branch", "attention", "elementwise"]
+
+
 class KernelFamily(Block):
     """Kernels of one library and kind on this machine: what was fitted on their measured times.
 
-    `serves`: plain GEMMs, GEMMs with a branch inside, or attention. `modes`: MAC modes it has
-    kernels for (default: all). `m_max`: most rows it takes, for GEMV kernels. `matches`: words by
-    which a measured row says that it is of this family. `set`: key paths of the machine and the
-    values that hold under these kernels. `rows` (`branch_rows` of them with a branch), the ranges
-    of their sizes, their modes and their errors describe the measured rows behind the values; none:
-    assumed. `attention`: for families that serve it; of their ranges, M is queries, N keys and K
-    the size of a head.
+    `serves`: plain GEMMs, GEMMs with a branch inside, attention, or elementwise work. `modes`: MAC
+    modes it has kernels for (default: all). `m_max`: most rows it takes, for GEMV kernels.
+    `matches`: words by which a measured row says that it is of this family. `set`: key paths of the
+    machine and the values that hold under these kernels. `rows` (`branch_rows` of them with a
+    branch), the ranges of their sizes, their modes and their errors describe the measured rows
+    behind the values; none: assumed. `attention`: for families that serve it; of their ranges, M
+    is queries, N keys and K the size of a head.
     """
 
     name: Name
     title: Text
-    serves: Annotated[tuple[Literal["plain", "branch", "attention"], ...], Field(min_length=1)] = (
-        "plain",
-    )
+    serves: Annotated[tuple[Serves, ...], Field(min_length=1)] = ("plain",)
     modes: tuple[Name, ...] = ()
     m_max: Count | None = None
     matches: tuple[Text, ...] = ()
     set: dict[str, int | float | str] = {}
     attention: AttentionTiles | None = None
+    elementwise: dict[Name, ElementwiseRate] | None = None
     rows: Annotated[int, Field(ge=0)] = 0
     branch_rows: Annotated[int, Field(ge=0)] = 0
     measured_modes: tuple[Name, ...] = ()
@@ -267,4 +277,8 @@ class KernelFamily(Block):
             )
         if ("attention" in self.serves) != (self.attention is not None):
             raise ValueError("a family that serves attention, and no other, has a block attention")
+        if ("elementwise" in self.serves) != (self.elementwise is not None):
+            raise ValueError(
+                "a family that serves elementwise work, and no other, has a block elementwise"
+            )
         return self

@@ -74,6 +74,8 @@ class Cost:
         range, twice that (0.3 at least) outside, 0.5 without rows.
     mean_error, worst_error : float or None
         Of the rows of the main kernel's family; None without rows.
+    units_share : float
+        The largest part of the units that one of the kernels fills.
     kernels : tuple of KernelCost
         One entry per dispatch.
     """
@@ -99,6 +101,7 @@ class Cost:
     latency_high_s: float
     mean_error: float | None
     worst_error: float | None
+    units_share: float
     kernels: tuple[KernelCost, ...]
 
     def _repr_html_(self) -> str:
@@ -128,7 +131,7 @@ def estimate_cost(
     kernel : str, optional
         Kernel family of the machine's file for every kernel, in place of the one it would run in.
     weights : str
-        ``cold``, ``warm`` or ``flushed``: what L2 holds when the call starts.
+        ``cold``, ``warm``, ``flushed`` or ``resident``: what L2 holds when the call starts.
     launch : str
         ``stream``, or ``graph`` for a call inside a recorded graph or chain of layers.
 
@@ -179,6 +182,7 @@ def estimate_cost(
         latency_high_s=latency + spread_s,
         mean_error=kernels[0].trust.mean_error,
         worst_error=kernels[0].trust.worst_error,
+        units_share=max(item.units_share for item in kernels),
         kernels=tuple(kernels),
     )
 
@@ -206,6 +210,8 @@ def _roofline(kernels: list[GemmKernel], hw: Accelerator, run: Run) -> tuple[flo
     weights = [kernel for kernel in kernels if kernel.role != "feedback_back"]
     stored = sum(kernel.share * kernel.w_bytes + kernel.factor_bytes for kernel in weights)
     stored += kernels[0].smooth_bytes
+    if run.weights == "resident":
+        stored = 0.0
     compulsory = (kernels[0].first_x_bytes + stored) * run.cold_share(kernels[0])
     compulsory += kernels[0].out_bytes
     return peak_s, max(peak_s, compulsory / run.fastest_bytes_per_s)

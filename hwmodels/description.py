@@ -71,7 +71,9 @@ class Units(Block):
     `array`: a rows x columns mesh of cores, a row shares activations and a column shares weights.
     `grid`: independent units (streaming multiprocessors) that take output tiles in waves.
     `systolic`: one rows x columns array of multiply-accumulate elements; `dataflow` names the
-    operand that stays in the elements.
+    operand that stays in the elements. `power_fraction`: of the clock, what the power limit leaves
+    when the units of a grid all multiply; a kernel that fills no more than this part runs at all of
+    it.
     """
 
     organization: Literal["array", "grid", "systolic"]
@@ -79,6 +81,7 @@ class Units(Block):
     columns: Side
     clock_hz: Hertz
     dataflow: Dataflow | None = None
+    power_fraction: Fraction = 1.0
 
     @model_validator(mode="after")
     def _only_systolic_arrays_have_a_dataflow(self) -> Self:
@@ -216,11 +219,17 @@ class L2(Block):
 
 
 class Dram(Block):
-    """Off-chip memory as the units see it."""
+    """Off-chip memory as the units see it.
+
+    `stream_bytes_per_s`: what one DMA stream between DRAM and an array carries. X comes in over as
+    many streams as the array has units along the rows of y, W over as many as along its
+    columns, and y leaves over one of each column of the array.
+    """
 
     bandwidth_bytes_per_s: BytesPerSecond
     sustained_fraction: Annotated[float, Field(gt=0, le=1)]
     latency_s: Seconds
+    stream_bytes_per_s: BytesPerSecond | None = None
 
     @property
     def sustained_bytes_per_s(self) -> float:

@@ -4,24 +4,30 @@ Fitted are the numbers that a library and not the chip decides: the rate of each
 ran in, the share of DRAM bandwidth, what a kernel takes once (`kernel.start_s`; of arrays the
 launch), how far memory hides behind compute, for kernels with a branch also the start and drain of
 tiles; and every other number with a decimal point in the family's `set`. Words and whole numbers
-there say how kernels are built and stay. A family that is within `_GOOD` on its rows at the chip's
-own values keeps them. The search starts from these and pays for leaving them, so that a value on
-which the rows say nothing stays what the chip says:
+there say how kernels are built and stay. The search starts from defaults and pays for leaving
+them, the more the fewer rows there are:
 
-    minimize  mean |ln(predicted / measured)|  +  sum of pull * |log2(value / chip's value)|
+    minimize  mean |ln(predicted / measured)|
+              + 8 / n * sum of pull * |log2(value / default)|
 
-with a pull of 0.15 for DRAM, 0.03 for rates and overlap and 0.01 for times, by moving one value at
-a time in steps that shrink when none helps. No value belongs to a row.
+with a pull of 0.15 for DRAM, 0.03 for rates and overlap and 0.015 for times, by moving one value at
+a time in steps that shrink when none helps; n is the number of rows, of which a source counts for
+at most `_ROWS_OF_SOURCE`, since what is wrong with one of its rows is wrong with all. No value
+belongs to a row. The default of a value is the weighted geometric mean of the chip's own and of
+what the families of all machines of that kind (arrays, grids) make of theirs, in proportion; those
+of the same machine count twice, those of the same name, a library's kernels on another chip, six
+times. What a family's rows do not show (a mode they never ran in, the start of kernels that all run
+long) it says nothing of.
 
 Cross-validation leaves out one source after the other. Its rows are predicted with values fitted on
-the other sources of the same family and machine; where there are none, with what the same family
-fits on other machines, as a ratio to their chips; where there are none either, with values fitted
-on the machine's other families; at last with the chip's own.
+the other sources of the same family and machine; where there are none, with the defaults. Families
+that have seen a row of the source left out say nothing of the defaults.
 """
 
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,23 +35,27 @@ from typing import Any
 from hwmodels.branch import split_into_kernels
 from hwmodels.description import Accelerator, KernelFamily
 from hwmodels.errors import AcceleratorError
-from hwmodels.families import family_named
+from hwmodels.families import family_named, machine_under
 from hwmodels.loader import list_accelerators, load_accelerator
 from hwmodels.measured import Row, family_of, is_of, machine_of, workload_of
-from hwmodels.overrides import keys_of
 from hwmodels.validation import compare
 
 __all__ = ["FamilyFit", "cross_validate", "family_text", "fit_family", "fitted_family"]
 
 _BUILT = ("memories.l2.panel_fraction",)
 """Numbers that say how kernels are built, as words and whole numbers do: not fitted."""
-_GOOD = 0.05
-_PULLS = (("memories.dram", 0.15), ("modes.", 0.03), ("kernel.overlap", 0.03), ("", 0.01))
+_PULLS = (("memories.dram", 0.15), ("modes.", 0.03), ("kernel.overlap", 0.03), ("", 0.015))
+_PULLED_ROWS = 8  # Rows at which the pulls hold as they stand.
+_MOST_PULL = 8.0
+_ROWS_OF_SOURCE = 6
+_ALIKE, _OWN = 6, 2  # Weights of families of the same name, and of the same machine.
+_OF_CHIP = 2.0  # Weight of the chip's own value among those of families.
+_KNOWN_ROWS = 5  # With fewer, a family says less of the defaults of others.
 _ROUNDS = 3
 _FIRST_STEPS = (1.5, 4.0)
 _START_S = 0.5e-6  # Where the search for `kernel.start_s` begins.
-_FEW_ROWS = 4  # With fewer, only the rate of each mode is fitted.
 _LAST_STEP = 1.04
+_SAME = 0.03  # Nearer to the chip's own, a value is not written down.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,45 +136,52 @@ def _leave_out(hw: Accelerator, own: Sequence[Row], known: Sequence[Row]) -> lis
         family = family_named(hw, name)
         others = [row for row in known if (row.get("source") or "") != source]
         train = [row for row in others if _family(hw, row) == name]
-        values = _transferred(hw, family, source) if not train else _fitted(hw, family, train)
-        if values is None:
-            values = _fitted(hw, family, _of_relatives(hw, family, others))
+        values = _fitted(hw, family, train, mine, source)
         under = _under(hw, family, values)
         results += [compare(machine_of(under, row), row) for row in mine]
     return results
 
 
-def _of_relatives(hw: Accelerator, family: KernelFamily, rows: Sequence[Row]) -> list[Row]:
-    """Rows of the machine's other families of the same kind, as if `family` had run them."""
-    related = []
-    for row in rows:
-        other = _family(hw, row)
-        if other is not None and {*family.serves} & {*family_named(hw, other).serves}:
-            related.append({**row, "family": family.name})
-    return related
-
-
-def _transferred(hw: Accelerator, family: KernelFamily, source: str) -> dict[str, float] | None:
-    """What the same family fits on other machines, in proportion to the chips; None without any."""
-    found: dict[str, list[float]] = {}
-    n_machines = 0
+def _defaults(
+    hw: Accelerator, family: KernelFamily, chip: Mapping[str, float], source: str
+) -> dict[str, float]:
+    """Where a family's values are expected before any of its rows is seen."""
+    said: dict[str, list[tuple[float, float]]] = {key: [(chip[key], _OF_CHIP)] for key in chip}
     for name in list_accelerators():
         other = load_accelerator(name)
-        same = [f for f in other.kernels if f.name == family.name and f.rows]
-        if other.name == hw.name.partition("@")[0] or not same or source in same[0].source:
+        if other.units.organization != hw.units.organization:
             continue
-        n_machines += 1
-        chip = _chip_values(other, same[0])
-        for key, value in same[0].set.items():
-            if key in chip and isinstance(value, float):
-                found.setdefault(key, []).append(math.log(value / chip[key]))
-    if not n_machines:
+        is_own = other.name == hw.name.partition("@")[0]
+        for known in other.kernels:
+            is_alike = known.name == family.name
+            unknown = not known.rows or not {*known.serves} & {*family.serves}
+            if unknown or (is_own and is_alike) or (source and source in known.source):
+                continue
+            weight = min(1.0, known.rows / _KNOWN_ROWS) * (
+                _ALIKE if is_alike else _OWN if is_own else 1
+            )
+            for key in chip:
+                ratio = _ratio_under(other, known, key)
+                if ratio is not None:
+                    said[key].append((chip[key] * ratio, weight))
+    most = {key: 1.0 if key.endswith("fraction") else math.inf for key in chip}
+    return {key: min(_center(pairs), most[key]) for key, pairs in said.items()}
+
+
+def _ratio_under(hw: Accelerator, family: KernelFamily, key: str) -> float | None:
+    """A value under a family over that of the chip; None where its rows cannot have said it."""
+    is_rate = key.startswith("modes.")
+    if is_rate and key.split(".")[1] not in family.measured_modes:
         return None
-    own, known = _chip_values(hw, family), keys_of(hw)
-    ratios = {k: math.exp(math.fsum(v) / n_machines) for k, v in found.items() if k in known}
-    values = {key: own.get(key, 0.0) * ratio for key, ratio in ratios.items()}
-    most = {key: 1.0 for key in values if key.endswith("fraction")}
-    return {key: min(value, most.get(key, value)) for key, value in values.items() if value}
+    value = _value(machine_under(hw, family), key)
+    is_unseen = key == "kernel.start_s" and value <= _START_S  # Long kernels do not show it.
+    return None if is_unseen else value / _value(hw, key)
+
+
+def _center(pairs: Sequence[tuple[float, float]]) -> float:
+    """Weighted geometric mean of (value, weight)."""
+    total = math.fsum(weight for _, weight in pairs)
+    return math.exp(math.fsum(weight * math.log(value) for value, weight in pairs) / total)
 
 
 def _family(hw: Accelerator, row: Row) -> str | None:
@@ -173,42 +190,46 @@ def _family(hw: Accelerator, row: Row) -> str | None:
     return family_of(hw, row)
 
 
-def _fitted(hw: Accelerator, family: KernelFamily, rows: Sequence[Row]) -> dict[str, float]:
-    """The values that fit `rows` best, from the chip's own, by small steps or by large ones."""
+def _fitted(
+    hw: Accelerator,
+    family: KernelFamily,
+    rows: Sequence[Row],
+    wanted: Sequence[Row] = (),
+    source: str = "",
+) -> dict[str, float]:
+    """The values that fit `rows` best, from the defaults, by small steps or by large ones.
+
+    `wanted` are rows to be predicted, in modes that none of `rows` may have run in; families that
+    have seen `source` say nothing of the defaults.
+    """
+    _errors(hw, [*rows, *wanted])  # A row that no values could predict is told, not skipped.
+    chip = _chip_values(hw, family, [*rows, *wanted])
+    center = _defaults(hw, family, chip, source)
     if not rows:
-        return {}
-    _errors(hw, rows)  # A row that no values could predict is told, not skipped.
-    chip = _chip_values(hw, family, rows)
-    free = list(chip)
-    if len(rows) < _FEW_ROWS:
-        free = [key for key in free if key.startswith("modes.")]
-    start = _loss(hw, family, {}, chip, rows)
-    if start < _GOOD:
-        return {}
-    start = _loss(hw, family, chip, chip, rows)
-    found = [_descend(hw, family, chip, free, rows, start, step) for step in _FIRST_STEPS]
+        return center
+    start = _loss(hw, family, center, center, rows)
+    found = [_descend(hw, family, center, rows, start, step) for step in _FIRST_STEPS]
     return min(found, key=lambda pair: pair[1])[0]
 
 
 def _descend(
     hw: Accelerator,
     family: KernelFamily,
-    chip: dict[str, float],
-    free: Sequence[str],
+    center: dict[str, float],
     rows: Sequence[Row],
     start: float,
     first_step: float,
 ) -> tuple[dict[str, float], float]:
-    """Values and loss where no single step of any of the `free` keys helps any more."""
-    best, value = dict(chip), start
+    """Values and loss where no single step of any value helps any more."""
+    best, value = dict(center), start
     for _ in range(_ROUNDS):
         step, before = first_step, value
         while step > _LAST_STEP:
             moved = False
-            for key in free:
+            for key in center:
                 for factor in (step, 1 / step):
                     trial = best | {key: best[key] * factor}
-                    loss = _loss(hw, family, trial, chip, rows)
+                    loss = _loss(hw, family, trial, center, rows)
                     if loss < value - 1e-5:
                         best, value, moved = trial, loss, True
                         break
@@ -223,17 +244,24 @@ def _loss(
     hw: Accelerator,
     family: KernelFamily,
     values: Mapping[str, float],
-    chip: Mapping[str, float],
+    center: Mapping[str, float],
     rows: Sequence[Row],
 ) -> float:
-    """Mean error of `rows` in logarithms and the pull to the chip; infinite where a rule breaks."""
+    """Mean error of `rows` in logarithms and the pull to `center`; infinite where a rule breaks."""
     try:
         errors = _errors(_under(hw, family, values), rows)
     except AcceleratorError:
         return math.inf
     misses = [abs(math.log1p(error)) for error in errors]
-    pull = [_pull(key) * abs(math.log2(values[key] / chip[key])) for key in values]
-    return math.fsum(misses) / len(misses) + math.fsum(pull)
+    pull = [_pull(key) * abs(math.log2(values[key] / center[key])) for key in values]
+    strength = min(_MOST_PULL, _PULLED_ROWS / _independent(rows))
+    return math.fsum(misses) / len(misses) + strength * math.fsum(pull)
+
+
+def _independent(rows: Sequence[Row]) -> int:
+    """Rows that say something new: of one source, only the first few."""
+    counts = Counter(row.get("source") or "" for row in rows)
+    return sum(min(count, _ROWS_OF_SOURCE) for count in counts.values())
 
 
 def _pull(key: str) -> float:
@@ -267,15 +295,18 @@ def _chip_values(
     if "branch" in family.serves:
         keys += ["kernel.tile_overhead_cycles", "memories.l1.drain_bytes_per_cycle"]
     own = [k for k, v in family.set.items() if isinstance(v, float) and k not in _BUILT]
-    content, paths = hw.model_dump(), keys_of(hw)
-    values = {}
-    for key in dict.fromkeys([*keys, *own]):
-        place: Any = content
-        for step in paths[key]:
-            place = place[step]
-        # What is nothing on the chip could not be scaled.
-        values[key] = max(float(place), 1e-2 if key.endswith("fraction") else _START_S)
-    return values
+    return {key: _value(hw, key) for key in dict.fromkeys([*keys, *own])}
+
+
+def _value(hw: Accelerator, key: str) -> float:
+    """The number at a key path of the file, as one that can be scaled."""
+    place: Any = hw
+    for step in key.split("."):
+        if isinstance(place, tuple):
+            place = next(mode for mode in place if mode.name == step)
+        else:
+            place = getattr(place, step)
+    return max(float(place or 0.0), 1e-2 if key.endswith("fraction") else _START_S)
 
 
 def fitted_family(hw: Accelerator, fit: FamilyFit, rows: Sequence[Row]) -> KernelFamily:
@@ -289,7 +320,7 @@ def fitted_family(hw: Accelerator, fit: FamilyFit, rows: Sequence[Row]) -> Kerne
     changed = {
         key: float(f"{value:.3g}")
         for key, value in fit.values.items()
-        if abs(value / chip[key] - 1) > 1e-3 or key.endswith("start_s")
+        if abs(value / chip[key] - 1) > _SAME or key.endswith("start_s")
     }
     bare = family.model_copy(update={"set": changed | _built(family)})
     under = hw.model_copy(
@@ -324,10 +355,16 @@ def family_text(family: KernelFamily) -> str:
         lines.append(f"    m_max: {family.m_max}")
     if family.set:
         lines.append("    set:")
-        lines += [f"      {key}: {_value(value)}" for key, value in family.set.items()]
+        lines += [f"      {key}: {_number(value)}" for key, value in family.set.items()]
     if family.attention is not None:
         lines.append("    attention:")
-        lines += [f"      {k}: {_value(v)}" for k, v in family.attention.model_dump().items()]
+        lines += [f"      {k}: {_number(v)}" for k, v in family.attention.model_dump().items()]
+    if family.elementwise is not None:
+        lines.append("    elementwise:")
+        lines += [
+            f"      {work}: {{elements_per_cycle: {rate.elements_per_cycle}, units: {rate.units}}}"
+            for work, rate in family.elementwise.items()
+        ]
     if family.rows:
         lines.append(f"    rows: {family.rows}")
         lines += [f"    branch_rows: {family.branch_rows}"] if family.branch_rows else []
@@ -345,7 +382,7 @@ def family_text(family: KernelFamily) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _value(value: float | str) -> str:
+def _number(value: float | str) -> str:
     # YAML 1.2 reads an exponent only behind a decimal point.
     text = repr(value) if isinstance(value, float) else str(value)
     return text.replace("e-", ".0e-") if "e-" in text and "." not in text else text

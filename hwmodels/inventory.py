@@ -4,7 +4,8 @@
 branches in one call (`guidance_batch`), the calls per step, and the precision: ``split`` where
 SVDQuant quantizes, else a fixed one.
 
-Attention products and depthwise convolutions are no layers with weights to split.
+Attention products, depthwise convolutions and elementwise work (normalizations with their
+modulation, activation functions, gated residuals, rotary embeddings) are no layers with weights.
 
 Attention runs as one kernel that keeps the scores on chip (as FlashAttention), in the precisions
 asked for: 16 bits, or 8-bit integers or floats for queries times keys and for probabilities times
@@ -20,7 +21,9 @@ with f the `overlap_fraction` of the family. Where no family serves, one pass ta
 takes `_SOFTMAX_OPS` operations of the vector unit, which hides behind the MACs as far as scaling of
 group sums does (`vector.combine_overlaps_mac`), and the cost is assumed. Queries, keys, values and
 outputs pass DRAM once. Depthwise taps run on the vector unit; linear attention is two products and
-one pass of the vector unit.
+one pass of the vector unit. Elementwise work reads its tensors and writes one, in 16 bits, beside
+the vector unit: at the rate that a family of the file was measured at, else with the operations of
+`WORKS` for each element, and then it is assumed.
 """
 
 import json
@@ -29,7 +32,7 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-from hwmodels.blocks import AttentionTiles, KernelFamily
+from hwmodels.blocks import KernelFamily
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.families import ASSUMED_ERROR, GENERIC, Confidence, family_named, machine_under
@@ -37,10 +40,14 @@ from hwmodels.modes import ModeChoice, choose_mode
 from hwmodels.operands import parse_precision
 
 __all__ = [
+    "ATTENTION_FORMATS",
+    "BlockPlan",
     "InventoryEntry",
     "ModelInventory",
     "ProductCost",
     "RESOLUTIONS",
+    "StepPlan",
+    "WORKS",
     "list_models",
     "load_model",
     "product_cost",
@@ -53,6 +60,14 @@ _PJ = 1e-12
 _SOFTMAX_OPS = 8.0
 """Operations per score where no family says: maximum, subtraction, exponential (about four), sum
 and conversion."""
+ATTENTION_FORMATS = {"bf16": ("W16A16", "int"), "int8": ("W8A8", "int"), "fp8": ("W8A8", "mxfp")}
+"""Formats of the products of attention by name: precision and element family."""
+WORKS = {
+    "layer_norm": (1, 8.0), "rms_norm": (1, 5.0), "gelu": (1, 10.0), "silu": (1, 6.0),
+    "silu_mul": (2, 7.0), "add": (2, 1.0), "gate_add": (2, 2.0), "rope": (1, 6.0),
+}  # fmt: skip
+"""Elementwise work: tensors read, and operations of the vector unit for each element (counted from
+the formulas, a transcendental as four)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +75,8 @@ class InventoryEntry:
     """Calls of one kind and shape in one denoising step.
 
     op : ``gemm``: y (m, n) from x (m, k); ``depthwise``: m rows of n channels with k taps each;
-        ``attention`` and ``linear_attention``: `batch` heads of m queries, n keys, head size k.
+        ``attention`` and ``linear_attention``: `batch` heads of m queries, n keys, head size k;
+        ``elementwise``: m rows of n channels, the `work` of `WORKS`.
     precision : ``split``, or the fixed precision of the kind such as ``W16A16``.
     """
 
@@ -72,6 +88,7 @@ class InventoryEntry:
     calls: int
     precision: str
     batch: int = 1
+    work: str = ""
 
     def scaled(self, factor: Fraction) -> "InventoryEntry":
         """The same calls with `factor` times the images and guidance passes in each.
@@ -83,7 +100,7 @@ class InventoryEntry:
         AcceleratorError
             If the rows of one call do not divide so.
         """
-        has_rows = self.op in ("gemm", "depthwise")
+        has_rows = self.op in ("gemm", "depthwise", "elementwise")
         known = self.m if has_rows else self.batch
         count = known * factor
         if count.denominator != 1:
@@ -98,12 +115,36 @@ class InventoryEntry:
         """Multiply-accumulates of all calls."""
         per_call = {
             "gemm": self.m * self.n * self.k,
+            "elementwise": 0,
             "depthwise": self.m * self.n * self.k,
             "attention": 2 * self.batch * self.m * self.n * self.k,
             # Keys times values with a row of ones for the normalizer, then queries times that.
             "linear_attention": 2 * self.batch * self.m * self.k * (self.k + 1),
         }
         return per_call[self.op] * self.calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """A block of a step: how often it runs, its stages, and what waits for no stage of it.
+
+    A stage names kinds that need nothing of each other and wait for the stage before: ``self_q``,
+    the second entry of that kind as ``self_q#2``, two calls of it as ``self_q*2``. What is early
+    says what waits for it: ``cross_k>cross_attention``.
+    """
+
+    count: int
+    early: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What a step runs after what: stages before the blocks, the blocks, and stages after."""
+
+    first: tuple[tuple[str, ...], ...]
+    blocks: tuple[BlockPlan, ...]
+    last: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +157,7 @@ class ModelInventory:
     resolution: int
     guidance_batch: int
     entries: tuple[InventoryEntry, ...]
+    schedule: "StepPlan"
 
 
 def list_models() -> list[str]:
@@ -147,14 +189,35 @@ def load_model(name: str, resolution: int = 1024) -> ModelInventory:
         )
         for part in content["attention"]
     ]  # fmt: skip
+    others = [
+        InventoryEntry(**{**part, "m": part["m"][size]}, k=1, precision="A16")
+        for part in content["elementwise"]
+    ]
+    plan = content["schedule"]
     return ModelInventory(
         name=name,
         title=content["title"],
         source=content["source"],
         resolution=resolution,
         guidance_batch=content["guidance_batch"],
-        entries=(*layers, *products),
+        entries=(*layers, *products, *others),
+        schedule=StepPlan(
+            first=_stages(plan["first"]),
+            blocks=tuple(
+                BlockPlan(
+                    count=block["count"],
+                    early=tuple(block["early"]),
+                    stages=_stages(block["stages"]),
+                )
+                for block in plan["blocks"]
+            ),
+            last=_stages(plan["last"]),
+        ),
     )
+
+
+def _stages(content: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(stage) for stage in content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +235,8 @@ class ProductCost:
     latency_low_s: float
     latency_high_s: float
     parts: dict[str, float]
+    busy_s: dict[str, float]
+    units_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +246,10 @@ class _Work:
     macs: tuple[tuple[float, ModeChoice], ...]
     vector: float
     moved: int
-    weight_bytes: int
-    pass_s: float
+    weight_bytes: int = 0
+    pass_s: float = 0.0
+    vector_cycles: float | None = None
+    units_share: float = 1.0
 
 
 def product_cost(
@@ -194,10 +261,11 @@ def product_cost(
     element: str = "int",
     kernel: str | None = None,
 ) -> ProductCost:
-    """Cost of one call of an attention or depthwise entry on `hw`.
+    """Cost of one call of an attention, depthwise or elementwise entry on `hw`.
 
-    `qk` and `pv` are the precisions of queries times keys and of probabilities times values, such
-    as W8A8; `element` is their element family below 16 bits (int, or mxfp for fp8).
+    `qk` and `pv` are the formats of queries times keys and of probabilities times values: a name of
+    `ATTENTION_FORMATS`, or a precision such as W8A8 with `element` as its element family below 16
+    bits (int, or mxfp for fp8).
 
     Raises
     ------
@@ -206,28 +274,30 @@ def product_cost(
     """
     family = _family(hw, entry, kernel)
     under = machine_under(hw, family)
-    tiles = None if family is None else family.attention
-    work = _work(entry, under, (qk, pv), element, tiles)
+    formats = tuple(ATTENTION_FORMATS.get(text, (text, element)) for text in (qk, pv))
+    work = _work(entry, under, formats, family)
     clock, units = under.units.clock_hz, under.units
     mac_s = sum(
         macs / (choice.mode.sustained_macs_per_cycle * units.count * clock)
         for macs, choice in work.macs
     )
-    vector_s = work.vector / (under.vector_rate("combine") * units.vector_units * clock)
+    lanes = under.vector_rate("combine") * units.vector_units
+    vector_s = (work.vector / lanes if work.vector_cycles is None else work.vector_cycles) / clock
     dram_s = work.moved / under.memories.dram.sustained_bytes_per_s
     hidden = under.kernel.overlap_fraction if family is not None else _hidden(under)
     paced = max(mac_s, vector_s) + (1 - hidden) * min(mac_s, vector_s)
     busy = {"compute": mac_s, "vector": vector_s, "dram": dram_s}
     overhead = under.dispatch.launch_s + under.memories.dram.latency_s + work.pass_s
     latency = overhead + max(paced, dram_s)
-    confidence, spread = _trust(family, entry, (qk, pv))
+    confidence, spread = _trust(family, entry, tuple(precision for precision, _ in formats))
     energy = under.energy
     picojoules = sum(macs * choice.mode.energy_pj_per_mac for macs, choice in work.macs)
     picojoules += work.vector * energy.combine_pj_per_element
     picojoules += work.moved * (energy.dram_pj_per_byte + energy.l2_pj_per_byte)
     parts = {"dispatch": under.dispatch.launch_s, "fill": under.memories.dram.latency_s}
     parts |= {"passes": work.pass_s, "compute": mac_s}
-    parts |= {"softmax": max(0.0, paced - mac_s), "stall": max(0.0, dram_s - paced)}
+    vector_part = "softmax" if entry.op.endswith("attention") else "vector"
+    parts |= {vector_part: max(0.0, paced - mac_s), "stall": max(0.0, dram_s - paced)}
     bound = max(busy, key=busy.__getitem__)
     return ProductCost(
         latency_s=latency,
@@ -241,40 +311,45 @@ def product_cost(
         latency_low_s=max(0.0, latency * (1 - spread)),
         latency_high_s=latency * (1 + spread),
         parts=parts,
+        busy_s=busy,
+        units_share=work.units_share,
     )
 
 
 def _family(hw: Accelerator, entry: InventoryEntry, name: str | None) -> KernelFamily | None:
-    """The family that runs the entry: only attention has families of its own."""
-    if entry.op != "attention":
+    """The family that runs the entry: only attention and elementwise work have their own."""
+    if entry.op not in ("attention", "elementwise"):
         return None
     if name is not None:
         family = family_named(hw, name)
-        if family.attention is None:
-            raise AcceleratorError(f"kernel family {name!r} of {hw.name} does not serve attention")
+        if entry.op not in family.serves:
+            raise AcceleratorError(
+                f"kernel family {name!r} of {hw.name} does not serve {entry.op}"
+                + (" work" if entry.op == "elementwise" else "")
+            )
         return family
-    return next((family for family in hw.kernels if family.attention is not None), None)
+    return next((family for family in hw.kernels if entry.op in family.serves), None)
 
 
 def _work(
     entry: InventoryEntry,
     hw: Accelerator,
-    precisions: tuple[str, str],
-    element: str,
-    tiles: AttentionTiles | None,
+    formats: tuple[tuple[str, str], ...],
+    family: KernelFamily | None,
 ) -> _Work:
+    if entry.op == "elementwise":
+        return _elementwise_work(entry, hw, family)
     macs = entry.macs / entry.calls
-    choices = [choose_mode(hw, *parse_precision(text), element) for text in precisions]
+    choices = [choose_mode(hw, *parse_precision(text), element) for text, element in formats]
     moved = 2 * entry.batch * (entry.m + entry.n) * entry.k * _BYTES
     if entry.op == "depthwise":
         stored = entry.n * entry.k * _BYTES
         moved = 2 * entry.m * entry.n * _BYTES + stored
-        return _Work(macs=(), vector=macs, moved=moved, weight_bytes=stored, pass_s=0.0)
+        return _Work(macs=(), vector=macs, moved=moved, weight_bytes=stored)
     if entry.op == "linear_attention":
         vector = 2.0 * entry.batch * entry.m * entry.k
-        return _Work(
-            macs=((macs, choices[0]),), vector=vector, moved=moved, weight_bytes=0, pass_s=0.0
-        )
+        return _Work(macs=((macs, choices[0]),), vector=vector, moved=moved)
+    tiles = None if family is None else family.attention
     scores = float(entry.batch * entry.m * entry.n)
     blocks, pass_s, ops = 1, 0.0, _SOFTMAX_OPS
     if tiles is not None:
@@ -285,8 +360,28 @@ def _work(
         macs=((scores * entry.k * blocks, choices[0]), (scores * entry.k, choices[1])),
         vector=ops * scores * blocks,
         moved=moved,
-        weight_bytes=0,
         pass_s=pass_s,
+    )
+
+
+def _elementwise_work(entry: InventoryEntry, hw: Accelerator, family: KernelFamily | None) -> _Work:
+    if entry.work not in WORKS:
+        raise AcceleratorError(
+            f"{entry.kind}: unknown work {entry.work!r:.40}; {nearest(entry.work, [*WORKS])}"
+        )
+    read, ops = WORKS[entry.work]
+    count = entry.m * entry.n
+    moved = (read + 1) * count * _BYTES
+    rates = None if family is None else family.elementwise
+    if rates is None or entry.work not in rates:
+        return _Work(macs=(), vector=ops * count, moved=moved)
+    rate = rates[entry.work]
+    return _Work(
+        macs=(),
+        vector=ops * count,
+        moved=moved,
+        vector_cycles=count / rate.elements_per_cycle,
+        units_share=min(1.0, rate.units / hw.units.count),
     )
 
 
@@ -295,17 +390,26 @@ def _hidden(hw: Accelerator) -> float:
 
 
 def _trust(
-    family: KernelFamily | None, entry: InventoryEntry, precisions: tuple[str, str]
+    family: KernelFamily | None, entry: InventoryEntry, precisions: tuple[str, ...]
 ) -> tuple[Confidence, float]:
-    """Confidence and expected error of an entry in a family; head sizes count as K."""
+    """Confidence and expected error of an entry in a family.
+
+    Head sizes count as K, and elements of elementwise work as M.
+    """
     if family is None or not family.rows or family.worst_error is None:
         return "assumed", ASSUMED_ERROR
-    ranges = ((entry.m, family.measured_m), (entry.n, family.measured_n))
-    inside = all(r is not None and r[0] <= size <= r[1] for size, r in ranges)
-    inside = inside and family.measured_k is not None
-    if inside and family.measured_k is not None:
-        inside = family.measured_k[0] <= entry.k <= family.measured_k[1]
-    widths = {parse_precision(text) for text in precisions}
-    if inside and widths == {(16, 16)}:
+    if family.elementwise is not None:
+        if entry.work not in family.elementwise:
+            return "assumed", ASSUMED_ERROR
+        ranges = [(entry.m * entry.n, family.measured_m)]
+        is_measured = True
+    else:
+        ranges = [
+            (entry.m, family.measured_m),
+            (entry.n, family.measured_n),
+            (entry.k, family.measured_k),
+        ]
+        is_measured = {parse_precision(text) for text in precisions} == {(16, 16)}
+    if is_measured and all(r is not None and r[0] <= size <= r[1] for size, r in ranges):
         return "measured", family.worst_error
     return "extrapolated", max(2 * family.worst_error, 0.3)

@@ -9,7 +9,8 @@ A family with `overlap_fraction` f below 1 has
 in place of the larger. Weights and activations are read from DRAM (`weights="cold"`); ``warm`` is
 the state of a loop over one call: what fits in the resident part of L2 is found there, and beyond
 1.5 times it nothing is; ``flushed`` that of a benchmark which overwrites L2 before each call: as
-many dirty lines are written back as the call reads, up to the size of L2.
+many dirty lines are written back as the call reads, up to the size of L2; ``resident`` that of a
+layer whose weights have stayed in L2 since the step before.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from hwmodels.traffic import (
     DramTraffic,
     Floats,
     Tiles,
+    ceil_div,
     dram_traffic,
     l1_fill_cycles,
     l2_read_bytes,
@@ -37,9 +39,9 @@ from hwmodels.workload import GemmWorkload
 
 __all__ = ["KernelCost", "LaunchState", "Run", "WeightState"]
 
-WeightState = Literal["cold", "warm", "flushed"]
+WeightState = Literal["cold", "warm", "flushed", "resident"]
 LaunchState = Literal["stream", "graph"]
-_STATES = {"weights": ("cold", "warm", "flushed"), "launch": ("stream", "graph")}
+_STATES = {"weights": ("cold", "warm", "flushed", "resident"), "launch": ("stream", "graph")}
 _THRASHED = 1.5  # Times the resident part of L2: a loop over more finds nothing of it again.
 
 
@@ -49,7 +51,8 @@ class KernelCost:
 
     `latency_parts_s` sum to `latency_s`; `busy_s` are the overlapping resources, of which the
     longest paces the kernel; `tile_mkn` is the fastest core tile; `family` is the kernel family and
-    `trust` how far its rows carry the latency.
+    `trust` how far its rows carry the latency; `units_share` is the part of the units it fills at
+    most.
     """
 
     role: str
@@ -63,6 +66,7 @@ class KernelCost:
     modes: dict[str, str]
     family: str
     trust: Trust
+    units_share: float
 
 
 class Run:
@@ -162,6 +166,8 @@ def _cost(run: Run, kernel: GemmKernel, family: KernelFamily | None) -> KernelCo
     written = kernel.out_bytes
     cold = run.cold_share(kernel)
     moved = (moved - written) * cold + written + run.evicted_bytes(moved)
+    if run.weights == "resident":
+        moved = np.maximum(written, moved - kernel.w_bytes - kernel.factor_bytes)
     launch_s = run.launch_s(hw) if kernel.is_dispatched else 0.0
     pipeline_s = busy.pipeline / clock
     limits = {
@@ -216,15 +222,26 @@ def _cost(run: Run, kernel: GemmKernel, family: KernelFamily | None) -> KernelCo
         modes=_mode_names(kernel),
         family=GENERIC if family is None else family.name,
         trust=trust_in(family, kernel),
+        units_share=float(_units_share(hw, kernel, tiles)[best]),
     )
 
 
-_OF_TILES = ("kernel.tile", "kernel.m_axis", "kernel.split", "memories.l1", "memories.l2")
+_OF_TILES = ("units.", "kernel.tile", "kernel.m_axis", "kernel.split", "memories.l1", "memories.l2")
 
 
 def _changes_tiles(family: KernelFamily | None) -> bool:
     """Whether the family's tiles, and what moves with them, are not those of the chip."""
     return family is not None and any(key.startswith(_OF_TILES) for key in family.set)
+
+
+def _units_share(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
+    """Part of the units that have work in the first pass, for each tile."""
+    down, across = ceil_div(kernel.m, tiles.m), ceil_div(kernel.n, tiles.n)
+    if hw.units.organization == "grid":
+        return np.minimum(1.0, down * across * tiles.splits / hw.units.count)
+    if hw.units.organization == "systolic":
+        return np.ones_like(tiles.m)
+    return np.minimum(1.0, down / tiles.units_m) * np.minimum(1.0, across / tiles.units_n)
 
 
 def _cast_s(hw: Accelerator, kernel: GemmKernel, launch_s: float) -> float:

@@ -86,9 +86,11 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
     share = depth_share(hw, kernel, tiles)
     blocks = blocks_of(hw, tiles)
     outputs = runs * tiles.m * tiles.n
+    slowed = _power_slowdown(hw, kernel, tiles)
 
     def phase(mode: Mode, depth: int | Floats, n_blocks: Floats, combined: Floats) -> Phase:
-        return make_phase(hw, n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel), combined)
+        cycles = slowed * n_blocks * _block_cycles(hw, mode, depth, tiles.k, kernel)
+        return make_phase(hw, cycles, combined)
 
     phases: dict[str, Phase] = {
         kernel.role: phase(
@@ -113,6 +115,15 @@ def busy_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> BusyCycles
         tile=runs * _tile_cycles(hw, kernel, tiles),
         conversion=conversion_cycles(hw, kernel, tiles, runs),
     )
+
+
+def _power_slowdown(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats | float:
+    """Factor on the MACs' time by which the power limit lowers the clock, for each tile."""
+    if hw.units.power_fraction == 1 or hw.units.organization != "grid":
+        return 1.0
+    blocks = ceil_div(kernel.m, tiles.m) * ceil_div(kernel.n, tiles.n) * tiles.splits
+    busy = np.minimum(1.0, blocks / hw.units.count)
+    return np.maximum(1.0, busy / hw.units.power_fraction)
 
 
 def make_phase(hw: Accelerator, mac: Floats, combined: Floats | float) -> Phase:

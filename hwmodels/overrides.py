@@ -345,6 +345,8 @@ def idle_keys(hw: Accelerator) -> dict[str, str]:
         if hw.units.organization == "array":
             reasons["kernel.split_k_max"] = "used for a grid only"
         reasons["vector.add_elements_per_cycle"] = "used for a systolic array only"
+    if hw.units.organization != "grid":
+        reasons["units.power_fraction"] = "used for a grid only"
     kernel = hw.kernel
     if not (kernel.block_overhead_cycles or kernel.partial_cycles_per_64_bytes):
         reasons.setdefault(

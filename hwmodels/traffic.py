@@ -9,8 +9,7 @@ Partial sums never leave the unit: y is written once per kernel. DRAM is read in
 the fewest bytes of three:
 
     outputs stationary      X is read once per column of array-wide tiles, W once per row of them
-    activations resident    a panel of X rows stays in L2 while all of W streams by
-    weights resident        a panel of W rows stays in L2 while all of X streams by
+    activations or weights resident    a panel of X or W rows stays in L2, the other streams by
 
 Panels need `panel_fraction` of L2 and do not depend on the core tile. An unfused up-projection
 finds y there if it fits as a whole.
@@ -160,9 +159,8 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
         If no tile fits.
     """
     if hw.units.organization == "systolic":
-        return single_tile(
-            1, 1, 1, hw
-        )  # The array is the tile; operands pass through its elements.
+        # The array is the tile; operands pass through its elements.
+        return single_tile(1, 1, 1, hw)
     chosen = _candidate_tiles(hw) if tiles is None else tiles
     fits = _l1_bytes(hw, kernel, chosen) <= hw.memories.l1.capacity_bytes
     room = hw.kernel.sums_capacity_bytes
@@ -213,10 +211,8 @@ def _why_nothing_fits(hw: Accelerator, kernel: GemmKernel, chosen: Tiles) -> str
         m, k, n = chosen.at(0)
         sums, room = m * n * 4, hw.kernel.sums_capacity_bytes
         if room is not None and sums > room:
-            return (
-                f"{hw.name}: the {sums} bytes of sums of tile {m}x{k}x{n} do not fit in "
-                f"kernel.accumulator_capacity_bytes={room}"
-            )
+            what = f"the {sums} bytes of sums of tile {m}x{k}x{n} do not fit in"
+            return f"{hw.name}: {what} kernel.accumulator_capacity_bytes={room}"
         return (
             f"{hw.name}: tile {m}x{k}x{n} needs {_l1_bytes(hw, kernel, chosen)[0]:.0f} bytes, more "
             f"than memories.l1.capacity_bytes={l1.capacity_bytes} ({l1.reserved_bytes} reserved)"
@@ -299,18 +295,16 @@ def dram_traffic(
     """Fewest DRAM bytes of `kernel` over tiles and loop orders, and the fewest for each tile.
 
     `use_panels` False: outputs stationary only. The first is what a layer has to move and cannot
-    fall when the layer grows; the second paces the kernel, tile by tile.
+    fall when the layer grows; the second paces the kernel, tile by tile, and counts what DRAM could
+    have moved while the streams of one operand lag behind.
     """
     x_reads, w_reads = _stationary_reads(hw, kernel, tiles)
-    moved = _input_bytes(kernel, x_reads, w_reads)
-    best = int(np.argmin(moved))
+    best = int(np.argmin(_input_bytes(kernel, x_reads, w_reads)))
     options = [("outputs stationary", int(x_reads[best]), int(w_reads[best]))]
     if use_panels:
         options += _panels(hw, kernel)
     least = min(options, key=lambda option: _input_bytes(kernel, *option[1:]))
     policy, x_times, w_times = least
-    for option in options[1:]:
-        moved = np.minimum(moved, _input_bytes(kernel, *option[1:]))
     traffic = DramTraffic(
         policy=policy,
         x_reads=x_times,
@@ -323,7 +317,27 @@ def dram_traffic(
         p=x_times * (0 if kernel.branch is None else kernel.branch.p_bytes),
         smooth=kernel.smooth_bytes,
     )
-    return traffic, moved + traffic.output + traffic.partial_input + traffic.smooth
+    others = traffic.output + traffic.partial_input + traffic.smooth
+    paced = np.full_like(x_reads, np.inf)
+    reads = [(x_reads, w_reads), *((x + 0 * x_reads, w + 0 * x_reads) for _, x, w in options[1:])]
+    for x, w in reads:
+        moved = _input_bytes(kernel, x, w) + others
+        paced = np.minimum(paced, np.maximum(moved, _streamed_bytes(hw, kernel, tiles, x, w)))
+    return traffic, paced
+
+
+def _streamed_bytes(
+    hw: Accelerator, kernel: GemmKernel, tiles: Tiles, x_times: Floats, w_times: Floats
+) -> Floats | float:
+    """Bytes that DRAM could move while the busiest of the streams of X, W and y moves its own."""
+    dram = hw.memories.dram
+    if dram.stream_bytes_per_s is None or hw.units.organization != "array":
+        return 0.0
+    x_bytes = _input_bytes(kernel, x_times, 0 * w_times)
+    w_bytes = w_times * (kernel.w_bytes + kernel.factor_bytes)
+    busiest = np.maximum(x_bytes / tiles.units_m, w_bytes / tiles.units_n)
+    busiest = np.maximum(busiest, kernel.out_bytes / hw.units.columns)
+    return busiest * (dram.sustained_bytes_per_s / dram.stream_bytes_per_s)
 
 
 def _reread_bytes(hw: Accelerator, kernel: GemmKernel) -> int:
@@ -371,17 +385,14 @@ def _panels(hw: Accelerator, kernel: GemmKernel) -> list[tuple[str, int, int]]:
         w_row += kernel.branch.left_bytes / kernel.n
         w_room -= kernel.m * p_row  # P of every row must outlive the first weight panel.
     options = []
-    x_rows = _whole_blocks(room / x_row, hw.kernel.register_block_m)
+    block_m, block_n = hw.kernel.register_block_m, hw.kernel.register_block_n
+    x_rows = math.floor(room / x_row / block_m) * block_m
     if x_rows:
         options.append(("activations resident", 1, math.ceil(kernel.m / x_rows)))
-    w_rows = _whole_blocks(w_room / w_row, hw.kernel.register_block_n)
+    w_rows = math.floor(max(0.0, w_room) / w_row / block_n) * block_n
     if w_rows:
         options.append(("weights resident", math.ceil(kernel.n / w_rows), 1))
     return options
-
-
-def _whole_blocks(rows: float, block: int) -> int:
-    return max(0, math.floor(rows / block)) * block
 
 
 def l1_fill_cycles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
@@ -467,8 +478,7 @@ def _lines(kernel: GemmKernel) -> tuple[float, float]:
 def _wider_x_bits(kernel: GemmKernel) -> float:
     """Bits a row of X has more on its first pass than in main's format; 0 when it has not.
 
-    The first pass reads the wider of main's format and the branch's, or 16 bits to be rotated. The
-    side unit reads X by itself, in its own format.
+    It reads the wider of main's and the branch's, or 16 bits to rotate; a side unit its own.
     """
     branch = kernel.branch
     formats = [kernel.a]

@@ -47,6 +47,7 @@ from hwmodels.workload import GemmWorkload
 
 __all__ = [
     "ATTENTION_CSV",
+    "ELEMENTWISE_CSV",
     "MEASURED_CSV",
     "branch_overheads",
     "compare",
@@ -56,9 +57,11 @@ __all__ = [
     "summarize",
     "validate",
     "validate_attention",
+    "validate_elementwise",
 ]
 
 ATTENTION_CSV = Path(__file__).parent / "measured_attention.csv"
+ELEMENTWISE_CSV = Path(__file__).parent / "measured_elementwise.csv"
 _MAX_FILE_BYTES = 2**20
 _METRICS = ("latency_s", "energy_j", "dram_bytes")
 _IMPOSSIBLE = 0.8
@@ -186,32 +189,59 @@ def validate_attention(path: str | Path = ATTENTION_CSV) -> list[dict[str, Any]]
     AcceleratorError
         If the file cannot be read, or names an unknown machine.
     """
-    text = read_text(Path(path), "measured table", _MAX_FILE_BYTES)
     results = []
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+    for row in _product_rows(path):
         entry = InventoryEntry(
             kind="attention", op="attention", m=int(row["queries"]), n=int(row["keys"]),
             k=int(row["head_size"]), calls=1, precision="W16A16", batch=int(row["heads"]),
         )  # fmt: skip
-        cost = product_cost(entry, load_accelerator(row["device"]))
-        measured_ms, predicted_ms = float(row["time_ms"]), cost.latency_s * 1e3
-        results.append(
-            {
-                "device": row["device"],
-                "heads": entry.batch,
-                "queries": entry.m,
-                "keys": entry.n,
-                "head_size": entry.k,
-                "held_out": "held out" in row["notes"],
-                "measured_ms": measured_ms,
-                "predicted_ms": predicted_ms,
-                "error": predicted_ms / measured_ms - 1,
-                "kernel": cost.kernel,
-                "confidence": cost.confidence,
-                "source": row["source"],
-            }
-        )
+        sizes = {"heads": entry.batch, "queries": entry.m, "keys": entry.n, "head_size": entry.k}
+        results.append(_product_result(row, entry, sizes))
     return results
+
+
+def validate_elementwise(path: str | Path = ELEMENTWISE_CSV) -> list[dict[str, Any]]:
+    """Measured and predicted time of every shipped row of elementwise work, as for attention.
+
+    In place of the sizes of attention a result has work, rows and columns.
+
+    Raises
+    ------
+    AcceleratorError
+        If the file cannot be read, or names an unknown machine or work.
+    """
+    results = []
+    for row in _product_rows(path):
+        entry = InventoryEntry(
+            kind=row["work"], op="elementwise", m=int(row["rows"]), n=int(row["columns"]), k=1,
+            calls=1, precision="A16", work=row["work"],
+        )  # fmt: skip
+        sizes = {"work": entry.work, "rows": entry.m, "columns": entry.n}
+        results.append(_product_result(row, entry, sizes))
+    return results
+
+
+def _product_rows(path: str | Path) -> Iterable[dict[str, str]]:
+    text = read_text(Path(path), "measured table", _MAX_FILE_BYTES)
+    return csv.DictReader(io.StringIO(text, newline=""))
+
+
+def _product_result(
+    row: dict[str, str], entry: InventoryEntry, sizes: dict[str, Any]
+) -> dict[str, Any]:
+    cost = product_cost(entry, load_accelerator(row["device"]))
+    measured_ms, predicted_ms = float(row["time_ms"]), cost.latency_s * 1e3
+    return {
+        "device": row["device"],
+        **sizes,
+        "held_out": "held out" in row["notes"],
+        "measured_ms": measured_ms,
+        "predicted_ms": predicted_ms,
+        "error": predicted_ms / measured_ms - 1,
+        "kernel": cost.kernel,
+        "confidence": cost.confidence,
+        "source": row["source"],
+    }
 
 
 def _peak(hw: Accelerator, work: GemmWorkload) -> float:

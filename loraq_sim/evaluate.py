@@ -92,9 +92,10 @@ def evaluate_layer(
     solution : Solution, optional
         An earlier solution of this layer and split; solved here by default.
     **options
-        ``seed``, ``method``, ``preset``, ``tokens``, ``fused``, ``smooth``, ``rotate``,
-        ``condition``, ``finish`` and ``rows`` as in `loraq_sim.settings.CaseSettings`. A split
-        without a branch is rounded to nearest (``rtn``), or by ``gptq``.
+        ``seed``, ``method``, ``preset``, ``tokens``, ``fused``, ``kernel``, ``smooth``,
+        ``rotate``, ``condition``, ``finish`` and ``rows`` as in
+        `loraq_sim.settings.CaseSettings`. A split without a branch is rounded to nearest
+        (``rtn``), or by ``gptq``.
 
     Raises
     ------
@@ -193,7 +194,7 @@ def _cost(
     if m is None:
         return dict.fromkeys(_COSTS)
     work = solved_workload(m, solution, split, path, fused=settings.fused)
-    cost = hwmodels.estimate_cost(work, accelerator)
+    cost = hwmodels.estimate_cost(work, accelerator, kernel=settings.kernel)
     return {name: getattr(cost, name) for name in _COSTS}
 
 

@@ -7,13 +7,20 @@ step.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import hwmodels
 from hwmodels.families import weakest
+from hwmodels.schedule import (
+    CallCost,
+    StepSchedule,
+    entry_names,
+    resident_names,
+    schedule_step,
+)
 from loraq_sim.conditioning import hadamard_block
 from loraq_sim.emulator.datapath import Datapath, datapath_steps
 from loraq_sim.emulator.float_overflow import FloatOverflow
@@ -26,13 +33,15 @@ from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS
 from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
-    from hwmodels.inventory import InventoryEntry, ProductCost
-    from hwmodels.kernel_cost import LaunchState
+    from hwmodels.inventory import InventoryEntry, ModelInventory, ProductCost
+    from hwmodels.kernel_cost import LaunchState, WeightState
     from loraq_sim.solvers import Solution
 
 __all__ = [
+    "ModelStep",
     "cost_split",
     "datapath_for",
+    "model_step",
     "model_step_rows",
     "solved_workload",
     "transforms_asked",
@@ -113,12 +122,13 @@ def cost_split(
     shared_by: int = 1,
     kernel: str | None = None,
     launch: "LaunchState" = "stream",
+    weights: "WeightState" = "cold",
 ) -> "tuple[hwmodels.GemmWorkload, hwmodels.Cost]":
     """Workload and cost of one call of a layer of this shape: no weight, nothing solved.
 
     `schedule` is one of `hwmodels.workload.BRANCH_SCHEDULES`; `smooth` and `rotate` are what would
     be done to X, as in `loraq_sim.solve`; `shared_by` layers read the same X and share its branch.
-    `kernel` and `launch` as in `hwmodels.estimate_cost`.
+    `kernel`, `launch` and `weights` as in `hwmodels.estimate_cost`.
     """
     rank, feedback_rank = split.ranks(n, k)
     path = datapath_for(accelerator)
@@ -128,7 +138,8 @@ def cost_split(
         shared_by=shared_by,
     )  # fmt: skip
     work = dataclasses.replace(work, branch_schedule=schedule)
-    return work, hwmodels.estimate_cost(work, accelerator, kernel=kernel, launch=launch)
+    cost = hwmodels.estimate_cost(work, accelerator, kernel=kernel, launch=launch, weights=weights)
+    return work, cost
 
 
 def solved_workload(
@@ -234,7 +245,29 @@ def _scale_bits(split: PrecisionSplit) -> int:
 _SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelStep:
+    """One denoising step of a model on a machine.
+
+    rows : a row for every kind of layer, in order of the model, and their total.
+    schedule : where every call lies in time, with `resident` entries' weights in L2.
+    kinds : of each name in the schedule gemm, attention or elementwise.
+    """
+
+    rows: list[dict[str, Any]]
+    schedule: StepSchedule
+    resident: tuple[str, ...]
+    kinds: dict[str, str]
+
+
 def model_step_rows(
+    model: str, split: PrecisionSplit, accelerator: "hwmodels.Accelerator", **options: Any
+) -> list[dict[str, Any]]:
+    """The rows of `model_step`, whose options it takes."""
+    return model_step(model, split, accelerator, **options).rows
+
+
+def model_step(
     model: str,
     split: PrecisionSplit,
     accelerator: "hwmodels.Accelerator",
@@ -243,14 +276,17 @@ def model_step_rows(
     batch: int = 1,
     guidance: int | None = None,
     schedule: str = "fused",
+    attention: Sequence[str] = ("bf16", "bf16"),
     **options: Any,
-) -> list[dict[str, Any]]:
-    """Rows of every kind of layer of one denoising step, in order of the model, and their total.
+) -> ModelStep:
+    """Costs of every kind of layer of one denoising step, their total, and the step's schedule.
 
     All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
-    one call. `options` are further ones of `cost_split`. ``share`` is the part of the step's
-    latency, ``validated_share`` that of a row's latency which measured rows carry, and the peak of
-    activations is the largest of one call.
+    one call. `attention` are the formats of its two products (`hwmodels.inventory`); `options` are
+    further ones of `cost_split`. ``share`` is the part of the step's latency, ``validated_share``
+    that of a row's latency which measured rows carry, and the peak of activations is the largest of
+    one call. The total adds what the schedule says: ``scheduled_s``, ``critical_path_s``,
+    ``idle_share`` and ``resident_bytes``, the weights that stay in L2 between steps.
 
     Raises
     ------
@@ -265,44 +301,111 @@ def model_step_rows(
     where: dict[str, Any] = {"batch": batch, "guidance": passes}
     where |= {"model": model, "resolution": resolution, "split": split.text}
     where |= {"accelerator": accelerator.name, "schedule": schedule}
-    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in [entry.scaled(scale) for entry in inventory.entries]:
+    options |= {"schedule": schedule}
+    names = entry_names(inventory)
+    costed: dict[str, _Costed] = {}
+    for name, entry in zip(
+        names, (entry.scaled(scale) for entry in inventory.entries), strict=True
+    ):
         try:
-            costed = _entry_row(entry, split, accelerator, {"schedule": schedule, **options})
+            costed[name] = _costed(entry, split, accelerator, tuple(attention), options)
         except (LoraqError, hwmodels.AcceleratorError) as error:
             raise CaseFailed(f"{model}, {entry.kind}: {error}") from error
-        by_kind.setdefault((entry.kind, costed["precision"]), []).append(costed)
+    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for item in costed.values():
+        by_kind.setdefault((item.row["kind"], item.row["precision"]), []).append(item.row)
     rows = [_summed(parts) for parts in by_kind.values()]
     total = _summed(rows) | {"kind": "total", "precision": "all"}
     rows.append(total)
     for row in rows:
         row["share"] = row["latency_s"] / total["latency_s"]
         row["validated_share"] = row.pop("validated_s") / row["latency_s"]
-    return [where | row | {"status": "ok", "message": ""} for row in rows]
+    placed, resident = _scheduled(inventory, accelerator, costed, total["peak_activation_bytes"])
+    total["scheduled_s"] = placed.makespan_s
+    total["critical_path_s"] = placed.critical_path_s
+    total["idle_share"] = placed.idle_share
+    total["resident_bytes"] = sum(costed[name].row["weight_bytes"] for name in resident)
+    return ModelStep(
+        rows=[where | row | {"status": "ok", "message": ""} for row in rows],
+        schedule=placed,
+        resident=resident,
+        kinds={name: _KIND_OF_OP[e.op] for name, e in zip(names, inventory.entries, strict=True)},
+    )
 
 
-def _entry_row(
+_KIND_OF_OP = {"gemm": "gemm", "attention": "attention", "linear_attention": "attention"}
+_KIND_OF_OP |= {"depthwise": "elementwise", "elementwise": "elementwise"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Costed:
+    """An entry's row (all calls), and one call with its weights read from DRAM or found in L2."""
+
+    row: dict[str, Any]
+    call: CallCost
+    resident: CallCost
+
+
+def _costed(
     entry: "InventoryEntry",
     split: PrecisionSplit,
     accelerator: "hwmodels.Accelerator",
+    attention: tuple[str, ...],
     options: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> _Costed:
     precision = entry.precision
     cost: hwmodels.Cost | ProductCost
+    resident: hwmodels.Cost | ProductCost
     if entry.op == "gemm":
         used = split.after_gelu(is_after_gelu(entry.kind))
         if precision != "split":
             used = parse_split(precision, family="int", group=split.group)
         precision = used.text
-        _, cost = cost_split(entry.m, entry.n, entry.k, used, accelerator, **options)
+        size = (entry.m, entry.n, entry.k)
+        _, cost = cost_split(*size, used, accelerator, **options)
+        resident = cost
+        if accelerator.memories.l2.panel_fraction:
+            _, resident = cost_split(*size, used, accelerator, **options, weights="resident")
     else:
-        cost = hwmodels.product_cost(entry, accelerator)
+        asked = dict(zip(("qk", "pv"), attention, strict=True)) if entry.op == "attention" else {}
+        cost = resident = hwmodels.product_cost(entry, accelerator, **asked)
+        if set(asked.values()) - {"bf16"}:
+            precision = "/".join(dict.fromkeys(attention))
     each = {name: getattr(cost, name) for name in _SUMS[2:]}
-    peak = {"peak_activation_bytes": cost.peak_activation_bytes}
-    row = peak | {name: value * entry.calls for name, value in each.items()}
+    row: dict[str, Any] = {"peak_activation_bytes": cost.peak_activation_bytes}
+    row |= {name: value * entry.calls for name, value in each.items()}
     row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}
     row |= {"validated_s": row["latency_s"] * (cost.confidence == "measured")}
-    return row | {"bound": cost.bound, "kernel": cost.kernel, "confidence": cost.confidence}
+    row |= {"bound": cost.bound, "kernel": cost.kernel, "confidence": cost.confidence}
+    return _Costed(row=row, call=_call(cost), resident=_call(resident))
+
+
+def _call(cost: "hwmodels.Cost | ProductCost") -> CallCost:
+    return CallCost(
+        latency_s=cost.latency_s,
+        units_share=cost.units_share,
+        dram_share=min(1.0, cost.busy_s["dram"] / cost.latency_s),
+        is_validated=cost.confidence == "measured",
+    )
+
+
+def _scheduled(
+    inventory: "ModelInventory",
+    accelerator: "hwmodels.Accelerator",
+    costed: Mapping[str, _Costed],
+    activation_bytes: int,
+) -> tuple[StepSchedule, tuple[str, ...]]:
+    """The schedule of a step, and the entries whose weights stay in L2 from step to step."""
+    saved = {
+        name: (item.call.latency_s - item.resident.latency_s) * item.row["calls"]
+        for name, item in costed.items()
+    }
+    stored = {name: item.row["weight_bytes"] for name, item in costed.items()}
+    resident = resident_names(accelerator, stored, saved, activation_bytes)
+    calls = {
+        name: item.resident if name in resident else item.call for name, item in costed.items()
+    }
+    return schedule_step(inventory, calls), tuple(resident)
 
 
 def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:

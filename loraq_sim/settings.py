@@ -80,6 +80,7 @@ class CaseOptions(TypedDict, total=False):
     tokens: int | None
     rows: int | None
     fused: bool
+    kernel: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,8 @@ class CaseSettings:
         Rows M of one model call; by default what the layer says.
     fused : bool
         Whether the branch runs inside the main kernel (cost model).
+    kernel : str, optional
+        Kernel family of the accelerator for every kernel (cost model); by default the one it gets.
     datapath : mapping
         Overrides of the accelerator's data path, of the keys in `DATAPATH_KEYS`.
 
@@ -118,6 +121,7 @@ class CaseSettings:
     tokens: int | None = None
     rows: int | None = None
     fused: bool = True
+    kernel: str | None = None
     datapath: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -236,6 +236,7 @@ class SweepSettings(TypedDict, total=False):
     model: str | None
     resolution: int
     fused: bool
+    kernel: str | None
     datapath: Mapping[str, Any]
     override: Sequence[Mapping[str, Any]]
 

@@ -17,7 +17,9 @@ from hwmodels.workload import BRANCH_SCHEDULES
 from loraq_sim.cli.options import (
     Accelerators,
     Family,
+    Force,
     Group,
+    KernelFamily,
     Layers,
     OutFormat,
     OutputFormat,
@@ -31,10 +33,18 @@ from loraq_sim.cli.options import (
     listed,
     listed_shapes,
 )
-from loraq_sim.cli.output import case_failure, end_with, note, one_line_failures, print_table
+from loraq_sim.cli.output import (
+    case_failure,
+    end_with,
+    note,
+    one_line_failures,
+    print_table,
+    print_tables,
+)
 from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes
 from loraq_sim.errors import CaseFailed, InputError, counted, unknown_name
+from loraq_sim.files import refuse_existing
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import PrecisionSplit, parse_split
@@ -44,7 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXAMPLES",
-    "KernelFamily",
     "Launch",
     "MODEL_COLUMNS",
     "Sets",
@@ -63,7 +72,9 @@ EXAMPLES = (
     "loraq-sim cost --hw aie2 --shape 4096x1152x4608 --split W4A8 "
     "--vary clock_hz=1e9,1.5e9 --set memories.dram.bandwidth_bytes_per_s=30e9\n\n"
     "loraq-sim cost --hw aie2 --shape 4096x1152x1152 --split W4A4+W8A8r32 --rotate hadamard:64 "
-    "--smooth 0.5 --shared-by 3 --batch 4"
+    "--smooth 0.5 --shared-by 3 --batch 4\n\n"
+    "loraq-sim cost --model pixart-sigma --hw aie2p --split W4A8 --resolution 512 --attention int8 "
+    "--timeline step.svg"
 )
 _COLUMNS = (
     *("weight_bytes", "latency_s", "cycles", "roofline_latency_s", "energy_j", "dram_bytes"),
@@ -83,6 +94,10 @@ MODEL_COLUMNS = (
     *("latency_s", "share", "energy_j", "dram_bytes", "bound", "peak_activation_bytes"),
     *("kernel", "confidence", "validated_share", "batch", "guidance"),
 )
+_SCHEDULE_COLUMNS = (
+    *("model", "accelerator", "split", "latency_s", "scheduled_s", "critical_path_s"),
+    *("idle_share", "resident_bytes", "validated_share"),
+)
 _MOST_MACHINES = 10_000
 Sets = Annotated[
     list[str] | None,
@@ -101,16 +116,6 @@ Varies = Annotated[
         metavar="KEY=V1,V2",
         help="Cost every one of these values of a key (clock_hz=1e9,1.5e9); repeatable, all "
         "combinations are costed.",
-        show_default=False,
-    ),
-]
-KernelFamily = Annotated[
-    str | None,
-    typer.Option(
-        "--kernel",
-        metavar="NAME",
-        help="Kernel family of the machine for every kernel (hw show lists them). Default: the one "
-        "a layer would get.",
         show_default=False,
     ),
 ]
@@ -198,6 +203,26 @@ def cost_command(
     ] = None,
     kernel: KernelFamily = None,
     launch: Launch = "stream",
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            metavar="NAME[/NAME]",
+            help="Formats of the products of attention of --model, queries times keys and "
+            "probabilities times values: bf16, int8 or fp8; one name for both. Default: bf16.",
+            show_default=False,
+        ),
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--timeline",
+            metavar="FILE",
+            help="Draw the schedule of one step of --model as .png, .svg or .pdf.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
     variants: Variants = None,
     sets: Sets = None,
     varies: Varies = None,
@@ -211,6 +236,11 @@ def cost_command(
     counts = parse_rows(rows or ())
     if model and counts:
         raise InputError("--rows is for --layer-dump: --model says the rows itself")
+    if not model and (attention or timeline):
+        asked_for = "--attention" if attention else "--timeline"
+        raise InputError(f"{asked_for} is for --model: layers of a shape have no step around them")
+    if timeline is not None:
+        refuse_existing(timeline, overwrite=force)
     if not shape and shared_by > 1:
         raise InputError("--shared-by is for --shape: not all layers of a model read one input")
     shapes = listed_shapes("--shape", shape)
@@ -223,12 +253,23 @@ def cost_command(
     asked = [key for key, value in extra.items() if value not in (None, 1)]
     how = extra | {"schedule": way, "kernel": kernel, "launch": launch}
     if model:
-        costed = [
-            {**row, **point}
+        how |= {"resolution": resolution, "batch": batch, "guidance": guidance}
+        how |= {"attention": _attention_formats(attention)}
+        asked_steps = [
+            (name, split, machine, point)
             for name in listed(model)
             for split in chosen
             for point, machine in machines
-            for row in _step_rows(name, resolution, split, machine, batch, guidance, how)
+        ]
+        if timeline is not None and len(asked_steps) != 1:
+            raise InputError(
+                f"--timeline draws one step, and {len(asked_steps)} are asked for; give one model, "
+                "split and machine"
+            )
+        costed = [
+            {**row, **point}
+            for name, split, machine, point in asked_steps
+            for row in _step_rows(name, split, machine, how, timeline)
         ]
         columns, title = [*MODEL_COLUMNS], f"Cost of one denoising step at {resolution} px"
     else:
@@ -249,7 +290,14 @@ def cost_command(
 
     def show(has_messages: bool) -> None:
         shown = [*columns, *varied, *(["message"] if has_messages else [])]
-        print_table(result_table(costed, shown, title=title), output)
+        tables = [result_table(costed, shown, title=title)]
+        steps = [row for row in costed if "scheduled_s" in row]
+        if steps and output is OutputFormat.TABLE:
+            keys = [*_SCHEDULE_COLUMNS, *varied]
+            tables.append(result_table(steps, keys, title="The step as a schedule"))
+            print_tables(tables, output)
+            return
+        print_table(tables[0], output)
 
     end_with(costed, show)
 
@@ -363,22 +411,35 @@ def _row(
     return row | {"rank": work.rank} | {column: getattr(cost, column) for column in _COLUMNS}
 
 
+def _attention_formats(text: str | None) -> tuple[str, str]:
+    from hwmodels.inventory import ATTENTION_FORMATS
+
+    first, _, second = (text or "bf16").partition("/")
+    for name in (first, second or first):
+        if name not in ATTENTION_FORMATS:
+            raise InputError(unknown_name("--attention", name, ATTENTION_FORMATS))
+    return first, second or first
+
+
 def _step_rows(
     model: str,
-    resolution: int,
     split: PrecisionSplit,
     accelerator: "Accelerator",
-    batch: int,
-    guidance: int | None,
     how: Mapping[str, Any],
+    timeline: Path | None,
 ) -> list[dict[str, Any]]:
-    from loraq_sim.machine import model_step_rows
+    from loraq_sim.machine import model_step
 
     try:
-        return model_step_rows(
-            model, split, accelerator, resolution=resolution, batch=batch, guidance=guidance, **how
-        )
+        step = model_step(model, split, accelerator, **how)
     except CaseFailed as error:
-        where = {"model": model, "resolution": resolution, "split": split.text}
+        where = {"model": model, "resolution": how["resolution"], "split": split.text}
         where |= {"accelerator": accelerator.name, "schedule": how["schedule"], "kind": "total"}
         return [where | {"status": "failed", "message": case_failure(error)}]
+    if timeline is not None:
+        from loraq_sim.reporting.figures import save_figure, timeline_figure
+
+        title = f"{model} at {how['resolution']} px, {split.text} on {accelerator.name}"
+        drawn = timeline_figure(step.schedule, step.kinds, title=title)
+        note(f"wrote {save_figure(drawn, timeline)}")
+    return step.rows

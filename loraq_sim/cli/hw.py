@@ -12,7 +12,6 @@ import typer
 
 import hwmodels
 from loraq_sim.cli.cost import (
-    KernelFamily,
     Launch,
     Sets,
     Variants,
@@ -28,6 +27,7 @@ from loraq_sim.cli.hw_measured import (
 from loraq_sim.cli.options import (
     Family,
     Group,
+    KernelFamily,
     OutFormat,
     OutputFormat,
     Rotate,

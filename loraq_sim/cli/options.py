@@ -52,6 +52,7 @@ __all__ = [
     "Smooth",
     "Splits",
     "Tokens",
+    "KernelFamily",
     "Unfused",
     "datapath_overrides",
     "key_values",
@@ -256,6 +257,16 @@ SchedulerOptions = Annotated[
         metavar="KEY=VALUE",
         help="Of Slurm: cores, memory, queue, account, walltime, ... (an unknown key lists all); "
         "of TLS: tls_ca, tls_cert, tls_key; repeatable.",
+        show_default=False,
+    ),
+]
+KernelFamily = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="NAME",
+        help="Kernel family of the machine for every kernel (hw show lists them). Default: the one "
+        "a layer would get.",
         show_default=False,
     ),
 ]

@@ -25,6 +25,7 @@ from loraq_sim.cli.options import (
     Force,
     Group,
     Jobs,
+    KernelFamily,
     LayerDumpOrPlan,
     Layers,
     Methods,
@@ -138,6 +139,7 @@ def sweep_command(
     model: RowsOfModel = None,
     resolution: Resolution = 1024,
     unfused: Unfused = False,
+    kernel: KernelFamily = None,
     array: ArrayGrid = None,
     acc_bits: AccBitsGrid = None,
     overflow: OverflowGrid = None,
@@ -231,6 +233,7 @@ def sweep_command(
         "model": model,
         "resolution": resolution if _is_given(context, "resolution") else None,
         "fused": False if unfused else None,
+        "kernel": kernel,
         "override": tuple(parse_override(text) for text in override or ()),
         "out": None if out is None else str(out),
     }

@@ -260,7 +260,8 @@ def explain_case(
         notes = (*notes, f"layer {layer.name!r}: {UNKNOWN_ROWS}")
     else:
         work = solved_workload(row["m"], solution, split, path, fused=settings.fused)
-        costs = _cost_parts(hwmodels.estimate_cost(work, accelerator))
+        cost = hwmodels.estimate_cost(work, accelerator, kernel=settings.kernel)
+        costs = _cost_parts(cost)
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
 
 

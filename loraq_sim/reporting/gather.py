@@ -20,7 +20,12 @@ from loraq_sim.files import shown_line
 from loraq_sim.layers import is_after_gelu
 from loraq_sim.machine import datapath_for, transforms_asked, workload_for
 from loraq_sim.reporting.report_data import COSTS, MixedModel, ReportData, answers
-from loraq_sim.results.choice import FEWEST_ROWS, latency_accuracy, objectives_of
+from loraq_sim.results.choice import (
+    FEWEST_ROWS,
+    latency_accuracy,
+    objectives_of,
+    rows_of_usual_kernels,
+)
 from loraq_sim.results.front import mark_front
 from loraq_sim.results.rows import IDENTITY, AnyRow, Row, StoredRow, add_columns, cells_of
 from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked, model_totals
@@ -241,7 +246,7 @@ def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
                 *sizes, split, row["rank"], path, feedback_rank=row.get("feedback_rank") or 0,
                 fused=fused, transforms=transforms,
             )  # fmt: skip
-            costs.append(hwmodels.estimate_cost(work, machine))
+            costs.append(hwmodels.estimate_cost(work, machine, kernel=options.get("kernel")))
     except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
         return None
     seconds = row["latency_s"] or 0.0
@@ -268,14 +273,26 @@ def _validation(
     shipped = {name: hwmodels.load_accelerator(name) for name in hwmodels.list_accelerators()}
     shipped.update(machines)
     rows = [row for machine in shipped.values() for row in hwmodels.validate(machine, table)]
-    accuracy = {name: _accuracy(name, rows) for name in machines}
+    accuracy = {
+        name: _accuracy(name, rows_of_usual_kernels(machine, _of(machine, rows)))
+        for name, machine in machines.items()
+    }
     return rows, hwmodels.summarize(rows), accuracy
 
 
-def _accuracy(name: str, rows: Sequence[Row]) -> Row:
-    """How far the latencies of a machine may be off, and what was measured on it."""
+def _of(machine: "hwmodels.Accelerator", rows: Sequence[Row]) -> list[Row]:
+    """Rows of a machine and of its variants."""
+    return [
+        row
+        for row in rows
+        if machine.name in (row["accelerator"], row["accelerator"].partition("@")[0])
+    ]
 
-    own = hwmodels.summarize([row for row in rows if row["accelerator"] == name])
+
+def _accuracy(name: str, rows: Sequence[Row]) -> Row:
+    """How far the latencies of a machine may be off, by `rows` of kernels that a layer gets."""
+
+    own = hwmodels.summarize(rows, "accelerator")
     worst, seen = latency_accuracy(name)
     measured = own[0] if own and own[0]["rows"] >= FEWEST_ROWS else {}
     return {"bound": worst, "seen": seen, **measured}

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from loraq_sim.errors import counted
-from loraq_sim.results.choice import COSTS
+from loraq_sim.results.choice import COSTS, OF_USUAL_KERNELS
 from loraq_sim.results.columns import column_for, is_missing
 from loraq_sim.results.rows import EVALUATED, AnyRow, cells_of
 from loraq_sim.results.verdict import Verdict, verdict_of
@@ -285,7 +285,7 @@ def _how_sure(data: ReportData, context: str, rows: Sequence[AnyRow]) -> list[st
         found.append(
             f"The latency model was off by {percent_text(known['mean_error'])} on average and "
             f"{percent_text(known['worst_error'])} at worst on "
-            f"{counted(known['rows'], 'measured GEMM')} of {name}."
+            f"{counted(known['rows'], 'measured GEMM')} of {name}, of {OF_USUAL_KERNELS}."
         )
     else:
         elsewhere = f": taken as {percent_text(known['bound'])}, {known['seen']}" if known else ""

@@ -210,7 +210,9 @@ def mixed_table(mix: MixedModel) -> ResultTable:
 
 def devices_table(data: ReportData) -> ResultTable:
     """How far the model is from measurement, per device."""
-    return _table(list(data.devices), None, "Predicted against measured times, per device")
+    return _table(
+        list(data.devices), None, "Predicted against measured times, per device, of all kernels"
+    )
 
 
 def validation_table(data: ReportData) -> ResultTable:

@@ -55,7 +55,9 @@ __all__ = [
     "front_beyond_ties",
     "has_cost",
     "has_error",
+    "OF_USUAL_KERNELS",
     "latency_accuracy",
+    "rows_of_usual_kernels",
     "margins_of",
     "objectives_of",
     "with_latency_bounds",
@@ -293,6 +295,8 @@ def _bits_text(fmt: Any) -> str:
 
 
 FEWEST_ROWS = 3
+OF_USUAL_KERNELS = "the kernels that a layer would get"
+"""Which measured rows the margin of a latency is read from."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -304,12 +308,13 @@ def latency_accuracy(accelerator: str) -> tuple[float, str]:
     summaries = _summaries()
     own = summaries.get(accelerator)
     if own is not None and own["rows"] >= FEWEST_ROWS:
-        return own["worst_error"], f"worst of {own['rows']} GEMMs measured on {accelerator}"
+        seen = f"worst of {own['rows']} GEMMs measured on {accelerator}, of {OF_USUAL_KERNELS}"
+        return own["worst_error"], seen
     rows = sum(summary["rows"] for summary in summaries.values())
     worst = max(summary["worst_error"] for summary in summaries.values())
-    seen = own["rows"] if own is not None else 0
+    n_own = own["rows"] if own is not None else 0
     measured = f"{counted(rows, 'GEMM')} of {counted(len(summaries), 'device')}"
-    return worst, f"worst of {measured}, {seen} of them {accelerator}"
+    return worst, f"worst of {measured}, {n_own} of them {accelerator}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -318,12 +323,18 @@ def _summaries() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in hwmodels.list_accelerators():
         machine = hwmodels.load_accelerator(name)
-        usual = usual_families(machine)
-        results = hwmodels.validate(machine, table)
-        errors = [abs(row["error"]) for row in results if row["kernel_family"] in usual]
-        if errors:
-            found[name] = {"rows": len(errors), "worst_error": max(errors)}
+        own = rows_of_usual_kernels(machine, hwmodels.validate(machine, table))
+        if own:
+            found[name] = hwmodels.summarize(own, "accelerator")[0]
     return found
+
+
+def rows_of_usual_kernels(
+    machine: "hwmodels.Accelerator", rows: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of `hwmodels.validate` that ran in kernels which a layer on `machine` would get."""
+    usual = usual_families(machine)
+    return [row | {"accelerator": machine.name} for row in rows if row["kernel_family"] in usual]
 
 
 def with_latency_bounds(

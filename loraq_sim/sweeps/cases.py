@@ -151,6 +151,8 @@ def _other_options(settings: CaseSettings, asked: Mapping[str, str]) -> str:
     others: dict[str, Any] = {}
     if not settings.fused:
         others["fused"] = False
+    if settings.kernel is not None:
+        others["kernel"] = settings.kernel
     if asked:
         others["asked"] = dict(asked)
     unnamed = {name: v for name, v in settings.datapath.items() if name not in COLUMN_NAMES}
@@ -337,6 +339,7 @@ class CaseGrid:
             finish=self._plan.finish,
             tokens=self._plan.tokens,
             fused=self._plan.fused,
+            kernel=self._plan.kernel,
         )
 
     def _overridden(

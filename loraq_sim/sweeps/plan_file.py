@@ -62,6 +62,7 @@ PLAN_KEYS = {
     "model": "text",
     "resolution": "integer",
     "fused": "truth",
+    "kernel": "text",
     "datapath": "table",
     "override": "tables",
 }
@@ -128,6 +129,8 @@ class SweepPlan:
         rows of the other layers. Without it the dump, or the config beside it, says them.
     fused : bool
         Whether the cost model runs the branch inside the main kernel.
+    kernel : str, optional
+        Kernel family of the accelerators for every kernel; by default the one that it gets.
     datapath : mapping
         Overrides of the accelerators' data paths; a tuple of values asks for each of them.
     overrides : tuple of Override
@@ -152,6 +155,7 @@ class SweepPlan:
     model: str | None = None
     resolution: int = 1024
     fused: bool = True
+    kernel: str | None = None
     datapath: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
 

@@ -216,6 +216,23 @@ def test_a_fit_finds_the_values_that_made_the_rows(tmp_path):
     assert (read.rows, read.mean_error) == (5, pytest.approx(fit.mean_error, abs=3e-3))
 
 
+def test_what_rows_say_nothing_of_stays_where_it_is_expected(tmp_path):
+    """Long kernels of a machine that keeps a fifth of its rate say nothing of its DRAM."""
+    made = with_overrides(T4, {"kernels.cublas.modes.fp16.sustained_fraction": 0.2})
+    lines = ["device,kernel,a_format,w_format,out_format,M,K,N,time_ms,family,weights,source"]
+    for index in range(3):
+        m, n, k = 2048 + 1024 * index, 8192, 8192
+        work = GemmWorkload(m=m, n=n, k=k, main="W16A16", group=None, rounds_x=False)
+        ms = 1e3 * estimate_cost(work, made, kernel="cublas").latency_s
+        lines.append(f"t4,x,fp16,fp16,fp16,{m},{k},{n},{ms:.6g},cublas,cold,bench")
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fit = fit_family(T4, "cublas", measured_rows(path))
+    assert fit.values["modes.fp16.sustained_fraction"] == pytest.approx(0.2, rel=0.1)
+    # Of the chip's own 0.8, and what other families make of theirs.
+    assert fit.values["memories.dram.sustained_fraction"] == pytest.approx(0.8, rel=0.1)
+
+
 def test_fitting_refuses_what_no_row_is_of():
     with pytest.raises(AcceleratorError, match="no row of t4 is of the kernel family 'cublas'"):
         fit_family(T4, "cublas", [row for row in measured_rows() if row["device"] != "t4"])

@@ -2,8 +2,15 @@
 
 import pytest
 
-from hwmodels import AcceleratorError, list_accelerators, list_models, load_accelerator, load_model
-from hwmodels.inventory import product_cost
+from hwmodels import (
+    AcceleratorError,
+    list_accelerators,
+    list_models,
+    load_accelerator,
+    load_model,
+    validate_elementwise,
+)
+from hwmodels.inventory import WORKS, InventoryEntry, product_cost
 
 # MACs of one denoising step: linear and convolution layers, attention products.
 PUBLISHED = {
@@ -59,3 +66,55 @@ def test_unknown_names_and_sizes_are_refused():
         load_model("pixart")
     with pytest.raises(AcceleratorError, match="resolution must be 512 or 1024 pixels, got 768"):
         load_model("pixart-sigma", 768)
+
+
+def test_elementwise_work_is_within_a_tenth_of_what_was_measured():
+    rows = validate_elementwise()
+    assert len(rows) == 20
+    assert sum(row["held_out"] for row in rows) == 10
+    errors = [abs(row["error"]) for row in rows]
+    assert sum(errors) / len(errors) <= 0.05
+    assert max(errors) <= 0.1
+    family = next(f for f in load_accelerator("aie2p").kernels if f.name == "elementwise")
+    assert family.mean_error == pytest.approx(sum(errors) / len(errors), abs=6e-4)
+    assert family.worst_error == pytest.approx(max(errors), abs=6e-4)
+    # 256 x 960 elements are fewer than any row behind the rates.
+    assert [r["rows"] for r in rows if r["confidence"] != "measured"] == [256]
+
+
+def _elementwise(work, m=2048, n=1024):
+    return InventoryEntry(
+        kind="x", op="elementwise", m=m, n=n, k=1, calls=1, precision="A16", work=work
+    )
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("name", ["aie2", "aie2p", "a100"])
+def test_elementwise_work_is_never_faster_than_its_bytes(name, work):
+    hw = load_accelerator(name)
+    small, large = product_cost(_elementwise(work), hw), product_cost(_elementwise(work, 4096), hw)
+    moved = (WORKS[work][0] + 1) * 2048 * 1024 * 2
+    assert small.dram_bytes == moved
+    assert small.latency_s > moved / hw.memories.dram.bandwidth_bytes_per_s
+    assert small.latency_s < large.latency_s < 2 * small.latency_s
+    assert sum(small.parts.values()) == pytest.approx(small.latency_s, rel=1e-12)
+
+
+def test_work_nobody_measured_is_assumed_and_unknown_work_refused():
+    hw = load_accelerator("aie2p")
+    assert product_cost(_elementwise("gelu"), hw).confidence == "measured"
+    assert product_cost(_elementwise("rope"), hw).confidence == "assumed"
+    with pytest.raises(AcceleratorError, match=r"unknown work 'gelo'; did you mean 'gelu'"):
+        product_cost(_elementwise("gelo"), hw)
+    with pytest.raises(AcceleratorError, match="'mlir_air' of aie2p does not serve elementwise"):
+        product_cost(_elementwise("gelu"), hw, kernel="mlir_air")
+
+
+def test_narrow_attention_is_named_by_its_formats():
+    entry = next(e for e in load_model("pixart-sigma").entries if e.op == "attention")
+    hw = load_accelerator("h100")
+    by_name = product_cost(entry, hw, qk="int8", pv="fp8")
+    wide = product_cost(entry, hw)
+    assert by_name.parts["compute"] < 0.6 * wide.parts["compute"]
+    same = product_cost(entry, hw, qk="W8A8", pv="W8A8", element="mxfp")
+    assert product_cost(entry, hw, qk="fp8", pv="fp8") == same

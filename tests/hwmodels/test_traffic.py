@@ -192,3 +192,38 @@ def test_p_that_every_tile_forms_again_takes_energy_every_time():
     # 1024 outputs in tiles of 256: four times X R^T, once P L^T.
     macs = 4 * 512 * 64 * 512 + 512 * 64 * 1024
     assert kernel.energy_parts_j["mac_branch"] == pytest.approx(macs * mode * 1e-12, rel=1e-12)
+
+
+def test_an_operand_comes_in_no_faster_than_its_streams():
+    """A matrix times one row on XDNA2: 8 streams carry the weights, whatever DRAM could do."""
+    hw = load_accelerator("aie2p")
+    dram = hw.memories.dram
+    work = GemmWorkload(m=1, n=16384, k=2048, main="W16A16", group=None, rounds_x=False)
+    cost = estimate_cost(work, hw, kernel="gemv")
+    streams_s = 16384 * 2048 * 2 / 8 / dram.stream_bytes_per_s
+    assert cost.busy_s["dram"] == pytest.approx(streams_s, rel=1e-9)
+    assert cost.busy_s["dram"] > 1.5 * work.weight_bytes()["main"] / dram.sustained_bytes_per_s
+    # Energy and bytes are those that move.
+    free = hw.model_copy(
+        update={
+            "memories": hw.memories.model_copy(
+                update={"dram": dram.model_copy(update={"stream_bytes_per_s": None})}
+            )
+        }
+    )
+    faster = estimate_cost(work, free, kernel="gemv")
+    assert faster.latency_s < cost.latency_s
+    assert faster.dram_bytes == cost.dram_bytes
+
+
+def test_the_power_limit_slows_a_full_chip_and_no_other():
+    hw = load_accelerator("mi300x")
+    unlimited = with_overrides(hw, {"units.power_fraction": 1.0})
+    full = GemmWorkload(m=8192, n=8192, k=8192, main="W8A8", family="mxfp", group=None)
+    few = GemmWorkload(m=128, n=1280, k=8192, main="W8A8", family="mxfp", group=None)
+    slow, fast = (estimate_cost(full, each, kernel="hipblaslt") for each in (hw, unlimited))
+    parts = slow.parts["latency_s"]["main"], fast.parts["latency_s"]["main"]
+    assert parts[0] == pytest.approx(parts[1] / hw.units.power_fraction, rel=1e-9)
+    slow, fast = (estimate_cost(few, each, kernel="ck_scaled") for each in (hw, unlimited))
+    assert slow.units_share < hw.units.power_fraction
+    assert slow.latency_s == fast.latency_s

@@ -251,6 +251,73 @@ def test_a_model_is_costed_per_kind_and_in_total(run):
     assert rows[0]["macs"] > 0
 
 
+STEP = ("cost", "--model", "pixart-sigma", "--hw", "aie2p", "--split", "W4A8", "--resolution", 512)
+
+
+def test_a_step_has_a_schedule_and_says_what_of_it_is_validated(run):
+    *kinds, total = rows_of(run(*STEP, "--format", "json"))
+    assert total["critical_path_s"] <= total["scheduled_s"] <= total["latency_s"] * (1 + 1e-9)
+    assert 0 < total["idle_share"] < 1
+    assert total["resident_bytes"] == 0  # XDNA keeps no panel in its mem tiles.
+    measured = sum(row["latency_s"] for row in kinds if row["confidence"] == "measured")
+    assert total["validated_share"] == pytest.approx(measured / total["latency_s"], rel=1e-9)
+    assert {"self_norm", "ffn_gelu", "self_residual"} <= {row["kind"] for row in kinds}
+    shown = " ".join(run(*STEP).stdout.split())
+    assert "The step as a schedule" in shown
+
+
+def test_weights_stay_in_a_cache_that_has_room_for_them(run):
+    words = ("cost", "--model", "sana-0.6b", "--split", "W4A8", "--resolution", 512)
+    total = rows_of(run(*words, "--hw", "mi300x", "--format", "json"))[-1]
+    assert 0 < total["resident_bytes"] <= 128 * 2**20
+    assert total["scheduled_s"] < total["latency_s"]
+
+
+def test_attention_may_run_narrower(run):
+    words = ("cost", "--model", "pixart-sigma", "--hw", "h100", "--split", "W8A8")
+    wide = rows_of(run(*words, "--format", "json"))
+    narrow = rows_of(run(*words, "--attention", "int8/fp8", "--format", "json"))
+    for before, after in zip(wide, narrow, strict=True):
+        if before["kind"] in ("self_attention", "total"):
+            # Softmax on the vector unit may set the pace of both.
+            assert after["latency_s"] <= before["latency_s"]
+            assert after["energy_j"] < before["energy_j"]
+        if before["kind"] == "self_attention":
+            assert (before["precision"], after["precision"]) == ("W16A16", "int8/fp8")
+        elif before["kind"] == "self_q":
+            assert after["latency_s"] == before["latency_s"]
+
+
+def test_the_timeline_of_a_step_is_drawn(run, tmp_path):
+    result = run(*STEP, "--timeline", tmp_path / "step.svg")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "step.svg").read_text(encoding="utf-8")
+    for word in ("self_attention", "ffn_gelu", "units in use", "critical path"):
+        assert word in text
+    again = run(*STEP, "--timeline", tmp_path / "step.svg")
+    assert again.exit_code == 2
+    assert "step.svg" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--attention", "int4"), "unknown --attention 'int4'"),
+        (("--timeline", "x.svg", "--hw", "aie2"), "--timeline draws one step, and 2 are asked for"),
+    ],
+)
+def test_bad_steps_are_refused_in_one_line(run, words, message):
+    result = run(*STEP, *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_step_is_of_a_model(run):
+    result = cost(run, "--hw", "aie2", "--split", "W4A8", "--attention", "int8")
+    assert result.exit_code == 2
+    assert "--attention is for --model" in result.stderr
+
+
 def test_families_use_their_own_block_sizes(run):
     words = ("--hw", "b200", "--split", "W4A4")
     by_family = {f: rows_of(cost(run, *words, "--family", f))[0] for f in ("int", "mxfp", "nvfp")}

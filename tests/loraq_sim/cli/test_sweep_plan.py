@@ -28,6 +28,20 @@ def test_the_plan_of_the_examples_runs_and_is_kept_with_the_results(command, tmp
     assert (plan["seed"], plan["tokens"], plan["datapath"]["acc_bits"]) == ([0, 1], 8, [16, 24])
 
 
+def test_a_sweep_costs_in_the_kernels_asked_for(command, tmp_path):
+    words = (*PLAN, "--layers", "*layer.2*query", "--tokens", 8, "--set", "override=[]")
+    words = (*words, "--set", "splits=W8A8", "--set", "methods=rtn", "--format", "json")
+    usual = rows(command(*words, "--hw", "aie2", "--out", tmp_path / "a"))
+    other = rows(command(*words, "--hw", "aie2", "--kernel", "iron_gemm", "--out", tmp_path / "b"))
+    assert {row["kernel"] for row in usual} == {"iron_whole_array"}
+    assert {row["kernel"] for row in other} == {"iron_gemm"}
+    assert {row["options"] for row in other} == {'{"kernel": "iron_gemm"}'}
+    assert other[0]["latency_s"] != usual[0]["latency_s"]
+    lacking = command(*words, "--hw", "aie2", "--kernel", "cublas", "--out", tmp_path / "c")
+    assert lacking.exit_code != 0
+    assert "aie2 has no kernel family 'cublas'" in " ".join(lacking.output.split())
+
+
 def test_flags_go_before_the_file_and_defaults_do_not(command, tmp_path):
     words = (*PLAN, "--layers", "*layer.2*query", "--tokens", 8, "--hw", "aie2", "--seed", 5)
     words = (*words, "--acc-bits", 20, "--override", "self_q:method=lqer", "--format", "json")
