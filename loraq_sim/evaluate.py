@@ -45,12 +45,14 @@ __all__ = [
     "RoundingWatch",
     "UNKNOWN_ROWS",
     "check_feedback",
+    "clipped_where_stored",
     "evaluate_case",
     "evaluate_layer",
     "reference_output",
     "sample_rows",
     "solve_case",
     "solve_split",
+    "transform_columns",
 ]
 
 UNKNOWN_ROWS = "rows per call not known: no latency, energy or traffic (give rows)"
@@ -135,7 +137,7 @@ def evaluate_case(
     run = None if x is None else _emulated(layer, x, solution, split, path)
     row: dict[str, Any] = {
         **_identity(layer, m, settings, accelerator, x),
-        **_transforms(settings, solution),
+        **transform_columns(settings, solution),
         "method": solution.method,
         "preset": solution.preset,
         "rank": solution.rank,
@@ -288,7 +290,7 @@ def _identity(
     }
 
 
-def _transforms(settings: CaseSettings, solution: Solution) -> dict[str, Any]:
+def transform_columns(settings: CaseSettings, solution: Solution) -> dict[str, Any]:
     """How the inputs are transformed, in the words of the settings where they are the solution's"""
     chosen = {"condition": settings.condition, "finish": settings.finish}
     if settings.condition is not None:
@@ -361,15 +363,20 @@ def _clippings(layer: Layer, run: _Run) -> list[Clipping]:
 
 def _clipped(layer: Layer, solution: Solution, run: _Run | None) -> dict[str, Any]:
     """Values beyond their float format: where they are stored, then along the data path."""
-    stored = [(name, part.n_clipped) for name, part in _stored_parts(solution) if part.n_clipped]
+    stored = clipped_where_stored(solution)
     along = [] if run is None else _clippings(layer, run)
     first = None
     if along:
         first = f"{along[0].tensor} in {along[0].format}, row {along[0].first_row}"
     elif stored:
-        first = f"stored {stored[0][0]}"
-    total = sum(count for _, count in stored) + sum(found.count for found in along)
+        first = f"stored {next(iter(stored))}"
+    total = sum(stored.values()) + sum(found.count for found in along)
     return {"clipped_count": total, "first_clipped": first}
+
+
+def clipped_where_stored(solution: Solution) -> dict[str, int]:
+    """Values of each stored part that lie beyond its float format, of the parts with any."""
+    return {name: part.n_clipped for name, part in _stored_parts(solution) if part.n_clipped}
 
 
 def _measured(layer: Layer, run: _Run | None) -> dict[str, Any]:

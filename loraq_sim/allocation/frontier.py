@@ -18,10 +18,10 @@ from loraq_sim.allocation.problem import COSTS, ERRORS, AllocationProblem
 from loraq_sim.allocation.solve import hull_path
 from loraq_sim.errors import InputError
 from loraq_sim.recipe import Recipe
-from loraq_sim.results.rows import AnyRow, Row, cells_of
+from loraq_sim.results.rows import Row, cells_of
 from loraq_sim.results.totals import as_asked
 from loraq_sim.settings import NONE
-from loraq_sim.split import parse_split
+from loraq_sim.split import WITHOUT_BRANCH, parse_split
 
 __all__ = [
     "allocation_recipe",
@@ -185,9 +185,8 @@ def _place(problem: AllocationProblem) -> dict[str, Any]:
 
 
 def _mix(problem: AllocationProblem, picks: Sequence[int]) -> str:
-    taken: list[AnyRow] = [rows[pick] for rows, pick in zip(problem.options, picks, strict=True)]
-    counts = Counter(row["split"] for row in taken)
-    return ", ".join(f"{count} {split}" for split, count in counts.most_common())
+    counts = Counter(names[pick] for names, pick in zip(problem.labels, picks, strict=True))
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 _SETTINGS = {
@@ -240,9 +239,12 @@ def allocation_recipe(
 
 
 def _ended(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What most layers do to their inputs and this one does not."""
+    """What most layers do and this one does not."""
     can_end = ("smooth", "rotate", "condition", "finish")
-    return {key: NONE for key in can_end if key in defaults and own[key] is None}
+    ended = {key: NONE for key in can_end if key in defaults and own[key] is None}
+    if own["method"] is None and defaults.get("method") in WITHOUT_BRANCH:
+        ended["method"] = "rtn"
+    return ended
 
 
 def _settings(row: Row) -> dict[str, Any]:
@@ -250,8 +252,9 @@ def _settings(row: Row) -> dict[str, Any]:
     own |= {key: row.get(column) for key, column in _SETTINGS.items()}
     family, group = own["family"] or "int", own["group"] or 64
     if not parse_split(row["split"], family=family, group=group).has_branch:
-        # Rounded to nearest whatever the solver is.
-        own |= dict.fromkeys(_OF_BRANCHES)
+        # Rounded to nearest whatever the solver is, but for one that makes no branch of its own.
+        method = own["method"] if own["method"] in WITHOUT_BRANCH[1:] else None
+        own |= dict.fromkeys(_OF_BRANCHES) | {"method": method}
     return own
 
 

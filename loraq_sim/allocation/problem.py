@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from loraq_sim.errors import InputError, counted
 from loraq_sim.metrics import aggregate_of
 from loraq_sim.results.rows import AnyRow, cells_of
+from loraq_sim.results.wording import labels_of
 
 __all__ = [
     "AllocationProblem",
@@ -124,6 +125,12 @@ class AllocationProblem:
         """Where each layer starts, and all contributions of each column in one array."""
         starts = np.cumsum([0, *map(len, self.options[:-1])])
         return starts, {name: np.concatenate(parts) for name, parts in self.contributions.items()}
+
+    @cached_property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """What the options of each layer are called: their split, and what tells them apart."""
+        names = iter(labels_of([row for rows in self.options for row in rows]))
+        return tuple(tuple(next(names) for _ in rows) for rows in self.options)
 
     def total(self, column: str, picks: Sequence[int]) -> float:
         """Value of a column for the whole model, in its own unit."""

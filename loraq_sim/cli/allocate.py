@@ -26,12 +26,14 @@ from loraq_sim.files import refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.results.columns import parse_limits
+from loraq_sim.results.wording import context_of, labels_of
 from loraq_sim.settings import skipped
 from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     from loraq_sim.allocation import Allocation
-    from loraq_sim.results.rows import StoredRow
+    from loraq_sim.allocation.problem import AllocationProblem
+    from loraq_sim.results.rows import AnyRow, StoredRow
 
 __all__ = ["EXAMPLES", "allocate_command"]
 
@@ -42,9 +44,10 @@ EXAMPLES = (
     "loraq-sim allocate runs/demo --budget latency_s=3ms,weight_bytes=200kB --solver lagrangian"
 )
 _SHOWN_POINTS = 12
-_SAME = ("family", "group_size", "method", "preset", "seed")
+_TRANSFORMS = ("rotation", "smooth", "condition", "finish")
+_SAME = (*_TRANSFORMS, "family", "group_size", "method", "preset", "seed")
 _CHOSEN = (
-    *("layer", "kind", "split", "rank", "output_error", "weight_error", "latency_s"),
+    *("layer", "kind", "split", *_SAME, "rank", "output_error", "weight_error", "latency_s"),
     *("energy_j", "weight_bytes", "bound"),
 )
 
@@ -118,9 +121,11 @@ def allocate_command(
         aggregate=aggregate,
         time_limit_s=time_limit,
     )
-    for one in found:
+    several = len({one.problem.machine.get("dump") for one in found}) > 1
+    places = [context_of(one.problem.machine, several_dumps=several) for one in found]
+    for one, place in zip(found, places, strict=True):
         for text in one.problem.notes:
-            note(f"{one.accelerator}: {text}", quiet=quiet)
+            note(f"{place}: {text}", quiet=quiet)
     views = [_view(one) for one in found]
     if out is not None:
         _write(out, found, views, runs, force=force, quiet=quiet)
@@ -131,7 +136,7 @@ def allocate_command(
     if output is OutputFormat.CSV:
         print_tables([result_table(layer_rows)], output)
         return
-    tables = [_tables(one, view) for one, view in zip(found, views, strict=True)]
+    tables = [_tables(*each) for each in zip(found, views, places, strict=True)]
     print_tables([table for some in tables for table in some], output)
 
 
@@ -169,30 +174,47 @@ def _view(one: "Allocation") -> dict[str, Any]:
     }
 
 
-def _tables(one: "Allocation", view: dict[str, Any]) -> list[Any]:
+def _tables(one: "Allocation", view: dict[str, Any], place: str) -> list[Any]:
     from loraq_sim.allocation.frontier import spread
 
     cost, error = view["axes"]
-    columns = [name for name in _CHOSEN if any(row.get(name) is not None for row in one.rows)]
+    unlike = _telling_apart(one.problem)
+    columns = [
+        name
+        for name in _CHOSEN
+        if any(row.get(name) is not None for row in one.rows)
+        and (name not in _SAME or name in _TRANSFORMS or name in unlike)
+    ]
     tables = [
-        result_table(_summary(one, view), title=f"{one.accelerator}: the whole model"),
-        result_table(one.rows, columns, title=f"{one.accelerator}: split of each layer"),
+        result_table(_summary(one, view), title=f"{place}: the whole model"),
+        result_table(one.rows, columns, title=f"{place}: split of each layer"),
     ]
     if view["uniform"]:
         rows = [row | {"in_budget": "yes" if row["in_budget"] else "no"} for row in view["uniform"]]
         keys = ("split", *_SAME, cost, error, f"mixed_{error}", "error_ratio", f"mixed_{cost}")
         shown = [*keys, "cost_ratio", "in_budget"]
         shown = [n for n in shown if n not in _SAME or len({row[n] for row in rows}) > 1]
-        title = f"{one.accelerator}: mixed splits against one everywhere, at its cost or its error"
+        title = f"{place}: mixed splits against one everywhere, at its cost or its error"
         tables.append(result_table(rows, shown, title=title))
     if view["frontier"]:
         points = spread(view["frontier"], cost, error, _SHOWN_POINTS)
         title = (
-            f"{one.accelerator}: from all cheapest to all best, {len(points)} of "
+            f"{place}: from all cheapest to all best, {len(points)} of "
             f"{len(view['frontier'])} allocations"
         )
         tables.append(result_table(points, [cost, error, "mix"], title=title))
     return tables
+
+
+def _telling_apart(problem: "AllocationProblem") -> set[str]:
+    """Settings in which options of one layer and split differ."""
+    found: set[str] = set()
+    for options in problem.options:
+        first: dict[str, AnyRow] = {}
+        for row in options:
+            known = first.setdefault(row["split"], row)
+            found |= {name for name in _SAME if known.get(name) != row.get(name)}
+    return found
 
 
 def _summary(one: "Allocation", view: dict[str, Any]) -> list[dict[str, Any]]:
@@ -205,7 +227,7 @@ def _summary(one: "Allocation", view: dict[str, Any]) -> list[dict[str, Any]]:
     within = [row for row in view["uniform"] if row["in_budget"]]
     if within:
         best = min(within, key=lambda row: row[one.minimize])
-        text = f"one split: {best['split']}"
+        text = f"one split: {labels_of([best])[0]}"
         rows.append({"choice": text} | {name: best[name] for name in names})
     return rows
 

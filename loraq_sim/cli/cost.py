@@ -30,6 +30,7 @@ from loraq_sim.cli.options import (
     Smooth,
     Splits,
     Unfused,
+    is_given,
     listed,
     listed_shapes,
 )
@@ -140,6 +141,7 @@ Variants = Annotated[
 
 @one_line_failures
 def cost_command(
+    context: typer.Context,
     hw: Accelerators,
     shape: Annotated[
         list[str] | None,
@@ -241,6 +243,10 @@ def cost_command(
         raise InputError(f"{asked_for} is for --model: layers of a shape have no step around them")
     if timeline is not None:
         refuse_existing(timeline, overwrite=force)
+    if not model and is_given(context, "resolution"):
+        raise InputError("--resolution says how many image rows a model has: give --model too")
+    if layers and not layer_dump:
+        raise InputError("--layers is for --layer-dump: it names layers of a dump")
     if not shape and shared_by > 1:
         raise InputError("--shared-by is for --shape: not all layers of a model read one input")
     shapes = listed_shapes("--shape", shape)

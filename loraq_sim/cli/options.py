@@ -55,10 +55,17 @@ __all__ = [
     "KernelFamily",
     "Unfused",
     "datapath_overrides",
+    "is_given",
     "key_values",
     "listed",
     "whole_numbers",
 ]
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, in place of its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 class OutputFormat(enum.StrEnum):

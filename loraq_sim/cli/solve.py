@@ -32,6 +32,7 @@ from loraq_sim.cli.options import (
     Smooth,
     Splits,
     Tokens,
+    is_given,
     listed,
 )
 from loraq_sim.cli.output import (
@@ -276,7 +277,7 @@ def solve_command(
     }  # fmt: skip
     settings = SolveSettings.checked(
         given,
-        is_given=lambda name: _is_given(context, name),
+        is_given=lambda name: is_given(context, name),
         recipe=recipe,
         overrides=tuple(parse_override(text) for text in override or ()),
         skip=listed(skip),
@@ -314,11 +315,6 @@ def solve_command(
         write_quantized_model(save, solutions, meta=meta, overwrite=force)
         note(f"wrote {save}", quiet=quiet)
     end_with(rows, lambda has_messages: _show(rows, has_messages, str(layer_dump), output))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_outputs(

@@ -18,7 +18,9 @@ from loraq_sim.cli.options import (
     Accelerators,
     Accumulators,
     AggregateName,
+    Condition,
     Family,
+    Finish,
     Force,
     Group,
     LayerDumpFile,
@@ -32,6 +34,7 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAdd,
     Quiet,
+    Rotate,
     Seed,
     Smooth,
     Splits,
@@ -79,6 +82,7 @@ EXAMPLES = (
 _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
 _TABLES = ("cells", "layers", "steps")
 _SETTINGS = ("accelerator", "split", "method", "calibration")
+_TRANSFORMS = ("rotation", "smooth", "condition", "finish")
 _HEADINGS = {"share": "share (%)", "run_share": "run share (%)"}
 _LARGEST = 10
 
@@ -102,6 +106,9 @@ def steps_command(
         ),
     ] = None,
     smooth: Smooth = None,
+    rotate: Rotate = None,
+    condition: Condition = None,
+    finish: Finish = None,
     preset: Preset = "balanced",
     family: Family = "int",
     group: Group = 64,
@@ -153,10 +160,15 @@ def steps_command(
     require_steps(dump)
     methods, calibrations = listed(method) or ("loraq",), listed(calibrate_on) or ("all",)
     names = _measurable(dump, methods, calibrations, quiet)
-    if calibrate_on and smooth is None and not set(methods) & set(CALIBRATED_METHODS):
-        calibrated = ", ".join(CALIBRATED_METHODS)
-        text = f"--calibrate-on changes nothing without --smooth or a method of {calibrated}"
-        note(text, quiet=quiet)
+    has_data = any(value is not None for value in (smooth, condition, finish)) or any(
+        one.feedback is not None for one in chosen
+    )
+    if calibrate_on and not has_data and not set(methods) & set(CALIBRATED_METHODS):
+        note(
+            "--calibrate-on changes nothing without --smooth, --condition, --finish, a residual "
+            f"input (~) or a method of {', '.join(CALIBRATED_METHODS)}",
+            quiet=quiet,
+        )
     datapath = datapath_overrides(
         acc_bits=acc_bits,
         overflow=overflow,
@@ -165,7 +177,8 @@ def steps_command(
         p_format=p_format,
         zero_point=zero_point,
     )
-    options = {"preset": preset, "smooth": smooth, "tokens": tokens, "seed": seed}
+    options: dict[str, Any] = {"preset": preset, "tokens": tokens, "seed": seed}
+    options |= {"smooth": smooth, "rotate": rotate, "condition": condition, "finish": finish}
     solves = list(itertools.product(chosen, methods, calibrations))
     found, rows = _measured(
         dump, names, solves, listed(hw), options | {"datapath": datapath}, quiet or no_progress
@@ -307,6 +320,7 @@ def print_reports(reports: Sequence["StepReport"], output: OutputFormat, *, titl
         return
     columns = [
         *_SETTINGS,
+        *(name for name in _TRANSFORMS if any(one.case[name] is not None for one in reports)),
         *("n_layers", "tokens", "output_error", "half_layers", "dominant_layer"),
         *("half_steps", "dominant_step"),
     ]
@@ -384,7 +398,7 @@ def _labels(reports: Sequence["StepReport"]) -> list[str]:
 
 def _flat(reports: Sequence["StepReport"], table: str) -> list[Row]:
     return [
-        {key: one.case[key] for key in _SETTINGS} | row
+        {key: one.case[key] for key in (*_SETTINGS, *_TRANSFORMS)} | row
         for one in reports
         for row in getattr(one, table)
     ]

@@ -22,6 +22,8 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError, counted
 from loraq_sim.files import make_folder, refuse_existing
 from loraq_sim.reporting.tables import result_table
+from loraq_sim.results.rows import IDENTITY
+from loraq_sim.results.wording import labels_of
 
 if TYPE_CHECKING:
     from loraq_sim.results.merge import Change, Comparison
@@ -46,6 +48,7 @@ COMPARE_EXAMPLES = (
 )
 
 _MISSED = 3
+_SHOWN = ("layer", "split", "method", "accelerator")
 _MOST_SHOWN = 3
 
 
@@ -91,16 +94,15 @@ def compare_command(
 
 
 def _worse(limit: str, change: "Change") -> str:
-    where = f"{change.row['layer']} {change.row['split']}"
+    where = f"{change.row['layer']} {labels_of([change.row])[0]}"
     return f"{where}: {change.column} {change.before} to {change.after} ({limit})"
 
 
 def _print(found: "Comparison", output: OutputFormat) -> None:
 
     rows = [_changed(change) for change in found.changes]
-    names = ("layer", "split", "method", "accelerator")
     only = [
-        {"only": side, **{name: row.get(name) for name in names}}
+        {"only": side, **{name: row.get(name) for name in IDENTITY}}
         for side, side_rows in (("before", found.only_before), ("after", found.only_after))
         for row in side_rows
     ]
@@ -116,15 +118,21 @@ def _print(found: "Comparison", output: OutputFormat) -> None:
     if output is OutputFormat.TABLE and not rows and not only:
         say("no differences")
         return
+    # What is one for all rows tells nothing apart.
+    names = [
+        name
+        for name in IDENTITY
+        if name in _SHOWN or len({str(row[name]) for row in (*rows, *only)}) > 1
+    ]
     columns = [*names, "column", "before", "after", "change_percent"]
     tables = [result_table(rows, columns, title="Changed values")] if rows or not only else []
     if only:
-        tables.append(result_table(only, title="Rows of one store only"))
+        tables.append(result_table(only, ["only", *names], title="Rows of one store only"))
     print_tables(tables, output)
 
 
 def _changed(change: "Change") -> dict[str, Any]:
-    row = {name: change.row.get(name) for name in ("layer", "split", "method", "accelerator")}
+    row = {name: change.row.get(name) for name in IDENTITY}
     relative = change.relative
     return row | {
         "column": change.column,

@@ -50,6 +50,7 @@ from loraq_sim.cli.options import (
     Unfused,
     ZeroPoint,
     datapath_overrides,
+    is_given,
     key_values,
     listed,
     whole_numbers,
@@ -220,18 +221,18 @@ def sweep_command(
         "layers": listed(layers),
         "splits": listed(splits),
         "methods": listed(method),
-        "presets": (preset,) if _is_given(context, "preset") else None,
-        "family": family if _is_given(context, "family") else None,
-        "group": group if _is_given(context, "group") else None,
+        "presets": (preset,) if is_given(context, "preset") else None,
+        "family": family if is_given(context, "family") else None,
+        "group": group if is_given(context, "group") else None,
         "tokens": tokens,
-        "seeds": (seed,) if _is_given(context, "seed") else None,
+        "seeds": (seed,) if is_given(context, "seed") else None,
         "smooth": smooth,
         "rotate": rotate,
         "condition": condition,
         "finish": finish,
         "rows": parse_rows(rows or ()),
         "model": model,
-        "resolution": resolution if _is_given(context, "resolution") else None,
+        "resolution": resolution if is_given(context, "resolution") else None,
         "fused": False if unfused else None,
         "kernel": kernel,
         "override": tuple(parse_override(text) for text in override or ()),
@@ -268,11 +269,6 @@ def sweep_command(
         wait=not no_wait,
     )
     _run(composed, folder, place, how)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _default_folder(composed: "ComposedSweep") -> Path:

@@ -12,7 +12,9 @@ import hwmodels
 from loraq_sim.cli.options import (
     AccBits,
     Accumulators,
+    Condition,
     Family,
+    Finish,
     Force,
     Group,
     LayerDumpFile,
@@ -23,7 +25,9 @@ from loraq_sim.cli.options import (
     Preset,
     ProductsPerAdd,
     Quiet,
+    Rotate,
     Seed,
+    Smooth,
     Tokens,
     ZeroPoint,
     datapath_overrides,
@@ -34,7 +38,6 @@ from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.solvers import METHODS
-from loraq_sim.split import parse_split
 from loraq_sim.version import __version__
 
 __all__ = ["EXAMPLES", "vectors_command"]
@@ -115,6 +118,10 @@ def vectors_command(
     group: Group = 64,
     tokens: Tokens = None,
     seed: Seed = 0,
+    smooth: Smooth = None,
+    rotate: Rotate = None,
+    condition: Condition = None,
+    finish: Finish = None,
     acc_bits: AccBits = None,
     overflow: Overflow = None,
     products_per_add: ProductsPerAdd = None,
@@ -170,8 +177,9 @@ def vectors_command(
     from loraq_sim.emulator.presets import array_preset
     from loraq_sim.emulator.vector_files import write_vectors
     from loraq_sim.emulator.vectors import SrsSetting, gemm_operands, make_vectors
-    from loraq_sim.evaluate import sample_rows, solve_split
+    from loraq_sim.evaluate import sample_rows, solve_case, transform_columns
     from loraq_sim.machine import datapath_for
+    from loraq_sim.settings import CaseSettings
 
     accelerator = hwmodels.load_accelerator(hw)
     named = None if array is None else array_preset(array)
@@ -194,14 +202,18 @@ def vectors_command(
             f"{where}: {datapath.mac} has two levels, and vectors have the sums of one; "
             "choose another array"
         )
-    chosen = parse_split(split, family=family, group=group)
+    settings = CaseSettings.of(
+        split, family=family, group=group, method=method, preset=preset, seed=seed, smooth=smooth,
+        rotate=rotate, condition=condition, finish=finish,
+    )  # fmt: skip
+    chosen = settings.split
     wanted = None if tile is None else sizes_of("--tile", tile)
     dump = read_layer_dump(layer_dump)
     loaded = dump[layer]
     x = sample_rows(loaded.activations, tokens)
     if x is None:
         raise InputError(f"layer {layer!r} of {layer_dump} has no activations to take codes from")
-    solution = solve_split(loaded, chosen, method=method, preset=preset, seed=seed)
+    solution = solve_case(loaded, settings)
     run_split = chosen.for_layer(loaded, solution)
     operands = gemm_operands(part.value, x, solution, run_split, datapath)
     (m, k), n = operands[0].shape, operands[1].shape[0]
@@ -228,6 +240,10 @@ def vectors_command(
         "activation_format": str(operands[0].format),
         "weight_format": str(operands[1].format),
         "rank": solution.rank,
+        "feedback_rank": solution.feedback_rank,
+        **transform_columns(settings, solution),
+        "hadamard_block": solution.rotation,
+        "is_smoothed": solution.smooth is not None,
         "method": solution.method,
         "preset": preset,
         "seed": seed,

@@ -9,6 +9,7 @@ elsewhere; nothing is computed here but the layout.
 import functools
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +179,13 @@ def save_figure(figure: "Figure", path: str | Path, *, most_pixels: float = math
     if suffix == ".png":
         # Half the time of the usual level; lines and flat areas grow little.
         settings["pil_kwargs"] = {"compress_level": 3}
-    with matplotlib.rc_context({"svg.hashsalt": "loraq-sim"}), replaced_file(path) as file:
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "loraq-sim"}),
+        replaced_file(path) as file,
+        warnings.catch_warnings(),
+    ):
+        # A name may have letters that no font here has: a box stands for each.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, **settings)
     return path
 

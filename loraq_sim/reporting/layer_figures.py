@@ -17,6 +17,7 @@ from loraq_sim.reporting.panels import GRID, INK, MOST_DRAWN, MUTED, nice_log_ti
 from loraq_sim.reporting.report_data import BOUND_NAMES, PART_NAMES, Answer, ReportData
 from loraq_sim.results.columns import choose_unit
 from loraq_sim.results.rows import AnyRow
+from loraq_sim.results.wording import labels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -357,7 +358,7 @@ def step_heat_map(
 
 def _facts(case: AnyRow) -> str:
     parts = (
-        f"{case['split']} on {case['accelerator']}",
+        f"{labels_of([case])[0]} on {case['accelerator']}",
         f"method {case['method']}",
         f"calibrated on {case['calibration']}",
         f"output error {100 * case['output_error']:.3g} %",

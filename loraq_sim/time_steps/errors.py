@@ -25,10 +25,17 @@ from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.dumps.steps import require_steps, step_counts
 from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
-from loraq_sim.evaluate import reference_output, solve_split
+from loraq_sim.evaluate import (
+    check_feedback,
+    clipped_where_stored,
+    reference_output,
+    solve_case,
+    transform_columns,
+)
 from loraq_sim.machine import datapath_for
+from loraq_sim.settings import CaseSettings
 from loraq_sim.solvers import Solution
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "CALIBRATED_METHODS",
@@ -39,7 +46,7 @@ __all__ = [
 ]
 
 CALIBRATED_METHODS = ("svdquant_tuned", "svdquant_published", "l2qer", "qera", "gptq")
-"""Methods that look at activations; all others do only when smoothing by strength is asked for."""
+"""Methods that look at activations whatever else is asked for."""
 
 _RANGE = ".."
 _SHOWN = 6
@@ -186,9 +193,9 @@ class StepErrors:
     ----------
     case : dict
         ``layer kind m n k tokens calls_per_step split method preset accelerator calibration
-        calibration_rows rank weight_error output_error output_rms overflow_count clipped_count
-        first_clipped status seed``, as a result row has them; `calibration` names the steps that
-        the solver saw.
+        calibration_rows rank feedback_rank rotation smooth condition finish weight_error
+        output_error output_rms overflow_count clipped_count first_clipped status seed``, as a
+        result row has them; `calibration` names the steps that the solver saw.
     steps : ndarray of shape (S,), float64
         Values of the time steps in the order they were run.
     rows : ndarray of shape (S,), int64
@@ -225,6 +232,9 @@ def evaluate_steps(
     method: str = "loraq",
     preset: str = "balanced",
     smooth: float | None = None,
+    rotate: str | None = None,
+    condition: str | None = None,
+    finish: str | None = None,
     tokens: int | None = None,
     family: str = "int",
     group: int = 64,
@@ -240,12 +250,13 @@ def evaluate_steps(
         That records time steps.
     name : str
         Layer of the dump.
-    split, accelerator, method, preset, smooth, family, group, datapath, seed
-        See `evaluate_layer`.
+    split, accelerator, method, preset, smooth, rotate, condition, finish
+        See `evaluate_layer`, as for family, group, datapath and seed.
     calibrate_on : str
-        Steps whose activations the solver sees, for smoothing and data-aware methods: ``all``,
-        ``first``, ``last``, ``first:5``, ``960``, ``1000..800``, or several joined by ``+``; see
-        `loraq_sim.time_steps.errors`. The error is measured on every step all the same.
+        Steps whose activations the solver sees, for smoothing, a residual input and whatever else
+        is made of data: ``all``, ``first``, ``last``, ``first:5``, ``960``, ``1000..800``, or
+        several joined by ``+``; see `loraq_sim.time_steps.errors`. The error is measured on every
+        step all the same.
     tokens : int, optional
         Activation rows the error is measured on, every step among them; all by default.
     solution : Solution, optional
@@ -259,10 +270,14 @@ def evaluate_steps(
         If an argument breaks a rule, the layer has no activations, or its output is zero.
     """
     require_steps(dump)
-    split = parse_split(split, family=family, group=group)
+    settings = CaseSettings.of(
+        split, family=family, group=group, datapath=datapath, method=method, preset=preset,
+        seed=seed, smooth=smooth, rotate=rotate, condition=condition, finish=finish,
+    )  # fmt: skip
+    split = settings.split
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
-    path = datapath_for(accelerator, datapath)
+    path = datapath_for(accelerator, settings.datapath)
     found = step_counts(dump, name)
     layer = dump[name]
     rows = layer.activations
@@ -276,8 +291,8 @@ def evaluate_steps(
             "steps"
         )
     if solution is None:
-        options = {"method": method, "preset": preset, "smooth": smooth, "seed": seed}
-        solution = solve_split(replace(layer, activations=seen), split, **options)
+        solution = solve_case(replace(layer, activations=seen), settings)
+    check_feedback(solution, split, name)
     index = rows_of_steps(counts, tokens)
     x = rows[index]
     step_of_row = np.repeat(np.arange(len(counts)), counts)[index]
@@ -291,17 +306,20 @@ def evaluate_steps(
     miss, size = math.fsum(squared_error), math.fsum(squared_output)
     if size == 0.0 and miss:
         raise InputError(f"layer {name!r}: full-precision output is zero, so no relative error")
+    stored_clipped = clipped_where_stored(solution)
     case = {
         **{key: getattr(layer, key) for key in ("kind", "m", "n", "k", "calls_per_step")},
         **{"layer": name, "split": split.text, "accelerator": accelerator.name},
-        **{"method": solution.method, "preset": solution.preset, "smooth": smooth},
+        **{"method": solution.method, "preset": solution.preset},
+        **transform_columns(settings, solution),
         **{"calibration": calibrate_on, "calibration_rows": len(seen), "seed": seed},
-        **{"rank": solution.rank, "weight_error": solution.weight_error, "tokens": len(x)},
+        **{"rank": solution.rank, "feedback_rank": solution.feedback_rank},
+        **{"weight_error": solution.weight_error, "tokens": len(x)},
         "output_error": math.sqrt(miss / size) if size else 0.0,
         "output_rms": math.sqrt(size / y.size),
         "overflow_count": emulated.statistics.overflow_count,
-        "clipped_count": emulated.clipped_count,
-        "first_clipped": None,
+        "clipped_count": sum(stored_clipped.values()) + emulated.clipped_count,
+        "first_clipped": next((f"stored {part}" for part in stored_clipped), None),
         "status": "ok" if np.isfinite(emulated.y).all() else "overflow",
     }
     if emulated.clipped:

@@ -27,7 +27,10 @@ from loraq_sim.time_steps.errors import StepErrors
 
 __all__ = ["StepReport", "step_report"]
 
-_CASE = ("accelerator", "split", "method", "preset", "smooth", "calibration", "seed")
+_CASE = (
+    *("accelerator", "split", "method", "preset", "rotation", "smooth", "condition", "finish"),
+    *("calibration", "seed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,10 @@ class StepReport:
     Attributes
     ----------
     case : dict
-        ``accelerator split method preset smooth calibration seed aggregate n_layers n_steps tokens
-        output_error dominant_layer dominant_step half_layers half_steps``; the last two are the
-        fewest layers and the fewest steps that make half of the squared error of a run.
+        ``accelerator split method preset rotation smooth condition finish calibration seed
+        aggregate n_layers n_steps tokens output_error dominant_layer dominant_step half_layers
+        half_steps``; the last two are the fewest layers and the fewest steps that make half of the
+        squared error of a run.
     layers : list of dict
         ``layer kind tokens calibration_rows output_error share run_share dominant_step``.
     steps : list of dict

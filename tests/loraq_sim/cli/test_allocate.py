@@ -146,3 +146,82 @@ def test_the_recipe_of_rotated_and_smoothed_rows_solves_to_what_was_chosen(run, 
         for name in ("rotation", "smooth", "weight_bytes"):
             assert mine[name] == row[name], name
         assert mine["weight_error"] == pytest.approx(row["weight_error"], rel=1e-6)
+
+
+def test_splits_that_differ_in_what_is_done_to_inputs_have_names_of_their_own(run, tmp_path):
+    """One store of plain, rotated and data-rounded rows: names, tables and recipe say which."""
+    dump = ("--layer-dump", "examples/tiny_pixart.pt", "--layers", "*.0.attn1.to_[qv]")
+    words = ("--split", "W4A4", "--preset", "fast", "--tokens", 16, "--jobs", 0, "--quiet")
+    for name, options in {
+        "plain": (),
+        "rotated": ("--rotate", "hadamard"),
+        "gptq": ("--method", "gptq"),
+    }.items():
+        swept = run("sweep", "--hw", "aie2", *dump, *words, *options, "--out", tmp_path / name)
+        assert swept.exit_code == 0, swept.output
+    merged = run("merge", tmp_path / "all", *(tmp_path / n for n in ("plain", "rotated", "gptq")))
+    assert merged.exit_code == 0, merged.output
+    words = ("allocate", tmp_path / "all", "--budget", "weight_bytes=1GB", "--out", tmp_path / "a")
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    told = json.loads(run(*words, "--force", "--format", "json").stdout)["allocations"][0]
+    mixes = [row["mix"] for row in told["frontier"]]
+    assert len(set(mixes)) == len(mixes)
+    assert any("rotated" in mix for mix in mixes)
+    uniform = done.stdout[done.stdout.index("mixed splits") :]
+    lines = [line.split() for line in uniform.splitlines() if line.strip().startswith("W4A4 ")]
+    assert len(lines) == 3
+    assert len({tuple(line[:3]) for line in lines}) == 3
+    # Solved by the recipe: what the rows of the allocation have, whoever made them.
+    solved = run(
+        *("solve", *dump, "--recipe", tmp_path / "a" / "recipe.toml", "--format", "json"),
+    )
+    assert solved.exit_code == 0, solved.output
+    by_layer = {row["layer"]: row for row in json.loads(solved.stdout)["rows"]}
+    for row in told["layers"]:
+        mine = by_layer[row["layer"]]
+        for name in ("method", "rotation", "weight_bytes"):
+            assert mine[name] == row[name], name
+        assert mine["weight_error"] == pytest.approx(row["weight_error"], rel=1e-6)
+
+
+def test_a_recipe_keeps_the_rounding_of_layers_without_a_branch(run, tmp_path):
+    """Of two layers with gptq and one plain, each is solved as it was."""
+    dump = ("--layer-dump", "examples/tiny_pixart.pt")
+    words = ("--split", "W4A8", "--preset", "fast", "--tokens", 16, "--jobs", 0, "--quiet")
+    parts = {"gptq": ("*.0.attn1.to_[qk]", "gptq"), "rtn": ("*.0.attn1.to_v", "rtn")}
+    for name, (layers, method) in parts.items():
+        swept = run(
+            *("sweep", "--hw", "aie2", *dump, "--layers", layers, *words, "--method", method),
+            *("--out", tmp_path / name),
+        )
+        assert swept.exit_code == 0, swept.output
+    assert run("merge", tmp_path / "all", tmp_path / "gptq", tmp_path / "rtn").exit_code == 0
+    done = run(
+        *("allocate", tmp_path / "all", "--budget", "weight_bytes=1GB", "--out", tmp_path / "a"),
+        *("--format", "json"),
+    )
+    assert done.exit_code == 0, done.output
+    expected = {row["layer"]: row["method"] for row in json.loads(done.stdout)["rows"]}
+    assert sorted(expected.values()) == ["gptq", "gptq", "rtn"]
+    solved = run(
+        *("solve", *dump, "--layers", "*.0.attn1.to_[qkv]", "--format", "json"),
+        *("--recipe", tmp_path / "a" / "recipe.toml"),
+    )
+    assert solved.exit_code == 0, solved.output
+    assert {r["layer"]: r["method"] for r in json.loads(solved.stdout)["rows"]} == expected
+
+
+def test_allocations_of_two_dumps_say_which(run, tmp_path):
+    for name, dump in {"a": "tiny_pixart.pt", "b": "minilm.pt"}.items():
+        layers = "*.0.attn1.to_q" if name == "a" else "*layer.2*query"
+        swept = run(
+            *("sweep", "--hw", "aie2", "--layer-dump", f"examples/{dump}", "--layers", layers),
+            *("--split", "W4A8", "--tokens", 8, "--jobs", 0, "--quiet", "--out", tmp_path / name),
+        )
+        assert swept.exit_code == 0, swept.output
+    assert run("merge", tmp_path / "all", tmp_path / "a", tmp_path / "b").exit_code == 0
+    done = run("allocate", tmp_path / "all", "--budget", "weight_bytes=1GB")
+    assert done.exit_code == 0, done.output
+    for dump in ("tiny_pixart.pt", "minilm.pt"):
+        assert f"{dump} on aie2: the whole model" in done.stdout

@@ -342,3 +342,14 @@ def test_ctrl_c_keeps_finished_rows_and_exits_with_130(request, tmp_path):
     assert "Traceback" not in errors
     with ResultStore.open(out / "results.sqlite") as store:
         assert n_rows <= len(store.rows()) < 8 * 13
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("--resolution", "512"), "--model"), (("--layers", "ffn_*"), "--layer-dump")],
+)
+def test_cost_ignores_no_option(command, words, named):
+    done = command("cost", "--hw", "aie2", "--shape", "64x64x64", "--split", "W4A4", *words)
+    assert done.exit_code == 2
+    assert words[0] in done.stderr
+    assert named in done.stderr

@@ -46,6 +46,20 @@ def test_changes_and_lost_rows_are_shown(command, stores, output):
         assert [row["split"] for row in found["only"]] == ["W4A8"]
 
 
+def test_rows_of_one_store_say_what_is_done_to_their_inputs(command, sweep, stores, tmp_path):
+    sweep(tmp_path / "rotated", "--rotate", "hadamard")
+    result = command("compare", stores[0], tmp_path / "rotated")
+    lines = [line for line in result.stdout.splitlines() if line.split()[:1] == ["after"]]
+    assert lines
+    assert all(" hadamard " in line for line in lines)
+    found = command("compare", stores[0], tmp_path / "rotated", "--format", "json")
+    only = json.loads(found.stdout)["only"]
+    assert {(row["only"], row["rotation"]) for row in only} == {
+        ("before", None),
+        ("after", "hadamard"),
+    }
+
+
 def test_a_regression_ends_with_3_and_names_the_row(command, stores):
     limits = ("--fail-if", "sqnr_db<-1", "--fail-if", "output_error>+2%")
     result = command("compare", *stores, *limits)

@@ -88,11 +88,26 @@ def test_a_choice_that_changes_nothing_is_told(command):
     assert "--calibrate-on changes nothing without --smooth" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "asked", [("--split", "W4A4~W8A8r4f2"), ("--condition", "rms"), ("--finish", "data")]
+)
+def test_calibration_counts_where_something_is_made_of_data(command, asked):
+    words = ("--layers", "*.0.attn1.to_q", "--calibrate-on", "first:3,last:3", "--format", "json")
+    if "--split" not in asked:
+        asked = (*asked, "--split", "W4A4+W8A8r4")
+    base = ("steps", "--hw", "aie2", *DUMP, "--preset", "fast", "--tokens", "75")
+    done = command(*base, *asked, *words)
+    assert done.exit_code == 0, done.output
+    assert "changes nothing" not in done.stderr
+    first, last = (one["case"]["output_error"] for one in json.loads(done.stdout)["cases"])
+    assert first != last
+
+
 def test_machines_share_one_solution(command, monkeypatch):
     from loraq_sim.time_steps import errors
 
-    solved, solve = [], errors.solve_split
-    monkeypatch.setattr(errors, "solve_split", lambda *a, **k: solved.append(1) or solve(*a, **k))
+    solved, solve = [], errors.solve_case
+    monkeypatch.setattr(errors, "solve_case", lambda *a, **k: solved.append(1) or solve(*a, **k))
     words = (*WORDS, "--layers", "*.0.attn1.to_q", "--hw", "a100", "--format", "json")
     cases = json.loads(command(*words).stdout)["cases"]
     assert [one["case"]["accelerator"] for one in cases] == ["aie2", "a100"]

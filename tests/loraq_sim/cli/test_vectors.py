@@ -7,8 +7,11 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
+import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.emulator.vector_files import VECTOR_FILES
+from loraq_sim.evaluate import solve_case
+from loraq_sim.settings import CaseSettings
 
 LAYER = "transformer_blocks.0.attn1.to_q"
 BRANCH = ("--split", "W4A4+W8A8r8", "--preset", "fast", "--tokens", 16)
@@ -278,3 +281,30 @@ def test_array_presets_come_with_their_requantizer_or_a_reason(run, tmp_path):
         done = run(*base, *options)
         assert done.exit_code == 2
         assert message in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "split"),
+    [
+        ({"smooth": 0.5, "rotate": "hadamard:16"}, "W4A4+W8A8r8"),
+        ({"condition": "auto"}, "W4A4+W8A8r8"),
+        ({"condition": "rms", "finish": "data"}, "W4A4u~W8A8r8f4"),
+    ],
+)
+def test_operands_are_those_of_the_conditioned_layer(run, tmp_path, asked, split):
+    dump = lq.read_layer_dump("examples/tiny_pixart.pt")
+    layer = dump[LAYER]
+    row = lq.evaluate_layer(layer, split, "aie2", preset="fast", **asked)
+    options = [word for key, value in asked.items() for word in (f"--{key}", value)]
+    words = ("--split", split, "--preset", "fast", *options, "--tile", "m=8,n=8,k=128")
+    done = run(*words, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    source = json.loads((tmp_path / "manifest.json").read_text())["source"]
+    for key in ("rotation", "smooth", "condition", "finish", "rank", "feedback_rank"):
+        assert source[key] == row[key], key
+    solution = solve_case(layer, CaseSettings.of(split, preset="fast", **asked))
+    weights = (tmp_path / "w.hex").read_text().split()
+    stored = solution.main.codes[:8, :128]
+    assert [int(word, 16) for word in weights] == [int(code) & 0xF for code in stored.ravel()]
+    assert source["is_smoothed"] == (solution.smooth is not None)
+    assert source["hadamard_block"] == solution.rotation

@@ -45,6 +45,35 @@ def test_squared_errors_of_the_steps_sum_to_what_evaluate_layer_reports(dump, to
         assert found.case[name] == row[name]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"rotate": "hadamard:16", "smooth": 0.5},
+        {"condition": "auto"},
+        {"condition": "rms", "finish": "data"},
+    ],
+)
+@pytest.mark.parametrize("split", ["W4A4u+W8A8r4", "W4A4~W8A8@fp16r4"])
+def test_conditioned_layers_lose_what_their_rows_say(dump, split, asked):
+    options = {"preset": "fast", "tokens": 200} | asked
+    found = evaluate_steps(dump, LAYER, split, "aie2", **options)
+    row = lq.evaluate_layer(dump[LAYER], split, "aie2", **options)
+    assert found.case["output_error"] == pytest.approx(row["output_error"], rel=1e-9)
+    for name in ("rank", "feedback_rank", "rotation", "smooth", "condition", "finish"):
+        assert found.case[name] == row[name]
+
+
+def test_values_clipped_where_they_are_stored_count(tmp_path):
+    rng = np.random.default_rng(1)
+    weight = (rng.standard_normal((8, 32)) * 1e5).astype(np.float32)
+    dump = made_dump(tmp_path, counts=[2, 3], weight=weight)
+    found = evaluate_steps(dump, "fc", "W16A16", "h100")
+    row = lq.evaluate_layer(dump["fc"], "W16A16", "h100")
+    assert row["clipped_count"] > 0
+    for name in ("clipped_count", "first_clipped", "status"):
+        assert found.case[name] == row[name]
+
+
 def test_the_error_of_a_step_is_that_of_its_rows_alone(dump):
     found = evaluate_steps(dump, LAYER, SPLIT, "aie2", **OPTIONS)
     of_row = steps_of_layer(dump, LAYER)
