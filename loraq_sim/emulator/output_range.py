@@ -89,9 +89,9 @@ def narrowed(
     dtype: np.dtype,
 ) -> NDArray[np.integer]:
     """What a kernel makes of `values` (R, N), in the shape of the `acc` they are made of."""
-    out = np.empty(values.shape, dtype)
-    kernel(values, *arguments, out)
-    return out.reshape(np.shape(acc))
+    out = np.array(values, np.int64, order="C")
+    kernel(out, *arguments)
+    return out.astype(dtype).reshape(np.shape(acc))
 
 
 def per_column(name: str, values: ArrayLike, n: int, low: int, high: int) -> NDArray[np.int64]:

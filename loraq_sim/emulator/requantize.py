@@ -122,7 +122,9 @@ def srs(
     clamp = saturation != Saturation.NONE
     mask = np.int64(2**out_bits - 1)
     sign = np.int64(2 ** (out_bits - 1) if signed else 0)
-    out = np.empty(values.size, dtype=output_dtype(out_bits, signed))
+    wanted = output_dtype(out_bits, signed)
+    # Bits are the same with and without a sign, and 8 and 32 of them compile for all widths.
+    out = np.empty(values.size, np.int8 if wanted.itemsize == 1 else np.int32)
     flat = np.ascontiguousarray(values).reshape(-1)
     finish = (clamp, np.int64(lo), np.int64(hi), mask, sign, out)
     if shift < 0:
@@ -130,7 +132,8 @@ def srs(
     else:
         constants = (np.int64(c) for c in rounding_constants(mode, shift))
         shift_right_round(flat, np.int64(shift), *constants, *finish)
-    return out.reshape(values.shape)
+    same = out.itemsize == wanted.itemsize
+    return (out.view(wanted) if same else out.astype(wanted)).reshape(values.shape)
 
 
 def srs_report(
@@ -207,11 +210,11 @@ def ups(
     if clamp == "before":
         lowest, highest = bottom << shift, top << shift
     limits = (np.int64(v) for v in (bottom, top, lowest, highest))
-    out = np.empty(values.size, dtype=np.dtype("int32" if acc_bits <= 32 else "int64"))
-    flat = np.ascontiguousarray(values).reshape(-1)
+    flat = np.array(values, np.int64, order="C").reshape(-1)
     # Bits above the accumulator's are dropped by moving them out of int64 and back.
-    shift_up(flat, np.int64(shift), bool(saturate), *limits, np.int64(64 - acc_bits), out)
-    return out.reshape(values.shape)
+    shift_up(flat, np.int64(shift), bool(saturate), *limits, np.int64(64 - acc_bits))
+    dtype = np.dtype("int32" if acc_bits <= 32 else "int64")
+    return flat.astype(dtype, copy=False).reshape(values.shape)
 
 
 def quantize_multiplier(scale: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

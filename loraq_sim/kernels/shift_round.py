@@ -5,13 +5,14 @@ Shift, round and saturate is one branch-free body for every rounding mode. With 
 ``q + ((r + c0 + c1 * [x < 0] + c2 * [q odd]) >> s)`` for three constants of the mode, so all modes
 cost the same. Adding the constants to the remainder instead of to x cannot overflow int64.
 
-The other requantizations are one pass over (R, N) accumulators each, with a multiplier, a float
-scale or several constants for each column, in arrays of shape (N,); they write `out` in place.
+The other requantizations are one pass over (R, N) int64 accumulators each, which become codes in
+place, with a multiplier, a float scale or several constants for each column, in arrays of shape
+(N,). One dtype for all of them: each is compiled once.
 """
 
 import numpy as np
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import larger, njit, smaller
 
 __all__ = [
     *("ADD", "FUSED_ADD", "MULTIPLY", "count_outside", "double_scale", "float_scale"),
@@ -61,7 +62,7 @@ def shift_right_round(acc, shift, c0, c1, c2, clamp, lo, hi, mask, sign, out):
             x = np.int64(acc[i])
             q = x >> shift
             r = (x & dropped) + c0 + (c1 & -np.int64(x < zero)) + (c2 & -(q & one))
-            out[i] = min(max(q + (r >> shift), lo), hi)
+            out[i] = smaller(larger(q + (r >> shift), lo), hi)
     else:
         for i in range(acc.size):
             x = np.int64(acc[i])
@@ -82,8 +83,8 @@ def shift_left(acc, shift, clamp, lo, hi, mask, sign, out):
     low_bits = (np.int64(1) << np.int64(32)) - np.int64(1)
     if clamp:
         for i in range(acc.size):
-            x = min(max(np.int64(acc[i]), -bound), bound) << shift
-            out[i] = min(max(x, lo), hi)
+            x = smaller(larger(np.int64(acc[i]), -bound), bound) << shift
+            out[i] = smaller(larger(x, lo), hi)
     else:
         for i in range(acc.size):
             x = (np.int64(acc[i]) & low_bits) << shift
@@ -110,81 +111,79 @@ def count_outside(acc, shift, c0, c1, c2, lo, hi):
 
 
 @njit(cache=True)
-def shift_up(x, shift, clamp, bottom, top, lowest, highest, spare, out):
-    """Write x * 2**shift to `out`, in an accumulator of ``64 - spare`` bits.
+def shift_up(x, shift, clamp, bottom, top, lowest, highest, spare):
+    """Multiply x by 2**shift in place, in an accumulator of ``64 - spare`` bits.
 
-    x (S,) int32 or int64; shift 0..63. With `clamp`, an x below `bottom` or above `top` becomes
-    `lowest` or `highest`; without, the low bits are kept and their sign is extended. All scalars
-    int64 but `clamp`, a bool.
+    x (S,) int64; shift 0..63. With `clamp`, an x below `bottom` or above `top` becomes `lowest` or
+    `highest`; without, the low bits are kept and their sign is extended. All scalars int64 but
+    `clamp`, a bool.
     """
     if clamp:
         for i in range(x.size):
-            value = np.int64(x[i])
-            if value > top:
-                out[i] = highest
-            elif value < bottom:
-                out[i] = lowest
-            else:
-                out[i] = value << shift
+            value = x[i] << shift
+            if x[i] > top:
+                value = highest
+            elif x[i] < bottom:
+                value = lowest
+            x[i] = value
     else:
         for i in range(x.size):
-            out[i] = ((np.int64(x[i]) << shift) << spare) >> spare
+            x[i] = ((x[i] << shift) << spare) >> spare
 
 
 @njit(cache=True)
-def gemmlowp(acc, multiplier, left, right, zero_point, lo, hi, out):
+def gemmlowp(acc, multiplier, left, right, zero_point, lo, hi):
     """Double rounding: doubling high multiply, then a rounding divide by a power of two.
 
-    acc (R, N) int32 or int64 within int32, also after the left shift; multiplier, left (0..30)
-    and right (0..31) (N,) int64; the scalars int64; out (R, N), written in place.
+    acc within int32, also after the left shift; multiplier, left (0..30) and right (0..31) (N,)
+    int64; the scalars int64.
     """
     zero, one = np.int64(0), np.int64(1)
     half = one << np.int64(30)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
-            product = (np.int64(acc[i, j]) << left[j]) * multiplier[j]
+            product = (acc[i, j] << left[j]) * multiplier[j]
             # The nudge and C's division, which truncates, round ties toward plus infinity.
             if product >= zero:
                 high = (product + half) >> np.int64(31)
             else:
                 high = -((half - one - product) >> np.int64(31))
             # Only INT32_MIN * INT32_MIN leaves int32.
-            high = min(high, np.int64(_INT32_MAX))
+            high = smaller(high, np.int64(_INT32_MAX))
             mask = (one << right[j]) - one
             threshold = (mask >> one) + np.int64(high < zero)
             value = (high >> right[j]) + np.int64((high & mask) > threshold)
-            out[i, j] = min(max(value + zero_point, lo), hi)
+            acc[i, j] = smaller(larger(value + zero_point, lo), hi)
 
 
 @njit(cache=True)
-def single_rounding(acc, multiplier, shift, zero_point, lo, hi, out):
+def single_rounding(acc, multiplier, shift, zero_point, lo, hi):
     """One rounding, ties toward plus infinity: (acc * multiplier + 2**(shift-1)) >> shift.
 
-    acc (R, N) int32 or int64 within int32, multiplier (0..2**31-1) and shift (1..62) (N,) int64; or
-    acc within int48, multiplier (0..32767) and shift (8..46). The scalars int64; out (R, N),
-    written in place. The result is clamped to int32 before the zero point.
+    acc within int32, multiplier (0..2**31-1) and shift (1..62) (N,) int64; or acc within int48,
+    multiplier (0..32767) and shift (8..46). The scalars int64. The result is clamped to int32
+    before the zero point.
     """
     one = np.int64(1)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             # Below 2**62 + 2**61, so int64 holds it.
-            total = np.int64(acc[i, j]) * multiplier[j] + (one << (shift[j] - one))
-            value = min(max(total >> shift[j], np.int64(_INT32_MIN)), np.int64(_INT32_MAX))
-            out[i, j] = min(max(value + zero_point, lo), hi)
+            total = acc[i, j] * multiplier[j] + (one << (shift[j] - one))
+            value = smaller(larger(total >> shift[j], np.int64(_INT32_MIN)), np.int64(_INT32_MAX))
+            acc[i, j] = smaller(larger(value + zero_point, lo), hi)
 
 
 @njit(cache=True)
-def float_scale(acc, scale, zero_point, lo, hi, out):
+def float_scale(acc, scale, zero_point, lo, hi):
     """Float32 convert, float32 multiply, round half to even, zero point, clamp.
 
-    acc (R, N) int32 or int64; scale (N,) float32; zero_point, lo and hi float64 holding integers;
-    out (R, N), written in place.
+    scale (N,) float32; zero_point, lo and hi float64 holding integers.
     """
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             # float64 holds every float32 and every limit of 32 bits, so only the product rounds.
             rounded = np.float64(np.rint(np.float32(acc[i, j]) * scale[j]))
-            out[i, j] = np.int64(min(max(rounded + zero_point, lo), hi))
+            acc[i, j] = np.int64(smaller(larger(rounded + zero_point, lo), hi))
 
 
 # Operations of `float_steps`.
@@ -194,34 +193,34 @@ _SYMMETRIC_16 = 2**15 - 1
 
 
 @njit(cache=True)
-def round_twice_up(acc, multiplier, left, right, zero_point, lo, hi, out):
+def round_twice_up(acc, multiplier, left, right, zero_point, lo, hi):
     """Doubling high multiply, then a division by a power of two; both send ties up.
 
-    acc (R, N) int32 or int64 within int32, also after the left shift; multiplier (0..2**31-1), left
-    (0..30) and right (0..31) (N,) int64; the scalars int64.
+    acc within int32, also after the left shift; multiplier (0..2**31-1), left (0..30) and right
+    (0..31) (N,) int64; the scalars int64.
     """
     one = np.int64(1)
     half = one << np.int64(30)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             # Below 2**62 + 2**30, so int64 holds it.
-            high = ((np.int64(acc[i, j]) << left[j]) * multiplier[j] + half) >> np.int64(31)
+            high = ((acc[i, j] << left[j]) * multiplier[j] + half) >> np.int64(31)
             nudge = (one << right[j]) >> one
-            out[i, j] = min(max(((high + nudge) >> right[j]) + zero_point, lo), hi)
+            acc[i, j] = smaller(larger(((high + nudge) >> right[j]) + zero_point, lo), hi)
 
 
 @njit(cache=True)
-def single_rounding_wide(acc, multiplier, shift, zero_point, lo, hi, out):
+def single_rounding_wide(acc, multiplier, shift, zero_point, lo, hi):
     """Any int64 accumulator: (acc * multiplier + 2**(shift-1)) >> shift, in 96 bits.
 
-    acc (R, N) int64; multiplier (0..2**31-1) and shift (1..62) (N,) int64; the scalars int64. The
+    multiplier (0..2**31-1) and shift (1..62) (N,) int64; the scalars int64. The
     result is clamped to int32 before the zero point.
     """
     one, word = np.int64(1), np.int64(32)
     mask = (one << word) - one
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
-            x, s = np.int64(acc[i, j]), shift[j]
+            x, s = acc[i, j], shift[j]
             low = (x & mask) * multiplier[j]
             # |x >> 32| <= 2**31 and multiplier < 2**31, so the sums below stay within 2**63.
             high = (x >> word) * multiplier[j] + (low >> word)
@@ -234,11 +233,11 @@ def single_rounding_wide(acc, multiplier, shift, zero_point, lo, hi, out):
                 # Beyond 32 bits the shift leaves it there; within, the sum has at most 63 bits.
                 if total >= np.int64(_INT32_MIN) and total <= np.int64(_INT32_MAX):
                     total = (total << (word - s)) + ((low & mask) >> s)
-            value = min(max(total, np.int64(_INT32_MIN)), np.int64(_INT32_MAX))
-            out[i, j] = min(max(value + zero_point, lo), hi)
+            value = smaller(larger(total, np.int64(_INT32_MIN)), np.int64(_INT32_MAX))
+            acc[i, j] = smaller(larger(value + zero_point, lo), hi)
 
 
-@njit(cache=True)
+@njit
 def _added_once(value, term):
     """float32 of the exact sum of a float32 and a float64: what a fused multiply-add gives."""
     wide = np.float64(value)
@@ -253,10 +252,10 @@ def _added_once(value, term):
 
 
 @njit(cache=True)
-def float_steps(acc, operations, operands, lowest, zero_point, lo, hi, out):
+def float_steps(acc, operations, operands, lowest, zero_point, lo, hi):
     """Float32 multiplications and additions in order, each rounded; then half to even.
 
-    acc (R, N) int32 or int64; operations (S,) int64 of `MULTIPLY`, `ADD` and `FUSED_ADD`; operands
+    operations (S,) int64 of `MULTIPLY`, `ADD` and `FUSED_ADD`; operands
     (S, N) float64 that hold float32 but for `FUSED_ADD`; zero_point, lo and hi float64 that hold
     integers. NaN gives `lo`; with `lowest`, a bool, what int32 does not hold does too.
     """
@@ -283,14 +282,14 @@ def float_steps(acc, operations, operands, lowest, zero_point, lo, hi, out):
                 rounded = -end
             # NaN compares false and becomes the lowest.
             above = rounded + zero_point if rounded == rounded else lo
-            out[i, j] = np.int64(min(max(above, lo), hi))
+            acc[i, j] = np.int64(smaller(larger(above, lo), hi))
 
 
 @njit(cache=True)
-def double_scale(acc, scale, zero_point, lo, hi, out):
+def double_scale(acc, scale, zero_point, lo, hi):
     """Float64 convert and multiply, then to an integer, half away from zero.
 
-    acc (R, N) int32 or int64; scale (N,) float64; zero_point, lo and hi float64 holding integers.
+    scale (N,) float64; zero_point, lo and hi float64 holding integers.
     """
     half = 0.5
     for i in range(acc.shape[0]):
@@ -300,10 +299,10 @@ def double_scale(acc, scale, zero_point, lo, hi, out):
             # Exact: a value and its integer part differ by less than one.
             if abs(value - whole) >= half:
                 whole += np.copysign(1.0, value)
-            out[i, j] = np.int64(min(max(whole + zero_point, lo), hi))
+            acc[i, j] = np.int64(smaller(larger(whole + zero_point, lo), hi))
 
 
-@njit(cache=True)
+@njit
 def _rounded_away(value, shift):
     """`value` / 2**shift, half away from zero; all int64, shift 0..62."""
     one = np.int64(1)
@@ -316,10 +315,10 @@ def _rounded_away(value, shift):
 
 
 @njit(cache=True)
-def nvdla_stages(acc, truncate, bias, multiplier, shift, converter, lo, hi, out):
+def nvdla_stages(acc, truncate, bias, multiplier, shift, converter, lo, hi):
     """NVDLA from accumulator to output: CACC, then SDP's per-channel stage and converter.
 
-    acc (R, N) int64 within 34 bits (48 for int16 operands); bias, multiplier and shift (N,) int64;
+    acc within 34 bits (48 for int16 operands); bias, multiplier and shift (N,) int64;
     converter (3,) int64: offset, scale and shift; truncate, lo and hi int64 scalars.
     """
     low32, high32 = np.int64(_INT32_MIN), np.int64(_INT32_MAX)
@@ -327,7 +326,7 @@ def nvdla_stages(acc, truncate, bias, multiplier, shift, converter, lo, hi, out)
     one, fraction = np.int64(1), np.int64(16)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
-            x = np.int64(acc[i, j])
+            x = acc[i, j]
             # The fraction is 16 bits wide; what a longer shift pushes beyond it is lost, and with
             # it the difference of a tie from a little more.
             whole = x >> truncate
@@ -335,20 +334,20 @@ def nvdla_stages(acc, truncate, bias, multiplier, shift, converter, lo, hi, out)
             half = one << (fraction - one)
             if rest > half or (rest == half and x >= np.int64(0)):
                 whole += one
-            value = min(max(whole, low32), high32)
+            value = smaller(larger(whole, low32), high32)
             value = _rounded_away((value + bias[j]) * multiplier[j], shift[j])
-            value = min(max(value, low32), high32)
+            value = smaller(larger(value, low32), high32)
             value = _rounded_away((value - converter[0]) * converter[1], converter[2])
-            value = min(max(value, low17), high17)
-            out[i, j] = min(max(value, lo), hi)
+            value = smaller(larger(value, low17), high17)
+            acc[i, j] = smaller(larger(value, lo), hi)
 
 
-@njit(cache=True)
+@njit
 def _clamped_16(value):
-    return min(max(value, np.int64(-_SYMMETRIC_16)), np.int64(_SYMMETRIC_16))
+    return smaller(larger(value, np.int64(-_SYMMETRIC_16)), np.int64(_SYMMETRIC_16))
 
 
-@njit(cache=True)
+@njit
 def _shifted_16(value, shift):
     """VLASHR in 16-bit mode: right with ties up, or left, then clamped symmetrically."""
     one = np.int64(1)
@@ -360,16 +359,16 @@ def _shifted_16(value, shift):
 
 
 @njit(cache=True)
-def xmos_transform(acc, initial, multiplier, bias, final, lo, hi, out):
+def xmos_transform(acc, initial, multiplier, bias, final, lo, hi):
     """The output transform of XMOS lib_nn on the 16-bit lanes of the xcore VPU.
 
-    acc (R, N) int32 or int64 within int32; initial (-16..31), multiplier and bias (int16) (N,)
+    acc within int32; initial (-16..31), multiplier and bias (int16) (N,)
     int64; final (-16..31), lo and hi int64 scalars.
     """
     one = np.int64(1)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
-            value = np.int64(acc[i, j])
+            value = acc[i, j]
             if initial[j] > np.int64(0):
                 value = _clamped_16((value + (one << (initial[j] - one))) >> initial[j])
             else:
@@ -377,4 +376,4 @@ def xmos_transform(acc, initial, multiplier, bias, final, lo, hi, out):
             product = value * multiplier[j] + (one << np.int64(13))
             value = _clamped_16(product >> np.int64(14))
             value = _shifted_16(_clamped_16(value + bias[j]), final)
-            out[i, j] = min(max((value + np.int64(128)) >> np.int64(8), lo), hi)
+            acc[i, j] = smaller(larger((value + np.int64(128)) >> np.int64(8), lo), hi)
