@@ -240,7 +240,8 @@ def run_lanes(
         return replace(turned, acc=np.ascontiguousarray(turned.acc.T))
     order, ends = _segment_order(a.shape[1], mac)
     packed = _gather(a, order, np.int32)
-    panels = _pack_panels(_gather(w, order, _panel_dtype(w)))
+    # One dtype and layout, whatever the codes are: the kernel is compiled once.
+    panels = _pack_panels(_gather(w, order, np.int16))
     fits = bounds.accumulator_fits(mac)
     lanes = (packed, panels, ends, mac, init, *w.shape)
     if not (statistics or fits or mac.overflow == "wrap"):
@@ -333,15 +334,10 @@ def _gather(codes: NDArray[np.integer], order: NDArray[np.int64], dtype: type) -
         return np.ascontiguousarray(codes, dtype=dtype)
     padded = np.zeros((codes.shape[0], codes.shape[1] + 1), dtype)
     padded[:, :-1] = codes
-    return padded[:, order]
+    return np.ascontiguousarray(padded[:, order])
 
 
-def _panel_dtype(codes: NDArray[np.integer]) -> type[np.int8] | type[np.int16]:
-    """int8 panels, or int16 for codes beyond."""
-    return np.int8 if int(codes.max(initial=0)) <= 127 else np.int16
-
-
-def _pack_panels(w: NDArray[np.int8] | NDArray[np.int16]) -> NDArray[np.int8] | NDArray[np.int16]:
+def _pack_panels(w: NDArray[np.int16]) -> NDArray[np.int16]:
     """Return W as panels (tiles, K, width), zero columns filling the last one."""
     n, k = w.shape
     tiles = max(1, math.ceil(n / _PANEL_WIDTH))

@@ -18,7 +18,7 @@ add first asks whether the room left is enough.
 
 import numpy as np
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import larger, njit, smaller
 from loraq_sim.kernels.processor import NEVER
 
 __all__ = ["BLOCK", "CLAMP", "EXACT", "WRAP", "accumulate_lanes", "accumulate_wide"]
@@ -27,7 +27,7 @@ EXACT, CLAMP, WRAP = 0, 1, 2
 BLOCK = 4
 
 
-@njit(cache=True)
+@njit
 def _chunk_sums(a, panel, start, c, part):
     """part[q] = sum over i < c of a[start + q * c + i] * panel[start + q * c + i]."""
     for q in range(BLOCK):
@@ -71,7 +71,7 @@ def _chunk_sums(a, panel, start, c, part):
             i += 1
 
 
-@njit(cache=True)
+@njit
 def _fit_tree(part, clamp, lo, hi, mask, events):
     """Apply the tree's rule to BLOCK chunk sums in place; events[n] counts those that left it."""
     for q in range(BLOCK):
@@ -79,7 +79,7 @@ def _fit_tree(part, clamp, lo, hi, mask, events):
         if clamp:
             for n in range(row.size):
                 s = row[n]
-                v = min(max(s, lo), hi)
+                v = smaller(larger(s, lo), hi)
                 events[n] = np.int32(events[n] + np.int32(v != s))
                 row[n] = v
         else:
@@ -90,7 +90,7 @@ def _fit_tree(part, clamp, lo, hi, mask, events):
                 row[n] = v
 
 
-@njit(cache=True)
+@njit
 def _add_exact(part, acc, low, high):
     """Add BLOCK chunks without a limit; low and high keep the extreme prefixes."""
     p0, p1, p2, p3 = part[0], part[1], part[2], part[3]
@@ -99,23 +99,23 @@ def _add_exact(part, acc, low, high):
         v1 = np.int32(v0 + p1[n])
         v2 = np.int32(v1 + p2[n])
         v3 = np.int32(v2 + p3[n])
-        low[n] = min(low[n], min(min(v0, v1), min(v2, v3)))
-        high[n] = max(high[n], max(max(v0, v1), max(v2, v3)))
+        low[n] = smaller(low[n], smaller(smaller(v0, v1), smaller(v2, v3)))
+        high[n] = larger(high[n], larger(larger(v0, v1), larger(v2, v3)))
         acc[n] = v3
 
 
-@njit(cache=True)
+@njit
 def _add_clamped(part, acc, lo, hi):
     """Add BLOCK chunks, clamping each sum to [lo, hi]."""
     p0, p1, p2, p3 = part[0], part[1], part[2], part[3]
     for n in range(acc.size):
-        v = min(max(np.int32(acc[n] + p0[n]), lo), hi)
-        v = min(max(np.int32(v + p1[n]), lo), hi)
-        v = min(max(np.int32(v + p2[n]), lo), hi)
-        acc[n] = min(max(np.int32(v + p3[n]), lo), hi)
+        v = smaller(larger(np.int32(acc[n] + p0[n]), lo), hi)
+        v = smaller(larger(np.int32(v + p1[n]), lo), hi)
+        v = smaller(larger(np.int32(v + p2[n]), lo), hi)
+        acc[n] = smaller(larger(np.int32(v + p3[n]), lo), hi)
 
 
-@njit(cache=True)
+@njit
 def _add_clamped_counted(part, acc, lo, hi, events, chunk, first):
     """Add BLOCK chunks, clamping each sum; events[n] counts the sums that left [lo, hi].
 
@@ -126,13 +126,13 @@ def _add_clamped_counted(part, acc, lo, hi, events, chunk, first):
         here = np.int32(chunk + q)
         for n in range(acc.size):
             s = np.int32(acc[n] + row[n])
-            v = min(max(s, lo), hi)
+            v = smaller(larger(s, lo), hi)
             events[n] = np.int32(events[n] + np.int32(v != s))
-            first[n] = min(first[n], here) if v != s else first[n]
+            first[n] = smaller(first[n], here) if v != s else first[n]
             acc[n] = v
 
 
-@njit(cache=True)
+@njit
 def _add_wrapped_counted(part, acc, lo, mask, events, chunk, first):
     """Add BLOCK chunks modulo mask + 1; events[n] counts the sums that left the range.
 
@@ -145,11 +145,11 @@ def _add_wrapped_counted(part, acc, lo, mask, events, chunk, first):
             s = np.int32(acc[n] + row[n])
             v = np.int32(np.int32(np.int32(s - lo) & mask) + lo)
             events[n] = np.int32(events[n] + np.int32(v != s))
-            first[n] = min(first[n], here) if v != s else first[n]
+            first[n] = smaller(first[n], here) if v != s else first[n]
             acc[n] = v
 
 
-@njit(cache=True)
+@njit
 def _merge(total, acc, rule, lo, hi, mask, low, high, events):
     """Add accumulator `acc` into `total` under the rule; return whether a sum left its range."""
     some = False
@@ -157,12 +157,12 @@ def _merge(total, acc, rule, lo, hi, mask, low, high, events):
         s = np.int32(total[n] + acc[n])
         v = s
         if rule == CLAMP:
-            v = min(max(s, lo), hi)
+            v = smaller(larger(s, lo), hi)
         elif rule == WRAP:
             v = np.int32(np.int32(np.int32(s - lo) & mask) + lo)
         events[n] = np.int32(events[n] + np.int32(v != s))
-        low[n] = min(low[n], s)
-        high[n] = max(high[n], s)
+        low[n] = smaller(low[n], s)
+        high[n] = larger(high[n], s)
         some |= v != s
         total[n] = v
     return some
@@ -175,7 +175,7 @@ def accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals
     Parameters
     ----------
     a : (M, K) int32, packed
-    panels : (tiles, K, width) int8 or int16, packed
+    panels : (tiles, K, width) int16, packed
     ends : (P,) int64, end of each accumulator's segment of K
     c : int, products per chunk
     tree : (rule, lo, hi, mask), int32, rule EXACT for an unbounded tree
@@ -203,9 +203,10 @@ def accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals
             row = a[m]
             total = out[m, tile * width : (tile + 1) * width]
             for n in range(width):
-                low[n] = min(low[n], total[n])
-                high[n] = max(high[n], total[n])
-            start = 0
+                low[n] = smaller(low[n], total[n])
+                high[n] = larger(high[n], total[n])
+            # Typed: a literal would compile what it is passed to twice.
+            start = np.int64(0)
             for p in range(ends.size):
                 acc = total
                 begin = start
@@ -230,12 +231,12 @@ def accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals
                     start += BLOCK * c
                 earliest = np.int32(NEVER)
                 for n in range(width):
-                    earliest = min(earliest, first[n])
+                    earliest = smaller(earliest, first[n])
                 if earliest != NEVER:
-                    totals[3] = min(totals[3], (np.int64(earliest) * ends.size + p) * c)
+                    totals[3] = smaller(totals[3], (np.int64(earliest) * ends.size + p) * c)
                     first[:] = NEVER
                 if p > 0 and _merge(total, spare, rule, lo, hi, mask, low, high, events):
-                    totals[3] = min(totals[3], k)
+                    totals[3] = smaller(totals[3], k)
             for n in range(width):
                 totals[0] += events[n]
                 totals[1] += tree_events[n]
@@ -243,8 +244,8 @@ def accumulate_lanes(a, panels, ends, c, tree, acc_rule, count, extremes, totals
             events[:] = 0
             tree_events[:] = 0
     for n in range(width):
-        extremes[0] = min(extremes[0], low[n])
-        extremes[1] = max(extremes[1], high[n])
+        extremes[0] = smaller(extremes[0], low[n])
+        extremes[1] = larger(extremes[1], high[n])
 
 
 _TWO_31 = np.int64(2**31)
@@ -252,7 +253,7 @@ _HIGHEST = np.int64(2**63 - 1)
 _LOWEST = np.int64(-(2**63 - 1) - 1)
 
 
-@njit(cache=True)
+@njit
 def _add(x, y, rule, lo, hi):
     """Return (x + y under the rule, whether the exact sum left [lo, hi]); all int64.
 
@@ -273,7 +274,7 @@ def _add(x, y, rule, lo, hi):
     return ((x + lo) + (y + lo), True) if above else ((x - lo) + (y - lo), True)
 
 
-@njit(cache=True)
+@njit
 def _load(x, rule, lo, hi):
     """Return (x as an accumulator of [lo, hi] holds it, whether it does not fit); int64."""
     if lo <= x and x <= hi:
@@ -325,7 +326,7 @@ def accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, ou
             p = 0
             for start in range(0, row.size, c):
                 total = zero
-                for k in range(start, min(start + c, row.size)):
+                for k in range(start, smaller(start + c, row.size)):
                     total += np.int64(row[k]) * np.int64(column[k])
                 if tree_rule != EXACT:
                     kept, over = _add(zero, total, tree_rule, tree_lo, tree_hi)
@@ -334,25 +335,25 @@ def accumulate_wide(a, w, c, n_acc, tree, acc_rule, extremes, beyond, totals, ou
                 held[p], over = _add(held[p], total, rule, lo, hi)
                 overflows += np.int64(over)
                 if over:
-                    totals[3] = min(totals[3], start)
+                    totals[3] = smaller(totals[3], start)
                 exact[p] += total
                 if p == 0:
-                    low0, high0 = min(low0, exact[0]), max(high0, exact[0])
+                    low0, high0 = smaller(low0, exact[0]), larger(high0, exact[0])
                 else:
-                    low, high = min(low, exact[p]), max(high, exact[p])
+                    low, high = smaller(low, exact[p]), larger(high, exact[p])
                 p = p + 1 if p + 1 < n_acc else 0
             for q in range(1, n_acc):
                 held[0], over = _add(held[0], held[q], rule, lo, hi)
                 overflows += np.int64(over)
                 if over:
-                    totals[3] = min(totals[3], row.size)
+                    totals[3] = smaller(totals[3], row.size)
                 exact[0] += exact[q]
-                low0, high0 = min(low0, exact[0]), max(high0, exact[0])
+                low0, high0 = smaller(low0, exact[0]), larger(high0, exact[0])
             if (init > zero and high0 > _HIGHEST - init) or (init < zero and low0 < _LOWEST - init):
                 beyond[0] = True
             else:
-                extremes[0] = min(extremes[0], low, init + low0)
-                extremes[1] = max(extremes[1], high, init + high0)
+                extremes[0] = smaller(smaller(extremes[0], low), init + low0)
+                extremes[1] = larger(larger(extremes[1], high), init + high0)
             out[m, j] = held[0]
             totals[0] += overflows
             totals[1] += tree_overflows
