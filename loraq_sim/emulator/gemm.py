@@ -24,7 +24,7 @@ from loraq_sim.emulator.tile_job import (
     as_accumulators,
     checked_job,
 )
-from loraq_sim.emulator.tile_ready import run_ready
+from loraq_sim.emulator.tile_ready import run_ready, run_small
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
 from loraq_sim.emulator.zero_points import GivenZeros
@@ -88,6 +88,11 @@ def emulate_gemm(
         If an operand is not a matrix of integers, codes, zero points or `init` leave their range,
         or shapes do not match.
     """
+    is_plain = a_zero is None and w_zero is None and init is None and zero_point == "initial"
+    if is_plain and type(threads) is int and threads == 1 and isinstance(w, PackedWeight):
+        few = run_small(a, w, mac)
+        if few is not None:
+            return few
     zeros = GivenZeros(a_zero, w_zero, zero_point)
     if isinstance(mac, TwoLevelArray):
         nested = checked_job(a, w, mac, init, threads, zeros=zeros)

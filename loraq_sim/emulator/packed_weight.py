@@ -267,8 +267,9 @@ class PackedWeight:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
         self._longest: dict[int, int] = {}
-        # Decisions of `emulator.tile_ready`, by array, activations and output.
+        # Decisions of `emulator.tile_ready`, by array, activations and output, and small products.
         self.ready: dict[Hashable, Any] = {}
+        self.small: dict[Hashable, Any] = {}
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,15 +4,27 @@ A call of a millisecond finds caches that other data has passed through: every l
 its way costs several times what it costs in a loop.
 """
 
+import ctypes
+import os
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.bounds import Bounds
-from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.emulator.packed_weight import Norms, Order, Panels, aligned_empty, scratch
+from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.packed_weight import (
+    Norms,
+    Order,
+    PackedWeight,
+    Panels,
+    address_of,
+    aligned_empty,
+    scratch,
+)
 from loraq_sim.emulator.tile_job import ACCUMULATORS, Choice, Plan, TileJob, kernels_of
 from loraq_sim.emulator.tile_route import choose_ruled
 from loraq_sim.emulator.tile_run import (
@@ -21,17 +33,21 @@ from loraq_sim.emulator.tile_run import (
     plain_arguments,
     run_together,
 )
-from loraq_sim.kernels.processor import LOOPS
+from loraq_sim.kernels.processor import LOOPS, PATH_VARIABLE, TileArguments, choose_path
 
-__all__ = ["run_ready"]
+__all__ = ["run_ready", "run_small"]
 
 _NO_SAMPLE = (-1, -1, -1)
-_NO_STARTS = np.zeros((0, 0), np.int64)
 # Of what a call does not use: to ask for room takes longer than a small product.
-_NO_ROOM = {lane: np.zeros((1, 0), lane) for lane in (np.int8, np.int16, np.int32)}
+_NO_ROOM = {lane: np.zeros((1, 0), lane) for lane in (np.int8, np.int32)}
 _ANY_CODE = 128
+# Rows of the lowest tile with room to spare: more never are one panel.
+_FEW_ROWS = 16
 # Arrays and outputs that one weight is kept ready for.
 _KEPT = 256
+_START, _START_ROW, _START_PANEL = (
+    TileArguments._fields.index(name) for name in ("start", "start_row", "start_panel")
+)
 _MASKS = {False: np.int16(-1), True: np.int16(255)}
 # Multiply-adds that a thread takes at once: some 5 to 50 microseconds.
 _UNIT = 2**21
@@ -59,8 +75,15 @@ class Ready(NamedTuple):
     segments: NDArray[np.int64]
     function: int
     limits: tuple[int, int, int, int]
+    is_asking: bool
     merge: tuple[np.int32, np.int32]
     route: str
+
+    def allows(self, a: NDArray[np.integer], unsigned: bool) -> bool:
+        """Whether codes (M, K) are within the limits."""
+        from loraq_sim.kernels.run_blocks import allowed
+
+        return bool(allowed(_writable(a), _MASKS[unsigned], self.height, self.limits))
 
 
 def run_ready(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str] | None:
@@ -78,12 +101,116 @@ def run_ready(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str] | None:
     ready = known[key]
     if ready is None:
         return None
+    if ready.is_asking and not ready.allows(job.a, job.unsigned):
+        return None
     call = _Call(job, ready)
     if call.threads == 1:
         call.run()
     else:
         run_together(call.threads, call.run, partial(call.run, waits=True), lambda: call.done)
-    return None if call.refused else (call.out[: job.a.shape[0]], ready.route)
+    return call.out[: job.a.shape[0]], ready.route
+
+
+class Small(NamedTuple):
+    """Every address of a product of a few rows, for the thread that made it ready.
+
+    `forced` is the path that the environment asked for, `asking` whether it takes codes within
+    limits; `held` keeps alive what addresses point to.
+    """
+
+    mac: MacArray
+    forced: str | None
+    asking: Callable[[], bool] | None
+    rows: NDArray[np.integer]
+    out: NDArray[np.int32]
+    pack: Callable[[int], None]
+    packing: int
+    compute: Callable[[int], None]
+    computing: int
+    held: tuple[Any, ...]
+
+
+def run_small(
+    a: ArrayLike, weight: PackedWeight, mac: MacArray | TwoLevelArray
+) -> NDArray[np.int32] | None:
+    """The accumulators of a few rows without initial values, or None if that takes a longer way.
+
+    A product of a microsecond is made ready once for each shape and thread: checks are those of the
+    first call, and Python has two calls to make.
+    """
+    if type(a) is not np.ndarray or a.dtype.char not in "bB" or a.ndim != 2:
+        return None
+    key = id(mac), a.shape, a.dtype.char, get_ident()
+    kept = weight.small.get(key)
+    if kept is None or kept.mac is not mac or kept.forced != os.environ.get(PATH_VARIABLE):
+        kept = _small(a, weight, mac)
+        if kept is None:
+            return None
+        if len(weight.small) >= _KEPT:
+            weight.small.clear()
+        weight.small[key] = kept
+    kept.rows[:] = a
+    if kept.asking is not None and not kept.asking():
+        return None
+    kept.pack(kept.packing)
+    kept.compute(kept.computing)
+    return kept.out.copy()
+
+
+def _small(
+    a: NDArray[np.integer], weight: PackedWeight, mac: MacArray | TwoLevelArray
+) -> Small | None:
+    if not isinstance(mac, MacArray) or mac.acc_bits > 32 or not 0 < len(a) <= _FEW_ROWS:
+        return None
+    if a.shape[1] != weight.shape[1] or choose_path() == LOOPS:
+        return None
+    # Known from the last call of its kind, which came the longer way.
+    key = mac, a.dtype == np.uint8, choose_path(), ACCUMULATORS, None
+    ready = weight.ready.get(key)
+    if ready is None or len(ready.segments) > 1 or ready.order.size:
+        return None
+    height = ready.height
+    if len(a) > height:
+        return None
+    from loraq_sim.kernels.pack_panels import PackArguments
+
+    columns = len(ready.panels.w) * ready.width
+    rows = np.zeros((height, ready.row_bytes), a.dtype)
+    packed = aligned_empty((1, ready.plan.dwords), np.int32)
+    out = aligned_empty((height, columns), np.int32)
+    function, mask, shift, blocks = ready.packing
+    asked = PackArguments(
+        source=address_of(rows),
+        source_row=rows.strides[0],
+        target=address_of(packed),
+        target_panel=packed.strides[0],
+        panels=1,
+        blocks=blocks,
+        mask=mask,
+        shift=shift,
+    )
+    given = TileArguments(*ready.arguments.tolist())
+    given = given._replace(
+        a=given.a + address_of(packed),
+        row_panels=1,
+        column_panels=len(ready.panels.w),
+        out=address_of(out),
+        out_row=out.strides[0],
+    )
+    packing, computing = np.array(asked, np.int64), np.array(given, np.int64)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+    return Small(
+        mac=mac,
+        forced=os.environ.get(PATH_VARIABLE),
+        asking=partial(ready.allows, rows, a.dtype == np.uint8) if ready.is_asking else None,
+        rows=rows[: len(a), : a.shape[1]],
+        out=out[: len(a), : weight.shape[0]],
+        pack=kind(function),
+        packing=address_of(packing),
+        compute=kind(ready.function),
+        computing=address_of(computing),
+        held=(rows, packed, out, packing, computing, ready),
+    )
 
 
 class _Call:
@@ -91,7 +218,6 @@ class _Call:
 
     def __init__(self, job: TileJob[MacArray], ready: Ready) -> None:
         self.ready = ready
-        self.mask = _MASKS[job.unsigned]
         m, n = job.a.shape[0], job.weight.shape[0]
         row_panels, columns = -(-m // ready.height), len(ready.panels.w)
         worth = job.work >= WORTH_THREADS
@@ -104,19 +230,28 @@ class _Call:
         if len(ready.segments) > 1:
             tall = 4 * self.block * ready.height * ready.width
             self.unit = min(self.unit, max(1, _SPARE_BYTES // tall))
-        self.codes = np.ascontiguousarray(job.a).view(np.int8)
-        self.init = _NO_STARTS if job.init is None else job.init_rows
+        self.codes = _writable(job.a)
+        self.arguments = ready.arguments
+        if job.init is not None:
+            self.arguments, self._starts = self._with_starts(job, row_panels)
         self.out = aligned_empty((row_panels * ready.height, n), job.output.dtype)
         blocks = -(-row_panels // self.block)
-        self.queue = np.zeros(3 + blocks, np.int64)
+        self.queue = np.zeros(2 + blocks, np.int64)
         self.total = blocks * columns
 
-    @property
-    def refused(self) -> bool:
-        """Whether the activations did not let the kernel run."""
-        from loraq_sim.kernels.run_blocks import REFUSED
-
-        return bool(self.queue[REFUSED])
+    def _with_starts(
+        self, job: TileJob[MacArray], row_panels: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
+        """The arguments with initial values, and these as the lanes hold them, in whole tiles."""
+        ready, given = self.ready, job.init_rows
+        rows = 1 if len(given) == 1 else row_panels * ready.height
+        starts = np.zeros((rows, len(ready.panels.w) * ready.width), ready.plan.lane)
+        starts[: len(given), : given.shape[1]] = given << ready.plan.start_shift
+        arguments = ready.arguments.copy()
+        arguments[_START] = address_of(starts)
+        arguments[_START_ROW] = 0 if rows == 1 else starts.strides[0]
+        arguments[_START_PANEL] = ready.width * starts.itemsize
+        return arguments, starts
 
     @property
     def done(self) -> bool:
@@ -134,13 +269,11 @@ class _Call:
             self.codes,
             ready.order,
             ready.packing,
-            self.mask,
-            (self.block, self.unit, ready.height, ready.width, ready.plan.start_shift),
-            ready.limits,
-            self.init,
+            (self.block, self.unit, ready.height),
             ready.segments,
             ready.merge,
-            ready.arguments,
+            int(ready.arguments[_START]),
+            self.arguments,
             ready.function,
             self._rooms(),
             self.out.view(np.int8),
@@ -151,17 +284,21 @@ class _Call:
     def _rooms(self) -> tuple[NDArray, ...]:
         ready, rows = self.ready, self.block * self.ready.height
         columns = len(ready.panels.w) * ready.width
-        tall = 0 if not self.init.size else 1 if len(self.init) == 1 else rows
         spare = self.unit * ready.width * rows if len(ready.segments) > 1 else 0
-        ragged, lane = self.out.shape[1] < columns, ready.plan.lane
+        ragged = self.out.shape[1] < columns
         edge = rows, ready.width * self.out.itemsize
         return (
             scratch("packed", (self.block, ready.plan.dwords), np.int32),
             scratch("ordered", (rows, ready.row_bytes), np.int8),
-            scratch("starts", (tall, columns), lane) if tall else _NO_ROOM[lane],
             scratch("spare", (1, spare), np.int32)[0] if spare else _NO_ROOM[np.int32][0],
             scratch("edge", edge, np.int8) if ragged else _NO_ROOM[np.int8],
         )
+
+
+def _writable(a: NDArray) -> NDArray[np.int8]:
+    """The bytes of a matrix, C-contiguous; read-only ones copied: they would compile once more."""
+    codes = np.ascontiguousarray(a).view(np.int8)
+    return codes if codes.flags.writeable else codes.copy()
 
 
 def _safe(job: TileJob[MacArray]) -> bool:
@@ -216,6 +353,7 @@ def _ready(
         segments=segments,
         function=kernel.address,
         limits=limits,
+        is_asking=limits[0] >= 0 or limits[3] < _ANY_CODE,
         merge=(np.int32(max(mac.lo, -(2**31))), np.int32(min(mac.hi, 2**31 - 1))),
         route=route,
     )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from loraq_sim.kernels.jit import njit
+from loraq_sim.kernels.jit import larger, njit, smaller
 from loraq_sim.kernels.vector_ir import I8, I16, I32, I64, Loop, Vectors, broadcast, load, store
 
 __all__ = [
@@ -175,7 +175,8 @@ def gather_codes(codes, order, out):
     """
     for r in range(out.shape[0]):
         target = out[r]
-        target[:] = 0
+        for i in range(target.size):
+            target[i] = 0
         if r >= codes.shape[0]:
             continue
         row = codes[r]
@@ -192,34 +193,32 @@ def chunk_offsets(codes, ends, chunk, amount, width, offsets, last):
     """Prefix sums of amount * codes after each chunk, restarting with each segment.
 
     codes (N, K) int8, packed order; ends (P,) int64 of the segments in K, multiples of `chunk`;
-    offsets (panels, chunks * width) int32, or (panels, 0) for none wanted;
+    amount int32; offsets (panels, chunks * width) int32, or (panels, 0) for none wanted;
     last (P, panels * width) int32, zeros: the sum of each segment.
     """
+    # Which panel a row is in, and where: counted, as a division is a function to compile.
+    panel, place = 0, 0
     for n in range(codes.shape[0]):
-        row = codes[n]
-        panel = offsets[n // width]
-        start = 0
-        if panel.size == 0:
-            # One sum of each segment: a loop that compilers vectorize.
-            for p in range(ends.size):
-                part = row[start : ends[p]]
-                sum_of_codes = np.int32(0)
-                for i in range(part.size):
-                    sum_of_codes = np.int32(sum_of_codes + np.int32(part[i]))
-                last[p, n] = np.int32(sum_of_codes * np.int32(amount))
-                start = ends[p]
-            continue
-        at = n % width
+        row, start, at = codes[n], 0, place
         for p in range(ends.size):
             total = np.int32(0)
-            while start < ends[p]:
-                for i in range(start, start + chunk):
-                    total = np.int32(total + np.int32(amount) * np.int32(row[i]))
-                start += chunk
-                if panel.size > 0:
-                    panel[at] = total
+            if offsets.shape[1] == 0:
+                # One sum of each segment: a loop that compilers vectorize.
+                part = row[start : ends[p]]
+                for i in range(part.size):
+                    total = np.int32(total + np.int32(part[i]))
+                total = np.int32(total * amount)
+            else:
+                for begin in range(start, ends[p], chunk):
+                    for i in range(begin, begin + chunk):
+                        total = np.int32(total + np.int32(amount * np.int32(row[i])))
+                    offsets[panel, at] = total
                     at += width
             last[p, n] = total
+            start = ends[p]
+        place += 1
+        if place == width:
+            panel, place = panel + 1, 0
 
 
 @njit(cache=True, nogil=True)
@@ -229,7 +228,7 @@ def code_range(codes):
     for r in range(codes.shape[0]):
         row = codes[r]
         for i in range(row.size):
-            low, high = min(low, row[i]), max(high, row[i])
+            low, high = smaller(low, row[i]), larger(high, row[i])
     return low, high
 
 
@@ -244,9 +243,9 @@ def sampled_norms(codes, mask, step):
     norms = np.empty((5, 1), np.int64)
     for r in range(0, codes.shape[0], step):
         row_norms(codes[r : r + 1], mask, norms)
-        top, l1, l2 = max(norms[1, 0], -norms[0, 0]), norms[3, 0], norms[4, 0]
-        high_top, high_l1, high_l2 = max(high_top, top), max(high_l1, l1), max(high_l2, l2)
-        low_top, low_l1, low_l2 = min(low_top, top), min(low_l1, l1), min(low_l2, l2)
+        top, l1, l2 = larger(norms[1, 0], -norms[0, 0]), norms[3, 0], norms[4, 0]
+        high_top, high_l1, high_l2 = larger(high_top, top), larger(high_l1, l1), larger(high_l2, l2)
+        low_top, low_l1, low_l2 = smaller(low_top, top), smaller(low_l1, l1), smaller(low_l2, l2)
     return high_top, high_l1, high_l2, low_top, low_l1, low_l2
 
 
@@ -267,7 +266,7 @@ def row_norms(codes, mask, norms):
             sum0, sum1, sum2 = np.int32(0), np.int32(0), np.int32(0)
             for i in range(part.size):
                 code = np.int32(np.int16(part[i]) & mask)
-                low, high = min(low, np.int16(code)), max(high, np.int16(code))
+                low, high = smaller(low, np.int16(code)), larger(high, np.int16(code))
                 sum0 = np.int32(sum0 + code)
                 sum1 = np.int32(sum1 + np.int32(abs(code)))
                 sum2 = np.int32(sum2 + np.int32(code * code))

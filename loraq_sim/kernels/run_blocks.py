@@ -13,12 +13,12 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from loraq_sim.kernels.jit import intrinsic, njit
+from loraq_sim.kernels.jit import intrinsic, larger, njit, smaller
 from loraq_sim.kernels.pack_panels import PackArguments, code_range, gather_codes, sampled_norms
 from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [
-    *("DONE", "REFUSED", "run_blocks"),
+    *("DONE", "allowed", "run_blocks"),
     *("add_partials", "merge_exact", "merge_limited"),
 ]
 
@@ -31,7 +31,7 @@ def merge_exact(total, part, totals):
         row, other = total[m], part[m]
         for n in range(row.size):
             value = np.int32(row[n] + other[n])
-            low, high = min(low, value), max(high, value)
+            low, high = smaller(low, value), larger(high, value)
             row[n] = value
     totals[3], totals[4] = low, high
 
@@ -105,7 +105,7 @@ _ROW_PANELS, _COLUMN_PANELS = _INDEX["row_panels"], _INDEX["column_panels"]
 _FIRST_PANEL, _CHUNKS = _INDEX["first_panel"], _INDEX["chunks"]
 _PACK_FIELDS = len(PackArguments._fields)
 # What a queue holds before the next unit of each block; `DONE` counts column panels of blocks.
-_NEXT_BLOCK, REFUSED, DONE, _BLOCKS = 0, 1, 2, 3
+_NEXT_BLOCK, DONE, _BLOCKS = 0, 1, 2
 # Looks at the queue, some 100 microseconds of them: to sleep and to wake takes a fifth of that.
 _LOOKS = 2**14
 
@@ -134,9 +134,14 @@ def _fetch_add(typingctx, address, amount):
     return types.int64(types.int64, types.int64), emit
 
 
-@njit(nogil=True)
-def _allowed(codes, mask, height, limits):
-    """Whether the codes of a block let the kernel run; see `run_blocks`."""
+@njit(cache=True, nogil=True)
+def allowed(codes, mask, height, limits):
+    """Whether the codes (M, K) int8 of A let a kernel run.
+
+    mask : as for `row_norms`; height : rows of a panel. The lowest (magnitude, L1 norm, squared L2
+    norm) of the first row of each panel must exceed three limits, unless the first is -1, and codes
+    lie in [-x, x - 1] for the fourth.
+    """
     if limits[0] >= 0:
         _, _, _, top, l1, l2 = sampled_norms(codes, mask, height)
         if top <= limits[0] or l1 <= limits[1] or l2 <= limits[2]:
@@ -148,10 +153,9 @@ def _allowed(codes, mask, height, limits):
 
 
 @njit(nogil=True)
-def _prepare(codes, first, order, packing, sizes, init, rooms, given):
+def _prepare(codes, first, order, packing, height, rooms, given):
     """Pack a block of rows, the first of them row `first` of A, and say where everything lies."""
-    _, _, height, width, raised = sizes
-    packed, ordered, starts, _, _ = rooms
+    packed, ordered, _, _ = rooms
     function, mask, shift, blocks = packing
     panels = -(-codes.shape[0] // height)
     data, row = codes.ctypes.data, codes.strides[0]
@@ -163,33 +167,24 @@ def _prepare(codes, first, order, packing, sizes, init, rooms, given):
     asked[4], asked[5], asked[6], asked[7] = panels, blocks, mask, shift
     _call_tile(function, asked.ctypes.data)
     given[_A] += packed.ctypes.data
+    given[_START] += first * given[_START_ROW]
     given[_ROW_PANELS] = panels
-    if init.size:
-        # What lies beyond the matrix keeps its old values: nobody reads the sums of it.
-        whole = init.shape[0] == 1
-        for r in range(1 if whole else codes.shape[0]):
-            values, target = init[0 if whole else first + r], starts[r]
-            for n in range(values.size):
-                target[n] = values[n] << raised
-        given[_START] = starts.ctypes.data
-        given[_START_ROW] = 0 if whole else starts.strides[0]
-        given[_START_PANEL] = width * starts.itemsize
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _add_limited(total, part, limits):
     """Add `part` to `total`, both (N,) int32 of at most 31 bits, clamped to limits (lo, hi)."""
     lo, hi = np.int32(limits[0]), np.int32(limits[1])
     for n in range(total.size):
-        total[n] = min(max(np.int32(total[n] + part[n]), lo), hi)
+        total[n] = smaller(larger(np.int32(total[n] + part[n]), lo), hi)
 
 
 @njit(nogil=True)
-def _merge_others(given, target, begin, rows, segments, limits, spare, function):
+def _merge_others(given, target, begin, rows, segments, limits, zeros, spare, function):
     """Run the accumulators after the first over the tiles of `given`, and add each to `target`."""
     size = given[_COLUMN_PANELS] * given[_OUT_PANEL]
-    other, zeros = given.copy(), np.zeros(256, np.int32)
-    other[_START], other[_START_ROW], other[_START_PANEL] = zeros.ctypes.data, 0, 0
+    other = given.copy()
+    other[_START], other[_START_ROW], other[_START_PANEL] = zeros, 0, 0
     other[_OUT] = spare.ctypes.data - given[_FIRST_PANEL] * given[_OUT_PANEL]
     other[_OUT_ROW] = size
     for p in range(1, segments.shape[0]):
@@ -203,22 +198,22 @@ def _merge_others(given, target, begin, rows, segments, limits, spare, function)
 
 
 @njit(nogil=True)
-def _run_unit(first, stop, whole, rows, out, given, segments, merge, rooms, function):
+def _run_unit(first, stop, whole, rows, out, given, segments, merge, zeros, rooms, function):
     """Run tiles of column panels first..stop into `out`, (rows, bytes) int8, of `whole` panels.
 
     A panel that ends beyond it goes through a buffer.
     """
-    panel, spare, edge = given[_OUT_PANEL], rooms[3], rooms[4]
+    panel, spare, edge = given[_OUT_PANEL], rooms[2], rooms[3]
     while first < stop:
         inside = first < whole
-        count = min(stop, whole) - first if inside else 1
+        count = smaller(stop, whole) - first if inside else 1
         target, begin = (out, first * panel) if inside else (edge, 0)
         given[_FIRST_PANEL], given[_COLUMN_PANELS] = first, count
         given[_OUT_ROW] = target.strides[0]
         given[_OUT] = target.ctypes.data + begin - first * panel
         _call_tile(function, given.ctypes.data)
         if segments.shape[0] > 1:
-            _merge_others(given, target, begin, rows, segments, merge, spare, function)
+            _merge_others(given, target, begin, rows, segments, merge, zeros, spare, function)
         if not inside:
             for r in range(rows):
                 for i in range(out.shape[1] - whole * panel):
@@ -228,37 +223,30 @@ def _run_unit(first, stop, whole, rows, out, given, segments, merge, rooms, func
 
 @njit(cache=True, nogil=True)
 def run_blocks(
-    codes, order, packing, mask, sizes, limits, init, segments, merge, arguments, function,
-    rooms, out, queue, waits,
+    codes, order, packing, sizes, segments, merge, zeros, arguments, function, rooms, out, queue,
+    waits,
 ):  # fmt: skip
     """Fill `out` together with the other threads that got the same queue.
-
-    ``queue[REFUSED]`` says afterwards that some rows did not let the kernel run: `out` is void.
 
     Parameters
     ----------
     codes : (M, K) int8
     order : as for `gather_codes`
     packing : address of the kernel that packs A, then its mask, shift and blocks
-    mask : as for `row_norms`
-    sizes : row panels of a block, column panels of a unit, rows and columns of a tile, left shift
-        of initial values
-    limits : the lowest (magnitude, L1 norm, squared L2 norm) of the first row of each panel must
-        exceed three of them, unless the first is -1; codes lie in [-x, x - 1] for the fourth
-    init : (1 or M, N) int64, or (0, 0)
+    sizes : row panels of a block, column panels of a unit, rows of a tile
     segments : (P, 5) int64, for each accumulator: byte offsets into A, W, offsets and last, and
         turns of the chunk loop
     merge : (lo, hi) int32 of the merges
+    zeros : address of initial values of the accumulators after the first
     arguments : (fields of `TileArguments`,) int64
     function : address of the kernel
     rooms : this thread's packed (block, dwords) int32; ordered (rows of a block, packed K or more)
-        int8, for A in order; starts (rows, padded columns) of lanes; spare int32, sums
-        of a unit; edge (rows, bytes of a tile) int8
+        int8, for A in order; spare int32, sums of a unit; edge (rows, bytes of a tile) int8
     out : (padded rows, bytes) int8
-    queue : (3 + blocks,) int64, zeros at first
+    queue : (2 + blocks,) int64, zeros at first
     waits : bool, whether to stay for a moment for units that other threads are still at
     """
-    block, unit, height, _, _ = sizes
+    block, unit, height = sizes
     panel, panels = arguments[_OUT_PANEL], arguments[_COLUMN_PANELS]
     whole = out.shape[1] // panel
     shared, counter = np.int64(queue.ctypes.data), np.int64(8)
@@ -272,21 +260,18 @@ def run_blocks(
             taken, b = True, np.int64(-1)
             continue
         given, ready = arguments, False
-        while _fetch_add(shared + counter * REFUSED, none) == 0:
-            j = _fetch_add(shared + counter * (_BLOCKS + b), np.int64(unit))
-            if j >= panels:
-                break
+        j = _fetch_add(shared + counter * (_BLOCKS + b), np.int64(unit))
+        while j < panels:
             first = b * block * height
             if not ready:
-                some = codes[first : first + block * height]
-                if not _allowed(some, mask, height, limits):
-                    _fetch_add(shared + counter * REFUSED, one)
-                    return
                 given, ready = arguments.copy(), True
-                _prepare(some, first, order, packing, sizes, init, rooms, given)
-            rows, stop = given[_ROW_PANELS] * height, min(j + unit, panels)
-            _run_unit(j, stop, whole, rows, out[first:], given, segments, merge, rooms, function)
+                some = codes[first : first + block * height]
+                _prepare(some, first, order, packing, height, rooms, given)
+            rows, stop = given[_ROW_PANELS] * height, smaller(j + unit, panels)
+            target = out[first:]
+            _run_unit(j, stop, whole, rows, target, given, segments, merge, zeros, rooms, function)
             _fetch_add(shared + counter * DONE, np.int64(stop - j))
+            j = _fetch_add(shared + counter * (_BLOCKS + b), np.int64(unit))
     looks = _LOOKS if waits else 0
     while looks > 0 and _fetch_add(shared + counter * DONE, none) < blocks * panels:
         looks -= 1

@@ -1,5 +1,7 @@
 """A weight made ready once runs any later activations as if it met them for the first time."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from loraq_sim.emulator.accumulation import run_wide
 from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
+from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
 
 HERE = PATHS[PATHS.index(choose_path()) :]
@@ -78,3 +81,58 @@ def test_the_widest_codes_and_read_only_operands_run():
     a.flags.writeable = False
     mac = MacArray(acc_bits=16, overflow="saturate", products_per_add=4)
     assert (emulate_gemm(a, a, mac) == 2**15 - 1).all()
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_products_of_a_few_rows_made_ready_have_the_bits_of_the_naive_kernel(
+    monkeypatch, path, dtype
+):
+    monkeypatch.setenv(PATH_VARIABLE, path)
+    rng = np.random.default_rng(3)
+    info = np.iinfo(dtype)
+    for k in (30, 64):
+        w = rng.integers(-128, 128, (70, k)).astype(np.int8)
+        weight = pack_weight(w)
+        for mac in ARRAYS[:: 7 if path == "avx512" else 23]:
+            for rows in (1, 12, 17):
+                # Loud, calm, and loud again: what the first call proved need not hold later.
+                for divisor in (1, 1, 100, 1):
+                    a = (rng.integers(info.min, info.max + 1, (rows, k)) // divisor).astype(dtype)
+                    kept = emulate_gemm(a, weight, mac)
+                    naive = run_wide(a, w, mac, None).acc
+                    np.testing.assert_array_equal(kept, naive)
+                    assert kept.dtype == (np.int32 if mac.acc_bits <= 32 else np.int64)
+                    # A result is its own: the next call does not write into it.
+                    emulate_gemm(a[::-1], weight, mac)
+                    np.testing.assert_array_equal(kept, naive)
+
+
+def test_a_ready_product_of_a_few_rows_still_refuses_what_is_wrong(monkeypatch):
+    weight, mac = pack_weight(np.ones((5, 8), np.int8)), MacArray()
+    a = np.ones((2, 8), np.int8)
+    for _ in range(3):
+        assert (emulate_gemm(a, weight, mac) == 8).all()
+    assert weight.small
+    for given, options, message in (
+        (a[:, :7], {}, r"same K, got K=7 and K=8"),
+        (a.astype(np.float32), {}, "a must hold integer codes"),
+        (a, {"threads": True}, "threads must be an integer of 1 or more, got True"),
+        (a, {"zero_point": "later"}, "later"),
+    ):
+        with pytest.raises(InputError, match=message):
+            emulate_gemm(given, weight, mac, **options)
+    monkeypatch.setenv(PATH_VARIABLE, "nothing")
+    with pytest.raises(InputError, match="must be one of"):
+        emulate_gemm(a, weight, mac)
+
+
+def test_threads_that_share_a_weight_each_have_room_of_their_own():
+    rng = np.random.default_rng(4)
+    weight = pack_weight(rng.integers(-128, 128, (64, 64)))
+    mac = MacArray(acc_bits=32)
+    drawn = [rng.integers(-128, 128, (3, 64)).astype(np.int8) for _ in range(400)]
+    expected = [a.astype(np.int64) @ weight.codes.astype(np.int64).T for a in drawn]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda a: emulate_gemm(a, weight, mac), drawn))
+    np.testing.assert_array_equal(found, expected)
