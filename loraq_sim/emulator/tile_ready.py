@@ -118,7 +118,6 @@ class Small(NamedTuple):
     limits; `held` keeps alive what addresses point to.
     """
 
-    mac: MacArray
     forced: str | None
     asking: Callable[[], bool] | None
     rows: NDArray[np.integer]
@@ -138,11 +137,11 @@ def run_small(
     A product of a microsecond is made ready once for each shape and thread: checks are those of the
     first call, and Python has two calls to make.
     """
-    if type(a) is not np.ndarray or a.dtype.char not in "bB" or a.ndim != 2:
+    if type(a) is not np.ndarray or a.dtype.char not in "bB" or not isinstance(mac, MacArray):
         return None
-    key = id(mac), a.shape, a.dtype.char, get_ident()
+    key = mac, a.shape, a.dtype.char, get_ident()
     kept = weight.small.get(key)
-    if kept is None or kept.mac is not mac or kept.forced != os.environ.get(PATH_VARIABLE):
+    if kept is None or kept.forced != os.environ.get(PATH_VARIABLE):
         kept = _small(a, weight, mac)
         if kept is None:
             return None
@@ -157,12 +156,10 @@ def run_small(
     return kept.out.copy()
 
 
-def _small(
-    a: NDArray[np.integer], weight: PackedWeight, mac: MacArray | TwoLevelArray
-) -> Small | None:
-    if not isinstance(mac, MacArray) or mac.acc_bits > 32 or not 0 < len(a) <= _FEW_ROWS:
+def _small(a: NDArray[np.integer], weight: PackedWeight, mac: MacArray) -> Small | None:
+    if a.ndim != 2 or not 0 < len(a) <= _FEW_ROWS or a.shape[1] != weight.shape[1]:
         return None
-    if a.shape[1] != weight.shape[1] or choose_path() == LOOPS:
+    if mac.acc_bits > 32 or choose_path() == LOOPS:
         return None
     # Known from the last call of its kind, which came the longer way.
     key = mac, a.dtype == np.uint8, choose_path(), ACCUMULATORS, None
@@ -200,7 +197,6 @@ def _small(
     packing, computing = np.array(asked, np.int64), np.array(given, np.int64)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64)
     return Small(
-        mac=mac,
         forced=os.environ.get(PATH_VARIABLE),
         asking=partial(ready.allows, rows, a.dtype == np.uint8) if ready.is_asking else None,
         rows=rows[: len(a), : a.shape[1]],

@@ -158,14 +158,22 @@ def _prepare(codes, first, order, packing, height, rooms, given):
     packed, ordered, _, _ = rooms
     function, mask, shift, blocks = packing
     panels = -(-codes.shape[0] // height)
-    data, row = codes.ctypes.data, codes.strides[0]
-    if row != ordered.shape[1] or order.size or panels * height > codes.shape[0]:
+    data, row, whole = codes.ctypes.data, codes.strides[0], panels
+    if row != ordered.shape[1] or order.size:
         gather_codes(codes, order, ordered)
         data, row = ordered.ctypes.data, ordered.strides[0]
+    elif panels * height > codes.shape[0]:
+        # Only the last panel has rows that do not exist.
+        whole -= 1
+        gather_codes(codes[whole * height :], order, ordered[:height])
     asked = np.empty(_PACK_FIELDS, np.int64)
     asked[0], asked[1], asked[2], asked[3] = data, row, packed.ctypes.data, packed.strides[0]
-    asked[4], asked[5], asked[6], asked[7] = panels, blocks, mask, shift
+    asked[4], asked[5], asked[6], asked[7] = whole, blocks, mask, shift
     _call_tile(function, asked.ctypes.data)
+    if whole < panels:
+        asked[0], asked[1], asked[4] = ordered.ctypes.data, ordered.strides[0], 1
+        asked[2] += whole * packed.strides[0]
+        _call_tile(function, asked.ctypes.data)
     given[_A] += packed.ctypes.data
     given[_START] += first * given[_START_ROW]
     given[_ROW_PANELS] = panels
