@@ -186,6 +186,17 @@ def mutate_safetensors(data: bytes, rng: Random) -> bytes:
     return size.to_bytes(8, "little") + encoded + body
 
 
+def mutate_gguf(data: bytes, rng: Random) -> bytes:
+    """Put another number where the directory has one: counts, lengths, types, sizes, offsets."""
+    if rng.random() < 0.3:
+        return flip(data, rng)
+    place = rng.randrange(max(1, min(len(data), 320) - 8))
+    layout = rng.choice(["<B", "<I", "<Q"])
+    size = struct.calcsize(layout)
+    number = rng.choice([*INTEGERS, *range(16)]) % 2 ** (8 * size)
+    return data[:place] + struct.pack(layout, number) + data[place + size :]
+
+
 def mutate_sqlite(data: bytes, rng: Random) -> bytes:
     """Run a hostile statement on the database, or change bytes where pages keep their structure."""
     if rng.random() < 0.5:
@@ -269,6 +280,7 @@ MUTATIONS = {
     "torch": mutate_torch,
     "safetensors": mutate_safetensors,
     "npz": mutate_zip,
+    "gguf": mutate_gguf,
     "accelerator": _text_mutation(_YAML),
     "plan": _text_mutation(_TOML),
     "measured": _text_mutation(_CSV),

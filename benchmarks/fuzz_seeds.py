@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import sqlite3
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,9 @@ def _torch_seeds(scratch: Path) -> list[bytes]:
         state,
         {"fc.weight": torch.nn.Parameter(torch.ones(4, 6, dtype=torch.bfloat16))},
         {"conv.weight": torch.ones(4, 6, 1, 1).transpose(0, 1)},
+        {"model": {"module.fc.weight": tensors["attn.weight"]}, "ema": state, "epoch": 3},
+        {"blocks": {"0": {"fc": {"weight": tensors["attn.weight"]}}, "1": {"x": 1}}},
+        {"fc.weight": torch.ones(4, 6).to(torch.float8_e4m3fn), "fc.scale_weight": torch.ones(1)},
     ]
     found = [_dump(scratch, ".pt")]
     for root in roots:
@@ -119,7 +123,49 @@ def _safetensors_seeds(scratch: Path) -> list[bytes]:
     from safetensors.numpy import save
 
     arrays = {name: array for name, array in _arrays().items() if "attn" not in name}
-    return [_dump(scratch, ".safetensors"), save(arrays), save(arrays, metadata={"format": "np"})]
+    found = [_dump(scratch, ".safetensors"), save(arrays), save(arrays, metadata={"format": "np"})]
+    ones = np.ones((4, 6), np.float32)
+    codes = ones.astype(np.int8)
+    state = b'{"blocksize": 4, "shape": [4, 4], "nested_blocksize": 2, "nested_offset": 0.5}'
+    coded = {
+        "fc.weight": codes.view(np.uint8)[:2, :4],
+        "fc.weight.absmax": codes.view(np.uint8)[0, :4],
+        "fc.weight.quant_map": np.linspace(-1, 1, 16, dtype=np.float32),
+        "fc.weight.nested_absmax": ones[0, :2],
+        "fc.weight.nested_quant_map": np.linspace(0, 1, 256, dtype=np.float32),
+        "fc.weight.quant_state.bitsandbytes__nf4": np.frombuffer(state, np.uint8),
+    }
+    experts = {"experts.gate_up_proj": np.ones((2, 12, 4), np.float32)}
+    experts |= {"experts.down_proj": np.ones((2, 4, 6), np.float32), "router.weight": ones[:2, :4]}
+    others = {"model.diffusion_model.a.in_proj_weight": ones, "vae.conv.weight": ones[:, :, None]}
+    others |= {"c.weight": ones, "c.bias": ones[0], "d.weight": np.ones((2, 3, 3, 3), np.float32)}
+    for tensors in (
+        {"fc.weight": codes, "fc.weight_scale": ones[:, :3]},
+        {"fc.weight": codes, "fc.SCB": ones[0, :4]},
+        *(coded, experts, others),
+    ):
+        found.append(save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
+    return found
+
+
+def _gguf_seeds(scratch: Path) -> list[bytes]:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    facts = [
+        text("general.alignment") + struct.pack("<II", 4, 32),
+        text("general.name") + struct.pack("<I", 8) + text("flux"),
+        text("names") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
+        text("comfy.gguf.orig_shape.fc.weight") + struct.pack("<IIQ2i", 9, 5, 2, 4, 8),
+    ]
+    found = []
+    # Type, bytes of 32 values: f32, f16, bf16 and, where the package is there, coded blocks.
+    for kind, size in ((0, 128), (1, 64), (30, 64), (8, 34), (2, 18)):
+        head = b"GGUF" + struct.pack("<IQQ", 3, 2, len(facts)) + b"".join(facts)
+        head += text("fc.weight") + struct.pack("<I2QIQ", 2, 8, 4, kind, 0)
+        head += text("fc.bias") + struct.pack("<IQIQ", 1, 4, 0, 128)
+        found.append(head + bytes(-len(head) % 32) + bytes(size) + bytes(128 - size + 16))
+    return found
 
 
 def _accelerator_seeds(scratch: Path) -> list[bytes]:
@@ -196,6 +242,7 @@ SEEDS = {
     "torch": _torch_seeds,
     "safetensors": _safetensors_seeds,
     "npz": _npz_seeds,
+    "gguf": _gguf_seeds,
     "accelerator": _accelerator_seeds,
     "plan": _plan_seeds,
     "measured": _measured_seeds,

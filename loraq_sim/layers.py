@@ -5,6 +5,7 @@ receives a `Layer` never checks shapes, dtypes or finiteness again.
 """
 
 import hashlib
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -305,13 +306,13 @@ def _as_float32(name: str, tensor: str, array: NDArray) -> NDArray[np.float32]:
     # below, so NumPy need not warn.
     with np.errstate(over="ignore", invalid="ignore"):
         out = np.ascontiguousarray(array, dtype=np.float32)
-    finite = np.isfinite(out)
+        finite = np.isfinite(out)
     if finite.all():
         return out
     bad = np.argwhere(~finite)
     first = tuple(int(i) for i in bad[0])
     value = array[first]
-    what = "beyond the float32 range" if np.isfinite(value) else "NaN or Inf"
+    what = "beyond the float32 range" if math.isfinite(float(value)) else "NaN or Inf"
     raise InputError(
         f"layer {name!r}: {tensor} holds {len(bad)} of {array.size} values that are {what} "
         f"(first: {float(value)} at {_show(first)}); export the layer again without them"

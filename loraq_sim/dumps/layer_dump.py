@@ -387,6 +387,8 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
     # A damaged or hostile file can make a reader library raise anything at all.
     try:
         stored = without_adapters(_open(path))
+        # It quotes names from the file, which no terminal should obey.
+        stored = replace(stored, left_out=_printable(stored.left_out))
     except DumpError:
         raise
     except Exception as error:
@@ -400,6 +402,10 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
             "or a 'layers' mapping"
         )
     return LayerDump(path, with_roles(path, stored))
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _open(path: Path) -> StoredDump:

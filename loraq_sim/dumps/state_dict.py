@@ -14,7 +14,9 @@ Without the record the file is somebody's checkpoint. Then
 - wrappers around all names (``module.``, ``model.diffusion_model.``) and within them
   (``_orig_mod.``) are taken off; layers still answer to their whole names;
 - of a file that holds a diffusion model beside encoders, the diffusion model is read;
-- weights stored as codes become the floats they stand for (`loraq_sim.dumps.coded`).
+- weights stored as codes become the floats they stand for (`loraq_sim.dumps.coded`), and those
+  that several layers share, or that stand on their side, become one each
+  (`loraq_sim.dumps.fused`).
 
 The factors of an adapter (LoRA) are no layers, and a weight whose adapter is not merged is not the
 weight that runs: `without_adapters` takes the former out and marks the latter.
@@ -26,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from loraq_sim.dumps.coded import decoded
+from loraq_sim.dumps.fused import is_convolution, unfused
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, stated_fields
 from loraq_sim.errors import counted
 
@@ -67,15 +70,17 @@ def layers_from_keys(
     Returns
     -------
     stored : StoredDump
-        `skipped` lists tensors that are no 2-D weight or 1x1 convolution, nor belong to one;
+        `skipped` lists tensors that are no 2-D weight or convolution, nor belong to one;
         `left_out` says how much of the file's weights they are.
     """
     names = dict.fromkeys(layers)
     aliases: dict[str, str] = {}
     others: dict[str, str] = {}
+    convolutions = ""
     if not layers:
         tensors, aliases, others = _plain(tensors)
-        tensors = decoded(tensors)
+        convolutions = _convolutions(tensors)
+        tensors = unfused(decoded(tensors))
     for key, tensor in tensors.items():
         name = key.removesuffix(".weight")
         if name and name != key and (name in layers or _is_linear(tensor.shape)):
@@ -89,12 +94,12 @@ def layers_from_keys(
     }
     unused = {key: tensor for key, tensor in tensors.items() if tensor.key not in used}
     skipped = {
-        key: f"shape {tensor.shape} is no linear or 1x1 convolution weight"
+        key: f"shape {tensor.shape!r:.80} is no linear or convolution weight"
         if len(tensor.shape) != 2 or key.endswith(".weight")
-        else f"shape {tensor.shape}, but not named <layer>.weight"
+        else f"shape {tensor.shape!r:.80}, but not named <layer>.weight"
         for key, tensor in unused.items()
     }
-    said = [_left_out(found, unused, skipped)]
+    said = [_left_out(found, unused, skipped), convolutions]
     if others:
         parts = ", ".join(dict.fromkeys(key.partition(".")[0] for key in others))
         said.append(f"read is the diffusion model, not what is beside it ({parts:.100})")
@@ -104,6 +109,20 @@ def layers_from_keys(
         skipped=skipped | others,
         left_out="; ".join(filter(None, said)),
         aliases={key: name for key, name in aliases.items() if name in found},
+    )
+
+
+def _convolutions(tensors: Mapping[str, StoredTensor]) -> str:
+    found = [
+        key
+        for key, tensor in tensors.items()
+        if key.endswith(".weight") and is_convolution(tensor.shape)
+    ]
+    if not found:
+        return ""
+    return (
+        f"{counted(len(found), 'convolution')}, such as {found[0].removesuffix('.weight'):.100}, "
+        "run as GEMMs of im2col: K = channels x kernel, a row for each output position, one group"
     )
 
 
@@ -144,7 +163,7 @@ def _left_out(
     largest = max(sizes, key=lambda key: sizes[key])
     tensors = counted(len(sizes), "tensor")
     return (
-        f"left out: {tensors} with {share:.3g} % of the weights, such as {largest}: "
+        f"left out: {tensors} with {share:.3g} % of the weights, such as {largest:.100}: "
         f"{skipped[largest]}"
     )
 
@@ -224,6 +243,6 @@ def without_adapters(stored: StoredDump) -> StoredDump:
     skipped = stored.skipped | dict.fromkeys(factors, "a factor of an adapter (LoRA)")
     told = ""
     if factors:
-        told = f"{len(factors)} factors of adapters (LoRA) are no layers, such as {factors[0]}"
+        told = f"{len(factors)} factors of adapters (LoRA) are no layers, such as {factors[0]:.100}"
     said = "; ".join(filter(None, (stored.left_out, told)))
     return replace(stored, layers=layers, skipped=skipped, left_out=said)

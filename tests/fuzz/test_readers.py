@@ -6,6 +6,7 @@ CASES = {
     "torch": 150,
     "safetensors": 400,
     "npz": 300,
+    "gguf": 300,
     "accelerator": 40,
     "plan": 200,
     "measured": 150,
