@@ -141,7 +141,7 @@ def estimate_cost(
         If a precision has no mode wide enough, no tile fits, or the machine has no such family or
         transform.
     """
-    check_transforms(hw, work.transforms, work.feedback_rank)
+    check_transforms(hw, work.transforms, feedback_rank=work.feedback_rank)
     run = Run(hw=hw, work=work, tile_mkn=tile_mkn, weights=weights, launch=launch)
     named = None if kernel is None else family_named(hw, kernel)
     kernels = [run.best_cost(index, named) for index in range(len(run.split(None)))]

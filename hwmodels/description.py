@@ -326,7 +326,10 @@ class Datapath(Block):
 
 
 class Energy(Block):
-    """Energy per byte, per element and per second at one process node."""
+    """Energy per byte, per element and per second at one process node.
+
+    `tdp_w`: what the board may take for long; no GEMM of a shipped machine implies more.
+    """
 
     node_nm: Nanometers
     l1_pj_per_byte: Picojoules
@@ -336,6 +339,7 @@ class Energy(Block):
     quantize_pj_per_element: Picojoules
     unpack_pj_per_element: Picojoules
     static_w: Watts
+    tdp_w: Watts | None = None
     transform_pj_per_element: Picojoules | None = None
 
     @property

@@ -33,7 +33,9 @@ _WAYS_OUT = {
 }
 
 
-def check_transforms(hw: Accelerator, transforms: tuple[str, ...], feedback_rank: int = 0) -> None:
+def check_transforms(
+    hw: Accelerator, transforms: tuple[str, ...], *, feedback_rank: int = 0
+) -> None:
     """Refuse what a layer does to its inputs and the kernels of a machine do not.
 
     Parameters

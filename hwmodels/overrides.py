@@ -307,6 +307,8 @@ def overview(
         {"what": "launch (us)", "value": hw.dispatch.launch_s * 1e6,
          "from": hw.dispatch.confidence},
     ]  # fmt: skip
+    if hw.energy.tdp_w is not None:
+        memories.append({"what": "TDP (W)", "value": hw.energy.tdp_w, "from": "vendor"})
     families: list[dict[str, Any]] = [
         {
             "kernel": family.name,
@@ -336,6 +338,7 @@ def idle_keys(hw: Accelerator) -> dict[str, str]:
     """
     reasons = {
         "modes.*.accumulator_bits": "for the reader: the emulator takes datapath.acc_bits",
+        "energy.tdp_w": "for the reader: the power that a GEMM implies is checked against it",
         "energy.node_nm": "for the reader: says at which node the energies hold; none is rescaled",
     }
     if hw.units.organization == "systolic":

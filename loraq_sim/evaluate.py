@@ -129,7 +129,7 @@ def evaluate_case(
         asked = transforms_asked(
             layer.k, split, path, smooth=settings.smooth, rotate=settings.rotate
         )
-        hwmodels.check_transforms(accelerator, asked, 1 if split.feedback else 0)
+        hwmodels.check_transforms(accelerator, asked, feedback_rank=1 if split.feedback else 0)
         solution = solve_case(layer, settings)
     check_feedback(solution, split, layer.name)
     m = layer.m if settings.rows is None else settings.rows

@@ -385,7 +385,7 @@ def emulate_model(
     plans = plan_layers(model, solution_or_recipe, **planning)
     for plan in plans:
         asked = transforms_of(plan.solution, plan.split, path)
-        hwmodels.check_transforms(accelerator, asked, plan.solution.feedback_rank)
+        hwmodels.check_transforms(accelerator, asked, feedback_rank=plan.solution.feedback_rank)
     return EmulatedModel(model, plans, path)
 
 

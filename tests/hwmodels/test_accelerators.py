@@ -2,7 +2,14 @@
 
 import pytest
 
-from hwmodels import AcceleratorError, describe, list_accelerators, load_accelerator
+from hwmodels import (
+    AcceleratorError,
+    GemmWorkload,
+    describe,
+    estimate_cost,
+    list_accelerators,
+    load_accelerator,
+)
 
 CONFIDENCES = {"vendor", "measured", "inferred", "estimate"}
 
@@ -91,3 +98,26 @@ def test_a_block_inside_a_block_is_described_key_by_key():
     assert rows["datapath.float_overflow.fp16"]["value"] == "infinity"
     assert "satfinite" in rows["datapath.float_overflow.fp8_e4m3"]["source"]
     assert "datapath.float_overflow" not in rows
+
+
+_PRECISIONS = [
+    ("W4A4", "int"),
+    ("W4A4", "mxfp"),
+    ("W8A8", "int"),
+    ("W8A8", "mxfp"),
+    ("W16A16", "int"),
+]
+
+
+@pytest.mark.parametrize("main", _PRECISIONS, ids=" ".join)
+@pytest.mark.parametrize(
+    "name", [n for n in list_accelerators() if load_accelerator(n).energy.tdp_w]
+)
+def test_a_large_gemm_takes_no_more_power_than_the_board(name, main):
+    hw = load_accelerator(name)
+    precision, family = main
+    work = GemmWorkload(
+        m=8192, n=8192, k=8192, main=precision, family=family, group=None, rounds_x=False
+    )
+    cost = estimate_cost(work, hw)
+    assert hw.energy.static_w < cost.energy_j / cost.latency_s <= 1.05 * hw.energy.tdp_w
