@@ -107,7 +107,14 @@ def _read(
         return read_quantized_model(source), {}
     from loraq_sim.nunchaku import read_deepcompressor, read_nunchaku
 
-    return (read_nunchaku if layout is Layout.NUNCHAKU else read_deepcompressor)(source)
+    if layout is Layout.DEEPCOMPRESSOR:
+        return read_deepcompressor(source)
+    left_out: list[str] = []
+    found = read_nunchaku(source, left_out=left_out)
+    if left_out:
+        count = counted(len(left_out), "layer")
+        note(f"left out: {count} of AWQ (weights alone), such as {left_out[0]:.100}", quiet=False)
+    return found
 
 
 def _write(

@@ -228,8 +228,13 @@ def write_nunchaku(
     return path
 
 
-def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.ndarray]]:
-    """Solutions and biases by layer name of a file in nunchaku's layout.
+def read_nunchaku(
+    path: str | Path, *, left_out: list[str] | None = None
+) -> tuple[dict[str, Solution], dict[str, np.ndarray]]:
+    """Solutions and biases by layer name of a file in nunchaku's layout, in fp16 or bf16.
+
+    Layers that quantize weights alone (AWQ, such as FLUX's adaLN) and those that are not quantized
+    are no W4A4 layers; names of the former are appended to `left_out`.
 
     Raises
     ------
@@ -252,6 +257,16 @@ def read_nunchaku(path: str | Path) -> tuple[dict[str, Solution], dict[str, np.n
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {first_line(error)}") from None
     by_layer = {name: parts for name, parts in by_layer.items() if "qweight" in parts}
+    weights_only = [name for name, parts in by_layer.items() if "wzeros" in parts]
+    for name in weights_only:
+        del by_layer[name]
+    if left_out is not None:
+        left_out.extend(weights_only)
+    if not by_layer and weights_only:
+        raise InputError(
+            f"{path}: its {len(weights_only)} layers, such as {weights_only[0]!r:.100}, quantize "
+            "weights alone (AWQ); no W4A4 layer is in it"
+        )
     if not by_layer:
         raise InputError(f"{path}: holds no layer in nunchaku's layout (no key ends in .qweight)")
     if not isinstance(notes, dict):

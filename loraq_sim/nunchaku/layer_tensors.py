@@ -30,6 +30,7 @@ The tests follow every element to its place by index arithmetic of their own.
 
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 
 from loraq_sim.errors import InputError
@@ -128,6 +129,12 @@ def unpack_low_rank(packed: np.ndarray, *, is_down: bool) -> np.ndarray:
 GROUP = 64
 MAIN_FORMAT = "int4/g64/fp16"
 BRANCH_FORMAT = "fp16"
+# Names of nunchaku since 1.0 and those of its files before.
+_OTHER_NAMES = {"proj_down": "lora_down", "proj_up": "lora_up", "smooth_factor": "smooth"}
+_HALVES: dict[np.dtype, str] = {
+    np.dtype(np.float16): "fp16",
+    np.dtype(ml_dtypes.bfloat16): "bf16",
+}
 _KEYS = ("qweight", "wscales", "bias", "smooth", "lora_down", "lora_up")
 
 
@@ -216,6 +223,7 @@ def read_layer(
     InputError
         If a tensor is missing or of another shape or dtype than the layout says.
     """
+    tensors = {_OTHER_NAMES.get(key, key): values for key, values in tensors.items()}
     missing = [key for key in _KEYS[:4] if key not in tensors]
     if missing or ("lora_down" in tensors) != ("lora_up" in tensors):
         raise InputError(f"layer {name!r}: {', '.join(missing) or 'a low-rank factor'} is missing")
@@ -229,7 +237,7 @@ def read_layer(
     main = QuantizedTensor(
         codes=np.ascontiguousarray(unpack_codes(tensors["qweight"])[:n, :k]),
         scales=np.ascontiguousarray(scales),
-        format=parse_format(MAIN_FORMAT),
+        format=parse_format(f"int4/g{GROUP}/{_HALVES[tensors['wscales'].dtype]}"),
     )
     factors = unpack_scales(tensors["smooth"][None])[:k, 0].astype(np.float32)
     smooth = None if (factors == 1).all() else factors
@@ -238,20 +246,24 @@ def read_layer(
         rank = full_rank if rank is None else rank
         down = unpack_low_rank(tensors["lora_down"], is_down=True)[:rank, :k].astype(np.float32)
         up = unpack_low_rank(tensors["lora_up"], is_down=False)[:n, :rank]
-        left = plain_factor(up)
-        right = plain_factor(down if smooth is None else down * smooth)
+        half = _HALVES[tensors["lora_down"].dtype]
+        left = plain_factor(up, half)
+        right = plain_factor(down if smooth is None else down * smooth, half)
     bias = unpack_scales(tensors["bias"][None])[:n, 0].astype(np.float32)
     return Branches(main=main, left=left, right=right, smooth=smooth), bias
 
 
 def _check(name: str, tensors: Mapping[str, np.ndarray], n: int, k: int, rank: int) -> None:
+    # A file is in fp16 or in bf16: its scales say which.
+    half = tensors["wscales"].dtype
+    half = half if half in _HALVES else np.dtype(np.float16)
     wanted = {
-        "qweight": ((n, k // 2), np.int8),
-        "wscales": ((k // GROUP, n), np.float16),
-        "bias": ((n,), np.float16),
-        "smooth": ((k,), np.float16),
-        "lora_down": ((k, rank), np.float16),
-        "lora_up": ((n, rank), np.float16),
+        "qweight": ((n, k // 2), np.dtype(np.int8)),
+        "wscales": ((k // GROUP, n), half),
+        "bias": ((n,), half),
+        "smooth": ((k,), half),
+        "lora_down": ((k, rank), half),
+        "lora_up": ((n, rank), half),
     }
     if n % ROW_TILE or k % COLUMN_TILE or rank % RANK_TILE:
         raise InputError(
@@ -263,9 +275,9 @@ def _check(name: str, tensors: Mapping[str, np.ndarray], n: int, k: int, rank: i
         if found is not None and (found.shape != shape or found.dtype != dtype):
             raise InputError(
                 f"layer {name!r}: {key} is {found.dtype} of shape {found.shape}; expected "
-                f"{np.dtype(dtype)} of shape {shape}"
+                f"{dtype} of shape {shape}"
             )
-        if found is not None and found.dtype == np.float16 and not np.isfinite(found).all():
+        if found is not None and found.dtype in _HALVES and not _is_finite(found):
             raise InputError(f"layer {name!r}: {key} holds values that are NaN or Inf")
 
 
@@ -287,7 +299,14 @@ def _column(values: np.ndarray, tile: int, fill: float) -> np.ndarray:
     return pack_scales(padded(values, (tile,), fill)[:, None]).reshape(-1)
 
 
-def plain_factor(values: np.ndarray) -> QuantizedTensor:
-    """A factor (N, r) or (r, K) stored as fp16."""
-    codes = np.ascontiguousarray(values, dtype=np.float16)
-    return QuantizedTensor(codes=codes, scales=None, format=parse_format(BRANCH_FORMAT))
+def plain_factor(values: np.ndarray, half: str = BRANCH_FORMAT) -> QuantizedTensor:
+    """A factor (N, r) or (r, K) stored as fp16, or as bf16."""
+    dtype = next(dtype for dtype, name in _HALVES.items() if name == half)
+    codes = np.ascontiguousarray(values, dtype=dtype)
+    return QuantizedTensor(codes=codes, scales=None, format=parse_format(half))
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    # NumPy warns of a signaling NaN in bfloat16.
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(values.astype(np.float32)).all())
