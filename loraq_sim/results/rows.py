@@ -79,7 +79,13 @@ _TABLE = (
     ("accelerator", "TEXT", "", "name of the accelerator description"),
     ("rank", "INTEGER", "", "rank of the branch, 0 without one"),
     ("feedback_rank", "INTEGER", "", "of the rank: components that deflate the input"),
-    ("weight_bytes", "INTEGER", "bytes", "codes, scales and padding of the stored weight"),
+    (
+        "weight_bytes",
+        "INTEGER",
+        "bytes",
+        "codes, scales and padding of the stored weight; not the sums of codes that zero points of "
+        "activations need, which traffic, `cost` and `explain` count",
+    ),
     ("bits_per_weight", "REAL", "bits", "8 * weight_bytes / (n * k)"),
     ("weight_error", "REAL", "", "relative Frobenius error of the reconstructed weight"),
     ("output_error", "REAL", "", "relative Frobenius error of the emulated output"),

@@ -366,3 +366,18 @@ def test_the_first_overflow_is_that_of_the_main_branch_where_all_overflow():
     narrow = {"acc_bits": 10, "overflow": "saturate"}
     row = lq.evaluate_layer(layer, "W8A8+W8A8r16", "aie2", preset="fast", datapath=narrow)
     assert row["first_overflow"].startswith("main k=")
+
+
+def test_what_a_zero_point_adds_to_the_stored_weight_is_the_sums_of_its_codes():
+    """Cost and row differ by two bytes for each output and group of K, counted by hand."""
+    rng = np.random.default_rng(3)
+    layer = lq.Layer(
+        name="l",
+        weight=rng.standard_normal((24, 100)).astype(np.float32),
+        activations=rng.standard_normal((8, 100)).astype(np.float32),
+    )
+    for split, outputs in (("W4A4", 0), ("W4A4u", 24), ("W4A8+W8A8r4", 0), ("W4A4u8", 24)):
+        row = lq.evaluate_layer(layer, split, "aie2", preset="fast")
+        _, cost = cost_split(8, 24, 100, lq.parse_split(split), hwmodels.load_accelerator("aie2"))
+        assert cost.weight_bytes - row["weight_bytes"] == 2 * outputs * 2, split
+        assert cost.dram_bytes == row["dram_bytes"], split
