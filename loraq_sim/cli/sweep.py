@@ -252,7 +252,11 @@ def sweep_command(
     options = key_values("--scheduler-option", scheduler_options)
     place = Place(scheduler=scheduler, options=options, jobs=jobs)
     place.check()
-    composed = compose(plan_from_values(values), remember=not dry_run)
+    asked = plan_from_values(values)
+    # A forecast needs sizes alone, unless it counts what a folder has already.
+    composed = compose(asked, remember=not dry_run, contents=not dry_run or shard is not None)
+    if dry_run and shard is None and Path(values.get("out") or _default_folder(composed)).exists():
+        composed = compose(asked, remember=False)
     if shard is not None:
         composed = take_shard(composed, parse_shard(shard))
     folder = Path(values.get("out") or _default_folder(composed))

@@ -144,10 +144,12 @@ class ComposedSweep:
         }
 
 
-def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
+def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) -> ComposedSweep:
     """Check `plan` against the dump, the accelerators and the known names; list its cases.
 
     `remember` writes down the digests of the layers, so that the next plan need not read them.
+    Without `contents` no values of layers are read: cases can be counted and costed, but have not
+    the names that rows of a store are found by.
 
     Raises
     ------
@@ -179,7 +181,7 @@ def compose(plan: SweepPlan, *, remember: bool = True) -> ComposedSweep:
     _check_overrides(plan, infos)
     rows = _planned_rows(plan, infos)
     grid = CaseGrid(plan, accelerators, rows)
-    digests = layer_digests(dump, remember=remember)
+    digests = layer_digests(dump, remember=remember, contents=contents)
     tasks: list[SweepTask] = []
     for name, info in infos.items():
         task = SweepTask(

@@ -32,3 +32,32 @@ def test_a_folder_is_swept_and_its_rows_say_where_they_come_from(command, tmp_pa
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
     assert {row["layer"]: row["m"] for row in rows} == dict.fromkeys(NAMES, 32)
+
+
+def test_a_dry_run_reads_headers_alone(command, tmp_path):
+    """As of a 12 B model: files of the right size whose values were never written."""
+    folder, n = tmp_path / "huge", 2**16
+    folder.mkdir()
+    name = "transformer_blocks.0.ff.net.2"
+    entry = {"dtype": "BF16", "shape": [n, n], "data_offsets": [0, 2 * n * n]}
+    header = json.dumps({f"{name}.weight": entry}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * n * n)
+    words = ("sweep", "--hw", "aie2", "--layer-dump", folder, "--split", "W4A4", "--rows", "64")
+    result = command(*words, "--dry-run", "--format", "json", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["layers"], row["cases"], row["already_there"]) == (1, 1, 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_still_counts_what_a_folder_has(command, tmp_path):
+    save_shards(tmp_path / "pixart")
+    words = ("sweep", "--hw", "aie2", "--layer-dump", tmp_path / "pixart", "--split", "W8A8")
+    words += ("--rows", "16", "--preset", "fast", "--format", "json", "--out", tmp_path / "run")
+    assert command(*words, "--layers", NAMES[0], "--jobs", "0").exit_code == 0
+    result = command(*words, "--dry-run")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["cases"], row["already_there"], row["to_run"]) == (3, 1, 2)
