@@ -13,6 +13,7 @@ many dirty lines are written back as the call reads, up to the size of L2; ``res
 layer whose weights have stayed in L2 since the step before.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,6 @@ from hwmodels.traffic import (
     DramTraffic,
     Floats,
     Tiles,
-    ceil_div,
     dram_traffic,
     l1_fill_cycles,
     l2_read_bytes,
@@ -222,7 +222,7 @@ def _cost(run: Run, kernel: GemmKernel, family: KernelFamily | None) -> KernelCo
         modes=_mode_names(kernel),
         family=GENERIC if family is None else family.name,
         trust=trust_in(family, kernel),
-        units_share=float(_units_share(hw, kernel, tiles)[best]),
+        units_share=_units_share(hw, kernel, tiles, best),
     )
 
 
@@ -234,14 +234,16 @@ def _changes_tiles(family: KernelFamily | None) -> bool:
     return family is not None and any(key.startswith(_OF_TILES) for key in family.set)
 
 
-def _units_share(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
-    """Part of the units that have work in the first pass, for each tile."""
-    down, across = ceil_div(kernel.m, tiles.m), ceil_div(kernel.n, tiles.n)
-    if hw.units.organization == "grid":
-        return np.minimum(1.0, down * across * tiles.splits / hw.units.count)
+def _units_share(hw: Accelerator, kernel: GemmKernel, tiles: Tiles, best: int) -> float:
+    """Part of the units that have work in the first pass of one tile."""
     if hw.units.organization == "systolic":
-        return np.ones_like(tiles.m)
-    return np.minimum(1.0, down / tiles.units_m) * np.minimum(1.0, across / tiles.units_n)
+        return 1.0
+    down = math.ceil(kernel.m / tiles.m[best])
+    across = math.ceil(kernel.n / tiles.n[best])
+    if hw.units.organization == "grid":
+        return min(1.0, float(down * across * tiles.splits[best] / hw.units.count))
+    along_m, along_n = down / tiles.units_m[best], across / tiles.units_n[best]
+    return float(min(1.0, along_m) * min(1.0, along_n))
 
 
 def _cast_s(hw: Accelerator, kernel: GemmKernel, launch_s: float) -> float:

@@ -299,7 +299,8 @@ def dram_traffic(
     have moved while the streams of one operand lag behind.
     """
     x_reads, w_reads = _stationary_reads(hw, kernel, tiles)
-    best = int(np.argmin(_input_bytes(kernel, x_reads, w_reads)))
+    stationary = _input_bytes(kernel, x_reads, w_reads)
+    best = int(np.argmin(stationary))
     options = [("outputs stationary", int(x_reads[best]), int(w_reads[best]))]
     if use_panels:
         options += _panels(hw, kernel)
@@ -318,11 +319,11 @@ def dram_traffic(
         smooth=kernel.smooth_bytes,
     )
     others = traffic.output + traffic.partial_input + traffic.smooth
-    paced = np.full_like(x_reads, np.inf)
-    reads = [(x_reads, w_reads), *((x + 0 * x_reads, w + 0 * x_reads) for _, x, w in options[1:])]
-    for x, w in reads:
-        moved = _input_bytes(kernel, x, w) + others
-        paced = np.minimum(paced, np.maximum(moved, _streamed_bytes(hw, kernel, tiles, x, w)))
+    paced = np.maximum(stationary + others, _streamed_bytes(hw, kernel, tiles, x_reads, w_reads))
+    for _, x, w in options[1:]:
+        x_times_all, w_times_all = np.full_like(x_reads, x), np.full_like(x_reads, w)
+        streamed = _streamed_bytes(hw, kernel, tiles, x_times_all, w_times_all)
+        paced = np.minimum(paced, np.maximum(_input_bytes(kernel, x, w) + others, streamed))
     return traffic, paced
 
 
