@@ -109,4 +109,5 @@ def spread(name: str, array: NDArray, n: int) -> NDArray:
         raise InputError(
             f"{name} has shape {array.shape}; give one value or one per column, ({n},)"
         )
-    return np.ascontiguousarray(np.broadcast_to(array, (n,)))
+    # A copy: a read-only view would compile its reader once more.
+    return np.array(np.broadcast_to(array, (n,)), order="C")
