@@ -2,11 +2,8 @@
 
 The directory is read here, by the published layout: magic, version 2 or 3, counts, metadata, then
 name, sizes (innermost first), type and offset of each tensor. Blocks of codes (Q8_0, Q4_K and their
-kind) are decoded by the `gguf` package, tensor by tensor; float tensors need no package.
-
-References
-----------
-.. [1] ggml, docs/gguf.md: "GGUF".
+kind) are decoded by the gguf package, tensor by tensor; float tensors need no package. The layout
+is that of ggml's docs/gguf.md.
 """
 
 import math
