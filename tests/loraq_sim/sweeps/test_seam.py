@@ -32,11 +32,13 @@ SETTINGS = {
     "fused": False,
     "preset": "fast",
     "rows": 77,
+    "kernel": "iree",
     "datapath": {"p_format": "fp16"},
 }
 FLAGS = (
     *("--seed", "3", "--tokens", "5", "--smooth", "0.3", "--rotate", "hadamard:32"),
     *("--group", "32", "--unfused", "--preset", "fast", "--rows", "77", "--p-format", "fp16"),
+    *("--kernel", "iree"),
 )
 NOT_COMPARED = {"seconds", "pareto"}
 
@@ -125,6 +127,7 @@ OTHER = {
     "fused": True,
     "datapath": {"p_format": "bf16"},
     "group": 16,
+    "kernel": "iron_gemm",
     "family": "mxint",
 }
 SOLVED = {"method", "preset", "seed", "smooth", "rotate", "group", "family", "condition", "finish"}
