@@ -3,7 +3,7 @@ module srs #(
     parameter ACC = 32,
     parameter OUT = 8,
     parameter OUT_SIGNED = 1,
-    parameter MODES = 16'b0011_1111_0000_1111  // the rounding codes that are built; the others are x
+    parameter MODES = 16'b0011_1111_0000_1111  // the rounding codes that are built
 ) (
     input wire signed [ACC-1:0] acc,
     input wire signed [6:0] shift,   // -4 to 59; negative shifts left
@@ -13,6 +13,9 @@ module srs #(
 );
     // A shift of 4 to the left, the increment, and the top of an unsigned output.
     localparam WIDE = ((ACC > OUT) ? ACC : OUT) + 6;
+    // One mode needs no selection. Of several, a code that is not built rounds down.
+    localparam ONLY = (MODES & (MODES - 1)) == 0;
+    localparam [3:0] MODE = $clog2(MODES);
 
     reg signed [WIDE-1:0] value, half, q, rounded, top, bottom;
     reg [5:0] below;
@@ -35,18 +38,17 @@ module srs #(
             stk = (value & ~({WIDE{1'b1}} << below)) != 0;
         end
         lsb = q[0];
-        inc = 1'bx;
-        if (MODES[rounding]) case (rounding)
+        case (ONLY ? MODE : rounding)
             4'd0: inc = 0;
-            4'd1: inc = grd | stk;
-            4'd2: inc = sgn & (grd | stk);
-            4'd3: inc = ~sgn & (grd | stk);
-            4'd8: inc = grd & stk;
-            4'd9: inc = grd;
-            4'd10: inc = grd & (sgn | stk);
-            4'd11: inc = grd & (~sgn | stk);
-            4'd12: inc = grd & (lsb | stk);
-            4'd13: inc = grd & (~lsb | stk);
+            4'd1: inc = MODES[1] & (grd | stk);
+            4'd2: inc = MODES[2] & sgn & (grd | stk);
+            4'd3: inc = MODES[3] & ~sgn & (grd | stk);
+            4'd8: inc = MODES[8] & grd & stk;
+            4'd9: inc = MODES[9] & grd;
+            4'd10: inc = MODES[10] & grd & (sgn | stk);
+            4'd11: inc = MODES[11] & grd & (~sgn | stk);
+            4'd12: inc = MODES[12] & grd & (lsb | stk);
+            4'd13: inc = MODES[13] & grd & (~lsb | stk);
             default: inc = 1'bx;
         endcase
         rounded = q + $signed({1'b0, inc});

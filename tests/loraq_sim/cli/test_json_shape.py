@@ -35,6 +35,7 @@ RUNS = {
     "hw fit": ("hwmodels/measured_gemm.csv", "--hw", "t4", "--kernel", "cublas"),
     "hw list": (),
     "hw show": ("aie2",),
+    "hw synth": ("--acc-bits", "16,21", "--node", 7),
     "hw validate": (),
     "images": ("--hw", "aie2", "--images", 1, "--steps", 1, "--checkpoint", "examples/tiny_pixart",
                "--split", "W8A8", "--out", "{}/images", "--force"),

@@ -1,0 +1,204 @@
+"""``loraq-sim hw synth``: gates, area and energy of MAC arrays, from synthesis.
+
+Without Yosys the table that ships with the program answers, and a closed form between its rows.
+``--synthesize`` runs Yosys on the units asked for and sets the outcome beside the table; ``--fill``
+makes the table, ``--fit`` the closed form.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import hwmodels
+from hwmodels.gates import Column, read_gates
+from loraq_sim.cli.options import OutFormat, OutputFormat, listed, whole_numbers
+from loraq_sim.cli.output import note, one_line_failures, print_json, print_table
+from loraq_sim.emulator.mac_array import MacArray
+from loraq_sim.errors import InputError
+from loraq_sim.files import write_file
+from loraq_sim.reporting.tables import result_table
+
+__all__ = ["SYNTH_EXAMPLES", "synth_command"]
+
+SYNTH_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim hw synth --a-bits 4,8 --w-bits 4 --acc-bits 16,20,32 --products-per-add 1,8\n\n"
+    "loraq-sim hw synth --acc-bits 16 --overflow wrap,saturate --node 7\n\n"
+    "loraq-sim hw synth --acc-bits 20 --products-per-add 4 --synthesize"
+)
+_SHOWN = (
+    *("a_bits", "w_bits", "products_per_add", "accumulators", "acc_bits", "overflow"),
+    *("source", "area_ge", "multiplier_ge", "tree_ge", "accumulator_ge", "saturation_ge"),
+    *("flip_flops", "depth"),
+)
+_FEWEST_ROWS = 100
+Widths = list[str] | None
+
+
+def _list_option(flag: str, text: str) -> Any:
+    return typer.Option(flag, metavar="N,...", help=text, show_default=False)
+
+
+@one_line_failures
+def synth_command(
+    a_bits: Annotated[Widths, _list_option("--a-bits", "Bits of activations (8).")] = None,
+    w_bits: Annotated[Widths, _list_option("--w-bits", "Bits of weights (8).")] = None,
+    acc_bits: Annotated[Widths, _list_option("--acc-bits", "Accumulator widths (32).")] = None,
+    overflow: Annotated[
+        list[str] | None,
+        typer.Option("--overflow", metavar="RULE,...", help="wrap, saturate, saturate_symmetric."),
+    ] = None,
+    products_per_add: Annotated[
+        Widths, _list_option("--products-per-add", "Products summed in a tree before an add (1).")
+    ] = None,
+    accumulators: Annotated[
+        Widths, _list_option("--accumulators", "Partial accumulators that take turns (1).")
+    ] = None,
+    tree_bits: Annotated[
+        int | None,
+        typer.Option("--tree-bits", metavar="N", help="Width of a narrow tree; exact without."),
+    ] = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Activations are unsigned codes.")
+    ] = False,
+    zero_point: Annotated[
+        bool,
+        typer.Option("--zero-point", help="Accumulators start at a zero point's correction."),
+    ] = False,
+    out_bits: Annotated[
+        int, typer.Option("--out-bits", metavar="N", help="Width behind shift-round-saturate.")
+    ] = 8,
+    rounding: Annotated[
+        str, typer.Option("--rounding", metavar="MODES", help="conv_even, floor, or all modes.")
+    ] = "conv_even",
+    node: Annotated[
+        int | None,
+        typer.Option("--node", metavar="NM", help="Process for area and energy, such as 7."),
+    ] = None,
+    synthesize: Annotated[
+        bool,
+        typer.Option("--synthesize", help="Run Yosys on these columns, too (seconds each)."),
+    ] = False,
+    fill: Annotated[
+        Path | None,
+        typer.Option(
+            "--fill", metavar="FILE.csv", help="Synthesize what the table in FILE lacks (an hour)."
+        ),
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", metavar="FILE.json", help="Fit the closed form to the table."),
+    ] = None,
+    output: OutFormat = OutputFormat.TABLE,
+) -> None:
+    """Show what a MAC array costs in gates: by part, per MAC; area and energy on a node."""
+    if fill is not None:
+        _fill(fill)
+    if fit is not None:
+        _fit(fit, fill)
+    if fill is not None or fit is not None:
+        return
+    rows = []
+    for a, w, count, turns, bits, rule in itertools.product(
+        whole_numbers("--a-bits", a_bits) or (8,),
+        whole_numbers("--w-bits", w_bits) or (8,),
+        whole_numbers("--products-per-add", products_per_add) or (1,),
+        whole_numbers("--accumulators", accumulators) or (1,),
+        whole_numbers("--acc-bits", acc_bits) or (32,),
+        listed(overflow) or ("wrap",),
+    ):
+        mac = MacArray(
+            acc_bits=bits,
+            overflow=rule,
+            products_per_add=count,
+            accumulators=turns,
+            tree_bits=tree_bits,
+        )
+        array = hwmodels.synthesized_array(
+            mac,
+            a_bits=a,
+            w_bits=w,
+            a_signed=not unsigned,
+            zero_point=zero_point,
+            out_bits=out_bits,
+            rounding=rounding,
+            node_nm=node,
+        )
+        rows.append(_row_of(array))
+    if synthesize:
+        rows = [row | more for row, more in zip(rows, _synthesized(rows), strict=True)]
+    shown = list(_SHOWN)
+    shown += ["area_um2", "energy_pj_per_mac"] if node is not None else []
+    shown += ["yosys_ge", "yosys_depth", "yosys"] if synthesize else []
+    if output is OutputFormat.JSON:
+        print_json(rows, {"node": _node_facts(node)} if node is not None else None)
+        return
+    print_table(result_table(rows, shown, title="Gate equivalents per MAC"), output)
+    modeled = sum(row["source"] == "modeled" for row in rows)
+    note(
+        f"{len(rows) - modeled} synthesized, {modeled} from the closed form; gates only: no wires, "
+        "clock tree or operand registers. Area is mapped without a timing constraint"
+    )
+
+
+def _row_of(array: "hwmodels.SynthesizedArray") -> dict[str, Any]:
+    column = array.column
+    row: dict[str, Any] = {**vars(column), "tree_bits": column.tree_bits or None}
+    if column.tree_bits == 0:
+        row["tree_overflow"] = None
+    row |= {"source": array.source, "area_ge": array.area_ge, "column_ge": array.column_ge}
+    row |= {f"{part}_ge": value for part, value in array.parts.items()}
+    row |= {"flip_flops": array.flip_flops, "depth": array.depth, "merged_ge": array.merged_ge}
+    if array.node is not None:
+        row |= {"node_nm": array.node.name, "area_um2": array.area_um2}
+        row["energy_pj_per_mac"] = array.energy_pj_per_mac
+    return row
+
+
+def _node_facts(node: int) -> dict[str, Any]:
+    return vars(hwmodels.load_node(node))
+
+
+def _synthesized(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    from loraq_sim.silicon.synthesize import synthesize, yosys_version
+
+    for row in rows:
+        settings = {key: row[key] for key in vars(Column())}
+        settings |= {"tree_bits": row["tree_bits"] or 0}
+        settings |= {"tree_overflow": row["tree_overflow"] or "wrap"}
+        found = synthesize(Column(**settings)).gates
+        yield {
+            "yosys": yosys_version(),
+            "yosys_ge": found.transistors / 4 / row["products_per_add"],
+            "yosys_depth": found.depth,
+            "yosys_merged_ge": None
+            if found.merged_transistors is None
+            else found.merged_transistors / 4 / row["products_per_add"],
+        }
+
+
+def _fill(path: Path) -> None:
+    from loraq_sim.silicon.synthesize import fill_table, table_units
+
+    units = list(table_units())
+    added = fill_table(path, units, on_unit=lambda unit: note(f"synthesizes {unit}"))
+    note(f"{path}: {len(units)} units, {added} of them new")
+
+
+def _fit(path: Path, table: Path | None) -> None:
+    from loraq_sim.silicon.gate_fit import check_fit, model_text
+    from loraq_sim.silicon.operand_energy import activity
+
+    rows, notes = read_gates() if table is None else read_gates(table)
+    if len(rows) < _FEWEST_ROWS:
+        raise InputError(f"a fit needs {_FEWEST_ROWS} units or more, the table has {len(rows)}")
+    write_file(path, model_text(rows, notes[-1:], activity()))
+    for name, check in check_fit(rows).items():
+        note(
+            f"{name}: {check.units} units left out: area off by {check.mean_area_error:.1%} in the "
+            f"mean, {check.worst_area_error:.1%} at worst; depth {check.mean_depth_error:.1%}, "
+            f"{check.worst_depth_error:.1%}"
+        )

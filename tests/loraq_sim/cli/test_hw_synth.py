@@ -1,0 +1,80 @@
+"""``hw synth`` as a user types it: rows, nodes, messages; new synthesis only where Yosys is."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import hwmodels
+from loraq_sim.cli.app import app
+from loraq_sim.silicon import synthesize as synthesis
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["hw", "synth", *(str(word) for word in words)])
+
+
+def rows_of(*words):
+    done = invoke(*words, "--format", "json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_rows_are_every_combination_with_the_numbers_of_hwmodels():
+    words = ("--a-bits", "4,8", "--w-bits", 4, "--acc-bits", "16,23", "--products-per-add", "1,8")
+    printed = rows_of(*words, "--overflow", "wrap,saturate")
+    assert len(printed["rows"]) == 16
+    for row in printed["rows"]:
+        array = hwmodels.synthesized_array(
+            type(
+                "Mac", (), {key: row[key] for key in ("acc_bits", "overflow", "products_per_add")}
+            ),
+            a_bits=row["a_bits"],
+            w_bits=row["w_bits"],
+        )
+        assert row["area_ge"] == array.area_ge
+        assert row["source"] == array.source
+        parts = ("multiplier_ge", "tree_ge", "accumulator_ge", "saturation_ge")
+        assert sum(row[part] for part in parts) == pytest.approx(row["area_ge"])
+        assert {"srs_ge", "zero_point_ge", "group_sum_ge", "depth", "flip_flops"} <= row.keys()
+
+
+def test_a_node_adds_area_and_energy_with_sources():
+    printed = rows_of("--node", 7)
+    assert printed["node"]["sources"]["nand2_um2"]
+    assert printed["rows"][0]["area_um2"] > 0
+    assert printed["rows"][0]["energy_pj_per_mac"] > 0
+
+
+def test_people_read_how_many_rows_were_synthesized():
+    done = invoke("--acc-bits", "32,33")
+    assert done.exit_code == 0
+    assert "1 synthesized, 1 from the closed form" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--acc-bits", 7), "acc_bits must be an integer from 8 to 64, got 7"),
+        (("--a-bits", 99), "a_bits must be a whole number from 2 to 16, got 99"),
+        (("--a-bits", "eight"), "--a-bits must be a list of whole numbers such as 16,20,24"),
+        (("--overflow", "clip"), "overflow"),
+        (("--node", 6), "no figures for a node of 6 nm; known: 45, 28, 16, 7, 5"),
+        (("--rounding", "up"), "rounding 'up'"),
+    ],
+)
+def test_bad_input_is_one_line(words, said):
+    done = invoke(*words)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_without_yosys_only_new_synthesis_fails(monkeypatch, tmp_path):
+    monkeypatch.setattr(synthesis, "yosys_command", lambda: None)
+    assert invoke().exit_code == 0
+    for words in (("--synthesize",), ("--fill", tmp_path / "gates.csv")):
+        done = invoke(*words)
+        assert done.exit_code != 0
+        assert "Yosys is not installed" in done.output
+        assert "Traceback" not in done.output

@@ -1,0 +1,130 @@
+"""Synthesis where Yosys is installed: rows of the table come out again; what is said elsewhere."""
+
+import json
+
+import pytest
+
+from hwmodels.gates import Column, GroupSum, Narrowing, read_gates
+from loraq_sim.errors import LoraqError
+from loraq_sim.silicon import synthesize as synthesis
+from loraq_sim.silicon.gate_fit import check_fit, fit_gates
+from loraq_sim.silicon.netlist import read_netlist
+
+TABLE, NOTES = read_gates()
+# Another version maps other gates: what it may differ by.
+OTHER_VERSION = 0.12
+SAMPLE = [
+    Column(acc_bits=16),
+    Column(a_bits=4, w_bits=4, products_per_add=4, acc_bits=16, overflow="saturate"),
+    Column(accumulators=2, acc_bits=20),
+    Column(a_bits=4, w_bits=4, a_signed=False, acc_bits=24),
+    Narrowing(modes="floor"),
+    GroupSum(shift_bits=4),
+]
+
+
+@pytest.fixture(scope="module")
+def yosys():
+    if synthesis.yosys_command() is None:
+        pytest.skip("Yosys is not installed (pip install 'loraq-sim[synth]')")
+    return synthesis.yosys_version()
+
+
+def test_the_table_was_made_of_the_rtl_that_ships():
+    assert any(f"RTL sha256 {synthesis.rtl_digest()}" in note for note in NOTES)
+
+
+def test_units_of_the_table_stand_in_the_order_of_its_list():
+    assert list(TABLE) == [unit for unit in synthesis.table_units() if unit in TABLE]
+
+
+@pytest.mark.parametrize("unit", SAMPLE, ids=str)
+def test_a_row_of_the_table_synthesizes_again(unit, yosys):
+    again, row = synthesis.synthesize(unit).gates, TABLE[unit]
+    if any(f"Yosys {yosys}," in note for note in NOTES):
+        assert again == row
+    else:
+        assert again.transistors == pytest.approx(row.transistors, rel=OTHER_VERSION)
+        assert again.flip_flops == row.flip_flops
+
+
+def test_filling_takes_up_where_a_table_stops(yosys, tmp_path):
+    path = tmp_path / "gates.csv"
+    seen = []
+    units = SAMPLE[:2]
+    assert synthesis.fill_table(path, units[:1], on_unit=seen.append) == 1
+    assert synthesis.fill_table(path, units, on_unit=seen.append) == 1
+    assert seen == units
+    assert list(read_gates(path)[0]) == units
+
+
+def test_without_yosys_the_message_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(synthesis, "yosys_command", lambda: None)
+    with pytest.raises(
+        LoraqError, match=r"Yosys is not installed.*pip install 'loraq-sim\[synth\]'"
+    ):
+        synthesis.synthesize(Column())
+
+
+def test_the_closed_form_predicts_units_it_has_not_seen():
+    checks = check_fit(TABLE)
+    column = checks["column"]
+    assert column.units >= 25
+    assert column.mean_area_error < 0.05
+    assert column.worst_area_error < 0.12
+    assert column.mean_depth_error < 0.08
+    assert column.worst_depth_error < 0.15
+
+
+def test_the_closed_form_that_ships_is_the_fit_to_the_table():
+    from hwmodels.gate_model import MODEL_JSON
+
+    shipped = json.loads(MODEL_JSON.read_text())["coefficients"]
+    for part, terms in fit_gates(TABLE).items():
+        assert shipped[part] == pytest.approx(terms, abs=1e-3)
+        assert min(terms.values()) >= 0
+
+
+def netlist_text(cells, ports=None):
+    return json.dumps({"modules": {"top": {"cells": cells, "ports": ports or {}}}})
+
+
+def gate(kind, output, *inputs):
+    pins = dict(zip("ABCD", ([net] for net in inputs), strict=False))
+    return {"type": kind, "connections": pins | {"Y": [output]}}
+
+
+def test_a_netlist_is_counted_and_leveled():
+    flop = {"type": "$_DFF_P_", "connections": {"C": [1], "D": [5], "Q": [2]}}
+    text = netlist_text(
+        {
+            "$flatten\\array.\\lane[0].multiplier.$abc$1$x": gate("$_NAND_", 4, 2, 3),
+            "$flatten\\array.\\narrow_sum.$abc$2$x": gate("$_XOR_", 5, 4, 3),
+            "\\array.acc": flop,
+        }
+    )
+    netlist = read_netlist(text, "top")
+    assert netlist.transistors == {
+        "multiplier": 4,
+        "tree": 0,
+        "accumulator": 20,
+        "saturation": 12,
+    }
+    assert netlist.depth == 2
+    assert netlist.flip_flops == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (netlist_text({"x": gate("$_ANDNOT_", 4, 2, 3)}), r"cell x of top is a \$_ANDNOT_"),
+        (
+            netlist_text({"x": gate("$_NOT_", 4, 5), "y": gate("$_NOT_", 5, 4)}),
+            "2 gates of the netlist read themselves",
+        ),
+        (json.dumps({"modules": {}}), "synthesis left no module top"),
+    ],
+)
+def test_a_netlist_that_cannot_be_counted_says_why(text, said):
+    with pytest.raises(LoraqError, match=said):
+        read_netlist(text, "top")
