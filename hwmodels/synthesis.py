@@ -351,7 +351,8 @@ def _between_neighbors(unit: Unit, total: float) -> float:
 def _sizes_and_words(unit: Unit) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """What can be wider or narrower in a unit, and what is equal or not: a narrow tree is that."""
     fields = {name: value for name, value in vars(unit).items() if name != "tree_bits"}
-    sizes = {n: v for n, v in fields.items() if isinstance(v, int) and not isinstance(v, bool)}
+    # A start value is gates on top of none; a sign is neither more nor less than none.
+    sizes = {n: int(v) for n, v in fields.items() if type(v) is int or n == "zero_point"}
     words = [value for name, value in fields.items() if name not in sizes]
     return tuple(sizes.values()), (*words, getattr(unit, "tree_bits", 0))
 

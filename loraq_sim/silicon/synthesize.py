@@ -277,7 +277,8 @@ def netlist_of(unit: Column) -> Netlist:
 
 def table_units() -> Iterator[Unit]:
     """The units of the table that ships with the program, each once."""
-    yield from dict.fromkeys([*_columns(), *_narrowings(), *_group_sums()])
+    units: list[Unit] = [*_columns(), *_narrowings(), *_group_sums()]
+    yield from dict.fromkeys(units)
 
 
 def _columns() -> Iterator[Column]:
