@@ -258,7 +258,8 @@ def synthesized_array(
         column=column,
         source="modeled" if gates is None else "measured",
         parts=parts,
-        column_ge=sum(transistors.values()) / TRANSISTORS_PER_GE,
+        # Rounded, since shares of a total do not always add up to it in floats.
+        column_ge=round(sum(transistors.values()) / TRANSISTORS_PER_GE, 6),
         flip_flops=flip_flops,
         depth=depth,
         merged_ge=merged / TRANSISTORS_PER_GE if merged else None,
@@ -282,7 +283,7 @@ def column_of(
     AcceleratorError
         If a field is out of range, with its value and the rule.
     """
-    settings = {"a_bits": a_bits, "w_bits": w_bits}
+    settings: dict[str, Any] = {"a_bits": a_bits, "w_bits": w_bits}
     for field in ("acc_bits", "products_per_add", "accumulators"):
         settings[field] = getattr(mac, field, getattr(Column(), field))
     for field, value in settings.items():
@@ -292,7 +293,7 @@ def column_of(
     for field, rule in rules.items():
         if rule not in OVERFLOW_RULES:
             raise AcceleratorError(f"{field} {rule!r:.60}: {nearest(rule, OVERFLOW_RULES)}")
-    signs = {"a_signed": bool(a_signed), "w_signed": bool(w_signed)}
+    signs: dict[str, Any] = {"a_signed": bool(a_signed), "w_signed": bool(w_signed)}
     column = Column(**settings, **signs, overflow=rules["overflow"], zero_point=bool(zero_point))
     tree_bits = getattr(mac, "tree_bits", None)
     if tree_bits is None or _check("tree_bits", tree_bits) >= column.chunk_bits:
@@ -338,7 +339,7 @@ def _between_neighbors(unit: Unit, total: float) -> float:
     """`total`, not below any measured unit that is narrower, nor above any that is wider."""
     low, high = 0.0, math.inf
     numbers, words = _sizes_and_words(unit)
-    for theirs, other_words, transistors in _measured(type(unit)):
+    for theirs, other_words, transistors in _measured(type(unit).__name__):
         if words != other_words:
             continue
         if all(other <= mine for other, mine in zip(theirs, numbers, strict=True)):
@@ -358,9 +359,9 @@ def _sizes_and_words(unit: Unit) -> tuple[tuple[int, ...], tuple[Any, ...]]:
 
 
 @functools.cache
-def _measured(kind: type[Unit]) -> list[tuple[tuple[int, ...], tuple[Any, ...], int]]:
+def _measured(kind: str) -> list[tuple[tuple[int, ...], tuple[Any, ...], int]]:
     return [
         (*_sizes_and_words(unit), gates.transistors)
         for unit, gates in _table().items()
-        if type(unit) is kind
+        if type(unit).__name__ == kind
     ]
