@@ -164,7 +164,9 @@ def test_ctrl_c_leaves_a_study_of_what_was_done(request, tmp_path):
     assert printing in text
     text = text.replace(printing, "pressed(event)").replace(
         "import loraq_sim as lq",
+        # What runs the tests in the background may have its children ignore SIGINT.
         """import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import loraq_sim as lq
 def pressed(event):
     if event.kind == "case" and event.done == 1:

@@ -17,7 +17,8 @@ def errors_of(name, miss, size, rows, **case):
     known = {
         **{"layer": name, "kind": "fc", "m": 64, "n": 8, "k": 8, "calls_per_step": 1},
         **{"accelerator": "aie2", "split": "W4A4", "method": "rtn", "preset": "fast"},
-        **{"smooth": None, "calibration": "all", "calibration_rows": 9, "seed": 0},
+        **{"smooth": None, "rotation": "", "condition": "", "finish": ""},
+        **{"calibration": "all", "calibration_rows": 9, "seed": 0},
         **{
             "tokens": sum(rows),
             "output_error": math.sqrt(sum(miss) / sum(size) if sum(size) else 0),
