@@ -214,7 +214,7 @@ class _Rows:
         self._norms = (np.zeros((1, plan.groups), np.float32),) * 2
         self._out = aligned_empty(size, np.float32 if ending is None else np.uint16)
         self._nothing = np.zeros((1, size[1] if ending is not None else 0), np.float32)
-        self._found = np.zeros((3, shape.instructions.lanes), np.int32)
+        self._found = np.zeros((3, shape.lanes), np.int32)
 
     def run(self) -> tuple[NDArray, int, int, bool]:
         """y (M, N), the lowest and highest sum measured, 0 included, and whether all is finite.

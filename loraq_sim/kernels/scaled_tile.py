@@ -19,6 +19,7 @@ rounded, and the result becomes a 16-bit float.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from llvmlite import ir
@@ -71,7 +72,17 @@ class ScaledShape(NamedTuple):
     @property
     def width(self) -> int:
         """Columns of the tile."""
-        return self.vectors * self.instructions.lanes
+        return self.vectors * self.lanes
+
+    @property
+    def lanes(self) -> int:
+        """Accumulators in one vector."""
+        return _lanes(self.instructions)
+
+
+@cache
+def _lanes(instructions: Instructions) -> int:
+    return instructions.lanes
 
 
 class ScaledArguments(NamedTuple):

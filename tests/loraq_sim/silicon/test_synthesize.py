@@ -15,7 +15,7 @@ TABLE, NOTES = read_gates()
 OTHER_VERSION = 0.12
 SAMPLE = [
     Column(acc_bits=16),
-    Column(a_bits=4, w_bits=4, products_per_add=4, acc_bits=16, overflow="saturate"),
+    Column(a_bits=4, w_bits=4, acc_bits=24),
     Column(accumulators=2, acc_bits=20),
     Column(a_bits=4, w_bits=4, a_signed=False, acc_bits=24),
     Narrowing(modes="floor"),
