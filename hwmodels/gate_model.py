@@ -5,6 +5,7 @@
     accumulator  20 a flip-flop; bits of the adder that get a chunk, bits of the accumulator, one
                  multiplexer a bit where there are several accumulators or a start value
     saturation   bits that are clamped, bits that are compared
+    group_sum    bits of its adder, of its shifter, and of what lies above it
     depth        gates in a row: logarithms of what each part adds up
 
 Under wrap only the low bits of a sum matter, so multiplier and tree lose what lies above the
@@ -48,13 +49,12 @@ def part_terms(unit: Unit) -> dict[str, Terms]:
         return {"srs": terms}
     if isinstance(unit, GroupSum):
         shifted = unit.acc_bits + (2**unit.shift_bits - 1 if unit.shift_bits else 0)
-        clamps = unit.overflow != "wrap"
-        kept = shifted if clamps else min(shifted, unit.wide_bits)
         terms = {
             "adder": unit.wide_bits,
-            "shifter": kept * unit.shift_bits,
-            "clamp": float(clamps) * unit.wide_bits,
-            "compared": float(clamps) * max(shifted - unit.wide_bits, 0),
+            "shifter": unit.acc_bits * unit.shift_bits,
+            "clamp": float(unit.overflow != "wrap") * unit.wide_bits,
+            # Bits above the wide accumulator are added and compared to tell whether an add fits.
+            "beyond": max(shifted - unit.wide_bits, 0),
         }
         return {"group_sum": terms}
     return {
@@ -84,11 +84,13 @@ def _multiplier_terms(unit: Column) -> Terms:
         min(column + 1, short, long + short - 1 - column)
         for column in range(min(long + short - 1, needed))
     ]
-    signs = sum(max(needed - long - row, 0) for row in range(short))
+    # A product's own sign extends its rows; the tree extends the product behind that.
+    extended = sum(max(min(needed, unit.product_bits) - long - row, 0) for row in range(short))
     return {
         "cells": float(count * sum(heights)),
         "adders": float(count * sum(height - 1 for height in heights)),
-        "signs": float(count * signs * (unit.a_signed and unit.w_signed)),
+        "signs": float(count * extended * (unit.a_signed or unit.w_signed)),
+        "both_signs": float(count * extended * (unit.a_signed and unit.w_signed)),
         "bits": float(count * min(unit.product_bits, needed)),
     }
 
@@ -158,6 +160,7 @@ def depth_terms(unit: Unit) -> Terms:
     if isinstance(unit, GroupSum):
         return {
             "one": 1.0,
+            "acc": float(unit.acc_bits),
             "wide": math.log2(unit.wide_bits),
             "bits": float(unit.wide_bits),
             "shift": float(unit.shift_bits),

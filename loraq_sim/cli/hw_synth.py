@@ -85,7 +85,7 @@ def synth_command(
     fill: Annotated[
         Path | None,
         typer.Option(
-            "--fill", metavar="FILE.csv", help="Synthesize what the table in FILE lacks (an hour)."
+            "--fill", metavar="FILE.csv", help="Synthesize what the table in FILE lacks (minutes)."
         ),
     ] = None,
     fit: Annotated[

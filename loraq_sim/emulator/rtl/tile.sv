@@ -25,13 +25,14 @@ module column #(
     output wire signed [ACC-1:0] result
 );
     wire [31:0] overflows, tree_overflows;
+    wire signed [ACC-1:0] first = (ZERO_POINT != 0) ? init : {ACC{1'b0}};
 
     // Counts of overflows are for the testbench: nothing reads them here, so none are built.
     mac #(
         .AW(AW), .WW(WW), .A_SIGNED(A_SIGNED), .W_SIGNED(W_SIGNED), .C(C), .P(P), .ACC(ACC),
         .OVERFLOW(OVERFLOW), .TREE(TREE), .TREE_OVERFLOW(TREE_OVERFLOW)
     ) array (
-        .clk(clk), .load(load), .init(ZERO_POINT != 0 ? init : {ACC{1'b0}}), .valid(1'b1),
+        .clk(clk), .load(load), .init(first), .valid(1'b1),
         .a(a), .w(w), .merge(P > 1 ? merge : 1'b0), .result(result), .overflows(overflows),
         .tree_overflows(tree_overflows)
     );
