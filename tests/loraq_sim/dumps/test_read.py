@@ -85,7 +85,7 @@ def test_a_missing_file_a_directory_and_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
     with pytest.raises(DumpError, match="is not a regular file"):
         read_layer_dump(tmp_path / "pipe.pt")
-    with pytest.raises(DumpError, match="cannot be opened: embedded null"):
+    with pytest.raises(DumpError, match="cannot be opened: .*embedded null"):
         read_layer_dump("a\0b.pt")
     with pytest.raises(DumpError, match="cannot be opened: .*too long"):
         read_layer_dump("x" * 5000)
