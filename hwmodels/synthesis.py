@@ -122,7 +122,7 @@ class SynthesizedArray:
     ----------
     column : Column
         What was asked for, as the RTL has it.
-    source : {"measured", "modeled"}
+    source : {"synthesized", "modeled"}
         Whether the column stands in the table of synthesized units.
     parts : dict
         GE per MAC: multiplier, tree, accumulator and saturation make the column. Apart from it,
@@ -145,9 +145,9 @@ class SynthesizedArray:
     node: ProcessNode | None = None
 
     @property
-    def is_measured(self) -> bool:
+    def is_synthesized(self) -> bool:
         """Whether this very column was synthesized."""
-        return self.source == "measured"
+        return self.source == "synthesized"
 
     @property
     def area_ge(self) -> float:
@@ -256,7 +256,7 @@ def synthesized_array(
     merged = None if gates is None else gates.merged_transistors
     return SynthesizedArray(
         column=column,
-        source="modeled" if gates is None else "measured",
+        source="modeled" if gates is None else "synthesized",
         parts=parts,
         # Rounded, since shares of a total do not always add up to it in floats.
         column_ge=round(sum(transistors.values()) / TRANSISTORS_PER_GE, 6),

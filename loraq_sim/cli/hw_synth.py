@@ -142,6 +142,8 @@ def synth_command(
         f"{len(rows) - modeled} synthesized, {modeled} from the closed form; gates only: no wires, "
         "clock tree or operand registers. Area is mapped without a timing constraint"
     )
+    if node is not None:
+        note(_node_note(node))
 
 
 def _row_of(array: "hwmodels.SynthesizedArray") -> dict[str, Any]:
@@ -156,6 +158,17 @@ def _row_of(array: "hwmodels.SynthesizedArray") -> dict[str, Any]:
         row |= {"node_nm": array.node.name, "area_um2": array.area_um2}
         row["energy_pj_per_mac"] = array.energy_pj_per_mac
     return row
+
+
+def _node_note(node: int) -> str:
+    """How far the figures can be trusted that turn gates into area and energy."""
+    known = hwmodels.load_node(node)
+    how = known.confidence
+    return (
+        f"{node} nm: a NAND2 of {known.nand2_um2:g} um2 ({how['nand2_um2']}), an int8 multiply of "
+        f"{known.multiply_pj:g} pJ ({how['multiply_pj']}), placed area {known.placed:.0%} full "
+        f"({how['placed']}); --format json has the sources"
+    )
 
 
 def _node_facts(node: int) -> dict[str, Any]:

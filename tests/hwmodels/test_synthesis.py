@@ -48,11 +48,11 @@ def test_a_broken_table_says_which_line(tmp_path):
         read_gates(path)
 
 
-def test_a_row_of_the_table_is_returned_as_measured():
+def test_a_row_of_the_table_is_returned_as_synthesized():
     array = hwmodels.synthesized_array(array_of(acc_bits=20, products_per_add=8))
     gates = TABLE[Column(acc_bits=20, products_per_add=8)]
-    assert array.is_measured
-    assert array.source == "measured"
+    assert array.is_synthesized
+    assert array.source == "synthesized"
     assert array.column_ge == gates.transistors / 4
     assert array.area_ge == array.gate_equivalents == gates.transistors / 4 / 8
     assert array.depth == gates.depth
@@ -66,7 +66,7 @@ def test_a_row_of_the_table_is_returned_as_measured():
 
 def test_what_the_table_lacks_is_modeled_and_said():
     array = hwmodels.synthesized_array(array_of(acc_bits=21, products_per_add=8), a_bits=7)
-    assert not array.is_measured
+    assert not array.is_synthesized
     assert array.source == "modeled"
     assert array.merged_ge is None
 

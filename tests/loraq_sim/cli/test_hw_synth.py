@@ -46,6 +46,14 @@ def test_a_node_adds_area_and_energy_with_sources():
     assert printed["rows"][0]["energy_pj_per_mac"] > 0
 
 
+def test_people_read_how_sure_the_figures_of_a_node_are():
+    said = " ".join(invoke("--node", 16).output.split())
+    assert "0.13 um2 (derived)" in said
+    assert "0.112 pJ (interpolated)" in said
+    assert "70% full (assumed)" in said
+    assert "(derived)" not in invoke().output
+
+
 def test_people_read_how_many_rows_were_synthesized():
     done = invoke("--acc-bits", "32,33")
     assert done.exit_code == 0
