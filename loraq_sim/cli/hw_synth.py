@@ -14,6 +14,7 @@ import typer
 
 import hwmodels
 from hwmodels.gates import Column, read_gates
+from hwmodels.synthesis import TRANSISTORS_PER_GE
 from loraq_sim.cli.options import OutFormat, OutputFormat, listed, whole_numbers
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_table
 from loraq_sim.emulator.mac_array import MacArray
@@ -183,13 +184,14 @@ def _synthesized(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         settings |= {"tree_bits": row["tree_bits"] or 0}
         settings |= {"tree_overflow": row["tree_overflow"] or "wrap"}
         found = synthesize(Column(**settings)).gates
+        per_mac = TRANSISTORS_PER_GE * row["products_per_add"]
         yield {
             "yosys": yosys_version(),
-            "yosys_ge": found.transistors / 4 / row["products_per_add"],
+            "yosys_ge": found.transistors / per_mac,
             "yosys_depth": found.depth,
             "yosys_merged_ge": None
             if found.merged_transistors is None
-            else found.merged_transistors / 4 / row["products_per_add"],
+            else found.merged_transistors / per_mac,
         }
 
 
