@@ -1,9 +1,13 @@
 """Checkpoints as they ship, from the command to the row."""
 
+import importlib
 import json
 
 import torch
 from safetensors.torch import save_file
+
+from loraq_sim.dumps.kinds import load_inventory
+from loraq_sim.dumps.layer_dump import read_layer_dump
 
 NAMES = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2", "proj_out")
 
@@ -61,3 +65,15 @@ def test_a_dry_run_still_counts_what_a_folder_has(command, tmp_path):
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["rows"]
     assert (row["cases"], row["already_there"], row["to_run"]) == (3, 1, 2)
+
+
+def test_the_benchmarks_folder_is_the_model_that_its_inventory_says(monkeypatch, request, tmp_path):
+    monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")
+    folder = tmp_path / "sana"
+    importlib.import_module("checkpoint_sweep").write_folder("sana-0.6b", folder, headers_only=True)
+    dump = read_layer_dump(folder)
+    found = {name: (dump.info(name).n, dump.info(name).k, dump.info(name).kind) for name in dump}
+    layers = [layer for layer in load_inventory("sana-0.6b").layers if layer.is_gemm]
+    assert found == {layer.name: (layer.n, layer.k, layer.kind) for layer in layers}
+    # Twenty-eight depthwise convolutions of 5760 x 9.
+    assert "28 tensors with 0.246 % of the weights" in dump.left_out
