@@ -21,7 +21,14 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.inventory import list_models, load_model, product_cost
     from hwmodels.loader import list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
-    from hwmodels.modes import check_transforms, describe_modes, unreachable_modes
+    from hwmodels.modes import (
+        ArrayCost,
+        array_of,
+        check_transforms,
+        describe_modes,
+        machine_with_array,
+        unreachable_modes,
+    )
     from hwmodels.operands import tensor_bytes
     from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
     from hwmodels.schedule import schedule_step
@@ -45,6 +52,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
 __all__ = [
     "Accelerator",
     "AcceleratorError",
+    "ArrayCost",
     "Cost",
     "FamilyFit",
     "GemmWorkload",
@@ -52,6 +60,7 @@ __all__ = [
     "ProcessNode",
     "SynthesizedArray",
     "activation_bytes",
+    "array_of",
     "branch_overheads",
     "check_transforms",
     "cross_validate",
@@ -67,6 +76,7 @@ __all__ = [
     "load_accelerator",
     "load_model",
     "load_node",
+    "machine_with_array",
     "measured_rows",
     "node_names",
     "overview",
@@ -87,6 +97,7 @@ __all__ = [
 _HOMES = {
     "Accelerator": "description",
     "AcceleratorError": "errors",
+    "ArrayCost": "modes",
     "Cost": "cost",
     "FamilyFit": "fitting",
     "GemmWorkload": "workload",
@@ -94,6 +105,7 @@ _HOMES = {
     "ProcessNode": "synthesis",
     "SynthesizedArray": "synthesis",
     "activation_bytes": "workload",
+    "array_of": "modes",
     "branch_overheads": "validation",
     "check_transforms": "modes",
     "cross_validate": "fitting",
@@ -109,6 +121,7 @@ _HOMES = {
     "load_accelerator": "loader",
     "load_model": "inventory",
     "load_node": "synthesis",
+    "machine_with_array": "modes",
     "measured_rows": "measured",
     "node_names": "synthesis",
     "overview": "overrides",

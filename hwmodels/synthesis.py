@@ -18,8 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from hwmodels.errors import AcceleratorError, nearest, read_text
-from hwmodels.gate_model import modeled, units_per_transistor
-from hwmodels.gates import COLUMN_PARTS, Column, GroupSum, Narrowing, Unit, UnitGates, read_gates
+from hwmodels.gates import (
+    COLUMN_PARTS,
+    Column,
+    GroupSum,
+    Narrowing,
+    Unit,
+    UnitGates,
+    modeled,
+    read_gates,
+    units_per_transistor,
+)
 
 __all__ = [
     *("NODES_YAML", "ProcessNode", "SynthesizedArray", "column_of", "load_node", "node_names"),

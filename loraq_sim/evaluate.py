@@ -32,7 +32,7 @@ from loraq_sim.emulator.walk import LayerOutput, StepResult, run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for, solved_workload, transforms_asked
+from loraq_sim.machine import array_columns, datapath_for, solved_workload, transforms_asked
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
@@ -192,12 +192,14 @@ def _cost(
     path: Datapath,
     accelerator: "hwmodels.Accelerator",
 ) -> dict[str, Any]:
-    """Cost of one call; nothing is known of a call whose rows are not."""
+    """Cost of one call in the array of the data path; of a call whose rows are not known, area."""
+    work = solved_workload(m or 1, solution, split, path, fused=settings.fused)
+    array = array_columns(work, accelerator, path)
     if m is None:
-        return dict.fromkeys(_COSTS)
-    work = solved_workload(m, solution, split, path, fused=settings.fused)
-    cost = hwmodels.estimate_cost(work, accelerator, kernel=settings.kernel)
-    return {name: getattr(cost, name) for name in _COSTS}
+        return dict.fromkeys(_COSTS) | array | {"array_energy_j": None}
+    machine = hwmodels.machine_with_array(accelerator, path.mac)
+    cost = hwmodels.estimate_cost(work, machine, kernel=settings.kernel)
+    return {name: getattr(cost, name) for name in _COSTS} | array
 
 
 def solve_case(

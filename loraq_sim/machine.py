@@ -38,11 +38,14 @@ if TYPE_CHECKING:
     from loraq_sim.solvers import Solution
 
 __all__ = [
+    "ARRAY_COSTS",
     "ModelStep",
+    "array_columns",
     "cost_split",
     "datapath_for",
     "model_step",
     "model_step_rows",
+    "runs_in_integers",
     "solved_workload",
     "transforms_asked",
     "transforms_of",
@@ -163,6 +166,35 @@ def solved_workload(
         transforms=transforms_of(solution, split, path),
         shared_by=solution.shared_by,
     )
+
+
+ARRAY_COSTS = ("area_ge", "area_mm2", "array_energy_j")
+"""Columns of a row that price its MAC array from gates."""
+
+
+def array_columns(
+    work: "hwmodels.GemmWorkload", accelerator: "hwmodels.Accelerator", path: Datapath
+) -> dict[str, float | None]:
+    """Area of the array that a case emulates, and the energy of its main branch's MACs in it.
+
+    All are None in a float mode, whose gates nobody has synthesized.
+    """
+    found = hwmodels.array_of(work, accelerator, mac=path.mac, zero_point=path.zero_point)
+    if found is None:
+        return dict.fromkeys(ARRAY_COSTS)
+    energy = found.energy_pj_per_mac
+    joules = None if energy is None else work.m * work.n * work.k * energy * 1e-12
+    return dict(zip(ARRAY_COSTS, (found.area_ge, found.area_mm2, joules), strict=True))
+
+
+def runs_in_integers(accelerator: "hwmodels.Accelerator", split: PrecisionSplit) -> bool:
+    """Whether the main branch of `split` runs in an integer mode, which has accumulators."""
+    main, _ = split.costed
+    work = hwmodels.GemmWorkload(m=1, n=1, k=1, main=main, branch=None, rank=0, family=split.family)
+    try:
+        return hwmodels.array_of(work, accelerator) is not None
+    except hwmodels.AcceleratorError:
+        return False
 
 
 def transforms_of(stored: Any, split: PrecisionSplit, path: Datapath) -> tuple[str, ...]:

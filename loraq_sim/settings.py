@@ -39,7 +39,9 @@ __all__ = [
     "checked_count",
     "checked_override",
     "datapath_grid",
+    "grid_values",
     "matches",
+    "parse_array_grid",
     "parse_override",
     "parse_rows",
     "rows_of",
@@ -212,6 +214,57 @@ def datapath_grid(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of data path settings, where a tuple or list of values asks for each."""
     values = [as_tuple(value) for value in settings.values()]
     return [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+_RANGE = re.compile(r"(\d{1,4})\.\.(\d{1,4})(?::(\d{1,4}))?")
+
+
+def grid_values(key: str, value: Any) -> Any:
+    """`value` of a data path setting, or all values of a range: ``14..32``, ``16..32:4``.
+
+    Raises
+    ------
+    InputError
+        If a range is empty or of a setting that is no number.
+    """
+    if not isinstance(value, str) or ".." not in value:
+        return value
+    found = _RANGE.fullmatch(value.strip())
+    if key not in ARRAY_KEYS or "overflow" in key or found is None:
+        raise InputError(f"{key}={value!r:.80} is no range of whole numbers such as 14..32")
+    low, high, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if low > high or step < 1:
+        raise InputError(f"{key}={value}: a range goes up, by a step from 1, such as 14..32:2")
+    return tuple(range(low, high + 1, step))
+
+
+def parse_array_grid(text: str) -> dict[str, tuple]:
+    """Arrays of ``acc_bits=14..32,products_per_add=1,4,8,overflow=wrap``, by the keys `ARRAY_KEYS`.
+
+    Raises
+    ------
+    InputError
+        If the text is not of this form; which values an array may have is checked where it is made.
+    """
+    grid: dict[str, tuple] = {}
+    key = ""
+    for part in (part.strip() for part in text.split(",")):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if equals:
+            key = name
+            if key not in ARRAY_KEYS:
+                raise InputError(unknown_name("array setting", key, ARRAY_KEYS))
+            if key in grid:
+                raise InputError(f"array grid {text!r:.80}: {key} stands there twice")
+        else:
+            value = name
+        if not key or not value:
+            raise InputError(
+                f"array grid {text!r:.80} must look like acc_bits=14..32,overflow=wrap"
+            )
+        plain = int(value) if re.fullmatch(r"-?\d{1,9}", value) else value
+        grid[key] = (*grid.get(key, ()), *as_tuple(grid_values(key, plain)))
+    return {key: tuple(dict.fromkeys(values)) for key, values in grid.items()}
 
 
 def _plain(value: Any) -> Any:

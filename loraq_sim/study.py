@@ -158,7 +158,8 @@ class Study:
         verdict = self._verdict
         if not verdict.cost:
             raise InputError("there is nothing to draw: no split has an error and a cost")
-        costs = list(dict.fromkeys((verdict.cost, "weight_bytes")))
+        costs = [verdict.area or verdict.cost, verdict.cost if verdict.area else "weight_bytes"]
+        costs = list(dict.fromkeys(costs))
         dumps = dict.fromkeys(str(row.get("dump")) for row in self._rows)
         return pareto_figure(
             self.totals,
@@ -347,7 +348,7 @@ def _run(
 
 
 def _objectives(verdict: Verdict) -> list[str]:
-    return [name for name in (verdict.error, verdict.cost) if name]
+    return verdict.objectives
 
 
 def _texts(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import typer
 from loraq_sim.dumps.kinds import list_models
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import AGGREGATES
+from loraq_sim.settings import parse_array_grid
 from loraq_sim.solvers import METHODS
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "AcceleratorsOrPlan",
     "AggregateName",
     "ArrayGrid",
+    "ArrayPoints",
     "Accumulators",
     "AccumulatorsGrid",
     "Device",
@@ -363,6 +365,16 @@ ArrayGrid = Annotated[
         show_default=False,
     ),
 ]
+ArrayPoints = Annotated[
+    str | None,
+    typer.Option(
+        "--array-grid",
+        metavar="KEY=VALUE,...",
+        help="Arrays, each emulated and priced from gates: acc_bits=14..32,products_per_add=1,4,8,"
+        "overflow=wrap,saturate; also accumulators, tree_bits, tree_overflow.",
+        show_default=False,
+    ),
+]
 PFormat = Annotated[
     str | None,
     typer.Option(
@@ -451,6 +463,17 @@ def key_values(flag: str, values: Iterable[str] | None) -> dict[str, str]:
     return pairs
 
 
-def datapath_overrides(**settings: Any) -> dict[str, Any]:
-    """The data path settings that were given."""
-    return {name: value for name, value in settings.items() if value is not None}
+def datapath_overrides(array_grid: str | None = None, **settings: Any) -> dict[str, Any]:
+    """The data path settings that were given, those of a grid of arrays among them.
+
+    Raises
+    ------
+    InputError
+        If the grid is none, or has a setting that was given beside it.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    grid = {} if array_grid is None else parse_array_grid(array_grid)
+    for name in grid.keys() & given.keys():
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(f"{name} stands in --array-grid and in {flag}; leave one out")
+    return given | grid

@@ -19,6 +19,7 @@ from loraq_sim.cli.options import (
     AcceleratorsOrPlan,
     AccumulatorsGrid,
     ArrayGrid,
+    ArrayPoints,
     Condition,
     Family,
     Finish,
@@ -68,6 +69,7 @@ from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.tables import front_table, result_table, totals_table
 from loraq_sim.results.columns import column_for
 from loraq_sim.results.rows import clipped_note
+from loraq_sim.results.wording import listing
 from loraq_sim.settings import parse_override, parse_rows
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ EXAMPLES = (
     "--split W4A4 --split W4A4+W8A8@fp16r32 --method svdquant,loraq --out runs/ffn\n\n"
     "loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --dry-run\n\n"
     "loraq-sim sweep --plan examples/sweep_minilm.toml --set tokens=32 --set seeds=0\n\n"
+    "loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --split W8A8 "
+    "--array-grid acc_bits=14..32:2,products_per_add=1,8,overflow=wrap,saturate\n\n"
     "loraq-sim sweep --plan examples/sweep_minilm.toml --shard 1/4 --out runs/part1\n\n"
     "loraq-sim sweep --plan examples/sweep_minilm.toml --scheduler tcp://head-node:8786\n\n"
     "loraq-sim sweep --plan examples/sweep_minilm.toml --scheduler slurm "
@@ -142,6 +146,7 @@ def sweep_command(
     unfused: Unfused = False,
     kernel: KernelFamily = None,
     array: ArrayGrid = None,
+    array_grid: ArrayPoints = None,
     acc_bits: AccBitsGrid = None,
     overflow: OverflowGrid = None,
     products_per_add: ProductsPerAddGrid = None,
@@ -241,6 +246,7 @@ def sweep_command(
     values = set_values(read_plan_values(plan) if plan else {}, assignments or ())
     values |= {key: value for key, value in given.items() if value not in (None, (), {})}
     values["datapath"] = values.get("datapath", {}) | datapath_overrides(
+        array_grid,
         array=listed(array) or None,
         acc_bits=whole_numbers("--acc-bits", acc_bits),
         overflow=listed(overflow) or None,
@@ -400,14 +406,15 @@ def _tables(
     composed: "ComposedSweep", totals: "Sequence[ModelRow]", verdict: "Verdict"
 ) -> "list[ResultTable]":
 
-    told = " and ".join(column_for(name).heading for name in (verdict.error, verdict.cost) if name)
+    told = listing([column_for(name).heading for name in verdict.objectives])
     per_step = f"{counted(len(composed.layers), 'layer')}, per denoising step"
     chosen = [own.row for own in verdict.on.values()]
     named = [{**row, "point": "verdict" if _is_total(row, chosen) else ""} for row in totals]
     # The verdict may lie beside the front, where only bytes put it ahead of a tie.
     front = [row for row in named if row["pareto"] or row["point"]]
     rest = [row for row in named if not row["pareto"] and not row["point"]]
-    tables = [front_table(front, title=f"Pareto front of {told} ({per_step})")]
+    title = f"Pareto front of {told} ({per_step})"
+    tables = [front_table(front, title=title, among=totals if verdict.area else None)]
     return tables + ([totals_table(rest, title="Not on the front")] if rest else [])
 
 

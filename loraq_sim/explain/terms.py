@@ -260,7 +260,8 @@ def explain_case(
         notes = (*notes, f"layer {layer.name!r}: {UNKNOWN_ROWS}")
     else:
         work = solved_workload(row["m"], solution, split, path, fused=settings.fused)
-        cost = hwmodels.estimate_cost(work, accelerator, kernel=settings.kernel)
+        machine = hwmodels.machine_with_array(accelerator, path.mac)
+        cost = hwmodels.estimate_cost(work, machine, kernel=settings.kernel)
         costs = _cost_parts(cost)
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
 

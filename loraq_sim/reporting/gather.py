@@ -30,6 +30,7 @@ from loraq_sim.results.front import mark_front
 from loraq_sim.results.rows import IDENTITY, AnyRow, Row, StoredRow, add_columns, cells_of
 from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked, model_totals
 from loraq_sim.results.wording import context_of, labels_of
+from loraq_sim.settings import ARRAY_KEYS
 from loraq_sim.split import parse_split
 from loraq_sim.version import __version__
 
@@ -231,7 +232,10 @@ def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
         split = parse_split(row["run_split"], family=row["family"], group=row["group_size"])
         if row.get("rotation") is None:
             split = split.after_gelu(is_after_gelu(row["kind"]))
-        path = datapath_for(machine, options.get("datapath"))
+        # Without a value the machine's own holds, as in rows of stores that had no such columns.
+        array = {name: row[name] for name in ARRAY_KEYS if row.get(name) is not None}
+        path = datapath_for(machine, {**(options.get("datapath") or {}), **array})
+        machine = hwmodels.machine_with_array(machine, path.mac)
         sizes = (row["m"], row["n"], row["k"])
         fused = options.get("fused", True)
         # A method may choose a smoothing of its own, whose strength no row states.

@@ -226,9 +226,12 @@ def result_table(
     return ResultTable(rows=plain, columns=shown, title=title)
 
 
-def front_table(front_rows: Any, *, title: str = "Pareto front") -> ResultTable:
-    """Table of the rows on a Pareto front, fastest first: what each choice costs and loses."""
-    return _trade_off_table(front_rows, title, ())
+def front_table(front_rows: Any, *, title: str = "Pareto front", among: Any = None) -> ResultTable:
+    """Table of the rows on a Pareto front, fastest first: what each choice costs and loses.
+
+    Settings are shown in which rows of one split differ, of `among` where that is given.
+    """
+    return _trade_off_table(front_rows, title, (), among)
 
 
 def totals_table(model_rows: Any, *, title: str = "Whole model, per split") -> ResultTable:
@@ -236,15 +239,20 @@ def totals_table(model_rows: Any, *, title: str = "Whole model, per split") -> R
     return _trade_off_table(model_rows, title, ("pareto",))
 
 
-def _trade_off_table(rows: Any, title: str, first_keys: tuple[str, ...]) -> ResultTable:
+def _trade_off_table(
+    rows: Any, title: str, first_keys: tuple[str, ...], among: Any = None
+) -> ResultTable:
     plain = sorted(plain_rows(rows), key=_reading_order)
     context = [key for key in _PLACE_KEYS if len({row.get(key) for row in plain}) > 1]
-    context += settings_that_matter(plain, _SETTING_KEYS)
+    settings = settings_that_matter(plain if among is None else plain_rows(among), _SETTING_KEYS)
+    context += settings
     failures = ("message",) if any(r.get("message") for r in plain) else ()
     known = set(_all_keys(plain))
     marks = first_keys if any(row.get("pareto") == 1 for row in plain) else ()
     points = ("point",) if any(row.get("point") for row in plain) else ()
-    keys = [*marks, *context, *_stand_ins(plain), *points, *failures]
+    # Arrays differ in area at equal latency: without it their rows look alike.
+    areas = ("area_ge",) if {"acc_bits", "products_per_add"} & set(settings) else ()
+    keys = [*marks, *context, *areas, *_stand_ins(plain), *points, *failures]
     # A column without a single value (the bound of a mixed model, say) would only show dashes.
     shown = [key for key in keys if key in known and not all(is_missing(r.get(key)) for r in plain)]
     columns = tuple(column_for(key, [row.get(key) for row in plain]) for key in shown or keys)

@@ -197,6 +197,9 @@ _KNOWN = {
         Column(key="peak_activation_bytes", heading="peak activations", quantity="bytes"),
         Column(key="working_set_bytes", heading="working set", quantity="bytes"),
         Column(key="utilization", heading="utilization", quantity="percent"),
+        Column(key="area_ge", heading="GE per MAC", quantity="number"),
+        Column(key="area_mm2", heading="area (mm2)", quantity="number"),
+        Column(key="array_energy_j", heading="energy in the array", quantity="energy"),
         Column(key="pareto", heading="front", quantity="mark"),
     )
 }

@@ -1,7 +1,11 @@
-"""Why a split is chosen, what ties with it and what would change it: facts and their sentences."""
+"""Why a split is chosen, what ties with it and what would change it: facts and their sentences.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+Of a split that was evaluated on several arrays it is also said what each width of accumulator saves
+in area behind each adder tree, where the first add overflows, and what that costs in error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraq_sim.errors import counted
@@ -39,7 +43,8 @@ class Case:
 
     `rows` are the totals of `candidates`; `margin` is the relative error of the cost model and
     `seen` what that was seen on; `cost` is empty where none is known; `n_without_cost` candidates
-    lack it and do not compete; `chosen` is the index of the answer.
+    lack it and do not compete; `chosen` is the index of the answer. `arrays` are, by the label of
+    a candidate that stands for several arrays, the totals of all of them.
     """
 
     context: str
@@ -52,6 +57,7 @@ class Case:
     seen: str = ""
     n_without_cost: int = 0
     chosen: int | None = None
+    arrays: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
 
     @property
     def best(self) -> Candidate | None:
@@ -349,9 +355,92 @@ def _changes_line(case: Case, best: Candidate, changes: Sequence[Change]) -> lis
     return [f"{best.label} wins unless {'; or '.join(told)}."] if told else []
 
 
+# Savings below it are within what placing and timing a design moves.
+_NO_SAVING = 0.05
+_WORDS = {1: "one product", 2: "two products", 4: "four products", 8: "eight products"}
+_TREE = ("products_per_add", "accumulators", "options")
+
+
+def _arrays_said(case: Case, best: Candidate) -> list[str]:
+    """What the width of the accumulator buys in area, behind every adder tree that was tried."""
+    points = case.arrays.get(best.label, ())
+    trees: dict[tuple, list[Row]] = {}
+    for row in sorted(points, key=lambda row: (row["products_per_add"], row["accumulators"] or 1)):
+        trees.setdefault(tuple(row.get(key) for key in _TREE), []).append(row)
+    told = [_tree_said(case, members) for members in trees.values()]
+    if not told:
+        return []
+    lossless = [row for row in points if row.get("overflow_count") == 0]
+    text = f"Arrays of {best.split} at equal throughput: {'; '.join(told)}."
+    if lossless:
+        least = min(lossless, key=lambda row: row["area_ge"])
+        text += f" The smallest without overflow has {_array_text(least)} and "
+        text += f"{least['area_ge']:,.0f} GE a MAC"
+        if not is_missing(least.get("area_mm2")):
+            text += f" ({least['area_mm2']:.3g} mm2)"
+        text += "."
+    return [text]
+
+
+def _tree_said(case: Case, members: Sequence[Row]) -> str:
+    """Of arrays that differ in width and overflow rule: the narrowest that holds every sum."""
+    count = members[0]["products_per_add"]
+    turns = members[0]["accumulators"] or 1
+    place = f"with {_WORDS.get(count, f'{count} products')} an add"
+    place += f" and {turns} accumulators" if turns > 1 else ""
+    lossless = [row for row in members if row.get("overflow_count") == 0]
+    least_error = min(members, key=lambda row: _error_or_inf(row, case.error))
+    if not lossless:
+        error = value_text(case.error, least_error.get(case.error))
+        return f"{place} all overflow, the least error is {error} at {_width_text(least_error)}"
+    best = min(lossless, key=lambda row: (row["area_ge"], row["acc_bits"]))
+    widest = max(members, key=lambda row: (row["acc_bits"], -row["area_ge"]))
+    saved = 1 - best["area_ge"] / widest["area_ge"]
+    if best["acc_bits"] == widest["acc_bits"]:
+        text = f"{place} {_width_text(best)} is the smallest without overflow"
+    elif saved < _NO_SAVING:
+        text = f"{place} {_width_text(best)} for {widest['acc_bits']} buys nothing "
+        text += f"({percent_text(saved)} of the area)"
+    else:
+        text = f"{_width_text(best)} takes {100 * saved:.0f} % less area than "
+        text += f"{widest['acc_bits']} {place}, no add overflows on these layers"
+    return text + _cliff_said(case, members, best)
+
+
+def _cliff_said(case: Case, members: Sequence[Row], best: Row) -> str:
+    """The next narrower accumulator, which overflows, by its better rule: error and area."""
+    below = [row for row in members if row["acc_bits"] < best["acc_bits"]]
+    if not below:
+        return ""
+    bits = max(row["acc_bits"] for row in below)
+    step = min(
+        (row for row in below if row["acc_bits"] == bits),
+        key=lambda row: _error_or_inf(row, case.error),
+    )
+    saved = 1 - step["area_ge"] / best["area_ge"]
+    area = f"{percent_text(saved)} less area" if saved > 0 else "no less area"
+    error = value_text(case.error, step.get(case.error))
+    return f" ({_width_text(step)}: {error} {_heading(case.error)} for {area})"
+
+
+def _error_or_inf(row: Row, error: str) -> float:
+    value = row.get(error)
+    return float("inf") if is_missing(value) else float(value or 0.0)
+
+
+def _width_text(row: Row) -> str:
+    return f"{row['acc_bits']} bits ({str(row['overflow']).replace('_', ' ')})"
+
+
+def _array_text(row: Row) -> str:
+    count = row["products_per_add"]
+    return f"{_width_text(row)}, {_WORDS.get(count, f'{count} products')} an add"
+
+
 def _notes(case: Case) -> tuple[str, ...]:
     labels = [c.label for c in case.candidates if c.error == float("inf")]
-    notes = list(diagnoses(case.candidates, case.rows, case.error, case.chosen))
+    notes = [] if case.best is None else _arrays_said(case, case.best)
+    notes += diagnoses(case.candidates, case.rows, case.error, case.chosen)
     gaps = [row for row in case.rows if not is_missing(row.get("n_missing")) and row["n_missing"]]
     if gaps:
         # The totals that are compared all lack the same layers.

@@ -122,6 +122,28 @@ _TABLE = (
     ),
     ("latency_low_s", "REAL", "s", "latency less the error to expect of it"),
     ("latency_high_s", "REAL", "s", "latency plus the error to expect of it"),
+    (
+        "area_ge",
+        "REAL",
+        "GE",
+        "gates of the array per MAC, from synthesis, in two-input NANDs: multiplier, tree, "
+        "accumulator and its overflow rule in the integer mode of the main branch; no operand "
+        "registers, no shift-round-saturate",
+    ),
+    (
+        "area_mm2",
+        "REAL",
+        "mm2",
+        "placed area of such an array with as many MACs as the machine has in that mode; missing "
+        "where the machine's node has no figures",
+    ),
+    (
+        "array_energy_j",
+        "REAL",
+        "J",
+        "energy of the main branch's MACs of one call in these gates, on random operands, without "
+        "glitches; `energy_j` differs between arrays by the same gates",
+    ),
     ("status", "TEXT", "", "ok, overflow (the output is not finite) or failed"),
     ("message", "TEXT", "", "why the case failed, or a remark"),
     ("seconds", "REAL", "s", "wall time this case took to evaluate"),
@@ -215,6 +237,9 @@ class ResultRow(TypedDict, total=False):
     confidence: str | None
     latency_low_s: float | None
     latency_high_s: float | None
+    area_ge: float | None
+    area_mm2: float | None
+    array_energy_j: float | None
     status: Literal["ok", "overflow", "failed"]
     message: str | None
     seconds: float | None

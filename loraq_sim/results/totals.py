@@ -36,19 +36,20 @@ WEIGHT_ERROR_FORMULA = aggregate_of("weight_error").formula
 _MOST_NAMED = 3
 _KEYS = tuple(name for name in IDENTITY if name != "layer")
 _COSTS = ("latency_s", "cycles", "energy_j", "dram_bytes")
+_AREAS = ("area_ge", "area_mm2")
 _NUMBERS = (
     *("weight_bytes", "bits_per_weight", "weight_error", "output_error", "sqnr_db"),
     *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
     *("activation_error_share", "p_error_share", "wide_p_error", "p_format"),
     *(*_COSTS, "utilization", "bound", "peak_activation_bytes", "fits_in"),
-    "m_source",
+    *(*_AREAS, "array_energy_j", "m_source"),
 )
 # What sums and maxima are made of.
 _USED = (
     *("n", "k", "calls_per_step", "weight_bytes", "overflow_count", "safe_acc_bits"),
     *("clipped_count", "first_clipped", "activation_error_share", "p_error_share"),
     *("wide_p_error", "p_format", *_COSTS, "utilization", "bound", "peak_activation_bytes"),
-    *("fits_in", "m_source"),
+    *("fits_in", "m_source", *_AREAS, "array_energy_j"),
 )
 # What weights of aggregates are made of.
 _WEIGHING = ("calls_per_step", "m", "n", "k", "output_rms")
@@ -106,6 +107,9 @@ class ModelRow(TypedDict, total=False):
     bound: str | None
     peak_activation_bytes: int | None
     fits_in: str | None
+    area_ge: float | None
+    area_mm2: float | None
+    array_energy_j: float | None
     m_source: str | None
     status: Literal["ok", "overflow", "incomplete"]
     message: str
@@ -159,6 +163,8 @@ def model_totals(
             (a residual stream, keys of attention) is not in it;
         ``fits_in``
             the outermost of the memories that the layers' working sets need;
+        ``area_ge``, ``area_mm2``, ``array_energy_j``
+            largest array that a layer runs in; sum over calls of what its gates take;
         ``m_source``
             where the rows per call come from, batch and guidance included; of several, each once;
         ``activation_error_share``, ``p_error_share``, ``wide_p_error``, ``p_format``
@@ -291,8 +297,10 @@ def _sums(rows: Sequence[AnyRow], aggregate: str) -> Row:
         ),
         **_rounding(rows, columns, aggregate),
     }
-    for name in _COSTS:
+    for name in (*_COSTS, "array_energy_j"):
         totals[name] = _over(sum, columns[name], calls)
+    for name in _AREAS:
+        totals[name] = _over(max, columns[name])
     busy = _over(sum, columns["utilization"], latency, calls)
     totals["utilization"] = _ratio(1, busy, totals["latency_s"])
     totals["bound"] = _longest_bound(columns["bound"], latency, calls)

@@ -8,8 +8,13 @@ that chooses, `loraq_sim.results.reasons` the sentences.
 chosen by the same rule from the splits that all have: the error is the worst one, the cost the
 geometric mean of cost / least cost, bytes, energy and traffic likewise, and the margins are the
 largest.
+
+**Over several arrays** a split stands for itself once: on the array of least area in which no add
+overflows, or, where every array overflows, on that of least error. All of them are compared in a
+sentence, and in area on the front.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +33,7 @@ from loraq_sim.results.choice import (
 from loraq_sim.results.columns import number_of, plain_rows
 from loraq_sim.results.front import ERROR_OBJECTIVE
 from loraq_sim.results.reasons import Case, Change, changes_of, headline_of, sentences_of, ties_of
-from loraq_sim.results.rows import EVALUATED, Row
+from loraq_sim.results.rows import EVALUATED, IDENTITY, Row
 from loraq_sim.results.wording import context_of, labelled, listing, value_text
 
 __all__ = ["Verdict", "verdict_of"]
@@ -67,6 +72,8 @@ class Verdict:
         Columns it was read from; `cost` is empty where no cost is known.
     row : dict or None
         The total of the split; of several seeds, the one of the median error.
+    area : str
+        ``area_ge`` where splits were evaluated on several arrays, else empty.
     on : mapping of str to Verdict
         The verdicts by context; of the verdict of a context, that one alone.
     """
@@ -85,10 +92,16 @@ class Verdict:
     error: str = ERROR_OBJECTIVE
     cost: str = ""
     row: Row | None = None
+    area: str = ""
     on: Mapping[str, "Verdict"] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def objectives(self) -> list[str]:
+        """Columns that a front is made of: error, cost, and area where arrays compete."""
+        return [name for name in (self.error, self.cost, self.area) if name]
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -140,11 +153,71 @@ def _cases(rows: Sequence[Row], error: str | None, cost: str | None) -> Iterator
         yield _case(context, members, error, cost)
 
 
+_ARRAY = ("acc_bits", "overflow", "products_per_add", "accumulators")
+_ARRAY_OPTIONS = ("tree_bits", "tree_overflow", "array")
+_APART = (*_ARRAY, "options", "seed")
+_AREA = "area_ge"
+
+
+def _options_apart(row: Row) -> tuple[str, str]:
+    """Options of a row without those of its array, and these."""
+    text = row.get("options") or ""
+    try:
+        options = json.loads(text or "{}")
+        inner = dict(options.get("datapath", {}))
+    except (AttributeError, TypeError, ValueError):
+        return str(text), ""
+    own = {name: inner.pop(name) for name in _ARRAY_OPTIONS if name in inner}
+    rest = {**options, "datapath": inner} if inner else {**options}
+    if not inner:
+        rest.pop("datapath", None)
+    return json.dumps(rest, sort_keys=True), json.dumps(own, sort_keys=True) if own else ""
+
+
+def _without_arrays(
+    named: Sequence[tuple[str, Row]], error: str
+) -> tuple[list[tuple[str, Row]], dict[str, tuple[Row, ...]]]:
+    """Rows of splits on one array each, and the others' totals by the label of that one."""
+    splits: dict[tuple, dict[tuple, list[tuple[str, Row]]]] = {}
+    for label, row in named:
+        rest, own = _options_apart(row)
+        key = (rest, *(row.get(name) for name in IDENTITY if name not in _APART))
+        array = (own, *(row.get(name) for name in _ARRAY))
+        splits.setdefault(key, {}).setdefault(array, []).append((label, row))
+    kept: list[tuple[str, Row]] = []
+    compared: dict[str, tuple[Row, ...]] = {}
+    for arrays in splits.values():
+        groups = list(arrays.values())
+        is_priced = all(number_of(row, _AREA) for group in groups for _, row in group)
+        if len(groups) == 1 or not is_priced:
+            kept += [pair for group in groups for pair in group]
+            continue
+        best = min(groups, key=lambda group: _array_rank(group, error))
+        kept += best
+        middle = [
+            sorted(g, key=lambda pair: _error_of(pair[1], error))[(len(g) - 1) // 2] for g in groups
+        ]
+        compared[best[0][0]] = tuple(
+            {**row, "options": _options_apart(row)[1]} for _, row in middle
+        )
+    return kept, compared
+
+
+def _array_rank(group: Sequence[tuple[str, Row]], error: str) -> tuple[float, ...]:
+    """Arrays without overflow first, the smallest of them; then by error."""
+    rows = [row for _, row in group]
+    area = float(rows[0][_AREA])
+    if all(row.get("overflow_count") == 0 for row in rows):
+        return (0.0, area, float(rows[0].get("acc_bits") or 0))
+    return (1.0, max(_error_of(row, error) for row in rows), area)
+
+
 def _case(
     context: str, named: Sequence[tuple[str, Row]], error: str | None, cost: str | None
 ) -> Case:
     rows = [row for _, row in named]
     error, cost = objectives_of(rows, error=error or "", cost=cost or "")
+    named, arrays = _without_arrays(named, error)
     judged = [(label, row) for label, row in named if has_error(row, error)]
     seeds: dict[str, list[Row]] = {}
     for label, row in judged:
@@ -163,6 +236,7 @@ def _case(
         margin=worst,
         seen=seen,
         n_without_cost=len({label for label, _ in judged}) - len(seeds),
+        arrays=arrays,
     )
 
 
@@ -211,6 +285,7 @@ def _verdict(case: Case) -> Verdict:
         error=case.error,
         cost=case.cost,
         row=case.rows[index] if index is not None else None,
+        area=_AREA if case.arrays else "",
     )
     return replace(verdict, on={case.context: verdict})
 
@@ -246,6 +321,7 @@ def _over_all(cases: Sequence[Case], found: Mapping[str, Verdict]) -> Verdict:
         is_fit=bool(found) and all(verdict.is_fit for verdict in found.values()),
         error=first.error if first else ERROR_OBJECTIVE,
         cost=first.cost if first else "",
+        area=next((verdict.area for verdict in found.values() if verdict.area), ""),
         on=dict(found),
     )
 

@@ -13,8 +13,18 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from hwmodels.gate_model import FLIP_FLOP, Terms, depth_terms, flip_flops_of, part_terms
-from hwmodels.gates import Column, GroupSum, Narrowing, Unit, UnitGates
+from hwmodels.gates import (
+    FLIP_FLOP,
+    Column,
+    GroupSum,
+    Narrowing,
+    Terms,
+    Unit,
+    UnitGates,
+    depth_terms,
+    flip_flops_of,
+    part_terms,
+)
 
 __all__ = ["FitCheck", "check_fit", "fit_gates", "model_text"]
 

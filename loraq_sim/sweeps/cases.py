@@ -32,7 +32,14 @@ from loraq_sim.dumps import LayerInfo
 from loraq_sim.errors import InputError, counted
 from loraq_sim.formats import Format
 from loraq_sim.results.rows import COLUMN_NAMES
-from loraq_sim.settings import CaseSettings, as_tuple, datapath_grid, settings_of, settings_with
+from loraq_sim.settings import (
+    ARRAY_KEYS,
+    CaseSettings,
+    as_tuple,
+    datapath_grid,
+    settings_of,
+    settings_with,
+)
 from loraq_sim.split import WITHOUT_BRANCH, PrecisionSplit, parse_split
 from loraq_sim.sweeps.digests import SolutionCache, code_digests
 from loraq_sim.sweeps.plan_file import SweepPlan
@@ -247,6 +254,7 @@ class CaseGrid:
         self._paths = datapath_grid(plan.datapath)
         self.notes: list[str] = []
         self.points = self._distinct_points()
+        self._check_arrays()
 
     def cases(self, name: str, info: LayerInfo | None, digest: str) -> tuple[SweepCase, ...]:
         """Cases of the layer called `name` whose content is `digest`."""
@@ -299,6 +307,27 @@ class CaseGrid:
                 self._plan.dump, name, info, settings, accelerator, asked, rows_source
             ),
         )
+
+    def _check_arrays(self) -> None:
+        """Refuse a grid of arrays where no split runs in integers; a note where some do not."""
+        from loraq_sim.machine import runs_in_integers
+
+        if not any(isinstance(self._plan.datapath.get(key), tuple) for key in ARRAY_KEYS):
+            return
+        splits = dict.fromkeys(point.split for point in self.points)
+        for accelerator, _ in self._accelerators.values():
+            other = [split.text for split in splits if not runs_in_integers(accelerator, split)]
+            if len(other) == len(splits):
+                modes = ", ".join(mode.name for mode in accelerator.modes if mode.kind == "int")
+                raise InputError(
+                    f"a grid of arrays needs integer products, and {accelerator.name} has no "
+                    f"integer mode for {', '.join(other)} (its integer modes: {modes or 'none'})"
+                )
+            if other:
+                self.notes.append(
+                    f"{', '.join(other)} on {accelerator.name} runs in a float mode: the grid of "
+                    "arrays changes nothing there"
+                )
 
     def _distinct_points(self) -> list[CaseSettings]:
         plan = self._plan

@@ -6,7 +6,7 @@
     seeds = [0, 1]
 
     [datapath]                          # every combination of these is a case
-    acc_bits = [16, 24]
+    acc_bits = [16, 24]                 # or "14..32"
 
     [[override]]                        # layers by name or kind
     layers = "ffn_*"
@@ -29,6 +29,7 @@ from loraq_sim.settings import (
     OVERRIDE_KEYS,
     Override,
     checked_override,
+    grid_values,
     parse_rows,
 )
 
@@ -295,7 +296,8 @@ def _datapath(value: Any, where: Any) -> dict[str, Any]:
             message = unknown_name("datapath setting", name, DATAPATH_KEYS)
             raise InputError(f"{where(name)}: {message}")
     return {
-        name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()
+        name: tuple(entry) if isinstance(entry, list) else grid_values(name, entry)
+        for name, entry in value.items()
     }
 
 

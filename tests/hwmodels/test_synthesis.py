@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import hwmodels
-from hwmodels.gate_model import modeled
-from hwmodels.gates import GATES_CSV, Column, GroupSum, Narrowing, gates_text, read_gates
+from hwmodels.gates import GATES_CSV, Column, GroupSum, Narrowing, gates_text, modeled, read_gates
 from hwmodels.synthesis import column_of, unit_gates
 
 TABLE, NOTES = read_gates()
@@ -253,3 +252,46 @@ def test_measured_rows_keep_the_law_among_themselves():
             wide = replace(narrow, acc_bits=narrow.acc_bits + bits)
             if wide in TABLE:
                 assert TABLE[wide].transistors >= gates.transistors, (narrow, wide)
+
+
+class _Mac:
+    def __init__(self, **fields):
+        vars(self).update(fields)
+
+
+def test_a_machine_with_another_array_takes_the_difference_in_gates():
+    hw = hwmodels.load_accelerator("aie2")
+    own = _Mac(acc_bits=32, overflow="wrap", products_per_add=hw.datapath.products_per_add)
+    assert hwmodels.machine_with_array(hw, own) is hw
+    narrow = _Mac(acc_bits=16, overflow="saturate", products_per_add=1)
+    other = hwmodels.machine_with_array(hw, narrow)
+    for before, after in zip(hw.modes, other.modes, strict=True):
+        if before.kind == "float":
+            assert after == before
+            continue
+        widths = {"a_bits": before.activation_bits, "w_bits": before.weight_bits}
+        gates = [
+            hwmodels.synthesized_array(mac, **widths, node_nm=hw.energy.node_nm).energy_pj_per_mac
+            for mac in (own, narrow)
+        ]
+        gained = after.energy_pj_per_mac - before.energy_pj_per_mac
+        assert gained == pytest.approx(gates[1] - gates[0])
+        assert after.energy_pj_per_mac > 0
+
+
+def test_a_node_without_figures_leaves_area_and_energy_unknown():
+    hw = hwmodels.load_accelerator("b200")
+    work = hwmodels.GemmWorkload(m=8, n=8, k=8, main="W8A8", branch=None, rank=0)
+    narrow = _Mac(acc_bits=16, overflow="wrap", products_per_add=1)
+    cost = hwmodels.array_of(work, hw, mac=narrow)
+    if hw.energy.node_nm in hwmodels.node_names():
+        pytest.skip("its node has figures")
+    assert cost.area_ge > 0
+    assert (cost.area_mm2, cost.energy_pj_per_mac) == (None, None)
+    assert hwmodels.machine_with_array(hw, narrow) is hw
+
+
+def test_a_float_mode_has_no_array_of_integers():
+    hw = hwmodels.load_accelerator("aie2")
+    work = hwmodels.GemmWorkload(m=8, n=8, k=8, main="W16A16", branch=None, rank=0)
+    assert hwmodels.array_of(work, hw) is None

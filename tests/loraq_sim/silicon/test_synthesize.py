@@ -4,8 +4,15 @@ import json
 
 import pytest
 
-from hwmodels.gate_model import FLIP_FLOP, MODEL_JSON, part_terms
-from hwmodels.gates import Column, GroupSum, Narrowing, read_gates
+from hwmodels.gates import (
+    FLIP_FLOP,
+    MODEL_JSON,
+    Column,
+    GroupSum,
+    Narrowing,
+    part_terms,
+    read_gates,
+)
 from loraq_sim.errors import LoraqError
 from loraq_sim.silicon import synthesize as synthesis
 from loraq_sim.silicon.gate_fit import check_fit, fit_gates

@@ -190,7 +190,7 @@ def test_what_has_no_toggles_is_refused_in_one_line():
 
 
 def test_the_model_ships_the_activity_of_random_operands():
-    from hwmodels.gate_model import units_per_transistor
+    from hwmodels.gates import units_per_transistor
 
     for part, share in activity()["units_per_transistor"].items():
         assert units_per_transistor(part) == pytest.approx(share, rel=1e-6)
