@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.errors import InputError, counted
 from loraq_sim.files import replaced_file
 from loraq_sim.reporting.labels import NO_BRANCH, branch_markers, main_colors
-from loraq_sim.reporting.panels import INK, MOST_DRAWN, MUTED, PanelStyle, can_draw, draw_panel
+from loraq_sim.reporting.panels import (
+    INK,
+    MOST_DRAWN,
+    MUTED,
+    PanelStyle,
+    can_draw,
+    draw_array_errors,
+    draw_array_parts,
+    draw_panel,
+)
 from loraq_sim.results.columns import is_missing, plain_rows
 from loraq_sim.results.rows import IDENTITY
 from loraq_sim.results.verdict import Verdict, verdict_of
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from hwmodels.schedule import ScheduledTask, StepSchedule
 
 __all__ = [
+    "arrays_figure",
     "draw_footer",
     "draw_heading",
     "pareto_figure",
@@ -344,6 +354,35 @@ def _layout(
 def _style(rows: Sequence[Mapping[str, Any]]) -> PanelStyle:
     splits = [str(row["split"]) for row in rows]
     return PanelStyle(colors=main_colors(splits), markers=branch_markers(splits))
+
+
+_MOST_BARS = 40
+
+
+@without_math
+def arrays_figure(drawn: Mapping[str, Any], context: str) -> "Figure | None":
+    """Area of arrays by part beside their error; None where a context has no grid of arrays."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in drawn["arrays"] if row["context"] == context]
+    if not rows:
+        return None
+    order = ("products_per_add", "accumulators", "acc_bits", "overflow")
+    bars = sorted((r for r in rows if r["parts"]), key=lambda row: [row[key] for key in order])
+    bars = bars[:: -(-len(bars) // _MOST_BARS)] if bars else []
+    figure = Figure(figsize=(11.5, 6.2), dpi=_DPI, layout=None)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.22})
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.80, bottom=0.10)
+    draw_array_parts(left, bars)
+    draw_array_errors(right, rows)
+    free = sum(row["overflow_count"] == 0 for row in rows)
+    draw_heading(
+        figure,
+        f"What the accumulator costs on {context}",
+        f"{counted(len(rows), 'array')} of one throughput; {free} hold every sum of these layers; "
+        "circle: the verdict; gates from synthesis",
+    )
+    return figure
 
 
 def draw_heading(figure: "Figure", heading: str, facts: str) -> None:

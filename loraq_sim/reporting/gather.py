@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import hwmodels
+from hwmodels.gates import COLUMN_PARTS
 from loraq_sim.allocation import Allocation, allocate
 from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
 from loraq_sim.allocation.problem import MACHINE
@@ -84,6 +85,7 @@ def gather(
         formulas=(ERROR_FORMULA, WEIGHT_ERROR_FORMULA),
         version=__version__,
     )
+    data = replace(data, arrays=_arrays(data, machines))
     return replace(data, mixed=mixed_models(data))
 
 
@@ -223,6 +225,53 @@ def _parts(
         for name in sorted(changed)
     ]
     return [shape for shape in shapes.values() if shape["accelerator"] not in changed], notes
+
+
+def _arrays(data: "ReportData", machines: "dict[str, hwmodels.Accelerator]") -> list[Row]:
+    """Arrays of the split that is the answer where there are several: area by part, and error."""
+    found = []
+    for answer in answers(data):
+        best = answer.best
+        if best is None or not answer.verdict.area:
+            continue
+        rows = {row["label"]: row for row in data.rows_of(answer.context)}
+        for total in data.totals_of(answer.context):
+            apart = ("options", "seed", *ARRAY_KEYS)
+            same = all(total.get(k) == best.get(k) for k in IDENTITY if k not in apart)
+            if not same or total.get("seed") != best.get("seed") or not total.get("area_ge"):
+                continue
+            row, machine = rows[total["label"]], machines.get(str(total["accelerator"]))
+            parts = None if machine is None else _array_parts(row, machine)
+            found.append(
+                {key: total.get(key) for key in _ARRAY_SHOWN}
+                | {"error": total.get(data.error), "parts": parts or {}}
+                | {"is_answer": total["label"] == answer.verdict.label}
+            )
+    return found
+
+
+_ARRAY_SHOWN = (
+    *("context", "label", "acc_bits", "overflow", "products_per_add", "accumulators"),
+    *("area_ge", "area_mm2", "array_energy_j", "overflow_count"),
+)
+
+
+def _array_parts(row: AnyRow, machine: "hwmodels.Accelerator") -> dict[str, float] | None:
+    """GE per MAC by part, where the machine's description still gives the area of the row."""
+    try:
+        options = json.loads(row.get("options") or "{}")
+        array = {name: row[name] for name in ARRAY_KEYS if row.get(name) is not None}
+        path = datapath_for(machine, {**(options.get("datapath") or {}), **array})
+        split = parse_split(row["run_split"], family=row["family"], group=row["group_size"])
+        work = workload_for(1, row["n"], row["k"], split, 0, path, fused=True)
+        cost = hwmodels.array_of(work, machine, mac=path.mac, zero_point=path.zero_point)
+    except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
+        return None
+    if cost is None or abs(cost.area_ge / row["area_ge"] - 1) > _SAME:
+        return None
+    parts = {part: cost.gates.parts[part] for part in COLUMN_PARTS}
+    more = cost.area_ge - sum(parts.values())
+    return parts | ({"other": more} if more > _SAME * cost.area_ge else {})
 
 
 def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, markdown_text, write_file
 from loraq_sim.reporting import sections
-from loraq_sim.reporting.figures import pareto_figure, save_figure
+from loraq_sim.reporting.figures import arrays_figure, pareto_figure, save_figure
 from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure, latency_figure
 from loraq_sim.reporting.plot_data import plot_data
 from loraq_sim.reporting.report_data import COSTS, Answer, ReportData, answers
@@ -179,6 +179,7 @@ def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
         drawn=_script_safe(drawn | {"layers": None} if is_large else drawn),
         layers=_packed(layers) if is_large else "",
         drawn_accumulators=bool(drawn["accumulators"]),
+        drawn_arrays=bool(drawn["arrays"]),
         policy=_policy(main, library),
         devices=_html_table(sections.devices_table(data)),
         validation=_html_table(sections.validation_table(data)),
@@ -201,6 +202,7 @@ def _view(data: ReportData, answer: Answer, methods: list) -> dict[str, Any]:
         "kinds": _html_table(sections.kinds_table(data, answer)),
         "costs": _html_table(sections.costs_table(data, answer)),
         "accumulators": _html_table(sections.accumulators_table(data, context)),
+        "arrays": _html_table(sections.arrays_table(data, context)),
         "methods": _html_table(sections.methods_table(data, methods, context)),
         "method_sentences": method_sentences(methods, context),
         "mixed": [
@@ -320,6 +322,7 @@ def _tables(data: ReportData) -> Iterator[tuple[str, ResultTable]]:
         own = {
             "choices": sections.choices_table(data, answer),
             "accumulators": sections.accumulators_table(data, answer.context),
+            "arrays": sections.arrays_table(data, answer.context),
             "methods": sections.methods_table(data, methods, answer.context),
         }
         for number, mix in enumerate(m for m in data.mixed if m.context == answer.context):
@@ -359,6 +362,7 @@ def _pictures(
         for key, figure in (
             ("latency", latency_figure(data, answer)),
             ("accumulators", accumulators_figure(drawn, answer.context)),
+            ("arrays", arrays_figure(drawn, answer.context)),
         ):
             if figure is not None:
                 yield f"{key}_{name}", figure

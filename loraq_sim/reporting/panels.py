@@ -1,5 +1,7 @@
 """One Pareto panel: error (log) against a cost, the front as a step, labels on its points.
 
+Two more tell what an accumulator costs: gates of arrays by part, and error against their area.
+
 Axes have few ticks at round values, written the way people write numbers.
 """
 
@@ -8,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.reporting.labels import Box, main_and_branch, place_labels
+from loraq_sim.reporting.labels import SERIES_COLORS, Box, main_and_branch, place_labels
 from loraq_sim.results.columns import Column, choose_unit, column_for
 from loraq_sim.results.rows import AnyRow
 from loraq_sim.results.wording import name_of
@@ -21,6 +23,8 @@ __all__ = [
     "MOST_DRAWN",
     "PanelStyle",
     "can_draw",
+    "draw_array_errors",
+    "draw_array_parts",
     "draw_panel",
     "nice_log_ticks",
     "staircase",
@@ -338,3 +342,48 @@ def tick_texts(ticks: Sequence[float], *, even: bool = False) -> list[str]:
     decimals = [len(text.partition(".")[2]) for text in short]
     most = max(decimals, default=0)
     return [f"{tick:,.{most if even else own}f}" for tick, own in zip(ticks, decimals, strict=True)]
+
+
+def draw_array_parts(axes: "Axes", rows: Sequence[AnyRow]) -> None:
+    """Gate equivalents per MAC by part, one bar an array; `rows` as of `ReportData.arrays`."""
+    names = dict.fromkeys(part for row in rows for part in row["parts"])
+    ends = [0.0] * len(rows)
+    for part, color in zip(names, SERIES_COLORS, strict=False):
+        sizes = [row["parts"].get(part, 0.0) for row in rows]
+        axes.barh(range(len(rows)), sizes, left=ends, color=color, height=0.72, label=part)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    texts = [f"{row['products_per_add']} x, {row['acc_bits']} {row['overflow']}" for row in rows]
+    axes.set_yticks(range(len(rows)), texts, fontsize=7 if len(rows) < 30 else 5)
+    axes.invert_yaxis()
+    axes.set_xlabel("Gate equivalents per MAC", fontsize=9, color=INK)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8)
+
+
+def draw_array_errors(axes: "Axes", rows: Sequence[AnyRow]) -> None:
+    """Error (log) against area, a line for each adder tree and rule; crosses overflow."""
+    lines: dict[str, list[AnyRow]] = {}
+    drawn = [row for row in rows if row["error"] and can_draw(row["error"])]
+    for row in sorted(drawn, key=lambda row: row["acc_bits"]):
+        turns = f", {row['accumulators']} accumulators" if (row["accumulators"] or 1) > 1 else ""
+        name = f"{row['products_per_add']} an add, {row['overflow']}{turns}"
+        lines.setdefault(name, []).append(row)
+    for i, (name, own) in enumerate(lines.items()):
+        color = SERIES_COLORS[i % len(SERIES_COLORS)]
+        style = "-" if own[0]["overflow"] == "wrap" else ":"
+        x, y = [row["area_ge"] for row in own], [100 * row["error"] for row in own]
+        axes.plot(x, y, label=name, color=color, linestyle=style, linewidth=1.2)
+        for overflows, marker in ((False, "o"), (True, "x")):
+            at = [p for p, row in enumerate(own) if bool(row["overflow_count"]) is overflows]
+            points = ([x[p] for p in at], [y[p] for p in at])
+            axes.plot(*points, linestyle="none", marker=marker, color=color, ms=5)
+    for row in drawn:
+        if row["is_answer"]:
+            at_answer = (row["area_ge"], 100 * row["error"])
+            axes.plot(*at_answer, marker="o", ms=13, mfc="none", mec=INK, mew=1.6)
+    if drawn:
+        set_log_axis(axes.yaxis, [100 * row["error"] for row in drawn], below=0.08, above=0.08)
+    axes.set_xlabel("Gate equivalents per MAC", fontsize=9, color=INK)
+    axes.set_ylabel("Error (%)", fontsize=9, color=INK)
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8)

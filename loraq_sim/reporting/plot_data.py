@@ -202,6 +202,7 @@ def plot_data(
         "kinds": [_kind(row, data.error) for row in data.kinds],
         "parts": [_part(row) for row in data.parts],
         "accumulators": data.accumulators,
+        "arrays": [_array(row) for row in data.arrays],
         "methods": [_method(item) for item in methods],
         "mixed": [_mix(mix) for mix in data.mixed],
         "validation": [
@@ -212,6 +213,12 @@ def plot_data(
             for row in data.validation
         ],
     }
+
+
+def _array(row: AnyRow) -> dict[str, Any]:
+    numbers = ("area_ge", "area_mm2", "array_energy_j", "error")
+    parts = {part: rounded(value) for part, value in row["parts"].items()}
+    return {**row, **{key: rounded(row[key]) for key in numbers}, "parts": parts}
 
 
 def _pair(color: str) -> list[str]:

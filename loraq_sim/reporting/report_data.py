@@ -75,6 +75,9 @@ class ReportData:
         Cost of one call: ``context``, ``label``, ``kind``, ``m``, ``n``, ``k``, ``n_layers``,
         ``calls``, ``bound`` and, for each of `COSTS`, ``parts[cost]`` as ``{part: value}``.
     mixed : sequence of MixedModel
+    arrays : sequence of rows
+        Of the answer's split on several arrays: each array, its area and ``parts`` of it in gate
+        equivalents per MAC, its ``error`` and overflows, and whether it ``is_answer``.
     validation, devices : sequence of rows
         Predicted against measured times, and their summary per device.
     uncertainty : mapping of str to row
@@ -100,6 +103,7 @@ class ReportData:
     kinds: Sequence[AnyRow] = ()
     parts: Sequence[AnyRow] = ()
     mixed: Sequence[MixedModel] = ()
+    arrays: Sequence[AnyRow] = ()
     validation: Sequence[AnyRow] = ()
     devices: Sequence[AnyRow] = ()
     uncertainty: Mapping[str, AnyRow] = field(default_factory=dict)

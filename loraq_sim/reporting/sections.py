@@ -19,6 +19,7 @@ from loraq_sim.results.rows import EVALUATED, AnyRow
 __all__ = [
     "MethodClass",
     "accumulators_table",
+    "arrays_table",
     "choices_table",
     "compare_methods",
     "costs_table",
@@ -160,6 +161,36 @@ def accumulators_table(data: ReportData, context: str) -> ResultTable:
             "overflow_count": "overflows",
             "safe_acc_bits": "bits needed here",
             "guaranteed_acc_bits": "bits for any input",
+        },
+    )
+
+
+def arrays_table(data: ReportData, context: str) -> ResultTable:
+    """Arrays that the answer's split ran on: gates by part, error and overflows, smallest first."""
+    rows = [
+        {
+            "pareto": row["is_answer"],
+            **{key: row[key] for key in ("products_per_add", "acc_bits", "overflow")},
+            "accumulators": row["accumulators"] if (row["accumulators"] or 1) > 1 else None,
+            "area_ge": row["area_ge"],
+            **row["parts"],
+            **{key: row[key] for key in ("area_mm2", "array_energy_j")},
+            data.error: row["error"],
+            "overflow_count": row["overflow_count"],
+        }
+        for row in data.arrays
+        if row["context"] == context
+    ]
+    rows.sort(key=lambda row: row["area_ge"])
+    table = _table(rows, None, f"Arrays on {context}, smallest first: gate equivalents per MAC")
+    return _with_headings(
+        table,
+        {
+            "pareto": "answer",
+            "acc_bits": "array bits",
+            "overflow": "overflow rule",
+            "overflow_count": "overflows",
+            "area_ge": "GE",
         },
     )
 

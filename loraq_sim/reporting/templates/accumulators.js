@@ -34,6 +34,56 @@ function tellWidths(row) {
     `<br>enough for any input: ${row.guaranteed ?? "not known"} bits<br>array: ${row.array ?? "?"} bits, ${plain(row.rule || "")}<br>overflows: ${row.overflows.toLocaleString("en-US")}`;
 }
 
+const arrayName = (row) => `${row.acc_bits} bits, ${row.overflow.replace("_", " ")}, ${row.products_per_add} product${row.products_per_add === 1 ? "" : "s"} an add${row.accumulators > 1 ? `, ${row.accumulators} accumulators` : ""}`;
+
+function tellArray(row) {
+  return `<b>${plain(arrayName(row))}</b><br>${digits(row.area_ge)} GE per MAC${row.area_mm2 === null ? "" : `, ${digits(row.area_mm2)} mm2 in all`}` +
+    `<br>error ${row.error === null ? "not known" : percent(row.error)}<br>overflows: ${(row.overflow_count ?? 0).toLocaleString("en-US")}`;
+}
+
+function drawArrays() {
+  const own = D.arrays.filter((row) => row.context === context());
+  const place = byId("arrays-plot");
+  if (!own.length) { for (const id of ["arrays-plot", "arrays-parts-plot"]) if (byId(id).data) Plotly.purge(byId(id)); byId("arrays-caption").textContent = `No grid of arrays on ${context()}.`; return; }
+  const lines = new Map();
+  for (const row of own) {
+    const name = `${row.products_per_add} product${row.products_per_add === 1 ? "" : "s"} an add, ${row.overflow.replace("_", " ")}${row.accumulators > 1 ? `, ${row.accumulators} accumulators` : ""}`;
+    lines.set(name, [...(lines.get(name) || []), row]);
+  }
+  const traces = [...lines].map(([name, rows], i) => {
+    const sorted = [...rows].sort((a, b) => a.acc_bits - b.acc_bits);
+    const color = tone(D.looks.series[i % D.looks.series.length]);
+    return { name: plain(name), x: sorted.map((row) => row.area_ge), y: sorted.map((row) => (row.error > 0 ? row.error * 100 : null)), mode: "lines+markers", line: { color, width: 1.5, dash: rows[0].overflow === "wrap" ? "solid" : "dot" }, marker: { color, size: 8, symbol: sorted.map((row) => (row.overflow_count ? "x" : "circle")) }, hoverinfo: "text", hovertext: sorted.map(tellArray) };
+  });
+  const best = own.filter((row) => row.is_answer && row.error > 0);
+  if (best.length)
+    traces.push({ name: "verdict", x: best.map((row) => row.area_ge), y: best.map((row) => row.error * 100), mode: "markers", marker: { symbol: "circle-open", size: 17, color: rootStyle("--ink"), line: { width: 2 } }, hoverinfo: "text", hovertext: best.map(tellArray) });
+  draw("arrays-plot", traces, {
+    showlegend: true, height: 420, margin: { l: 56, r: 12, t: 8, b: 48 },
+    xaxis: axis({ title: "Area (GE per MAC)" }), yaxis: axis({ title: "Error (%)", type: "log" }),
+  });
+  const free = own.filter((row) => row.overflow_count === 0);
+  byId("arrays-caption").textContent = free.length
+    ? `${free.length} of ${own.length} arrays hold every sum of these layers (circles; crosses overflow); the smallest of them has ${arrayName([...free].sort((a, b) => a.area_ge - b.area_ge)[0])}.`
+    : `All ${own.length} arrays overflow on these layers.`;
+  drawArrayParts(own);
+}
+
+function drawArrayParts(own) {
+  const rows = own.filter((row) => Object.keys(row.parts).length).sort((a, b) => a.products_per_add - b.products_per_add || b.acc_bits - a.acc_bits || (a.overflow < b.overflow ? 1 : -1));
+  const parts = [...new Set(rows.flatMap((row) => Object.keys(row.parts)))];
+  const wide = widthOf("arrays-parts-plot") > 640;
+  draw("arrays-parts-plot", parts.map((part, i) => ({
+    type: "bar", orientation: "h", name: plain(part), x: rows.map((row) => row.parts[part] || 0), y: rows.map((_, at) => at),
+    marker: { color: tone(D.looks.series[i % D.looks.series.length]) }, hoverinfo: "text", hovertext: rows.map((row) => `<b>${plain(arrayName(row))}</b><br>${plain(part)}: ${digits(row.parts[part] || 0)} GE`), textposition: "none",
+  })), {
+    barmode: "stack", bargap: 0.28, showlegend: true, height: Math.max(240, rows.length * 18 + 130), margin: { l: 8, r: 12, t: 8, b: 48 },
+    xaxis: axis({ title: "Area (GE per MAC)" }),
+    yaxis: axis({ tickvals: rows.map((_, at) => at), ticktext: rows.map((row) => plain(shorten(arrayName(row), wide ? 48 : 24))), range: [rows.length - 0.5, -0.5], showgrid: false, tickfont: { size: wide ? 11 : 8 } }),
+  });
+}
+
 function buildAccumulators() {
   if (byId("accumulators-plot")) page.plots.set("accumulators", drawAccumulators);
+  if (byId("arrays-plot")) page.plots.set("arrays", drawArrays);
 }

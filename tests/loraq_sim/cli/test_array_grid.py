@@ -1,5 +1,6 @@
 """``sweep --array-grid``: every point is emulated, priced, labelled and judged as its own array."""
 
+import csv
 import json
 
 import pytest
@@ -164,3 +165,33 @@ def test_grids_are_read_as_lists_and_ranges():
         "tree_bits": (12,),
         "overflow": ("wrap", "saturate"),
     }
+
+
+def test_the_report_shows_area_by_part_and_where_the_error_climbs(swept, command, tmp_path):
+    printed, _, folder = swept
+    page = tmp_path / "page.html"
+    done = command("report", folder, "--out", page)
+    assert done.exit_code == 0, done.output
+    text = page.read_text(encoding="utf-8")
+    assert "What a width costs in gates, and in error" in text
+    assert 'id="arrays-plot"' in text
+    files = tmp_path / "page_files"
+    assert (files / "arrays_aie2.png").exists()
+    with (files / "arrays_aie2.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(printed["rows"])
+    for row in rows:
+        parts = ("multiplier", "tree", "accumulator", "saturation")
+        assert sum(float(row[part]) for part in parts) == pytest.approx(float(row["area_ge"]))
+    answer = [row for row in rows if row["pareto"] == "True"]
+    least = min(row["area_ge"] for row in printed["rows"] if row["overflow_count"] == 0)
+    assert [float(row["area_ge"]) for row in answer] == [least]
+
+
+def test_a_report_without_a_grid_has_no_page_of_arrays(sweep, command, tmp_path):
+    assert sweep(tmp_path / "plain").exit_code == 0
+    assert command("report", tmp_path / "plain", "--out", tmp_path / "p.html").exit_code == 0
+    assert (
+        'arrays-plot"' not in (tmp_path / "p.html").read_text(encoding="utf-8").split("<script")[0]
+    )
+    assert not (tmp_path / "p_files" / "arrays_aie2.csv").exists()
