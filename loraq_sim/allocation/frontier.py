@@ -123,7 +123,12 @@ def compare_with_uniform(
                 "error_ratio": best / own[error] if own[error] else 1.0,
                 f"mixed_{cost}": cheapest,
                 "cost_ratio": cheapest / own[cost] if own[cost] else 1.0,
-                "in_budget": all(own[c] <= v * (1 + 1e-9) for c, v in allocation.budget.items()),
+                "in_budget": all(
+                    # Every option was on an array within a budget of area.
+                    own[c] <= v * (1 + 1e-9)
+                    for c, v in allocation.budget.items()
+                    if c in own
+                ),
             }
         )
     return sorted(rows, key=lambda row: (row[cost], row[error]))

@@ -1,10 +1,12 @@
 """`allocate`: rows of a sweep and budgets in, a split for every layer out."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from loraq_sim.allocation.problem import (
+    AREAS,
     QUANTITIES,
     AllocationProblem,
     Choice,
@@ -78,8 +80,9 @@ class Allocation:
 
     @property
     def totals(self) -> dict[str, float]:
-        """Every quantity of the whole model."""
-        return self.problem.totals(self.picks)
+        """Every quantity of the whole model; under a budget on area the largest array, too."""
+        areas = {name: max(row[name] for row in self.rows) for name in AREAS if name in self.budget}
+        return self.problem.totals(self.picks) | areas
 
     @property
     def accelerator(self) -> str:
@@ -117,7 +120,8 @@ def allocate(
         `loraq_sim.allocation.problem`.
     budget : mapping
         Largest total of each column, in base units, such as ``{"latency_s": 0.003}``; columns are
-        `QUANTITIES`. A limit counts as met up to 1e-9 of it.
+        `QUANTITIES`, and ``area_ge`` and ``area_mm2`` of the array that all layers run on: of the
+        arrays within it the one of the best allocation. A limit counts as met up to 1e-9 of it.
     minimize : str, optional
         Column to make small: by default the output error, or the latency where the output error
         has a budget.
@@ -167,7 +171,7 @@ def allocate_each(
 ) -> list[Allocation]:
     """As `allocate`, one allocation for each dump, accelerator and setting of its data path."""
     rows = _records(frame)
-    limits = checked_limits(budget, QUANTITIES)
+    limits = checked_limits(budget, (*QUANTITIES, *AREAS))
     if not limits:
         raise InputError("an allocation needs a budget, such as latency_s=0.003")
     minimize = minimize or ("latency_s" if "output_error" in limits else "output_error")
@@ -186,9 +190,69 @@ def allocate_each(
         rows = [row for row in rows if row.get("accelerator") == accelerator]
     if not rows:
         raise InputError("there are no rows to allocate from")
-    needed = (minimize, *limits)
-    problems = [build_problem(rows, one, needed, aggregate) for one in machines_of(rows)]
-    return [_allocated(problem, limits, minimize, method, time_limit_s) for problem in problems]
+    areas = {name: limits.pop(name) for name in AREAS if name in limits}
+    if not areas:
+        needed = (minimize, *limits)
+        problems = [build_problem(rows, one, needed, aggregate) for one in machines_of(rows)]
+        return [_allocated(problem, limits, minimize, method, time_limit_s) for problem in problems]
+    within = [row for row in rows if _fits(row, areas)]
+    if not within:
+        raise InputError(_why_no_array(rows, areas))
+    found: list[Allocation] = []
+    why: list[str] = []
+    n_layers = len({row["layer"] for row in rows if row.get("status") == "ok"})
+    for one in machines_of(within):
+        try:
+            problem = build_problem(within, one, (minimize, *limits), aggregate)
+            if len(problem.layers) < n_layers:
+                continue  # An array that not all layers can run on is no machine for them.
+            done = _allocated(problem, limits, minimize, method, time_limit_s)
+            found.append(replace(done, budget=dict(limits) | areas))
+        except InputError as error:
+            why.append(str(error))
+    if not found:
+        raise InputError(why[0] if why else _why_no_array(rows, areas))
+    return _best_arrays(found, next(iter(areas)))
+
+
+def _fits(row: AnyRow, areas: Limits) -> bool:
+    values = [(row.get(name), limit * (1 + _TOLERANCE)) for name, limit in areas.items()]
+    return all(isinstance(value, int | float) and value <= limit for value, limit in values)
+
+
+def _why_no_array(rows: Sequence[AnyRow], areas: Limits) -> str:
+    """The smallest array that runs every layer, of each column that was limited."""
+    told = []
+    for name, limit in areas.items():
+        arrays = machines_of(rows)
+        known = [(row, row.get(name)) for row in rows if row.get("status") == "ok"]
+        if not any(isinstance(value, int | float) for _, value in known):
+            return (
+                f"no row knows {name}: a store of an earlier release, a float mode, or no figures"
+            )
+        least = math.inf
+        for machine in arrays:
+            smallest: dict[str, float] = {}
+            for row, value in known:
+                same = all(row.get(k) == v for k, v in machine.items() if k != "options")
+                if same and isinstance(value, int | float):
+                    layer = row["layer"]
+                    smallest[layer] = min(value, smallest.get(layer, math.inf))
+            least = min(least, max(smallest.values(), default=math.inf))
+        told.append(f"{name}={limit:.6g} (the smallest that runs every layer: {least:.6g})")
+    return f"no array is within {' and '.join(told)}"
+
+
+def _best_arrays(found: Sequence[Allocation], area: str) -> list[Allocation]:
+    """Of allocations that differ in the array alone, the one of least objective, then of area."""
+    best: dict[tuple, Allocation] = {}
+    for one in found:
+        machine = one.problem.machine
+        place = tuple(machine.get(name) for name in ("dump", "accelerator", "token_limit"))
+        rank = (one.value, one.totals[area])
+        if place not in best or rank < (best[place].value, best[place].totals[area]):
+            best[place] = one
+    return list(best.values())
 
 
 def choose(

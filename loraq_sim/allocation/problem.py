@@ -28,6 +28,7 @@ from loraq_sim.results.rows import AnyRow, cells_of
 from loraq_sim.results.wording import labels_of
 
 __all__ = [
+    "AREAS",
     "AllocationProblem",
     "COSTS",
     "Choice",
@@ -89,6 +90,9 @@ COSTS = ("latency_s", "energy_j", "weight_bytes", "dram_bytes", "cycles")
 ERRORS = ("output_error", "weight_error")
 QUANTITIES = (*COSTS, *ERRORS)
 """Columns that add up over layers: what can be limited or minimized."""
+
+AREAS = ("area_ge", "area_mm2")
+"""Columns that do not add up: the array of a chip is as large as its largest layer asks for."""
 
 _PER_MODEL = ("weight_bytes",)
 # Its square, times calls per step, over all layers, is a float64.

@@ -43,6 +43,7 @@ EXAMPLES = (
     "loraq-sim allocate runs/demo --budget output_error=5% --minimize energy_j --out runs/mixed\n\n"
     "loraq-sim allocate runs/demo --budget latency_s=3ms,weight_bytes=200kB --solver lagrangian"
 )
+_ARRAY = ("acc_bits", "overflow", "products_per_add", "accumulators")
 _SHOWN_POINTS = 12
 _TRANSFORMS = ("rotation", "smooth", "condition", "finish")
 _SAME = (*_TRANSFORMS, "family", "group_size", "method", "preset", "seed")
@@ -61,7 +62,8 @@ def allocate_command(
             "--budget",
             metavar="COLUMN=LIMIT",
             help="Largest total: latency_s=3ms, weight_bytes=400MB, energy_j=5mJ, output_error=5%; "
-            "repeat or separate by commas; all of them hold.",
+            "area_mm2, area_ge: of the one array for all layers; repeat or separate by commas; all "
+            "of them hold.",
             show_default=False,
         ),
     ],
@@ -106,10 +108,10 @@ def allocate_command(
 ) -> None:
     """Choose a split per layer: least error within budgets, or least cost within an error."""
     from loraq_sim.allocation import allocate_each
-    from loraq_sim.allocation.problem import QUANTITIES
+    from loraq_sim.allocation.problem import AREAS, QUANTITIES
     from loraq_sim.results.store import ResultStore
 
-    limits = parse_limits(budget, QUANTITIES)
+    limits = parse_limits(budget, (*QUANTITIES, *AREAS))
     with ResultStore.open(store_file(store)) as opened:
         rows, runs = opened.possible_rows(), opened.provenance()
     found = allocate_each(
@@ -124,7 +126,9 @@ def allocate_command(
     several = len({one.problem.machine.get("dump") for one in found}) > 1
     places = [context_of(one.problem.machine, several_dumps=several) for one in found]
     for one, place in zip(found, places, strict=True):
-        for text in one.problem.notes:
+        areas = [name for name in AREAS if name in limits]
+        array = ", ".join(f"{name} {one.problem.machine[name]}" for name in _ARRAY if areas)
+        for text in (*([f"array of {array}"] if areas else []), *one.problem.notes):
             note(f"{place}: {text}", quiet=quiet)
     views = [_view(one) for one in found]
     if out is not None:
@@ -228,7 +232,7 @@ def _summary(one: "Allocation", view: dict[str, Any]) -> list[dict[str, Any]]:
     if within:
         best = min(within, key=lambda row: row[one.minimize])
         text = f"one split: {labels_of([best])[0]}"
-        rows.append({"choice": text} | {name: best[name] for name in names})
+        rows.append({"choice": text} | {name: best.get(name) for name in names})
     return rows
 
 

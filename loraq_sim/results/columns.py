@@ -311,8 +311,10 @@ _WRITTEN_UNITS = {
     "_bytes": {f"{prefix}B": Decimal(10) ** power for prefix, power in _LARGE.items()}
     | {f"{prefix}B": Decimal(2) ** power for prefix, power in _BINARY.items()},
     "_error": {"%": Decimal("0.01")},
+    "_mm2": {"mm2": Decimal(1), "um2": Decimal("1e-6")},
+    "_ge": {"GE": Decimal(1)},
 }
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s.]*)")
+_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*((?:[^\d\s.]+2?)?)")
 
 
 def parse_limits(texts: Iterable[str], known: Iterable[str]) -> dict[str, float]:

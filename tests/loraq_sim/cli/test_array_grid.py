@@ -195,3 +195,37 @@ def test_a_report_without_a_grid_has_no_page_of_arrays(sweep, command, tmp_path)
         'arrays-plot"' not in (tmp_path / "p.html").read_text(encoding="utf-8").split("<script")[0]
     )
     assert not (tmp_path / "p_files" / "arrays_aie2.csv").exists()
+
+
+def allocated(command, folder, *words):
+    done = command("allocate", folder, *words, "--format", "json")
+    assert done.exit_code == 0, done.output
+    return done, json.loads(done.stdout)["allocations"]
+
+
+def test_a_budget_of_area_takes_one_array_for_all_layers(swept, command):
+    rows = swept[0]["rows"]
+    sizes = sorted({row["area_mm2"] for row in rows})
+    for budget in (sizes[0], sizes[len(sizes) // 2], 1.0):
+        done, (one,) = allocated(command, swept[2], "--budget", f"area_mm2={budget}mm2")
+        within = [row for row in rows if row["area_mm2"] <= budget]
+        least = min((row["output_error"], row["area_mm2"]) for row in within)
+        assert one["value"] == pytest.approx(least[0])
+        assert one["totals"]["area_mm2"] == least[1]
+        assert one["machine"]["acc_bits"] == one["layers"][0]["acc_bits"]
+        assert f"acc_bits {one['machine']['acc_bits']}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("area_mm2=0.001", "no array is within area_mm2=0.001 (the smallest that runs every layer"),
+        ("area_mm2=1nm", "area_mm2=1nm: want a number, with mm2, um2 if any unit"),
+        ("area_ge=1e6,weight_bytes=1B", "weight_bytes=1 cannot be met"),
+    ],
+)
+def test_budgets_that_no_array_meets_are_one_line(swept, command, budget, said):
+    done = command("allocate", swept[2], "--budget", budget)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
