@@ -69,10 +69,11 @@ _IMPOSSIBLE = 0.8
 
 
 def validate(
-    hw: Accelerator, rows: Iterable[dict[str, str]], *, search_tiles: bool = False
+    hw: Accelerator, rows: Iterable[dict[str, str]] | None = None, *, search_tiles: bool = False
 ) -> list[dict[str, Any]]:
     """Predicted time of every row measured on `hw`; rows of other devices are left out.
 
+    `rows` are by default the measured rows that ship, compared once per machine object.
     `search_tiles` uses the best tile found instead of the tile the row was measured with. Each
     result has device, accelerator, kernel, kernel_family, confidence, shape, source, m, n, k, main,
     family (of the elements), rank, out_bits, tile_mkn, measured_ms, predicted_ms, error (signed,
@@ -83,6 +84,11 @@ def validate(
     AcceleratorError
         If a row names a kernel family that `hw` lacks, or a time that no clock of it allows.
     """
+    if rows is None:
+        key = ("validated", search_tiles)
+        if key not in hw._cache:
+            hw._cache[key] = validate(hw, measured_rows(), search_tiles=search_tiles)
+        return [dict(row) for row in hw._cache[key]]
     return [
         compare(machine_of(hw, row), row, search_tiles=search_tiles)
         for row in rows

@@ -1,6 +1,11 @@
+import functools
 import os
+import shutil
+import subprocess
+import time
 
 import pytest
+import typer.testing
 
 # Two workers on two cores: threads of BLAS and torch beyond the first wait for each other, and
 # spin while they do. Before NumPy is imported, which reads it once.
@@ -9,10 +14,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 
+# The tree of commands is the same for every call, and building it takes longer than most commands.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+
 # Before xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a file that share a fixture on one worker, so that it is made once.
+    """Keep tests that share what takes long to make on one worker, so that it is made once.
 
     Takes ``--dist loadgroup``, which hands out everything else test by test: two workers end
     together.
@@ -20,7 +29,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         fixtures = getattr(item, "_fixtureinfo", None)
         definitions = () if fixtures is None else fixtures.name2fixturedefs.values()
-        if any(found.scope == "module" for given in definitions for found in given):
+        if "verilator_library" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("verilator"))
+        elif any(found.scope == "module" for given in definitions for found in given):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
@@ -30,3 +41,26 @@ def _own_caches(tmp_path_factory):
     os.environ["LORAQ_SIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     del os.environ["LORAQ_SIM_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def verilator_library(tmp_path_factory):
+    """A folder to copy as ``obj_dir``, with which a build compiles its own files only.
+
+    It holds the compiled library of Verilator, which takes four of the six seconds of a build and
+    is the same in all. Dated in the future: make compiles again what is older than its makefile.
+    """
+    for program in ("verilator", "g++"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed (Debian: apt-get install {program})")
+    folder = tmp_path_factory.mktemp("verilator")
+    (folder / "empty.sv").write_text("module empty; initial #1 $finish; endmodule\n")
+    command = ["verilator", "--binary", "--timing", "-Wno-lint", "empty.sv"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    library = folder / "library"
+    library.mkdir()
+    tomorrow = time.time() + 86_400
+    for path in (folder / "obj_dir").glob("verilated*.o"):
+        shutil.copy(path, library)
+        os.utime(library / path.name, (tomorrow, tomorrow))
+    return library

@@ -322,10 +322,9 @@ def _validation(
 ) -> tuple[list[Row], list[Row], dict[str, Row]]:
     """Every measured row, of other devices too: they show what the model is worth elsewhere."""
 
-    table = hwmodels.measured_rows()
     shipped = {name: hwmodels.load_accelerator(name) for name in hwmodels.list_accelerators()}
     shipped.update(machines)
-    rows = [row for machine in shipped.values() for row in hwmodels.validate(machine, table)]
+    rows = [row for machine in shipped.values() for row in hwmodels.validate(machine)]
     accuracy = {
         name: _accuracy(name, rows_of_usual_kernels(machine, _of(machine, rows)))
         for name, machine in machines.items()

@@ -6,6 +6,7 @@ are drawn from a seeded generator with many extreme codes; outputs come from the
 
 import hashlib
 import json
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ GOLDEN = FOLDER.parent / "golden"
 SOURCES = ("mac.sv", "srs.sv", "testbench.sv")
 # Which simulator runs the testbenches: icarus, or verilator, which compiles for seconds.
 SIMULATOR = "icarus"
+LIBRARY = None
 OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
 SATURATION_CODES = {"none": 0, "saturate": 1, "symmetric": 3}
 ROUNDING_CODES = {
@@ -283,6 +285,8 @@ def run_testbench(
         build = ["verilator", "--binary", "--timing", "-Wno-lint", "-Wno-TIMESCALEMOD"]
         build += ["--top-module", top]
         start = ["obj_dir/bench"]
+        if LIBRARY is not None:
+            shutil.copytree(LIBRARY, folder / "obj_dir", dirs_exist_ok=True)
         # The compiler's notes may hold any word: only its exit status counts.
         built = subprocess.run(
             [*build, "-o", "bench", *flags, *paths],

@@ -30,11 +30,8 @@ def run(request, monkeypatch):
     return invoke
 
 
-def simulator(program, key):
+def simulator(key):
     """A function that builds and runs the testbench of a folder as its manifest says."""
-    for needed in (program, "g++") if program == "verilator" else (program,):
-        if shutil.which(needed) is None:
-            pytest.skip(f"{needed} is not installed (Debian: apt-get install {needed})")
 
     def build_and_run(folder):
         build, start = json.loads((folder / "manifest.json").read_text())[key]
@@ -52,7 +49,20 @@ def start_built(folder, start):
 
 @pytest.fixture
 def simulate():
-    return simulator("iverilog", "simulate")
+    if shutil.which("iverilog") is None:
+        pytest.skip("iverilog is not installed (Debian: apt-get install iverilog)")
+    return simulator("simulate")
+
+
+@pytest.fixture
+def simulate_verilator(verilator_library):
+    build_and_run = simulator("simulate_verilator")
+
+    def with_library(folder):
+        shutil.copytree(verilator_library, folder / "obj_dir")
+        return build_and_run(folder)
+
+    return with_library
 
 
 CASES = {
@@ -107,9 +117,10 @@ def test_every_grid_of_activations_simulates_and_agrees(run, simulate, tmp_path,
 
 
 @pytest.mark.parametrize("case", ["zero points of both", "wrapping, corrected after"])
-def test_unsigned_operands_and_zero_points_agree_in_verilator(run, tmp_path, case):
-    simulate = simulator("verilator", "simulate_verilator")
-    build_grid(run, simulate, tmp_path, case, "--tile", "3x64x2")
+def test_unsigned_operands_and_zero_points_agree_in_verilator(
+    run, simulate_verilator, tmp_path, case
+):
+    build_grid(run, simulate_verilator, tmp_path, case, "--tile", "3x64x2")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -158,10 +169,11 @@ def test_a_device_that_never_finishes_and_a_cut_file_fail(run, simulate, tmp_pat
 @pytest.mark.parametrize(
     ("case", "tile"), [("main", "3x64x2"), ("up", "3x8x2"), ("symmetric_floor", "3x64x2")]
 )
-def test_what_was_written_agrees_in_verilator_and_a_wrong_word_fails(run, tmp_path, case, tile):
-    simulate = simulator("verilator", "simulate_verilator")
+def test_what_was_written_agrees_in_verilator_and_a_wrong_word_fails(
+    run, simulate_verilator, tmp_path, case, tile
+):
     assert run(*BRANCH, "--tile", tile, *CASES[case], "--out", tmp_path).exit_code == 0
-    result = simulate(tmp_path)
+    result = simulate_verilator(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     words = manifest["counts"]["accumulators"]
     assert f"PASS: {words} accumulators and {words} outputs agree" in result.stdout
