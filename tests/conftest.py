@@ -5,7 +5,6 @@ import subprocess
 import time
 
 import pytest
-import typer.testing
 
 # Two workers on two cores: threads of BLAS and torch beyond the first wait for each other, and
 # spin while they do. Before NumPy is imported, which reads it once.
@@ -14,8 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 
+# After the number of threads, which NumPy reads once.
+import typer.testing  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
 # The tree of commands is the same for every call, and building it takes longer than most commands.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+
+_SAVEFIG = Figure.savefig
 
 
 # Before xdist, which reads the marks.
@@ -33,6 +39,21 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("verilator"))
         elif any(found.scope == "module" for given in definitions for found in given):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Write pictures as one pixel, but where a test looks at them.
+
+    Every sweep and report composes its pictures, in tests of anything else too; turning them into
+    pixels and letters takes longer than the rest of either.
+    """
+    is_looked_at = item.get_closest_marker("pictures") is not None
+    Figure.savefig = _SAVEFIG if is_looked_at else _save_one_pixel
+
+
+def _save_one_pixel(_figure, file, **settings):
+    _SAVEFIG(Figure(figsize=(0.01, 0.01), dpi=100), file, **settings | {"dpi": 100})
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -178,6 +178,7 @@ def test_a_cost_that_fewer_rows_know_has_a_problem_of_its_own(store):
     assert totals["weight_bytes"][rows[0]["split"]] == sum(row["weight_bytes"] for row in own)
 
 
+@pytest.mark.pictures
 def test_a_heat_map_is_no_image_and_its_file_has_few_pixels(store, tmp_path):
     from PIL import Image
 

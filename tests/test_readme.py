@@ -22,6 +22,7 @@ def in_a_copy(request, tmp_path, monkeypatch):
     return request.config.rootpath
 
 
+@pytest.mark.pictures
 def test_every_command_of_the_readme_runs(in_a_copy):
     lines = [line for block in readme_blocks(in_a_copy, "bash") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("loraq-sim ")]

@@ -288,6 +288,7 @@ def test_attention_may_run_narrower(run):
             assert after["latency_s"] == before["latency_s"]
 
 
+@pytest.mark.pictures
 def test_the_timeline_of_a_step_is_drawn(run, tmp_path):
     result = run(*STEP, "--timeline", tmp_path / "step.svg")
     assert result.exit_code == 0, result.output

@@ -12,6 +12,8 @@ from loraq_sim.reporting.figures import pareto_figure, save_figure
 from loraq_sim.reporting.labels import Box
 from loraq_sim.reporting.panels import staircase
 
+pytestmark = pytest.mark.pictures
+
 SPLITS = (
     ("W4A4", 0.1921, 41.2e-3, 6.38e7),
     ("W4A8", 0.1312, 58.9e-3, 6.38e7),

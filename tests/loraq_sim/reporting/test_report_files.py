@@ -8,6 +8,8 @@ from PIL import Image
 from loraq_sim.errors import InputError
 from loraq_sim.reporting.page import files_folder, write_report
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture(scope="module")
 def written(gathered, tmp_path_factory):

@@ -6,6 +6,8 @@ import pytest
 from loraq_sim.errors import InputError
 from loraq_sim.reporting.layer_figures import sample_grid, shown_image
 
+pytestmark = pytest.mark.pictures
+
 
 def rows(channels=1, n_images=3, scale=1.0):
     rng = np.random.default_rng(0)

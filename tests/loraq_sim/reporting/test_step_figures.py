@@ -4,6 +4,8 @@ from loraq_sim.errors import InputError
 from loraq_sim.reporting.figures import save_figure
 from loraq_sim.reporting.layer_figures import step_heat_map, step_title
 
+pytestmark = pytest.mark.pictures
+
 CASE = {
     **{"split": "W4A4", "accelerator": "aie2", "method": "rtn", "calibration": "all"},
     **{"output_error": 0.0123, "tokens": 1234, "n_layers": 2, "n_steps": 3},
