@@ -2,7 +2,7 @@
 
 ``list``, ``show`` and ``schema`` describe machines and their files. ``explain`` says where each
 second, byte and joule of one layer call comes from. ``validate`` and ``fit`` are in
-`loraq_sim.cli.hw_measured`, ``synth`` in `loraq_sim.cli.hw_synth`.
+`loraq_sim.cli.hw_measured`, ``synth`` and ``energy`` in `loraq_sim.cli.hw_synth`.
 """
 
 import functools
@@ -24,7 +24,12 @@ from loraq_sim.cli.hw_measured import (
     fit_command,
     validate_command,
 )
-from loraq_sim.cli.hw_synth import SYNTH_EXAMPLES, synth_command
+from loraq_sim.cli.hw_synth import (
+    ENERGY_EXAMPLES,
+    SYNTH_EXAMPLES,
+    energy_command,
+    synth_command,
+)
 from loraq_sim.cli.options import (
     Family,
     Group,
@@ -265,6 +270,7 @@ def _indexed(key: str, machine: Any) -> str:
 app.command("validate", epilog=VALIDATE_EXAMPLES)(validate_command)
 app.command("fit", epilog=FIT_EXAMPLES)(fit_command)
 app.command("synth", epilog=SYNTH_EXAMPLES)(synth_command)
+app.command("energy", epilog=ENERGY_EXAMPLES)(energy_command)
 
 
 @app.command("schema", epilog=_SCHEMA_EXAMPLES)

@@ -1,8 +1,9 @@
-"""``loraq-sim hw synth``: gates, area and energy of MAC arrays, from synthesis.
+"""``loraq-sim hw synth`` and ``hw energy``: MAC arrays in gates, and what operands cost in them.
 
 Without Yosys the table that ships with the program answers, and a closed form between its rows.
 ``--synthesize`` runs Yosys on the units asked for and sets the outcome beside the table; ``--fill``
-makes the table, ``--fit`` the closed form.
+makes the table, ``--fit`` the closed form. ``hw energy`` counts the toggles of a layer's own
+operands in those gates, beside random ones.
 """
 
 import itertools
@@ -15,20 +16,41 @@ import typer
 import hwmodels
 from hwmodels.gates import Column, read_gates
 from hwmodels.synthesis import TRANSISTORS_PER_GE
-from loraq_sim.cli.options import OutFormat, OutputFormat, listed, whole_numbers
-from loraq_sim.cli.output import note, one_line_failures, print_json, print_table
+from loraq_sim.cli.options import (
+    Group,
+    LayerDumpFile,
+    Layers,
+    OutFormat,
+    OutputFormat,
+    Seed,
+    Splits,
+    listed,
+    whole_numbers,
+)
+from loraq_sim.cli.output import note, one_line_failures, print_json, print_table, say
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.errors import InputError
 from loraq_sim.files import write_file
 from loraq_sim.reporting.tables import result_table
 
-__all__ = ["SYNTH_EXAMPLES", "synth_command"]
+__all__ = ["ENERGY_EXAMPLES", "SYNTH_EXAMPLES", "energy_command", "synth_command"]
 
 SYNTH_EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim hw synth --a-bits 4,8 --w-bits 4 --acc-bits 16,20,32 --products-per-add 1,8\n\n"
     "loraq-sim hw synth --acc-bits 16 --overflow wrap,saturate --node 7\n\n"
     "loraq-sim hw synth --acc-bits 20 --products-per-add 4 --synthesize"
+)
+ENERGY_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim hw energy --layer-dump examples/minilm.pt --layers 'ffn_up'\n\n"
+    "loraq-sim hw energy --layer-dump examples/tiny_pixart.pt --split W4A4,W6A6 --node 28 "
+    "--products-per-add 1 --dataflow weight"
+)
+_ENERGY_SPLITS = ("W4A4", "W4A8", "W6A6", "W8A8")
+_ENERGY_SHOWN = (
+    *("layer", "split", "pj_per_mac", "random_pj_per_mac", "ratio", "glitch_factor"),
+    *("multiplier_pj", "tree_pj", "accumulator_pj", "saturation_pj"),
 )
 _SHOWN = (
     *("a_bits", "w_bits", "products_per_add", "accumulators", "acc_bits", "overflow"),
@@ -217,3 +239,93 @@ def _fit(path: Path, table: Path | None) -> None:
             f"mean, {check.worst_area_error:.1%} at worst; depth {check.mean_depth_error:.1%}, "
             f"{check.worst_depth_error:.1%}"
         )
+
+
+@one_line_failures
+def energy_command(
+    layer_dump: LayerDumpFile,
+    layers: Layers = None,
+    splits: Splits = None,
+    group: Group = 64,
+    acc_bits: Annotated[
+        int, typer.Option("--acc-bits", metavar="N", help="Bits of the accumulator.")
+    ] = 24,
+    overflow: Annotated[
+        str, typer.Option("--overflow", metavar="RULE", help="wrap, saturate, saturate_symmetric.")
+    ] = "wrap",
+    products_per_add: Annotated[
+        int, typer.Option("--products-per-add", metavar="N", help="Products summed in a tree.")
+    ] = 8,
+    node: Annotated[int, typer.Option("--node", metavar="NM", help="Process, such as 7.")] = 7,
+    dataflow: Annotated[
+        str,
+        typer.Option(
+            "--dataflow",
+            metavar="NAME",
+            help="output (both operands change every cycle) or weight (weights stay while rows "
+            "pass).",
+        ),
+    ] = "output",
+    cycles: Annotated[
+        int, typer.Option("--cycles", metavar="N", help="Cycles of a layer to count, at most.")
+    ] = 16384,
+    seed: Seed = 0,
+    output: OutFormat = OutputFormat.TABLE,
+) -> None:
+    """Count what a layer's own operands cost in the gates of an array, beside random operands.
+
+    Every accumulator value comes from the emulator. Arrays whose gates do not ship need Yosys.
+    """
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.silicon.operand_energy import layer_energy
+    from loraq_sim.split import parse_split
+
+    hwmodels.load_node(node)
+    if not 16 <= cycles <= 2**24:
+        raise InputError(f"--cycles must be a whole number from 16 to 2**24, got {cycles}")
+    mac = MacArray(acc_bits=acc_bits, overflow=overflow, products_per_add=products_per_add)
+    dump = read_layer_dump(layer_dump)
+    chosen = dump.select(listed(layers)) if layers else dump
+    wanted = [parse_split(text, group=group) for text in listed(splits) or _ENERGY_SPLITS]
+    rows: list[dict[str, Any]] = []
+    for name in chosen:
+        layer = chosen[name]
+        for split in wanted:
+            found = layer_energy(
+                layer, split, mac, node_nm=node, dataflow=dataflow, cycles=cycles, seed=seed
+            )
+            row = {"layer": name, "kind": layer.kind, "split": split.text, "node_nm": node}
+            row |= {"pj_per_mac": found.pj_per_mac, "random_pj_per_mac": found.random_pj_per_mac}
+            row |= {"ratio": found.pj_per_mac / found.random_pj_per_mac}
+            row |= {"glitch_factor": found.glitch_factor, "cycles": found.cycles}
+            row |= {f"{part}_pj": value for part, value in found.parts.items()}
+            row |= {"n": layer.n, "k": layer.k, "dataflow": dataflow, "array": str(mac)}
+            rows.append(row)
+    told = [_operands_said(split.text, rows) for split in wanted]
+    if output is OutputFormat.JSON:
+        print_json(rows, {"node": _node_facts(node), "said": told})
+        return
+    print_table(result_table(rows, _ENERGY_SHOWN, title=f"Energy of operands in {mac}"), output)
+    if output is OutputFormat.TABLE:
+        for line in told:
+            say(line)
+    note(
+        "without glitches, which a tree has more of than a single product: glitch_factor times as "
+        "much if every gate took one step and swallowed none, an upper bound; no wires, clock "
+        "tree, operand registers or memories"
+    )
+    note(_node_note(node))
+
+
+def _operands_said(split: str, rows: list[dict[str, Any]]) -> str:
+    """What the operands of all layers cost against random ones, each layer by its weights."""
+    own = [row for row in rows if row["split"] == split]
+    weights = [row["n"] * row["k"] for row in own]
+    means = [
+        sum(row[key] * weight for row, weight in zip(own, weights, strict=True)) / sum(weights)
+        for key in ("pj_per_mac", "random_pj_per_mac", "glitch_factor")
+    ]
+    return (
+        f"{split}: {means[0]:.3g} pJ per MAC on these layers, {means[0] / means[1]:.2f} of the "
+        f"{means[1]:.3g} pJ of random operands; up to {means[2]:.1f} times that with glitches"
+    )

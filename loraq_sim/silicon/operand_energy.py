@@ -89,6 +89,11 @@ def layer_energy(
     InputError
         If the layer has no activations or an operand is no integer of 2 to 16 bits.
     """
+    if split.has_branch:
+        raise InputError(
+            f"{split.text}: energy of operands is counted for weights that are rounded as they "
+            f"are; a branch leaves others to the main part, so name {split.labels[0]} alone"
+        )
     if layer.activations is None:
         raise InputError(f"layer {layer.name!r} has no activations; `dump capture` records them")
     formats = {"a": split.main_activation, "w": split.main_weight}

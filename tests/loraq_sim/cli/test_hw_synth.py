@@ -6,8 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 import hwmodels
+import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.silicon import synthesize as synthesis
+from loraq_sim.silicon.operand_energy import layer_energy
 
 
 def invoke(*words):
@@ -86,3 +88,50 @@ def test_without_yosys_only_new_synthesis_fails(monkeypatch, tmp_path):
         assert done.exit_code != 0
         assert "Yosys is not installed" in done.output
         assert "Traceback" not in done.output
+
+
+DUMP = ("--layer-dump", "examples/tiny_pixart.pt", "--layers", "*.0.attn1.to_q")
+
+
+def energy(*words):
+    return CliRunner().invoke(app, ["hw", "energy", *(str(word) for word in words)])
+
+
+def test_operands_of_a_layer_are_counted_as_python_counts_them(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    done = energy(*DUMP, "--split", "W4A4,W8A8", "--cycles", 512, "--node", 28, "--format", "json")
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    (name,) = {row["layer"] for row in printed["rows"]}
+    layer = lq.read_layer_dump("examples/tiny_pixart.pt")[name]
+    mac = lq.MacArray(acc_bits=24, products_per_add=8)
+    for row in printed["rows"]:
+        found = layer_energy(layer, lq.parse_split(row["split"]), mac, node_nm=28, cycles=512)
+        assert row["pj_per_mac"] == found.pj_per_mac
+        assert row["random_pj_per_mac"] == found.random_pj_per_mac
+        assert row["glitch_factor"] == found.glitch_factor > 1
+        parts = ("multiplier_pj", "tree_pj", "accumulator_pj", "saturation_pj")
+        assert sum(row[part] for part in parts) == pytest.approx(row["pj_per_mac"])
+    first = printed["rows"][0]
+    share = f"{first['pj_per_mac'] / first['random_pj_per_mac']:.2f} of the"
+    assert printed["said"][0].startswith("W4A4: ")
+    assert share in printed["said"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--split", "W4A4u"), "toggles need symmetric integers"),
+        (("--split", "W4A4+W8A8r8"), "name W4A4 alone"),
+        (("--node", 6), "no figures for a node of 6 nm"),
+        (("--cycles", 3), "--cycles must be a whole number from 16"),
+        (("--dataflow", "row"), "dataflow 'row'"),
+        (("--acc-bits", 99), "acc_bits must be an integer from 8 to 64, got 99"),
+    ],
+)
+def test_operands_that_cannot_be_counted_are_one_line(request, monkeypatch, words, said):
+    monkeypatch.chdir(request.config.rootpath)
+    done = energy(*DUMP, *words)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
