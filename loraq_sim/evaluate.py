@@ -286,6 +286,7 @@ def _identity(
         "n": layer.n,
         "k": layer.k,
         "tokens": 0 if x is None else len(x),
+        "inputs": None if x is None else layer.inputs_source or "dump",
         "calls_per_step": layer.calls_per_step,
         "split": settings.split.text,
         "accelerator": accelerator.name,
@@ -334,7 +335,8 @@ def _remarks(layer: Layer, solution: Solution, run: _Run | None) -> Iterator[str
             yield f"{count} are at an end of the {width} range: rescale the layer or widen them"
     if run is None:
         yield "no activations: output error not measured"
-        return
+    elif layer.inputs_source:
+        yield f"output error on {layer.inputs_source} inputs"
 
 
 def _setting_remarks(

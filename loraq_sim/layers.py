@@ -18,6 +18,7 @@ from loraq_sim.errors import InputError
 __all__ = [
     "SAMPLED_ROWS",
     "STORAGE_DTYPES",
+    "SYNTHETIC",
     "Layer",
     "as_array",
     "check_count",
@@ -33,6 +34,9 @@ STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", 
 
 SAMPLED_ROWS = "activation rows of the dump"
 """`Layer.m_source` where a dump has activations but does not say how many rows a call has."""
+
+SYNTHETIC = "synthetic"
+"""`Layer.inputs_source` of activations that were drawn, not captured."""
 
 MAX_COUNT = 2**40
 MAX_NAME = 500
@@ -84,6 +88,8 @@ class Layer:
         How often the layer runs per denoising step.
     rows_source : str
         What `rows_per_call` was taken from where the dump itself does not say it.
+    inputs_source : str
+        What `activations` are where no run of the model gave them, such as ``synthetic``.
 
     Raises
     ------
@@ -101,6 +107,7 @@ class Layer:
     rows_per_call: int | None = None
     calls_per_step: int = 1
     rows_source: str = ""
+    inputs_source: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -119,7 +126,7 @@ class Layer:
         for tensor, array in (("weight", weight), ("bias", bias), ("activations", rows)):
             if array is not None:
                 object.__setattr__(self, tensor, _as_float32(self.name, tensor, array))
-        for field in ("kind", "group", "rows_source"):
+        for field in ("kind", "group", "rows_source", "inputs_source"):
             if not isinstance(getattr(self, field), str):
                 raise InputError(
                     f"layer {self.name!r}: {field} must be a string, "
@@ -166,7 +173,7 @@ class Layer:
         return is_after_gelu(self.kind, ends)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of everything a result depends on: tensors, kind, rows and calls.
+        """SHA-256 (hex) of everything a result depends on: tensors, kind, rows, calls, labels.
 
         The name and the group are left out, so a renamed layer keeps its digest.
         """
@@ -177,6 +184,8 @@ class Layer:
             if array is not None:
                 state.update(array.astype("<f4", copy=False).data)
         state.update(repr((self.kind, self.rows_per_call, self.calls_per_step)).encode())
+        if self.inputs_source:
+            state.update(self.inputs_source.encode())
         return state.hexdigest()
 
 

@@ -229,6 +229,7 @@ class SweepSettings(TypedDict, total=False):
     seeds: int | Sequence[int]
     family: str
     group: int
+    synthesize_inputs: bool
     smooth: float | None
     rotate: str | None
     condition: str | None

@@ -19,6 +19,7 @@ from loraq_sim.cli.options import (
     OutFormat,
     OutputFormat,
     Quiet,
+    SynthesizeInputs,
     listed,
 )
 from loraq_sim.cli.output import (
@@ -26,6 +27,7 @@ from loraq_sim.cli.output import (
     layer_progress,
     note,
     one_line_failures,
+    open_dump,
     print_json,
     print_table,
     print_written,
@@ -271,10 +273,17 @@ def _load_entry(source: str, seed: int) -> "CaptureSource":
 @app.command("convert", epilog=_CONVERT_EXAMPLES)
 @one_line_failures
 def convert_command(
-    source: Annotated[Path, typer.Argument(help="Dump to read: .pt, .safetensors or .npz.")],
+    source: Annotated[Path, typer.Argument(help="Dump or checkpoint to read: a file or folder.")],
     target: Annotated[Path, typer.Argument(help="Dump to write; its suffix chooses the format.")],
     layers: Layers = None,
     dtype: StorageDtype = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", metavar="T", help="Rows that --synthesize-inputs draws. Default: 256."
+        ),
+    ] = None,
+    synthesize_inputs: SynthesizeInputs = False,
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
@@ -284,14 +293,22 @@ def convert_command(
 
     refuse_existing(target, overwrite=force, error=DumpError)
     started = time.monotonic()
-    dump = read_layer_dump(source)
+    if tokens is not None and not synthesize_inputs:
+        raise InputError("--tokens says how many rows --synthesize-inputs draws: give that too")
+    drawn = synthesize_inputs and (tokens or True)
+    dump = open_dump(source, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
     patterns = listed(layers)
     names = list(dump.select(patterns) if patterns else dump)
     if dump.skipped:
         note(f"left behind: {counted(len(dump.skipped), 'tensor')} of no linear layer", quiet=quiet)
     with layer_progress(names, "converting", quiet=quiet or no_progress) as on_layer:
         convert_dump(
-            source, target, dtype=dtype, patterns=patterns, overwrite=force, on_layer=on_layer
+            *(source, target),
+            dtype=dtype,
+            patterns=patterns,
+            synthesize_inputs=drawn,
+            overwrite=force,
+            on_layer=on_layer,
         )
     print_written(target, seconds=seconds_since(started), output=output)
 
@@ -299,7 +316,7 @@ def convert_command(
 @app.command("info", epilog=_EXAMPLES)
 @one_line_failures
 def info_command(
-    file: Annotated[Path, typer.Argument(help="Layer dump: .pt, .safetensors or .npz.")],
+    file: Annotated[Path, typer.Argument(help="Layer dump or checkpoint: a file or folder.")],
     layers: Layers = None,
     statistics: Annotated[
         bool, typer.Option("--statistics/--no-statistics", help="Read the tensors themselves.")
@@ -332,8 +349,8 @@ def info_command(
                 row | {"step": None if row["step"] is None else str(row["step"])} for row in rows
             ]
         print_table(result_table(rows, columns, title=title), output)
-    if dump.left_out:
-        note(dump.left_out, quiet=quiet)
+    for said in filter(None, (dump.left_out, dump.inputs_note)):
+        note(said, quiet=quiet)
     for key, value in dump.meta.items():
         note(f"{key}: {_short(value)}", quiet=quiet or output is not OutputFormat.TABLE)
     if n_bad:

@@ -28,14 +28,21 @@ from loraq_sim.cli.options import (
     Seed,
     Smooth,
     Splits,
+    SynthesizeInputs,
     Tokens,
     ZeroPoint,
     datapath_overrides,
     listed,
     whole_numbers,
 )
-from loraq_sim.cli.output import case_failure, end_with, one_line_failures, print_table, tracked
-from loraq_sim.dumps import read_layer_dump
+from loraq_sim.cli.output import (
+    case_failure,
+    end_with,
+    one_line_failures,
+    open_dump,
+    print_table,
+    tracked,
+)
 from loraq_sim.errors import InputError
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.settings import datapath_grid, parse_rows, rows_of
@@ -70,6 +77,7 @@ def emulate_command(
     family: Family = "int",
     group: Group = 64,
     tokens: Tokens = None,
+    synthesize_inputs: SynthesizeInputs = False,
     seed: Seed = 0,
     smooth: Smooth = None,
     rotate: Rotate = None,
@@ -108,7 +116,7 @@ def emulate_command(
     chosen = [
         parse_split(text, family=family, group=group) for text in listed(splits) or ("W4A4", "W4A8")
     ]
-    dump = read_layer_dump(layer_dump)
+    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
     if layers:
         dump = dump.select(listed(layers))
     if all(_tokens(dump, name) is None for name in dump):

@@ -27,13 +27,13 @@ from loraq_sim.cli.options import (
     Seed,
     Smooth,
     Splits,
+    SynthesizeInputs,
     Unfused,
     ZeroPoint,
     datapath_overrides,
     listed,
 )
-from loraq_sim.cli.output import note, one_line_failures, print_json, print_tables
-from loraq_sim.dumps import read_layer_dump
+from loraq_sim.cli.output import note, one_line_failures, open_dump, print_json, print_tables
 from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import json_text, result_table
 from loraq_sim.settings import parse_rows, rows_of
@@ -73,6 +73,7 @@ def explain_command(
         int | None,
         typer.Option("--tokens", metavar="T", help="Activation rows used, at most."),
     ] = 256,
+    synthesize_inputs: SynthesizeInputs = False,
     smooth: Smooth = None,
     rotate: Rotate = None,
     condition: Condition = None,
@@ -105,7 +106,8 @@ def explain_command(
     texts = listed(splits) or (_DEFAULT_SPLIT,)
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     _check_folder(out, force)
-    found = read_layer_dump(layer_dump)[layer]
+    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    found = dump[layer]
     datapath = datapath_overrides(
         acc_bits=acc_bits,
         overflow=overflow,

@@ -53,6 +53,7 @@ __all__ = [
     "SharedBy",
     "Smooth",
     "Splits",
+    "SynthesizeInputs",
     "Tokens",
     "KernelFamily",
     "Unfused",
@@ -148,6 +149,14 @@ Tokens = Annotated[
         metavar="T",
         help="Activation rows used, spread evenly over the dump. Default: all rows.",
         show_default=False,
+    ),
+]
+SynthesizeInputs = Annotated[
+    bool,
+    typer.Option(
+        "--synthesize-inputs",
+        help="Draw inputs (--tokens rows, else 256) for layers that have none, by their kind and "
+        "on their weights; all that rests on them is called synthetic.",
     ),
 ]
 AggregateName = Annotated[

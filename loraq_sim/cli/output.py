@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import typer
 
 from loraq_sim.cli.options import OutputFormat
-from loraq_sim.dumps import read_layer_dump
+from loraq_sim.dumps import LayerDump, read_layer_dump
 from loraq_sim.errors import LoraqError
 from loraq_sim.files import markdown_text, shown
 from loraq_sim.reporting.tables import ResultTable, json_text, result_table
@@ -34,6 +34,7 @@ __all__ = [
     "end_with",
     "layer_progress",
     "note",
+    "open_dump",
     "one_line_failures",
     "print_json",
     "print_table",
@@ -111,6 +112,13 @@ def print_json(rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any] | None
     alike.
     """
     say(json_text({"rows": rows} | dict(more or {})), nl=False)
+
+
+def open_dump(path: Path, *, synthesize_inputs: bool, tokens: int | None, quiet: bool) -> LayerDump:
+    """The dump at `path`, with drawn inputs where they are asked for, which a note then says."""
+    dump = read_layer_dump(path, synthesize_inputs=synthesize_inputs and (tokens or True))
+    note(dump.inputs_note, quiet=quiet or not dump.inputs_note)
+    return dump
 
 
 def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:

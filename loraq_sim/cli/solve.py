@@ -31,6 +31,7 @@ from loraq_sim.cli.options import (
     Seed,
     Smooth,
     Splits,
+    SynthesizeInputs,
     Tokens,
     is_given,
     listed,
@@ -40,6 +41,7 @@ from loraq_sim.cli.output import (
     end_with,
     note,
     one_line_failures,
+    open_dump,
     print_tables,
     tracked,
 )
@@ -51,7 +53,6 @@ from loraq_sim.cli.solve_compare import (
     compare_rows,
     print_comparison,
 )
-from loraq_sim.dumps import read_layer_dump
 from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
 from loraq_sim.reporting.tables import result_table
@@ -247,6 +248,7 @@ def solve_command(
     finish: Finish = None,
     share_inputs: ShareInputs = Sharing.OWN,
     tokens: Tokens = None,
+    synthesize_inputs: SynthesizeInputs = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -284,7 +286,7 @@ def solve_command(
         has_layers=bool(layers),
     )
     _check_outputs(settings, listed(compare), listed(method), save, force)
-    dump = read_layer_dump(layer_dump)
+    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
     if layers:
         dump = dump.select(listed(layers))
     cases, notes = settings.cases(dump, str(layer_dump))

@@ -38,6 +38,7 @@ from loraq_sim.cli.options import (
     Seed,
     Smooth,
     Splits,
+    SynthesizeInputs,
     ZeroPoint,
     datapath_overrides,
     listed,
@@ -47,11 +48,11 @@ from loraq_sim.cli.output import (
     end_with,
     note,
     one_line_failures,
+    open_dump,
     print_json,
     print_tables,
     tracked,
 )
-from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.steps import require_steps, step_counts
 from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.files import make_folder, refuse_existing
@@ -122,6 +123,7 @@ def steps_command(
             show_default=False,
         ),
     ] = None,
+    synthesize_inputs: SynthesizeInputs = False,
     aggregate: AggregateName = DEFAULT_AGGREGATE,
     acc_bits: AccBits = None,
     overflow: Overflow = None,
@@ -155,7 +157,7 @@ def steps_command(
     texts = listed(splits) or (_DEFAULT_SPLIT,)
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     check_folder(out, force)
-    dump = read_layer_dump(layer_dump)
+    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
     dump = dump.select(listed(layers)) if layers else dump
     require_steps(dump)
     methods, calibrations = listed(method) or ("loraq",), listed(calibrate_on) or ("all",)

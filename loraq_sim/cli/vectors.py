@@ -28,13 +28,13 @@ from loraq_sim.cli.options import (
     Rotate,
     Seed,
     Smooth,
+    SynthesizeInputs,
     Tokens,
     ZeroPoint,
     datapath_overrides,
     sizes_of,
 )
-from loraq_sim.cli.output import note, one_line_failures, print_table
-from loraq_sim.dumps import read_layer_dump
+from loraq_sim.cli.output import note, one_line_failures, open_dump, print_table
 from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.solvers import METHODS
@@ -117,6 +117,7 @@ def vectors_command(
     family: Family = "int",
     group: Group = 64,
     tokens: Tokens = None,
+    synthesize_inputs: SynthesizeInputs = False,
     seed: Seed = 0,
     smooth: Smooth = None,
     rotate: Rotate = None,
@@ -208,7 +209,7 @@ def vectors_command(
     )  # fmt: skip
     chosen = settings.split
     wanted = None if tile is None else sizes_of("--tile", tile)
-    dump = read_layer_dump(layer_dump)
+    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
     loaded = dump[layer]
     x = sample_rows(loaded.activations, tokens)
     if x is None:

@@ -38,8 +38,7 @@ from numpy.typing import NDArray
 from loraq_sim.dumps.capture_hooks import InputRecorder, find_linear_layers
 from loraq_sim.dumps.kinds import kinds_of
 from loraq_sim.dumps.layer_dump import LayerDump
-from loraq_sim.dumps.steps import step_record
-from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, first_line
+from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, first_line, step_record
 from loraq_sim.errors import DumpError, InputError, LoraqError, counted, unknown_name
 from loraq_sim.layers import STORAGE_DTYPES
 from loraq_sim.version import __version__

@@ -37,6 +37,7 @@ __all__ = [
     "ModelInventory",
     "RESOLUTIONS",
     "config_path",
+    "groups_of",
     "kinds_of",
     "list_models",
     "load_inventory",
@@ -144,6 +145,31 @@ def _kind(name: str) -> str:
         if found:
             return kind.format(*found.groups())
     return "linear"
+
+
+# Layers that read one input: queries, keys and values; the two halves of a gated feed-forward.
+_ONE_INPUT = (
+    (re.compile(r"self_[qkv]"), "qkv"),
+    (re.compile(r"cross_[kv]"), "kv"),
+    (re.compile(r"text_[qkv]"), "add_qkv"),
+)
+_GATED = re.compile(r"(.*\bfeed_forward)\.w[13]")
+# Wan's cross attention has keys and values of an image beside those of the text.
+_OF_IMAGE = re.compile(r"\.(?:add_[kv]_proj|[kv]_img)$")
+
+
+def groups_of(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Group of each layer that shares its input with another, by the names and kinds of layers."""
+    members: dict[str, list[str]] = {}
+    for name, kind in kinds.items():
+        parent, _, _ = name.rpartition(".")
+        if found := _GATED.fullmatch(name):
+            members.setdefault(f"{found[1]}.up", []).append(name)
+        for pattern, word in _ONE_INPUT:
+            if pattern.fullmatch(kind):
+                of_image = "_img" if kind[:5] == "cross" and _OF_IMAGE.search(name) else ""
+                members.setdefault(f"{parent}.{word}{of_image}".lstrip("."), []).append(name)
+    return {name: group for group, names in members.items() for name in names if len(names) > 1}
 
 
 RESOLUTIONS = (1024, 512)
@@ -289,10 +315,17 @@ def config_path(path: Path, home: Path | None = None) -> Path:
 
 
 def with_roles(path: Path, stored: StoredDump) -> StoredDump:
-    """`stored` with a kind for every layer, and the rows that a ``config.json`` tells."""
+    """`stored` with a kind for every layer, and the rows that a ``config.json`` tells.
+
+    Of a file that says no kinds, layers that share an input are of one group.
+    """
     named = kinds_of(stored.layers)
+    silent_kinds = all(layer.kind is None for layer in stored.layers.values())
+    groups = groups_of(named) if silent_kinds else {}
     layers = {
-        name: layer if layer.kind is not None else dataclasses.replace(layer, kind=named[name])
+        name: layer
+        if layer.kind is not None
+        else dataclasses.replace(layer, kind=named[name], group=layer.group or groups.get(name, ""))
         for name, layer in stored.layers.items()
     }
     silent = {name: named[name] for name, layer in layers.items() if layer.rows_per_call is None}

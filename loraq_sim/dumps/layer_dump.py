@@ -67,6 +67,7 @@ class LayerInfo:
     nbytes: int
     activation_key: str | None
     rows_source: str = ""
+    inputs_source: str = ""
 
     @property
     def m(self) -> int | None:
@@ -100,10 +101,13 @@ class LayerDump(Mapping[str, Layer]):
         Tensors of the file that are no linear layer, with the reason.
     left_out : str
         One sentence on those that may be weights; empty where there are none.
+    drawn_rows : int or None
+        Rows of synthetic inputs of each layer that the file has none of, where they were asked for.
     """
 
-    def __init__(self, path: Path, stored: StoredDump) -> None:
+    def __init__(self, path: Path, stored: StoredDump, *, drawn_rows: int | None = None) -> None:
         self.path = path
+        self.drawn_rows = drawn_rows
         self.meta = stored.meta
         self.skipped = stored.skipped
         self.left_out = stored.left_out
@@ -138,6 +142,7 @@ class LayerDump(Mapping[str, Layer]):
                 rows_per_call=info.rows_per_call,
                 calls_per_step=info.calls_per_step,
                 rows_source=info.rows_source,
+                inputs_source=info.inputs_source,
             )
         except DumpError:
             raise
@@ -175,7 +180,7 @@ class LayerDump(Mapping[str, Layer]):
             return None
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.path, tuple(self))
+        return _reopen, (self.path, tuple(self), self.drawn_rows)
 
     def info(self, name: str) -> LayerInfo:
         """Sizes, dtypes and roles of one layer; reads no tensor values.
@@ -191,6 +196,15 @@ class LayerDump(Mapping[str, Layer]):
             return _describe(stored)
         except InputError as error:
             raise DumpError(f"{self.path}: {error}") from None
+
+    @property
+    def inputs_note(self) -> str:
+        """One sentence on layers whose activations were drawn, not captured; empty without any."""
+        if not any(layer.inputs_source for layer in self._stored.layers.values()):
+            return ""
+        from loraq_sim.dumps.synthesize_inputs import inputs_note
+
+        return _printable(inputs_note(self._stored.layers))
 
     def select(self, patterns: str | Iterable[str]) -> "LayerDump":
         """Dump of the layers whose name or kind matches any of the patterns, in file order.
@@ -228,7 +242,8 @@ class LayerDump(Mapping[str, Layer]):
     def _restricted(self, names: Iterable[str]) -> "LayerDump":
         layers = {name: self._stored.layers[name] for name in names}
         # What is left out of the file is no matter of those who chose from it.
-        return LayerDump(self.path, replace(self._stored, layers=layers, left_out=""))
+        stored = replace(self._stored, layers=layers, left_out="")
+        return LayerDump(self.path, stored, drawn_rows=self.drawn_rows)
 
     def _find(self, name: str) -> StoredLayer:
         try:
@@ -310,8 +325,8 @@ def _file_version(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _reopen(path: Path, names: tuple[str, ...]) -> LayerDump:
-    dump = read_layer_dump(path)
+def _reopen(path: Path, names: tuple[str, ...], drawn_rows: int | None) -> LayerDump:
+    dump = read_layer_dump(path, synthesize_inputs=drawn_rows or False)
     return dump._restricted(names)
 
 
@@ -347,6 +362,7 @@ def _describe(stored: StoredLayer) -> LayerInfo:
         nbytes=weight.nbytes + (0 if bias is None else bias.nbytes),
         activation_key=None if activations is None else activations.key,
         rows_source=stored.rows_source,
+        inputs_source=_text(name, "inputs_source", stored.inputs_source or ""),
     )
 
 
@@ -362,7 +378,9 @@ def _matrix_shape(tensor: StoredTensor) -> tuple[int, ...]:
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
-def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
+def read_layer_dump(
+    path: str | os.PathLike[str], *, synthesize_inputs: bool | int = False
+) -> LayerDump:
     """Open a layer dump or a checkpoint; tensors load when a layer is asked for.
 
     Parameters
@@ -371,6 +389,10 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
         A .pt, .safetensors, .npz, .gguf or .onnx file, judged by content; a checkpoint's folder or
         its ``.index.json``; the folder of a diffusers pipeline. No code from a file runs, whatever
         it holds.
+    synthesize_inputs : bool or int
+        Draw this many input rows (256 for True) for each layer without activations, as they are in
+        trained diffusion transformers by kind of layer, on the file's own weights. They are
+        labelled ``synthetic`` (`loraq_sim.dumps.synthesize_inputs`).
 
     Returns
     -------
@@ -382,6 +404,8 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
     ------
     DumpError
         If the file is missing, unreadable, of another kind, damaged, unsafe, or holds no layer.
+    InputError
+        If `synthesize_inputs` is no number of rows from 1 to 65,536.
     """
     path = Path(path)
     # A damaged or hostile file can make a reader library raise anything at all.
@@ -401,7 +425,14 @@ def read_layer_dump(path: str | os.PathLike[str]) -> LayerDump:
             f"{path}: holds no layers{left_out}; expected tensors named <layer>.weight, "
             "or a 'layers' mapping"
         )
-    return LayerDump(path, with_roles(path, stored))
+    stored = with_roles(path, stored)
+    if synthesize_inputs is False:
+        return LayerDump(path, stored)
+    # The larger part of a file that most dumps have no need of.
+    from loraq_sim.dumps.synthesize_inputs import SYNTHETIC_ROWS, with_synthetic_inputs
+
+    rows = SYNTHETIC_ROWS if synthesize_inputs is True else synthesize_inputs
+    return LayerDump(path, with_synthetic_inputs(stored, rows), drawn_rows=rows)
 
 
 def _printable(text: str) -> str:

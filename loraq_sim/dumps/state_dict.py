@@ -4,7 +4,8 @@ Tensors ``<layer>.weight``, ``.bias`` and ``.activations`` are one layer (`layer
 names cannot carry stands in a JSON metadata record of our own dumps, one object per layer:
 
     {"<layer>": {"kind": "self_q", "group": "block0.attn1", "rows_per_call": 8192,
-                 "calls_per_step": 1, "activations": "block0.attn1.to_q.activations"}}
+                 "calls_per_step": 1, "inputs_source": "synthetic",
+                 "activations": "block0.attn1.to_q.activations"}}
 
 every field optional. ``activations`` names the tensor that holds the layer's inputs, so layers of
 one group point to one tensor.

@@ -41,31 +41,11 @@ __all__ = [
     "plain_step",
     "require_steps",
     "step_counts",
-    "step_record",
     "step_statistics",
     "step_statistics_of_rows",
     "steps_of_layer",
     "summarize",
 ]
-
-
-def step_record(
-    values: list[float], steps_of_rows: Mapping[str, NDArray[np.integer]]
-) -> dict[str, object]:
-    """What goes into ``meta["time_steps"]``.
-
-    Parameters
-    ----------
-    values : list of float
-        Time step values, in the order they were run.
-    steps_of_rows : mapping of group to ndarray of shape (T,), integer
-        For each row the index into `values`; sorted.
-    """
-    rows = {
-        group: np.bincount(steps, minlength=len(values)).tolist()
-        for group, steps in steps_of_rows.items()
-    }
-    return {"values": list(values), "rows": rows}
 
 
 def steps_of_layer(dump: LayerDump, name: str) -> NDArray[np.float64] | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.errors import DumpError, InputError
@@ -28,6 +29,7 @@ __all__ = [
     "parse_json_object",
     "plain_meta",
     "stated_fields",
+    "step_record",
 ]
 
 
@@ -73,7 +75,8 @@ class StoredLayer:
     """One layer in a file; every field but `name` is as found, unchecked.
 
     Where the file says no `kind` or `rows_per_call`, `loraq_sim.dumps.kinds` finds what it can;
-    `rows_source` then says where the rows come from.
+    `rows_source` then says where the rows come from. `inputs_source` says what the activations are
+    where nobody captured them.
     """
 
     name: str
@@ -84,6 +87,7 @@ class StoredLayer:
     group: object = ""
     rows_per_call: object = None
     rows_source: str = ""
+    inputs_source: object = ""
     calls_per_step: object = 1
     problem: str = ""
 
@@ -101,6 +105,7 @@ class StatedFields(TypedDict, total=False):
     group: object
     rows_per_call: object
     calls_per_step: object
+    inputs_source: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,4 +228,25 @@ def stated_fields(record: Mapping[Any, object]) -> StatedFields:
         found["rows_per_call"] = record["rows_per_call"]
     if record.get("calls_per_step") is not None:
         found["calls_per_step"] = record["calls_per_step"]
+    if record.get("inputs_source") is not None:
+        found["inputs_source"] = record["inputs_source"]
     return found
+
+
+def step_record(
+    values: list[float], steps_of_rows: Mapping[str, NDArray[np.integer]]
+) -> dict[str, object]:
+    """What goes into ``meta["time_steps"]``.
+
+    Parameters
+    ----------
+    values : list of float
+        Time step values, in the order they were run.
+    steps_of_rows : mapping of group to ndarray of shape (T,), integer
+        For each row the index into `values`; sorted.
+    """
+    rows = {
+        group: np.bincount(steps, minlength=len(values)).tolist()
+        for group, steps in steps_of_rows.items()
+    }
+    return {"values": list(values), "rows": rows}

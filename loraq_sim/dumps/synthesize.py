@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.dumps.kinds import InventoryLayer, ModelInventory, load_inventory
 from loraq_sim.dumps.layer_dump import LayerDump
-from loraq_sim.dumps.steps import step_record
-from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor
+from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, step_record
 from loraq_sim.dumps.synthesize_statistics import (
     REFERENCE_WIDTH,
     TIME_STEPS,
@@ -35,10 +34,12 @@ from loraq_sim.dumps.synthesize_statistics import (
     InputStatistics,
     KindStatistics,
     WeightStatistics,
+    correlated,
     statistics_of,
     steps_of_rows,
 )
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.layers import SYNTHETIC
 from loraq_sim.version import __version__
 
 __all__ = [
@@ -143,6 +144,7 @@ class _DrawnModel:
             group=layer.group,
             rows_per_call=layer.rows_per_call,
             calls_per_step=layer.calls_per_step,
+            inputs_source=SYNTHETIC,
             weight=self._stored_tensor(
                 f"{layer.name}.weight", (n, k), partial(self._weight, layer)
             ),
@@ -228,7 +230,7 @@ def draw_weight(
     k = len(channel_rms)
     weight = _student_t(n, k, statistics.tail_df, rng)
     weight *= np.exp(_ROW_SCALE_STD * rng.standard_normal((n, 1), dtype=np.float32))
-    columns = _correlated(np.log(channel_rms), statistics.correlation, rng)
+    columns = correlated(np.log(channel_rms), statistics.correlation, rng)
     weight *= np.exp(_COLUMN_SCALE_STD * columns).astype(np.float32)
     left, right = (
         _orthonormal(size, max(round(_RANK_SHARE * min(n, k)), 1), rng) for size in (n, k)
@@ -248,18 +250,6 @@ def _student_t(n: int, k: int, df: float, rng: np.random.Generator) -> NDArray[n
     values /= np.sqrt(chi2, out=chi2)
     values *= np.float32((df / 2 - 1) ** 0.5)
     return values
-
-
-def _correlated(
-    reference: NDArray[np.float64], correlation: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Standard normal values of a given correlation with `reference`."""
-    noise = rng.standard_normal(len(reference))
-    spread = reference.std()
-    if not spread:
-        return noise
-    known = (reference - reference.mean()) / spread
-    return correlation * known + (1 - correlation**2) ** 0.5 * noise
 
 
 def _orthonormal(size: int, rank: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -39,6 +39,8 @@ __all__ = [
     "InputStatistics",
     "KindStatistics",
     "WeightStatistics",
+    "correlated",
+    "is_in_table",
     "statistics_of",
     "steps_of_rows",
 ]
@@ -75,7 +77,8 @@ class InputStatistics:
     channels that are set to one of `outlier_ratios` times the median, `mean_std` that of a
     channel's mean over its scale, `token_std` that of the tokens' log scale, `directions` the share
     of dimensions that the tokens mainly vary in, `drift` the part of the log scale that changes
-    over the time steps.
+    over the time steps. `keeps_floor`: scales and outlier ratios behind GELU leave its negative
+    values as they are, above -0.17.
     """
 
     scale_std: float
@@ -86,6 +89,7 @@ class InputStatistics:
     outlier_ratios: tuple[float, ...] = ()
     drift: float = 0.8
     shape: Shape = "linear"
+    keeps_floor: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +186,14 @@ _TABLE |= {
         *(("ffn_up", "ffn_up"), ("ffn_down", "ffn_down")),
     ]
 }
+# What is fused reads what its parts read; FLUX's single blocks start with q, k, v and the first
+# feed-forward layer in one.
+_TABLE |= {
+    "self_qkv": _TABLE["self_q"],
+    "text_qkv": _TABLE["self_q"],
+    "single_in": _TABLE["self_q"],
+    "cross_kv": _TABLE["cross_k"],
+}
 # Embeddings and modulations stay at 16 bits and are in no table: no outliers, an assumption.
 _OTHER = KindStatistics(
     weight=_TEXT_WEIGHT,
@@ -203,6 +215,11 @@ def statistics_of(kind: str, *, gated: bool = False) -> KindStatistics:
     if gated and kind == "ffn_down":
         return KindStatistics(weight=found.weight, inputs=_AFTER_GLU)
     return found
+
+
+def is_in_table(kind: str) -> bool:
+    """Whether inputs of a kind of layer follow measurements; the others have no outliers."""
+    return kind in _TABLE
 
 
 _SHARED, _WHITE = 0.9, 0.44
@@ -272,7 +289,17 @@ def _linear(k: int, statistics: InputStatistics, rng: Rng) -> tuple[NDArray[np.f
 def _gelu(k: int, statistics: InputStatistics, rng: Rng) -> tuple[NDArray[np.float64], Draw]:
     _, draw_hidden = _linear(k, replace(statistics, outlier_share=0.0), rng)
     gain = _hidden_gain(k, statistics, rng)
-    return _after(gain, rng, lambda tokens, rng: _gelu_tanh(0.9 * draw_hidden(tokens, rng) - 1))
+    rms, draw = _after(
+        gain, rng, lambda tokens, rng: _gelu_tanh(0.9 * draw_hidden(tokens, rng) - 1)
+    )
+    if not statistics.keeps_floor:
+        return rms, draw
+
+    def draw_above_floor(tokens: int, rng: Rng) -> NDArray[np.float32]:
+        rows = draw(tokens, rng)
+        return np.where(rows < 0, rows / gain, rows)
+
+    return rms, draw_above_floor
 
 
 def _silu_glu(k: int, statistics: InputStatistics, rng: Rng) -> tuple[NDArray[np.float64], Draw]:
@@ -323,6 +350,16 @@ def _channels(
     scale[:, places] = np.median(scale) * ratios * calm
     scale *= np.exp(_COMMON_DRIFT_STD * _drift((TIME_STEPS, 1), rng))
     return scale, statistics.mean_std * rng.standard_normal(k)
+
+
+def correlated(reference: NDArray[np.float64], correlation: float, rng: Rng) -> NDArray[np.float64]:
+    """Standard normal values of a given correlation with `reference`."""
+    noise = rng.standard_normal(len(reference))
+    spread = reference.std()
+    if not spread:
+        return noise
+    known = (reference - reference.mean()) / spread
+    return correlation * known + (1 - correlation**2) ** 0.5 * noise
 
 
 def _drift(shape: tuple[int, int], rng: Rng) -> NDArray[np.float64]:

@@ -143,6 +143,8 @@ def _plan_layer(source: _Source, name: str, info: LayerInfo, first_with: dict[st
     if info.rows_per_call is not None:
         record["rows_per_call"] = info.rows_per_call
     record["calls_per_step"] = info.calls_per_step
+    if info.inputs_source:
+        record["inputs_source"] = info.inputs_source
     parts: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": (info.dtype, (info.n, info.k)),
         "bias": (info.bias_dtype, (info.n,)),
@@ -185,6 +187,7 @@ def _info(name: str, layer: Layer) -> LayerInfo:
         has_bias=layer.bias is not None,
         rows_per_call=layer.rows_per_call,
         calls_per_step=layer.calls_per_step,
+        inputs_source=layer.inputs_source,
         dtype="float32",
         bias_dtype=None if layer.bias is None else "float32",
         activation_dtype=None if x is None else "float32",
@@ -272,6 +275,7 @@ def convert_dump(
     *,
     dtype: str | None = None,
     patterns: Iterable[str] = (),
+    synthesize_inputs: bool | int = False,
     overwrite: bool = False,
     on_layer: Callable[[str], None] | None = None,
 ) -> Path:
@@ -289,6 +293,8 @@ def convert_dump(
         Storage of all tensors.
     patterns : iterable of str
         Shell patterns over layer names and kinds; none means all layers.
+    synthesize_inputs : bool or int
+        Rows of inputs to draw for layers without, as in `read_layer_dump`; they are marked so.
     overwrite : bool
         Replace an existing target.
     on_layer : callable, optional
@@ -301,7 +307,7 @@ def convert_dump(
         suffix or is the source, or a value does not fit `dtype`.
     """
     source, target = Path(source), Path(target)
-    dump = read_layer_dump(source)
+    dump = read_layer_dump(source, synthesize_inputs=synthesize_inputs)
     patterns = list(patterns)
     if patterns:
         dump = dump.select(patterns)
@@ -333,7 +339,7 @@ class _Watched(LayerDump):
     """A dump that tells which of its layers has been read."""
 
     def __init__(self, dump: LayerDump, on_layer: Callable[[str], None]) -> None:
-        super().__init__(dump.path, dump._stored)
+        super().__init__(dump.path, dump._stored, drawn_rows=dump.drawn_rows)
         self._on_layer = on_layer
 
     def __getitem__(self, name: str) -> Layer:

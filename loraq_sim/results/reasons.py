@@ -21,6 +21,7 @@ from loraq_sim.results.choice import (
 )
 from loraq_sim.results.columns import column_for, is_missing
 from loraq_sim.results.rows import Row
+from loraq_sim.results.totals import is_synthetic
 from loraq_sim.results.wording import (
     comparison,
     limit_text,
@@ -230,6 +231,8 @@ def _what_it_is(case: Case, best: Candidate) -> str:
     facts = f"{value_text(case.error, best.error)} {_heading(case.error)}"
     if case.error == "output_error" and not is_missing(row.get("sqnr_db")):
         facts += f" ({value_text('sqnr_db', row['sqnr_db'])} SQNR)"
+    if case.error == "output_error" and is_synthetic(row):
+        facts += " on synthetic inputs"
     text = f"{best.label} has {facts}"
     if not is_missing(row.get("weight_bytes")):
         text += f" with {value_text('weight_bytes', row['weight_bytes'])} of weights"
@@ -451,6 +454,12 @@ def _notes(case: Case) -> tuple[str, ...]:
     if case.error == "weight_error" and case.candidates:
         notes.append(
             "Ranked by the error of the weights: output errors are not known without activations."
+        )
+    if case.error == "output_error" and any(is_synthetic(row) for row in case.rows):
+        notes.append(
+            "The errors, and so this choice, rest on synthetic inputs: drawn by the kind of each "
+            "layer on its own weights, not captured from a run of the model. `dump capture` "
+            "records real ones."
         )
     if case.candidates and not any("latency_s" in c.costs for c in case.candidates):
         decides = f"; {_heading(case.cost)} is weighed against the error" if case.cost else ""

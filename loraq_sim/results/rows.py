@@ -63,6 +63,12 @@ _TABLE = (
     ("n", "INTEGER", "", "output features"),
     ("k", "INTEGER", "", "input features"),
     ("tokens", "INTEGER", "rows", "activation rows the output error was measured on"),
+    (
+        "inputs",
+        "TEXT",
+        "",
+        "what those rows are: dump, or synthetic (drawn by kind of layer)",
+    ),
     ("calls_per_step", "INTEGER", "", "calls of the layer per denoising step"),
     ("split", "TEXT", "", "precision split, such as W4A4+W8A8r64"),
     ("rotation", "TEXT", "", "rotation of the input channels, such as hadamard; missing: none"),
@@ -194,6 +200,7 @@ class ResultRow(TypedDict, total=False):
     n: int
     k: int
     tokens: int | None
+    inputs: str | None
     calls_per_step: int | None
     split: str
     rotation: str | None

@@ -13,6 +13,7 @@ from operator import mul
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from loraq_sim.errors import InputError
+from loraq_sim.layers import SYNTHETIC
 from loraq_sim.metrics import DEFAULT_AGGREGATE, aggregate_of
 from loraq_sim.results.rows import EVALUATED, IDENTITY, AnyRow, ResultRow, Row, StoredRow, cells_of
 
@@ -25,6 +26,7 @@ __all__ = [
     "ModelRow",
     "WEIGHT_ERROR_FORMULA",
     "as_asked",
+    "is_synthetic",
     "model_totals",
     "records_of",
 ]
@@ -42,14 +44,14 @@ _NUMBERS = (
     *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
     *("activation_error_share", "p_error_share", "wide_p_error", "p_format"),
     *(*_COSTS, "utilization", "bound", "peak_activation_bytes", "fits_in"),
-    *(*_AREAS, "array_energy_j", "m_source"),
+    *(*_AREAS, "array_energy_j", "m_source", "inputs"),
 )
 # What sums and maxima are made of.
 _USED = (
     *("n", "k", "calls_per_step", "weight_bytes", "overflow_count", "safe_acc_bits"),
     *("clipped_count", "first_clipped", "activation_error_share", "p_error_share"),
     *("wide_p_error", "p_format", *_COSTS, "utilization", "bound", "peak_activation_bytes"),
-    *("fits_in", "m_source", *_AREAS, "array_energy_j"),
+    *("fits_in", "m_source", "inputs", *_AREAS, "array_energy_j"),
 )
 # What weights of aggregates are made of.
 _WEIGHING = ("calls_per_step", "m", "n", "k", "output_rms")
@@ -111,6 +113,7 @@ class ModelRow(TypedDict, total=False):
     area_mm2: float | None
     array_energy_j: float | None
     m_source: str | None
+    inputs: str | None
     status: Literal["ok", "overflow", "incomplete"]
     message: str
     pareto: bool
@@ -167,6 +170,8 @@ def model_totals(
             largest array that a layer runs in; sum over calls of what its gates take;
         ``m_source``
             where the rows per call come from, batch and guidance included; of several, each once;
+        ``inputs``
+            what the activation rows are, such as ``synthetic``; of several, each once;
         ``activation_error_share``, ``p_error_share``, ``wide_p_error``, ``p_format``
             shares of the model's squared error; its error with a P of 16 bits; the one format of P;
         ``bits_per_weight``
@@ -260,6 +265,9 @@ def _combination(
     told = [facts["message"]]
     if comparable and n_silent:
         told.append(f"output error not known: {n_silent} of {len(done)} layers have no activations")
+    n_drawn = sum(is_synthetic(row) for row in done)
+    if comparable and n_drawn:
+        told.append(f"output error on synthetic inputs in {n_drawn} of {len(done)} layers")
     wild = [row["layer"] for row in done if row["status"] == "overflow"]
     if comparable and wild:
         facts["status"] = "overflow"
@@ -269,6 +277,11 @@ def _combination(
         told.append(f"values beyond a float format are clamped in {_few(clamped)}")
     facts["message"] = "; ".join(filter(None, told))
     return {name: (numbers | facts)[name] for name in MODEL_COLUMNS if name not in _KEYS}
+
+
+def is_synthetic(row: AnyRow) -> bool:
+    """Whether the output error of a row, or of a layer of a total, is that of drawn inputs."""
+    return SYNTHETIC in str(row.get("inputs") or "")
 
 
 def _sums(rows: Sequence[AnyRow], aggregate: str) -> Row:
@@ -306,8 +319,8 @@ def _sums(rows: Sequence[AnyRow], aggregate: str) -> Row:
     totals["bound"] = _longest_bound(columns["bound"], latency, calls)
     totals["peak_activation_bytes"] = _over(max, columns["peak_activation_bytes"])
     totals["fits_in"] = _outermost(columns["fits_in"])
-    sources = dict.fromkeys(str(source) for source in columns["m_source"] if source)
-    totals["m_source"] = "; ".join(sources) or None
+    for name in ("m_source", "inputs"):
+        totals[name] = "; ".join(dict.fromkeys(str(x) for x in columns[name] if x)) or None
     return totals
 
 

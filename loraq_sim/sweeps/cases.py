@@ -87,6 +87,7 @@ class SweepTask:
     """All cases of one layer, so that a worker loads the layer once.
 
     `digest` is what the content of the layer was when the sweep was planned, empty if unknown;
+    `drawn_rows` are the synthetic input rows of a layer that the dump has no inputs of;
     `position` is the place of the first case among all cases of the plan.
     """
 
@@ -94,6 +95,7 @@ class SweepTask:
     layer: str
     info: LayerInfo | None
     digest: str = ""
+    drawn_rows: bool | int = False
     position: int = 0
     cases: tuple[SweepCase, ...]
 

@@ -41,6 +41,7 @@ from loraq_sim.dumps import LayerDump
 from loraq_sim.errors import InputError, LoraqError
 from loraq_sim.files import make_folder, write_file
 from loraq_sim.layers import Layer
+from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     from loraq_sim.solvers import Solution
@@ -165,7 +166,7 @@ def cache_folder() -> Path:
 
 
 # Counts changes of what a digest is made of, such as kinds that are read off names.
-_LAYOUT = 3
+_LAYOUT = 4
 
 
 def layer_digests(
@@ -176,7 +177,7 @@ def layer_digests(
     `remember` writes them down for the next call. Without `contents` no values are read: a layer
     whose digest is not written down has one of its name and of the files, good for counting.
     """
-    record = _record_path(dump.path)
+    record = _record_path(dump)
     version = _version(dump)
     known = _read(record, version)
     missing = [name for name in dump if name not in known]
@@ -202,14 +203,17 @@ def dump_content_digest(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def forget_digests(path: Path) -> None:
-    """Drop what is written down for the file at `path`."""
+def forget_digests(dump: LayerDump) -> None:
+    """Drop what is written down for a dump."""
     with suppress(OSError):
-        _record_path(path).unlink(missing_ok=True)
+        _record_path(dump).unlink(missing_ok=True)
 
 
-def _record_path(path: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+def _record_path(dump: LayerDump) -> Path:
+    state = hashlib.sha256(os.fsencode(dump.path.resolve()))
+    if dump.drawn_rows:
+        state.update(f"\0{dump.drawn_rows} rows, drawn by {__version__}".encode())
+    name = state.hexdigest()[:32]
     return cache_folder() / "digests" / f"{name}.json"
 
 

@@ -162,11 +162,11 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
     """
     _check_settings(plan)
     forced_path()
-    dump = read_layer_dump(plan.dump)
+    dump = read_layer_dump(plan.dump, synthesize_inputs=plan.drawn_rows)
     if plan.layers:
         dump = dump.select(plan.layers)
     infos = {name: _info(dump, name) for name in dump}
-    notes: list[str] = [dump.left_out] if dump.left_out else []
+    notes = [text for text in (dump.left_out, dump.inputs_note) if text]
     splits: Sequence[str] = plan.splits
     if not splits:
         usable = [info for info in infos.values() if info is not None]
@@ -189,6 +189,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
             layer=name,
             info=info,
             digest=digests[name],
+            drawn_rows=plan.drawn_rows,
             position=tasks[-1].position + len(tasks[-1].cases) if tasks else 0,
             cases=grid.cases(name, info, digests[name]),
         )

@@ -55,6 +55,7 @@ PLAN_KEYS = {
     "family": "text",
     "group": "integer",
     "tokens": "integer",
+    "synthesize_inputs": "truth",
     "smooth": "number",
     "rotate": "text",
     "condition": "text",
@@ -123,6 +124,8 @@ class SweepPlan:
         Element family and group of the splits.
     tokens : int, optional
         Activation rows to use; all by default.
+    synthesize_inputs : bool
+        Draw `tokens` input rows (256 by default) for each layer that the dump has none of.
     rows : mapping
         Rows M of one call by pattern of layer names or kinds, the last that matches.
     model, resolution : str and int, optional
@@ -147,6 +150,7 @@ class SweepPlan:
     family: str = "int"
     group: int = 64
     tokens: int | None = None
+    synthesize_inputs: bool = False
     seed: int | tuple[int, ...] = 0
     smooth: float | None = None
     rotate: str | None = None
@@ -159,6 +163,11 @@ class SweepPlan:
     kernel: str | None = None
     datapath: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
+
+    @property
+    def drawn_rows(self) -> bool | int:
+        """What `loraq_sim.read_layer_dump` takes as `synthesize_inputs`."""
+        return self.synthesize_inputs and (self.tokens or True)
 
 
 def read_plan_values(path: str | Path) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from functools import lru_cache
 from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +128,7 @@ def run_task(
     Raises nothing but what is no `Exception`, such as KeyboardInterrupt.
     """
     try:
-        layer = _dump(task.dump)[task.layer]
+        layer = _dump(task.dump, task.drawn_rows)[task.layer]
         _check_content(task, layer)
     except Exception as error:
         message = _message(error)
@@ -158,7 +157,7 @@ def failed_result(case: SweepCase, message: str, *, is_unreadable: bool = False)
 def _check_content(task: SweepTask, layer: Layer) -> None:
     """Refuse a layer that is not the one the cases were named for."""
     if task.digest and layer.digest() != task.digest:
-        forget_digests(Path(task.dump))
+        forget_digests(_dump(task.dump, task.drawn_rows))
         raise DumpError(
             f"{task.dump}: layer {task.layer!r} changed since the sweep was planned; "
             "run the same command again"
@@ -191,8 +190,8 @@ def forget_files() -> None:
 
 
 @lru_cache(maxsize=1)
-def _dump(path: str) -> LayerDump:
-    return read_layer_dump(path)
+def _dump(path: str, drawn_rows: bool | int) -> LayerDump:
+    return read_layer_dump(path, synthesize_inputs=drawn_rows)
 
 
 @lru_cache(maxsize=16)

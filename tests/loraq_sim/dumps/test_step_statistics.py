@@ -10,11 +10,11 @@ from loraq_sim.dumps.layer_dump import read_layer_dump
 from loraq_sim.dumps.steps import (
     plain_step,
     step_counts,
-    step_record,
     step_statistics,
     step_statistics_of_rows,
     steps_of_layer,
 )
+from loraq_sim.dumps.stored import step_record
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError
 from loraq_sim.layers import Layer

@@ -116,7 +116,7 @@ def test_planning_works_where_nothing_can_be_written_down(tmp_path, monkeypatch)
     monkeypatch.setenv("LORAQ_SIM_CACHE", str(tmp_path / "file" / "below"))
     write_layer_dump(tmp_path / "d.npz", layers("a"))
     assert len(layer_digests(read_layer_dump(tmp_path / "d.npz"))["a"]) == 64
-    forget_digests(tmp_path / "d.npz")
+    forget_digests(read_layer_dump(tmp_path / "d.npz"))
 
 
 def test_the_cache_is_where_xdg_says_unless_that_is_a_relative_path(tmp_path, monkeypatch):
