@@ -23,6 +23,9 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 _SAVEFIG = Figure.savefig
 
+# Folders of tests that need most of the compiled kernels: two workers would compile them twice.
+COMPILING = {"emulator", "kernels"}
+
 
 # Before xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
@@ -37,6 +40,8 @@ def pytest_collection_modifyitems(items):
         definitions = () if fixtures is None else fixtures.name2fixturedefs.values()
         if "verilator_library" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("verilator"))
+        elif COMPILING & set(item.path.parts):
+            item.add_marker(pytest.mark.xdist_group("kernels"))
         elif any(found.scope == "module" for given in definitions for found in given):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 

@@ -5,6 +5,7 @@ small bad example: a scan that cannot fail proves nothing.
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -24,6 +25,9 @@ MAX_LINES = 500
 # floors only. A new room needs a line in docs/ladder.toml.
 LADDER = tomllib.loads((ROOT / "docs" / "ladder.toml").read_text(encoding="utf-8"))
 FLOORS = {room: floor for floor, rooms in enumerate(reversed(LADDER["floor"])) for room in rooms}
+
+# Every scan reads the same trees.
+parsed = functools.cache(ast.parse)
 
 BANNED_FILE_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 COMPARISONS = {
@@ -86,7 +90,7 @@ def is_type_checking(node: ast.AST) -> bool:
 def imported_rooms(source: str, package: str) -> list[tuple[int, str]]:
     """Line and second part of every name imported from `package`."""
     found = []
-    for line, name in walk_imports(ast.parse(source)):
+    for line, name in walk_imports(parsed(source)):
         parts = name.split(".")
         if parts[0] == package and len(parts) > 1:
             found.append((line, parts[1]))
@@ -96,7 +100,7 @@ def imported_rooms(source: str, package: str) -> list[tuple[int, str]]:
 def ladder_breaks(source: str, room: str) -> list[str]:
     """Imports of `loraq_sim` rooms that do not stand below `room`, or that go through the root."""
     breaks = []
-    for line, name in walk_imports(ast.parse(source)):
+    for line, name in walk_imports(parsed(source)):
         parts = name.split(".")
         if parts[0] == "":
             breaks.append(f"{line}: relative import; name the module in full")
@@ -109,7 +113,7 @@ def ladder_breaks(source: str, room: str) -> list[str]:
             breaks.append(f"{line}: {room} (floor {FLOORS[room]}) imports {parts[1]}")
     breaks += [
         f"{node.lineno}: imports the package root"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Import) and any(a.name == "loraq_sim" for a in node.names)
     ]
     return breaks
@@ -159,7 +163,7 @@ def test_rooms_import_only_from_lower_floors(room):
 def names_imported(source: str, package: str) -> list[str]:
     return [
         f"{line}: imports {name}"
-        for line, name in walk_imports(ast.parse(source))
+        for line, name in walk_imports(parsed(source))
         if name.split(".")[0] == package
     ]
 
@@ -203,7 +207,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
     """
     graph = {}
     for name, source in sources.items():
-        named = {other for _, other in walk_imports(ast.parse(source))}
+        named = {other for _, other in walk_imports(parsed(source))}
         graph[name] = {other for other in named if other in sources and other != name}
     return graph
 
@@ -244,7 +248,7 @@ def undeclared(source: str, required: set[str], optional: set[str]) -> list[str]
 
     An import under TYPE_CHECKING never runs and is left alone.
     """
-    tree = ast.parse(source)
+    tree = parsed(source)
     at_import = set(walk_imports(tree, only_at_import=True))
     found = []
     for line, name in walk_imports(tree):
@@ -324,7 +328,7 @@ def dropped_comparisons(source: str) -> list[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(source))
+    visit(parsed(source))
     return found
 
 
@@ -379,7 +383,7 @@ def bare_comparison_asserts(source: str) -> list[str]:
     """`assert np.array_equal(...)` says only False where `assert_array_equal` says what differs."""
     return [
         f"{node.lineno}: use numpy.testing in place of {ast.unparse(node.test)[:60]}"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Assert)
         and re.match(r"(np|numpy|torch)\.\w+\(", ast.unparse(node.test))
         and ast.unparse(node.test).split("(")[0].split(".")[-1]
@@ -396,7 +400,7 @@ def test_array_comparisons_explain_themselves():
 def prints(source: str) -> list[str]:
     return [
         f"{node.lineno}: prints"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
     ]
 
@@ -408,7 +412,7 @@ def test_only_the_command_line_and_reports_print():
 
 
 def assert_statements(source: str) -> list[str]:
-    nodes = ast.walk(ast.parse(source))
+    nodes = ast.walk(parsed(source))
     return [f"{node.lineno}: asserts" for node in nodes if isinstance(node, ast.Assert)]
 
 
@@ -419,7 +423,7 @@ def test_packages_raise_errors_rather_than_assert():
 
 def export_faults(source: str) -> list[str]:
     """A module with public functions or classes lists them in ``__all__``, and only what it has."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     defined: set[str] = set()
     public_definitions = False
     exported: list[str] | None = None

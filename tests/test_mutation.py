@@ -42,6 +42,9 @@ old = "a * b"
 new = "a / b"
 """
 SOURCE = """
+import time
+
+
 def add(a, b):
     return a + b
 
@@ -49,6 +52,7 @@ def add(a, b):
 def count(n):
     i = 0
     while i < n:
+        time.sleep(0.001)
         i += 1
     return i
 """
