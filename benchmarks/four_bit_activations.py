@@ -5,8 +5,9 @@
 
 Every other activation row of a layer calibrates, the others evaluate, on the data path of `aie2`.
 All branches have the bytes of a 16-bit one (rank 32; 4 for tiny_pixart, which is 128 wide); GPTQ
-and round to nearest have none. Layers: examples/minilm.pt, examples/tiny_pixart.pt, and one
-synthetic of solver_quality.py.
+and round to nearest have none. Layers: examples/minilm.pt, examples/tiny_pixart.pt, one synthetic
+of solver_quality.py, and a diffusion U-Net where runs/terrain.npz lies (terrain_layers.py; rank 4:
+it is 64 to 128 wide). Layers that are not here keep what the table says of them.
 
 What was rebuilt, and what not: `svdquant_published` is SVDQuant with its whole grid of smoothing
 and 100 iterations. H-SVDQuant is SVDQuant of the weight and inputs turned by a block Hadamard
@@ -31,10 +32,13 @@ import solver_quality
 import loraq_sim as lq
 from loraq_sim.evaluate import evaluate_case, solve_case
 from loraq_sim.settings import CaseSettings
+from loraq_sim.solvers.problem import SharedStages
 
 ROOT = Path(__file__).parent.parent
+TERRAIN = ROOT / "runs" / "terrain.npz"
 TABLE = Path(__file__).parent / "four_bit_activations.md"
-# Column: split without its size, and settings.
+FOUR_BIT_P = {"feedback_p_format": "int4"}
+# Column: split without its size, and settings. What is data-free sees no activations.
 METHODS = {
     "rtn": ("W4A4", {"method": "rtn"}),
     "QuaRot-like": ("W4A4", {"method": "gptq", "rotate": "hadamard"}),
@@ -43,14 +47,17 @@ METHODS = {
     "H-SVDQuant": ("W4A4+W16A16", {"method": "svdquant", "rotate": "hadamard"}),
     "DiRotQ-like": ("W4A4~W16A16", {"method": "svdquant", "finish": "data"}),
     "loraq": ("W4A4+W8A8", {}),
-    "data-free": ("W4A4+W8A8", {"rotate": "hadamard"}),
+    "data-free": ("W4A4+W8A8", {"condition": "auto"}),
     "auto": ("W4A4+W8A8", {"condition": "auto"}),
     "auto, finish": ("W4A4+W8A8", {"condition": "auto", "finish": "data"}),
     "auto, ~": ("W4A4~W8A8", {"condition": "auto"}),
-    "u data-free": ("W4A4u+W8A8", {"rotate": "hadamard"}),
+    "u data-free": ("W4A4u+W8A8", {"condition": "auto"}),
     "u auto": ("W4A4u+W8A8", {"condition": "auto"}),
+    "u auto, finish": ("W4A4u+W8A8", {"condition": "auto", "finish": "data"}),
     "u auto, ~": ("W4A4u~W8A8", {"condition": "auto"}),
     "u auto, ~, finish": ("W4A4u~W8A8", {"condition": "auto", "finish": "data"}),
+    "a auto, ~, finish": ("W4A4a~W8A8", {"condition": "auto", "finish": "data"}),
+    "u auto, ~P4": ("W4A4u~W8A8", {"condition": "auto", "datapath": FOUR_BIT_P}),
     "u auto, ~W6A6": ("W4A4u~W6A6", {"condition": "auto"}),
     "u auto, ~W4A8": ("W4A4u~W4A8", {"condition": "auto"}),
     "A8 published": ("W4A8+W16A16", {"method": "svdquant_published"}),
@@ -73,7 +80,7 @@ def written():
         if line.startswith("| ")
     ]
     return {
-        row[0]: {c: float(v) / 100 for c, v in zip(table[0][1:], row[1:], strict=True)}
+        row[0]: {c: float(v) / 100 for c, v in zip(table[0][1:], row[1:], strict=True) if v}
         for row in table[1:]
     }
 
@@ -87,12 +94,17 @@ def layers():
     # The grid of the published method takes minutes on larger ones.
     weight, x = solver_quality.synthetic("self_v", tokens=512)
     yield "synthetic", lq.Layer(name="self_v", weight=weight, activations=x), 32
+    if TERRAIN.exists():
+        dump = lq.read_layer_dump(str(TERRAIN))
+        for name in dump:
+            yield "terrain", dump[name], 4
 
 
 def measured(layer, rank, columns):
     """Relative output errors on the rows left out, by column."""
     seen, unseen = (dataclasses.replace(layer, activations=layer.activations[i::2]) for i in (0, 1))
-    errors = {}
+    # Columns of one layer have stages of the solver in common.
+    errors, shared = {}, SharedStages()
     for column in columns:
         split, options = METHODS[column]
         text = split
@@ -102,22 +114,31 @@ def measured(layer, rank, columns):
         elif "+" in split or "~" in split:
             text += f"@fp16r{rank}"
         settings = CaseSettings.of(text, **options)
-        row = evaluate_case(unseen, settings, "aie2", solution=solve_case(seen, settings))
+        known = dataclasses.replace(seen, activations=None) if "data-free" in column else seen
+        solution = solve_case(known, settings, shared=shared)
+        row = evaluate_case(unseen, settings, "aie2", solution=solution)
         errors[column] = row["output_error"]
     return errors
+
+
+def mean(rows, column):
+    """Geometric mean in percent, as text; nothing where a row lacks the column."""
+    if not all(column in row for row in rows):
+        return ""
+    return f"{100 * np.exp(np.mean([np.log(row[column]) for row in rows])):.2f}"
 
 
 def main():
     """Measure, print and write the table; what is not measured anew stays as it is there."""
     if unknown := [column for column in sys.argv[1:] if column not in METHODS]:
         sys.exit(f"unknown column {unknown[0]!r}; there are {', '.join(METHODS)}")
-    rows, known = {}, written()
+    rows = {tuple(name.split(" ", 1)): row for name, row in written().items() if "**" not in name}
     for family, layer, rank in layers():
         found = measured(layer, rank, sys.argv[1:] or METHODS)
-        rows[family, layer.name] = known.get(f"{family} {short_name(layer.name)}", {}) | found
-        shown = " ".join(f"{k}={100 * v:.2f}" for k, v in rows[family, layer.name].items())
-        print(family, layer.name, shown, flush=True)
-    columns = [c for c in METHODS if all(c in row for row in rows.values())]
+        row = rows[family, short_name(layer.name)] = rows.get((family, short_name(layer.name)), {})
+        row |= found
+        print(family, layer.name, *(f"{k}={100 * v:.2f}" for k, v in found.items()), flush=True)
+    columns = [c for c in METHODS if any(c in row for row in rows.values())]
     lines = [
         "# Output error with activations of four and eight bits",
         "",
@@ -130,13 +151,13 @@ def main():
         "|---" * (len(columns) + 1) + "|",
     ]
     for (family, name), row in rows.items():
-        cells = " | ".join(f"{100 * row[c]:.2f}" for c in columns)
-        lines.append(f"| {family} {short_name(name)} | {cells}")
+        cells = " | ".join(f"{100 * row[c]:.2f}" if c in row else "" for c in columns)
+        lines.append(f"| {family} {name} | {cells}")
         lines[-1] += " |"
     for family in dict.fromkeys(key[0] for key in rows):
         members = [row for key, row in rows.items() if key[0] == family]
-        means = [100 * np.exp(np.mean([np.log(row[c]) for row in members])) for c in columns]
-        lines.append(f"| **{family}, geometric mean** | " + " | ".join(f"{m:.2f}" for m in means))
+        means = [mean(members, column) for column in columns]
+        lines.append(f"| **{family}, geometric mean** | " + " | ".join(means))
         lines[-1] += " |"
     TABLE.write_text("\n".join(lines) + "\n")
 
