@@ -32,19 +32,25 @@ from loraq_sim.emulator.walk import LayerOutput, StepResult, run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
-from loraq_sim.machine import array_columns, datapath_for, solved_workload, transforms_asked
+from loraq_sim.machine import (
+    array_columns,
+    check_machine,
+    datapath_for,
+    excluded_on,
+    solved_workload,
+)
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
 from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.problem import SharedStages
+from loraq_sim.solvers.solution import check_inputs
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
     "RoundingWatch",
     "UNKNOWN_ROWS",
-    "check_feedback",
     "clipped_where_stored",
     "evaluate_case",
     "evaluate_layer",
@@ -125,13 +131,10 @@ def evaluate_case(
     path = datapath_for(accelerator, settings.datapath)
     x = sample_rows(layer.activations, settings.tokens)
     if solution is None:
-        # Before the time of a solve; what a condition chooses is refused where it is charged.
-        asked = transforms_asked(
-            layer.k, split, path, smooth=settings.smooth, rotate=settings.rotate
-        )
-        hwmodels.check_transforms(accelerator, asked, feedback_rank=1 if split.feedback else 0)
-        solution = solve_case(layer, settings)
-    check_feedback(solution, split, layer.name)
+        # Before the time of a solve.
+        check_machine(settings, accelerator)
+        solution = solve_case(layer, settings, accelerator=accelerator)
+    check_inputs(solution, split, layer.name)
     m = layer.m if settings.rows is None else settings.rows
     split = split.for_layer(layer, solution)
     run = None if x is None else _emulated(layer, x, solution, split, path)
@@ -203,22 +206,15 @@ def _cost(
 
 
 def solve_case(
-    layer: Layer, settings: CaseSettings, *, shared: SharedStages | None = None
+    layer: Layer,
+    settings: CaseSettings,
+    *,
+    accelerator: "hwmodels.Accelerator | None" = None,
+    shared: SharedStages | None = None,
 ) -> Solution:
-    """What `settings` solve to; stages already in `shared` are used again."""
-    return _solved(layer, settings.split, settings.solving() | {"shared": shared})
-
-
-def check_feedback(solution: Solution, split: PrecisionSplit, name: str) -> None:
-    """Raise InputError where the split does not say what the solution does to the input."""
-    spent, asked = solution.feedback_rank, split.feedback
-    if (asked is None and spent) or (isinstance(asked, int) and asked != spent):
-        told = f"its residual input takes {spent} components" if spent else "it has none"
-        raise InputError(
-            f"layer {name!r}: split {split} does not say what the solution does to the input: "
-            f"{told}; write for example W4A4~W8A8r{max(solution.rank, 1)}f{max(spent, 1)}, or ~ "
-            "without f for whatever the solution has"
-        )
+    """What `settings` solve to, without what `accelerator` lacks; stages in `shared` are reused."""
+    excluded = () if accelerator is None else excluded_on(accelerator, settings.split)
+    return _solved(layer, settings.split, settings.solving(excluded) | {"shared": shared})
 
 
 def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
@@ -347,7 +343,10 @@ def _setting_remarks(
     if settings.condition is not None:
         words = [] if solution.rotation is None else [f"hadamard:{solution.rotation}"]
         words += [] if solution.smooth is None else ["smoothing"]
-        yield f"condition {settings.condition} chose " + (" and ".join(words) or "nothing")
+        if solution.grid is not None:
+            words.append(f"A{split.main_activation.element.bits}{solution.grid}")
+        listed = " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+        yield f"condition {settings.condition} chose {listed or 'nothing'}"
     elif solution.smooth is not None and settings.smooth is None:
         yield "activations are smoothed by factors of the solution"
     if m is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import hwmodels
 from hwmodels.families import weakest
+from hwmodels.modes import mode_of
 from hwmodels.schedule import (
     CallCost,
     StepSchedule,
@@ -29,8 +30,8 @@ from loraq_sim.emulator.presets import array_preset
 from loraq_sim.errors import CaseFailed, InputError, LoraqError, unknown_name
 from loraq_sim.formats import ELEMENTS, parse_format
 from loraq_sim.layers import is_after_gelu
-from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.settings import ARRAY_KEYS, DATAPATH_KEYS, CaseSettings
+from loraq_sim.split import AUTO, PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
     from hwmodels.inventory import InventoryEntry, ModelInventory, ProductCost
@@ -41,8 +42,10 @@ __all__ = [
     "ARRAY_COSTS",
     "ModelStep",
     "array_columns",
+    "check_machine",
     "cost_split",
     "datapath_for",
+    "excluded_on",
     "model_step",
     "model_step_rows",
     "runs_in_integers",
@@ -84,6 +87,7 @@ def datapath_for(
         zero_point=_zero_point(values, overrides or {}),
         combine=values["combine"],
         p_format=values["p_format"],
+        feedback_p_format=values["feedback_p_format"],
         out_format=values["out_format"],
         rounding=values["rounding"],
         block_rounding=values["block_rounding"],
@@ -225,6 +229,43 @@ def transforms_asked(
         parts = dict.fromkeys(parts, split)
     stored = SimpleNamespace(**parts, smooth=smooth, rotation=hadamard_block(rotate, k))
     return transforms_of(stored, split, path)
+
+
+def check_machine(settings: CaseSettings, accelerator: "hwmodels.Accelerator") -> None:
+    """Refuse what a case names that its machine lacks; `excluded_on` is for what is chosen.
+
+    Raises
+    ------
+    hwmodels.AcceleratorError
+        With the way out.
+    """
+    smooths = settings.smooth is not None or settings.condition == "rms"
+    asked = ("smooth",) * smooths + ("hadamard",) * (settings.rotate is not None)
+    feedback = 0 if settings.split.feedback is None else 1
+    hwmodels.check_transforms(accelerator, asked, feedback_rank=feedback)
+
+
+def excluded_on(accelerator: "hwmodels.Accelerator", split: PrecisionSplit) -> tuple[str, ...]:
+    """What ``condition="auto"`` must not choose on this machine, of `condition.CHOICES`.
+
+    Transforms that its file does not list; zero points where the main branch would need another MAC
+    mode for them, or has none.
+    """
+    lacking = [name for name in ("hadamard", "smooth") if name not in accelerator.transforms]
+    if split.main_rule == AUTO and not _takes_zero_points(accelerator, split):
+        lacking.append("zero_points")
+    return tuple(lacking)
+
+
+def _takes_zero_points(accelerator: "hwmodels.Accelerator", split: PrecisionSplit) -> bool:
+    modes = []
+    for main in (split.costed[0].removesuffix("u"), split.costed[0]):
+        work = hwmodels.GemmWorkload(m=1, n=1, k=1, main=main, family=split.family)
+        try:
+            modes.append(mode_of(accelerator, work, "main").mode)
+        except hwmodels.AcceleratorError:
+            return not modes
+    return modes[0] == modes[1]
 
 
 def workload_for(

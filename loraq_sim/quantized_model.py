@@ -11,9 +11,10 @@ Layout, for each layer ``NAME``:
 
 Metadata (strings): ``format`` is ``loraq-sim-quantized-v1``; ``layers`` is a JSON object
 ``{NAME: {method, preset, seed, weight_error, seconds, parts: {main: {format, shape}, ...}}}``;
-``meta`` is a JSON object of the writer's. A layer may also have ``rotation``: B; ``charged``:
-{part: bytes}, its share of what layers with a common input store once; and ``common``:
-{part: NAME}, the layer under whose name such a part lies.
+``meta`` is a JSON object of the writer's. A layer may also have ``rotation``: B; ``grid``: the
+letter of the inputs' grid, where `solve` chose it; ``charged``: {part: bytes}, its share of what
+layers with a common input store once; and ``common``: {part: NAME}, the layer under whose name such
+a part lies.
 """
 
 import json
@@ -112,6 +113,8 @@ def _record(solution: Solution, common: dict[str, str]) -> dict[str, Any]:
     }
     if solution.rotation is not None:
         record["rotation"] = solution.rotation
+    if solution.grid is not None:
+        record["grid"] = solution.grid
     if solution.charged:
         record |= {"charged": dict(solution.charged), "common": common}
     return record
@@ -167,6 +170,7 @@ class QuantizedModel(Mapping[str, Solution]):
                     smooth=None if smooth is None else smooth.astype(np.float32),
                     trace=[],
                     rotation=_rotation(record, main.shape[1]),
+                    grid=_grid(record),
                     charged=record.get("charged", {}),
                 )
             except InputError as error:
@@ -231,6 +235,13 @@ def _check_facts(record: Mapping[str, Any]) -> None:
 def _rotation(record: dict[str, Any], k: int) -> int | None:
     block = record.get("rotation")
     return None if block is None else hadamard_block(f"hadamard:{block}", k)
+
+
+def _grid(record: dict[str, Any]) -> str | None:
+    grid = record.get("grid")
+    if grid not in (None, "", "s", "u"):
+        raise InputError(f"grid must be a letter of activations ('', 's' or 'u'), got {grid!r:.60}")
+    return grid
 
 
 def read_quantized_model(path: str | Path) -> QuantizedModel:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, Unpack
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.split import PrecisionSplit, parse_split
+from loraq_sim.split import AUTO, PrecisionSplit, parse_split
 
 __all__ = [
     "ARRAY_KEYS",
@@ -58,14 +58,14 @@ ARRAY_KEYS = (
 
 DATAPATH_KEYS = (
     *(*ARRAY_KEYS, "combine", "p_format", "out_format", "rounding", "float_overflow"),
-    *("block_rounding", "zero_point", "array"),
+    *("block_rounding", "zero_point", "array", "feedback_p_format"),
 )
 """What of an accelerator's datapath a caller may override.
 
 `array` names a preset; `float_overflow` maps some float formats to ``infinity`` or ``saturate``;
 `zero_point` says whether zero points are corrected as ``initial`` values or ``after`` the sums (of
 a preset, where its machine does); `block_rounding` is the rounding to block formats, where that is
-not `rounding`.
+not `rounding`; `feedback_p_format` is that of a residual input's P, by default `p_format`.
 """
 
 
@@ -144,8 +144,11 @@ class CaseSettings:
         parsed = parse_split(split, family=family, group=group)
         return cls(split=parsed, datapath=datapath or {}, **options)
 
-    def solving(self) -> dict[str, Any]:
-        """Arguments of `loraq_sim.solve` but the layer's own: hashable, in a fixed order."""
+    def solving(self, excluded: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Arguments of `loraq_sim.solve` but the layer's own: hashable, in a fixed order.
+
+        `excluded` is what a machine lacks of what a condition may choose.
+        """
         return {
             "main": self.split.main_weight,
             "branch": self.split.branch_weight,
@@ -160,6 +163,7 @@ class CaseSettings:
             "finish": self.finish,
             **self._deflating(),
             **self._compared_with(),
+            **({"excluded": excluded} if excluded and self.condition == "auto" else {}),
         }
 
     def _deflating(self) -> dict[str, Any]:
@@ -170,8 +174,10 @@ class CaseSettings:
 
     def _compared_with(self) -> dict[str, Any]:
         """What inputs are rounded to, for whatever is chosen by the error of outputs."""
+        is_chosen = self.split.main_rule == AUTO
         if (self.split.feedback, self.condition, self.finish) == (None, None, None):
-            return {}
+            # A grid that is left open is refused without a condition to choose it.
+            return {"main_rule": self.split.main_rule} if is_chosen else {}
         return {
             "main_activation": self.split.main_activation,
             "branch_activation": self.split.branch_activation,

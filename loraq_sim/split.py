@@ -13,6 +13,7 @@ A letter behind the width of activations, of either part, says how they round (f
 ``A4u``    asymmetric: unsigned codes, and a zero point for each group that its values choose
 ``A4u8``   the same with one fixed zero point, here 8: the code that stands for 0; ``A8z-3`` with
            signed codes
+``A4a``    A4, A4s or A4u, whichever ``condition="auto"`` finds best for the layer
 ``A4g``    as A4, and in layers that follow GELU unsigned codes of x + 0.171875: GELU stays above
            -0.17, so that no code is wasted; the bias takes the shift back (nunchaku). ``A4sg`` also
 ``A16i``   16-bit integers; A16 are 16-bit floats
@@ -37,15 +38,11 @@ if TYPE_CHECKING:
     from loraq_sim.layers import Layer
 
 __all__ = [
-    "WITHOUT_BRANCH",
-    "FAMILIES",
+    *("AUTO", "WITHOUT_BRANCH", "FAMILIES"),
     "GELU_SHIFT",
     "PrecisionSplit",
-    "branch_bytes",
-    "feedback_format",
-    "feedback_left_format",
-    "parse_split",
-    "rank_for_budget",
+    *("branch_bytes", "feedback_format", "feedback_left_format", "grid_letter"),
+    *("parse_split", "rank_for_budget", "unsigned"),
 ]
 
 WITHOUT_BRANCH = ("rtn", "gptq")
@@ -64,7 +61,7 @@ GELU_SHIFT = 0.171875
 """What nunchaku adds behind GELU, whose least value is -0.16997, before it rounds unsigned."""
 
 _BRACKET = r"(?:\[[^\]]*\])?"
-_PART = rf"w(\d{{1,3}}u?{_BRACKET})a(\d{{1,3}}(?:u\d{{0,3}}|z-?\d{{1,3}}|sg?|g|i)?{_BRACKET})"
+_PART = rf"w(\d{{1,3}}u?{_BRACKET})a(\d{{1,3}}(?:u\d{{0,3}}|z-?\d{{1,3}}|sg?|[agi])?{_BRACKET})"
 _OPERAND = re.compile(r"(\d{1,3})([a-z]*)(-?\d*)(?:\[([^\]]*)\])?")
 _SHIFTED = re.compile(r"(.*?)(?:\+(\d{1,4}(?:\.\d{1,12})?))?")
 _BUDGET = re.compile(r"([a-z0-9_/]+)@([1-9]\d{0,6})")
@@ -73,7 +70,10 @@ _SPLIT = re.compile(
 )
 
 AUTO = "auto"
-"""The residual input takes the share of the rank that does best on the layer's inputs."""
+"""What a layer's inputs decide: the share of a residual input, or, as a scale rule, the grid."""
+
+_RULES = {"s": "signed_absmax", "a": AUTO}
+_RULE_LETTERS = {rule: letter for letter, rule in _RULES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class PrecisionSplit:
     ``text`` follow from the formats, also where `dataclasses.replace` changed one. ``main_rule``
     and ``branch_rule`` are the scale rules of activations, ``absmax`` or ``signed_absmax``.
     ``shift`` is added to what the main branch rounds, and taken back by the bias; with ``gelu`` it
-    depends on the layer (`for_layer`).
+    and ``main_rule`` ``"auto"`` it depends on the layer (`for_layer`).
     """
 
     text: str = field(init=False)
@@ -138,14 +138,15 @@ class PrecisionSplit:
         if self.branch_weight is not None and self.branch_activation is not None:
             parts.append((self.branch_weight, self.branch_activation))
         texts = [f"W{w.element.bits}{w.letter}A{a.element.bits}{a.letter}" for w, a in parts]
+        # Of the grids that may be chosen, zero points cost most.
+        texts[0] += "u" if self.main_rule == AUTO else ""
         return texts[0], texts[1] if len(texts) > 1 else None
 
     def _label(self, name: str) -> str:
         weight, activation = getattr(self, f"{name}_weight"), getattr(self, f"{name}_activation")
-        rule = getattr(self, f"{name}_rule")
-        signed = "s" if rule == "signed_absmax" else ""
         is_main = name == "main"
-        letters = signed + ("g" if self.gelu and is_main else "")
+        letters = _RULE_LETTERS.get(getattr(self, f"{name}_rule"), "")
+        letters += "g" if self.gelu and is_main else ""
         shift = self.shift if is_main else 0.0
         return f"W{self._written(weight)}A{self._written(activation, letters, shift)}"
 
@@ -161,23 +162,25 @@ class PrecisionSplit:
     def for_layer(self, layer: "Layer", stored: Any = None) -> "PrecisionSplit":
         """The split as `layer` runs it: what ``g`` asks for, where its inputs are what GELU left.
 
-        Not where `stored`, the solution, rotates or deflates them: they lie on both sides of zero
-        then. A split that asks for nothing of the kind is the same for all layers.
+        Not where `stored`, the solution, rotates or deflates them. For ``a``, the grid it chose.
         """
+        if self.main_rule == AUTO:
+            grid = getattr(stored, "grid", None)
+            if grid is None:
+                raise InputError(f"split {self}: the solution does not say which grid it chose")
+            fmt = unsigned(self.main_activation) if grid == "u" else self.main_activation
+            return replace(self, main_activation=fmt, main_rule=_RULES.get(grid, "absmax"))
         mixed = [getattr(stored, part, None) for part in ("rotation", "feedback")]
         is_mixed = any(part is not None for part in mixed)
         return self.after_gelu(self.gelu and not is_mixed and layer.follows_gelu)
 
     def after_gelu(self, follows_gelu: bool) -> "PrecisionSplit":
         """What ``g`` asks for, in a layer that follows GELU, or in another."""
-        if not self.gelu:
-            return self
-        if not follows_gelu:
-            return replace(self, gelu=False)
-        element = ELEMENTS[f"u{self.main_activation.element.name}"]
-        unsigned = replace(self.main_activation, element=element, zero=0)
-        shifted = replace(self, main_activation=unsigned, main_rule="absmax")
-        return replace(shifted, shift=GELU_SHIFT, gelu=False)
+        if not self.gelu or not follows_gelu:
+            return replace(self, gelu=False) if self.gelu else self
+        fmt = replace(unsigned(self.main_activation), zero=0)
+        shift = GELU_SHIFT
+        return replace(self, main_activation=fmt, main_rule="absmax", shift=shift, gelu=False)
 
     @property
     def has_branch(self) -> bool:
@@ -185,13 +188,7 @@ class PrecisionSplit:
         return self.branch is not None
 
     def sized(self, *, rank: int | None = None, budget: str | None = None) -> "PrecisionSplit":
-        """The same formats with a branch of `rank`, or of a `budget` such as ``"fp16@32"``.
-
-        Raises
-        ------
-        InputError
-            If the size breaks a rule of a split's text.
-        """
+        """The same formats with a branch of `rank`, or of a `budget` such as ``"fp16@32"``."""
         size = f"r{rank}" if budget is None else "@" + budget.replace("@", "r")
         joint = "+" if self.feedback is None else "~"
         spent = f"f{self.feedback}" if isinstance(self.feedback, int) else ""
@@ -199,10 +196,7 @@ class PrecisionSplit:
         return replace(self, rank=asked.rank, budget=asked.budget)
 
     def ranks(self, n: int, k: int) -> tuple[int, int]:
-        """Components of the branch of a weight (N, K), and how many the residual input takes.
-
-        Where the layer's inputs decide (``"auto"``), half is assumed; a solved layer knows.
-        """
+        """Components of the branch of a weight (N, K), and of its residual input (auto: half)."""
         if self.branch_weight is None:
             return 0, 0
         feedback = self.feedback
@@ -227,13 +221,11 @@ def parse_split(
     Parameters
     ----------
     text : str
-        The split. Widths are 2 to 8 bits (``int``) or 4, 6 and 8 (other families), or 16 for fp16;
-        the letters are those of the module.
+        Widths are 2 to 8 bits (``int``) or 4, 6 and 8 (other families), or 16 for fp16.
     family : str
-        Element family of everything narrower than 16 bits.
+        Of every element narrower than 16 bits.
     group : int
-        Elements per scale along K (weights and activations alike), and along the rank for L, of
-        the family ``int``. The others bring their own.
+        Elements per scale along K, and along the rank for L, of the family ``int`` alone.
 
     Raises
     ------
@@ -251,8 +243,8 @@ def parse_split(
         raise InputError(
             f"split {str(text)!r:.100} is not understood; write for example W4A4 (no branch), "
             "W4A4+W8A8r64 (rank 64), W4A4+W8A8@fp16r32 (the bytes of a 16-bit rank-32 branch) or "
-            "W4A4~W8A8@fp16r32 (with a residual input); activations may be A4s, A4u, A4u8, A4g, "
-            "A4sg, A16i or A4[format]"
+            "W4A4~W8A8@fp16r32 (with a residual input); activations may be A4s, A4u, A4a, A4u8, "
+            "A4g, A4sg, A16i or A4[format]"
         )
     main_w, main_a, joint, branch_w, branch_a, rank, budget_format, budget_rank, spent = (
         match.groups()
@@ -276,10 +268,10 @@ def parse_split(
             f"split {str(text)!r:.100}: rank must be at least 1; write {plain_split} instead"
         )
     in_branch = read.activation(branch_a)
-    if in_branch.gelu or in_branch.shift:
+    if in_branch.gelu or in_branch.shift or in_branch.rule == AUTO:
         raise InputError(
-            f"split {str(text)!r:.100}: the shift after GELU is for the main branch; the low-rank "
-            "branch reads X as it is, so write its activations without"
+            f"split {str(text)!r:.100}: the shift after GELU is for the main branch, and so is an "
+            "open grid (a); the branch reads X as it is, so write its activations without"
         )
     return replace(
         plain_split,
@@ -367,7 +359,7 @@ class _Reader:
                 f"A{written}: zero point {number} is outside the codes of {element.name} "
                 f"({element.lo}..{element.hi})"
             )
-        rule = "signed_absmax" if "s" in letters else "absmax"
+        rule = _RULES.get(letters[0], "absmax")
         return _Operand(self._plain(width), rule, gelu="g" in letters)
 
     def _plain(self, width: int) -> Format:
@@ -430,10 +422,9 @@ _SHORT_ROW = 1 / 8  # Of a group, which a row of L_f must exceed to have scales 
 
 
 def feedback_format(branch: Format) -> Format:
-    """How directions V are stored beside a branch in `branch`: scales per block of 64 x 64.
+    """How V is stored beside a branch in `branch`: a scale per block serves X V^T and P V alike.
 
-    One stored V then serves X V^T and P V alike. Groups that block elements bring along become
-    blocks of that size; 16-bit floats stay as they are.
+    Blocks of 64 x 64, or of the size that block elements bring along; 16-bit floats stay so.
     """
     if branch.scale is None:
         return branch
@@ -444,8 +435,7 @@ def feedback_format(branch: Format) -> Format:
 def feedback_left_format(branch: Format, feedback_rank: int) -> Format:
     """How L_f is stored: as the branch is, or with few components of 8-bit integers, as V is.
 
-    The scale of a short row takes a quarter of its bytes or more, by which the branch loses a
-    component. Blocks cost next to nothing, and 8 bits hold the range of 64 rows; 6 bits do not.
+    Scales of short rows would cost a component; 8 bits hold the range of 64 rows, 6 do not.
     """
     element, size = branch.element, branch.group_size or 0
     is_long = branch.granularity != "group" or feedback_rank > _SHORT_ROW * size
@@ -453,11 +443,20 @@ def feedback_left_format(branch: Format, feedback_rank: int) -> Format:
     return branch if is_long or element.block or not is_int8 else feedback_format(branch)
 
 
+def unsigned(fmt: Format) -> Format:
+    """Integers of the same bits with a zero point per group."""
+    return replace(fmt, element=ELEMENTS[f"u{fmt.element.name}"])
+
+
+def grid_letter(fmt: Format, rule: str) -> str:
+    """The letter behind the width of activations in `fmt` with this scale rule, such as ``u``."""
+    return _RULE_LETTERS.get(rule, fmt.letter)
+
+
 def branch_bytes(n: int, k: int, rank: int, fmt: Format, feedback_rank: int = 0) -> int:
     """Stored bytes of a branch of `rank` in `fmt`, of which the residual input has `feedback_rank`.
 
-    L (n, r) and R (r, k) of the other components; V (feedback_rank, k) in `feedback_format` and
-    L_f (n, feedback_rank) in `feedback_left_format`. 0 for rank 0.
+    L (n, r) and R (r, k) of the others; V and L_f in formats of their own. 0 for rank 0.
     """
     total, others = 0, rank - feedback_rank
     if others:

@@ -200,8 +200,9 @@ Condition = Annotated[
     typer.Option(
         "--condition",
         metavar="NAME",
-        help="Choose smoothing and rotation: auto (by the layer's own inputs, or a rule without "
-        "any), or rms (smoothing in closed form). What --smooth and --rotate say stays.",
+        help="Choose smoothing and rotation, and the grid of A4a: auto (by the layer's own inputs, "
+        "or a rule without any), or rms (smoothing in closed form). What --smooth and --rotate say "
+        "stays.",
         show_default=False,
     ),
 ]

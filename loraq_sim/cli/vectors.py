@@ -214,7 +214,7 @@ def vectors_command(
     x = sample_rows(loaded.activations, tokens)
     if x is None:
         raise InputError(f"layer {layer!r} of {layer_dump} has no activations to take codes from")
-    solution = solve_case(loaded, settings)
+    solution = solve_case(loaded, settings, accelerator=accelerator)
     run_split = chosen.for_layer(loaded, solution)
     operands = gemm_operands(part.value, x, solution, run_split, datapath)
     (m, k), n = operands[0].shape, operands[1].shape[0]

@@ -22,13 +22,14 @@ from loraq_sim.emulator.float_overflow import Clipping
 from loraq_sim.emulator.scaled_gemm import GemmStatistics
 from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError, counted, unknown_name
-from loraq_sim.evaluate import check_feedback, solve_split
+from loraq_sim.evaluate import solve_split
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for, transforms_of
+from loraq_sim.machine import datapath_for, excluded_on, transforms_of
 from loraq_sim.quantized_model import QuantizedModel
 from loraq_sim.recipe import Recipe, split_of
 from loraq_sim.settings import SIXTEEN_BIT_KINDS, skipped
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.solution import check_inputs
 from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def plan_layers(
     finish: str | None = None,
     seed: int = 0,
     on_layer: Callable[[str], None] | None = None,
+    accelerator: "hwmodels.Accelerator | None" = None,
 ) -> list[LayerPlan]:
     """Choose and solve the layers of a model.
 
@@ -206,6 +208,8 @@ def plan_layers(
         As for `loraq_sim.evaluate_layer`, where `source` leaves them open.
     on_layer : callable, optional
         Called with each layer's name once it is solved.
+    accelerator : Accelerator, optional
+        Conditions choose nothing that it lacks.
 
     Raises
     ------
@@ -228,14 +232,15 @@ def plan_layers(
             solution = found
         else:
             layer = _layer(name, kinds[name], modules[name], calibration)
-            solution = solve_split(layer, split, **found)
+            excluded = () if accelerator is None else excluded_on(accelerator, split)
+            solution = solve_split(layer, split, **found, excluded=excluded)
         _check_fit(name, solution, split, _module_weight(modules[name]).shape)
-        run_as = _layer(name, kinds[name], modules[name], calibration) if split.gelu else None
+        run_as = _layer(name, kinds[name], modules[name], None)
         plan = LayerPlan(
             name=name,
             kind=kinds[name],
             module=modules[name],
-            split=split if run_as is None else split.for_layer(run_as, solution),
+            split=split.for_layer(run_as, solution),
             solution=solution,
         )
         plans.append(plan)
@@ -325,7 +330,7 @@ def _check_fit(
             f"layer {name!r}: the solution's main branch is {solution.main.format}, "
             f"split {split} asks for {split.main_weight}"
         )
-    check_feedback(solution, split, name)
+    check_inputs(solution, split, name)
     branch = solution.right
     if branch is not None and not split.has_branch:
         raise InputError(f"layer {name!r}: the solution has a branch, split {split} has none")
@@ -382,7 +387,7 @@ def emulate_model(
     if isinstance(accelerator, str):
         accelerator = hwmodels.load_accelerator(accelerator)
     path = datapath_for(accelerator, datapath)
-    plans = plan_layers(model, solution_or_recipe, **planning)
+    plans = plan_layers(model, solution_or_recipe, accelerator=accelerator, **planning)
     for plan in plans:
         asked = transforms_of(plan.solution, plan.split, path)
         hwmodels.check_transforms(accelerator, asked, feedback_rank=plan.solution.feedback_rank)

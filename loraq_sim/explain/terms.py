@@ -235,7 +235,7 @@ def explain_case(
     path = datapath_for(accelerator, settings.datapath)
     x = sample_rows(layer.activations, settings.tokens)
     if solution is None:
-        solution = solve_case(layer, settings)
+        solution = solve_case(layer, settings, accelerator=accelerator)
     row = evaluate_case(layer, settings, accelerator, solution=solution)
     split = split.for_layer(layer, solution)
     notes: tuple[str, ...] = ()

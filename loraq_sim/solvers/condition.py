@@ -1,25 +1,31 @@
-"""Smoothing and rotation of a layer chosen by what they do to its output, or by a rule.
+"""Smoothing, rotation and input grid of a layer chosen by what they do to its output, or by a rule.
 
 Rotation trades outliers of few channels for a little more of all; smoothing moves them into the
 weight, whose rounding they then enter. What is best depends on the layer: ``condition="auto"``
 compares none, the closed form of `loraq_sim.conditioning.balanced_smoothing` and SmoothQuant's
-strength 0.5, each as it is and rotated by the largest block Hadamard matrix. For rows X left out of
-the statistics, with L R = SVD_r(W) and V = W - L R, the squared error of the output is close to
+strength 0.5, each as it is and rotated by the largest block Hadamard matrix; where the grid of the
+main branch's inputs is left open (``A4a``), each of them symmetric, with signed scales and with
+zero points. What is compared is the output of rows X left out of the statistics
+(`loraq_sim.solvers.residual.simulated_output`), with L R = SVD_r(W) and, for what a solver makes of
+the main branch,
 
-    || round(X) V^T + round(round(X) R^T) L^T - X W^T ||^2  +  g || X (V - round(V))^T ||^2,
+    V - g (V - round(V)),     V = W - L R,
 
-all of the smoothed and rotated X and W; where the layer may have a residual input
-(`loraq_sim.solvers.residual`), a quarter of the rank is tried on it, too, and what is best with it
-is a second candidate beside what is best without. g stands for what a solver
-makes of the error of rounding V (`loraq`: 0.35 to 0.5 of it), so that nothing needs to be solved
-for the comparison.
+all of the smoothed and rotated W. g stands for the share of the rounding error that a solver leaves
+(`loraq`: 0.35 to 0.5), so that nothing needs to be solved for the comparison. Where the layer may
+have a residual input (`loraq_sim.solvers.residual`), a quarter of the rank is tried on it, too, and
+what is best with it is a second candidate beside what is best without.
 
 Without activations, or with too few, inputs of up to four bits are rotated and all others are left
-as they are: a rotation never needs data, and four bits cannot hold an outlier and the rest.
+as they are: a rotation never needs data, and four bits cannot hold an outlier and the rest. A grid
+that is left open has zero points then: of rotated inputs on real layers they lose least.
+
+What a machine lacks is left out of the comparison (`CHOICES`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,29 +36,62 @@ from loraq_sim.conditioning import (
     hadamard_block,
     power_smoothing,
     rotate_channels,
+    smoothing_vector,
 )
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers.low_rank import truncated_svd
-from loraq_sim.solvers.residual import InputGrid, residual_input, rounded_inputs
+from loraq_sim.solvers.residual import (
+    InputGrid,
+    Operands,
+    ResidualInput,
+    residual_input,
+    simulated_output,
+)
+from loraq_sim.split import AUTO, unsigned
 
-__all__ = ["EnteringFormats", "conditions_to_try"]
+__all__ = [
+    "CHOICES",
+    "FEW_BITS",
+    "NOBODY_CHOOSES",
+    "Condition",
+    "EnteringFormats",
+    "conditions_to_try",
+]
 
-_GAIN = 0.4**2
+CHOICES = ("hadamard", "smooth", "zero_points")
+"""What a condition may choose, each of which a machine may lack."""
+
+NOBODY_CHOOSES = (
+    "who chooses the grid of inputs that is left open (A4a)? Give condition='auto', or write A4, "
+    "A4s (signed scales) or A4u (zero points)"
+)
+
+FEW_BITS = 4
+"""Inputs of so many bits or fewer make more of a layer's error than its weights do."""
+
+_GAIN = np.float32(0.4)
 # Fewer rows say little of channels; more than the second number say the same.
 _LEAST_ROWS = 32
 _MOST_ROWS = 1024
 _FOLDS = 4
-# What costs work at run time has to gain more than this.
-_WORTH = 0.02
-_FEW_BITS = 4
+# What costs work at run time has to gain more than this, within which a trial and a solver differ.
+_WORTH = 0.03
 # One component in so many is tried on a residual input.
 _PART_TRIED = 4
 # Blocks that are too short spread nothing.
 _LEAST_BLOCK = 8
 
 Smooth = float | NDArray[np.float32] | None
+
+
+class Condition(NamedTuple):
+    """What is done to the inputs of a layer, and the grid that the main branch rounds them to."""
+
+    rotate: str | None
+    smooth: Smooth
+    into_main: InputGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +114,9 @@ def conditions_to_try(
     formats: "EnteringFormats",
     rank: int,
     may_deflate: bool,
-) -> list[tuple[str | None, Smooth]]:
-    """`rotate` and `smooth` with what `condition` makes of those that are None.
+    excluded: Collection[str] = (),
+) -> list[Condition]:
+    """`rotate`, `smooth` and the input grid with what `condition` makes of those left open.
 
     One choice, or two where a residual input may make another one the better.
 
@@ -88,33 +128,63 @@ def conditions_to_try(
     rotate, smooth
         As for `loraq_sim.solve`; what is given stays.
     formats : EnteringFormats
+        The grid is left open by the rule ``auto``.
     rank : int
         Of the branch; 0 without one.
     may_deflate : bool
         Whether the layer may have a residual input.
+    excluded : collection of str
+        Of `CHOICES`, what is not to be chosen.
 
     Raises
     ------
     InputError
-        If `condition` is none of these, or asks for statistics of activations that are not there.
+        If `condition` is none of these, asks for statistics of activations that are not there, or
+        can choose nothing of what it must.
     """
     check_condition(condition)
+    for name in excluded:
+        if name not in CHOICES:
+            raise InputError(unknown_name("choice of a condition", name, CHOICES))
+    grids = _grids(formats.into_main, condition, excluded)
     if condition is None:
-        return [(rotate, smooth)]
+        return [Condition(rotate, smooth, grids[0])]
     if condition == "rms":
         if activations is None:
             raise InputError(
                 "condition='rms' smooths by the root mean squares of activations; pass "
                 "activations=, or use rotate='hadamard', which needs none"
             )
-        return [(rotate, balanced_smoothing(weight, activations) if smooth is None else smooth)]
-    block = _rotatable(weight.shape[1])
+        found = balanced_smoothing(weight, activations) if smooth is None else smooth
+        return [Condition(rotate, found, grids[0])]
+    block = None if "hadamard" in excluded else _rotatable(weight.shape[1])
     if activations is None or len(activations) < _LEAST_ROWS:
-        is_coarse = formats.into_main[0].element.bits <= _FEW_BITS
-        return [("hadamard" if block and is_coarse and rotate is None else rotate, smooth)]
-    return _best(
-        weight, activations, rotate, smooth, _Trial(weight, formats, rank, may_deflate), block
-    )
+        is_coarse = formats.into_main[0].element.bits <= FEW_BITS
+        turn = "hadamard" if block and is_coarse and rotate is None else rotate
+        return [Condition(turn, smooth, grids[-1])]
+    smoothings = [smooth] if smooth is not None or "smooth" in excluded else None
+    turned = ["hadamard"] if block else []
+    rotations: list[str | None] = [None, *turned] if rotate is None else [rotate]
+    trial = _Trial(weight, formats, grids, rank, may_deflate)
+    return _best(weight, activations, smoothings, rotations, trial)
+
+
+def _grids(asked: InputGrid, condition: str | None, excluded: Collection[str]) -> list[InputGrid]:
+    """The grids to compare, the plainest first: one, or all of the width of `asked`."""
+    fmt, rule = asked
+    if rule != AUTO:
+        return [asked]
+    if condition != "auto":
+        raise InputError(NOBODY_CHOOSES)
+    if not fmt.element.is_integer or not fmt.element.is_signed or fmt.element.block is not None:
+        raise InputError(
+            f"the grid of inputs can be left open for symmetric integers, got {fmt}; write the "
+            "format alone"
+        )
+    grids: list[InputGrid] = [(fmt, "absmax"), (fmt, "signed_absmax")]
+    if "zero_points" not in excluded:
+        grids.append((unsigned(fmt), "absmax"))
+    return grids
 
 
 def _rotatable(k: int) -> int | None:
@@ -125,25 +195,25 @@ def _rotatable(k: int) -> int | None:
 def _best(
     weight: NDArray[np.float32],
     activations: NDArray[np.float32],
-    rotate: str | None,
-    smooth: Smooth,
+    smoothings: list[Smooth] | None,
+    rotations: list[str | None],
     trial: "_Trial",
-    block: int | None,
-) -> list[tuple[str | None, Smooth]]:
+) -> list[Condition]:
     count = min(len(activations), _MOST_ROWS)
     rows = activations[np.arange(count) * len(activations) // count]
     left_out = np.arange(count) % _FOLDS == _FOLDS // 2
-    rotations = [rotate] if rotate is not None else [None, *(["hadamard"] if block else [])]
-    choices: list[tuple[str | None, Smooth]] = []
+    seen, unseen = rows[~left_out], rows[left_out]
+    choices: list[Condition] = []
     errors: list[tuple[float, float]] = []
     for of_seen, of_all in zip(
-        _smoothings(weight, rows[~left_out], smooth),
-        _smoothings(weight, activations, smooth),
+        smoothings or _smoothings(weight, seen),
+        smoothings or _smoothings(weight, activations),
         strict=True,
     ):
+        factors = smoothing_vector(of_seen, weight, seen)
         for turn in rotations:
-            choices.append((turn, of_all))
-            errors.append(trial.errors(rows[~left_out], rows[left_out], of_seen, turn))
+            choices += [Condition(turn, of_all, grid) for grid in trial.grids]
+            errors += trial.errors(seen, unseen, factors, turn)
     plain, either = (_clearly_least(each) for each in zip(*errors, strict=True))
     return [choices[i] for i in dict.fromkeys((plain, either))]
 
@@ -152,16 +222,12 @@ def _clearly_least(errors: Iterable[float]) -> int:
     """The plainest comes first, and yields to what is clearly better."""
     least, best = np.inf, 0
     for i, error in enumerate(errors):
-        if error < least * (1 - _WORTH) ** 2:
+        if error < least * (1 - _WORTH):
             least, best = error, i
     return best
 
 
-def _smoothings(
-    weight: NDArray[np.float32], activations: NDArray[np.float32], smooth: Smooth
-) -> list[Smooth]:
-    if smooth is not None:
-        return [smooth]
+def _smoothings(weight: NDArray[np.float32], activations: NDArray[np.float32]) -> list[Smooth]:
     return [
         None,
         balanced_smoothing(weight, activations),
@@ -175,6 +241,7 @@ class _Trial:
 
     weight: NDArray[np.float32]
     formats: EnteringFormats
+    grids: list[InputGrid]
     rank: int
     may_deflate: bool
 
@@ -182,16 +249,16 @@ class _Trial:
         self,
         seen: NDArray[np.float32],
         x: NDArray[np.float32],
-        smooth: Smooth,
+        factors: NDArray[np.float32] | None,
         rotate: str | None,
-    ) -> tuple[float, float]:
-        """The squared error for rows `x`, and the lesser of it and that with a residual input.
+    ) -> list[tuple[float, float]]:
+        """By grid, the error for rows `x`, and the lesser of it and that with a residual input.
 
         All are smoothed and rotated; directions are those of `seen`.
         """
         weight = self.weight
-        if isinstance(smooth, np.ndarray):
-            weight, seen, x = weight * smooth, seen / smooth, x / smooth
+        if factors is not None:
+            weight, seen, x = weight * factors, seen / factors, x / factors
         block = hadamard_block(rotate, weight.shape[1])
         if block is not None:
             weight, seen, x = (rotate_channels(rows, block) for rows in (weight, seen, x))
@@ -200,42 +267,33 @@ class _Trial:
             left, right = truncated_svd(
                 weight, self.rank, rng=np.random.default_rng(0), power_iterations=1
             )
-        plain = deflated = self._of_branch(weight, x, x, left, right, 0.0)
+        wanted = x @ weight.T
+        tried: list[tuple[ResidualInput | None, Operands]] = [
+            (None, self._solved(weight, left, right))
+        ]
         spent = min(self.rank // _PART_TRIED, *seen.shape) if self.may_deflate else 0
         if spent and self.formats.branch is not None:
-            found = residual_input(
-                weight, seen, spent, self.formats.branch, np.random.default_rng(0)
-            )
-            rows, into = found.feedback.dequantize(), self.formats.into_branch
-            p = rounded_inputs(rounded_inputs(x, into) @ rows.T, into)
-            own, carried = self.rank - spent, p @ found.feedback_left.dequantize().T
-            parts = left[:, :own], right[:own]
-            deflated = self._of_branch(weight, x, x - p @ rows, *parts, carried)
-        return plain, min(plain, deflated)
+            own, rng = self.rank - spent, np.random.default_rng(0)
+            deflation = residual_input(weight, seen, spent, self.formats.branch, rng)
+            tried.append((deflation, self._solved(weight, left[:, :own], right[:own])))
+        found = []
+        for grid in self.grids:
+            missed = [
+                simulated_output(x, operands, deflation, grid, self.formats.into_branch) - wanted
+                for deflation, operands in tried
+            ]
+            sizes = [float(np.linalg.norm(each)) for each in missed]
+            found.append((sizes[0], min(sizes)))
+        return found
 
-    def _of_branch(
-        self,
-        weight: NDArray[np.float32],
-        x: NDArray[np.float32],
-        d: NDArray[np.float32],
-        left: NDArray[np.float32],
-        right: NDArray[np.float32],
-        carried: "NDArray[np.float32] | float",
-    ) -> float:
-        """The squared error of branches that read `d`, beside what is `carried` of `x` already."""
-        formats, rest = self.formats, weight
-        missed = carried - x @ weight.T
-        if len(right):
-            sizes = np.linalg.norm(right, axis=1)
-            # Sizes as `solvers.branch` shares them out: P is rounded in groups of components.
-            in_left = np.where(sizes > 0, sizes, 1) ** np.float32(0.75)
-            rest = weight - left @ right
-            p = rounded_inputs(d, formats.into_branch) @ (right / in_left[:, None]).T
-            missed += rounded_inputs(p, formats.into_branch) @ (left * in_left).T
-        missed += rounded_inputs(d, formats.into_main) @ rest.T
-        of_weight = d @ (rest - quantize(rest, formats.main).dequantize()).T
-        return _square(missed) + _GAIN * _square(of_weight)
-
-
-def _square(values: NDArray[np.float32]) -> float:
-    return float(np.square(values, dtype=np.float64).sum())
+    def _solved(
+        self, weight: NDArray[np.float32], left: NDArray[np.float32], right: NDArray[np.float32]
+    ) -> Operands:
+        rest = weight - left @ right
+        main = rest - _GAIN * (rest - quantize(rest, self.formats.main).dequantize())
+        if not len(right):
+            return Operands(main)
+        sizes = np.linalg.norm(right, axis=1)
+        # Sizes as `solvers.branch` shares them out: P is rounded in groups of components.
+        in_left = np.where(sizes > 0, sizes, 1) ** np.float32(0.75)
+        return Operands(main, left * in_left, right / in_left[:, None])

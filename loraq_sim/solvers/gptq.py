@@ -31,7 +31,7 @@ from loraq_sim.quantizers import QuantizedTensor, quantize
 from loraq_sim.solvers.baselines import required_activations
 from loraq_sim.solvers.main_grid import grid_of, main_scale_rule, nearest_codes, requantize
 from loraq_sim.solvers.problem import Branches, Problem, TraceEntry, product, relative_distance
-from loraq_sim.solvers.residual import InputGrid, simulated_output
+from loraq_sim.solvers.residual import InputGrid, dequantized, simulated_output
 
 FINISHES = ("data",)
 """What may follow a solver; see `loraq_sim.solve`."""
@@ -213,5 +213,5 @@ def _output_error(
     into_branch: InputGrid,
 ) -> float:
     """||Y^ - Y||_F of rows `x`, X and P rounded as the data path rounds them."""
-    output = simulated_output(x, solved, None, into_main, into_branch)
+    output = simulated_output(x, dequantized(solved), None, into_main, into_branch)
     return float(np.linalg.norm(output - x @ weight.T))

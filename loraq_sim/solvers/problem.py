@@ -121,8 +121,9 @@ class Problem:
     ``activations`` (T, K) float32 are what enters the smoothed weight, for methods that use data;
     ``is_smoothed`` says that the caller chose the smoothing; ``branch_rotation`` is ``"learned"``
     where the factors are turned before they are rounded. ``device`` runs the long loops of methods
-    that know it. ``shared`` keeps stages for other problems of the same ``shared_key``, which names
-    all else that a stage depends on.
+    that know it. ``flattens`` says that `loraq` may trade the size of what the main branch rounds
+    for smaller ranges of its groups. ``shared`` keeps stages for other problems of the same
+    ``shared_key``, which names all else that a stage depends on.
     """
 
     weight: np.ndarray
@@ -135,6 +136,7 @@ class Problem:
     is_smoothed: bool = False
     branch_rotation: str | None = None
     device: Device = CPU
+    flattens: bool = True
     shared: SharedStages = field(default_factory=SharedStages)
     shared_key: tuple[Hashable, ...] = ()
 

@@ -29,6 +29,7 @@ below 16 bits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,10 @@ from loraq_sim.split import feedback_format, feedback_left_format
 __all__ = [
     "SHARES",
     "InputGrid",
+    "Operands",
     "ResidualInput",
     "checked_feedback",
+    "dequantized",
     "feedback_outputs",
     "residual_input",
     "rounded_inputs",
@@ -281,13 +284,13 @@ def _best_share(
         if spent > min(activations.shape) or (rank, spent) in tried:
             continue
         tried.add((rank, spent))
-        trial = branches(rank - spent)
+        operands = dequantized(branches(rank - spent))
         for j, left_out in enumerate(folds):
             deflation = None
             known = min(spent, int((~left_out).sum()))
             if known:
                 deflation = residual_input(weight, x[~left_out], known, branch, rng)
-            y = simulated_output(x[left_out], trial, deflation, *grids)
+            y = simulated_output(x[left_out], operands, deflation, *grids)
             errors[i, j] = np.square(y - x[left_out] @ weight.T, dtype=np.float64).sum()
     totals = np.sqrt(errors.sum(axis=1))
     # In every fold: of few rows, one may decide the sum.
@@ -307,23 +310,40 @@ def rounded_inputs(values: NDArray[np.float32], grid: InputGrid) -> NDArray[np.f
     return quantize(values, fmt, rule=None if rule == "absmax" else rule).dequantize()
 
 
+class Operands(NamedTuple):
+    """What the branches multiply with: main (N, K), left (N, r) and right (r, K), all float32."""
+
+    main: NDArray[np.float32]
+    left: NDArray[np.float32] | None = None
+    right: NDArray[np.float32] | None = None
+
+
+def dequantized(solved: Branches) -> Operands:
+    """The operands that stored branches stand for."""
+    if solved.left is None or solved.right is None:
+        return Operands(solved.main.dequantize())
+    return Operands(*(part.dequantize() for part in (solved.main, solved.left, solved.right)))
+
+
 def simulated_output(
     x: NDArray[np.float32],
-    trial: Branches,
+    operands: Operands,
     deflation: ResidualInput | None,
     into_main: InputGrid,
     into_branch: InputGrid,
 ) -> NDArray[np.float32]:
-    """Output (T, N) of a layer with every rounding of its operands, and none of its sums."""
+    """Output (T, N) of a layer with every rounding of its inputs, P and P_f, and none of its sums.
 
+    Shares of a residual input, conditions and finishes are all compared by it.
+    """
     terms = []
     if deflation is not None:
         directions = deflation.feedback.dequantize()
         p = rounded_inputs(rounded_inputs(x, into_branch) @ directions.T, into_branch)
         terms.append(p @ deflation.feedback_left.dequantize().T)
         x = x - p @ directions
-    terms.append(rounded_inputs(x, into_main) @ trial.main.dequantize().T)
-    if trial.left is not None and trial.right is not None:
-        p = rounded_inputs(rounded_inputs(x, into_branch) @ trial.right.dequantize().T, into_branch)
-        terms.append(p @ trial.left.dequantize().T)
+    terms.append(rounded_inputs(x, into_main) @ operands.main.T)
+    if operands.left is not None and operands.right is not None:
+        p = rounded_inputs(rounded_inputs(x, into_branch) @ operands.right.T, into_branch)
+        terms.append(p @ operands.left.T)
     return np.sum(terms, axis=0, dtype=np.float32)

@@ -15,8 +15,9 @@ from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.quantizers.tensor import as_rows, group_ends
 from loraq_sim.solvers.problem import Branches, Trace, product
 from loraq_sim.solvers.residual import with_residual_input
+from loraq_sim.split import PrecisionSplit, grid_letter
 
-__all__ = ["QUANTIZED_PARTS", "Diagnostics", "Solution", "share_out"]
+__all__ = ["QUANTIZED_PARTS", "Diagnostics", "Solution", "check_inputs", "share_out"]
 
 QUANTIZED_PARTS = ("main", "left", "right", "feedback", "feedback_left")
 """Tensors that a solution may hold in codes, in the order they are stored."""
@@ -54,7 +55,9 @@ class Solution:
     (r_f, K) and ``feedback_left`` what they contribute, L_f (N, r_f).
     ``smooth`` is (K,) float32 or None and ``rotation`` a block size or None: the branches
     approximate W diag(smooth) H, with H the block Hadamard matrix of `conditioning`; at run
-    time the activations are divided by ``smooth``, then rotated. ``weight_error`` is
+    time the activations are divided by ``smooth``, then rotated. ``grid`` is the letter of the grid
+    that was chosen for what the main branch rounds (``""``, ``"s"`` or ``"u"`` behind A4), None
+    where a split says it. ``weight_error`` is
     ||W - reconstruct()||_F / ||W||_F in the original weight. ``trace`` holds (stage, iteration,
     error) in order; ``seconds`` is wall time. ``branch_noise`` is what rounding did to the branch,
     relative to the weight, where known. ``charged`` maps parts that several layers hold in common
@@ -73,6 +76,7 @@ class Solution:
     seconds: float
     branch_noise: float | None = None
     rotation: int | None = None
+    grid: str | None = None
     feedback: QuantizedTensor | None = None
     feedback_left: QuantizedTensor | None = None
     charged: Mapping[str, int] = field(default_factory=dict)
@@ -212,3 +216,22 @@ def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[s
         )
         for place, (name, solution) in enumerate(solutions.items())
     }
+
+
+def check_inputs(solution: Solution, split: PrecisionSplit, name: str) -> None:
+    """Raise InputError where the split does not say what the solution does to the input."""
+    grid, said = solution.grid, grid_letter(split.main_activation, split.main_rule)
+    if grid is not None and said not in (grid, "a"):
+        bits = split.main_activation.element.bits
+        raise InputError(
+            f"layer {name!r}: split {split} rounds inputs as A{bits}{said}, the solution was made "
+            f"for A{bits}{grid}; write A{bits}a for whatever the solution has"
+        )
+    spent, asked = solution.feedback_rank, split.feedback
+    if (asked is None and spent) or (isinstance(asked, int) and asked != spent):
+        told = f"its residual input takes {spent} components" if spent else "it has none"
+        raise InputError(
+            f"layer {name!r}: split {split} does not say what the solution does to the input: "
+            f"{told}; write for example W4A4~W8A8r{max(solution.rank, 1)}f{max(spent, 1)}, or ~ "
+            "without f for whatever the solution has"
+        )

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import operator
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -27,7 +27,12 @@ from loraq_sim.solvers.baselines import (
     solve_svdquant_published,
     solve_svdquant_tuned,
 )
-from loraq_sim.solvers.condition import EnteringFormats, conditions_to_try
+from loraq_sim.solvers.condition import (
+    FEW_BITS,
+    Condition,
+    EnteringFormats,
+    conditions_to_try,
+)
 from loraq_sim.solvers.gptq import check_finish, finish_with_data, solve_gptq
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.low_rank import Device
@@ -43,9 +48,16 @@ from loraq_sim.solvers.problem import (
     relative_distance,
     resolve_rank,
 )
-from loraq_sim.solvers.residual import ResidualInput, checked_feedback, spend_on_residual_input
+from loraq_sim.solvers.residual import (
+    InputGrid,
+    ResidualInput,
+    checked_feedback,
+    dequantized,
+    simulated_output,
+    spend_on_residual_input,
+)
 from loraq_sim.solvers.solution import Solution
-from loraq_sim.split import WITHOUT_BRANCH
+from loraq_sim.split import AUTO, WITHOUT_BRANCH, grid_letter
 
 __all__ = ["CHOOSE_SMOOTHING", "METHODS", "GroupOptions", "SolveOptions", "solve", "solve_many"]
 
@@ -55,6 +67,9 @@ CHOOSE_SMOOTHING = ("svdquant_tuned", "svdquant_published")
 _BRANCH_ROTATIONS = (None, "learned")
 
 _DEFAULT_ACTIVATION = "int4/g64"
+
+# Rows of inputs by which branches are judged.
+_ROWS_COMPARED = 512
 
 
 # One line a method; ``rtn`` is what every method with a branch gives at rank 0.
@@ -93,6 +108,7 @@ class GroupOptions(TypedDict, total=False):
     finish: str | None
     seed: int
     device: str
+    excluded: Collection[str]
 
 
 class SolveOptions(GroupOptions, total=False):
@@ -125,6 +141,7 @@ def solve(
     finish: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    excluded: Collection[str] = (),
     shared: SharedStages | None = None,
 ) -> Solution:
     """Split `weight` into a quantized main branch and a quantized low-rank branch.
@@ -166,7 +183,8 @@ def solve(
         What the inputs of the branches are rounded to at run time, which ``feedback="auto"``,
         `condition` and `finish` compare with; by default int4/g64, and the format of the branch.
     main_rule, branch_rule : str
-        How the scales of those are found: ``absmax`` or ``signed_absmax``.
+        How the scales of those are found: ``absmax`` or ``signed_absmax``. Of the main branch also
+        ``auto``: `condition` chooses among both and zero points, and `Solution.grid` says which.
     finish : None or "data"
         ``"data"``: round the main branch again in the metric of the activations and refit L to it,
         where that is better on rows left out; see `loraq_sim.solvers.gptq`. Needs `activations`.
@@ -179,6 +197,9 @@ def solve(
         grids other than signed integers and e2m1 elements, and ``rtn``. The trace says where each
         refining step ran. Devices sum in different orders, so that single codes differ between
         them; equal weight, seed and device give the same bytes.
+    excluded : collection of str
+        What ``condition="auto"`` must not choose, of ``hadamard``, ``smooth`` and ``zero_points``:
+        machines may lack them.
     shared : SharedStages, optional
         Stages kept from earlier solves of the same weight, here or for another one.
 
@@ -196,8 +217,9 @@ def solve(
     entering_main = parse_format(main_activation or _DEFAULT_ACTIVATION)
     entering_branch = parse_format(branch_activation or branch or _DEFAULT_ACTIVATION)
     is_plain = method in WITHOUT_BRANCH
-    candidates = [(rotate, smooth)]
-    if condition is not None:
+    into_branch = (entering_branch, branch_rule)
+    candidates = [Condition(rotate, smooth, (entering_main, main_rule))]
+    if condition is not None or main_rule == AUTO:
         candidates = conditions_to_try(
             weight,
             activations,
@@ -208,17 +230,18 @@ def solve(
                 main=main,
                 branch=branch,
                 into_main=(entering_main, main_rule),
-                into_branch=(entering_branch, branch_rule),
+                into_branch=into_branch,
             ),
             rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
             may_deflate=bool(feedback),
+            excluded=excluded,
         )
     if feedback is not None:
         feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
 
-    def prepared(rotate: str | None, smooth: "float | np.ndarray | None") -> _Prepared:
-        block = hadamard_block(rotate, weight.shape[1])
-        factors = smoothing_vector(smooth, weight, activations)
+    def prepared(chosen: Condition) -> _Prepared:
+        block = hadamard_block(chosen.rotate, weight.shape[1])
+        factors = smoothing_vector(chosen.smooth, weight, activations)
         _check_tuning(method, activations, factors, block, feedback)
         turned, entering = as_stored(weight, activations, factors, block)
         stage = _Stage(
@@ -230,11 +253,12 @@ def solve(
             branch_rotation=branch_rotation,
             seed=seed,
             device=place,
+            flattens=True,
             shared=shared,
         )
         total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
         if feedback is None or branch is None or entering is None:
-            return _Prepared(block, factors, turned, entering, stage, total)
+            return _Prepared(block, factors, turned, entering, stage, total, chosen.into_main)
         total, deflation, miss = spend_on_residual_input(
             turned,
             entering,
@@ -242,17 +266,21 @@ def solve(
             functools.partial(resolve_rank, weight.shape, branch, rank, budget),
             lambda rank: stage.branches(rank, "fast", entering),
             branch=branch,
-            into_main=(entering_main, main_rule),
-            into_branch=(entering_branch, branch_rule),
+            into_main=chosen.into_main,
+            into_branch=into_branch,
             rng=np.random.default_rng((seed, 1)),
         )
         entering = entering if deflation is None else deflation.left_of(entering)
-        return _Prepared(block, factors, turned, entering, stage, total, deflation, miss)
+        parts = block, factors, turned, entering, stage, total, chosen.into_main
+        return _Prepared(*parts, deflation, miss)
 
-    block, factors, turned, entering, stage, total, deflation, _ = min(
-        (prepared(*candidate) for candidate in candidates), key=operator.attrgetter("miss")
-    )
-    solved = stage.branches(total - (0 if deflation is None else deflation.rank), preset, entering)
+    ready = min(map(prepared, candidates), key=operator.attrgetter("miss"))
+    block, factors, turned, entering, stage, total, into_main, deflation, _ = ready
+    rank = total - (0 if deflation is None else deflation.rank)
+    if condition == "auto" and entering_main.element.bits <= FEW_BITS and method == "loraq":
+        solved = _least_missed(ready, rank, preset, into_branch, seed)
+    else:
+        solved = stage.branches(rank, preset, entering)
     if solved.smooth is not None:
         factors = solved.smooth
         turned, entering = as_stored(weight, activations, factors, block)
@@ -261,8 +289,8 @@ def solve(
             turned,
             solved,
             entering,
-            into_main=(entering_main, main_rule),
-            into_branch=(entering_branch, branch_rule),
+            into_main=into_main,
+            into_branch=into_branch,
         )
     measured = Solution(
         method=method if total or is_plain else "rtn",
@@ -273,6 +301,7 @@ def solve(
         right=solved.right,
         smooth=factors,
         rotation=block,
+        grid=grid_letter(*into_main) if main_rule == AUTO else None,
         feedback=None if deflation is None else deflation.feedback,
         feedback_left=None if deflation is None else deflation.feedback_left,
         weight_error=np.nan,
@@ -296,6 +325,7 @@ class _Prepared(NamedTuple):
     entering: np.ndarray | None
     stage: "_Stage"
     total: int
+    into_main: InputGrid
     deflation: ResidualInput | None = None
     miss: float = 0.0
 
@@ -312,6 +342,7 @@ class _Stage:
     branch_rotation: str | None
     seed: int
     device: Device
+    flattens: bool
     shared: SharedStages | None
 
     def branches(self, rank: int, preset: str, x: np.ndarray | None) -> Branches:
@@ -323,7 +354,7 @@ class _Stage:
         key: tuple[Hashable, ...] = ()
         if self.shared is not None:
             arrays = (array_key(array) for array in (self.weight, x) if array is not None)
-            key = (*arrays, str(self.main), preset, self.seed, self.device.name)
+            key = (*arrays, str(self.main), preset, self.seed, self.device.name, self.flattens)
         problem = Problem(
             weight=self.weight,
             main=self.main,
@@ -335,11 +366,36 @@ class _Stage:
             is_smoothed=self.is_smoothed,
             branch_rotation=self.branch_rotation,
             device=self.device,
+            flattens=self.flattens,
             shared=SharedStages() if self.shared is None else self.shared,
             shared_key=key,
         )
         own = (self.method, str(self.branch), rank, not self.is_smoothed, self.branch_rotation)
         return problem.shared.recall(("solved", *own, *key), lambda: run(problem))
+
+
+def _least_missed(
+    ready: _Prepared, rank: int, preset: str, into_branch: InputGrid, seed: int
+) -> Branches:
+    """The branches, or those made without flattening where these serve rounded inputs better.
+
+    Flattening lowers the error of the weight and raises that of inputs, which follows the size of
+    what the main branch rounds. Without activations both are judged on white noise, of which the
+    error of a weight is the error of the output.
+    """
+    x = ready.entering
+    if x is None:
+        k = ready.turned.shape[1]
+        x = np.random.default_rng((seed, 2)).standard_normal((_ROWS_COMPARED, k), dtype=np.float32)
+    count = min(len(x), _ROWS_COMPARED)
+    x = x[np.arange(count) * len(x) // count]
+
+    def miss(solved: Branches) -> float:
+        y = simulated_output(x, dequantized(solved), None, ready.into_main, into_branch)
+        return float(np.linalg.norm(y - x @ ready.turned.T))
+
+    stages = (dataclasses.replace(ready.stage, flattens=flattens) for flattens in (True, False))
+    return min((stage.branches(rank, preset, ready.entering) for stage in stages), key=miss)
 
 
 def _checked_arrays(

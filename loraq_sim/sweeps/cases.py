@@ -40,7 +40,8 @@ from loraq_sim.settings import (
     settings_of,
     settings_with,
 )
-from loraq_sim.split import WITHOUT_BRANCH, PrecisionSplit, parse_split
+from loraq_sim.solvers.condition import NOBODY_CHOOSES
+from loraq_sim.split import AUTO, WITHOUT_BRANCH, PrecisionSplit, parse_split
 from loraq_sim.sweeps.digests import SolutionCache, code_digests
 from loraq_sim.sweeps.plan_file import SweepPlan
 
@@ -257,6 +258,8 @@ class CaseGrid:
         self.notes: list[str] = []
         self.points = self._distinct_points()
         self._check_arrays()
+        for point in self.points:
+            self._check_machines(point)
 
     def cases(self, name: str, info: LayerInfo | None, digest: str) -> tuple[SweepCase, ...]:
         """Cases of the layer called `name` whose content is `digest`."""
@@ -288,10 +291,13 @@ class CaseGrid:
         settings: CaseSettings,
         asked: Mapping[str, str],
     ) -> SweepCase:
+        from loraq_sim.machine import excluded_on
+
         accelerator, description = self._accelerators[ref]
         code = code_digests()
         _, rows_source = self._rows.get(name, (None, ""))
-        solving = {key: _plain(value) for key, value in settings.solving().items()}
+        excluded = excluded_on(accelerator, settings.split)
+        solving = {key: _plain(value) for key, value in settings.solving(excluded).items()}
         return SweepCase(
             case_id=case_identity(
                 layer=name,
@@ -330,6 +336,25 @@ class CaseGrid:
                     f"{', '.join(other)} on {accelerator.name} runs in a float mode: the grid of "
                     "arrays changes nothing there"
                 )
+
+    def _check_machines(self, point: CaseSettings) -> None:
+        """Refuse what no machine of the plan can do, and note what some of them cannot."""
+        conditions = {point.condition, *(o.settings.get("condition") for o in self._plan.overrides)}
+        if point.split.main_rule == AUTO and "auto" not in conditions:
+            raise InputError(f"split {point.split}: {NOBODY_CHOOSES}")
+        from hwmodels import AcceleratorError
+        from loraq_sim.machine import check_machine
+
+        refused: list[AcceleratorError] = []
+        for accelerator, _ in self._accelerators.values():
+            try:
+                check_machine(point, accelerator)
+            except AcceleratorError as error:
+                refused.append(error)
+        if len(refused) == len(self._accelerators):
+            raise refused[0]
+        notes = [f"split {point.split} fails there: {refusal}" for refusal in refused]
+        self.notes += [note for note in notes if note not in self.notes]
 
     def _distinct_points(self) -> list[CaseSettings]:
         plan = self._plan

@@ -82,13 +82,17 @@ def evaluate_case(layer: Layer, case: SweepCase) -> Row:
 def _solution(layer: Layer, case: SweepCase) -> "Solution":
     """From the cases before, the cache, or the solver; its key stands for all it depends on."""
     from loraq_sim.evaluate import solve_case
+    from loraq_sim.machine import check_machine
 
-    # Cases of one layer that differ only in the machine have the same solution, and run in a row.
+    # Cases of one layer that differ only in the machine run in a row, and have the same solution
+    # where each machine can do all that a condition may choose.
     if case.solution_key in _last_solutions:
         return _last_solutions[case.solution_key]
     found = case.cache.load(case.solution_key) if case.cache is not None else None
     if found is None:
-        found = solve_case(layer, case.settings, shared=_shared_stages(layer))
+        machine, shared = _accelerator(case.accelerator), _shared_stages(layer)
+        check_machine(case.settings, machine)
+        found = solve_case(layer, case.settings, accelerator=machine, shared=shared)
         if case.cache is not None:
             case.cache.keep(case.solution_key, found)
     while len(_last_solutions) >= _KEPT_SOLUTIONS:

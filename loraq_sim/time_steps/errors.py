@@ -26,7 +26,6 @@ from loraq_sim.dumps.steps import require_steps, step_counts
 from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.evaluate import (
-    check_feedback,
     clipped_where_stored,
     reference_output,
     solve_case,
@@ -35,6 +34,7 @@ from loraq_sim.evaluate import (
 from loraq_sim.machine import datapath_for
 from loraq_sim.settings import CaseSettings
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.solution import check_inputs
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
@@ -291,8 +291,9 @@ def evaluate_steps(
             "steps"
         )
     if solution is None:
-        solution = solve_case(replace(layer, activations=seen), settings)
-    check_feedback(solution, split, name)
+        known = replace(layer, activations=seen)
+        solution = solve_case(known, settings, accelerator=accelerator)
+    check_inputs(solution, split, name)
     index = rows_of_steps(counts, tokens)
     x = rows[index]
     step_of_row = np.repeat(np.arange(len(counts)), counts)[index]

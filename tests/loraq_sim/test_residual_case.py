@@ -1,6 +1,8 @@
 """A split with a residual input says the same at every door."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import hwmodels
 import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.emulator.walk import run_layer
+from loraq_sim.errors import InputError
 from loraq_sim.explain.terms import explain_case
 from loraq_sim.machine import datapath_for
 from loraq_sim.recipe import read_recipe, split_of
@@ -217,3 +220,87 @@ def test_a_machine_without_the_subtraction_says_so_before_it_solves(dump, tmp_pa
         lq.evaluate_layer(layer, "W4A4~W8A8r12f5", bare, preset="fast")
     with pytest.raises(hwmodels.AcceleratorError, match="no Hadamard rotation"):
         lq.evaluate_layer(layer, "W4A4+W8A8r12", bare, preset="fast", rotate="hadamard")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A machine file like that of aie2, whose kernels can smooth and nothing else."""
+    text = (Path(hwmodels.__file__).parent / "accelerators" / "aie2.yaml").read_text()
+    text = re.sub(r"^name: aie2$", "name: bare", text, flags=re.MULTILINE)
+    text = re.sub(r"^aliases: .*$", "aliases: []", text, flags=re.MULTILINE)
+    path = tmp_path_factory.mktemp("machine") / "bare.yaml"
+    path.write_text(text + "\ntransforms: [smooth]\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory):
+    """A layer with one loud input channel, which a rotation quiets most."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((160, 64)).astype(np.float32)
+    x[:, 7] *= 50
+    weight = rng.standard_normal((48, 64)).astype(np.float32)
+    path = tmp_path_factory.mktemp("dump") / "loud.safetensors"
+    lq.write_layer_dump(path, [lq.Layer(name="a", weight=weight, activations=x)])
+    return path
+
+
+def test_a_condition_chooses_only_what_each_machine_has(loud, bare, tmp_path):
+    dump = loud
+    done = _run(
+        "sweep", "--hw", "aie2", "--hw", bare, "--layer-dump", dump, "--layers", "a", "--preset",
+        "fast", "--split", "W4A4a+W8A8r12", "--condition", "auto", "--out", tmp_path / "s",
+        "--format", "json", "--jobs", 0,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = {row["accelerator"]: row for row in json.loads(done.stdout)["rows"]}
+    assert "chose hadamard:64" in rows["aie2"]["message"]
+    assert "hadamard" not in rows["bare"]["message"]
+    layer = lq.read_layer_dump(dump)["a"]
+    for machine, row in rows.items():
+        # The same by Python, and by what was chosen, named.
+        how = {"condition": "auto", "preset": "fast"}
+        hw = {"aie2": "aie2", "bare": str(bare)}[machine]
+        again = lq.evaluate_layer(layer, "W4A4a+W8A8r12", hw, **how)
+        assert (again["output_error"], again["message"]) == (row["output_error"], row["message"])
+    explained = _run(
+        "explain", "--hw", bare, "--layer-dump", dump, "--layer", "a", "--split", "W4A4a+W8A8r12",
+        "--condition", "auto", "--preset", "fast", "--format", "json",
+    )  # fmt: skip
+    assert explained.exit_code == 0, explained.output
+    assert "hadamard" not in explained.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--split", "W4A4~W8A8r12"), "bare has no residual input"),
+        (("--split", "W4A4", "--rotate", "hadamard"), "bare has no Hadamard rotation"),
+        (("--split", "W4A4a+W8A8r12"), "who chooses the grid of inputs that is left open"),
+    ],
+)
+def test_a_sweep_refuses_at_its_door_what_its_machine_lacks(dump, bare, tmp_path, words, message):
+    common = ("sweep", "--layer-dump", dump, "--out", tmp_path / "s", *words)
+    done = _run(*common, "--hw", bare)
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_solution_is_rounded_as_it_was_made_for(dump, tmp_path):
+    layer = lq.read_layer_dump(dump)["a"]
+    options = {"main": "int4/g64", "branch": "int8/g64", "rank": 8, "preset": "fast"}
+    solution = solve(
+        layer.weight, **options, activations=layer.activations, main_rule="auto", condition="auto"
+    )
+    own, other = solution.grid, "s" if solution.grid != "s" else "u"
+    lq.write_quantized_model(tmp_path / "m.safetensors", {"a": solution})
+    solution = lq.read_quantized_model(tmp_path / "m.safetensors")["a"]
+    rows = [
+        lq.evaluate_layer(layer, split, "aie2", solution=solution, condition="auto")
+        for split in (f"W4A4{own}+W8A8r8", "W4A4a+W8A8r8")
+    ]
+    assert rows[0]["output_error"] == rows[1]["output_error"]
+    message = f"rounds inputs as A4{other}, the solution was made for A4{own}; write A4a"
+    with pytest.raises(InputError, match=message):
+        lq.evaluate_layer(layer, f"W4A4{other}+W8A8r8", "aie2", solution=solution)

@@ -181,10 +181,26 @@ def test_the_shift_after_gelu_is_of_the_layers_that_follow_it():
         ("W4A4s[uint4/row]", "int", "drop 's' .*: it is for symmetric integers"),
         ("W4A16[fp16+1]", "int", "fp16 needs no shift"),
         ("W16[int16/row]A8", "int", "weights have 2 to 8 bits"),
-        ("W4A4x", "int", "activations may be A4s, A4u, A4u8, A4g, A4sg, A16i or"),
+        ("W4A4x", "int", "activations may be A4s, A4u, A4a, A4u8, A4g, A4sg, A16i or"),
     ],
 )
 def test_a_letter_that_does_not_fit_is_said_in_one_line(text, family, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_split(text, family=family)
     assert "\n" not in str(caught.value)
+
+
+def test_a_grid_that_is_left_open_is_that_of_the_solution():
+    split = parse_split("W4A4a~W8A8@fp16r4", group=32)
+    assert parse_split(split.text, group=32) == split
+    assert (split.text, split.main_rule) == ("W4A4a~W8A8@fp16r4", "auto")
+    # Before anything is solved, the cost is that of the dearest of the three.
+    assert split.costed == ("W4A4u", "W8A8")
+    layer = Layer(name="a", weight=np.ones((4, 32), np.float32))
+    for grid in ("", "s", "u"):
+        run_as = split.for_layer(layer, types.SimpleNamespace(grid=grid))
+        assert run_as == parse_split(f"W4A4{grid}~W8A8@fp16r4", group=32)
+    with pytest.raises(InputError, match="the solution does not say which grid it chose"):
+        split.for_layer(layer, types.SimpleNamespace(grid=None))
+    with pytest.raises(InputError, match="main branch, and so is an open grid"):
+        parse_split("W4A4+W8A8ar4")

@@ -113,3 +113,63 @@ def test_conditions_that_cannot_be_met_are_one_line():
         solve(normal(8, 16), condition="rms")
     with pytest.raises(InputError, match="unknown condition 'rmse'; did you mean 'rms'"):
         solve(normal(8, 16), condition="rmse")
+
+
+# Codes of each grid that the two others do not hold: chosen by the error of the output alone.
+CODES = {"": np.arange(-7, 8), "s": np.arange(-8, 8), "u": np.arange(0, 16)}
+
+
+def on_grid(letter, tokens=128, k=64):
+    """Inputs whose every group of 64 holds all codes of one grid of 4 bits."""
+    rng = np.random.default_rng(4)
+    codes = np.resize(CODES[letter], k)
+    return np.stack([rng.permutation(codes) for _ in range(tokens)]).astype(np.float32) * 0.37
+
+
+@pytest.mark.parametrize("letter", list(CODES))
+def test_a_grid_that_is_left_open_is_the_one_that_holds_the_inputs(letter):
+    options = OPTIONS | {"activations": on_grid(letter), "main_rule": "auto"}
+    solution = solve(normal(96, 64), condition="auto", **options)
+    assert (solution.grid, solution.rotation, solution.smooth) == (letter, None, None)
+    # Nobody chose it where the caller says it.
+    assert solve(normal(96, 64), **OPTIONS, condition="auto").grid is None
+
+
+def test_what_a_machine_lacks_is_not_chosen():
+    weight, x = normal(96, 128), with_loud_channels(400)
+    how = OPTIONS | {"activations": x, "main_rule": "auto"}
+    free = solve(weight, condition="auto", **how)
+    assert (free.rotation, free.grid) == (128, "u")
+    unturned = solve(weight, condition="auto", **how, excluded=("hadamard",))
+    assert unturned.rotation is None
+    assert unturned.smooth is not None
+    bare = solve(weight, condition="auto", **how, excluded=("hadamard", "smooth", "zero_points"))
+    assert (bare.rotation, bare.smooth) == (None, None)
+    assert bare.grid in ("", "s")
+    without_data = OPTIONS | {"main_rule": "auto", "condition": "auto"}
+    assert solve(weight, **without_data).grid == "u"
+    bare = solve(weight, **without_data, excluded=("hadamard", "zero_points"))
+    assert (bare.rotation, bare.grid) == (None, "s")
+
+
+def test_a_grid_cannot_be_chosen_by_nobody_or_of_nothing():
+    with pytest.raises(InputError, match="who chooses the grid .* Give condition='auto', or write"):
+        solve(normal(8, 16), main_rule="auto")
+    with pytest.raises(InputError, match="left open for symmetric integers, got mxfp4"):
+        solve(normal(8, 32), main_rule="auto", condition="auto", main_activation="mxfp4")
+    with pytest.raises(InputError, match="unknown choice of a condition 'hadamart'; did you mean"):
+        solve(normal(8, 16), condition="auto", excluded=("hadamart",))
+
+
+def test_four_bit_inputs_decide_whether_ranges_are_flattened():
+    # A weight of falling spectrum: what is left of it is small only without flattening.
+    rng = np.random.default_rng(5)
+    weight = normal(96, 24) * np.linspace(3, 0.1, 24, dtype=np.float32) @ normal(24, 128, seed=1)
+    weight += 0.3 * normal(96, 128, seed=2)
+    x = rng.standard_normal((400, 128)).astype(np.float32)
+    how = OPTIONS | {"activations": x[::2], "rotate": "hadamard"}
+    both = [solve(weight, **how, condition=condition) for condition in (None, "auto")]
+    flattened, chosen = (output_error(weight, solution, x[1::2]) for solution in both)
+    assert chosen < 0.99 * flattened
+    # The error of the weight alone is what flattening is for.
+    assert both[1].weight_error > both[0].weight_error
