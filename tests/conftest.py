@@ -25,6 +25,8 @@ _SAVEFIG = Figure.savefig
 
 # Folders of tests that need most of the compiled kernels: two workers would compile them twice.
 COMPILING = {"emulator", "kernels"}
+# Tests of half a minute, which come first: the last ones run while the other worker has none left.
+LONG = ("test_build.py", "test_readme.py", "test_notebooks.py")
 
 
 # Before xdist, which reads the marks.
@@ -44,6 +46,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("kernels"))
         elif any(found.scope == "module" for given in definitions for found in given):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.hookimpl(tryfirst=True)
