@@ -24,7 +24,7 @@ from loraq_sim.emulator.tile_job import (
     as_accumulators,
     checked_job,
 )
-from loraq_sim.emulator.tile_ready import run_ready, run_small
+from loraq_sim.emulator.tile_ready import run_array, run_kept, run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
 from loraq_sim.emulator.zero_points import GivenZeros
@@ -89,10 +89,10 @@ def emulate_gemm(
         or shapes do not match.
     """
     is_plain = a_zero is None and w_zero is None and init is None and zero_point == "initial"
-    if is_plain and type(threads) is int and threads == 1 and isinstance(w, PackedWeight):
-        few = run_small(a, w, mac)
-        if few is not None:
-            return few
+    if is_plain and type(threads) is int and threads == 1:
+        kept = run_kept(a, w, mac) if isinstance(w, PackedWeight) else run_array(a, w, mac)
+        if kept is not None:
+            return as_accumulators(kept, mac)
     zeros = GivenZeros(a_zero, w_zero, zero_point)
     if isinstance(mac, TwoLevelArray):
         nested = checked_job(a, w, mac, init, threads, zeros=zeros)
@@ -151,6 +151,17 @@ def emulate_gemm_srs(
     output = srs_output(
         shift, out_bits=out_bits, signed=signed, rounding=rounding, saturation=saturation
     )
+    is_plain = a_zero is None and w_zero is None and init is None and zero_point == "initial"
+    if (
+        is_plain
+        and type(threads) is int
+        and threads == 1
+        and isinstance(w, PackedWeight)
+        and output
+    ):
+        kept = run_kept(a, w, mac, output)
+        if kept is not None:
+            return kept
     zeros = GivenZeros(a_zero, w_zero, zero_point)
     if isinstance(mac, TwoLevelArray):
         nested = checked_job(a, w, mac, init, threads, zeros=zeros)

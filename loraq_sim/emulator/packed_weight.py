@@ -267,9 +267,9 @@ class PackedWeight:
         self.codes = codes
         self._panels: dict[Layout, Panels] = {}
         self._longest: dict[int, int] = {}
-        # Decisions of `emulator.tile_ready`, by array, activations and output, and small products.
+        # Decisions of `emulator.tile_ready`, by array, activations and output, and by shape too.
         self.ready: dict[Hashable, Any] = {}
-        self.small: dict[Hashable, Any] = {}
+        self.kept: dict[Hashable, Any] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -308,9 +308,27 @@ class PackedWeight:
         if layout not in self._panels:
             if self.codes.dtype != np.int8:
                 raise TypeError("tiles take signed weights only; unsigned ones run without")
-            codes = self.codes.astype(np.int8, copy=False)
-            self._panels[layout] = _pack(path, codes, layout)
+            panels, self._path = _panels_for(self.shape, layout), path
+            _pack(path, self.codes, layout, panels)
+            self._panels[layout] = panels
         return self._panels[layout]
+
+    def refill(self, codes: NDArray[np.int8]) -> None:
+        """Take other codes of the same shape, not copied, and pack them where the former ones were.
+
+        What was decided of those stays: only where any codes would lead to the same.
+        """
+        self.forget()
+        alike = codes.flags.c_contiguous and codes.flags.writeable
+        self.codes = codes if alike else codes.copy(order="C")
+        for layout, panels in self._panels.items():
+            _pack(self._path, self.codes, layout, panels)
+
+    def forget(self) -> None:
+        """Let go of the codes and of what was measured of them, until `refill` brings others."""
+        self._longest.clear()
+        self.__dict__.pop("norms", None)
+        self.codes = np.broadcast_to(np.int8(0), self.shape)
 
 
 def pack_weight(w: ArrayLike) -> PackedWeight:
@@ -441,26 +459,33 @@ def pack_panels(
     return ordered
 
 
-def _pack(path: str, codes: NDArray[np.int8], layout: Layout) -> Panels:
+def _panels_for(shape: tuple[int, int], layout: Layout) -> Panels:
+    """Room for W of a shape (N, K) in a layout."""
     order, width = layout.order, layout.width
-    count = -(-codes.shape[0] // width)
-    ends = order.ends(codes.shape[1])
+    count, ends = -(-shape[0] // width), order.ends(shape[1])
     k = int(ends[-1])
     lane = np.int16 if order.codes == "halves" else np.int32
     w = aligned_empty((count, k // order.group * width), lane)
-    mask = 0 if order.codes == "bytes" else -1
-    ordered = pack_panels(path, codes, order, order.codes, width, w, mask=mask, shift=layout.shift)
     chunks = k // order.padded_chunk if layout.moving else 0
     offsets = np.zeros((count, chunks * width), np.int32)
     last = np.zeros((ends.size, count * width), np.int32)
+    addresses = address_of(w), address_of(offsets), address_of(last)
+    return Panels(w, offsets, last, addresses)
+
+
+def _pack(path: str, codes: NDArray[np.integer], layout: Layout, panels: Panels) -> None:
+    order, width = layout.order, layout.width
+    mask = 0 if order.codes == "bytes" else -1
+    ordered = pack_panels(
+        path, codes, order, order.codes, width, panels.w, mask=mask, shift=layout.shift
+    )
     if layout.offset:
         from loraq_sim.kernels.pack_panels import chunk_offsets
 
         step = order.padded_chunk if order.chunk else order.group
-        some = ordered[: codes.shape[0]]
-        chunk_offsets(some, ends, step, np.int32(layout.offset), width, offsets, last)
-    addresses = address_of(w), address_of(offsets), address_of(last)
-    return Panels(w.view(np.int32), offsets, last, addresses)
+        some, ends = ordered[: codes.shape[0]], order.ends(codes.shape[1])
+        amount = np.int32(layout.offset)
+        chunk_offsets(some, ends, step, amount, width, panels.offsets, panels.last)
 
 
 def _up(value: int, multiple: int) -> int:

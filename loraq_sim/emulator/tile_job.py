@@ -27,8 +27,8 @@ from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import LOOPS, choose_path
 
 if TYPE_CHECKING:
-    from loraq_sim.kernels.tile import TileShape
     from loraq_sim.kernels.tiles import TileKernel
+    from loraq_sim.kernels.vector_ir import TileShape
 
 __all__ = [
     *("ACCUMULATORS", "FLIP", "AnyJob", "Choice", "Output", "Plan", "TileJob"),

@@ -6,9 +6,9 @@ its way costs several times what it costs in a loop.
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
-from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +25,19 @@ from loraq_sim.emulator.packed_weight import (
     aligned_empty,
     scratch,
 )
-from loraq_sim.emulator.tile_job import ACCUMULATORS, Choice, Plan, TileJob, kernels_of
+from loraq_sim.emulator.tile_job import (
+    ACCUMULATORS,
+    Choice,
+    Output,
+    Plan,
+    TileJob,
+    checked_job,
+    kernels_of,
+)
 from loraq_sim.emulator.tile_route import choose_ruled
 from loraq_sim.emulator.tile_run import (
+    FLIP_NOTHING,
+    FLIP_SIGNS,
     WORTH_THREADS,
     block_panels,
     plain_arguments,
@@ -35,24 +45,31 @@ from loraq_sim.emulator.tile_run import (
 )
 from loraq_sim.kernels.processor import LOOPS, PATH_VARIABLE, TileArguments, choose_path
 
-__all__ = ["run_ready", "run_small"]
+__all__ = ["run_array", "run_kept", "run_ready"]
 
 _NO_SAMPLE = (-1, -1, -1)
 # Of what a call does not use: to ask for room takes longer than a small product.
 _NO_ROOM = {lane: np.zeros((1, 0), lane) for lane in (np.int8, np.int32)}
 _ANY_CODE = 128
-# Rows of the lowest tile with room to spare: more never are one panel.
-_FEW_ROWS = 16
+# Weights that a thread keeps room for, and the most codes of each.
+_FEW_SHAPES, _FEW_CODES = 8, 2**21
+_THREAD = threading.local()
 # Arrays and outputs that one weight is kept ready for.
 _KEPT = 256
-_START, _START_ROW, _START_PANEL = (
-    TileArguments._fields.index(name) for name in ("start", "start_row", "start_panel")
+_INDEX = {name: i for i, name in enumerate(TileArguments._fields)}
+_START, _START_ROW, _START_PANEL = (_INDEX[name] for name in ("start", "start_row", "start_panel"))
+_A, _OUT, _ROW_PANELS, _COLUMN_PANELS = (
+    _INDEX[name] for name in ("a", "out", "row_panels", "column_panels")
 )
 _MASKS = {False: np.int16(-1), True: np.int16(255)}
 # Multiply-adds that a thread takes at once: some 5 to 50 microseconds.
 _UNIT = 2**21
 # Sums of a second accumulator that stay in the first cache but one until they are merged.
 _SPARE_BYTES = 2**18
+# Packed weights that stay in the second cache while each panel of rows meets all of them.
+_NEAR_BYTES = 2**18
+# Bytes from one line of the first cache to the next that takes its place.
+_SAME_SET = 2**12
 
 
 class Ready(NamedTuple):
@@ -78,6 +95,15 @@ class Ready(NamedTuple):
     is_asking: bool
     merge: tuple[np.int32, np.int32]
     route: str
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the tiles read A as it lies."""
+        return self.packing[0] == 0
+
+    def reads_rows_of(self, k: int) -> bool:
+        """Whether they do so for rows of `k` codes without a copy."""
+        return self.reads_rows and self.row_bytes == k
 
     def allows(self, a: NDArray[np.integer], unsigned: bool) -> bool:
         """Whether codes (M, K) are within the limits."""
@@ -111,70 +137,167 @@ def run_ready(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str] | None:
     return call.out[: job.a.shape[0]], ready.route
 
 
-class Small(NamedTuple):
-    """Every address of a product of a few rows, for the thread that made it ready.
+class Kept(NamedTuple):
+    """Everything of a product but its activations, for the thread that made it ready.
 
-    `forced` is the path that the environment asked for, `asking` whether it takes codes within
-    limits; `held` keeps alive what addresses point to.
+    `forced` is the path that the environment asked for. `few` are rows that the tiles read: a last
+    panel with zeros below, of few rows the only one, which `pack` packs first unless that is None.
+    `blocks` are the panels before it, each the first and their number. `out` is the result of few
+    rows, or None: of many each call makes its own. `held` keeps alive what addresses point to.
     """
 
     forced: str | None
-    asking: Callable[[], bool] | None
-    rows: NDArray[np.integer]
-    out: NDArray[np.int32]
-    pack: Callable[[int], None]
-    packing: int
-    compute: Callable[[int], None]
-    computing: int
+    ready: Ready
+    few: NDArray[np.integer]
+    few_address: int
+    pack: Callable[[], None] | None
+    blocks: tuple[tuple[int, int], ...]
+    out: NDArray[np.integer] | None
+    arguments: NDArray[np.int64]
+    compute: Callable[[], None]
     held: tuple[Any, ...]
 
+    def of_few(self, a: NDArray[np.integer], out: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The product of no more rows than a tile has."""
+        self.few[:] = a
+        if self.pack is not None:
+            self.pack()
+        self.compute()
+        return out.copy()
 
-def run_small(
-    a: ArrayLike, weight: PackedWeight, mac: MacArray | TwoLevelArray
-) -> NDArray[np.int32] | None:
-    """The accumulators of a few rows without initial values, or None if that takes a longer way.
+    def of_many(self, a: NDArray[np.integer], dtype: np.dtype) -> NDArray[np.integer]:
+        """The product of more rows than that, which are in C order."""
+        (m, k), height, given, compute = a.shape, self.ready.height, self.arguments, self.compute
+        n = given[_COLUMN_PANELS] * self.ready.width
+        out = aligned_empty((-(-m // height) * height, n), dtype)
+        source, target, row = address_of(a), address_of(out), out.strides[0]
+        for first, count in self.blocks:
+            given[_A], given[_OUT] = source + first * height * k, target + first * height * row
+            given[_ROW_PANELS] = count
+            compute()
+        if len(self.few):
+            begin = m - len(self.few)
+            self.few[:] = a[begin:]
+            given[_A], given[_OUT], given[_ROW_PANELS] = self.few_address, target + begin * row, 1
+            compute()
+        return out[:m]
+
+
+def run_kept(
+    a: ArrayLike,
+    weight: PackedWeight,
+    mac: MacArray | TwoLevelArray,
+    output: Output = ACCUMULATORS,
+) -> NDArray[np.integer] | None:
+    """What the tiles store without initial values, or None if that takes a longer way.
 
     A product of a microsecond is made ready once for each shape and thread: checks are those of the
     first call, and Python has two calls to make.
     """
     if type(a) is not np.ndarray or a.dtype.char not in "bB" or not isinstance(mac, MacArray):
         return None
-    key = mac, a.shape, a.dtype.char, get_ident()
-    kept = weight.small.get(key)
+    key = mac, a.shape, a.dtype.char, threading.get_ident(), output
+    kept = weight.kept.get(key)
     if kept is None or kept.forced != os.environ.get(PATH_VARIABLE):
-        kept = _small(a, weight, mac)
+        kept = _keep(a, weight, mac, output)
         if kept is None:
             return None
-        if len(weight.small) >= _KEPT:
-            weight.small.clear()
-        weight.small[key] = kept
-    kept.rows[:] = a
-    if kept.asking is not None and not kept.asking():
+        if len(weight.kept) >= _KEPT:
+            weight.kept.clear()
+        weight.kept[key] = kept
+    ready = kept.ready
+    if ready.is_asking and not ready.allows(a, a.dtype.char == "B"):
         return None
-    kept.pack(kept.packing)
-    kept.compute(kept.computing)
-    return kept.out.copy()
+    if kept.out is not None:
+        return kept.of_few(a, kept.out)
+    return kept.of_many(a, output.dtype) if a.flags.c_contiguous else None
 
 
-def _small(a: NDArray[np.integer], weight: PackedWeight, mac: MacArray) -> Small | None:
-    if a.ndim != 2 or not 0 < len(a) <= _FEW_ROWS or a.shape[1] != weight.shape[1]:
+def run_array(
+    a: ArrayLike, w: ArrayLike, mac: MacArray | TwoLevelArray
+) -> NDArray[np.integer] | None:
+    """The same for weights that come as an array, packed where this thread packed the last ones.
+
+    What was decided of the first of their shape must hold for any: None where it need not, or where
+    packing takes longer than to find room for it.
+    """
+    if type(a) is not np.ndarray or type(w) is not np.ndarray or not isinstance(mac, MacArray):
         return None
-    if mac.acc_bits > 32 or choose_path() == LOOPS:
+    is_small = a.ndim == w.ndim == 2 and a.shape[1] == w.shape[1] and 0 < w.size <= _FEW_CODES
+    if not is_small or w.dtype.char != "b" or a.dtype.char not in "bB":
+        return None
+    reach = w.shape[1] * (255 if a.dtype.char == "B" else 128) * 128
+    wraps = mac.overflow == "wrap" and mac.acc_bits <= 32
+    if mac.tree_bits is not None or not (wraps or reach <= min(mac.hi, 2**31 - 1)):
+        return None
+    weights: dict[Any, PackedWeight] = _THREAD.__dict__
+    if w.shape not in weights:
+        if len(weights) >= _FEW_SHAPES:
+            weights.clear()
+        weights[w.shape] = PackedWeight(w)
+    weight = weights[w.shape]
+    weight.refill(w)
+    found = run_kept(a, weight, mac)
+    if found is None:
+        ready = run_ready(checked_job(a, weight, mac, None, 1))
+        found = None if ready is None else ready[0]
+    weight.forget()
+    return found
+
+
+def _keep(
+    a: NDArray[np.integer], weight: PackedWeight, mac: MacArray, output: Output
+) -> Kept | None:
+    if a.ndim != 2 or not len(a) or a.shape[1] != weight.shape[1] or choose_path() == LOOPS:
+        return None
+    if mac.acc_bits > 32 and output is ACCUMULATORS:
         return None
     # Known from the last call of its kind, which came the longer way.
-    key = mac, a.dtype == np.uint8, choose_path(), ACCUMULATORS, None
+    key = mac, a.dtype == np.uint8, choose_path(), output, None
     ready = weight.ready.get(key)
     if ready is None or len(ready.segments) > 1 or ready.order.size:
         return None
-    height = ready.height
-    if len(a) > height:
+    panels, height = len(ready.panels.w), ready.height
+    is_small, columns = len(a) <= height, panels * ready.width
+    if not (is_small or ready.reads_rows_of(a.shape[1]) and columns == weight.shape[0]):
         return None
+    rows = np.zeros((height, ready.row_bytes), a.dtype)
+    packed = aligned_empty((1, 0 if ready.reads_rows else ready.plan.dwords), np.int32)
+    out = aligned_empty((height, columns if is_small else 0), output.dtype)
+    given = TileArguments(*ready.arguments.tolist())._replace(row_panels=1, column_panels=panels)
+    given = given._replace(out=address_of(out), out_row=output.dtype.itemsize * columns)
+    pack, held = None, None
+    if ready.reads_rows:
+        row = ready.row_bytes
+        given = given._replace(a=address_of(rows), a_stride=height * row, a_row=row, a_step=4)
+    else:
+        pack, held = _packing(ready, rows, packed)
+        given = given._replace(a=given.a + address_of(packed))
+    arguments = np.array(given, np.int64)
+    whole = 0 if is_small else len(a) // height
+    block = block_panels(max(whole, 1), ready.plan.dwords, 1)
+    blocks = tuple((x, min(block, whole - x)) for x in range(0, whole, block))
+    last = len(a) if is_small else len(a) % height
+    return Kept(
+        forced=os.environ.get(PATH_VARIABLE),
+        ready=ready,
+        few=rows[:last, : a.shape[1]],
+        few_address=address_of(rows),
+        pack=pack,
+        blocks=blocks,
+        out=out[: len(a), : weight.shape[0]] if is_small else None,
+        arguments=arguments,
+        compute=_bound(ready.function, arguments),
+        held=(rows, packed, out, held),
+    )
+
+
+def _packing(
+    ready: Ready, rows: NDArray[np.integer], packed: NDArray[np.int32]
+) -> tuple[Callable[[], None], NDArray[np.int64]]:
+    """A call that packs one panel of rows, and its arguments, which must live as long."""
     from loraq_sim.kernels.pack_panels import PackArguments
 
-    columns = len(ready.panels.w) * ready.width
-    rows = np.zeros((height, ready.row_bytes), a.dtype)
-    packed = aligned_empty((1, ready.plan.dwords), np.int32)
-    out = aligned_empty((height, columns), np.int32)
     function, mask, shift, blocks = ready.packing
     asked = PackArguments(
         source=address_of(rows),
@@ -186,27 +309,13 @@ def _small(a: NDArray[np.integer], weight: PackedWeight, mac: MacArray) -> Small
         mask=mask,
         shift=shift,
     )
-    given = TileArguments(*ready.arguments.tolist())
-    given = given._replace(
-        a=given.a + address_of(packed),
-        row_panels=1,
-        column_panels=len(ready.panels.w),
-        out=address_of(out),
-        out_row=out.strides[0],
-    )
-    packing, computing = np.array(asked, np.int64), np.array(given, np.int64)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64)
-    return Small(
-        forced=os.environ.get(PATH_VARIABLE),
-        asking=partial(ready.allows, rows, a.dtype == np.uint8) if ready.is_asking else None,
-        rows=rows[: len(a), : a.shape[1]],
-        out=out[: len(a), : weight.shape[0]],
-        pack=kind(function),
-        packing=address_of(packing),
-        compute=kind(ready.function),
-        computing=address_of(computing),
-        held=(rows, packed, out, packing, computing, ready),
-    )
+    arguments = np.array(asked, np.int64)
+    return _bound(function, arguments), arguments
+
+
+def _bound(function: int, arguments: NDArray[np.int64]) -> Callable[[], None]:
+    """A compiled kernel with the address of its arguments, which must live as long."""
+    return partial(ctypes.CFUNCTYPE(None, ctypes.c_int64)(function), address_of(arguments))
 
 
 class _Call:
@@ -331,21 +440,33 @@ def _ready(
     kernel, plan, panels, arguments = plain_arguments(job, choice)
     packed_k, order = choice.order.index(k)
     kind, mask, shift = plan.packing
-    packer = pack_kernel(job.path, kind, kernel.shape.rows)
-    blocks = -(-packed_k // packer.shape.block_bytes)
     segments = np.zeros((len(plan.segments), 5), np.int64)
     for p, (a, w, offsets, chunks) in enumerate(plan.segments):
         segments[p] = a, w, offsets, p * panels.last.strides[0], chunks
+    # Rows that all start in one set of the first cache would push each other out of it.
+    if kind == "bytes" and packed_k % _SAME_SET:
+        packing, row_bytes = (0, mask, shift, 0), packed_k
+        arguments = arguments._replace(a_flip=FLIP_SIGNS if mask else FLIP_NOTHING)
+        segments[:, 0] //= kernel.shape.rows
+    else:
+        packer = pack_kernel(job.path, kind, kernel.shape.rows)
+        blocks = -(-packed_k // packer.shape.block_bytes)
+        packing, row_bytes = (
+            (packer.address, mask, shift, blocks),
+            blocks * packer.shape.block_bytes,
+        )
+    # Whole rows of results are written one after the other, if W can stay close meanwhile.
+    by_rows = int(panels.w.nbytes <= _NEAR_BYTES)
     return Ready(
         order=order,
         packed_k=packed_k,
-        packing=(packer.address, mask, shift, blocks),
-        row_bytes=blocks * packer.shape.block_bytes,
+        packing=packing,
+        row_bytes=row_bytes,
         plan=plan,
         panels=panels,
         height=kernel.shape.rows,
         width=kernel.shape.width,
-        arguments=np.array(arguments, np.int64),
+        arguments=np.array(arguments._replace(by_rows=by_rows), np.int64),
         segments=segments,
         function=kernel.address,
         limits=limits,

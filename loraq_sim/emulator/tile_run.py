@@ -27,10 +27,12 @@ from loraq_sim.emulator.tile_job import AnyJob, Choice, Plan, kernels_of, plan_o
 from loraq_sim.kernels.processor import NEVER, TileArguments
 
 if TYPE_CHECKING:
-    from loraq_sim.kernels.tile import TileShape
     from loraq_sim.kernels.tiles import TileKernel
+    from loraq_sim.kernels.vector_ir import TileShape
 
 __all__ = [
+    "FLIP_NOTHING",
+    "FLIP_SIGNS",
     "Totals",
     "WORTH_THREADS",
     "block_panels",
@@ -137,6 +139,9 @@ def _crew(process: int) -> _Crew:
 _BLOCK_BYTES = 2**19
 # A row of zeros for a tile of any width.
 _ZEROS = np.zeros(256, np.int32)
+# What tiles flip in the codes of A: nothing, or the sign.
+_FLIPS = np.array([[0], [0x80]], np.uint8).repeat(64, axis=1)
+FLIP_NOTHING, FLIP_SIGNS = address_of(_FLIPS), address_of(_FLIPS[1:])
 
 
 class Totals(NamedTuple):
@@ -219,7 +224,9 @@ def block_panels(row_panels: int, dwords: int, threads: int) -> int:
     return -(-row_panels // blocks)
 
 
-def plain_arguments(job: AnyJob, choice: Choice) -> tuple["TileKernel", Plan, Panels, list[int]]:
+def plain_arguments(
+    job: AnyJob, choice: Choice
+) -> tuple["TileKernel", Plan, Panels, TileArguments]:
     """Return a plain kernel, its plan, its W and its arguments, with addresses of A and out 0."""
     kernel = kernels_of(job)[choice.name]
     shape, nothing = kernel.shape, np.zeros(0, np.int32)
@@ -229,7 +236,7 @@ def plain_arguments(job: AnyJob, choice: Choice) -> tuple["TileKernel", Plan, Pa
     out = np.zeros((1, len(panels.w) * shape.width), job.output.dtype)
     call = _Blocks(job, choice, kernel, panels, out, None)
     given = call.arguments(plan, 0, 0, packed, _ZEROS, nothing, nothing, out)
-    return kernel, plan, panels, list(given._replace(a=0, out=0))
+    return kernel, plan, panels, given._replace(a=0, out=0)
 
 
 class _Blocks(NamedTuple):
@@ -350,6 +357,9 @@ class _Blocks(NamedTuple):
             wanted=wanted,
             chunks=chunks,
             inner=plan.inner,
+            a_row=4,
+            a_step=4 * shape.rows,
+            a_flip=FLIP_NOTHING,
             inner_chunks=plan.nested[0],
             inner_drop=plan.nested[1],
             inner_lo=plan.nested[2],

@@ -8,9 +8,12 @@ division as IEEE 754 has it, and `smaller` and `larger`, which are one instructi
 `max` are a function to compile for every type.
 """
 
+import hashlib
 import logging
 import multiprocessing
+import re
 from collections.abc import Callable
+from functools import cache as remembered
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +87,36 @@ _compile_pick(larger, ">")
 def keep_compiled(compiled: Any, function: Callable) -> FunctionCache | None:
     """Let a dispatcher or callback of Numba keep the code of `function` on disk, if possible."""
     try:
-        kept = compiled._cache = _ForgivingCache(function)
+        kept = _ForgivingCache(function)
+        # Numba compares the function's file alone: what others put in would go unseen.
+        files, source = kept._cache_file, Path(function.__code__.co_filename)
+        files._source_stamp = (files._source_stamp, _fingerprint(source))
     # No folder of Numba's choice can be written, or the source cannot be read.
     except (RuntimeError, OSError) as error:
         _tell(error)
         return None
+    compiled._cache = kept
     _state.setdefault("folder", kept.cache_path)
     return kept
+
+
+@remembered
+def _sources(file: Path) -> frozenset[Path]:
+    """A file and those of this room that it imports, which may put constants and code into it."""
+    found = {file}
+    for name in re.findall(
+        r"^from loraq_sim\.kernels\.(\w+) import", file.read_text("utf-8"), re.M
+    ):
+        found |= _sources(Path(__file__).with_name(f"{name}.py"))
+    return frozenset(found)
+
+
+@remembered
+def _fingerprint(file: Path) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(_sources(file)):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def kept_in() -> Path | None:

@@ -168,7 +168,11 @@ class TileArguments(NamedTuple):
 
     Attributes
     ----------
-    a, a_stride, w, w_stride : packed operands
+    a, a_stride, w, w_stride : operands. W is packed, and so is A, but that tiles of the dot
+        ``bytes`` also take its codes as they lie
+    a_row, a_step, a_flip : of the dot ``bytes``, bytes from row to row of A and from step to step
+        (packed: 4 and 4 * rows), and the address of a vector of bytes that are flipped in all that
+        is read: 0x80 turns signed codes into a + 128
     offsets, offsets_stride : chunk offsets of each column panel, (chunks, width)
     start, start_row, start_panel : accumulators to start from, lanes of the accumulator; the
         strides from row to row and from column panel to column panel (both 0 for one row of zeros)
@@ -181,6 +185,7 @@ class TileArguments(NamedTuple):
         column panel
     row_panels, column_panels : tiles
     first_panel : column panel to start at, of `column_panels` from there
+    by_rows : whether a panel of rows meets all columns before the next does, not the reverse
     todo, todo_stride, wanted : address of one byte a tile, from one row panel to the next, and the
         byte of the tiles to compute; address 0 for all
     chunks, inner : turns of the chunk loop (pairs of products for single products), dot steps each
@@ -226,6 +231,10 @@ class TileArguments(NamedTuple):
     wanted: int
     chunks: int
     inner: int
+    by_rows: int = 0
+    a_row: int = 0
+    a_step: int = 0
+    a_flip: int = 0
     inner_chunks: int = 0
     inner_drop: int = 0
     inner_lo: int = 0

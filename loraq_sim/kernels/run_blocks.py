@@ -1,6 +1,7 @@
 """A GEMM on tiles in one compiled call for each thread, and the adds of partial sums around it.
 
-`run_blocks` packs rows of A and runs a tile kernel over them. Python between the blocks would find
+`run_blocks` packs rows of A, where the kernel does not take them as they lie, and runs it over
+them. Python between the blocks would find
 its own code and data evicted from the caches by each block. The threads share a queue. Each takes
 the next block of rows, packs it and takes its columns unit by unit; when no block is left, it takes
 units of the blocks that others are still at.
@@ -101,6 +102,7 @@ _INDEX = {name: i for i, name in enumerate(TileArguments._fields)}
 _A, _W, _OFFSETS, _LAST = (_INDEX[name] for name in ("a", "w", "offsets", "last"))
 _START, _START_ROW, _START_PANEL = (_INDEX[name] for name in ("start", "start_row", "start_panel"))
 _OUT, _OUT_ROW, _OUT_PANEL = (_INDEX[name] for name in ("out", "out_row", "out_panel"))
+_A_STRIDE, _A_ROW, _A_STEP = (_INDEX[name] for name in ("a_stride", "a_row", "a_step"))
 _ROW_PANELS, _COLUMN_PANELS = _INDEX["row_panels"], _INDEX["column_panels"]
 _FIRST_PANEL, _CHUNKS = _INDEX["first_panel"], _INDEX["chunks"]
 _PACK_FIELDS = len(PackArguments._fields)
@@ -154,7 +156,11 @@ def allowed(codes, mask, height, limits):
 
 @njit(nogil=True)
 def _prepare(codes, first, order, packing, height, rooms, given):
-    """Pack a block of rows, the first of them row `first` of A, and say where everything lies."""
+    """Say where a block of rows lies, the first of them row `first` of A; pack it where it must be.
+
+    Returns the address of a last panel that lies elsewhere, in `ordered`, or 0: it has rows that do
+    not exist.
+    """
     packed, ordered, _, _ = rooms
     function, mask, shift, blocks = packing
     panels = -(-codes.shape[0] // height)
@@ -163,20 +169,44 @@ def _prepare(codes, first, order, packing, height, rooms, given):
         gather_codes(codes, order, ordered)
         data, row = ordered.ctypes.data, ordered.strides[0]
     elif panels * height > codes.shape[0]:
-        # Only the last panel has rows that do not exist.
         whole -= 1
         gather_codes(codes[whole * height :], order, ordered[:height])
+    given[_START] += first * given[_START_ROW]
+    given[_ROW_PANELS] = panels
+    last = ordered.ctypes.data if whole < panels else 0
+    if function == 0:
+        given[_A] += data
+        given[_A_STRIDE], given[_A_ROW], given[_A_STEP] = height * row, row, 4
+        return last
     asked = np.empty(_PACK_FIELDS, np.int64)
     asked[0], asked[1], asked[2], asked[3] = data, row, packed.ctypes.data, packed.strides[0]
     asked[4], asked[5], asked[6], asked[7] = whole, blocks, mask, shift
     _call_tile(function, asked.ctypes.data)
     if whole < panels:
-        asked[0], asked[1], asked[4] = ordered.ctypes.data, ordered.strides[0], 1
+        asked[0], asked[1], asked[4] = last, ordered.strides[0], 1
         asked[2] += whole * packed.strides[0]
         _call_tile(function, asked.ctypes.data)
     given[_A] += packed.ctypes.data
-    given[_START] += first * given[_START_ROW]
-    given[_ROW_PANELS] = panels
+    return 0
+
+
+@njit(nogil=True)
+def _run_rows(given, last, height, function):
+    """Run the tiles of `given`; those of the last panel of rows read A at `last`, unless it is 0.
+
+    A whole block has no last panel elsewhere, and one that has starts where it starts.
+    """
+    if last == 0:
+        _call_tile(function, given.ctypes.data)
+        return
+    whole = given[_ROW_PANELS] - 1
+    other = given.copy()
+    other[_ROW_PANELS] = whole
+    _call_tile(function, other.ctypes.data)
+    other[_ROW_PANELS], other[_A] = 1, last
+    other[_START] += whole * height * other[_START_ROW]
+    other[_OUT] += whole * height * other[_OUT_ROW]
+    _call_tile(function, other.ctypes.data)
 
 
 @njit(nogil=True)
@@ -206,11 +236,14 @@ def _merge_others(given, target, begin, rows, segments, limits, zeros, spare, fu
 
 
 @njit(nogil=True)
-def _run_unit(first, stop, whole, rows, out, given, segments, merge, zeros, rooms, function):
+def _run_unit(
+    first, stop, whole, height, last, out, given, segments, merge, zeros, rooms, function
+):  # fmt: skip
     """Run tiles of column panels first..stop into `out`, (rows, bytes) int8, of `whole` panels.
 
-    A panel that ends beyond it goes through a buffer.
+    A panel that ends beyond it goes through a buffer. `last` is that of `_prepare`.
     """
+    rows = given[_ROW_PANELS] * height
     panel, spare, edge = given[_OUT_PANEL], rooms[2], rooms[3]
     while first < stop:
         inside = first < whole
@@ -219,7 +252,7 @@ def _run_unit(first, stop, whole, rows, out, given, segments, merge, zeros, room
         given[_FIRST_PANEL], given[_COLUMN_PANELS] = first, count
         given[_OUT_ROW] = target.strides[0]
         given[_OUT] = target.ctypes.data + begin - first * panel
-        _call_tile(function, given.ctypes.data)
+        _run_rows(given, last, height, function)
         if segments.shape[0] > 1:
             _merge_others(given, target, begin, rows, segments, merge, zeros, spare, function)
         if not inside:
@@ -240,7 +273,8 @@ def run_blocks(
     ----------
     codes : (M, K) int8
     order : as for `gather_codes`
-    packing : address of the kernel that packs A, then its mask, shift and blocks
+    packing : address of the kernel that packs A, or 0 where the tiles read A in rows; then its
+        mask, shift and blocks
     sizes : row panels of a block, column panels of a unit, rows of a tile
     segments : (P, 5) int64, for each accumulator: byte offsets into A, W, offsets and last, and
         turns of the chunk loop
@@ -267,17 +301,18 @@ def run_blocks(
         if b >= blocks:
             taken, b = True, np.int64(-1)
             continue
-        given, ready = arguments, False
+        given, ready, last = arguments, False, none
         j = _fetch_add(shared + counter * (_BLOCKS + b), np.int64(unit))
         while j < panels:
             first = b * block * height
             if not ready:
                 given, ready = arguments.copy(), True
                 some = codes[first : first + block * height]
-                _prepare(some, first, order, packing, height, rooms, given)
-            rows, stop = given[_ROW_PANELS] * height, smaller(j + unit, panels)
-            target = out[first:]
-            _run_unit(j, stop, whole, rows, target, given, segments, merge, zeros, rooms, function)
+                last = np.int64(_prepare(some, first, order, packing, height, rooms, given))
+            stop, target = smaller(j + unit, panels), out[first:]
+            _run_unit(
+                j, stop, whole, height, last, target, given, segments, merge, zeros, rooms, function
+            )
             _fetch_add(shared + counter * DONE, np.int64(stop - j))
             j = _fetch_add(shared + counter * (_BLOCKS + b), np.int64(unit))
     looks = _LOOKS if waits else 0

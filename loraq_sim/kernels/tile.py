@@ -31,68 +31,18 @@ from loraq_sim.kernels.vector_ir import (
     I8,
     I32,
     I64,
-    Instructions,
     Loop,
+    TileShape,
     Vectors,
     broadcast,
+    choose,
     load,
     prefetch,
     store,
     store_results,
 )
 
-__all__ = ["NestedCode", "TileCode", "TileShape"]
-
-
-class TileShape(NamedTuple):
-    """What one tile computes and how large it is.
-
-    Attributes
-    ----------
-    instructions : Instructions
-    rule : str
-        See the module.
-    moving : bool
-        Whether each chunk has an offset per column, added to the limits and taken off extremes.
-    single : bool
-        One product per chunk: A holds (a, 0) and (0, a') for each pair of products.
-    rows, vectors : int
-        Accumulator registers of the tile.
-    """
-
-    instructions: Instructions
-    rule: str
-    moving: bool
-    single: bool
-    rows: int
-    vectors: int
-
-    @property
-    def width(self) -> int:
-        """Columns of the tile."""
-        return self.vectors * self.instructions.lanes
-
-    @property
-    def layout(self) -> str:
-        """Name of the operand layout."""
-        return self.instructions.layout
-
-    @property
-    def statistics_vectors(self) -> int:
-        """Vectors of lowest and highest prefixes, or of counts and first chunks."""
-        if self.rule == "nested_report":
-            return 8 * self.vectors
-        return 2 * self.vectors if self.counts or self.rule == "measure" else 0
-
-    @property
-    def counts(self) -> bool:
-        """Whether the tile counts the sums that its rule changes."""
-        return self.rule.startswith("count") or self.rule == "nested_report"
-
-    @property
-    def nested(self) -> bool:
-        """Whether one rule works inside another."""
-        return self.rule.startswith("nested")
+__all__ = ["NestedCode", "TileCode"]
 
 
 class TileCode:
@@ -111,28 +61,36 @@ class TileCode:
             limits = [lo, hi, up]
         self.low, self.high, self.low_bits = (broadcast(builder, x, self.ops.lanes) for x in limits)
         self.up, self.down = (broadcast(builder, x, self.ops.lanes) for x in (up, down))
+        if self._is_flexible:
+            # A vector from memory: of a scalar, compilers flip the dword before they spread it.
+            self.flip = load(builder, self.ops.operand, self.given.a_flip, 0)
+            self.rows = [builder.mul(self.given.a_row, I64(row)) for row in range(shape.rows)]
 
     def emit(self) -> None:
-        """Emit the loops: all row panels under one column panel, which stays in cache."""
+        """Emit the loops: all row panels under one column panel, or the other way around."""
         builder, given = self.builder, self.given
-        columns = Loop(builder, given.column_panels, [])
-        column = builder.add(columns.counter, given.first_panel)
-        rows = Loop(builder, given.row_panels, [])
+        by_rows = builder.icmp_signed("!=", given.by_rows, I64(0))
+        counts = given.row_panels, given.column_panels
+        outer = Loop(builder, builder.select(by_rows, *counts), [])
+        inner = Loop(builder, builder.select(by_rows, *reversed(counts)), [])
+        row = builder.select(by_rows, outer.counter, inner.counter)
+        column = builder.select(by_rows, inner.counter, outer.counter)
+        column = builder.add(column, given.first_panel)
         some, following = builder.append_basic_block(), builder.append_basic_block()
         check = builder.append_basic_block()
         everything = builder.icmp_signed("==", given.todo, I64(0))
         builder.cbranch(everything, some, check)
         builder.position_at_end(check)
-        at = builder.add(builder.mul(rows.counter, given.todo_stride), column)
+        at = builder.add(builder.mul(row, given.todo_stride), column)
         mark = load(builder, I8, builder.add(given.todo, at), 0)
         asked = builder.icmp_signed("==", mark, builder.trunc(given.wanted, I8))
         builder.cbranch(asked, some, following)
         builder.position_at_end(some)
-        self._tile(rows.counter, column)
+        self._tile(row, column)
         builder.branch(following)
         builder.position_at_end(following)
-        rows.end([])
-        columns.end([])
+        inner.end([])
+        outer.end([])
 
     def _tile(self, i: ir.Value, j: ir.Value) -> None:
         """Emit one tile: loads of the start, the loop over chunks and the stores."""
@@ -144,11 +102,17 @@ class TileCode:
         row = builder.mul(i, I64(shape.rows))
         start = self._at(given.start, (row, given.start_row), (j, given.start_panel))
         width = I64(4 * shape.width)
-        acc = self._matrix(self.ops.accumulator, start, given.start_row, lane_bytes)
+        last = self._at(given.last, (j, width))
+        if self._is_modular:
+            acc = self._begun(start, last)
+        else:
+            acc = self._matrix(self.ops.accumulator, start, given.start_row, lane_bytes)
         changed = self._at(given.changed, (row, given.out_row), (j, width))
         flags = (
             self._matrix(self.ops.accumulator, changed, given.out_row, 4) if shape.counts else []
         )
+        out = self._at(given.out, (row, given.out_row), (j, given.out_panel))
+        self._expect(out)
         at = [i * self.bytes for i in range(shape.statistics_vectors)]
         kept = [load(builder, self.ops.accumulator, given.statistics, x) for x in at]
         more = self._more(acc)
@@ -162,8 +126,7 @@ class TileCode:
         for value, x in zip(state[held + noted + len(more) :], at, strict=True):
             store(builder, value, given.statistics, x)
         self._store_matrix(state[held : held + noted], changed)
-        results = self._results(state[:held], self._at(given.last, (j, width)))
-        out = self._at(given.out, (row, given.out_row), (j, given.out_panel))
+        results = self._results(state[:held], last)
         if shape.statistics_vectors:
             self._store_matrix(results, out)
         else:
@@ -181,6 +144,17 @@ class TileCode:
             address = self.builder.add(address, self.builder.mul(count, stride))
         return address
 
+    def _expect(self, out: ir.Value) -> None:
+        """Ask for the lines that the tile will write: they come while it multiplies."""
+        builder, lines = self.builder, 4 * self.shape.width // 64
+        part = builder.sdiv(self.given.out_panel, I64(lines))
+        for _ in range(self.shape.rows):
+            at = out
+            for _ in range(lines):
+                prefetch(builder, at, 0, to_write=True)
+                at = builder.add(at, part)
+            out = builder.add(out, self.given.out_row)
+
     def _matrix(self, kind: ir.Type, address: ir.Value, stride: ir.Value, size: int) -> Vectors:
         values = []
         for _ in range(self.shape.rows):
@@ -196,15 +170,43 @@ class TileCode:
                 store(self.builder, value, address, 4 * self.ops.lanes * v)
             address = self.builder.add(address, self.given.out_row)
 
+    @property
+    def _is_modular(self) -> bool:
+        """Whether sums are exact modulo 2**32: what is taken off may be so at the start."""
+        return self.shape.rule == "none" and not self.ops.dot.endswith("saturating")
+
+    def _begun(self, start: ir.Value, last: ir.Value) -> Vectors:
+        """Initial values of a tile without what is to be taken off; often one row serves all."""
+        builder, given, kind = self.builder, self.given, self.ops.accumulator
+        at = [4 * self.ops.lanes * v for v in range(self.shape.vectors)]
+        lasts = [load(builder, kind, last, x) for x in at]
+        row = [
+            builder.sub(load(builder, kind, start, x), y) for x, y in zip(at, lasts, strict=True)
+        ]
+        alike = builder.icmp_signed("==", given.start_row, I64(0))
+
+        def each() -> Vectors:
+            rows = self._matrix(kind, start, given.start_row, 4)
+            return [builder.sub(x, y) for x, y in zip(rows, lasts * self.shape.rows, strict=True)]
+
+        return choose(builder, alike, row * self.shape.rows, each)
+
     def _results(self, acc: Vectors, last: ir.Value) -> Vectors:
         """((acc - last) << up) >> down, as int32."""
         builder, wide = self.builder, ir.VectorType(I32, self.ops.lanes)
-        at = [4 * self.ops.lanes * v for v in range(self.shape.vectors)]
-        lasts = [load(builder, wide, last, x) for x in at] * self.shape.rows
         if self.ops.accumulator.element.width < 32:
             acc = [builder.sext(value, wide) for value in acc]
-        taken = [builder.sub(x, y) for x, y in zip(acc, lasts, strict=True)]
-        return [builder.ashr(builder.shl(x, self.up), self.down) for x in taken]
+        if not self._is_modular:
+            at = [4 * self.ops.lanes * v for v in range(self.shape.vectors)]
+            lasts = [load(builder, wide, last, x) for x in at] * self.shape.rows
+            acc = [builder.sub(x, y) for x, y in zip(acc, lasts, strict=True)]
+        shifts = builder.or_(self.given.up, self.given.down)
+        return choose(
+            builder,
+            builder.icmp_signed("==", shifts, I64(0)),
+            acc,
+            lambda: [builder.ashr(builder.shl(x, self.up), self.down) for x in acc],
+        )
 
     def _chunk(self, loop, a, w, offsets, acc, statistics):
         """One turn of the chunk loop: a chunk, or the two chunks of a pair of single products."""
@@ -232,6 +234,11 @@ class TileCode:
             a, w, *summed = steps.end([*self._advanced(a, w, 1), *summed])
         return a, w, *self._rule(summed, statistics, number)
 
+    @property
+    def _is_flexible(self) -> bool:
+        """Whether the arguments say where the rows of A are, packed or as they lie."""
+        return self.ops.dot == "bytes"
+
     def _weights(self, w: ir.Value) -> Vectors:
         at = [v * self.bytes for v in range(self.shape.vectors)]
         # The next panel comes from an outer cache: ask for it while this one is in use.
@@ -241,14 +248,19 @@ class TileCode:
         return [load(self.builder, self.ops.operand, w, x) for x in at]
 
     def _advanced(self, a: ir.Value, w: ir.Value, steps: int) -> tuple[ir.Value, ir.Value]:
-        a = self.builder.add(a, I64(4 * self.shape.rows * steps))
+        moved = self.given.a_step if self._is_flexible else I64(4 * self.shape.rows * steps)
+        a = self.builder.add(a, moved)
         return a, self.builder.add(w, I64(self.shape.vectors * self.bytes))
 
     def _step(self, acc: Vectors, a: ir.Value, weights: Vectors, step: int) -> Vectors:
         summed = []
         for row in range(self.shape.rows):
-            dword = load(self.builder, I32, a, 4 * (step * self.shape.rows + row))
-            spread = self.ops.spread(self.builder, dword)
+            if self._is_flexible:
+                dword = load(self.builder, I32, self.builder.add(a, self.rows[row]), 0)
+                spread = self.builder.xor(self.ops.spread(self.builder, dword), self.flip)
+            else:
+                dword = load(self.builder, I32, a, 4 * (step * self.shape.rows + row))
+                spread = self.ops.spread(self.builder, dword)
             for v, vector in enumerate(weights):
                 before = acc[row * self.shape.vectors + v]
                 summed.append(self.ops.multiply_add(self.builder, before, spread, vector))

@@ -7,11 +7,9 @@ words. The portable ones are plain LLVM vectors, which LLVM splits into the regi
 Extremes and counts take registers from the accumulators.
 """
 
-import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Generic, TypeVar, cast
 
@@ -23,8 +21,8 @@ from loraq_sim.kernels.jit import intrinsic, keep_compiled
 from loraq_sim.kernels.pack_panels import PackCode, PackShape
 from loraq_sim.kernels.processor import KernelUnavailable
 from loraq_sim.kernels.scaled_tile import ScaledCode, ScaledShape
-from loraq_sim.kernels.tile import NestedCode, TileCode, TileShape
-from loraq_sim.kernels.vector_ir import Instructions
+from loraq_sim.kernels.tile import NestedCode, TileCode
+from loraq_sim.kernels.vector_ir import Instructions, TileShape
 
 __all__ = [
     *("Kernel", "TileKernel"),
@@ -65,11 +63,6 @@ _ROWS = {
 }  # fmt: skip
 # Only VNNI has these dots.
 _VNNI = ("bytes", "words_saturating")
-# Every file that emits code: Numba compares the file of the compiled function alone.
-_SOURCES = (
-    *("column_sums.py", "jit.py", "pack_panels.py", "processor.py", "scaled_tile.py", "tile.py"),
-    *("tiles.py", "vector_ir.py"),
-)
 # Sums of a group and of the groups so far are both in registers.
 _SCALED_ROWS = {"avx512": 4, "avx2": 4, "portable": 2}
 
@@ -131,9 +124,8 @@ def _shape(path: str, name: str) -> TileShape | None:
 class Kernel(Generic[Shape]):
     """Code of one shape that runs over a block of tiles or panels, compiled when it first runs.
 
-    Cached on disk until its file or any file that emits code changes: Numba compares the file of
-    the function alone, so a changed tile would go unseen. Numba also keeps the processor's name
-    and features in the key: another processor compiles anew.
+    Cached on disk until a file that emits code changes. Numba keeps the processor's name and
+    features in the key: another processor compiles anew.
 
     `emitter` makes of a builder, the shape and the i64 address of its arguments what emits it.
     """
@@ -149,10 +141,7 @@ class Kernel(Generic[Shape]):
         Raises `KernelUnavailable` if it does not compile here.
         """
         kernel = CFunc(self._function, ((types.int64,), types.void), {}, {"nopython": True})
-        kept = keep_compiled(kernel, self._function)
-        files = getattr(kept, "_cache_file", None)
-        if files is not None:
-            files._source_stamp = (files._source_stamp, _fingerprint())
+        keep_compiled(kernel, self._function)
         try:
             kernel.compile()
         # An LLVM that does not know an instruction, or whose declaration of it is another.
@@ -211,11 +200,3 @@ def _make_tile(emitter: Callable[..., Any], shape: Any) -> Callable[[int], None]
         return context.get_dummy_value()
 
     return tile
-
-
-@cache
-def _fingerprint() -> str:
-    digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
-    return digest.hexdigest()

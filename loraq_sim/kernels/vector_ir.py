@@ -14,6 +14,7 @@ With x = q * 2**s + r and 0 <= r < 2**s, every rounding mode is
 most `MAX_SHIFT` keep the sum within int32.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from llvmlite import binding, ir
 from loraq_sim.kernels.processor import TileArguments
 
 __all__ = [
-    *("F32", "F64", "I8", "I16", "I32", "I64", "MAX_SHIFT", "Instructions", "Loop", "Vectors"),
-    *("broadcast", "load", "prefetch", "size_of", "store", "store_results"),
+    *("F32", "F64", "I8", "I16", "I32", "I64", "MAX_SHIFT", "Instructions", "Loop"),
+    *("TileShape", "Vectors"),
+    *("broadcast", "choose", "load", "prefetch", "size_of", "store", "store_results"),
 ]
 
 Vectors = list[ir.Value]
@@ -57,13 +59,18 @@ def size_of(element: ir.Type) -> int:
     return _FLOAT_BYTES.get(element) or element.width // 8
 
 
-def prefetch(builder: ir.IRBuilder, address: ir.Value, offset: int) -> None:
-    """Ask for the line at byte `offset` after an address, for an outer cache; never faults."""
+def prefetch(
+    builder: ir.IRBuilder, address: ir.Value, offset: int, *, to_write: bool = False
+) -> None:
+    """Ask for the line at byte `offset` after an address; never faults.
+
+    It comes into an outer cache, or where it is `to_write`, into the innermost one.
+    """
     pointer = _pointer(builder, address, offset, I8)
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     name = "llvm.prefetch.p0"
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    builder.call(function, [pointer, I32(0), I32(2), I32(1)])
+    builder.call(function, [pointer, I32(int(to_write)), I32(3 if to_write else 2), I32(1)])
 
 
 def broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
@@ -187,6 +194,77 @@ class Instructions(NamedTuple):
     def largest(self, builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return the signed maximum of each lane."""
         return _extreme(builder, "smax", x, y)
+
+
+class TileShape(NamedTuple):
+    """What one tile computes and how large it is.
+
+    Attributes
+    ----------
+    instructions : Instructions
+    rule : str
+        See the module.
+    moving : bool
+        Whether each chunk has an offset per column, added to the limits and taken off extremes.
+    single : bool
+        One product per chunk: A holds (a, 0) and (0, a') for each pair of products.
+    rows, vectors : int
+        Accumulator registers of the tile.
+    """
+
+    instructions: Instructions
+    rule: str
+    moving: bool
+    single: bool
+    rows: int
+    vectors: int
+
+    @property
+    def width(self) -> int:
+        """Columns of the tile."""
+        return self.vectors * self.instructions.lanes
+
+    @property
+    def layout(self) -> str:
+        """Name of the operand layout."""
+        return self.instructions.layout
+
+    @property
+    def statistics_vectors(self) -> int:
+        """Vectors of lowest and highest prefixes, or of counts and first chunks."""
+        if self.rule == "nested_report":
+            return 8 * self.vectors
+        return 2 * self.vectors if self.counts or self.rule == "measure" else 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the tile counts the sums that its rule changes."""
+        return self.rule.startswith("count") or self.rule == "nested_report"
+
+    @property
+    def nested(self) -> bool:
+        """Whether one rule works inside another."""
+        return self.rule.startswith("nested")
+
+
+def choose(
+    builder: ir.IRBuilder, known: ir.Value, values: Vectors, others: Callable[[], Vectors]
+) -> Vectors:
+    """Return `values` where an i1 holds; else what `others` emits, which runs there alone."""
+    before = builder.block
+    rare, after = builder.append_basic_block(), builder.append_basic_block()
+    builder.cbranch(known, after, rare)
+    builder.position_at_end(rare)
+    found, end = others(), builder.block
+    builder.branch(after)
+    builder.position_at_end(after)
+    chosen = []
+    for value, other in zip(values, found, strict=True):
+        phi = builder.phi(value.type)
+        phi.add_incoming(value, before)
+        phi.add_incoming(other, end)
+        chosen.append(phi)
+    return chosen
 
 
 class Loop:

@@ -1,5 +1,6 @@
 """A weight made ready once runs any later activations as if it met them for the first time."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from loraq_sim.emulator import accumulation
 from loraq_sim.emulator.accumulation import run_wide
-from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report
+from loraq_sim.emulator.gemm import emulate_gemm, emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import OVERFLOW_RULES, MacArray
 from loraq_sim.emulator.packed_weight import pack_weight
+from loraq_sim.emulator.requantize import srs
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import PATH_VARIABLE, PATHS, choose_path
 
@@ -108,12 +110,54 @@ def test_products_of_a_few_rows_made_ready_have_the_bits_of_the_naive_kernel(
                     np.testing.assert_array_equal(kept, naive)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_products_made_ready_have_the_bits_of_the_naive_kernel_in_every_shape(dtype):
+    rng = np.random.default_rng(5)
+    info = np.iinfo(dtype)
+    arrays = [
+        MacArray(),
+        MacArray(acc_bits=20),
+        MacArray(acc_bits=32, overflow="saturate", products_per_add=4),
+        MacArray(acc_bits=40, overflow="saturate_symmetric"),
+        MacArray(acc_bits=16, overflow="saturate", products_per_add=8),
+        MacArray(acc_bits=18, overflow="saturate", products_per_add=2),
+    ]
+    # Rows: one tile, some, some and a rest, several blocks. K: whole dwords or not, and one whose
+    # rows begin in the same lines of a cache. N: whole tiles or not.
+    for m, k, n in ((12, 64, 64), (50, 32, 96), (49, 50, 64), (25, 64, 70), (13, 4096, 32)):
+        for mac in arrays:
+            first = rng.integers(-128, 128, (n, k)).astype(np.int8)
+            weight = pack_weight(first)
+            for turn in range(4):
+                w = first if turn < 2 else rng.integers(-128, 128, (n, k)).astype(np.int8)
+                w.flags.writeable = turn != 3
+                a = rng.integers(info.min, info.max + 1, (m, k)).astype(dtype)
+                exact = run_wide(a, w, mac, None).acc
+                turned = np.asfortranarray(a) if turn == 1 else a
+                if turn < 2:
+                    np.testing.assert_array_equal(emulate_gemm(turned, weight, mac), exact)
+                    rounded = emulate_gemm_srs(turned, weight, mac, 7, out_bits=8)
+                    np.testing.assert_array_equal(rounded, srs(exact, 7, out_bits=8))
+                np.testing.assert_array_equal(emulate_gemm(turned, w, mac), exact)
+                np.testing.assert_array_equal(emulate_gemm(a, np.asfortranarray(w), mac), exact)
+
+
+def test_a_weight_that_came_as_an_array_is_not_held_on_to():
+    a = np.ones((3, 20), np.int8)
+    for _ in range(3):
+        w = np.ones((7, 20), np.int8)
+        known = weakref.ref(w)
+        assert (emulate_gemm(a, w, MacArray()) == 20).all()
+        del w
+        assert known() is None
+
+
 def test_a_ready_product_of_a_few_rows_still_refuses_what_is_wrong(monkeypatch):
     weight, mac = pack_weight(np.ones((5, 8), np.int8)), MacArray()
     a = np.ones((2, 8), np.int8)
     for _ in range(3):
         assert (emulate_gemm(a, weight, mac) == 8).all()
-    assert weight.small
+    assert weight.kept
     for given, options, message in (
         (a[:, :7], {}, r"same K, got K=7 and K=8"),
         (a.astype(np.float32), {}, "a must hold integer codes"),
@@ -135,4 +179,6 @@ def test_threads_that_share_a_weight_each_have_room_of_their_own():
     expected = [a.astype(np.int64) @ weight.codes.astype(np.int64).T for a in drawn]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda a: emulate_gemm(a, weight, mac), drawn))
+        np.testing.assert_array_equal(found, expected)
+        found = list(pool.map(lambda a: emulate_gemm(a, weight.codes, mac), drawn))
     np.testing.assert_array_equal(found, expected)
