@@ -6,9 +6,10 @@ number outside is refused with the key, the value, the range, and what it would 
 unit.
 
 `Strict` and `Block` are what all blocks of a file are made of. Those of kernels are here: how they
-are built, and the families of libraries.
+are built, the families of libraries, and what the descriptors that move their tiles can say.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
@@ -22,7 +23,7 @@ from pydantic import (
 )
 
 __all__ = [
-    "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond", "Capacity", "Count",
+    "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond", "Capacity", "Count", "Dma",
     "ElementsPerCycle", "ElementwiseRate", "Fraction", "Hertz", "Kernel", "KernelFamily",
     "L1Capacity", "MacRate",
     "Name", "Nanometers", "NonNegative", "Picojoules", "Seconds", "Side", "Strict", "Text",
@@ -206,6 +207,33 @@ class Kernel(Block):
     def sums_capacity_bytes(self) -> int | None:
         """Bytes the sums of a tile may take in registers; None where they stay in L1."""
         return self.accumulator_capacity_bytes if self.partials == "registers" else None
+
+
+class Dma(Block):
+    """What one descriptor of the DMA engines that feed the units can move.
+
+    All goes by words of `word_bytes`: a line of a tile (its part of one row of X or of W) and a row
+    in DRAM start at a word and are padded to whole ones. Of a tile, a line has at most
+    `wrap_max_words` words and there are as many lines at most; from one row to the next it steps
+    over `step_max_words` at most; all of an operand's tile is one transfer of `length_max_words`.
+    """
+
+    word_bytes: Count
+    wrap_max_words: Count
+    step_max_words: Count
+    length_max_words: Count
+
+    def words(self, elements: int, bits: int) -> int:
+        """Words of a line of `elements` codes."""
+        return -(-elements * bits // (8 * self.word_bytes))
+
+    def pads(self, elements: int, bits: int) -> bool:
+        """Whether a line does not end with a word."""
+        return elements * bits % (8 * self.word_bytes) != 0
+
+    def line_step(self, bits: int) -> int:
+        """Least number of elements that fill whole words."""
+        return 8 * self.word_bytes // math.gcd(bits, 8 * self.word_bytes)
 
 
 Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]

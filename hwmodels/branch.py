@@ -191,26 +191,35 @@ class GemmKernel:
 
     def w_line_bits(self, depth: Depth) -> Depth:
         """The same of weights, with the sums of their codes where activations have zero points."""
-        group, _ = self.work.grouping(self.w.bits)
-        groups = 1 if group is None else -(-depth // group)
         codes = self.line_bits(self.w.bits, depth, self.w.letter)
-        return codes + 8 * self.work.zero_sum_bytes(self.k, self.w, self.a) * groups
+        sum_bytes = self.work.zero_sum_bytes(self.k, self.w, self.a)
+        if not sum_bytes:
+            return codes
+        group, _ = self.work.grouping(self.w.bits)
+        return codes + 8 * sum_bytes * _groups(depth, group)
 
     def line_bits(self, bits: int, depth: Depth, letter: str = "") -> Depth:
         """Bits of `depth` consecutive elements of one row, scales included."""
-        operand = Operand(bits, letter)
-        if operand.is_float:
+        if bits == 16 and not letter:  # A float.
             return 16 * depth
         group, scale_bits = self.work.grouping(bits)
         if letter == "i" and scale_bits:
             scale_bits = 32
-        scales = 1 if group is None else -(-depth // group)
-        return bits * depth + (scale_bits + bits * operand.stores_zeros) * scales
+        beside = scale_bits + bits * (letter == "u")
+        return bits * depth + beside * _groups(depth, group) if beside else bits * depth
 
     @property
     def factor_bytes(self) -> int:
         """DRAM bytes of one pass over the fused factors."""
         return 0 if self.branch is None else self.branch.right_bytes + self.branch.left_bytes
+
+
+def _groups(depth: Depth, group: int | None) -> Depth | int:
+    """Groups of a line of `depth` elements."""
+    if group is None:
+        return 1
+    # Floor division of floats is many times slower, and these are whole.
+    return np.ceil(depth / group) if isinstance(depth, np.ndarray) else -(-depth // group)
 
 
 def split_into_kernels(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:

@@ -18,7 +18,7 @@ from hwmodels.branch import GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import bar_text, html_card
 from hwmodels.families import Confidence, family_named, weakest
-from hwmodels.kernel_cost import KernelCost, LaunchState, Run, WeightState
+from hwmodels.kernel_cost import KernelCost, LaunchState, Run, WeightState, padding_of
 from hwmodels.modes import check_transforms
 from hwmodels.workload import GemmWorkload
 
@@ -78,6 +78,9 @@ class Cost:
         The largest part of the units that one of the kernels fills.
     kernels : tuple of KernelCost
         One entry per dispatch.
+    padding : str
+        Which rows in DRAM are padded to whole words of DMA, where the file says what words are. The
+        bytes of the padding are not counted.
     """
 
     latency_s: float
@@ -103,6 +106,7 @@ class Cost:
     worst_error: float | None
     units_share: float
     kernels: tuple[KernelCost, ...]
+    padding: str
 
     def _repr_html_(self) -> str:
         return _card(self)
@@ -184,6 +188,7 @@ def estimate_cost(
         worst_error=kernels[0].trust.worst_error,
         units_share=max(item.units_share for item in kernels),
         kernels=tuple(kernels),
+        padding=padding_of(hw, split[0]),
     )
 
 

@@ -18,6 +18,7 @@ from hwmodels.blocks import (
     BytesPerSecond,
     Capacity,
     Count,
+    Dma,
     ElementsPerCycle,
     Fraction,
     Hertz,
@@ -43,6 +44,7 @@ __all__ = [
     "Dataflow",
     "Datapath",
     "Dispatch",
+    "Dma",
     "Dram",
     "Energy",
     "FloatOverflow",
@@ -238,11 +240,12 @@ class Dram(Block):
 
 
 class Memories(Strict):
-    """The three levels of the hierarchy."""
+    """The three levels of the hierarchy; `dma`: what descriptors between them can say, if known."""
 
     l1: L1
     l2: L2
     dram: Dram
+    dma: Dma | None = None
 
 
 class Dispatch(Block):

@@ -14,6 +14,8 @@ layer whose weights have stayed in L2 since the step before.
 """
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,11 +35,11 @@ from hwmodels.traffic import (
     l1_fill_cycles,
     l2_read_bytes,
     legal_tiles,
-    requested_tile,
+    single_tile,
 )
 from hwmodels.workload import GemmWorkload
 
-__all__ = ["KernelCost", "LaunchState", "Run", "WeightState"]
+__all__ = ["KernelCost", "LaunchState", "Run", "WeightState", "padding_of"]
 
 WeightState = Literal["cold", "warm", "flushed", "resident"]
 LaunchState = Literal["stream", "graph"]
@@ -149,7 +151,8 @@ class Run:
 def _cost(run: Run, kernel: GemmKernel, family: KernelFamily | None) -> KernelCost:
     chip, hw = run.hw, machine_under(run.hw, family)
     tile_mkn = run.tile_mkn
-    given = None if tile_mkn is None else requested_tile(hw, kernel, tile_mkn)
+    _check_rows(hw, kernel)
+    given = None if tile_mkn is None else _requested_tile(hw, kernel, tile_mkn)
     tiles = legal_tiles(hw, kernel, given)
     clock = hw.units.clock_hz
     dataflow = hw.units.dataflow
@@ -224,6 +227,114 @@ def _cost(run: Run, kernel: GemmKernel, family: KernelFamily | None) -> KernelCo
         trust=trust_in(family, kernel),
         units_share=_units_share(hw, kernel, tiles, best),
     )
+
+
+def _requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int]) -> Tiles:
+    """The tile a user asked for in place of the search.
+
+    Raises
+    ------
+    AcceleratorError
+        If `tile_mkn` is not three positive whole numbers, each a multiple of what the instructions
+        of the kernel's modes take; its lines are not whole words of DMA, or more than a descriptor
+        moves; or the machine has no tiles.
+    """
+    shown = f"tile_mkn={tile_mkn!r:.80}"
+    if hw.units.organization == "systolic":
+        raise AcceleratorError(
+            f"{shown}: {hw.name} is a systolic array, whose tile is the array; leave tile_mkn out"
+        )
+    try:
+        sizes = [0 if isinstance(s, bool) else operator.index(s) for s in tile_mkn]
+    except TypeError:
+        sizes = []
+    if len(sizes) != 3 or not all(1 <= size < 2**31 for size in sizes):
+        raise AcceleratorError(
+            f"{shown} must be three whole numbers (m, k, n) of at least 1, such as "
+            f"({hw.kernel.register_block_m}, {hw.kernel.tile_k_step}, {hw.kernel.register_block_n})"
+        )
+    for axis, size in zip("mkn", sizes, strict=True):
+        for mode in kernel.modes:
+            step = getattr(mode, f"instruction_{axis}")
+            if size % step:
+                below, above = size // step * step, (size // step + 1) * step
+                raise AcceleratorError(
+                    f"{shown}: {axis}={size} is no multiple of {step}, instruction_{axis} of mode "
+                    f"{mode.name} of {hw.name}; use {f'{below} or ' if below else ''}{above}"
+                )
+    m, k, n = sizes
+    for what, lines, axis, bits in (
+        ("activations", m, "m", kernel.a.bits),
+        ("weights", n, "n", kernel.w.bits),
+    ):
+        _check_descriptor(hw, f"{shown}: {k} {what} of {bits} bits", (lines, axis), k, bits)
+    return single_tile(m, k, n, hw)
+
+
+def _rows_in_dram(kernel: GemmKernel) -> tuple[tuple[str, int, int], ...]:
+    """(name, elements, bits) of the rows that DMA steps over: weights are laid out beforehand."""
+    return ("X", kernel.k, kernel.a.bits), ("y", kernel.n, kernel.out_bits)
+
+
+def _check_rows(hw: Accelerator, kernel: GemmKernel) -> None:
+    """Refuse matrices whose rows lie further apart than a descriptor of the machine steps."""
+    dma = hw.memories.dma
+    if dma is None:
+        return
+    for name, elements, bits in _rows_in_dram(kernel):
+        words, most = dma.words(elements, bits), dma.step_max_words
+        if words > most:
+            raise AcceleratorError(
+                f"rows of {name}, {elements} elements of {bits} bits, are {words} words, more than "
+                f"memories.dma.step_max_words={most} of {hw.name}; cut the layer"
+            )
+
+
+def padding_of(hw: Accelerator, kernel: GemmKernel) -> str:
+    """What is padded in DRAM so that every row starts at a word of DMA; empty where nothing is."""
+    dma = hw.memories.dma
+    if dma is None:
+        return ""
+    padded = [
+        f"{name} ({elements} x {bits} bit)"
+        for name, elements, bits in _rows_in_dram(kernel)
+        if dma.pads(elements, bits)
+    ]
+    rows = " and ".join(padded)
+    return f"rows of {rows} are padded to words of {dma.word_bytes} bytes" if padded else ""
+
+
+def _check_descriptor(
+    hw: Accelerator, shown: str, lines: tuple[int, str], k: int, bits: int
+) -> None:
+    """Refuse lines of a tile that no single descriptor of the machine's DMA engines moves."""
+    dma = hw.memories.dma
+    if dma is None:
+        return
+    count, axis = lines
+    words, most, room = dma.words(k, bits), dma.wrap_max_words, dma.length_max_words
+    if dma.pads(k, bits):
+        step = dma.line_step(bits)
+        below, above = k // step * step, (k // step + 1) * step
+        raise AcceleratorError(
+            f"{shown} are no whole words of memories.dma.word_bytes={dma.word_bytes} of {hw.name}; "
+            f"use k={f'{below} or ' if below else ''}{above}"
+        )
+    if words > most:
+        raise AcceleratorError(
+            f"{shown} are {words} words, more than memories.dma.wrap_max_words={most} of "
+            f"{hw.name}; use k of at most {most * 8 * dma.word_bytes // bits}"
+        )
+    if count > most:
+        raise AcceleratorError(
+            f"{shown}: {axis}={count} lines are more than memories.dma.wrap_max_words={most} of "
+            f"{hw.name}"
+        )
+    if count * words > room:
+        raise AcceleratorError(
+            f"{shown}: {axis}={count} lines are {count * words} words, more than one transfer, "
+            f"memories.dma.length_max_words={room} of {hw.name}"
+        )
 
 
 _OF_TILES = ("units.", "kernel.tile", "kernel.m_axis", "kernel.split", "memories.l1", "memories.l2")

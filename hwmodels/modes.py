@@ -158,15 +158,16 @@ def choose_mode(hw: Accelerator, w_bits: int, a_bits: int, family: str = "int") 
 
 def _kept(hw: Accelerator, w: Operand, a: Operand, family: str) -> ModeChoice:
     key = ("mode", w, a, family)
-    if key not in hw._cache:
-        chip: Accelerator = hw._cache.get("chip", hw)
+    cache = hw._cache  # Private attributes of pydantic are slow to look up.
+    if key not in cache:
+        chip: Accelerator = cache.get("chip", hw)
         chosen = _choose(chip, w, a, family)
         if chip is not hw:
             # Under a kernel family the chip's mode runs, at the rate the family keeps up.
             mode = next(mode for mode in hw.modes if mode.name == chosen.mode.name)
             chosen = replace(chosen, mode=mode)
-        hw._cache[key] = chosen
-    choice: ModeChoice = hw._cache[key]
+        cache[key] = chosen
+    choice: ModeChoice = cache[key]
     return choice
 
 

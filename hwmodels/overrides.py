@@ -223,6 +223,7 @@ _UNITS = {
     "_pj_per_element": "pJ/element",
     "_overhead_cycles": "cycles",
     "_bytes": "B",
+    "_words": "words",
     "_bits": "bit",
     "_rows": "rows",
     "_columns": "columns",

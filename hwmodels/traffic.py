@@ -19,14 +19,13 @@ main's on chip; later passes read whichever moves fewer bytes, counting the writ
 """
 
 import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.blocks import Dma
 from hwmodels.branch import FusedBranch, GemmKernel
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError
@@ -45,7 +44,6 @@ __all__ = [
     "l2_read_bytes",
     "legal_tiles",
     "passes",
-    "requested_tile",
     "right_elements",
     "single_tile",
 ]
@@ -111,47 +109,12 @@ def _laid_out(hw: Accelerator | None, m: Floats, n: Floats, k: Floats) -> Tiles:
     return Tiles(m=m, n=n, k=k, units_m=columns_of[0], units_n=columns_of[1], splits=columns_of[2])
 
 
-def requested_tile(hw: Accelerator, kernel: GemmKernel, tile_mkn: Sequence[int]) -> Tiles:
-    """The tile a user asked for in place of the search.
-
-    Raises
-    ------
-    AcceleratorError
-        If `tile_mkn` is not three positive whole numbers, each a multiple of what the instructions
-        of the kernel's modes take; or the machine has no tiles.
-    """
-    shown = f"tile_mkn={tile_mkn!r:.80}"
-    if hw.units.organization == "systolic":
-        raise AcceleratorError(
-            f"{shown}: {hw.name} is a systolic array, whose tile is the array; leave tile_mkn out"
-        )
-    try:
-        sizes = [0 if isinstance(s, bool) else operator.index(s) for s in tile_mkn]
-    except TypeError:
-        sizes = []
-    if len(sizes) != 3 or not all(1 <= size < 2**31 for size in sizes):
-        raise AcceleratorError(
-            f"{shown} must be three whole numbers (m, k, n) of at least 1, such as "
-            f"({hw.kernel.register_block_m}, {hw.kernel.tile_k_step}, {hw.kernel.register_block_n})"
-        )
-    for axis, size in zip("mkn", sizes, strict=True):
-        for mode in kernel.modes:
-            step = getattr(mode, f"instruction_{axis}")
-            if size % step:
-                below, above = size // step * step, (size // step + 1) * step
-                raise AcceleratorError(
-                    f"{shown}: {axis}={size} is no multiple of {step}, instruction_{axis} of mode "
-                    f"{mode.name} of {hw.name}; use {f'{below} or ' if below else ''}{above}"
-                )
-    m, k, n = sizes
-    return single_tile(m, k, n, hw)
-
-
 def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None) -> Tiles:
     """Tiles whose buffers fit in L1 (and whose outputs fit in the accumulators).
 
     Inputs are double-buffered (`input_buffers`). A fused branch streams slices of P and L through
-    the same buffers, which are as wide as the wider of the two.
+    the same buffers, which are as wide as the wider of the two. Where the file says what DMA
+    descriptors can say, one of them has to bring each operand's tile.
 
     Raises
     ------
@@ -168,14 +131,36 @@ def legal_tiles(hw: Accelerator, kernel: GemmKernel, tiles: Tiles | None = None)
         fits &= chosen.m * chosen.n * 4 <= room
     if kernel.branch is not None:
         fits &= chosen.splits == 1  # P and L are added where the sums are whole.
+    if hw.memories.dma is not None:
+        fits &= _carried(hw, kernel, tiles, hw.memories.dma)
     if not fits.any():
         raise AcceleratorError(_why_nothing_fits(hw, kernel, chosen))
     return Tiles(**{field.name: getattr(chosen, field.name)[fits] for field in fields(Tiles)})
 
 
+def _carried(
+    hw: Accelerator, kernel: GemmKernel, given: Tiles | None, dma: Dma
+) -> NDArray[np.bool_]:
+    """Whether one DMA descriptor moves each operand's part of the tiles given, or of all."""
+    key = ("carried", kernel.a.bits, kernel.w.bits)
+    known: NDArray[np.bool_] | None = hw._cache.get(key) if given is None else None
+    if known is not None:
+        return known  # Of all tiles it hangs on widths alone.
+    tiles = _candidate_tiles(hw) if given is None else given
+    fits = np.ones(tiles.m.shape, dtype=np.bool_)
+    for lines, bits in ((tiles.m, kernel.a.bits), (tiles.n, kernel.w.bits)):
+        words = np.ceil(tiles.k * bits / (8 * dma.word_bytes))
+        fits &= np.maximum(words, lines) <= dma.wrap_max_words
+        fits &= words * lines <= dma.length_max_words
+    if given is None:
+        hw._cache[key] = fits
+    return fits
+
+
 def _candidate_tiles(hw: Accelerator) -> Tiles:
     """All tiles the accelerator's kernel can be built for, fitting or not."""
-    if "tiles" not in hw._cache:
+    cache = hw._cache
+    if "tiles" not in cache:
         kernel = hw.kernel
         m = _sizes(kernel.register_block_m, kernel.tile_m_max_rows, kernel.tile_m_min_rows)
         n = _sizes(kernel.register_block_n, kernel.tile_n_max_columns, kernel.tile_n_min_columns)
@@ -184,8 +169,8 @@ def _candidate_tiles(hw: Accelerator) -> Tiles:
         if not (kernel.block_overhead_cycles or kernel.partial_cycles_per_64_bytes):
             k = k[:1]  # Slices of K cost nothing: no other depth is better.
         grid = [axis.ravel().astype(np.float64) for axis in np.meshgrid(m, n, k, indexing="ij")]
-        hw._cache["tiles"] = _laid_out(hw, grid[0], grid[1], grid[2])
-    tiles: Tiles = hw._cache["tiles"]
+        cache["tiles"] = _laid_out(hw, grid[0], grid[1], grid[2])
+    tiles: Tiles = cache["tiles"]
     return tiles
 
 
@@ -256,6 +241,10 @@ def _l1_bytes(hw: Accelerator, kernel: GemmKernel, tiles: Tiles) -> Floats:
         depth = np.minimum(tiles.k, kernel.branch.rank)
         a_line = np.maximum(a_line, kernel.line_bits(kernel.branch.p_bits, depth))
         w_line = np.maximum(w_line, kernel.line_bits(kernel.branch.factor_bits, depth))
+    dma = hw.memories.dma
+    if dma is not None:  # Lines start at words.
+        word = 8 * dma.word_bytes
+        a_line, w_line = np.ceil(a_line / word) * word, np.ceil(w_line / word) * word
     total = l1.reserved_bytes + l1.input_buffers * (tiles.m * a_line + tiles.n * w_line) / 8
     if hw.kernel.partials == "l1":
         total = total + l1.output_buffers * tiles.m * tiles.n * kernel.partial_bits / 8

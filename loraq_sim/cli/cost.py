@@ -414,6 +414,7 @@ def _row(
     except Exception as error:
         return row | {"status": "failed", "message": f"{name}: {case_failure(error)}"}
     row |= {"transforms": ", ".join(work.transforms), "shared_by": work.shared_by}
+    row["message"] = cost.padding
     return row | {"rank": work.rank} | {column: getattr(cost, column) for column in _COLUMNS}
 
 

@@ -218,8 +218,10 @@ def explain_command(
         "transforms": list(work.transforms), "shared_by": work.shared_by,
         "kernel": cost.kernel, "confidence": cost.confidence,
         "latency_low_s": cost.latency_low_s, "latency_high_s": cost.latency_high_s,
-        "mean_error": cost.mean_error, "worst_error": cost.worst_error,
+        "mean_error": cost.mean_error, "worst_error": cost.worst_error, "padding": cost.padding,
     }  # fmt: skip
+    if cost.padding:
+        note(cost.padding)
     if output is OutputFormat.JSON:
         details = {"modes": cost.modes, "tile_mkn": cost.tile_mkn, "parts": parts}
         print_json(parts, summary | details | {"sensitivity": effects})

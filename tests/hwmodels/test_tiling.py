@@ -42,7 +42,18 @@ def test_whole_multiples_of_the_instruction_are_costed(tile):
         ((10, 8, 16), r"m=10 is no multiple of 4, instruction_m of mode int8 of aie2; use 8 or 12"),
         ((64, 7, 64), r"k=7 is no multiple of 8, instruction_k of mode int8 of aie2; use 8$"),
         ((20, 64, 20), r"n=20 is no multiple of 8, instruction_n of mode int8"),
-        ((5000, 64, 64), r"tile 5000x64x64 needs 969216 bytes, more than memories.l1.capacity_byt"),
+        ((1000, 64, 64), r"tile 1000x64x64 needs 201216 bytes, more than memories.l1.capacity_byt"),
+        # DMA: 10 bits of wrap, 14 of length, words of 4 bytes.
+        (
+            (64, 4104, 64),
+            r"4104 activations of 8 bits are 1026 words, .*wrap_max_words=1023 .*4092$",
+        ),
+        (
+            (1024, 8, 8),
+            r"8 activations of 8 bits: m=1024 lines are more than memories.dma.wrap_max",
+        ),
+        ((8, 64, 1028), r"n=1028 is no multiple of 8"),
+        ((8, 128, 1016), r"n=1016 lines are 32512 words, more than one transfer, .*words=16383"),
     ],
     ids=str,
 )
@@ -64,3 +75,31 @@ def test_sums_beyond_the_registers_and_systolic_arrays_are_named():
         _cost((1024, 32, 1024), load_accelerator("h100"))
     with pytest.raises(AcceleratorError, match="is a systolic array, whose tile is the array"):
         _cost((16, 16, 16), load_accelerator("systolic"))
+
+
+def test_lines_that_do_not_fill_words_are_refused_with_the_next_that_do():
+    six = {"main": "W6A6"}
+    message = (
+        r"8 activations of 6 bits are no whole words of memories.dma.word_bytes=4 of aie2; use k=16"
+    )
+    with pytest.raises(AcceleratorError, match=message):
+        _cost((64, 8, 64), **six)
+    assert _cost((64, 16, 64), **six).latency_s > 0
+    # GPUs say nothing of descriptors.
+    assert _cost((64, 64, 64), load_accelerator("h100"), main="W6A6").latency_s > 0
+
+
+def test_padded_rows_are_said_and_rows_beyond_a_step_refused():
+    fields = {"tile": None, "m": 64, "n": 64, "main": "W8A8"}
+    assert _cost(**fields, k=1152).padding == ""
+    assert (
+        _cost(**fields, k=1153).padding == "rows of X (1153 x 8 bit) are padded to words of 4 bytes"
+    )
+    narrow = fields | {"n": 63, "out_bits": 16}
+    assert "X (1153 x 8 bit) and y (63 x 16 bit)" in _cost(**narrow, k=1153).padding
+    assert _cost(**fields, k=1153, hw=load_accelerator("h100")).padding == ""
+    assert _cost(**fields, k=4 * 2**20).latency_s > 0
+    with pytest.raises(
+        AcceleratorError, match="are 1048577 words, more than memories.dma.step_max"
+    ):
+        _cost(**fields, k=4 * 2**20 + 1)
