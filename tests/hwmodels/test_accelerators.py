@@ -16,8 +16,9 @@ CONFIDENCES = {"vendor", "measured", "inferred", "estimate"}
 
 def test_the_shipped_accelerators_are_listed():
     assert list_accelerators() == [
-        *("a100", "aie2", "aie2p", "aie_mlv2", "b200", "h100", "h200", "l40s", "mi300x", "mi350x"),
-        *("mi355x", "rtx4090", "rtx_pro_6000", "sm120", "systolic", "t4"),
+        *("a100", "aie2", "aie2p", "aie_mlv2", "ascend910b", "b200", "h100", "h200", "intel_npu4"),
+        *("l40s", "mi300x", "mi350x", "mi355x", "rtx4090", "rtx_pro_6000", "sm120", "systolic"),
+        *("t4", "tpu_v5e", "trainium2", "ve2802"),
     ]
 
 
@@ -65,6 +66,27 @@ def test_a100_peaks_are_those_of_the_data_sheet(mode, tops):
     rate = next(m.macs_per_cycle for m in hw.modes if m.name == mode)
     peak = 2 * rate * hw.units.count * hw.units.clock_hz / 1e12
     assert peak == pytest.approx(tops, rel=0.002)  # data sheets round to whole TOPS
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "tops"),
+    [
+        ("tpu_v5e", "bf16", 197),
+        ("tpu_v5e", "int8", 393),
+        ("trainium2@data_sheet", "bf16", 667),
+        ("trainium2", "fp8", 8 * 158),
+        ("ascend910b@910b4", "fp16", 245.76),
+        ("ascend910b@910b4", "int8", 491.52),
+        ("intel_npu4", "int8", 48),
+        ("ve2802", "int8", 165 / 0.85),  # 85 % of the peak, GAMA
+        ("ve2802@ve2302", "int8", 34 * 512 * 1.25e-3),
+        ("l40s", "int4", 1466),
+    ],
+)
+def test_peaks_are_those_that_makers_and_measurers_state(name, mode, tops):
+    hw = load_accelerator(name)
+    rate = next(m.macs_per_cycle for m in hw.modes if m.name == mode)
+    assert 2 * rate * hw.units.count * hw.units.clock_hz / 1e12 == pytest.approx(tops, rel=0.005)
 
 
 def test_digest_changes_with_content_only():

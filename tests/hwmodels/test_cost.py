@@ -266,8 +266,9 @@ def test_fusing_the_branch_is_what_makes_it_cheap_on_every_gpu(name):
         for s in ("fused", "down_fused", "unfused")
     ]
     assert overheads[0] < min(overheads[1:])
-    # The L40S's kernels hide little of memory behind compute: X in 16 bits adds to the time.
-    assert overheads[0] < (0.25 if name == "l40s" else 0.16)
+    # The L40S's kernels hide little of memory behind compute: X in 16 bits adds to the time. In
+    # Trainium2, whose integers are multiplied as bf16, it comes through each core's own DMA.
+    assert overheads[0] < (0.25 if name in ("l40s", "trainium2") else 0.16)
     assert 0.2 < overheads[2] < 1.1
 
 
