@@ -44,6 +44,8 @@ DEVICES = {
     "RTX 4090": "rtx4090", "RTX 5090": "sm120", "RTX PRO 6000": "rtx_pro_6000",
     "MI300X": "mi300x", "MI350X": "mi350x", "MI355X": "mi355x",
 }  # fmt: skip
+# What PyTorch calls each product: by these words families of kernels know their rows.
+_CALLS = {"bf16": "torch matmul", "int8": "torch._int_mm", "fp8": "torch._scaled_mm"}
 _CHECK_SIZES = (48, 64, 32)  # m, k, n: what _int_mm and _scaled_mm take
 _TOLERANCE = {"bf16": 2e-2, "fp8": 2e-2, "int8": 0.0, "attention": 2e-2}
 """Largest error over the largest output: bf16 outputs have 8 bits; integers are exact. fp8 is
@@ -216,11 +218,15 @@ def clock_mhz() -> str:
     return f"{clock.strip()} MHz, driver {driver.strip()}"
 
 
-def measure(options: argparse.Namespace, until: float) -> Iterator[tuple[bool, dict[str, Any]]]:
-    """(is attention, row) of every shape and kernel that runs here, until the time is up."""
+def measure(
+    options: argparse.Namespace, until: float, name: str, device: str = "cuda"
+) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """(is attention, row) of every shape and kernel that runs on `device`, until the time is up.
+
+    `name` is what the maker calls the device.
+    """
     import torch
 
-    name = torch.cuda.get_device_name()
     said = f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     about = {"device": device_key(name), "confidence": "measured"}
     about["source"] = "benchmarks/measure_gpu_gemm.py, " + datetime.date.today().isoformat()
@@ -235,14 +241,14 @@ def measure(options: argparse.Namespace, until: float) -> Iterator[tuple[bool, d
             continue
         if what == "attention":
             heads, queries, keys, size = shape
-            time_ms = median_ms(attention(*shape, "cuda")[0], options.repeats, options.calls)
+            time_ms = median_ms(attention(*shape, device)[0], options.repeats, options.calls)
             row = {"family": "", "kernel": "scaled_dot_product_attention", "format": "bf16"}
             row |= {"heads": heads, "queries": queries, "keys": keys, "head_size": size}
             row |= {"causal": "no", "time_ms": f"{time_ms:.6g}", "notes": f"{said}, {clock_mhz()}"}
             yield True, about | row
             continue
         m, k, n = shape
-        for kernel, (form, out, prepare) in kernels(m, k, n, options.rank, "cuda").items():
+        for kernel, (form, out, prepare) in kernels(m, k, n, options.rank, device).items():
             if kernel.startswith("plain int8") and m <= 16:
                 continue  # _int_mm takes more than 16 rows.
             try:
@@ -253,7 +259,7 @@ def measure(options: argparse.Namespace, until: float) -> Iterator[tuple[bool, d
             row = {"family": "", "kernel": kernel, "a_format": form, "w_format": form}
             row |= {"out_format": out, "M": m, "K": k, "N": n, "tile_mkn": ""}
             row |= {"time_ms": f"{time_ms:.6g}", "weights": "warm", "launch": "stream"}
-            yield False, about | row | {"notes": f"torch, {said}, {clock_mhz()}"}
+            yield False, about | row | {"notes": f"{_CALLS[form]}, {said}, {clock_mhz()}"}
             print(f"{kernel:32s} {m:6d} {k:6d} {n:6d} {time_ms:9.4f} ms", file=sys.stderr)
     if left_out:
         print(f"left out {left_out} of {len(works)} shapes: the time was up", file=sys.stderr)
@@ -282,7 +288,7 @@ def main() -> int:
         print("no CUDA GPU here; nothing was measured", file=sys.stderr)
         return 2
     check(options.rank, "cuda")
-    rows = list(measure(options, until))
+    rows = list(measure(options, until, torch.cuda.get_device_name()))
     beside = options.out.with_name(f"{options.out.stem}_attention.csv")
     for path, columns, is_attention in (
         (options.out, COLUMNS, False),

@@ -8,7 +8,8 @@ Where no family serves, the chip's own numbers hold.
 
 Confidence of a cost:
 
-    measured       its mode and sizes lie inside the range of the family's rows
+    measured       its mode lies among those of the family's rows, and each of its sizes between
+                   half the least and twice the largest of theirs
     extrapolated   the family has rows on this machine, but of other modes or sizes
     assumed        no row of this machine stands behind the numbers
 """
@@ -42,6 +43,7 @@ GENERIC = "generic"
 ASSUMED_ERROR = 0.5
 """Interval of a cost that no measured row stands behind, as a fraction."""
 _LARGE = 2**20  # Rows beyond what any family for few rows takes.
+_REACH = 2  # Sizes this far beyond the measured ones are predicted as well as those between.
 _BEYOND = 2.0  # Outside its range a family is trusted half as far.
 _LEAST_BEYOND = 0.3
 
@@ -109,15 +111,16 @@ def machine_under(hw: Accelerator, family: KernelFamily | None) -> Accelerator:
     if family is None or not family.set:
         return hw
     key = ("family", family.name)
-    if key not in hw._cache:
+    cache = hw._cache
+    if key not in cache:
         bare = hw.model_copy(update={"kernels": ()})
         foreign = tuple(f"modes.{name}." for name in missing_modes(hw, family))
         changes = {k: value for k, value in family.set.items() if not k.startswith(foreign)}
         under = with_overrides(bare, changes, name=hw.name) if changes else bare
         # Which mode a precision runs in is the chip's: no library changes what is multiplied.
         under._cache["chip"] = hw
-        hw._cache[key] = under
-    changed: Accelerator = hw._cache[key]
+        cache[key] = under
+    changed: Accelerator = cache[key]
     return changed
 
 
@@ -140,7 +143,9 @@ def trust_in(family: KernelFamily | None, kernel: GemmKernel) -> Trust:
     )
     has_kind = family.branch_rows > 0 or kernel.branch is None
     inside = has_kind and kernel.choice.mode.name in family.measured_modes
-    inside = inside and all(r is not None and r[0] <= size <= r[1] for size, r in ranges)
+    inside = inside and all(
+        r is not None and r[0] <= _REACH * size and size <= _REACH * r[1] for size, r in ranges
+    )
     if inside:
         return Trust(confidence="measured", mean_error=mean, worst_error=worst, spread=worst)
     return Trust(

@@ -15,13 +15,14 @@ a time in steps that shrink when none helps; n is the number of rows, of which a
 at most `_ROWS_OF_SOURCE`, since what is wrong with one of its rows is wrong with all. No value
 belongs to a row. The default of a value is the weighted geometric mean of the chip's own and of
 what the families of all machines of that kind (arrays, grids) make of theirs, in proportion; those
-of the same machine count twice, those of the same name, a library's kernels on another chip, six
+of the same machine count twice, those of the same name, a library's kernels on another chip, twelve
 times. What a family's rows do not show (a mode they never ran in, the start of kernels that all run
-long) it says nothing of.
+long, a branch where all were plain) it says nothing of.
 
 Cross-validation leaves out one source after the other. Its rows are predicted with values fitted on
 the other sources of the same family and machine; where there are none, with the defaults. Families
-that have seen a row of the source left out say nothing of the defaults.
+that have seen a row of the source left out say nothing of the defaults, and its rows extend no
+range: `confidence` is what the others alone would give.
 """
 
 import math
@@ -48,8 +49,9 @@ _PULLS = (("memories.dram", 0.15), ("modes.", 0.03), ("kernel.overlap", 0.03), (
 _PULLED_ROWS = 8  # Rows at which the pulls hold as they stand.
 _MOST_PULL = 8.0
 _ROWS_OF_SOURCE = 6
-_ALIKE, _OWN = 6, 2  # Weights of families of the same name, and of the same machine.
+_ALIKE, _OWN = 12, 2  # Weights of families of the same name, and of the same machine.
 _OF_CHIP = 2.0  # Weight of the chip's own value among those of families.
+_PARTS = 3  # Of rows of one source, of which one is left out.
 _KNOWN_ROWS = 5  # With fewer, a family says less of the defaults of others.
 _ROUNDS = 3
 _FIRST_STEPS = (1.5, 4.0)
@@ -74,13 +76,16 @@ class FamilyFit:
     mean_error: float
     worst_error: float
     held_out_error: float | None
+    held_out: str
 
 
 def fit_family(hw: Accelerator, name: str, rows: Sequence[Row]) -> FamilyFit:
     """Values of the family `name` of `hw` fitted to those of `rows` that are its own.
 
-    `held_out_error` is the mean error of rows whose source was left out of the fit; None where all
-    rows are of one source.
+    Its own are the rows that name it or say one of its words, and those that say none of any
+    family, as a user's table does, in a mode that it has. `held_out_error` is the mean error of
+    rows that the fit has not seen: those of one source after the other, or every third row where
+    all are of one source (`held_out` says which); None with fewer than six rows of one source.
 
     Raises
     ------
@@ -88,18 +93,15 @@ def fit_family(hw: Accelerator, name: str, rows: Sequence[Row]) -> FamilyFit:
         If the family does not exist, no row is of it, or a row is beyond the peak of the machine.
     """
     family = family_named(hw, name)
-    own = [row for row in rows if is_of(hw, row) and _family(hw, row) == name]
+    own = _rows_of(hw, family, rows)
     if not own:
-        raise AcceleratorError(f"no row of {hw.name} is of the kernel family {name!r}")
+        raise AcceleratorError(_why_no_row(hw, family, rows))
     values = _fitted(hw, family, own)
     errors = [abs(error) for error in _errors(_under(hw, family, values), own)]
     works = [workload_of(row) for row in own]
     modes = [split_into_kernels(w, hw)[0].choice.mode.name for w in works]
     sources = {row.get("source") or "" for row in own}
-    held_out = None
-    if len(sources) > 1:
-        left_out = [abs(r["error"]) for r in _leave_out(hw, own, own)]
-        held_out = math.fsum(left_out) / len(left_out)
+    left_out, how = _errors_left_out(hw, family, own)
     return FamilyFit(
         accelerator=hw.name,
         kernel=name,
@@ -112,8 +114,60 @@ def fit_family(hw: Accelerator, name: str, rows: Sequence[Row]) -> FamilyFit:
         k=(min(w.k for w in works), max(w.k for w in works)),
         mean_error=math.fsum(errors) / len(errors),
         worst_error=max(errors),
-        held_out_error=held_out,
+        held_out_error=math.fsum(left_out) / len(left_out) if left_out else None,
+        held_out=how,
     )
+
+
+def _rows_of(hw: Accelerator, family: KernelFamily, rows: Sequence[Row]) -> list[Row]:
+    """The rows of `hw` that a fit of `family` is for, each naming it."""
+    own = []
+    for row in rows:
+        if not is_of(hw, row) or row["kernel"].startswith("single core"):
+            continue
+        said = family_of(hw, row)
+        if said is not None:
+            family_named(hw, said)  # A slip in a name is told, not skipped.
+        if said == family.name or (said is None and _may_run(hw, family, row)):
+            own.append(row | {"family": family.name})
+    return own
+
+
+def _may_run(hw: Accelerator, family: KernelFamily, row: Row) -> bool:
+    work = workload_of(row)
+    kind = "branch" if work.has_branch else "plain"
+    mode = split_into_kernels(work, hw)[0].choice.mode.name
+    return kind in family.serves and (not family.modes or mode in family.modes)
+
+
+def _why_no_row(hw: Accelerator, family: KernelFamily, rows: Sequence[Row]) -> str:
+    own = [row for row in rows if is_of(hw, row)]
+    if not own:
+        devices = ", ".join(sorted({row["device"] for row in rows})[:5])
+        return f"no row is of {hw.name}; the devices of the table: {devices}"
+    said = sorted({str(family_of(hw, row) or f"{row['a_format']} GEMMs") for row in own})
+    serves = f"serves {' and '.join(family.serves)}, modes {', '.join(family.modes) or 'all'}"
+    return (
+        f"no row of {hw.name} is of the kernel family {family.name!r} ({serves}); its rows are "
+        f"{', '.join(said)[:200]}"
+    )
+
+
+def _errors_left_out(
+    hw: Accelerator, family: KernelFamily, own: Sequence[Row]
+) -> tuple[list[float], str]:
+    """Absolute errors of rows that a fit has not seen, and which were left out."""
+    if len({row.get("source") or "" for row in own}) > 1:
+        return [abs(r["error"]) for r in _leave_out(hw, own, own)], "its source"
+    if len(own) < 2 * _PARTS:
+        return [], ""
+    errors: list[float] = []
+    for part in range(_PARTS):
+        held = own[part::_PARTS]
+        train = [row for index, row in enumerate(own) if index % _PARTS != part]
+        under = _under(hw, family, _fitted(hw, family, train, held))
+        errors += [abs(error) for error in _errors(under, held)]
+    return errors, "every third row"
 
 
 def cross_validate(hw: Accelerator, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -137,9 +191,37 @@ def _leave_out(hw: Accelerator, own: Sequence[Row], known: Sequence[Row]) -> lis
         others = [row for row in known if (row.get("source") or "") != source]
         train = [row for row in others if _family(hw, row) == name]
         values = _fitted(hw, family, train, mine, source)
-        under = _under(hw, family, values)
+        under = _under(hw, _described(hw, family, train, values), values)
         results += [compare(machine_of(under, row), row) for row in mine]
     return results
+
+
+def _described(
+    hw: Accelerator, family: KernelFamily, rows: Sequence[Row], values: Mapping[str, float]
+) -> KernelFamily:
+    """`family` with the range and errors of `rows` alone; assumed where there are none."""
+    if not rows:
+        return family.model_copy(
+            update={
+                "rows": 0, "branch_rows": 0, "measured_modes": (), "measured_m": None,
+                "measured_n": None, "measured_k": None, "mean_error": None, "worst_error": None,
+            }
+        )  # fmt: skip
+    works = [workload_of(row) for row in rows]
+    errors = [abs(error) for error in _errors(_under(hw, family, values), rows)]
+    modes = {split_into_kernels(work, hw)[0].choice.mode.name for work in works}
+    return family.model_copy(
+        update={
+            "rows": len(rows),
+            "branch_rows": sum(work.has_branch for work in works),
+            "measured_modes": tuple(mode.name for mode in hw.modes if mode.name in modes),
+            "measured_m": (min(w.m for w in works), max(w.m for w in works)),
+            "measured_n": (min(w.n for w in works), max(w.n for w in works)),
+            "measured_k": (min(w.k for w in works), max(w.k for w in works)),
+            "mean_error": math.fsum(errors) / len(errors),
+            "worst_error": max(errors),
+        }
+    )
 
 
 def _defaults(
@@ -154,7 +236,7 @@ def _defaults(
         is_own = other.name == hw.name.partition("@")[0]
         for known in other.kernels:
             is_alike = known.name == family.name
-            unknown = not known.rows or not {*known.serves} & {*family.serves}
+            unknown = not known.rows or not _shown(known) & {*family.serves}
             if unknown or (is_own and is_alike) or (source and source in known.source):
                 continue
             weight = min(1.0, known.rows / _KNOWN_ROWS) * (
@@ -166,6 +248,13 @@ def _defaults(
                     said[key].append((chip[key] * ratio, weight))
     most = {key: 1.0 if key.endswith("fraction") else math.inf for key in chip}
     return {key: min(_center(pairs), most[key]) for key, pairs in said.items()}
+
+
+def _shown(family: KernelFamily) -> set[str]:
+    """What the measured rows of a family say something of: plain GEMMs, and those with a branch."""
+    kinds = {"plain"} if family.branch_rows < family.rows else set()
+    kinds |= {"branch"} if family.branch_rows else set()
+    return kinds & {*family.serves}
 
 
 def _ratio_under(hw: Accelerator, family: KernelFamily, key: str) -> float | None:
@@ -315,7 +404,7 @@ def fitted_family(hw: Accelerator, fit: FamilyFit, rows: Sequence[Row]) -> Kerne
     Values that stayed the chip's own are left out: a family says what it changes.
     """
     family = family_named(hw, fit.kernel)
-    own = [row for row in rows if is_of(hw, row) and _family(hw, row) == fit.kernel]
+    own = _rows_of(hw, family, rows)
     chip = _chip_values(hw, family, own)
     changed = {
         key: float(f"{value:.3g}")

@@ -7,6 +7,7 @@ format. The words of the `kernel` column say what ran:
     single core ...                  one unit, operands resident: kernel cycles alone
     ... rank R FORMAT branch ...     with a low-rank branch; `unfused`: three kernels; `recompute`
                                      (here or in the notes): each output tile forms its own P;
+                                     `residual input`: the branch takes its part out of X first;
                                      else P is given, as in the GEMM kernel of SVDQuant
     anything else                    one plain GEMM
 
@@ -81,14 +82,17 @@ def measured_rows(path: str | Path = MEASURED_CSV) -> list[dict[str, str]]:
     """
     try:
         text = read_text(Path(path), "measured table", _MAX_FILE_BYTES)
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns, rows = reader.fieldnames or (), list(reader)
     except csv.Error as error:
         raise AcceleratorError(f"cannot read measured table {path}: {error}") from None
-    missing = [name for name in _NEEDED if not rows or name not in rows[0]]
+    missing = [name for name in _NEEDED if name not in columns]
     if missing:
         raise AcceleratorError(
             f"{path}: missing column {missing[0]!r}; needed: {', '.join(_NEEDED)}"
         )
+    if not rows:
+        raise AcceleratorError(f"{path}: no row below the header; write one for each measured time")
     for line, row in enumerate(rows, start=2):
         _check(row, f"{path}:{line}")
     return rows
@@ -130,21 +134,28 @@ def workload_of(row: dict[str, str]) -> GemmWorkload:
 class _Branch(TypedDict):
     branch: str | None
     rank: int
+    feedback_rank: int
     branch_schedule: str | None
 
 
 def _branch_of(row: dict[str, str]) -> _Branch:
     found = _BRANCH.search(row["kernel"])
     if found is None:
-        return {"branch": None, "rank": 0, "branch_schedule": None}
+        return {"branch": None, "rank": 0, "feedback_rank": 0, "branch_schedule": None}
     said = f"{row['kernel']} {row.get('notes') or ''}".lower()
-    schedule = "given_p"
+    is_residual, rank = "residual input" in row["kernel"].lower(), int(found[1])
+    schedule = "fused" if is_residual else "given_p"
     if "unfused" in row["kernel"].lower():
         schedule = "unfused"
     elif "recompute" in said:
         schedule = "recompute"
     bits = _format(found[2].lower())[1]
-    return {"branch": f"W{bits}A{bits}", "rank": int(found[1]), "branch_schedule": schedule}
+    return {
+        "branch": f"W{bits}A{bits}",
+        "rank": rank,
+        "feedback_rank": rank if is_residual else 0,
+        "branch_schedule": schedule,
+    }
 
 
 def _format(name: str) -> tuple[str, int]:

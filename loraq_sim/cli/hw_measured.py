@@ -210,14 +210,21 @@ def fit_command(
         print_json(values, told | {"rows_fitted": told.pop("rows")})
         return
     facts = {key: value for key, value in dataclasses.asdict(fit).items() if key != "values"}
-    facts |= {name: "x".join(map(str, facts[name])) for name in ("m", "n", "k")}
+    facts |= {name: "-".join(map(str, dict.fromkeys(facts[name]))) for name in ("m", "n", "k")}
     facts["modes"] = ", ".join(fit.modes)
     tables = [
         result_table(values, title=f"{kernel} on {machine.name}: fitted values"),
-        result_table([facts], title="Rows, range and errors (held out: without its own source)"),
+        result_table(
+            [facts], title="Rows, range and errors (held out: of rows the fit had not seen)"
+        ),
     ]
     print_tables(tables, output)
     if fit.held_out_error is None:
+        note(
+            f"{counted(fit.rows, 'row')} of one source: too few to leave some out, so how far the "
+            "fit holds on other calls is not known"
+        )
+    elif fit.sources == 1:
         note("all rows are of one source: how far the fit holds on others is not known")
 
 

@@ -5,6 +5,7 @@ import pytest
 from hwmodels import (
     AcceleratorError,
     GemmWorkload,
+    cross_validate,
     estimate_cost,
     family_text,
     fit_family,
@@ -234,5 +235,25 @@ def test_what_rows_say_nothing_of_stays_where_it_is_expected(tmp_path):
 
 
 def test_fitting_refuses_what_no_row_is_of():
-    with pytest.raises(AcceleratorError, match="no row of t4 is of the kernel family 'cublas'"):
-        fit_family(T4, "cublas", [row for row in measured_rows() if row["device"] != "t4"])
+    others = [row for row in measured_rows() if row["device"] != "t4"]
+    with pytest.raises(AcceleratorError, match="no row is of t4; the devices of the table: a100"):
+        fit_family(T4, "cublas", others)
+    plain = {"device": "t4", "kernel": "mine", "M": "64", "K": "64", "N": "64", "time_ms": "1"}
+    row = plain | {"a_format": "int8", "w_format": "int8", "out_format": "int8"}
+    message = r"no row of t4 is of the kernel family 'cublas' \(serves plain, .*rows are int8 GEMMs"
+    with pytest.raises(AcceleratorError, match=message):
+        fit_family(T4, "cublas", [row])
+    with pytest.raises(AcceleratorError, match="t4 has no kernel family 'cublaz'; did you mean"):
+        fit_family(T4, "cublas", [row | {"family": "cublaz"}])
+
+
+def test_a_row_left_out_extends_no_range():
+    """The only row of a machine is predicted without itself: nothing measured stands behind it."""
+    (row,) = cross_validate(load_accelerator("mi350x"), measured_rows())
+    assert (row["kernel_family"], row["confidence"]) == ("loraq_fused", "assumed")
+
+
+@pytest.mark.parametrize(("m", "confidence"), [(256, "measured"), (257, "extrapolated")])
+def test_sizes_up_to_twice_the_measured_are_inside(m, confidence):
+    assert family_named(T4, "cutlass_scaled").measured_m == (1, 128)
+    assert estimate_cost(_gemm(m, 4096, 4096), T4).confidence == confidence
