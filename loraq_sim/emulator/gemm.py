@@ -5,9 +5,10 @@ Operands are checked once (`loraq_sim.emulator.tile_job.checked_job`); then `acc
 other.
 """
 
+import threading
 from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +25,7 @@ from loraq_sim.emulator.tile_job import (
     as_accumulators,
     checked_job,
 )
-from loraq_sim.emulator.tile_ready import run_array, run_kept, run_ready
+from loraq_sim.emulator.tile_ready import run_kept, run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
 from loraq_sim.emulator.zero_points import GivenZeros
@@ -35,6 +36,11 @@ __all__ = [
     *("GemmReport", "emulate_gemm", "emulate_gemm_report", "emulate_gemm_requantize"),
     "emulate_gemm_srs",
 ]
+
+
+# Weights that a thread keeps room for, and the most codes of each.
+_FEW_SHAPES, _FEW_CODES = 8, 2**21
+_THREAD = threading.local()
 
 
 @on_a_path_that_compiles
@@ -89,8 +95,11 @@ def emulate_gemm(
         or shapes do not match.
     """
     is_plain = a_zero is None and w_zero is None and init is None and zero_point == "initial"
-    if is_plain and type(threads) is int and threads == 1:
-        kept = run_kept(a, w, mac) if isinstance(w, PackedWeight) else run_array(a, w, mac)
+    if is_plain and type(threads) is int and threads >= 1:
+        if isinstance(w, PackedWeight):
+            kept = run_kept(a, w, mac, threads=threads)
+        else:
+            kept = _of_arrays(a, w, mac, threads)
         if kept is not None:
             return as_accumulators(kept, mac)
     zeros = GivenZeros(a_zero, w_zero, zero_point)
@@ -98,6 +107,38 @@ def emulate_gemm(
         nested = checked_job(a, w, mac, init, threads, zeros=zeros)
         return nested.corrected(two_level_sums(nested))
     return _sums(checked_job(a, w, mac, init, threads, zeros=zeros))
+
+
+def _of_arrays(
+    a: ArrayLike, w: ArrayLike, mac: MacArray | TwoLevelArray, threads: int
+) -> NDArray[np.integer] | None:
+    """As `run_kept`, of an array, packed where this thread packed the last of its shape.
+
+    What was decided of the first ones must hold for any: None where it need not, or where
+    packing takes longer than to find room for it.
+    """
+    if type(a) is not np.ndarray or type(w) is not np.ndarray or not isinstance(mac, MacArray):
+        return None
+    is_small = a.ndim == w.ndim == 2 and a.shape[1] == w.shape[1] and 0 < w.size <= _FEW_CODES
+    if not is_small or w.dtype.char != "b" or a.dtype.char not in "bB":
+        return None
+    reach = w.shape[1] * (255 if a.dtype.char == "B" else 128) * 128
+    wraps = mac.overflow == "wrap" and mac.acc_bits <= 32
+    if mac.tree_bits is not None or not (wraps or reach <= min(mac.hi, 2**31 - 1)):
+        return None
+    weights: dict[Any, PackedWeight] = _THREAD.__dict__
+    if w.shape not in weights:
+        if len(weights) >= _FEW_SHAPES:
+            weights.clear()
+        weights[w.shape] = PackedWeight(w)
+    weight = weights[w.shape]
+    weight.refill(w)
+    found = run_kept(a, weight, mac, threads=threads)
+    if found is None:
+        ready = run_ready(checked_job(a, weight, mac, None, threads))
+        found = None if ready is None else ready[0]
+    weight.forget()
+    return found
 
 
 def _sums(job: TileJob[MacArray]) -> NDArray[np.int32] | NDArray[np.int64]:

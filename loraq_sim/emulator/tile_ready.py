@@ -31,7 +31,6 @@ from loraq_sim.emulator.tile_job import (
     Output,
     Plan,
     TileJob,
-    checked_job,
     kernels_of,
 )
 from loraq_sim.emulator.tile_route import choose_ruled
@@ -45,15 +44,12 @@ from loraq_sim.emulator.tile_run import (
 )
 from loraq_sim.kernels.processor import LOOPS, PATH_VARIABLE, TileArguments, choose_path
 
-__all__ = ["run_array", "run_kept", "run_ready"]
+__all__ = ["run_kept", "run_ready"]
 
 _NO_SAMPLE = (-1, -1, -1)
 # Of what a call does not use: to ask for room takes longer than a small product.
 _NO_ROOM = {lane: np.zeros((1, 0), lane) for lane in (np.int8, np.int32)}
 _ANY_CODE = 128
-# Weights that a thread keeps room for, and the most codes of each.
-_FEW_SHAPES, _FEW_CODES = 8, 2**21
-_THREAD = threading.local()
 # Arrays and outputs that one weight is kept ready for.
 _KEPT = 256
 _INDEX = {name: i for i, name in enumerate(TileArguments._fields)}
@@ -129,12 +125,10 @@ def run_ready(job: TileJob[MacArray]) -> tuple[NDArray[np.integer], str] | None:
         return None
     if ready.is_asking and not ready.allows(job.a, job.unsigned):
         return None
-    call = _Call(job, ready)
-    if call.threads == 1:
-        call.run()
-    else:
-        run_together(call.threads, call.run, partial(call.run, waits=True), lambda: call.done)
-    return call.out[: job.a.shape[0]], ready.route
+    starts, n = None if job.init is None else job.init_rows, job.weight.shape[0]
+    sizes = _Sizes.of(ready, job.a.shape, n, job.threads)
+    call = _Call(ready, job.a, n, job.output.dtype, sizes, starts)
+    return call.result(), ready.route
 
 
 class Kept(NamedTuple):
@@ -188,14 +182,17 @@ def run_kept(
     weight: PackedWeight,
     mac: MacArray | TwoLevelArray,
     output: Output = ACCUMULATORS,
+    threads: int = 1,
 ) -> NDArray[np.integer] | None:
     """What the tiles store without initial values, or None if that takes a longer way.
 
     A product of a microsecond is made ready once for each shape and thread: checks are those of the
-    first call, and Python has two calls to make.
+    first call, and Python has two calls to make. Threads share one that is worth them.
     """
     if type(a) is not np.ndarray or a.dtype.char not in "bB" or not isinstance(mac, MacArray):
         return None
+    if threads > 1 and a.size * weight.shape[0] >= WORTH_THREADS:
+        return _share(a, weight, mac, output, threads)
     key = mac, a.shape, a.dtype.char, threading.get_ident(), output
     kept = weight.kept.get(key)
     if kept is None or kept.forced != os.environ.get(PATH_VARIABLE):
@@ -213,48 +210,37 @@ def run_kept(
     return kept.of_many(a, output.dtype) if a.flags.c_contiguous else None
 
 
-def run_array(
-    a: ArrayLike, w: ArrayLike, mac: MacArray | TwoLevelArray
-) -> NDArray[np.integer] | None:
-    """The same for weights that come as an array, packed where this thread packed the last ones.
+def _found(
+    a: NDArray[np.integer], weight: PackedWeight, mac: MacArray, output: Output
+) -> Ready | None:
+    """What the last call of this kind made ready, which came the longer way."""
+    if a.ndim != 2 or not len(a) or a.shape[1] != weight.shape[1]:
+        return None
+    return weight.ready.get((mac, a.dtype.char == "B", choose_path(), output, None))
 
-    What was decided of the first of their shape must hold for any: None where it need not, or where
-    packing takes longer than to find room for it.
-    """
-    if type(a) is not np.ndarray or type(w) is not np.ndarray or not isinstance(mac, MacArray):
+
+def _share(
+    a: NDArray[np.integer], weight: PackedWeight, mac: MacArray, output: Output, threads: int
+) -> NDArray[np.integer] | None:
+    key, forced = (mac, a.shape, a.dtype.char, output, threads), os.environ.get(PATH_VARIABLE)
+    known = weight.kept.get(key)
+    if known is None or known[0] != forced:
+        if (ready := _found(a, weight, mac, output)) is None:
+            return None
+        known = forced, ready, _Sizes.of(ready, a.shape, weight.shape[0], threads)
+        if len(weight.kept) >= _KEPT:
+            weight.kept.clear()
+        weight.kept[key] = known
+    _, ready, sizes = known
+    if ready.is_asking and not ready.allows(a, a.dtype.char == "B"):
         return None
-    is_small = a.ndim == w.ndim == 2 and a.shape[1] == w.shape[1] and 0 < w.size <= _FEW_CODES
-    if not is_small or w.dtype.char != "b" or a.dtype.char not in "bB":
-        return None
-    reach = w.shape[1] * (255 if a.dtype.char == "B" else 128) * 128
-    wraps = mac.overflow == "wrap" and mac.acc_bits <= 32
-    if mac.tree_bits is not None or not (wraps or reach <= min(mac.hi, 2**31 - 1)):
-        return None
-    weights: dict[Any, PackedWeight] = _THREAD.__dict__
-    if w.shape not in weights:
-        if len(weights) >= _FEW_SHAPES:
-            weights.clear()
-        weights[w.shape] = PackedWeight(w)
-    weight = weights[w.shape]
-    weight.refill(w)
-    found = run_kept(a, weight, mac)
-    if found is None:
-        ready = run_ready(checked_job(a, weight, mac, None, 1))
-        found = None if ready is None else ready[0]
-    weight.forget()
-    return found
+    return _Call(ready, a, weight.shape[0], output.dtype, sizes, None).result()
 
 
 def _keep(
     a: NDArray[np.integer], weight: PackedWeight, mac: MacArray, output: Output
 ) -> Kept | None:
-    if a.ndim != 2 or not len(a) or a.shape[1] != weight.shape[1] or choose_path() == LOOPS:
-        return None
-    if mac.acc_bits > 32 and output is ACCUMULATORS:
-        return None
-    # Known from the last call of its kind, which came the longer way.
-    key = mac, a.dtype == np.uint8, choose_path(), output, None
-    ready = weight.ready.get(key)
+    ready = _found(a, weight, mac, output)
     if ready is None or len(ready.segments) > 1 or ready.order.size:
         return None
     panels, height = len(ready.panels.w), ready.height
@@ -318,37 +304,66 @@ def _bound(function: int, arguments: NDArray[np.int64]) -> Callable[[], None]:
     return partial(ctypes.CFUNCTYPE(None, ctypes.c_int64)(function), address_of(arguments))
 
 
+class _Sizes(NamedTuple):
+    """How a GEMM is cut: threads, row panels of a block and of all, column panels of a unit."""
+
+    threads: int
+    block: int
+    panels: int
+    unit: int
+
+    @classmethod
+    def of(cls, ready: Ready, shape: tuple[int, ...], n: int, threads: int) -> "_Sizes":
+        """For A of a shape (M, K), W of `n` rows and the threads asked for."""
+        m, k = shape
+        panels, columns = -(-m // ready.height), len(ready.panels.w)
+        threads = min(threads, panels * columns) if m * k * n >= WORTH_THREADS else 1
+        block = block_panels(panels, ready.plan.dwords, threads)
+        unit, rows = columns, block * ready.height
+        if threads > 1:
+            unit = min(columns, max(1, _UNIT // (rows * ready.width * ready.packed_k)))
+        if len(ready.segments) > 1:
+            unit = min(unit, max(1, _SPARE_BYTES // (4 * rows * ready.width)))
+        return cls(threads, block, panels, unit)
+
+
 class _Call:
     """One GEMM, run by any number of threads at once."""
 
-    def __init__(self, job: TileJob[MacArray], ready: Ready) -> None:
-        self.ready = ready
-        m, n = job.a.shape[0], job.weight.shape[0]
-        row_panels, columns = -(-m // ready.height), len(ready.panels.w)
-        worth = job.work >= WORTH_THREADS
-        self.threads = min(job.threads, row_panels * columns) if worth else 1
-        self.block = block_panels(row_panels, ready.plan.dwords, self.threads)
-        self.unit = columns
-        if self.threads > 1:
-            share = self.block * ready.height * ready.width * ready.packed_k
-            self.unit = min(columns, max(1, _UNIT // share))
-        if len(ready.segments) > 1:
-            tall = 4 * self.block * ready.height * ready.width
-            self.unit = min(self.unit, max(1, _SPARE_BYTES // tall))
-        self.codes = _writable(job.a)
-        self.arguments = ready.arguments
-        if job.init is not None:
-            self.arguments, self._starts = self._with_starts(job, row_panels)
-        self.out = aligned_empty((row_panels * ready.height, n), job.output.dtype)
-        blocks = -(-row_panels // self.block)
+    def __init__(
+        self,
+        ready: Ready,
+        a: NDArray[np.integer],
+        n: int,
+        dtype: np.dtype[np.integer],
+        sizes: _Sizes,
+        starts: NDArray[np.int64] | None,
+    ) -> None:
+        """`a` (M, K) and W of `n` rows into `dtype`, from initial values (1 or M, N) if given."""
+        self.ready, self.sizes, self.rows = ready, sizes, a.shape[0]
+        self.codes, self.arguments = _writable(a), ready.arguments
+        if starts is not None:
+            self.arguments, self._starts = self._with_starts(starts, sizes.panels)
+        self.out = aligned_empty((sizes.panels * ready.height, n), dtype)
+        blocks = -(-sizes.panels // sizes.block)
         self.queue = np.zeros(2 + blocks, np.int64)
-        self.total = blocks * columns
+        self.total = blocks * len(ready.panels.w)
+
+    def result(self) -> NDArray[np.integer]:
+        """Compute (M, N), on this thread and others."""
+        if self.sizes.threads == 1:
+            self.run()
+        else:
+            run_together(
+                self.sizes.threads, self.run, partial(self.run, waits=True), lambda: self.done
+            )
+        return self.out[: self.rows]
 
     def _with_starts(
-        self, job: TileJob[MacArray], row_panels: int
+        self, given: NDArray[np.int64], row_panels: int
     ) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
         """The arguments with initial values, and these as the lanes hold them, in whole tiles."""
-        ready, given = self.ready, job.init_rows
+        ready = self.ready
         rows = 1 if len(given) == 1 else row_panels * ready.height
         starts = np.zeros((rows, len(ready.panels.w) * ready.width), ready.plan.lane)
         starts[: len(given), : given.shape[1]] = given << ready.plan.start_shift
@@ -374,7 +389,7 @@ class _Call:
             self.codes,
             ready.order,
             ready.packing,
-            (self.block, self.unit, ready.height),
+            (self.sizes.block, self.sizes.unit, ready.height),
             ready.segments,
             ready.merge,
             int(ready.arguments[_START]),
@@ -387,13 +402,13 @@ class _Call:
         )
 
     def _rooms(self) -> tuple[NDArray, ...]:
-        ready, rows = self.ready, self.block * self.ready.height
+        ready, rows = self.ready, self.sizes.block * self.ready.height
         columns = len(ready.panels.w) * ready.width
-        spare = self.unit * ready.width * rows if len(ready.segments) > 1 else 0
+        spare = self.sizes.unit * ready.width * rows if len(ready.segments) > 1 else 0
         ragged = self.out.shape[1] < columns
         edge = rows, ready.width * self.out.itemsize
         return (
-            scratch("packed", (self.block, ready.plan.dwords), np.int32),
+            scratch("packed", (self.sizes.block, ready.plan.dwords), np.int32),
             scratch("ordered", (rows, ready.row_bytes), np.int8),
             scratch("spare", (1, spare), np.int32)[0] if spare else _NO_ROOM[np.int32][0],
             scratch("edge", edge, np.int8) if ragged else _NO_ROOM[np.int8],
