@@ -21,7 +21,7 @@ from loraq_sim.cli import (
     sweep,
     vectors,
 )
-from loraq_sim.cli.output import set_debug
+from loraq_sim.cli.output import set_debug, set_wide
 from loraq_sim.version import __version__
 
 __all__ = ["app"]
@@ -70,6 +70,10 @@ def _global_options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show a traceback instead of a one-line error.")
     ] = False,
+    wide: Annotated[
+        bool,
+        typer.Option("--wide", help="Show all columns of tables, however narrow the terminal."),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
@@ -77,3 +81,4 @@ def _global_options(
 ) -> None:
     del version
     set_debug(debug)
+    set_wide(wide)

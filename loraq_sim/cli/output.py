@@ -44,6 +44,7 @@ __all__ = [
     "say",
     "seconds_since",
     "set_debug",
+    "set_wide",
     "store_file",
     "sweep_progress",
     "tracked",
@@ -57,6 +58,7 @@ _LONGEST = 1000
 _DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
 _SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")
+_wide = False
 OnLayer = Callable[[str], None]
 
 
@@ -86,12 +88,13 @@ def print_tables(tables: list[ResultTable], output: OutputFormat) -> None:
 
 
 def _print_for_people(table: ResultTable) -> None:
-    if not is_terminal(sys.stdout):
+    if _wide or not is_terminal(sys.stdout):
         say(table.to_text(), nl=False)
         return
     from rich.console import Console
 
-    Console().print(table.to_rich())
+    console = Console()
+    console.print(table.to_rich(console.width))
 
 
 def print_verdict(verdict: "Verdict", output: OutputFormat, *, within: str = "") -> None:
@@ -159,6 +162,12 @@ def note(text: str, *, quiet: bool = False) -> None:
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether `stream` is a terminal; one that was closed before the start is None."""
     return stream is not None and stream.isatty()
+
+
+def set_wide(wanted: bool) -> None:
+    """Let tables be as wide as they are on a terminal, too."""
+    global _wide
+    _wide = wanted
 
 
 def set_debug(wanted: bool) -> None:

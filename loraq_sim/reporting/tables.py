@@ -9,8 +9,9 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.errors import InputError, unknown_name
@@ -26,6 +27,7 @@ from loraq_sim.results.columns import (
 from loraq_sim.results.rows import plain_value
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 __all__ = [
@@ -58,6 +60,25 @@ _TRADE_OFF_KEYS = (
 )
 _NAMES_LISTED = 4
 _PROSE_WIDTH = 60
+_PHRASE_WIDTH = 28
+_NARROWEST = 12
+# What a narrow terminal leaves out, the first before the others; then what is not kept, from the
+# right. Names, and what is decided by, are kept and break into lines if need be.
+_LEFT_OUT_FIRST = (
+    *("latency_low_s", "latency_high_s", "latency_lo_s", "latency_hi_s", "seconds", "cosine"),
+    *("max_abs_error", "cycles", "confidence", "kernel", "fits_in", "preset", "kind", "method"),
+    *("dram_bytes", "roofline_latency_s", "peak_activation_bytes", "utilization", "bound"),
+    *("energy_j", "sqnr_db", "bits_per_weight", "rank", "tile_mkn", "aliases", "variants"),
+)
+_DECIDING = (
+    *("layer", "split", "output_error", "latency_s", "weight_bytes", "point", "pareto"),
+    *("name", "description", "device", "measured_ms", "predicted_ms", "error"),
+)
+_LEFT_OUT_LAST = ("k", "n", "m")
+_KEPT = (
+    *("dump", "accelerator", "weight_error", "acc_bits", "overflow", "area_ge", "status"),
+    *_DECIDING,
+)
 # Shown only where they tell rows apart; a column of one repeated word wastes terminal width.
 _PLACE_KEYS = ("dump", "accelerator", "layer")
 _SETTING_KEYS = (
@@ -78,13 +99,16 @@ class ResultTable:
         What the forms for people show, in order.
     title : str
         Shown above the rich table; not part of the other forms.
+    remarks : tuple of str
+        Shown below it, likewise.
     """
 
     rows: list[dict[str, Any]]
     columns: tuple[Column, ...]
     title: str = ""
+    remarks: tuple[str, ...] = ()
 
-    def render(self, format: str) -> "Table | str":
+    def render(self, format: str) -> "RenderableType":
         """Rich table for ``table``, else text of ``json``, ``csv`` or ``md``.
 
         Raises
@@ -97,11 +121,81 @@ class ResultTable:
         renderers = {"json": self.to_json, "csv": self.to_csv, "md": self.to_markdown}
         return renderers.get(format, self.to_rich)()
 
-    def to_rich(self) -> "Table":
+    def within(self, width: int) -> "ResultTable":
+        """The table with what fits in `width` characters; a remark names what does not.
+
+        What is the same in all rows is said once below; then columns go in the order of
+        `_LEFT_OUT_FIRST`. Numbers are never cut.
+        """
+        if self._width(self.columns) <= width:
+            return self
+        kept, remarks = list(self.columns), list(self.remarks)
+        texts = {column.key: cells(column, self.rows) for column in kept}
+        same = {
+            key: f"{column_cells[0]} {unit}".rstrip()
+            for key, (unit, column_cells) in texts.items()
+            if len(self.rows) > 1 and len(set(column_cells)) == 1
+            if key not in (*_DECIDING, "message")
+        }
+        if same:
+            kept = [column for column in kept if column.key not in same]
+            headings = {column.key: column.heading for column in self.columns}
+            said = ", ".join(f"{headings[key]} {text}" for key, text in same.items())
+            remarks.append(f"in all rows: {said}")
+        rows = self.rows
+        if self._width(kept) > width and (prefix := _common_start(rows)):
+            rows = [row | {"layer": "..." + row["layer"][len(prefix) :]} for row in rows]
+            remarks.append(f"layers begin with {prefix}")
+        shorter = replace(self, rows=rows)
+        order = [key for key in _LEFT_OUT_FIRST if key in texts]
+        order += [
+            column.key
+            for column in reversed(kept)
+            if column.key not in (*order, *_KEPT, *_LEFT_OUT_LAST, "message")
+            and column.quantity != "percent"
+        ]
+        order += _LEFT_OUT_LAST
+        left_out: list[str] = []
+        while shorter._width(kept) > width and (dropped := _first_of(order, kept)):
+            kept.remove(dropped)
+            left_out.insert(0, dropped.heading)
+        if left_out:
+            remarks.append(
+                f"{width} columns leave out: {', '.join(left_out)}; `loraq-sim --wide` and pipes "
+                "have all"
+            )
+        return replace(shorter, columns=tuple(kept), remarks=tuple(remarks))
+
+    def _width(self, columns: Sequence[Column]) -> int:
+        """Characters of a line of the rich table that names in one piece take at least."""
+        from rich.cells import cell_len
+
+        widths = []
+        for column in columns:
+            if column.key == "message":
+                continue
+            unit, column_cells = cells(column, self.rows)
+            words = ["*"] if column.quantity == "mark" else [*column.heading.split(), unit]
+            longest = max(map(cell_len, [*words, *column_cells]))
+            widths.append(min(longest, _PHRASE_WIDTH) if _is_phrase(column_cells) else longest)
+        return sum(widths) + 2 * len(widths)
+
+    def to_rich(self, width: int | None = None) -> "RenderableType":
         """Rich table: units under the headings, numbers right-aligned, front rows bold.
 
-        Messages stand below the table, where they do not squeeze the numbers.
+        Messages stand below the table, where they do not squeeze the numbers. In a `width` that
+        holds less than the table, see `within`, names break into lines.
         """
+        from rich.console import Group
+        from rich.text import Text
+
+        if width is None:
+            return self._to_rich(math.inf, self._notes())
+        fitted = self.within(width)
+        notes = [Text(line, style="italic dim") for line in (*fitted._notes(), "")]
+        return Group(fitted._to_rich(width, []), *notes)
+
+    def _to_rich(self, width: float, notes: Sequence[str]) -> "Table":
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -110,7 +204,7 @@ class ResultTable:
             title=Text(shown_line(self.title)) if self.title else None,
             title_justify="left",
             title_style="bold",
-            caption=Text("\n".join(self._notes())) if self._notes() else None,
+            caption=Text("\n".join(notes)) if notes else None,
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
@@ -126,12 +220,21 @@ class ResultTable:
             headings.append([word for word in words if word])
             texts.append(column_cells)
         height = max(map(len, headings), default=0)
-        for column, words, column_cells in zip(shown, headings, texts, strict=True):
-            wraps = _is_prose(column_cells)
+        lengths = [max(map(len, column_cells), default=0) for column_cells in texts]
+        breaks = {i for i, t in enumerate(texts) if width < math.inf and _is_phrase(t)}
+        names = sorted((i for i, c in enumerate(shown) if c.is_text), key=lambda i: lengths[i])
+        too_wide = self._width(shown) - width
+        while too_wide > 0 and names:
+            breaks.add(longest := names.pop())
+            too_wide -= max(lengths[longest] - _NARROWEST, 0)
+        for i, (column, words, column_cells) in enumerate(zip(shown, headings, texts, strict=True)):
+            wraps = _is_prose(column_cells) or i in breaks
             table.add_column(
                 Text("\n" * (height - len(words)) + "\n".join(words)),
                 justify="left" if column.is_text else "right",
                 no_wrap=not wraps,
+                overflow="fold" if wraps else "ellipsis",
+                min_width=min(_NARROWEST, lengths[i]) if wraps else lengths[i],
                 max_width=_PROSE_WIDTH if wraps else None,
             )
         for i, row in enumerate(self.rows):
@@ -147,7 +250,7 @@ class ResultTable:
     def _notes(self) -> list[str]:
         notes = ["* on the Pareto front"] if self._has_marks else []
         if not any(column.key == "message" for column in self.columns):
-            return notes
+            return [*notes, *map(shown_line, self.remarks)]
         cases: dict[str, list[str]] = {}
         for row in self.rows:
             failed = row.get("status") not in (None, "", "ok")
@@ -157,7 +260,7 @@ class ResultTable:
                 case = " ".join(str(row[key]) for key in ("layer", "split") if row.get(key))
                 cases.setdefault(remark, []).append(case)
         notes += [f"{_listing(names, len(self.rows))}: {r}" for r, names in cases.items()]
-        return [shown_line(text) for text in notes]
+        return [shown_line(text) for text in (*notes, *self.remarks)]
 
     def to_text(self) -> str:
         """The rich table as plain text, as wide as names and numbers need: a pipe loses nothing."""
@@ -317,6 +420,24 @@ def json_value(value: Any) -> Any:
 def _is_prose(texts: Sequence[str]) -> bool:
     """Whether a column holds sentences, which wrap, rather than names, which stay in one piece."""
     return any(len(text) > _PROSE_WIDTH and " " in text for text in texts)
+
+
+def _common_start(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The parts of a name, up to a dot, with which the layers of all rows begin."""
+    names = {str(row.get("layer") or "") for row in rows}
+    start = os.path.commonprefix(sorted(names)).rpartition(".")[0] if len(names) > 1 else ""
+    return f"{start}." if start else ""
+
+
+def _first_of(order: Sequence[str], columns: Sequence[Column]) -> Column | None:
+    """The column that goes first, in the order of keys."""
+    found = {column.key: column for column in columns}
+    return next((found[key] for key in order if key in found), None)
+
+
+def _is_phrase(texts: Sequence[str]) -> bool:
+    """Whether a column holds several words a cell, which may wrap where there is no room."""
+    return any(len(text) > _PHRASE_WIDTH and " " in text for text in texts)
 
 
 def _listing(names: Sequence[str], n_rows: int) -> str:

@@ -454,3 +454,19 @@ def test_rows_of_the_gpu_script_are_read_and_fitted(run, request, tmp_path, monk
     assert {row["kernel_family"] for row in (plain, unfused, residual)} == {"cublas"}
     # Three kernels, and two more that take the branch's part out of X.
     assert plain["predicted_ms"] < unfused["predicted_ms"] < residual["predicted_ms"]
+
+
+def test_a_narrow_terminal_leaves_columns_out_unless_all_are_asked_for(run, monkeypatch):
+    monkeypatch.setattr("loraq_sim.cli.output.is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    words = ("cost", "--hw", "aie2,a100", "--shape", "4096x1152x4608", "--split", "W4A4")
+    narrow = run(*words).stdout
+    assert all(len(line) <= 70 for line in narrow.splitlines())
+    assert "70 columns leave out: " in narrow
+    assert "confidence extrapolated" in narrow
+    wide = run("--wide", *words).stdout
+    assert "leave out" not in wide
+    assert max(map(len, wide.splitlines())) > 120
+    # The latency has its digits in both.
+    latency = next(line for line in wide.splitlines() if " a100 " in line).split()[7]
+    assert latency in narrow

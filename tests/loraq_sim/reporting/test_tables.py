@@ -227,3 +227,73 @@ def test_unlisted_columns_are_read_from_their_suffix():
     row = {"layer": "a", "tile_bytes": 2048, "setup_s": 2e-6, "is_fused": True, "cores": 32}
     heading = result_table([row]).to_markdown().splitlines()[0]
     assert heading == "| layer | tile (KiB) | setup (us) | is fused | cores |"
+
+
+def drawn(table, width):
+    """Lines of the table on a terminal of so many columns."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(table.to_rich(width))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def many_columns():
+    layers = ("blocks.0.attn.to_q", "blocks.0.attn.to_k", "blocks.0.ff.net.0.proj")
+    return [
+        make_row(
+            split,
+            layer=layer,
+            latency_s=1e-6 * (17 + 1234 * i),
+            energy_j=1e-6 * (3 + i),
+            output_error=0.1 / (i + 1),
+            acc_bits=16 + 8 * (i % 2),
+            latency_low_s=1e-6,
+            latency_high_s=9e-3,
+            pareto=None,
+        )
+        for i, (layer, split) in enumerate(
+            (layer, split) for layer in layers for split in ("W4A4", "W4A4+W8A8@fp16r32")
+        )
+    ]
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 100, 132, 200])
+def test_a_terminal_cuts_no_number_and_is_told_what_it_leaves_out(width):
+    rows = [
+        {k: v for k, v in row.items() if k not in ("message", "pareto")} for row in many_columns()
+    ]
+    table = result_table(rows, title="Front")
+    lines = drawn(table, width)
+    assert all(len(line) <= width for line in lines)
+    assert not any("\u2026" in line for line in lines)
+    wide = table.to_text().splitlines()
+    numbers = [line.split() for line in lines if "W4A4" in line]
+    whole = [line.split() for line in wide if "W4A4" in line]
+    assert len(numbers) == len(whole) == 6
+    for shown, everything in zip(numbers, whole, strict=True):
+        digits = [word for word in shown if word[0].isdigit()]
+        assert digits
+        assert set(digits) <= set(everything)
+    said = " ".join(lines)
+    for column in table.columns:
+        words = column.heading.split()
+        assert all(word in said for word in words), column.key
+
+
+def test_what_rows_share_and_how_their_names_begin_is_said_once():
+    lines = drawn(result_table(many_columns()), 58)
+    text = " ".join(" ".join(lines).split())
+    assert "in all rows: method loraq" in text
+    assert "layers begin with blocks.0." in text
+    assert sum("...attn.to_q" in line for line in lines) == 2
+    for kept in ("output", "latency", "split"):
+        assert any(kept in line for line in lines[:6])
+
+
+def test_one_row_and_a_table_that_fits_are_shown_as_they_are():
+    fitting = result_table([{"split": "W4A4", "rank": 0}, {"split": "W8A8", "rank": 0}])
+    assert fitting.within(30) is fitting
+    one = result_table(many_columns()[:1], ["split", "latency_s", "energy_j", "cosine"][:3])
+    assert one.within(200) is one
+    assert "in all rows" not in " ".join(drawn(one, 24))
