@@ -237,6 +237,7 @@ class SweepSettings(TypedDict, total=False):
     rows: int | str | Sequence[int | str]
     model: str | None
     resolution: int
+    batch: int
     fused: bool
     kernel: str | None
     datapath: Mapping[str, Any]

@@ -16,6 +16,7 @@ import hwmodels
 from hwmodels.workload import BRANCH_SCHEDULES
 from loraq_sim.cli.options import (
     Accelerators,
+    Batch,
     Family,
     Force,
     Group,
@@ -173,12 +174,7 @@ def cost_command(
     splits: Splits = None,
     family: Family = "int",
     group: Group = 64,
-    batch: Annotated[
-        int,
-        typer.Option(
-            "--batch", metavar="N", min=1, help="Images of one call; multiplies the rows."
-        ),
-    ] = 1,
+    batch: Batch = 1,
     guidance: Annotated[
         int | None,
         typer.Option(

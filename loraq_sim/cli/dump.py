@@ -198,7 +198,8 @@ def capture_command(
         ),
     ] = 256,
     steps: Annotated[
-        int, typer.Option("--steps", metavar="N", help="Denoising steps (folders only).")
+        int,
+        typer.Option("--steps", metavar="N", help="Denoising steps (folders and pipelines)."),
     ] = 20,
     images: Annotated[
         int, typer.Option("--images", metavar="N", help="Images denoised at once (folders only).")
@@ -207,6 +208,15 @@ def capture_command(
         float, typer.Option("--guidance", metavar="X", help="Guidance scale (folders only).")
     ] = 4.5,
     captions: Captions = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts, one a line, that a pipeline of an entry point is called with.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="Torch device (folders only).")
     ] = "cpu",
@@ -239,7 +249,7 @@ def capture_command(
             device=device,
         )
     else:
-        found = _load_entry(source, seed)
+        found = _load_entry(source, seed, prompts, steps)
     silent = quiet or no_progress
     names = [f"call {i}" for i in range(found.n_calls or 0)]
     with layer_progress(names, "running the model", quiet=silent) as on_call:
@@ -262,12 +272,21 @@ def capture_command(
     print_written(out, seconds=seconds_since(started), output=output)
 
 
-def _load_entry(source: str, seed: int) -> "CaptureSource":
+def _load_entry(source: str, seed: int, prompts: Path | None, steps: int) -> "CaptureSource":
     from loraq_sim.dumps.capture import load_entry
+
+    texts: list[str] = []
+    if prompts is not None:
+        try:
+            texts = [line for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"--prompts {prompts}: cannot be read: {error}") from None
+        if not texts:
+            raise InputError(f"--prompts {prompts}: holds no prompt; write one on each line")
 
     if ":" not in source:
         raise DumpError(f"{source}: no such folder, and no entry point such as my_model.py:calls")
-    return load_entry(source, seed=seed)
+    return load_entry(source, seed=seed, prompts=texts, steps=steps)
 
 
 @app.command("convert", epilog=_CONVERT_EXAMPLES)

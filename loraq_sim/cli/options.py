@@ -239,6 +239,10 @@ RowsOfModel = Annotated[
 Resolution = Annotated[
     int, typer.Option("--resolution", metavar="PX", help="Image side of --model: 512 or 1024.")
 ]
+Batch = Annotated[
+    int,
+    typer.Option("--batch", metavar="N", min=1, help="Images of one call; multiplies the rows."),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the solver.")]
 OutFormat = Annotated[
     OutputFormat, typer.Option("--format", help="How results are printed on stdout.")

@@ -16,14 +16,23 @@ generator, the model's output is what its ``yield`` returns, so a denoising loop
 
 An entry point (`load_entry`) is a Python function that the user names,
 ``package.module:function`` or ``path/to/file.py:function``. It takes no argument and returns
-``(model, calls)``, a torch module and calls as above. It is the user's own code and runs as such;
-nothing is ever loaded from a dump.
+
+- ``(model, calls)``, a torch module and calls as above;
+- ``(model, run)``, where ``run()`` makes the calls itself: each call of the module is then one
+  model call, and its time step is what it gets as ``timestep`` (``t``, ``timesteps``, ``sigma``);
+- a pipeline instead of the model, whose denoiser (`DENOISERS`) is recorded: ``(pipe, run)``,
+  ``(pipe, prompts)``, or ``pipe`` alone, which is called with each prompt that the command has.
+
+It is the user's own code and runs as such; nothing is ever loaded from a dump. Compiled models run
+as they were before ``torch.compile``, where hooks see their layers; weights of quantized layers are
+the floats they stand for.
 """
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -35,12 +44,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.dumps.capture_hooks import InputRecorder, find_linear_layers
+from loraq_sim.dumps.capture_hooks import (
+    InputRecorder,
+    find_linear_layers,
+    running_eagerly,
+    step_of,
+    weight_of,
+)
+from loraq_sim.dumps.checkpoint_folder import DENOISERS
 from loraq_sim.dumps.kinds import kinds_of
 from loraq_sim.dumps.layer_dump import LayerDump
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, first_line, step_record
 from loraq_sim.errors import DumpError, InputError, LoraqError, counted, unknown_name
-from loraq_sim.layers import STORAGE_DTYPES
+from loraq_sim.layers import STORAGE_DTYPES, as_array
 from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
@@ -65,12 +81,13 @@ class CaptureSource:
 
     `name` names the source in messages and in the dump; `calls` is described in this module;
     `meta` holds further plain facts for the dump; `n_calls` is how many calls there will be, if
-    known.
+    known. With `run`, which makes the calls itself, `calls` is empty.
     """
 
     name: str
     model: "torch.nn.Module"
-    calls: Iterable[tuple[float, Any]]
+    calls: Iterable[tuple[float, Any]] = ()
+    run: Callable[[], object] | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
     n_calls: int | None = None
 
@@ -114,8 +131,9 @@ def capture_layers(
         raise InputError(f"tokens must be 1 to {MAX_TOKENS}, got {tokens}")
     modules = _choose(source, list(patterns))
     recorder = InputRecorder(modules, tokens, seed)
-    with recorder.hooked():
-        steps, n_calls = _run(source, recorder, on_call)
+    with recorder.hooked(), running_eagerly():
+        made = _run if source.run is None else _run_by_itself
+        steps, n_calls = made(source, recorder, on_call)
     ran = {name: layer for name, layer in recorder.layers.items() if layer.sample is not None}
     if not ran:
         raise DumpError(
@@ -140,7 +158,7 @@ def capture_layers(
     }
     layers = {}
     for name, layer in ran.items():
-        bias = modules[name].bias
+        bias = _bias_of(modules[name])
         layers[name] = StoredLayer(
             name=name,
             kind=kinds[name],
@@ -148,7 +166,7 @@ def capture_layers(
             rows_per_call=layer.rows_per_call,
             calls_per_step=layer.most_in_call,
             activations=_sampled(groups[name], layer.dtype, rows[id(layer.sample)][0]),
-            weight=_parameter(name, "weight", modules[name].weight),
+            weight=_parameter(name, "weight", weight_of(modules[name])),
             bias=None if bias is None else _parameter(name, "bias", bias),
         )
     skipped = {name: "did not run" for name in modules if name not in ran}
@@ -198,6 +216,49 @@ def _run(
             n_calls += 1
             if on_call is not None:
                 on_call()
+    return list(steps), n_calls
+
+
+def _run_by_itself(
+    source: CaptureSource, recorder: InputRecorder, on_call: Callable[[], None] | None
+) -> tuple[list[float], int]:
+    """As `_run`, where the source's own code calls the model."""
+    import torch
+
+    steps: dict[float, int] = {}
+    n_calls = 0
+
+    def begin(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal n_calls
+        step = step_of(args, kwargs, n_calls)
+        recorder.begin_call(steps.setdefault(step, len(steps)))
+        n_calls += 1
+
+    def end(*_: object) -> None:
+        if on_call is not None:
+            on_call()
+
+    source.model.eval()
+    handles = [
+        source.model.register_forward_pre_hook(begin, with_kwargs=True),
+        source.model.register_forward_hook(end),
+    ]
+    try:
+        with torch.no_grad():
+            if source.run is not None:
+                source.run()
+    except LoraqError as error:
+        raise DumpError(f"{source.name}: {error}") from error
+    except Exception as error:
+        raise _failed(source, f"its run, after {counted(n_calls, 'model call')},", error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if n_calls == 0:
+        raise DumpError(
+            f"{source.name}: its run never called the {type(source.model).__name__}; return the "
+            "module that denoises"
+        )
     return list(steps), n_calls
 
 
@@ -263,21 +324,22 @@ def _sampled(group: str, dtype: str, rows: NDArray[np.float32]) -> StoredTensor:
 
 
 def _parameter(name: str, tensor: str, values: "torch.Tensor") -> StoredTensor:
+    dtype = str(values.dtype).removeprefix("torch.")
+    if dtype not in STORAGE_DTYPES:
+        # A quantized tensor, which has become the floats it stands for when it is loaded.
+        dtype = "float32"
     return StoredTensor(
         key=f"{name}.{tensor}",
         shape=tuple(values.shape),
-        dtype=str(values.dtype).removeprefix("torch."),
+        dtype=dtype,
         nbytes=values.numel() * values.element_size(),
-        load=partial(_values, values),
+        load=partial(as_array, values),
     )
 
 
-def _values(parameter: "torch.Tensor") -> NDArray:
-    import torch
-
-    values = parameter.detach().to("cpu")
-    # NumPy has no bfloat16; widening is exact.
-    return values.to(torch.float32).numpy() if values.dtype == torch.bfloat16 else values.numpy()
+def _bias_of(module: "LinearModule") -> "torch.Tensor | None":
+    bias: Any = module.bias
+    return bias() if callable(bias) else bias
 
 
 def _torch_version() -> str:
@@ -287,7 +349,9 @@ def _torch_version() -> str:
     return str(torch.__version__)
 
 
-def load_entry(entry: str, *, seed: int = 0) -> CaptureSource:
+def load_entry(
+    entry: str, *, seed: int = 0, prompts: Iterable[str] = (), steps: int | None = None
+) -> CaptureSource:
     """Import and call an entry point.
 
     Parameters
@@ -296,6 +360,10 @@ def load_entry(entry: str, *, seed: int = 0) -> CaptureSource:
         ``module:function`` or ``file.py:function``; modules are also sought in the current folder.
     seed : int
         torch is seeded with it before the function is called.
+    prompts : iterable of str
+        What a pipeline is called with, where the function returns one alone.
+    steps : int, optional
+        Denoising steps of such a pipeline; its own default without.
 
     Raises
     ------
@@ -323,15 +391,54 @@ def load_entry(entry: str, *, seed: int = 0) -> CaptureSource:
         raise DumpError(
             f"{entry}: the function failed: {type(error).__name__}: {first_line(error)}"
         ) from error
-    is_pair = isinstance(made, tuple) and len(made) == 2
-    if not (is_pair and isinstance(made[0], torch.nn.Module) and isinstance(made[1], Iterable)):
+    model, calls = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    denoiser = _denoiser_of(model)
+    prompts = list(prompts)
+    if denoiser is not None and denoiser is not model and not callable(calls):
+        prompts = [calls] if isinstance(calls, str) else list(calls or prompts)
+        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise DumpError(
+                f"{entry}: returns a pipeline and nothing to call it with; give --prompts FILE, or "
+                "return (pipe, run) or (pipe, [prompt, ...])"
+            )
+        calls = partial(_call_pipeline, model, prompts, steps, seed)
+    if denoiser is None or not (callable(calls) or isinstance(calls, Iterable)):
         raise DumpError(
             f"{entry}: the function must return (model, calls), a torch module and an iterable of "
-            "(time step, inputs)"
+            "(time step, inputs), or (model, run), or a pipeline with a "
+            f"{' or '.join(DENOISERS[:2])}"
         )
-    model, calls = made
-    n_calls = len(calls) if hasattr(calls, "__len__") else None
-    return CaptureSource(name=entry, model=model, calls=calls, n_calls=n_calls)
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    if callable(calls) and not isinstance(calls, Iterable):
+        return CaptureSource(name=entry, model=denoiser, run=calls)
+    n_calls = len(calls) if isinstance(calls, Sized) else None
+    return CaptureSource(name=entry, model=denoiser, calls=calls, n_calls=n_calls)
+
+
+def _denoiser_of(made: object) -> "torch.nn.Module | None":
+    """The module itself, or that of a pipeline which denoises."""
+    import torch
+
+    if isinstance(made, torch.nn.Module):
+        return made
+    parts = [getattr(made, name, None) for name in DENOISERS]
+    return next((part for part in parts if isinstance(part, torch.nn.Module)), None)
+
+
+def _call_pipeline(pipe: Any, prompts: list[str], steps: int | None, seed: int) -> None:
+    """Call a diffusers pipeline with each prompt; what it makes is not decoded, where it can be."""
+    import torch
+
+    quiet = getattr(pipe, "set_progress_bar_config", None)
+    if quiet is not None:
+        quiet(disable=True)
+    known = inspect.signature(type(pipe).__call__).parameters
+    options: dict[str, Any] = {"output_type": "latent", "num_inference_steps": steps}
+    options = {name: x for name, x in options.items() if name in known and x is not None}
+    for number, prompt in enumerate(prompts):
+        if "generator" in known:
+            options["generator"] = torch.Generator().manual_seed(seed + number)
+        pipe(prompt, **options)
 
 
 def _import(entry: str, place: str) -> ModuleType:

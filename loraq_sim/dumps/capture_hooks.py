@@ -6,6 +6,7 @@ its own way from some call on continues with a sample of its own.
 """
 
 import hashlib
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ __all__ = [
     "InputRecorder",
     "RowSample",
     "find_linear_layers",
+    "running_eagerly",
+    "step_of",
+    "weight_of",
 ]
 
 
@@ -130,7 +134,11 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 
 
 def find_linear_layers(model: "torch.nn.Module") -> dict[str, "LinearModule"]:
-    """Every Linear and every 1x1 convolution of a model, by name, in the order of definition."""
+    """Every Linear and every 1x1 convolution of a model, by name, in the order of definition.
+
+    So are quantized Linears that hold a float, torchao or torch.ao weight. Names are those without
+    ``torch.compile``.
+    """
     import torch
 
     found: dict[str, LinearModule] = {}
@@ -139,9 +147,27 @@ def find_linear_layers(model: "torch.nn.Module") -> dict[str, "LinearModule"]:
             isinstance(module, torch.nn.Linear)
             or isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
             and _is_1x1(module)
+            or _is_quantized_linear(module)
         ):
-            found[name or "model"] = module
+            bare = ".".join(part for part in name.split(".") if part != "_orig_mod")
+            found[bare or "model"] = module
     return found
+
+
+def weight_of(module: Any) -> "torch.Tensor":
+    """Weight of a layer, (N, K): a parameter, or what a method of torch.ao's layers returns."""
+    weight: Any = module.weight
+    return weight() if callable(weight) else weight
+
+
+def _is_quantized_linear(module: Any) -> bool:
+    """Whether it is a Linear of ``torch.ao.nn.quantized``, whose weight is a method."""
+    return (
+        type(module).__module__.startswith("torch.ao.nn.quantized")
+        and hasattr(module, "in_features")
+        and callable(getattr(module, "weight", None))
+        and not hasattr(weight_of(module), "kernel_size")
+    )
 
 
 @dataclass
@@ -270,10 +296,14 @@ class InputRecorder:
         import torch
 
         rows = _as_rows(module, x)
-        if rows.shape[1] != module.weight.shape[1]:
+        weight = weight_of(module)
+        if rows.shape[1] != weight.shape[1]:
+            hint = ""
+            if not weight.dtype.is_floating_point:
+                hint = "; its codes are packed: capture the model before it is quantized"
             raise DumpError(
                 f"layer {name!r}: reads {rows.shape[1]} features, but its weight has "
-                f"{module.weight.shape[1]}"
+                f"{weight.shape[1]}{hint}"
             )
         layer.rows_per_call = max(layer.rows_per_call, len(rows))
         places, keys = sample.choose(len(rows))
@@ -300,3 +330,40 @@ def _as_rows(module: "LinearModule", x: "torch.Tensor") -> "torch.Tensor":
     kernel: tuple[int, ...] = getattr(module, "kernel_size", ())
     channels_last = x.movedim(-1 - len(kernel), -1)
     return channels_last.detach().reshape(-1, channels_last.shape[-1])
+
+
+_STEP_NAMES = ("timestep", "timesteps", "t", "sigma", "time")
+
+
+def step_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> float:
+    """Time step of a call by the name of its argument, else the one number among the others.
+
+    Samples of one call have one time step. A call that tells none has its own number.
+    """
+    named = [kwargs[name] for name in _STEP_NAMES if name in kwargs]
+    for value in (*named, *args[1:]):
+        size = getattr(value, "numel", lambda: 1)()
+        if size < 1 or size > 1 and value.ndim > 1:
+            continue
+        try:
+            first = value.flatten()[0] if hasattr(value, "flatten") else value
+            step = float(first)
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        if np.isfinite(step):
+            return step
+    return float(number)
+
+
+@contextmanager
+def running_eagerly() -> Iterator[None]:
+    """Run compiled parts as they were written: compiled code does not tell hooks of its layers."""
+    import torch
+
+    stance = getattr(torch.compiler, "set_stance", None)
+    # Nothing is compiled where the compiler, which takes seconds to import, never was.
+    if stance is None or "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with stance("force_eager"):
+        yield

@@ -4,31 +4,46 @@ A folder may be
 
 - a checkpoint: one weight file, or shards that an ``.index.json`` lists, or shards without it;
 - a diffusers pipeline (``model_index.json``) or a repository with a folder a part: its denoiser is
-  read (`_DENOISERS`), the first one where it has two;
+  read (`DENOISERS`), the first one where it has two;
 - neither, and is then refused with what it holds.
 
 An ``.index.json`` alone stands for its folder, and one shard for itself, with a word on the rest.
 Files of the names that libraries save (`_USUAL`) come before others, ``.safetensors`` before
 pickles. Two files that hold the same tensor, such as a variant in fp16, are no checkpoint: the
 message asks for one of them.
+
+What the ``config.json`` beside the weights says of the model, `read_config` reads.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from loraq_sim.dumps.stored import StoredTensor, first_line
 from loraq_sim.errors import DumpError, counted
 
-__all__ = ["Checkpoint", "find_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "DENOISERS",
+    "config_path",
+    "find_checkpoint",
+    "is_count",
+    "patches_of",
+    "read_config",
+]
 
-_DENOISERS = ("transformer", "unet", "prior", "decoder", "model")
+DENOISERS = ("transformer", "unet", "prior", "decoder", "model")
+"""Parts of a pipeline that denoise, as diffusers names them; the first that is there is meant."""
+
 _USUAL = ("diffusion_pytorch_model", "model", "pytorch_model", "consolidated")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf", ".onnx")
 _INDEX = ".index.json"
 _MAX_INDEX_BYTES = 64 * 2**20
+_MAX_CONFIG_BYTES = 2**20
+_UNET = "UNet2DConditionModel"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 
@@ -103,14 +118,14 @@ def _home(folder: Path) -> tuple[Path, str]:
     is_pipeline = (folder / "model_index.json").is_file()
     if not is_pipeline and _weight_files(folder):
         return folder, ""
-    parts = [name for name in _DENOISERS if _weight_files(folder / name)]
+    parts = [name for name in DENOISERS if _weight_files(folder / name)]
     if parts:
         beside = [n for n in (f"{parts[0]}_2", *parts[1:]) if _weight_files(folder / n)]
         others = f", not its {beside[0]!r}" if beside else ""
         return folder / parts[0], f"of the pipeline, its {parts[0]!r} is read{others}"
     if is_pipeline:
         raise DumpError(
-            f"{folder}: the pipeline's folder has weights in none of {', '.join(_DENOISERS)}; "
+            f"{folder}: the pipeline's folder has weights in none of {', '.join(DENOISERS)}; "
             "download its transformer or unet"
         )
     return folder, ""
@@ -206,3 +221,38 @@ def _nothing_in(folder: Path) -> str:
         f"{folder}: is a directory without a checkpoint (it holds {shown!r:.150}); give a dump "
         f"file, or a folder with {', '.join(_SUFFIXES[:3])} weights"
     )
+
+
+def config_path(path: Path, home: Path | None = None) -> Path:
+    """Where the configuration of a checkpoint at `path` stands, if there is one."""
+    return (home or path.parent) / "config.json"
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """What the ``config.json`` at `path` says; empty where there is none that can be read."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def patches_of(config: Mapping[str, object]) -> int | None:
+    """Patches of one image, None if the config does not say both sizes."""
+    patch, size = config.get("patch_size"), config.get("sample_size")
+    if config.get("_class_name") == _UNET:
+        # It works on the pixels of the latent image.
+        patch = 1
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    numbers = [n for n in (patch, *sides) if is_count(n) and n <= 2**16]
+    if len(numbers) < 3:
+        return None
+    edge, height, width = numbers
+    return (height // edge) * (width // edge) or None
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value from a file is a whole number from 1."""
+    return type(value) is int and value > 0

@@ -11,6 +11,9 @@
 - Convolutions are the GEMM that im2col makes of them, (N, C * kh * kw) with a row for each output
   position. Groups are not in a file: a weight with one input channel (depthwise) is no GEMM and
   left out, others are taken to have one group.
+
+Layers that a file keeps apart but that read one input are a group, by their names and kinds
+(`groups_of`).
 """
 
 import math
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.dumps.stored import StoredTensor
 
-__all__ = ["is_convolution", "unfused"]
+__all__ = ["groups_of", "is_convolution", "unfused"]
 
 _IN_PROJECTION = re.compile(r"(?P<layer>(?:.+\.)?(?:in|[qkv])_proj)_(?P<part>weight|bias)")
 _EXPERTS = re.compile(
@@ -129,3 +132,28 @@ def _flat(tensor: StoredTensor) -> StoredTensor:
 
 def _turned(tensor: StoredTensor) -> StoredTensor:
     return replace(tensor, shape=tensor.shape[::-1], load=lambda: tensor.load().T)
+
+
+# Layers that read one input: queries, keys and values; the two halves of a gated feed-forward.
+_ONE_INPUT = (
+    (re.compile(r"self_[qkv]"), "qkv"),
+    (re.compile(r"cross_[kv]"), "kv"),
+    (re.compile(r"text_[qkv]"), "add_qkv"),
+)
+_GATED = re.compile(r"(.*\bfeed_forward)\.w[13]")
+# Wan's cross attention has keys and values of an image beside those of the text.
+_OF_IMAGE = re.compile(r"\.(?:add_[kv]_proj|[kv]_img)$")
+
+
+def groups_of(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Group of each layer that shares its input with another, by the names and kinds of layers."""
+    members: dict[str, list[str]] = {}
+    for name, kind in kinds.items():
+        parent, _, _ = name.rpartition(".")
+        if found := _GATED.fullmatch(name):
+            members.setdefault(f"{found[1]}.up", []).append(name)
+        for pattern, word in _ONE_INPUT:
+            if pattern.fullmatch(kind):
+                of_image = "_img" if kind[:5] == "cross" and _OF_IMAGE.search(name) else ""
+                members.setdefault(f"{parent}.{word}{of_image}".lstrip("."), []).append(name)
+    return {name: group for group, names in members.items() for name in names if len(names) > 1}

@@ -19,14 +19,17 @@ inventory of the same class at both of its resolutions, and (image rows) = sampl
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from loraq_sim.dumps.checkpoint_folder import config_path, is_count, patches_of, read_config
+from loraq_sim.dumps.fused import groups_of
 from loraq_sim.dumps.state_dict import common_wrapper
 from loraq_sim.dumps.stored import StoredDump
 from loraq_sim.errors import InputError, counted, unknown_name
@@ -36,11 +39,10 @@ __all__ = [
     "InventoryLayer",
     "ModelInventory",
     "RESOLUTIONS",
-    "config_path",
-    "groups_of",
     "kinds_of",
     "list_models",
     "load_inventory",
+    "model_of_config",
     "rows_notes",
     "rows_of_model",
     "with_roles",
@@ -145,31 +147,6 @@ def _kind(name: str) -> str:
         if found:
             return kind.format(*found.groups())
     return "linear"
-
-
-# Layers that read one input: queries, keys and values; the two halves of a gated feed-forward.
-_ONE_INPUT = (
-    (re.compile(r"self_[qkv]"), "qkv"),
-    (re.compile(r"cross_[kv]"), "kv"),
-    (re.compile(r"text_[qkv]"), "add_qkv"),
-)
-_GATED = re.compile(r"(.*\bfeed_forward)\.w[13]")
-# Wan's cross attention has keys and values of an image beside those of the text.
-_OF_IMAGE = re.compile(r"\.(?:add_[kv]_proj|[kv]_img)$")
-
-
-def groups_of(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Group of each layer that shares its input with another, by the names and kinds of layers."""
-    members: dict[str, list[str]] = {}
-    for name, kind in kinds.items():
-        parent, _, _ = name.rpartition(".")
-        if found := _GATED.fullmatch(name):
-            members.setdefault(f"{found[1]}.up", []).append(name)
-        for pattern, word in _ONE_INPUT:
-            if pattern.fullmatch(kind):
-                of_image = "_img" if kind[:5] == "cross" and _OF_IMAGE.search(name) else ""
-                members.setdefault(f"{parent}.{word}{of_image}".lstrip("."), []).append(name)
-    return {name: group for group, names in members.items() for name in names if len(names) > 1}
 
 
 RESOLUTIONS = (1024, 512)
@@ -305,13 +282,7 @@ def _layer(row: dict[str, Any], block: int, size: int) -> InventoryLayer:
     )
 
 
-_MAX_CONFIG_BYTES = 1 << 20
 _IMAGE_KIND = "patch_embed"
-
-
-def config_path(path: Path, home: Path | None = None) -> Path:
-    """Where the configuration of a checkpoint at `path` stands, if there is one."""
-    return (home or path.parent) / "config.json"
 
 
 def with_roles(path: Path, stored: StoredDump) -> StoredDump:
@@ -335,7 +306,26 @@ def with_roles(path: Path, stored: StoredDump) -> StoredDump:
     rows, source = _rows_of_config(config_path(path, stored.home), silent) if silent else ({}, "")
     for name, count in rows.items():
         layers[name] = dataclasses.replace(layers[name], rows_per_call=count, rows_source=source)
-    return dataclasses.replace(stored, layers=layers)
+    stored = dataclasses.replace(stored, layers=layers)
+    said = "; ".join(filter(None, (stored.left_out, _macs_left_out(path, stored) if rows else "")))
+    return dataclasses.replace(stored, left_out=said)
+
+
+def _macs_left_out(path: Path, stored: StoredDump) -> str:
+    """Which share of the multiply-adds of a step the tensors left out have, where that is known."""
+    config = read_config(config_path(path, stored.home))
+    inventory, patches = _class_of(config), patches_of(config)
+    if inventory is None or patches is None or not stored.left_out:
+        return ""
+    rows = _rows_at(inventory, inventory.cfg_batch * patches)
+    sizes = {key.removesuffix(".weight"): count for key, count in stored.sizes.items()}
+    left = sum(count * rows.get(name, 0) for name, count in sizes.items())
+    kept = sum(
+        math.prod(layer.weight.shape) * rows.get(name, 0)
+        for name, layer in stored.layers.items()
+        if layer.weight is not None
+    )
+    return f"that is {100 * left / (left + kept):.2g} % of the multiply-adds" if left else ""
 
 
 def rows_of_model(
@@ -367,6 +357,30 @@ def rows_of_model(
     return rows, f"{model} at {resolution} px, {_samples(inventory.cfg_batch)}"
 
 
+def model_of_config(path: Path) -> str:
+    """The published model whose class the ``config.json`` at `path` names.
+
+    Models of one class have equal rows; the first by name stands for all.
+
+    Raises
+    ------
+    InputError
+        If the file is not there, or names no class of `list_models`.
+    """
+    found = _class_of(read_config(path))
+    if found is None:
+        known = ", ".join(sorted({str(one.model_class) for one in _inventories().values()}))
+        raise InputError(
+            f"resolution: {path} names no known class of models ({known}); give --model or --rows"
+        )
+    return found.model
+
+
+def _class_of(config: Mapping[str, object]) -> ModelInventory | None:
+    name = config.get("_class_name")
+    return _inventories().get(name) if isinstance(name, str) else None
+
+
 def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
     """Sentences for the user on rows per call, given with their source by layer name."""
     by_source: dict[str, list[str]] = {}
@@ -394,14 +408,10 @@ def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
 def _recorded(meta: Mapping[str, object]) -> str:
     """Source of rows that a dump states, with the samples of a call where it says them."""
     batch, images = meta.get("cfg_batch"), meta.get("images", 1)
-    if not (_is_count(batch) and _is_count(images)):
+    if not (is_count(batch) and is_count(images)):
         return "dump"
     of_images = f"{images} images, " if images > 1 else ""
     return f"dump, {of_images}{_samples(batch * images)}"
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and value > 0
 
 
 def _samples(count: int) -> str:
@@ -410,12 +420,11 @@ def _samples(count: int) -> str:
 
 def _rows_of_config(path: Path, kinds: Mapping[str, str]) -> tuple[dict[str, int], str]:
     """Rows by layer name from the config at `path`; none where it does not tell the image."""
-    config = _config(path)
-    patches = _patches(config)
+    config = read_config(path)
+    patches = patches_of(config)
     if patches is None:
         return {}, ""
-    name = config.get("_class_name")
-    inventory = _inventories().get(name) if isinstance(name, str) else None
+    inventory = _class_of(config)
     samples = inventory.cfg_batch if inventory is not None else 1
     if inventory is None:
         image = _image_kinds()
@@ -423,27 +432,6 @@ def _rows_of_config(path: Path, kinds: Mapping[str, str]) -> tuple[dict[str, int
     else:
         rows = _found(kinds, _rows_at(inventory, samples * patches), inventory)
     return rows, f"config.json ({patches} patches an image), {_samples(samples)}"
-
-
-def _config(path: Path) -> dict[str, object]:
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
-            return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _patches(config: Mapping[str, object]) -> int | None:
-    """Patches of one image, None if the config does not say both sizes."""
-    patch, size = config.get("patch_size"), config.get("sample_size")
-    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
-    numbers = [n for n in (patch, *sides) if _is_count(n) and n <= 2**16]
-    if len(numbers) < 3:
-        return None
-    edge, height, width = numbers
-    return (height // edge) * (width // edge) or None
 
 
 @cache
@@ -489,6 +477,9 @@ def _image_kinds() -> set[str]:
     """Kinds whose rows are those of the image in every model: for a class without an inventory."""
     kinds: dict[str, bool] = {}
     for inventory in _inventories().values():
+        if len({x.rows_per_call for x in inventory.layers if x.kind == "ffn_down"}) > 1:
+            # Blocks of a U-Net, and of Z-Image, run on parts of what a call works on.
+            continue
         image = next(x.rows_per_call for x in inventory.layers if x.kind == _IMAGE_KIND)
         for layer in inventory.layers:
             kinds[layer.kind] = kinds.get(layer.kind, True) and layer.rows_per_call == image

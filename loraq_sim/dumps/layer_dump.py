@@ -21,9 +21,9 @@ import loraq_sim.dumps.array_files as array_files
 import loraq_sim.dumps.gguf_file as gguf_file
 import loraq_sim.dumps.onnx_file as onnx_file
 import loraq_sim.dumps.torch_file as torch_file
-from loraq_sim.dumps.checkpoint_folder import find_checkpoint
+from loraq_sim.dumps.checkpoint_folder import config_path, find_checkpoint
 from loraq_sim.dumps.file_kind import file_kind
-from loraq_sim.dumps.kinds import config_path, with_roles
+from loraq_sim.dumps.kinds import with_roles
 from loraq_sim.dumps.state_dict import layers_from_keys, without_adapters
 from loraq_sim.dumps.stored import (
     StoredDump,

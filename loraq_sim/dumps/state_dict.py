@@ -109,6 +109,7 @@ def layers_from_keys(
         meta=meta,
         skipped=skipped | others,
         left_out="; ".join(filter(None, said)),
+        sizes={key: math.prod(t.shape) for key, t in unused.items() if len(t.shape) > 1},
         aliases={key: name for key, name in aliases.items() if name in found},
     )
 
@@ -208,7 +209,10 @@ _TENSOR = re.compile(
 _GLORA = ("a1", "a2", "b1", "b2")
 # Trainers that flatten names with underscores put one of these in front.
 _FLAT = re.compile(r"(?:lora|lycoris)_(?:unet_|transformer_|te\d?_)?")
-_UNMERGED = "holds the weight without its adapter (LoRA); merge the adapter into it and save again"
+_UNMERGED = (
+    "holds the weight without its adapter (LoRA); merge the adapter into it and save again "
+    "(peft: model.merge_and_unload(); diffusers: pipe.fuse_lora(), pipe.unload_lora_weights())"
+)
 
 
 def without_adapters(stored: StoredDump) -> StoredDump:

@@ -1,9 +1,5 @@
 """From what the user asks for to the list of tasks: every name checked before anything runs.
 
-**Splits**, where the user names none: no branch, the 16-bit branch of SVDQuant, and low-precision
-branches that fit the same bytes (the question of LoRaQ), on a 4-bit main branch with 4-bit and with
-8-bit activations.
-
 **Fit**: a rank must not exceed min(N, K) of a layer, and a budget must hold one rank. A split that
 breaks this in every layer it is for is a mistake of the plan; one that does so in some layers, as
 happens with mixed shapes, fails there and is worth doing elsewhere. So are rotations and smoothing.
@@ -20,12 +16,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hwmodels
 from loraq_sim.conditioning import check_condition, check_rotation, hadamard_block
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
-from loraq_sim.dumps.kinds import rows_notes, rows_of_model
+from loraq_sim.dumps.kinds import RESOLUTIONS, model_of_config, rows_notes, rows_of_model
 from loraq_sim.errors import DumpError, InputError, counted, unknown_name
 from loraq_sim.formats import parse_format
 from loraq_sim.kernels.processor import forced_path
@@ -34,7 +31,7 @@ from loraq_sim.solvers.gptq import check_finish
 from loraq_sim.solvers.problem import PRESETS, resolve_rank
 from loraq_sim.solvers.solve import METHODS
 from loraq_sim.split import PrecisionSplit, branch_bytes
-from loraq_sim.sweeps.cases import CaseGrid, SweepCase, SweepTask
+from loraq_sim.sweeps.cases import CaseGrid, SweepCase, SweepTask, default_splits
 from loraq_sim.sweeps.digests import code_digest, code_digests, dump_content_digest, layer_digests
 from loraq_sim.sweeps.plan_file import SweepPlan
 
@@ -45,52 +42,9 @@ __all__ = [
     "ComposedSweep",
     "check_split_fit",
     "compose",
-    "default_splits",
     "parse_shard",
     "take_shard",
 ]
-
-
-# PixArt-Sigma: SVDQuant's rank 32 on width 1152.
-_WIDTH_PER_RANK = 1152 / 32
-_RANK_STEP = 4
-_LEAST_WIDTH_PER_RANK = 8
-
-_SPLITS = (
-    "W4A4",
-    "W4A8",
-    "W8A8",
-    "W4A4+W16A16r{rank}",
-    "W4A4+W8A8@fp16r{rank}",
-    "W4A4+W6A6@fp16r{rank}",
-    "W4A4+W4A8@fp16r{rank}",
-    "W4A4+W4A4@fp16r{rank}",
-    "W4A4+W8A8@fp16r{double}",
-    "W4A4+W4A8@fp16r{double}",
-    "W4A8+W16A16r{rank}",
-    "W4A8+W8A8@fp16r{rank}",
-    "W4A8+W4A8@fp16r{rank}",
-)
-
-
-def default_splits(layers: Iterable[LayerInfo]) -> tuple[tuple[str, ...], str]:
-    """Default splits for these layers, and one sentence on the rank that was chosen.
-
-    The 16-bit rank is 1/36 of the narrowest layer's smaller side (PixArt's 32 of 1152) in steps
-    of 4, at least 4. In layers narrower than 32 it is an eighth of that side, at least 2: twice
-    the rank is asked for as well, and 4-bit elements fit up to four times as many.
-    """
-    narrowest = min(layers, key=lambda info: min(info.n, info.k))
-    width = min(narrowest.n, narrowest.k)
-    rank = max(_RANK_STEP, _RANK_STEP * round(width / _WIDTH_PER_RANK / _RANK_STEP))
-    # A budget of one rank can be less than one rank's codes and scales take.
-    rank = min(rank, max(2, width // _LEAST_WIDTH_PER_RANK), width)
-    splits = tuple(text.format(rank=rank, double=2 * rank) for text in _SPLITS)
-    note = (
-        f"default splits with 16-bit-equivalent ranks {rank} and {2 * rank}: the narrowest layer, "
-        f"{narrowest.name}, has width {width}, and PixArt's rank 32 is 1/36 of its width 1152"
-    )
-    return splits, note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +133,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
     plan = replace(plan, splits=tuple(splits))
     accelerators = _accelerators(plan)
     _check_overrides(plan, infos)
-    rows = _planned_rows(plan, infos)
+    rows = _planned_rows(plan, infos, dump.config)
     grid = CaseGrid(plan, accelerators, rows)
     digests = layer_digests(dump, remember=remember, contents=contents)
     tasks: list[SweepTask] = []
@@ -259,9 +213,10 @@ def _why(dump: LayerDump) -> str:
 
 
 def _planned_rows(
-    plan: SweepPlan, infos: Mapping[str, LayerInfo | None]
+    plan: SweepPlan, infos: Mapping[str, LayerInfo | None], config: Path
 ) -> dict[str, tuple[int, str]]:
     """Rows per call that the plan says, and whence, by layer name."""
+    checked_count("batch", plan.batch)
     kinds = {name: "" if info is None else info.kind for name, info in infos.items()}
     for pattern in plan.rows:
         checked_count("rows", plan.rows[pattern])
@@ -269,13 +224,18 @@ def _planned_rows(
             near = ", ".join(_nearest(pattern, infos))
             raise InputError(f"rows: {pattern!r} matches none of the layers; nearest: {near}")
     found: dict[str, tuple[int, str]] = {}
-    if plan.model is not None:
-        counts, source = rows_of_model(kinds, plan.model, plan.resolution)
+    if plan.model is not None or plan.resolution is not None:
+        model = model_of_config(config) if plan.model is None else plan.model
+        counts, source = rows_of_model(kinds, model, plan.resolution or RESOLUTIONS[0])
         found = {name: (count, source) for name, count in counts.items()}
     for name, kind in kinds.items():
         count = rows_of(name, kind, plan.rows)
         if count is not None:
             found[name] = (count, "given")
+    if plan.batch > 1:
+        known = {name: (info.m, info.m_source) for name, info in infos.items() if info} | found
+        images = f", {plan.batch} images"
+        found = {name: (m * plan.batch, f"{s}{images}") for name, (m, s) in known.items() if m}
     return found
 
 

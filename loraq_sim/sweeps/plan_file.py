@@ -63,6 +63,7 @@ PLAN_KEYS = {
     "rows": "rows",
     "model": "text",
     "resolution": "integer",
+    "batch": "integer",
     "fused": "truth",
     "kernel": "text",
     "datapath": "table",
@@ -130,7 +131,10 @@ class SweepPlan:
         Rows M of one call by pattern of layer names or kinds, the last that matches.
     model, resolution : str and int, optional
         A published model (`loraq_sim.dumps.kinds`) and an image side in pixels, which give the
-        rows of the other layers. Without it the dump, or the config beside it, says them.
+        rows of the other layers. A resolution alone is that of the model whose class the config
+        beside the checkpoint names. Without either the dump, or that config, says them.
+    batch : int
+        Images of one call: multiplies the rows, wherever they come from.
     fused : bool
         Whether the cost model runs the branch inside the main kernel.
     kernel : str, optional
@@ -158,7 +162,8 @@ class SweepPlan:
     finish: str | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
     model: str | None = None
-    resolution: int = 1024
+    resolution: int | None = None
+    batch: int = 1
     fused: bool = True
     kernel: str | None = None
     datapath: Mapping[str, Any] = field(default_factory=dict)
@@ -248,8 +253,6 @@ def plan_from_values(values: Mapping[str, Any]) -> SweepPlan:
     for key, flag in (("dump", "--layer-dump"), ("hw", "--hw")):
         if not values.get(key):
             raise InputError(f"no {key}: give {flag}, or {key} = ... in the --plan file")
-    if values.get("resolution") is not None and not values.get("model"):
-        raise InputError("resolution says how many image rows a model has: give model too")
     fields = {_FIELDS.get(key, key): value for key, value in values.items()}
     fields = {key: value for key, value in fields.items() if key not in _NOT_PLANNED}
     for key in ("preset", "seed"):

@@ -167,3 +167,59 @@ def test_a_report_of_weights_alone_blames_no_description(swept, command, tmp_pat
     files = [page] if page.is_file() else list(page.rglob("*.html"))
     assert files
     assert not any("has changed since the sweep" in file.read_text() for file in files)
+
+
+def test_a_batch_multiplies_all_rows_and_says_so(swept):
+    rows, _, said = swept("--model", "pixart-sigma", "--rows", "cross_k=77", "--batch", 3)
+    assert (rows[UP]["m"], rows[KEY]["m"]) == (3 * 8192, 3 * 77)
+    source = "pixart-sigma at 1024 px, 2 samples per call (guidance included), 3 images"
+    assert (rows[UP]["m_source"], rows[KEY]["m_source"]) == (source, "given, 3 images")
+    assert source in said
+    assert rows[KEY]["latency_s"] == latency(231, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "edge", "rows"),
+    [("FluxTransformer2DModel", 1024, 4096), ("QwenImageTransformer2DModel", 512, 1024)],
+)
+def test_a_resolution_alone_is_that_of_the_model_in_the_config(swept, weights, model, edge, rows):
+    (weights.parent / "config.json").write_text(json.dumps({"_class_name": model}))
+    found, _, said = swept("--resolution", edge)
+    # FLUX has no cross attention: nothing is said of its keys.
+    assert (found[UP]["m"], found[KEY]["m"]) == (rows, None)
+    assert f"at {edge} px" in said
+
+
+def test_a_resolution_without_a_known_model_is_refused(command, weights, tmp_path):
+    sweep = ("sweep", "--hw", "a100", "--layer-dump", weights, "--out", tmp_path / "out")
+    result = command(*sweep, "--resolution", 512)
+    assert result.exit_code == 2
+    assert "names no known class of models" in result.stderr
+    assert "give --model or --rows" in result.stderr
+
+
+def test_rows_of_a_unet_follow_its_sample_size(command, tmp_path):
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = np.ones((64, 64), "f4")
+    save_file({f"{name}.weight": weight}, tmp_path / "unet.safetensors")
+    facts = {"_class_name": "UNet2DConditionModel", "sample_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    words = ("dump", "info", tmp_path / "unet.safetensors", "--no-statistics", "--format", "json")
+    (row,) = json.loads(command(*words).stdout)["rows"]
+    # Two samples of 64 x 64, halved once.
+    assert row["rows_per_call"] == 2 * 32 * 32
+
+
+def test_the_share_of_multiply_adds_left_out_is_said(command, tmp_path):
+    shapes = {"ff.conv_depth": (5760, 1, 3, 3), "ff.conv_point": (8, 8), "attn1.to_q": (8, 8)}
+    tensors = {
+        f"transformer_blocks.0.{name}.weight": np.ones(shape, "f4")
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, tmp_path / "sana.safetensors")
+    facts = {"_class_name": "SanaTransformer2DModel", "patch_size": 1, "sample_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    result = command("dump", "info", tmp_path / "sana.safetensors", "--no-statistics")
+    # Per token; all three layers have the rows of the image.
+    share = 100 * 9 * 5760 / (9 * 5760 + 64 + 64)
+    assert f"that is {share:.2g} % of the multiply-adds" in result.stderr

@@ -13,7 +13,7 @@ from loraq_sim.errors import DumpError, InputError
 from loraq_sim.settings import parse_override
 from loraq_sim.split import parse_split, rank_for_budget
 from loraq_sim.sweeps import compose
-from loraq_sim.sweeps.plan import default_splits
+from loraq_sim.sweeps.cases import default_splits
 
 
 def info(name, n, k):
