@@ -60,6 +60,8 @@ METHODS = {
     "u auto, ~P4": ("W4A4u~W8A8", {"condition": "auto", "datapath": FOUR_BIT_P}),
     "u auto, ~W6A6": ("W4A4u~W6A6", {"condition": "auto"}),
     "u auto, ~W4A8": ("W4A4u~W4A8", {"condition": "auto"}),
+    "u auto, ~W4A8, finish": ("W4A4u~W4A8", {"condition": "auto", "finish": "data"}),
+    "u auto, W4A8, finish": ("W4A4u+W4A8", {"condition": "auto", "finish": "data"}),
     "A8 published": ("W4A8+W16A16", {"method": "svdquant_published"}),
     "A8 loraq": ("W4A8+W8A8", {}),
     "A8 finish": ("W4A8+W8A8", {"finish": "data"}),

@@ -29,7 +29,7 @@ sum: the depth of P L^T is r, not r_w.
 
 Layers that share one R (`shared_by`) run it once, beside each other: each is charged an even share
 of X R^T, of R, of the residual input, and of transforming and rounding X. Only `recompute` forms P
-in every tile again.
+in every tile again. Layers with an R each may still share a residual input (`feedback_shared_by`).
 """
 
 from dataclasses import dataclass, replace
@@ -265,7 +265,7 @@ def _deflation(work: GemmWorkload, hw: Accelerator) -> list[GemmKernel]:
     """P_f = X V^T, then D = X - P_f V, rounded: once for all layers that share the input."""
     (w, a), p = work.branch_operands, work.feedback_p_operand
     m, k, spent = work.m, work.k, work.feedback_rank
-    is_fused, share = work.schedule != "unfused", 1 / work.shared_by
+    is_fused, share = work.schedule != "unfused", 1 / work.feedback_shared_by
     inside, stays = _deflates_inside(work, hw), is_fused and _rows_stay(work, hw)
     wide_x = work.bytes_of(m, k, 16, "")
     # A transformed X that does not stay is written once, to be read again as it was transformed.
@@ -357,7 +357,7 @@ def _down(work: GemmWorkload, hw: Accelerator) -> GemmKernel:
 
 
 def _up(work: GemmWorkload, hw: Accelerator) -> GemmKernel:
-    operands = work.branch_operands[0], work.p_operand
+    operands = work.up_weight_operand, work.p_operand
     return _kernel(
         work, hw, "branch_up", (work.m, work.n, work.rank), operands, work.out_bits,
         out_bytes=_output_bytes(work), reread_bytes=_output_bytes(work),
@@ -449,12 +449,12 @@ def _stored_bytes(
 
 
 def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranch:
-    (w, a), p = work.branch_operands, work.p_operand
+    (w, a), p, up_w = work.branch_operands, work.p_operand, work.up_weight_operand
     down, up = mode_of(hw, work, "branch_down"), mode_of(hw, work, "branch_up")
     sizes = work.weight_bytes()
     is_elsewhere = place == "elsewhere"
     sums = work.zero_sums_bytes(work.weight_rank, work.k, w, a) if work.weight_rank else 0
-    up_sums = work.zero_sums_bytes(work.n, work.rank, w, p)
+    up_sums = work.zero_sums_bytes(work.n, work.rank, up_w, p)
     right_bytes = sizes["right"] + work.share_of(sums)
     if place == "per_tile":
         right_bytes = work.bytes_of(work.weight_rank, work.k, *w) + sums
@@ -470,7 +470,7 @@ def _branch(work: GemmWorkload, hw: Accelerator, place: DownPlace) -> FusedBranc
         down=down,
         up=up,
         down_combines=down.combines(work, work.k, (w, a)),
-        up_combines=up.combines(work, work.rank, (w, p)),
+        up_combines=up.combines(work, work.rank, (up_w, p)),
         x=work.main_operands[1] if is_elsewhere else a,
         factor_bits=w.bits,
         p_bits=p.bits,

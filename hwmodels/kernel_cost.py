@@ -220,7 +220,7 @@ def _cost(run: Run, kernel: GemmKernel, family: KernelFamily | None) -> KernelCo
         busy_s=_scaled(busy_s, share),
         bound="dispatch" if launch_s > longest else slowest,
         energy_parts_j=_scaled(kernel_energy(chip, kernel, chip_tiles, dram), share),
-        dram=dram if share == 1 else dram.shared(kernel.work.shared_by),
+        dram=dram if share == 1 else dram.shared(round(1 / share)),
         tile_mkn=tiles.at(best),
         modes=_mode_names(kernel),
         family=GENERIC if family is None else family.name,

@@ -135,7 +135,12 @@ def mode_of(hw: Accelerator, work: GemmWorkload, part: Part) -> ModeChoice:
     if part == "feedback_back":
         return _kept(hw, w, work.feedback_p_operand, work.family)
     try:
-        return _kept(hw, w, work.p_operand, work.family)
+        choice = _kept(hw, work.up_weight_operand, work.p_operand, work.family)
+        if w == work.up_weight_operand:
+            return choice
+        # L_w is stored narrower than L_f.
+        unpacks = choice.unpack_weights or _pays(hw, w.bits, choice.mode.weight_bits, choice.mode)
+        return replace(choice, unpack_weights=unpacks)
     except AcceleratorError as error:
         if work.p_operand == a:
             raise

@@ -70,6 +70,9 @@ class GemmWorkload:
         are stored once, with one scale per block of rows and columns.
     feedback_p_bits : int or None
         Width of P_f (M, r_f); None means that of P.
+    feedback_shared_by : int
+        How many layers read the same D, `shared_by` at least: each is charged its even share of V
+        and of forming, transforming and rounding D, whether they share R or have one each.
     partial_bits : int or None
         Width of partial sums between K tiles; None means what the accelerator's datapath says.
     transforms : tuple of str
@@ -108,6 +111,7 @@ class GemmWorkload:
     rounds_x: bool = True
     feedback_rank: int = 0
     feedback_p_bits: int | None = None
+    feedback_shared_by: int = 1
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):
@@ -125,6 +129,8 @@ class GemmWorkload:
         self._require_member("branch_schedule", (None, *BRANCH_SCHEDULES))
         self._require_member("rounds_x", (True, False), booleans=True)
         self._set_integer("shared_by", minimum=1)
+        self._set_integer("feedback_shared_by", minimum=1)
+        object.__setattr__(self, "feedback_shared_by", max(self.feedback_shared_by, self.shared_by))
         self._set_transforms()
         parse_precision(self.main)
         self._require_widths_of_the_family()
@@ -260,6 +266,16 @@ class GemmWorkload:
         return self.branch_operands[1] if self.p_bits is None else Operand(self.p_bits)
 
     @property
+    def up_weight_operand(self) -> Operand:
+        """What P is multiplied with; beside a residual input, whose L_f has 8 bits, at least those.
+
+        P_f joins P in one sum, which runs in one mode: L_w is widened to L_f.
+        """
+        w = self.branch_operands[0]
+        is_narrow = self.family == "int" and w.bits < 8 and not w.is_unsigned
+        return Operand(8) if self.feedback_rank and is_narrow else w
+
+    @property
     def feedback_p_operand(self) -> Operand:
         """P_f of a residual input."""
         bits = self.feedback_p_bits
@@ -347,7 +363,7 @@ class GemmWorkload:
 
     def _feedback_left_bytes(self, spent: int) -> int:
         """Stored bytes of L_f (N, `spent`): few components of 8-bit integers have blocks like V."""
-        w = self.branch_operands[0]
+        w = self.up_weight_operand
         group, _ = self.grouping(w.bits)
         is_plain = self.family == "int" and w.bits == 8 and not w.is_unsigned
         if is_plain and group is not None and spent <= _SHORT_ROW * group:
@@ -398,24 +414,26 @@ class GemmWorkload:
             parts["right"] = self.share_of(self.bytes_of(own, self.k, *w)) if own else 0
             parts["left"] = self.bytes_of(self.n, own, *w) if own else 0
             if spent:
-                parts["feedback"] = self.share_of(self.block_bytes_of(spent, self.k, w.bits))
+                stored = self.block_bytes_of(spent, self.k, w.bits)
+                parts["feedback"] = self.share_of(stored, self.feedback_shared_by)
                 parts["feedback_left"] = self._feedback_left_bytes(spent)
-            reads_x = self.zero_sums_bytes(own, self.k, w, a) if own else 0
+            sums += self.share_of(self.zero_sums_bytes(own, self.k, w, a)) if own else 0
             if spent:
                 # V^T beside X, and V beside P_f.
-                reads_x += self.zero_sums_bytes(spent, self.k, w, a)
-                reads_x += self.zero_sums_bytes(self.k, spent, w, self.feedback_p_operand)
-            sums += self.share_of(reads_x)
-            sums += self.zero_sums_bytes(self.n, self.rank, w, self.p_operand)
+                of_v = self.zero_sums_bytes(spent, self.k, w, a)
+                of_v += self.zero_sums_bytes(self.k, spent, w, self.feedback_p_operand)
+                sums += self.share_of(of_v, self.feedback_shared_by)
+            sums += self.zero_sums_bytes(self.n, self.rank, self.up_weight_operand, self.p_operand)
         if sums:
             parts["zero_sums"] = sums
         if "smooth" in self.transforms:
-            parts["smooth"] = self.share_of(2 * self.k)
+            by = self.feedback_shared_by if self.feedback_rank else self.shared_by
+            parts["smooth"] = self.share_of(2 * self.k, by)
         return parts
 
-    def share_of(self, nbytes: int) -> int:
-        """This layer's part of bytes that `shared_by` layers hold in common."""
-        return -(-nbytes // self.shared_by)
+    def share_of(self, nbytes: int, by: int | None = None) -> int:
+        """This layer's part of bytes that `by` layers hold in common, by default `shared_by`."""
+        return -(-nbytes // (by or self.shared_by))
 
 
 def activation_bytes(work: GemmWorkload) -> int:

@@ -169,6 +169,7 @@ def solved_workload(
         fused=fused,
         transforms=transforms_of(solution, split, path),
         shared_by=solution.shared_by,
+        feedback_shared_by=solution.feedback_shared_by,
     )
 
 
@@ -280,10 +281,11 @@ def workload_for(
     feedback_rank: int = 0,
     transforms: tuple[str, ...] = (),
     shared_by: int = 1,
+    feedback_shared_by: int = 1,
 ) -> "hwmodels.GemmWorkload":
     """What the cost model needs to know of a case: shapes and bits.
 
-    `transforms` and `shared_by` as in `hwmodels.GemmWorkload`.
+    `transforms` and who shares what as in `hwmodels.GemmWorkload`.
     """
     has_branch = split.has_branch and rank > 0
     main, branch = split.costed
@@ -306,6 +308,7 @@ def workload_for(
         feedback_p_bits=feedback_p.bits if has_branch and feedback_rank and feedback_p else None,
         transforms=transforms,
         shared_by=shared_by,
+        feedback_shared_by=feedback_shared_by,
     )
 
 

@@ -422,10 +422,7 @@ _SHORT_ROW = 1 / 8  # Of a group, which a row of L_f must exceed to have scales 
 
 
 def feedback_format(branch: Format) -> Format:
-    """How V is stored beside a branch in `branch`: a scale per block serves X V^T and P V alike.
-
-    Blocks of 64 x 64, or of the size that block elements bring along; 16-bit floats stay so.
-    """
+    """How V is stored beside a branch in `branch`: a scale per block serves X V^T and P V alike."""
     if branch.scale is None:
         return branch
     size = _FEEDBACK_BLOCK if branch.element.block is None else branch.group_size
@@ -433,14 +430,16 @@ def feedback_format(branch: Format) -> Format:
 
 
 def feedback_left_format(branch: Format, feedback_rank: int) -> Format:
-    """How L_f is stored: as the branch is, or with few components of 8-bit integers, as V is.
+    """How L_f is stored: as the branch is, integers in 8 bits, few components in blocks like V.
 
-    Scales of short rows would cost a component; 8 bits hold the range of 64 rows, 6 do not.
+    P_f is loud and the rounding of L_f not fed back. Scales of short rows would cost a component.
     """
     element, size = branch.element, branch.group_size or 0
+    if element.block or not element.is_integer or not element.is_signed:
+        return branch
+    wide = replace(branch, element=ELEMENTS["int8"])
     is_long = branch.granularity != "group" or feedback_rank > _SHORT_ROW * size
-    is_int8 = element.is_integer and element.is_signed and element.bits == 8
-    return branch if is_long or element.block or not is_int8 else feedback_format(branch)
+    return wide if is_long else feedback_format(wide)
 
 
 def unsigned(fmt: Format) -> Format:

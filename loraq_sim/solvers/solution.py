@@ -108,7 +108,14 @@ class Solution:
 
         Of a branch that is all residual input, V is that factor.
         """
-        name = "feedback" if self.right is None else "right"
+        return self._holders("feedback" if self.right is None else "right")
+
+    @property
+    def feedback_shared_by(self) -> int:
+        """How many layers hold V in common, and so form one D; 1 for a layer alone."""
+        return self._holders("feedback")
+
+    def _holders(self, name: str) -> int:
         stored: QuantizedTensor | None = getattr(self, name)
         if stored is None or not self.charged.get(name):
             return 1

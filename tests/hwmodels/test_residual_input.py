@@ -131,6 +131,16 @@ def test_layers_of_one_input_form_it_once():
     assert third.parts["weight_bytes"]["feedback"] == pytest.approx(
         alone.parts["weight_bytes"]["feedback"] / 3, abs=1
     )
+    # With an R each, they share D all the same, and nothing else.
+    own = estimate_cost(
+        _work(feedback_rank=31, branch_schedule="unfused", feedback_shared_by=3), hw
+    )
+    for part in ("feedback_down", "feedback_back"):
+        assert own.parts["latency_s"][part] == third.parts["latency_s"][part]
+    assert own.parts["weight_bytes"]["feedback"] == third.parts["weight_bytes"]["feedback"]
+    assert own.parts["weight_bytes"]["right"] == alone.parts["weight_bytes"]["right"]
+    assert third.latency_s < own.latency_s < alone.latency_s
+    assert third.dram_bytes < own.dram_bytes < alone.dram_bytes
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+import hwmodels
 import loraq_sim as lq
+from hwmodels.modes import mode_of
 from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.emulator.mac_array import MacArray
 from loraq_sim.emulator.walk import run_layer, walk_steps
+from loraq_sim.machine import solved_workload
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.split import branch_bytes, feedback_format
 
@@ -148,8 +151,27 @@ def test_few_components_take_no_scale_a_row_each():
     assert solution.rank == plain.rank
     bytes_of = solution.bytes_by_part
     assert bytes_of["feedback_left"] == 2 * 96 + 2 * 2
-    narrow = _solved(weight, x, rank=6, branch="int6/g64", feedback=2)
-    assert narrow.feedback_left.format == narrow.left.format
+
+
+@pytest.mark.parametrize("branch", ["int6/g64", "int4/g64"])
+def test_what_carries_loud_directions_has_eight_bits(branch):
+    """P_f is loud, and the rounding of L_f is not fed back; V's is."""
+    weight, x = _layer(k=200)
+    solution = _solved(weight, x, rank=24, branch=branch, feedback=12)
+    assert str(solution.feedback_left.format) == "int8/g64/fp16"
+    assert solution.feedback.format == feedback_format(lq.parse_format(branch))
+    wide = _solved(weight, x, rank=24, branch="int8/g64", feedback=12)
+    # V of four bits leaves a tenth of what is loud to the main branch.
+    allowed = 1.25 if branch == "int6/g64" else 1.5
+    assert _error(solution, x, weight) < allowed * _error(wide, x, weight)
+    bits = branch[3]
+    split = lq.parse_split(f"W4A4~W{bits}A8r24f12")
+    work = solved_workload(9, solution, split, Datapath(), fused=True)
+    sizes = work.weight_bytes()
+    for part in ("left", "right", "feedback", "feedback_left"):
+        assert sizes[part] == solution.bytes_by_part[part]
+    # P_f joins P in one sum, in a mode that takes the eight bits of L_f.
+    assert mode_of(hwmodels.load_accelerator("aie2"), work, "branch_up").mode.weight_bits == 8
 
 
 def test_all_of_the_rank_may_go_to_the_residual_input():

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
+from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.errors import InputError
+from loraq_sim.machine import solved_workload
 from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
 from loraq_sim.solvers import METHODS, solve, solve_group
+from loraq_sim.split import parse_split
 
 
 def members(k=64):
@@ -110,6 +113,12 @@ def test_members_deflate_their_input_by_one_v(tmp_path, share, options):
     assert {s.shared_by for s in found.values()} == ({3} if is_all_common else {1})
     stored = sum(s.bytes_by_part["feedback"] for s in found.values())
     assert stored == found["q"].feedback.nbytes
+    # The cost model charges what the solutions count, but for rounding up.
+    split, path = parse_split("W4A4~W8A8r9"), Datapath()
+    works = [solved_workload(90, s, split, path, fused=True) for s in found.values()]
+    for part in ("feedback", "smooth"):
+        charged = sum(work.weight_bytes()[part] for work in works)
+        assert 0 <= charged - sum(s.bytes_by_part[part] for s in found.values()) < 3
     turn = np.kron(np.eye(8), hadamard(8) / np.sqrt(8))
     for name, s in found.items():
         v = s.feedback.dequantize().astype(np.float64)
