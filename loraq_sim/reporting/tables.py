@@ -189,13 +189,13 @@ class ResultTable:
         from rich.console import Group
         from rich.text import Text
 
-        if width is None:
-            return self._to_rich(math.inf, self._notes())
-        fitted = self.within(width)
-        notes = [Text(line, style="italic dim") for line in (*fitted._notes(), "")]
-        return Group(fitted._to_rich(width, []), *notes)
+        fitted = self if width is None else self.within(width)
+        # Not as its caption, which would break lines at the width of the table.
+        lines = fitted._notes()
+        notes = [Text(line, style="italic dim") for line in (*lines, *([""] if lines else []))]
+        return Group(fitted._to_rich(math.inf if width is None else width), *notes)
 
-    def _to_rich(self, width: float, notes: Sequence[str]) -> "Table":
+    def _to_rich(self, width: float) -> "Table":
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -204,8 +204,6 @@ class ResultTable:
             title=Text(shown_line(self.title)) if self.title else None,
             title_justify="left",
             title_style="bold",
-            caption=Text("\n".join(notes)) if notes else None,
-            caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1),

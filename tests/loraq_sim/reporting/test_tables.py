@@ -297,3 +297,9 @@ def test_one_row_and_a_table_that_fits_are_shown_as_they_are():
     one = result_table(many_columns()[:1], ["split", "latency_s", "energy_j", "cosine"][:3])
     assert one.within(200) is one
     assert "in all rows" not in " ".join(drawn(one, 24))
+
+
+def test_a_remark_is_as_wide_as_it_needs_to_be_below_a_narrow_table():
+    remark = "a sentence that is longer than the narrow table above it"
+    text = result_table([{"split": "W4A4", "status": "failed", "message": remark}]).to_text()
+    assert remark in text
