@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
-    from hwmodels.cost import Cost, estimate_cost
+    from hwmodels.cost import (
+        ArrayCost,
+        Cost,
+        array_of,
+        chip_area,
+        estimate_cost,
+        machine_with_array,
+    )
     from hwmodels.description import Accelerator
     from hwmodels.errors import AcceleratorError
     from hwmodels.fitting import (
@@ -21,14 +28,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.inventory import list_models, load_model, product_cost
     from hwmodels.loader import list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
-    from hwmodels.modes import (
-        ArrayCost,
-        array_of,
-        check_transforms,
-        describe_modes,
-        machine_with_array,
-        unreachable_modes,
-    )
+    from hwmodels.modes import check_transforms, describe_modes, unreachable_modes
     from hwmodels.operands import tensor_bytes
     from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
     from hwmodels.schedule import schedule_step
@@ -63,6 +63,7 @@ __all__ = [
     "array_of",
     "branch_overheads",
     "check_transforms",
+    "chip_area",
     "cross_validate",
     "describe",
     "describe_modes",
@@ -97,7 +98,7 @@ __all__ = [
 _HOMES = {
     "Accelerator": "description",
     "AcceleratorError": "errors",
-    "ArrayCost": "modes",
+    "ArrayCost": "cost",
     "Cost": "cost",
     "FamilyFit": "fitting",
     "GemmWorkload": "workload",
@@ -105,9 +106,10 @@ _HOMES = {
     "ProcessNode": "synthesis",
     "SynthesizedArray": "synthesis",
     "activation_bytes": "workload",
-    "array_of": "modes",
+    "array_of": "cost",
     "branch_overheads": "validation",
     "check_transforms": "modes",
+    "chip_area": "cost",
     "cross_validate": "fitting",
     "describe": "overrides",
     "describe_modes": "modes",
@@ -121,7 +123,7 @@ _HOMES = {
     "load_accelerator": "loader",
     "load_model": "inventory",
     "load_node": "synthesis",
-    "machine_with_array": "modes",
+    "machine_with_array": "cost",
     "measured_rows": "measured",
     "node_names": "synthesis",
     "overview": "overrides",

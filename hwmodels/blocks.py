@@ -6,12 +6,14 @@ number outside is refused with the key, the value, the range, and what it would 
 unit.
 
 `Strict` and `Block` are what all blocks of a file are made of. Those of kernels are here: how they
-are built, the families of libraries, and what the descriptors that move their tiles can say.
+are built, the families of libraries, what the descriptors that move their tiles can say; and what
+takes the energies of modes from gates.
 """
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,12 +24,16 @@ from pydantic import (
     model_validator,
 )
 
+from hwmodels.errors import AcceleratorError
+from hwmodels.synthesis import load_node, synthesized_array
+
 __all__ = [
-    "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond", "Capacity", "Count", "Dma",
+    "ArraySource", "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond", "Capacity",
+    "Count", "Dma",
     "ElementsPerCycle", "ElementwiseRate", "Fraction", "Hertz", "Kernel", "KernelFamily",
     "L1Capacity", "MacRate",
     "Name", "Nanometers", "NonNegative", "Picojoules", "Seconds", "Side", "Strict", "Text",
-    "Watts",
+    "Watts", "with_energies",
 ]  # fmt: skip
 
 
@@ -310,3 +316,50 @@ class KernelFamily(Block):
                 "a family that serves elementwise work, and no other, has a block elementwise"
             )
         return self
+
+
+class ArraySource(Block):
+    """Where the energies of integer modes come from, in place of numbers in the file.
+
+    `from: synthesis`: gates of the data path's array in the widths of each mode, on `node_nm`.
+    Modes then leave `energy_pj_per_mac` out.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    origin: Literal["synthesis"] = Field(alias="from")
+    node_nm: Count
+    source: Text = "gates of the synthesized RTL, and figures of the node (process_nodes.yaml)"
+    confidence: Literal["vendor", "measured", "inferred", "estimate"] = "estimate"
+
+
+_ARRAY_FIELDS = (*("acc_bits", "overflow", "products_per_add", "accumulators", "tree_bits"),)
+
+
+def with_energies(content: dict[str, Any]) -> dict[str, Any]:
+    """The file with the energies of its integer modes taken from gates, as far as it is readable.
+
+    What is wrong with its blocks is told by their own rules.
+    """
+    array, modes = content["array"], content.get("modes")
+    node = array.get("node_nm")
+    datapath = content.get("datapath")
+    try:
+        load_node(node)
+    except AcceleratorError as error:
+        raise ValueError(f"array.node_nm: {error}") from None
+    if not isinstance(datapath, Mapping) or not isinstance(modes, list | tuple):
+        return content
+    known = {name: datapath[name] for name in _ARRAY_FIELDS if datapath.get(name) is not None}
+    filled = []
+    for mode in modes:
+        if isinstance(mode, Mapping) and mode.get("kind") == "int":
+            gates = synthesized_array(
+                SimpleNamespace(**known),
+                a_bits=mode.get("activation_bits", 8),
+                w_bits=mode.get("weight_bits", 8),
+                node_nm=node,
+            )
+            mode = {**mode, "energy_pj_per_mac": gates.energy_pj_per_mac}
+        filled.append(mode)
+    return {**content, "modes": tuple(filled)}

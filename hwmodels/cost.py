@@ -8,21 +8,34 @@ layers share, each is charged an even part.
 
 Every kernel runs in a family of the machine's file, whose fitted values hold for its time
 (`hwmodels.families`, `hwmodels.kernel_cost`).
+
+**The array of a mode.** What a machine says of its data path, or a case in its place, is one column
+of multiply-accumulate units. `array_of` prices it from synthesis in the widths of the mode that the
+main branch runs in, as many of them as the machine has: arrays that differ in nothing but their
+accumulators are compared at equal throughput. `machine_with_array` is the machine whose integer
+modes take the energy of such an array: what the file says, and the difference that synthesis finds
+between the two arrays. It never grows negative, for where a file says less than synthesis the two
+go in proportion. A clock that deeper logic would slow down is not looked at.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hwmodels.branch import GemmKernel
-from hwmodels.description import Accelerator
+from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import bar_text, html_card
 from hwmodels.families import Confidence, family_named, weakest
 from hwmodels.kernel_cost import KernelCost, LaunchState, Run, WeightState, padding_of
-from hwmodels.modes import check_transforms
+from hwmodels.modes import check_transforms, mode_of
+from hwmodels.synthesis import SynthesizedArray, load_node, node_names, synthesized_array
 from hwmodels.workload import GemmWorkload
 
-__all__ = ["Cost", "KernelCost", "estimate_cost"]
+__all__ = [
+    *("ArrayCost", "Cost", "KernelCost", "array_of", "chip_area", "estimate_cost"),
+    "machine_with_array",
+]
 
 
 # How a card shows each quantity: name, unit, units in one of the cost's.
@@ -273,3 +286,176 @@ def _part_row(quantity: str, part: str, value: float, total: float) -> dict[str,
         "share": f"{share:.1%}",
         "": bar_text(share),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayCost:
+    """What the array costs that the main branch of a layer runs in.
+
+    Attributes
+    ----------
+    area_ge : float
+        Gate equivalents per multiply-accumulate unit (MAC).
+    area_mm2 : float or None
+        Placed area of all MACs of the machine; None where its node has no figures.
+    energy_pj_per_mac : float or None
+        Of random operands, without glitches.
+    depth : int
+        Gates in a row between two registers.
+    macs : int
+        MACs of the machine in this mode.
+    mode : str
+    gates : SynthesizedArray
+    """
+
+    area_ge: float
+    area_mm2: float | None
+    energy_pj_per_mac: float | None
+    depth: int
+    macs: int
+    mode: str
+    gates: SynthesizedArray
+
+
+def array_of(
+    work: GemmWorkload, hw: Accelerator, *, mac: Any = None, zero_point: str = "initial"
+) -> ArrayCost | None:
+    """Cost of an array for the main branch of `work`, from synthesis; None in a float mode.
+
+    Parameters
+    ----------
+    work : GemmWorkload
+    hw : Accelerator
+        Its mode says the widths of operands and how many MACs there are, its node the process.
+    mac : object, optional
+        Anything with the fields of a MAC array, hashable; by default the machine's data path.
+    zero_point : {"initial", "after"}
+        Whether zero points start the accumulators, which takes gates.
+
+    Raises
+    ------
+    AcceleratorError
+        If no mode is wide enough, or a field of the array is out of range.
+    """
+    mode = mode_of(hw, work, "main").mode
+    if mode.kind != "int":
+        return None
+    w, a = work.main_operands
+    signs = {
+        "a_signed": not a.is_unsigned or a.bits < mode.activation_bits,
+        "w_signed": not w.is_unsigned or w.bits < mode.weight_bits,
+    }
+    starts = zero_point == "initial" and (w.needs_correction or a.needs_correction)
+    return _array_cost(hw, mode, mac, zero_point=starts, **signs)
+
+
+def _array_cost(
+    hw: Accelerator, mode: Mode, mac: Any, *, a_signed: bool, w_signed: bool, zero_point: bool
+) -> ArrayCost:
+    key = ("array", mode.name, mac, a_signed, w_signed, zero_point)
+    mac = hw.datapath if mac is None else mac
+    if key not in hw._cache:
+        gates = synthesized_array(
+            mac,
+            a_bits=mode.activation_bits,
+            w_bits=mode.weight_bits,
+            a_signed=a_signed,
+            w_signed=w_signed,
+            zero_point=zero_point,
+            node_nm=_known_node(hw),
+        )
+        area_ge = gates.area_ge
+        if hasattr(mac, "column"):
+            # One wide accumulator takes the sums of a column of so many products.
+            shared = gates.column.products_per_add / mac.column_k
+            area_ge += gates.parts["group_sum"] * min(shared, 1.0)
+        macs = round(mode.macs_per_cycle * hw.units.count)
+        placed = None if gates.node is None else gates.node.logic_mm2(area_ge) * macs
+        hw._cache[key] = ArrayCost(
+            area_ge=area_ge,
+            area_mm2=placed,
+            energy_pj_per_mac=gates.energy_pj_per_mac,
+            depth=gates.depth,
+            macs=macs,
+            mode=mode.name,
+            gates=gates,
+        )
+    cost: ArrayCost = hw._cache[key]
+    return cost
+
+
+def _known_node(hw: Accelerator) -> int | None:
+    node = hw.energy.node_nm if hw.array is None else hw.array.node_nm
+    return int(node) if node in node_names() else None
+
+
+def chip_area(hw: Accelerator) -> dict[str, float]:
+    """Placed area in mm2 of what a machine computes with and keeps on chip, by part.
+
+    ``array``: MACs of every integer mode, each mode with multipliers of its own; ``columns``: a
+    shift-round-saturate and a group sum for every column; ``vector``: fp32 lanes that scale and add
+    group sums; ``sram``: L1 of all units and L2. Control, registers of operands, float modes,
+    wires between units, clock and pads are not in it.
+
+    Raises
+    ------
+    AcceleratorError
+        If the machine's node has no figures.
+    """
+    node_nm = hw.energy.node_nm if hw.array is None else hw.array.node_nm
+    node = load_node(int(node_nm) if node_nm == int(node_nm) else 0)
+    parts = dict.fromkeys(("array", "columns"), 0.0)
+    for mode in hw.modes:
+        if mode.kind != "int":
+            continue
+        cost = _array_cost(hw, mode, None, a_signed=True, w_signed=True, zero_point=False)
+        parts["array"] += node.logic_mm2(cost.area_ge) * cost.macs
+        behind = cost.gates.parts["srs"] + cost.gates.parts["group_sum"]
+        if hw.units.organization == "systolic":
+            # One below each column, where the sums of its rows arrive.
+            behind /= hw.units.rows * mode.macs_per_cycle / cost.gates.column.products_per_add
+        parts["columns"] += node.logic_mm2(behind) * cost.macs
+    lanes = hw.vector_rate("combine") * hw.units.vector_units
+    stored = hw.memories.l1.capacity_bytes * hw.units.vector_units + hw.memories.l2.capacity_bytes
+    parts["vector"] = node.logic_mm2(lanes * node.fp32_lane_ge)
+    parts["sram"] = node.sram_mm2(stored)
+    return parts
+
+
+def machine_with_array(hw: Accelerator, mac: Any) -> Accelerator:
+    """`hw` with the energy per MAC that its integer modes take with the array `mac`.
+
+    It is `hw` itself where the array is the file's own, or no figures are known for its node.
+
+    Raises
+    ------
+    AcceleratorError
+        If a field of the array is out of range.
+    """
+    if _known_node(hw) is None:
+        return hw
+    key = ("with array", mac)
+    if key not in hw._cache:
+        modes = tuple(_with_array(hw, mode, mac) for mode in hw.modes)
+        changed = hw if modes == hw.modes else hw.model_copy(update={"modes": modes})
+        if changed is not hw and "tiles" in hw._cache:
+            # Tiles depend on no energy.
+            changed._cache["tiles"] = hw._cache["tiles"]
+        hw._cache[key] = changed
+    machine: Accelerator = hw._cache[key]
+    return machine
+
+
+def _with_array(hw: Accelerator, mode: Mode, mac: Any) -> Mode:
+    if mode.kind != "int":
+        return mode
+    own, other = (
+        _array_cost(hw, mode, array, zero_point=False, a_signed=True, w_signed=True)
+        for array in (None, mac)
+    )
+    before, after = own.energy_pj_per_mac, other.energy_pj_per_mac
+    if before is None or after is None or before == after:
+        return mode
+    said = mode.energy_pj_per_mac
+    energy = said + after - before if said >= before else said * after / before
+    return mode.model_copy(update={"energy_pj_per_mac": energy})

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from hwmodels.blocks import (
+    ArraySource,
     Block,
     BytesPerCycle,
     BytesPerSecond,
@@ -34,12 +35,14 @@ from hwmodels.blocks import (
     Strict,
     Text,
     Watts,
+    with_energies,
 )
 from hwmodels.errors import html_card
 from hwmodels.operands import Operand
 
 __all__ = [
     "Accelerator",
+    "ArraySource",
     "Block",
     "Dataflow",
     "Datapath",
@@ -384,6 +387,7 @@ class Accelerator(Strict):
     datapath: Datapath
     energy: Energy
     side_unit: SideUnit | None = None
+    array: ArraySource | None = None
     kernels: tuple[KernelFamily, ...] = ()
     variants: tuple[Variant, ...] = ()
     # What its kernels can do to the inputs of a layer; `hwmodels.check_transforms` holds to it.
@@ -391,6 +395,13 @@ class Accelerator(Strict):
 
     # Mode choices and the tile grid depend on nothing but this description.
     _cache: dict[Any, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _energies_may_come_from_gates(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("array"), dict):
+            return with_energies(content)
+        return content
 
     @model_validator(mode="after")
     def _modes_are_distinct(self) -> Self:

@@ -101,6 +101,7 @@ def _read(path: Path) -> Accelerator:
     if not isinstance(content, dict):
         raise AcceleratorError(f"{path}:1: an accelerator file must be a mapping of keys to values")
 
+    _refuse_two_energies(path, content, lines)
     try:
         hw = Accelerator.model_validate(content)
     except ValidationError as error:
@@ -128,6 +129,21 @@ def _read(path: Path) -> Accelerator:
             "%s:%d: mode %s is reached by no split: %s", path, lines[("modes", index)], name, why
         )
     return hw
+
+
+def _refuse_two_energies(path: Path, content: dict[str, Any], lines: _Lines) -> None:
+    """With an array from synthesis, an integer mode that also states its energy says two things."""
+    modes = content.get("modes")
+    if not isinstance(content.get("array"), dict) or not isinstance(modes, tuple):
+        return
+    for index, mode in enumerate(modes):
+        if isinstance(mode, dict) and mode.get("kind") == "int" and "energy_pj_per_mac" in mode:
+            line = lines[("modes", index, "energy_pj_per_mac")]
+            name = f"modes.{mode.get('name', index)!s:.40}"
+            raise AcceleratorError(
+                f"{path}:{line}: {name}.energy_pj_per_mac comes from synthesis, as `array` says; "
+                "leave one of the two out"
+            )
 
 
 def _compose(path: Path, text: str, lines: _Lines) -> Any:

@@ -10,14 +10,6 @@ narrower than their mode are widened on chip: free where the mode mixes widths o
 widens, else a pass of the vector unit.
 
 `mode_of` alone decides: costs, `hw show` and the list of unreachable modes all ask it.
-
-**The array of a mode.** What a machine says of its data path, or a case in its place, is one column
-of multiply-accumulate units. `array_of` prices it from synthesis in the widths of the mode that the
-main branch runs in, as many of them as the machine has: arrays that differ in nothing but their
-accumulators are compared at equal throughput. `machine_with_array` is the machine whose integer
-modes take the energy of such an array: what the file says, and the difference that synthesis finds
-between the two arrays. It never grows negative, for where a file says less than synthesis the two
-go in proportion. A clock that deeper logic would slow down is not looked at.
 """
 
 from dataclasses import dataclass, replace
@@ -26,13 +18,12 @@ from typing import Any, Literal
 from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import AcceleratorError
 from hwmodels.operands import FAMILIES, Operand, grouping_of
-from hwmodels.synthesis import SynthesizedArray, node_names, synthesized_array
 from hwmodels.workload import GemmWorkload
 
 __all__ = [
-    *("PARTS", "ArrayCost", "ModeChoice", "Part", "array_of", "check_transforms", "choose_mode"),
-    *("describe_modes", "machine_with_array", "mode_of", "unreachable_modes"),
-]
+    "check_transforms",
+    "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "mode_of", "unreachable_modes",
+]  # fmt: skip
 
 # What a layer asks of a machine, by the name in its file: how it is called, and the way out.
 _WAYS_OUT = {
@@ -323,143 +314,3 @@ def _reason(hw: Accelerator, w: Operand, a: Operand, mode: Mode) -> str:
             how = "by the mode itself" if mode.mixes_widths else how
             steps.append(f"{what} widened from {bits} to {mode_bits} bits {how}")
     return "no native mode, cheapest wider one: " + "; ".join(steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayCost:
-    """What the array costs that the main branch of a layer runs in.
-
-    Attributes
-    ----------
-    area_ge : float
-        Gate equivalents per multiply-accumulate unit (MAC).
-    area_mm2 : float or None
-        Placed area of all MACs of the machine; None where its node has no figures.
-    energy_pj_per_mac : float or None
-        Of random operands, without glitches.
-    depth : int
-        Gates in a row between two registers.
-    macs : int
-        MACs of the machine in this mode.
-    mode : str
-    gates : SynthesizedArray
-    """
-
-    area_ge: float
-    area_mm2: float | None
-    energy_pj_per_mac: float | None
-    depth: int
-    macs: int
-    mode: str
-    gates: SynthesizedArray
-
-
-def array_of(
-    work: GemmWorkload, hw: Accelerator, *, mac: Any = None, zero_point: str = "initial"
-) -> ArrayCost | None:
-    """Cost of an array for the main branch of `work`, from synthesis; None in a float mode.
-
-    Parameters
-    ----------
-    work : GemmWorkload
-    hw : Accelerator
-        Its mode says the widths of operands and how many MACs there are, its node the process.
-    mac : object, optional
-        Anything with the fields of a MAC array, hashable; by default the machine's data path.
-    zero_point : {"initial", "after"}
-        Whether zero points start the accumulators, which takes gates.
-
-    Raises
-    ------
-    AcceleratorError
-        If no mode is wide enough, or a field of the array is out of range.
-    """
-    mode = mode_of(hw, work, "main").mode
-    if mode.kind != "int":
-        return None
-    w, a = work.main_operands
-    signs = {
-        "a_signed": not a.is_unsigned or a.bits < mode.activation_bits,
-        "w_signed": not w.is_unsigned or w.bits < mode.weight_bits,
-    }
-    starts = zero_point == "initial" and (w.needs_correction or a.needs_correction)
-    return _array_cost(hw, mode, mac, zero_point=starts, **signs)
-
-
-def _array_cost(
-    hw: Accelerator, mode: Mode, mac: Any, *, a_signed: bool, w_signed: bool, zero_point: bool
-) -> ArrayCost:
-    key = ("array", mode.name, mac, a_signed, w_signed, zero_point)
-    mac = hw.datapath if mac is None else mac
-    if key not in hw._cache:
-        gates = synthesized_array(
-            mac,
-            a_bits=mode.activation_bits,
-            w_bits=mode.weight_bits,
-            a_signed=a_signed,
-            w_signed=w_signed,
-            zero_point=zero_point,
-            node_nm=_known_node(hw),
-        )
-        area_ge = gates.area_ge
-        if hasattr(mac, "column"):
-            # One wide accumulator takes the sums of a column of so many products.
-            shared = gates.column.products_per_add / mac.column_k
-            area_ge += gates.parts["group_sum"] * min(shared, 1.0)
-        macs = round(mode.macs_per_cycle * hw.units.count)
-        placed = None if gates.node is None else gates.node.logic_mm2(area_ge) * macs
-        hw._cache[key] = ArrayCost(
-            area_ge=area_ge,
-            area_mm2=placed,
-            energy_pj_per_mac=gates.energy_pj_per_mac,
-            depth=gates.depth,
-            macs=macs,
-            mode=mode.name,
-            gates=gates,
-        )
-    cost: ArrayCost = hw._cache[key]
-    return cost
-
-
-def _known_node(hw: Accelerator) -> int | None:
-    node = hw.energy.node_nm
-    return int(node) if node in node_names() else None
-
-
-def machine_with_array(hw: Accelerator, mac: Any) -> Accelerator:
-    """`hw` with the energy per MAC that its integer modes take with the array `mac`.
-
-    It is `hw` itself where the array is the file's own, or no figures are known for its node.
-
-    Raises
-    ------
-    AcceleratorError
-        If a field of the array is out of range.
-    """
-    if _known_node(hw) is None:
-        return hw
-    key = ("with array", mac)
-    if key not in hw._cache:
-        modes = tuple(_with_array(hw, mode, mac) for mode in hw.modes)
-        changed = hw if modes == hw.modes else hw.model_copy(update={"modes": modes})
-        if changed is not hw and "tiles" in hw._cache:
-            # Tiles depend on no energy.
-            changed._cache["tiles"] = hw._cache["tiles"]
-        hw._cache[key] = changed
-    machine: Accelerator = hw._cache[key]
-    return machine
-
-
-def _with_array(hw: Accelerator, mode: Mode, mac: Any) -> Mode:
-    if mode.kind != "int":
-        return mode
-    own, other = (
-        _array_cost(hw, mode, array, zero_point=False, a_signed=True, w_signed=True)
-        for array in (None, mac)
-    )
-    before, after = own.energy_pj_per_mac, other.energy_pj_per_mac
-    if before is None or after is None or before == after:
-        return mode
-    said = mode.energy_pj_per_mac
-    energy = said + after - before if said >= before else said * after / before
-    return mode.model_copy(update={"energy_pj_per_mac": energy})

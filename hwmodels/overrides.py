@@ -188,9 +188,10 @@ def _annotation_at(where: KeyPath) -> Any:
             continue
         if not (isinstance(kind, type) and issubclass(kind, Strict)):
             return None
-        if part not in kind.model_fields:
+        known = {field.alias or name: field for name, field in kind.model_fields.items()}
+        if part not in known:
             return None
-        kind = _unwrap(kind.model_fields[part].annotation)
+        kind = _unwrap(known[part].annotation)
     return kind
 
 

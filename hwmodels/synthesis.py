@@ -49,6 +49,7 @@ _LIMITS = {
     "tree_bits": (2, 64),
     "out_bits": (2, 32),
 }
+_OF_ALL = ("placed", "sram_filled", "fp32_lane_ge")
 _ROUNDINGS = ("floor", "conv_even", "all")
 
 
@@ -66,6 +67,8 @@ class ProcessNode:
         Energy of one product of two int8 codes, which toggles are calibrated to.
     placed, sram_filled : float
         Share of placed logic, and of an SRAM macro, that cells fill.
+    fp32_lane_ge : float
+        Gate equivalents of one fp32 multiplier and adder.
     sources, confidence : dict
         By figure.
     """
@@ -76,6 +79,7 @@ class ProcessNode:
     sram_um2_per_bit: float
     placed: float
     sram_filled: float
+    fp32_lane_ge: float
     sources: dict[str, str]
     confidence: dict[str, str]
 
@@ -105,7 +109,7 @@ def load_node(node_nm: int) -> ProcessNode:
     if isinstance(node_nm, bool) or node_nm not in file["nodes"]:
         known = ", ".join(map(str, node_names()))
         raise AcceleratorError(f"no figures for a node of {node_nm!r} nm; known: {known}")
-    figures = file["nodes"][node_nm] | {key: file[key] for key in ("placed", "sram_filled")}
+    figures = file["nodes"][node_nm] | {key: file[key] for key in _OF_ALL}
     return ProcessNode(
         name=int(node_nm),
         **{key: float(figure["value"]) for key, figure in figures.items()},
@@ -320,10 +324,12 @@ def _check(field: str, value: Any) -> int:
     return int(value)
 
 
+@functools.lru_cache(maxsize=4096)
 def unit_gates(unit: Unit) -> tuple[dict[str, float], int, int, UnitGates | None]:
     """Transistors by part, flip-flops and depth of a unit, and its row of the table if it has one.
 
-    The one part of a unit that is no column is called ``srs`` or ``group_sum``.
+    The one part of a unit that is no column is called ``srs`` or ``group_sum``. Nobody changes
+    what comes back: it is kept for the next call.
     """
     gates = _table().get(unit)
     parts, flip_flops, depth = modeled(unit)

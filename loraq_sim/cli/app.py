@@ -11,6 +11,7 @@ from loraq_sim.cli import (
     dump,
     emulate,
     explain,
+    explore,
     hw,
     images,
     model,
@@ -48,6 +49,7 @@ app.command("pareto", epilog=pareto.EXAMPLES)(pareto.pareto_command)
 app.command("report", epilog=stores.REPORT_EXAMPLES)(stores.report_command)
 app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate_command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain_command)
+app.command("explore", epilog=explore.EXAMPLES)(explore.explore_command)
 app.command("steps", epilog=steps.EXAMPLES)(steps.steps_command)
 app.command("compare", epilog=stores.COMPARE_EXAMPLES)(stores.compare_command)
 app.command("merge", epilog=stores.MERGE_EXAMPLES)(stores.merge_command)

@@ -3,16 +3,21 @@
 Coefficients are found part by part by non-negative least squares on relative errors. For the check
 every fourth unit of the table, in its order, is left out of the fit and predicted; what is shipped
 is then fitted to all of them.
+
+What gates, bit cells and the cost model say of published operations and chips stands beside what
+was published of them: `published_operations`, `published_chips`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
+import hwmodels
 from hwmodels.gates import (
     FLIP_FLOP,
     Column,
@@ -25,8 +30,15 @@ from hwmodels.gates import (
     flip_flops_of,
     part_terms,
 )
+from hwmodels.synthesis import TRANSISTORS_PER_GE, unit_gates
+from loraq_sim.machine import cost_split
+from loraq_sim.silicon.explore import Design, paper_machine
+from loraq_sim.split import parse_split
 
-__all__ = ["FitCheck", "check_fit", "fit_gates", "model_text"]
+__all__ = [
+    *("FitCheck", "check_fit", "fit_gates", "model_text", "published_chips"),
+    "published_operations",
+]
 
 _LEFT_OUT_EVERY = 4
 _FEWEST_TO_CHECK = 12
@@ -136,3 +148,91 @@ def model_text(
     record = {"notes": list(notes), "left_out": errors, "coefficients": fit_gates(table)}
     record["energy"] = dict(energy)
     return json.dumps(record, indent=1) + "\n"
+
+
+_CHIPS = Path(hwmodels.__file__).parent / "published_chips.yaml"
+_SIDE = 4096
+_CHIP_FIELDS = (
+    *("rows", "columns", "products_per_add", "acc_bits", "sram_bytes", "node_nm", "clock_hz"),
+)
+
+
+def published_chips() -> list[dict[str, Any]]:
+    """Published chips beside what gates, bit cells and the cost model say of the same machine.
+
+    ``area_error`` and ``energy_error`` are model / published - 1, of mm2 and of joules, these at
+    the node's nominal voltage. The model's area is that of `hwmodels.chip_area`; its TOPS/W those
+    of a large product, without DRAM and leakage.
+    """
+    rows = []
+    for chip in _published()["chips"]:
+        fields = {name: chip[name] for name in _CHIP_FIELDS}
+        split = parse_split(chip["precision"])
+        design = Design(split=split, overflow="wrap", dram_bytes_per_s=100e9, **fields)
+        machine = paper_machine(design, chip["name"])
+        area = hwmodels.chip_area(machine)
+        _, cost = cost_split(_SIDE, _SIDE, _SIDE, split, machine)
+        parts = cost.parts["energy_j"]
+        on_chip = sum(value for name, value in parts.items() if name not in ("dram", "static"))
+        tops_per_w = 2 * _SIDE**3 / on_chip / 1e12
+        nominal = chip["tops_per_w"] * (chip["volts"] / chip["nominal_volts"]) ** 2
+        rows.append(
+            {
+                "chip": chip["name"],
+                "node_nm": chip["node_nm"],
+                "precision": chip["precision"],
+                "macs": chip["rows"] * chip["columns"] * chip["products_per_add"],
+                "published_mm2": chip["area_mm2"],
+                "model_mm2": sum(area.values()),
+                "area_error": sum(area.values()) / chip["area_mm2"] - 1,
+                "published_tops_per_w": chip["tops_per_w"],
+                "at_nominal_tops_per_w": nominal,
+                "model_tops_per_w": tops_per_w,
+                "energy_error": nominal / tops_per_w - 1,
+                **{f"{name}_mm2": value for name, value in area.items()},
+                "mac_share": parts["mac_main"] / on_chip,
+                **{
+                    name: chip[name] for name in ("title", "area_of", "measured", "volts", "source")
+                },
+            }
+        )
+    return rows
+
+
+def _published() -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    loaded: dict[str, Any] = YAML(typ="safe").load(_CHIPS.read_text(encoding="utf-8"))
+    return loaded
+
+
+def published_operations() -> list[dict[str, Any]]:
+    """Published single operations beside their parts of a synthesized 8 x 8 column of 32 bits.
+
+    Area is that of cells, not placed. The adder's gates are those of the accumulator without its
+    flip-flops; its energy has them, for the register clocks with it.
+    """
+    column = Column()
+    parts = unit_gates(column)[0]
+    registers = FLIP_FLOP * flip_flops_of(column)
+    gates = {"multiplier": parts["multiplier"], "adder": parts["accumulator"] - registers}
+    gates["both"] = sum(gates.values())
+    rows = []
+    for operation in _published()["operations"]:
+        node = hwmodels.load_node(operation["node_nm"])
+        array = hwmodels.synthesized_array(node_nm=node.name)
+        whole = array.energy_pj_per_mac or 0.0
+        energy = {"multiplier": node.multiply_pj, "adder": whole - node.multiply_pj, "both": whole}
+        part, area = operation["part"], operation["area_um2"]
+        model_um2 = gates[part] / TRANSISTORS_PER_GE * node.nand2_um2
+        rows.append(
+            {
+                **{"operation": operation["name"], "node_nm": node.name},
+                **{"published_um2": area, "model_um2": model_um2},
+                "area_ratio": None if area is None else model_um2 / area,
+                **{"published_pj": operation["pj"], "model_pj": energy[part]},
+                "energy_ratio": energy[part] / operation["pj"],
+                "source": operation["source"],
+            }
+        )
+    return rows

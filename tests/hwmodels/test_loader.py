@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hwmodels import AcceleratorError, load_accelerator
+from hwmodels import AcceleratorError, load_accelerator, synthesized_array, with_overrides
 from hwmodels.loader import MAX_FILE_BYTES, SHIPPED
 
 GOOD = (SHIPPED / "aie2.yaml").read_text(encoding="utf-8")
@@ -160,3 +160,47 @@ def test_a_binary_file_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(AcceleratorError, match="not UTF-8 text"):
         load_accelerator(path)
+
+
+def _from_gates(text):
+    """aie2's file with its integer energies taken from synthesis."""
+    text = text.replace("units:\n", "array: {from: synthesis, node_nm: 7}\n\nunits:\n", 1)
+    return re.sub(r"(kind: int(?:.|\n)*?)    energy_pj_per_mac: [\d.]+\n", r"\1", text)
+
+
+def test_energies_of_modes_may_come_from_synthesis(tmp_path):
+    path = tmp_path / "paper.yaml"
+    path.write_text(_from_gates(GOOD), encoding="utf-8")
+    hw = load_accelerator(path)
+    for changes in ({}, {"datapath.acc_bits": 16}, {"array.node_nm": 28}):
+        changed = with_overrides(hw, changes)
+        for mode in changed.modes:
+            if mode.kind == "int":
+                gates = synthesized_array(
+                    changed.datapath,
+                    a_bits=mode.activation_bits,
+                    w_bits=mode.weight_bits,
+                    node_nm=changed.array.node_nm,
+                )
+                assert mode.energy_pj_per_mac == gates.energy_pj_per_mac
+            else:
+                assert mode.energy_pj_per_mac == 0.89
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("node_nm: 7}", "node_nm: 6}", "array.node_nm: no figures for a node of 6 nm; known: 45"),
+        ("from: synthesis", "from: wishes", "array.from"),
+        ("from: synthesis, ", "", "missing key 'array.from'"),
+        ("kind: int\n", "kind: int\n    energy_pj_per_mac: 0.1\n", "comes from synthesis"),
+        ("activation_bits: 8", "activation_bits: 99", "a_bits must be a whole number from 2 to 16"),
+    ],
+)
+def test_an_array_from_synthesis_that_cannot_be_is_one_line(tmp_path, old, new, said):
+    path = tmp_path / "paper.yaml"
+    path.write_text(_from_gates(GOOD).replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(AcceleratorError) as raised:
+        load_accelerator(path)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -31,6 +31,7 @@ RUNS = {
     "emulate": ("--hw", "aie2", *Q, "--split", "W8A8", "--tokens", 16),
     "explain": ("--hw", "aie2", "--layer-dump", DUMP, "--layer", LAYER, "--split", "W4A4,W8A8",
                 "--tokens", 16, "--preset", "fast"),
+    "explore": ("--published",),
     "hw energy": (*Q, "--split", "W4A4,W8A8", "--cycles", 256),
     "hw explain": ("aie2", *GEMM),
     "hw fit": ("hwmodels/measured_gemm.csv", "--hw", "t4", "--kernel", "cublas"),

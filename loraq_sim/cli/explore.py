@@ -1,0 +1,299 @@
+"""``loraq-sim explore``: array, SRAM and split of a chip on paper, under one area budget."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import hwmodels
+from loraq_sim.cli.options import (
+    Family,
+    Force,
+    Group,
+    Layers,
+    OutFormat,
+    OutputFormat,
+    Quiet,
+    Splits,
+    listed,
+    whole_numbers,
+)
+from loraq_sim.cli.output import note, one_line_failures, print_json, print_tables, say
+from loraq_sim.errors import InputError, counted
+from loraq_sim.files import refuse_existing, write_file
+from loraq_sim.reporting.tables import result_table
+from loraq_sim.split import parse_split
+
+if TYPE_CHECKING:
+    from loraq_sim.layers import Layer
+
+__all__ = ["EXAMPLES", "explore_command"]
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim explore --area 4mm2 --model pixart-sigma\n\n"
+    "loraq-sim explore --area 2mm2 --model pixart-sigma --node 28 --split W4A8,W8A8 "
+    "--out runs/chip.yaml\n\n"
+    "loraq-sim explore --area 0.5mm2 --layer-dump examples/tiny_pixart.pt --layers '*.0.*' "
+    "--split W4A4,W8A8"
+)
+_SPLITS = ("W4A4", "W4A4+W8A8@fp16r32", "W4A8", "W6A6", "W8A8")
+_SHOWN = (
+    *("split", "rows", "columns", "products_per_add", "acc_bits", "overflow", "sram_bytes"),
+    *("area_mm2", "output_error", "latency_s", "energy_j", "peak_tops", "tops_per_w", "bound"),
+    "point",
+)
+_COMPARED = (
+    *("chip", "node_nm", "precision", "macs", "published_mm2", "model_mm2", "area_error"),
+    *("published_tops_per_w", "at_nominal_tops_per_w", "model_tops_per_w", "energy_error"),
+    "mac_share",
+)
+_AREA = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*mm2\s*")
+_SHOWN_DESIGNS = 24
+
+
+@one_line_failures
+def explore_command(
+    area: Annotated[
+        str | None,
+        typer.Option(
+            "--area", metavar="AREA", help="Area of the chip, such as 4mm2.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Published model whose linear layers are to run. Default: those of the dump.",
+            show_default=False,
+        ),
+    ] = None,
+    layer_dump: Annotated[
+        Path | None,
+        typer.Option(
+            "--layer-dump",
+            metavar="FILE",
+            help="Layers that errors are measured on. Default: three drawn ones of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Layers = None,
+    splits: Splits = None,
+    family: Family = "int",
+    group: Group = 64,
+    node: Annotated[int, typer.Option("--node", metavar="NM", help="Process, such as 7.")] = 7,
+    products_per_add: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--products-per-add",
+            metavar="N,...",
+            help="Adder trees to try (1,8).",
+            show_default=False,
+        ),
+    ] = None,
+    clock_ghz: Annotated[
+        float, typer.Option("--clock-ghz", metavar="GHZ", help="Clock of the array.")
+    ] = 1.0,
+    dram_gb_per_s: Annotated[
+        float, typer.Option("--dram-gb-per-s", metavar="GB/S", help="Bandwidth of DRAM.")
+    ] = 51.2,
+    resolution: Annotated[
+        int, typer.Option("--resolution", metavar="PIXELS", help="Image side of the model.")
+    ] = 1024,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="T", help="Activation rows for the errors.")
+    ] = 16,
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="Solver of splits with a branch.")
+    ] = "svdquant",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.yaml",
+            help="Write the accelerator file of the knee, for --hw.",
+            show_default=False,
+        ),
+    ] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Hold area and energy against published chips, and do no search."
+        ),
+    ] = False,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Search columns, rows, accumulator, SRAM and split of a chip for latency, energy and error."""
+    from loraq_sim.silicon.explore import check_chip, explore
+
+    if published:
+        _print_published(output)
+        return
+    size = None if area is None else _AREA.fullmatch(area)
+    if size is None:
+        raise InputError(f"--area must be a number of mm2, such as 4mm2, got {area!r:.40}")
+    check_chip(float(size[1]), node)
+    for flag, value in (("--clock-ghz", clock_ghz), ("--dram-gb-per-s", dram_gb_per_s)):
+        if not 0.01 <= value <= 1e4:
+            raise InputError(f"{flag} must be from 0.01 to 10000, got {value:g}")
+    if out is not None:
+        refuse_existing(out, overwrite=force)
+    wanted = [parse_split(text, family=family, group=group) for text in listed(splits) or _SPLITS]
+    chosen, shapes, whence = _layers_and_shapes(
+        model, layer_dump, listed(layers), resolution, tokens
+    )
+    found = explore(
+        wanted,
+        chosen,
+        shapes,
+        area_mm2=float(size[1]),
+        node_nm=node,
+        clock_hz=clock_ghz * 1e9,
+        dram_bytes_per_s=dram_gb_per_s * 1e9,
+        products_per_add=whole_numbers("--products-per-add", products_per_add) or (1, 8),
+        tokens=tokens,
+        method=method,
+        on_split=lambda split: note(f"measures the error of {split}", quiet=quiet),
+    )
+    for text in found.notes:
+        note(text, quiet=quiet)
+    rows = [_plain(row) | {"point": "knee" if row is found.knee else ""} for row in found.front]
+    said = _said(found.knee, found.front, found.n_designs, float(size[1]), node)
+    if output is OutputFormat.JSON:
+        print_json(rows, {"said": said, "n_designs": found.n_designs, "errors_of": whence})
+    else:
+        shown = _spread(rows) if output is OutputFormat.TABLE else rows
+        title = f"Front of {found.n_designs} designs of {size[1]} mm2 on {node} nm"
+        print_tables([result_table(shown, _SHOWN, title=title)], output)
+        if output is OutputFormat.TABLE:
+            say(said)
+    note(f"errors of {whence}; latency and energy of the linear layers of a step", quiet=quiet)
+    note(
+        "area of MACs, what stands below columns, and SRAM: no control, wires between units, clock "
+        "or pads, so that published chips take two to four times as much (--published); memory "
+        "energies, SRAM speed and clock are assumed, not synthesized",
+        quiet=quiet,
+    )
+    if out is not None:
+        _write(out, found.knee["design"])
+        note(f"wrote {out}", quiet=quiet)
+
+
+def _print_published(output: OutputFormat) -> None:
+    from loraq_sim.silicon.gate_fit import published_chips, published_operations
+
+    rows, operations = published_chips(), published_operations()
+    if output is OutputFormat.JSON:
+        print_json(rows, {"operations": operations})
+        return
+    tables = [
+        result_table(
+            operations, [name for name in operations[0] if name != "source"],
+            title="Published operations, and the same gates of a synthesized column",
+        ),
+        result_table(
+            rows, _COMPARED,
+            title="Published chips, and what gates, bit cells and the cost model say of them",
+        ),
+    ]  # fmt: skip
+    print_tables(tables, output)
+    for row in operations:
+        note(f"{row['operation']}, {row['node_nm']} nm: {row['source']}")
+    for row in rows:
+        note(f"{row['chip']}: {row['area_of']}; {row['measured']}. {row['source']}")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("design", "pareto")}
+
+
+def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most `_SHOWN_DESIGNS` of a front, both ends and the knee among them."""
+    if len(rows) <= _SHOWN_DESIGNS:
+        return rows
+    step = (len(rows) - 1) / (_SHOWN_DESIGNS - 1)
+    kept = {round(index * step) for index in range(_SHOWN_DESIGNS)}
+    note(f"{len(rows)} designs on the front, {_SHOWN_DESIGNS} shown; --format json has all")
+    return [row for index, row in enumerate(rows) if index in kept or row["point"]]
+
+
+def _layers_and_shapes(
+    model: str | None,
+    layer_dump: Path | None,
+    patterns: tuple[str, ...],
+    resolution: int,
+    tokens: int,
+) -> "tuple[list[Layer], dict[tuple[int, int, int], int], str]":
+    from loraq_sim.dumps import read_layer_dump
+    from loraq_sim.silicon.explore import drawn_layers
+
+    if model is None and layer_dump is None:
+        raise InputError("explore needs --model, --layer-dump, or both")
+    shapes: dict[tuple[int, int, int], int] = {}
+    if model is not None:
+        for entry in hwmodels.load_model(model, resolution).entries:
+            if entry.op == "gemm" and entry.precision == "split":
+                shape = (entry.m, entry.n, entry.k)
+                shapes[shape] = shapes.get(shape, 0) + entry.calls
+    if layer_dump is None:
+        chosen = drawn_layers(str(model), tokens=tokens, resolution=resolution)
+        names = ", ".join(layer.kind or layer.name for layer in chosen)
+        return chosen, shapes, f"{names}, drawn with the statistics of trained layers of {model}"
+    dump = read_layer_dump(layer_dump)
+    dump = dump.select(patterns) if patterns else dump
+    chosen = [dump[name] for name in dump]
+    if model is None:
+        for layer in chosen:
+            if layer.m is None:
+                raise InputError(f"layer {layer.name!r}: rows per call not known; give --model")
+            shape = (layer.m, *layer.weight.shape)
+            shapes[shape] = shapes.get(shape, 0) + (layer.calls_per_step or 1)
+    return chosen, shapes, f"{counted(len(chosen), 'layer')} of {layer_dump.name}"
+
+
+def _said(
+    knee: dict[str, Any], front: list[dict[str, Any]], n_designs: int, area: float, node: int
+) -> str:
+    """The knee in a sentence, and what the ends of the front have instead."""
+    from loraq_sim.results.wording import value_text
+
+    def design(row: dict[str, Any]) -> str:
+        return (
+            f"{row['rows']} x {row['columns']} elements of {row['products_per_add']} products, "
+            f"{row['acc_bits']} bits ({row['overflow']}), {row['sram_bytes'] / 2**20:.2g} MiB"
+        )
+
+    def numbers(row: dict[str, Any]) -> str:
+        return ", ".join(value_text(k, row[k]) for k in ("output_error", "latency_s", "energy_j"))
+
+    least, fastest = front[0], min(front, key=lambda row: row["latency_s"])
+    share = knee["sram_mm2"] / knee["area_mm2"]
+    text = f"{area:g} mm2 on {node} nm, {n_designs} designs: {knee['split']} on {design(knee)} "
+    text += f"({share:.0%} of the area SRAM) is the knee with {numbers(knee)} error, time and "
+    text += "energy of a step."
+    for word, row in (("Least error", least), ("Least time", fastest)):
+        if row is not knee:
+            text += f" {word}: {row['split']} on {design(row)} with {numbers(row)}."
+    return text
+
+
+def _write(path: Path, design: Any) -> None:
+    import io
+
+    from ruamel.yaml import YAML
+
+    from loraq_sim.silicon.explore import paper_content
+
+    yaml, text = YAML(), io.StringIO()
+    yaml.default_flow_style = False
+    name = re.sub(r"[^a-z0-9_.-]", "-", path.stem.lower())[:40].lstrip("_.-") or "paper"
+    content = paper_content(design, name)
+    for mode in content["modes"]:
+        if "unsigned" in mode:
+            mode["unsigned"] = list(mode["unsigned"])
+    yaml.dump(content, text)
+    write_file(path, f"# Chosen by loraq-sim explore, for {design.split}.\n{text.getvalue()}")

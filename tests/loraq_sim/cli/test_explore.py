@@ -1,0 +1,133 @@
+"""``explore`` as a user types it: designs within an area, their file, and what they are worth."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import hwmodels
+import loraq_sim as lq
+from loraq_sim.cli.app import app
+from loraq_sim.machine import cost_split
+
+LAYER = "transformer_blocks.0.attn1.to_q"
+AREA = 0.4
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["explore", *(str(word) for word in words)])
+
+
+@pytest.fixture(scope="module")
+def explored(request, tmp_path_factory):
+    """The printed object of a small search, the layer, and the file of its knee."""
+    root, out = request.config.rootpath, tmp_path_factory.mktemp("explored") / "chip.yaml"
+    dump = root / "examples" / "tiny_pixart.pt"
+    words = ("--layer-dump", dump, "--layers", LAYER, "--split", "W4A4,W8A8", "--tokens", 8)
+    done = invoke("--area", f"{AREA}mm2", *words, "--out", out, "--format", "json", "--quiet")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout), lq.read_layer_dump(dump)[LAYER], out
+
+
+def test_no_design_of_the_front_beats_another_and_all_fit(explored):
+    rows = explored[0]["rows"]
+    assert len({row["split"] for row in rows}) == 2
+    assert explored[0]["n_designs"] > len(rows)
+    points = np.array([[r["output_error"], r["latency_s"], r["energy_j"]] for r in rows])
+    for point in points:
+        no_worse = (points <= point).all(axis=1) & (points < point).any(axis=1)
+        assert not no_worse.any()
+    for row in rows:
+        parts = ("array_mm2", "columns_mm2", "vector_mm2", "sram_mm2")
+        assert sum(row[part] for part in parts) == pytest.approx(row["area_mm2"])
+        assert 0.9 * AREA < row["area_mm2"] <= AREA
+        peak = 2 * row["rows"] * row["columns"] * row["products_per_add"] * 1e9
+        assert row["peak_tops"] == pytest.approx(peak / 1e12)
+
+
+def test_the_file_of_the_knee_is_that_machine_and_costs_what_was_said(explored):
+    printed, layer, path = explored
+    (knee,) = [row for row in printed["rows"] if row["point"] == "knee"]
+    hw = hwmodels.load_accelerator(path)
+    assert (hw.units.rows, hw.units.columns) == (knee["rows"], knee["columns"])
+    assert sum(hwmodels.chip_area(hw).values()) == pytest.approx(knee["area_mm2"])
+    split = lq.parse_split(knee["split"])
+    _, cost = cost_split(layer.m, *layer.weight.shape, split, hw)
+    calls = layer.calls_per_step or 1
+    assert knee["latency_s"] == pytest.approx(cost.latency_s * calls)
+    assert knee["energy_j"] == pytest.approx(cost.energy_j * calls)
+    row = lq.evaluate_layer(layer, split, hw, tokens=8)
+    assert row["output_error"] == pytest.approx(knee["output_error"])
+    assert row["overflow_count"] == knee["overflow_count"]
+    gates = hwmodels.synthesized_array(
+        hw.datapath,
+        a_bits=split.main_activation.element.bits,
+        w_bits=split.main_weight.element.bits,
+        node_nm=7,
+    )
+    assert hw.modes[0].energy_pj_per_mac == gates.energy_pj_per_mac
+
+
+def test_nothing_wider_than_the_narrowest_accumulator_without_overflow_is_offered(explored):
+    printed, layer, _ = explored
+    for row in printed["rows"]:
+        array = {"acc_bits": 48, "products_per_add": row["products_per_add"]}
+        wide = lq.evaluate_layer(layer, row["split"], "aie2", datapath=array, tokens=8)
+        assert row["acc_bits"] <= max(wide["safe_acc_bits"], 8)
+        assert (row["overflow_count"] == 0) == (row["acc_bits"] >= wide["safe_acc_bits"])
+
+
+def test_the_knee_is_told_in_a_sentence(explored):
+    printed = explored[0]
+    (knee,) = [row for row in printed["rows"] if row["point"] == "knee"]
+    assert printed["said"].startswith(f"{AREA:g} mm2 on 7 nm, {printed['n_designs']} designs: ")
+    assert f"{knee['split']} on {knee['rows']} x {knee['columns']} elements" in printed["said"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--area", "4cm2", "--model", "pixart-sigma"), "must be a number of mm2, such as 4mm2"),
+        (("--area", "0mm2", "--model", "pixart-sigma"), "the area must be above 0"),
+        (("--area", "4mm2"), "explore needs --model, --layer-dump, or both"),
+        (("--area", "4mm2", "--model", "pixart"), "pixart-sigma"),
+        (("--area", "4mm2", "--model", "pixart-sigma", "--node", 6), "no figures for a node of 6"),
+        (("--area", "4mm2", "--model", "pixart-sigma", "--clock-ghz", 0), "--clock-ghz must be"),
+        (
+            ("--area", "4mm2", "--layer-dump", "examples/tiny_pixart.pt", "--layers", LAYER,
+             "--split", "W8A8", "--family", "mxfp"),
+            "W8A8 left out: ",
+        ),
+        (
+            ("--area", "0.001mm2", "--layer-dump", "examples/tiny_pixart.pt", "--layers", LAYER,
+             "--split", "W8A8", "--products-per-add", 1, "--tokens", 4, "--quiet"),
+            "no design of 0.001 mm2 on 7 nm",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(request, monkeypatch, words, said):
+    monkeypatch.chdir(request.config.rootpath)
+    done = invoke(*words)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert len([line for line in done.output.strip().splitlines() if "error:" in line]) == 1
+
+
+def test_published_chips_and_operations_are_compared_and_the_error_is_stated():
+    done = invoke("--published", "--format", "json")
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert len(printed["rows"]) >= 4
+    for row in printed["rows"]:
+        parts = ("array_mm2", "columns_mm2", "vector_mm2", "sram_mm2")
+        assert sum(row[part] for part in parts) == pytest.approx(row["model_mm2"])
+        assert row["area_error"] == pytest.approx(row["model_mm2"] / row["published_mm2"] - 1)
+        # Gates and bit cells are a part of a chip, and not a negligible one.
+        assert -0.95 < row["area_error"] < 0
+        assert -0.75 < row["energy_error"] < 3
+        assert row["source"]
+    for row in printed["operations"]:
+        # A ripple of generic gates against cells chosen for speed, Booth coding among them.
+        assert 1 <= row["energy_ratio"] < 1.6
+        assert row["area_ratio"] is None or 1 < row["area_ratio"] < 1.8
