@@ -262,9 +262,12 @@ def _said(
     from loraq_sim.results.wording import value_text
 
     def design(row: dict[str, Any]) -> str:
+        over = row["overflow_count"]
         return (
-            f"{row['rows']} x {row['columns']} elements of {row['products_per_add']} products, "
-            f"{row['acc_bits']} bits ({row['overflow']}), {row['sram_bytes'] / 2**20:.2g} MiB"
+            f"{row['rows']} x {row['columns']} elements of "
+            f"{counted(row['products_per_add'], 'product')}, {row['acc_bits']} bits "
+            f"({row['overflow']}{f', {over:,} adds overflow' if over else ''}), "
+            f"{row['sram_bytes'] / 2**20:.2g} MiB"
         )
 
     def numbers(row: dict[str, Any]) -> str:

@@ -188,15 +188,6 @@ def test_the_report_shows_area_by_part_and_where_the_error_climbs(swept, command
     assert [float(row["area_ge"]) for row in answer] == [least]
 
 
-def test_a_report_without_a_grid_has_no_page_of_arrays(sweep, command, tmp_path):
-    assert sweep(tmp_path / "plain").exit_code == 0
-    assert command("report", tmp_path / "plain", "--out", tmp_path / "p.html").exit_code == 0
-    assert (
-        'arrays-plot"' not in (tmp_path / "p.html").read_text(encoding="utf-8").split("<script")[0]
-    )
-    assert not (tmp_path / "p_files" / "arrays_aie2.csv").exists()
-
-
 def allocated(command, folder, *words):
     done = command("allocate", folder, *words, "--format", "json")
     assert done.exit_code == 0, done.output
