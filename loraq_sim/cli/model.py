@@ -72,7 +72,12 @@ def convert_command(
     origin: Annotated[Layout, typer.Option("--from", help="Layout of SOURCE.")] = Layout.LORAQ,
     layer_dump: Annotated[
         Path | None,
-        typer.Option("--layer-dump", help="Dump with the biases; zeros without.", metavar="FILE"),
+        typer.Option(
+            "--layer-dump",
+            help="Dump or checkpoint with the biases (zeros without); a nunchaku file also takes "
+            "what is not quantized from it, and the config.json beside it.",
+            metavar="FILE",
+        ),
     ] = None,
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
@@ -89,7 +94,14 @@ def convert_command(
         biases = _biases(layer_dump, solutions)
     elif to is not Layout.LORAQ and not biases:
         note(f"{source} holds no biases: zeros are written; --layer-dump has them", quiet=quiet)
-    _write(target, to, solutions, biases, force=force)
+    others: dict[str, np.ndarray] = {}
+    config: dict[str, object] = {}
+    if to is Layout.NUNCHAKU and layer_dump is not None:
+        others, config = _carried_along(layer_dump, solutions)
+        if others:
+            text = f"{counted(len(others), 'tensor', 'is')} not quantized and carried along"
+            note(f"{text}, such as {next(iter(others)):.100}", quiet=quiet)
+    _write(target, to, solutions, biases, others, config, force=force)
     row = {"file": str(target), "layout": to.value, "layers": len(solutions)}
     row["bytes"] = sum(path.stat().st_size for path in _files(target))
     if output is OutputFormat.JSON:
@@ -122,6 +134,8 @@ def _write(
     layout: Layout,
     solutions: "Mapping[str, Solution]",
     biases: "Mapping[str, np.ndarray | None]",
+    others: "Mapping[str, np.ndarray]",
+    config: Mapping[str, object],
     *,
     force: bool,
 ) -> None:
@@ -132,8 +146,27 @@ def _write(
         return
     from loraq_sim.nunchaku import write_deepcompressor, write_nunchaku
 
-    write = write_nunchaku if layout is Layout.NUNCHAKU else write_deepcompressor
-    write(target, solutions, biases=biases, overwrite=force)
+    if layout is Layout.DEEPCOMPRESSOR:
+        write_deepcompressor(target, solutions, biases=biases, overwrite=force)
+        return
+    write_nunchaku(target, solutions, biases=biases, others=others, config=config, overwrite=force)
+
+
+def _carried_along(
+    path: Path, solutions: "Mapping[str, Solution]"
+) -> tuple[dict[str, "np.ndarray"], dict[str, object]]:
+    """Tensors of a checkpoint that are not quantized, by name, and its ``config.json``."""
+    from loraq_sim.dumps.checkpoint_folder import read_config
+
+    dump = read_layer_dump(path)
+    found = dump.others()
+    for name in dump:
+        if name not in solutions:
+            layer = dump[name]
+            found[f"{name}.weight"] = layer.weight
+            if layer.bias is not None:
+                found[f"{name}.bias"] = layer.bias
+    return found, read_config(dump.config)
 
 
 def _biases(path: Path, solutions: "Mapping[str, Solution]") -> dict[str, "np.ndarray | None"]:

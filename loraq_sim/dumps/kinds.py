@@ -318,8 +318,8 @@ def _macs_left_out(path: Path, stored: StoredDump) -> str:
     if inventory is None or patches is None or not stored.left_out:
         return ""
     rows = _rows_at(inventory, inventory.cfg_batch * patches)
-    sizes = {key.removesuffix(".weight"): count for key, count in stored.sizes.items()}
-    left = sum(count * rows.get(name, 0) for name, count in sizes.items())
+    absent = {key.removesuffix(".weight"): tensor.shape for key, tensor in stored.others.items()}
+    left = sum(math.prod(shape) * rows.get(name, 0) for name, shape in absent.items())
     kept = sum(
         math.prod(layer.weight.shape) * rows.get(name, 0)
         for name, layer in stored.layers.items()

@@ -232,6 +232,11 @@ class LayerDump(Mapping[str, Layer]):
             keep |= found
         return self._restricted(name for name in self if name in keep)
 
+    def others(self) -> dict[str, NDArray]:
+        """Tensors of the file that belong to no layer, such as norms, as they are stored."""
+        stored = self._stored.others.items()
+        return {key: self._load(key, "tensor", tensor) for key, tensor in stored}
+
     def digest(self) -> str:
         """SHA-256 (hex) of the whole file, read in pieces; of the digests of several files."""
         digests = [_file_digest(path) for path in self.files]

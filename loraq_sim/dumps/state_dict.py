@@ -109,7 +109,7 @@ def layers_from_keys(
         meta=meta,
         skipped=skipped | others,
         left_out="; ".join(filter(None, said)),
-        sizes={key: math.prod(t.shape) for key, t in unused.items() if len(t.shape) > 1},
+        others=unused,
         aliases={key: name for key, name in aliases.items() if name in found},
     )
 

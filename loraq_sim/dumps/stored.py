@@ -113,7 +113,7 @@ class StoredDump:
     """A file's layers in order, its metadata, and the tensors left out with the reason.
 
     `left_out` is one sentence on those that may be weights; vectors such as norms are none.
-    `sizes` are their values, by name.
+    `others` are all of them, vectors too, where they can be read.
     `aliases` maps whole names, wrappers included, to those of layers. `files` are those that hold
     the tensors, and `home` is the folder whose ``config.json`` describes the model, where that is
     not the file asked for and its folder.
@@ -123,7 +123,7 @@ class StoredDump:
     meta: dict[str, object]
     skipped: dict[str, str] = field(default_factory=dict)
     left_out: str = ""
-    sizes: dict[str, int] = field(default_factory=dict)
+    others: dict[str, StoredTensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     home: Path | None = None

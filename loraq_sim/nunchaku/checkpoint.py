@@ -38,9 +38,11 @@ from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, replaced_file, require_regular_file
 from loraq_sim.formats import parse_format
 from loraq_sim.nunchaku.layer_tensors import (
+    BRANCH_FORMAT,
     GROUP,
     MAIN_FORMAT,
     check_fits,
+    described,
     layer_tensors,
     plain_factor,
     read_layer,
@@ -55,8 +57,12 @@ from loraq_sim.solvers.solution import share_out
 __all__ = ["read_deepcompressor", "read_nunchaku", "write_deepcompressor", "write_nunchaku"]
 
 _KEY = "loraq_sim"
-_ORDER = ("to_q", "to_k", "to_v")
-_FUSED = "to_qkv"
+# Layers that kernels run as one, and its name; FLUX and SD3 have a second trio for the text.
+_TRIOS = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "add_qkv_proj": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+_PADDED = "padded"
 _FACTS = ("method", "preset", "seed", "weight_error", "seconds")
 # Facts of a solution that other programs do not store.
 _UNKNOWN: dict[str, Any] = dict(zip(_FACTS, ("", "", 0, 0.0, 0.0), strict=True))
@@ -107,11 +113,11 @@ def fused_layers(
     for name in solutions:
         if name in taken:
             continue
-        trio = _trio(name, solutions)
+        fused, trio = _trio(name, solutions)
         taken.update(trio)
         bias = [biases.get(member) for member in trio]
         yield FusedLayer(
-            name=name if len(trio) == 1 else f"{name.rpartition('.')[0]}.{_FUSED}",
+            name=fused,
             solution=_stacked([solutions[member] for member in trio]),
             bias=None if all(b is None for b in bias) else _stacked_bias(bias, trio, solutions),
             members={member: solutions[member].main.shape[0] for member in trio},
@@ -143,15 +149,16 @@ def split_layer(layer: FusedLayer) -> dict[str, tuple[Solution, np.ndarray]]:
     return {name: (part, found[name][1]) for name, part in shared.items()}
 
 
-def _trio(name: str, solutions: Mapping[str, Solution]) -> list[str]:
-    """q, k and v of the attention of `name` where all three share R, else `name` alone."""
+def _trio(name: str, solutions: Mapping[str, Solution]) -> tuple[str, list[str]]:
+    """The fused layer of `name` and q, k and v in it where they share R, else `name` alone."""
     parent, _, last = name.rpartition(".")
-    trio = [f"{parent}.{part}" for part in _ORDER]
-    if not parent or last not in _ORDER or not all(member in solutions for member in trio):
-        return [name]
-    found = [solutions[member] for member in trio]
-    is_shared = all(_share_right(found[0], other) for other in found[1:])
-    return trio if is_shared else [name]
+    for fused, order in _TRIOS.items():
+        trio = [f"{parent}.{part}" for part in order]
+        if parent and last in order and all(member in solutions for member in trio):
+            found = [solutions[member] for member in trio]
+            if all(_share_right(found[0], other) for other in found[1:]):
+                return f"{parent}.{fused}", trio
+    return name, [name]
 
 
 def _share_right(one: Solution, other: Solution) -> bool:
@@ -194,6 +201,8 @@ def write_nunchaku(
     solutions: Mapping[str, Solution],
     *,
     biases: Mapping[str, np.ndarray | None] | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
+    config: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write solved layers as nunchaku's kernels want them.
@@ -206,12 +215,17 @@ def write_nunchaku(
         Main branch int4/g64 with fp16 scales, branch fp16 (or none), no rotation.
     biases : mapping of layer name to ndarray of shape (N,), optional
         Zeros by default: solutions hold none.
+    others : mapping of tensor name to ndarray, optional
+        Tensors of the model that are not quantized, carried along.
+    config : mapping, optional
+        The model's ``config.json``; metadata ``config`` and ``model_class`` of the file.
     overwrite : bool
 
     Raises
     ------
     InputError
-        If a layer is none that the kernels can run, or the file is there.
+        If a layer is none that the kernels can run, a tensor carried along has the name of one
+        that is written, or the file is there.
     """
     path = Path(path)
     if not solutions:
@@ -220,11 +234,17 @@ def write_nunchaku(
     tensors: dict[str, np.ndarray] = {}
     notes: dict[str, Any] = {}
     for layer in fused_layers(solutions, biases or {}):
-        stored = layer_tensors(layer.name, layer.solution, layer.bias)
+        rows = tuple(layer.members.values())
+        stored = layer_tensors(layer.name, layer.solution, layer.bias, rows)
         tensors |= {f"{layer.name}.{key}": value for key, value in stored.items()}
-        notes[layer.name] = layer.note()
+        notes[layer.name] = layer.note() | {_PADDED: True}
+    for name, values in (others or {}).items():
+        if name in tensors:
+            raise InputError(f"{path}: {name!r} is a tensor of a quantized layer, too")
+        tensors[name] = values
+    said = described([solution.rank for solution in solutions.values()], config or {})
     with replaced_file(path) as file:
-        file.write(save(tensors, metadata={_KEY: json.dumps(notes)}))
+        file.write(save(tensors, metadata={_KEY: json.dumps(notes)} | said))
     return path
 
 
@@ -296,7 +316,9 @@ def _read(name: str, tensors: dict[str, np.ndarray], note: dict[str, Any] | None
     if not members or min(members.values()) < 1:
         raise InputError(f"layer {name!r}: members must have rows, got {members!r:.80}")
     shape = sum(members.values()), int(note["k"])
-    parts, bias = read_layer(name, tensors, shape, int(note["rank"]))
+    # Files of earlier versions fill up after the last member alone.
+    rows = tuple(members.values()) if note.get(_PADDED) else ()
+    parts, bias = read_layer(name, tensors, shape, int(note["rank"]), rows)
     return FusedLayer(
         name=name, solution=as_solution(parts), bias=bias, members=members, facts=note["facts"]
     )
@@ -339,7 +361,7 @@ def write_deepcompressor(
 
 def _add(content: dict[str, dict[str, Any]], layer: FusedLayer) -> None:
     name, k = next(iter(layer.members)), layer.solution.main.shape[1]
-    check_fits(name, layer.solution)
+    check_fits(name, layer.solution, halves=(BRANCH_FORMAT,))
     if k % GROUP:
         raise InputError(
             f"layer {name!r}: K={k} is no multiple of {GROUP}, which deepcompressor needs; "

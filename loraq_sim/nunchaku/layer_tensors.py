@@ -8,7 +8,10 @@
     lora_up    (N', r') fp16       L
 
 N' and K' are N and K rounded up to 128, r' is the rank rounded up to 16 (scales are filled with
-ones, all else with zeros). Everything survives the way there and back bit by bit but one thing:
+ones, all else with zeros). Several layers in one (q, k and v) are rounded up each on its own, as
+the loader allocates them. A file is in fp16, or in bf16 where the scales are.
+
+Everything survives the way there and back bit by bit but one thing:
 with smoothing, nunchaku's R acts on activations that are not divided yet, so R / smooth is stored
 in fp16, and R comes back within 2^-10 of what it was (two roundings to 11 bits).
 
@@ -28,10 +31,12 @@ and ``mma.m16n8k16`` (16-bit); every lane finds what it multiplies in consecutiv
 The tests follow every element to its place by index arithmetic of their own.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
@@ -44,6 +49,7 @@ __all__ = [
     "GROUP",
     "MAIN_FORMAT",
     "check_fits",
+    "described",
     "layer_tensors",
     "pack_codes",
     "pack_low_rank",
@@ -138,15 +144,25 @@ _HALVES: dict[np.dtype, str] = {
 _KEYS = ("qweight", "wscales", "bias", "smooth", "lora_down", "lora_up")
 
 
-def check_fits(name: str, solution: Solution) -> None:
-    """Raise InputError unless the kernels can run `solution`: W4A4 g64 with a 16-bit branch."""
+def check_fits(name: str, solution: Solution, halves: Sequence[str] = ("fp16", "bf16")) -> None:
+    """Raise InputError unless the kernels can run `solution`: W4A4 g64 with a 16-bit branch.
+
+    Scales and branch are all of one of `halves`.
+    """
     main, right = str(solution.main.format), solution.right
-    if parse_format(main) != parse_format(MAIN_FORMAT):
+    known = {parse_format(f"int4/g{GROUP}/{half}"): half for half in halves}
+    if parse_format(main) not in known:
         raise InputError(
             f"layer {name!r}: the main branch is {main}; nunchaku runs {MAIN_FORMAT} only: solve "
             "with --split W4A4+W16A16r32 and --group 64"
         )
-    if right is not None and str(right.format) != BRANCH_FORMAT:
+    half = known[parse_format(main)]
+    if right is not None and str(right.format) != half and str(right.format) in _HALVES.values():
+        raise InputError(
+            f"layer {name!r}: the branch is {right.format} and the scales are {half}; nunchaku "
+            "keeps all of a file in one of them"
+        )
+    if right is not None and str(right.format) != half:
         raise InputError(
             f"layer {name!r}: the branch is {right.format}; nunchaku runs 16-bit branches only: "
             "solve with --split W4A4+W16A16r32"
@@ -158,8 +174,39 @@ def check_fits(name: str, solution: Solution) -> None:
         )
 
 
+def described(ranks: Sequence[int], config: Mapping[str, object]) -> dict[str, str]:
+    """What nunchaku's own files say of themselves: how they are quantized, and the model."""
+    operand = {"dtype": "int4", "scale_dtype": None, "group_size": GROUP}
+    how = {"method": "svdquant", "weight": operand, "activation": operand, "rank": max(ranks)}
+    said = {"quantization_config": json.dumps(how)}
+    if config:
+        said["config"] = json.dumps(dict(config))
+        said["model_class"] = str(config.get("_class_name", ""))
+    return said
+
+
+def _places(rows: Sequence[int]) -> NDArray[np.int64]:
+    """Where the rows of members lie that are each rounded up to a tile."""
+    found, start = [], 0
+    for count in rows:
+        found.append(np.arange(start, start + count, dtype=np.int64))
+        start += -(-count // ROW_TILE) * ROW_TILE
+    return np.concatenate(found)
+
+
+def _spread(values: np.ndarray, rows: Sequence[int], fill: float = 0) -> np.ndarray:
+    """`values` (N, ...) with each member's rows filled up to whole tiles."""
+    full = sum(-(-count // ROW_TILE) * ROW_TILE for count in rows)
+    out = np.full((full, *values.shape[1:]), fill, dtype=values.dtype)
+    out[_places(rows)] = values
+    return out
+
+
 def layer_tensors(
-    name: str, solution: Solution, bias: np.ndarray | None = None
+    name: str,
+    solution: Solution,
+    bias: np.ndarray | None = None,
+    rows: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
     """Tensors of one layer without its name; see the module.
 
@@ -169,6 +216,8 @@ def layer_tensors(
         For messages.
     solution : Solution
     bias : ndarray of shape (N,), optional
+    rows : sequence of int
+        Rows of the layers that are in it, in order; N alone by default.
 
     Raises
     ------
@@ -177,23 +226,25 @@ def layer_tensors(
     """
     check_fits(name, solution)
     n, k = solution.main.shape
-    codes = padded(solution.main.codes, (ROW_TILE, COLUMN_TILE))
+    half = _half_of(solution)
+    rows = rows or (n,)
+    codes = padded(_spread(solution.main.codes, rows), (ROW_TILE, COLUMN_TILE))
     # A short last group becomes a full one of zero codes; groups come in pairs.
-    scales = _half(name, "a scale", stored_scales(solution.main))
+    scales = _spread(_half(name, "a scale", stored_scales(solution.main), half), rows, 1)
     smooth = np.ones(k, np.float32) if solution.smooth is None else solution.smooth
     bias = np.zeros(n, np.float32) if bias is None else bias
     tensors = {
         "qweight": pack_codes(codes),
         "wscales": pack_scales(padded(scales, (ROW_TILE, COLUMN_TILE // GROUP), fill=1)),
-        "bias": _column(_half(name, "the bias", bias), ROW_TILE, 0),
-        "smooth": _column(_half(name, "the smoothing", smooth), COLUMN_TILE, 1),
+        "bias": _column(_spread(_half(name, "the bias", bias, half), rows), ROW_TILE, 0),
+        "smooth": _column(_half(name, "the smoothing", smooth, half), COLUMN_TILE, 1),
     }
     tensors["smooth_orig"] = tensors["smooth"].copy()
     if solution.left is not None and solution.right is not None:
         down = solution.right.dequantize() / smooth
         up = solution.left.dequantize()
-        down = padded(_half(name, "R / smooth", down), (RANK_TILE, COLUMN_TILE))
-        up = padded(_half(name, "L", up), (ROW_TILE, RANK_TILE))
+        down = padded(_half(name, "R / smooth", down, half), (RANK_TILE, COLUMN_TILE))
+        up = padded(_spread(_half(name, "L", up, half), rows), (ROW_TILE, RANK_TILE))
         tensors["lora_down"] = pack_low_rank(down, is_down=True)
         tensors["lora_up"] = pack_low_rank(up, is_down=False)
     return tensors
@@ -204,6 +255,7 @@ def read_layer(
     tensors: Mapping[str, np.ndarray],
     shape: tuple[int, int] | None = None,
     rank: int | None = None,
+    rows: Sequence[int] = (),
 ) -> tuple[Branches, np.ndarray]:
     """The stored parts of one layer, and its bias (N,) float32.
 
@@ -217,6 +269,8 @@ def read_layer(
         What is not padding; all of it by default.
     rank : int, optional
         Likewise of the branch.
+    rows : sequence of int
+        Rows of the layers that are in it, each rounded up on its own.
 
     Raises
     ------
@@ -231,11 +285,14 @@ def read_layer(
     n, k = shape or (full_n, full_k)
     if not (0 < n <= full_n and 0 < k <= full_k):
         raise InputError(f"layer {name!r}: shape {n}x{k} does not lie in {full_n}x{full_k}")
+    places = _places(rows or (n,))
+    if len(places) != n or places[-1] >= full_n:
+        raise InputError(f"layer {name!r}: members of {tuple(rows)} rows do not lie in {full_n}")
     full_rank = tensors["lora_down"].shape[-1] if "lora_down" in tensors else 0
     _check(name, tensors, full_n, full_k, full_rank)
-    scales = unpack_scales(tensors["wscales"])[:n, : -(-k // GROUP)].astype(np.float32)
+    scales = unpack_scales(tensors["wscales"])[places, : -(-k // GROUP)].astype(np.float32)
     main = QuantizedTensor(
-        codes=np.ascontiguousarray(unpack_codes(tensors["qweight"])[:n, :k]),
+        codes=np.ascontiguousarray(unpack_codes(tensors["qweight"])[places, :k]),
         scales=np.ascontiguousarray(scales),
         format=parse_format(f"int4/g{GROUP}/{_HALVES[tensors['wscales'].dtype]}"),
     )
@@ -245,11 +302,11 @@ def read_layer(
     if full_rank:
         rank = full_rank if rank is None else rank
         down = unpack_low_rank(tensors["lora_down"], is_down=True)[:rank, :k].astype(np.float32)
-        up = unpack_low_rank(tensors["lora_up"], is_down=False)[:n, :rank]
+        up = unpack_low_rank(tensors["lora_up"], is_down=False)[places, :rank]
         half = _HALVES[tensors["lora_down"].dtype]
         left = plain_factor(up, half)
         right = plain_factor(down if smooth is None else down * smooth, half)
-    bias = unpack_scales(tensors["bias"][None])[:n, 0].astype(np.float32)
+    bias = unpack_scales(tensors["bias"][None])[places, 0].astype(np.float32)
     return Branches(main=main, left=left, right=right, smooth=smooth), bias
 
 
@@ -288,11 +345,18 @@ def stored_scales(main: QuantizedTensor) -> np.ndarray:
     return main.scales.reshape(main.shape[0], -1)
 
 
-def _half(name: str, what: str, values: np.ndarray) -> np.ndarray:
+def _half_of(solution: Solution) -> np.dtype:
+    """The 16-bit type of a layer's tensors: that of its scales."""
+    scale = solution.main.format.scale
+    name = BRANCH_FORMAT if scale is None else scale.name
+    return next(dtype for dtype, known in _HALVES.items() if known == name)
+
+
+def _half(name: str, what: str, values: np.ndarray, half: np.dtype) -> np.ndarray:
     largest = float(np.abs(values).max())
-    if largest > float(np.finfo(np.float16).max):
+    if half == np.float16 and largest > float(np.finfo(np.float16).max):
         raise InputError(f"layer {name!r}: {what} reaches {largest:.4g}, beyond fp16 (65504)")
-    return values.astype(np.float16)
+    return values.astype(half)
 
 
 def _column(values: np.ndarray, tile: int, fill: float) -> np.ndarray:

@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import loraq_sim as lq
 from loraq_sim.nunchaku import read_nunchaku
@@ -76,3 +78,34 @@ def test_a_missing_layer_in_the_dump_is_named(ours, tmp_path, command):
     assert result.exit_code == 2
     assert "has no layer 'block.fc'" in result.stderr
     assert not target.exists()
+
+
+def test_what_is_not_quantized_is_carried_along_with_the_config(tmp_path, command):
+    rng = np.random.default_rng(0)
+    names = {
+        "blocks.0.ff.net.2.weight": (64, 64),
+        "x_embedder.weight": (64, 64),
+        "norm.weight": (64,),
+    }
+    names |= {"norm.weight": (64,), "table": (2, 3), "x_embedder.bias": (64,)}
+    tensors = {name: rng.standard_normal(shape).astype("f4") for name, shape in names.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    words = ("solve", "--layer-dump", tmp_path / "model.safetensors", "--layers", "blocks.*")
+    words += ("--split", "W4A4+W16A16r4", "--preset", "fast", "--save", tmp_path / "q.safetensors")
+    assert command(*words).exit_code == 0
+    words = ("model", "convert", tmp_path / "q.safetensors", tmp_path / "n.safetensors")
+    result = command(*words, "--to", "nunchaku", "--layer-dump", tmp_path / "model.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "4 tensors are not quantized and carried along" in result.stderr
+    with safe_open(tmp_path / "n.safetensors", framework="numpy") as file:
+        metadata, keys = file.metadata(), set(file.keys())
+        for name in names.keys() - {"blocks.0.ff.net.2.weight"}:
+            np.testing.assert_array_equal(file.get_tensor(name), tensors[name])
+    assert "blocks.0.ff.net.2.qweight" in keys
+    assert "blocks.0.ff.net.2.weight" not in keys
+    assert metadata["model_class"] == "FluxTransformer2DModel"
+    assert json.loads(metadata["quantization_config"])["weight"]["group_size"] == 64
+    # Read back, it is the same one layer.
+    result = command("model", "info", tmp_path / "n.safetensors", "--layout", "nunchaku")
+    assert result.exit_code == 0, result.output

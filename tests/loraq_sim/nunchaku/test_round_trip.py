@@ -259,3 +259,62 @@ def test_fp8_scales_are_refused_in_one_line(solutions, tmp_path):
     save_file(load_file(path) | scales, path)
     with pytest.raises(InputError, match="'f.wscales' is F8_E4M3: NVFP4 layers are not read"):
         read_nunchaku(path)
+
+
+@pytest.mark.parametrize("names", [QKV, [f"blocks.0.attn.add_{part}_proj" for part in "qkv"]])
+def test_q_k_and_v_are_rounded_up_each_on_its_own(names, tmp_path):
+    """As nunchaku's loader allocates them: SANA's 3 x 2240 rows are 3 x 2304, not 6784."""
+    shared = solve_group({name: weight(130, 128, i) for i, name in enumerate(names)}, **FORMATS)
+    biases = {name: weight(1, 130, i)[0] for i, name in enumerate(names)}
+    path = write_nunchaku(tmp_path / "model.safetensors", shared, biases=biases)
+    fused = "blocks.0.attn1.to_qkv" if names is QKV else "blocks.0.attn.add_qkv_proj"
+    tensors = load_file(path)
+    assert {key.rpartition(".")[0] for key in tensors} == {fused}
+    assert tensors[f"{fused}.qweight"].shape == (3 * 256, 64)
+    assert tensors[f"{fused}.bias"].shape == (3 * 256,)
+    # Each member alone, padded, is its third of the whole: tiles of 128 rows are consecutive.
+    for index, name in enumerate(names):
+        alone = write_nunchaku(tmp_path / f"{index}.safetensors", {name: shared[name]})
+        third = slice(256 * index, 256 * (index + 1))
+        single = load_file(alone)
+        for key in ("qweight", "lora_up"):
+            np.testing.assert_array_equal(
+                tensors[f"{fused}.{key}"][third], single[f"{name}.{key}"], err_msg=key
+            )
+    found, found_biases = read_nunchaku(path)
+    assert_same_parts(found, shared)
+    for name in names:
+        np.testing.assert_array_equal(found_biases[name], biases[name].astype(np.float16))
+
+
+def test_a_file_that_is_padded_at_its_end_alone_is_still_read(solutions, tmp_path):
+    """As versions before wrote it; the members here fill whole tiles, so only the note differs."""
+    path = write_nunchaku(tmp_path / "model.safetensors", solutions)
+    with safe_open(path, framework="numpy") as file:
+        notes = json.loads(file.metadata()["loraq_sim"])
+    for note in notes.values():
+        del note["padded"]
+    save_file(load_file(path), tmp_path / "old.safetensors", {"loraq_sim": json.dumps(notes)})
+    found, _ = read_nunchaku(tmp_path / "old.safetensors")
+    assert_same_parts(found, solutions)
+
+
+def test_a_model_in_bfloat16_is_written_as_such_and_comes_back(tmp_path):
+    formats = FORMATS | {"main": "int4/g64/bf16", "branch": "bf16"}
+    solved = {"fc": lq.solve(weight(128, 128), **formats)}
+    path = write_nunchaku(tmp_path / "model.safetensors", solved)
+    with safe_open(path, framework="numpy") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"I8", "BF16"}  # noqa: SIM118
+    found, _ = read_nunchaku(path)
+    assert_same_parts(found, solved)
+    with pytest.raises(InputError, match="the main branch is int4/g64/bf16"):
+        write_deepcompressor(tmp_path / "deepcompressor", solved)
+    mixed = {"fc": lq.solve(weight(128, 128), **(formats | {"branch": "fp16"}))}
+    with pytest.raises(InputError, match="the branch is fp16 and the scales are bf16"):
+        write_nunchaku(tmp_path / "mixed.safetensors", mixed)
+
+
+def test_a_tensor_carried_along_may_not_be_one_of_a_layer(solutions, tmp_path):
+    others = {"blocks.0.ff.net.0.bias": np.ones(3, np.float16)}
+    with pytest.raises(InputError, match=r"'blocks.0.ff.net.0.bias' is a tensor of a quantized"):
+        write_nunchaku(tmp_path / "model.safetensors", solutions, others=others)
