@@ -239,6 +239,9 @@ def solve(
     if feedback is not None:
         feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
 
+    is_coarse = condition == "auto" and entering_main.element.bits <= FEW_BITS
+    is_coarse = is_coarse and method == "loraq"
+
     def prepared(chosen: Condition) -> _Prepared:
         block = hadamard_block(chosen.rotate, weight.shape[1])
         factors = smoothing_vector(chosen.smooth, weight, activations)
@@ -257,28 +260,31 @@ def solve(
             shared=shared,
         )
         total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
+        plain = _Prepared(block, factors, turned, entering, stage, total, chosen.into_main)
         if feedback is None or branch is None or entering is None:
-            return _Prepared(block, factors, turned, entering, stage, total, chosen.into_main)
+            return plain
+        # Shares of the rank are compared by solutions of the kind that the layer gets.
+        is_open = is_coarse and feedback == AUTO
+        trial = _least_missed(plain, total, "fast", into_branch, seed)[0] if is_open else stage
         total, deflation, miss = spend_on_residual_input(
             turned,
             entering,
             feedback,
             functools.partial(resolve_rank, weight.shape, branch, rank, budget),
-            lambda rank: stage.branches(rank, "fast", entering),
+            lambda rank: trial.branches(rank, "fast", entering),
             branch=branch,
             into_main=chosen.into_main,
             into_branch=into_branch,
             rng=np.random.default_rng((seed, 1)),
         )
-        entering = entering if deflation is None else deflation.left_of(entering)
-        parts = block, factors, turned, entering, stage, total, chosen.into_main
-        return _Prepared(*parts, deflation, miss)
+        left = entering if deflation is None else deflation.left_of(entering)
+        return plain._replace(entering=left, total=total, deflation=deflation, miss=miss)
 
     ready = min(map(prepared, candidates), key=operator.attrgetter("miss"))
     block, factors, turned, entering, stage, total, into_main, deflation, _ = ready
     rank = total - (0 if deflation is None else deflation.rank)
-    if condition == "auto" and entering_main.element.bits <= FEW_BITS and method == "loraq":
-        solved = _least_missed(ready, rank, preset, into_branch, seed)
+    if is_coarse:
+        _, solved = _least_missed(ready, rank, preset, into_branch, seed)
     else:
         solved = stage.branches(rank, preset, entering)
     if solved.smooth is not None:
@@ -376,8 +382,8 @@ class _Stage:
 
 def _least_missed(
     ready: _Prepared, rank: int, preset: str, into_branch: InputGrid, seed: int
-) -> Branches:
-    """The branches, or those made without flattening where these serve rounded inputs better.
+) -> tuple[_Stage, Branches]:
+    """Stage and branches, or those without flattening where these serve rounded inputs better.
 
     Flattening lowers the error of the weight and raises that of inputs, which follows the size of
     what the main branch rounds. Without activations both are judged on white noise, of which the
@@ -394,8 +400,9 @@ def _least_missed(
         y = simulated_output(x, dequantized(solved), None, ready.into_main, into_branch)
         return float(np.linalg.norm(y - x @ ready.turned.T))
 
-    stages = (dataclasses.replace(ready.stage, flattens=flattens) for flattens in (True, False))
-    return min((stage.branches(rank, preset, ready.entering) for stage in stages), key=miss)
+    stages = [dataclasses.replace(ready.stage, flattens=flattens) for flattens in (True, False)]
+    tried = [(stage, stage.branches(rank, preset, ready.entering)) for stage in stages]
+    return min(tried, key=lambda each: miss(each[1]))
 
 
 def _checked_arrays(
