@@ -1,4 +1,4 @@
-"""``loraq-sim explore``: array, SRAM and split of a chip on paper, under one area budget."""
+"""``loraq-sim explore`` and ``hw new``: chips on paper, searched under one area budget or given."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ from loraq_sim.split import parse_split
 if TYPE_CHECKING:
     from loraq_sim.layers import Layer
 
-__all__ = ["EXAMPLES", "explore_command"]
+__all__ = ["EXAMPLES", "NEW_EXAMPLES", "explore_command", "new_command"]
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -37,6 +37,12 @@ EXAMPLES = (
     "--out runs/chip.yaml\n\n"
     "loraq-sim explore --area 0.5mm2 --layer-dump examples/tiny_pixart.pt --layers '*.0.*' "
     "--split W4A4,W8A8"
+)
+NEW_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim hw new runs/chip.yaml --rows 64 --columns 64 --split W4A4+W8A8@fp16r32 "
+    "--acc-bits 20 --products-per-add 8 --sram-kib 2048\n\n"
+    "loraq-sim cost --hw runs/chip.yaml --shape 4096x1152x4608 --split W4A4"
 )
 _SPLITS = ("W4A4", "W4A4+W8A8@fp16r32", "W4A8", "W6A6", "W8A8")
 _SHOWN = (
@@ -137,9 +143,7 @@ def explore_command(
     if size is None:
         raise InputError(f"--area must be a number of mm2, such as 4mm2, got {area!r:.40}")
     check_chip(float(size[1]), node)
-    for flag, value in (("--clock-ghz", clock_ghz), ("--dram-gb-per-s", dram_gb_per_s)):
-        if not 0.01 <= value <= 1e4:
-            raise InputError(f"{flag} must be from 0.01 to 10000, got {value:g}")
+    _check_rates(clock_ghz, dram_gb_per_s)
     if out is not None:
         refuse_existing(out, overwrite=force)
     wanted = [parse_split(text, family=family, group=group) for text in listed(splits) or _SPLITS]
@@ -181,6 +185,12 @@ def explore_command(
     if out is not None:
         _write(out, found.knee["design"])
         note(f"wrote {out}", quiet=quiet)
+
+
+def _check_rates(clock_ghz: float, dram_gb_per_s: float) -> None:
+    for flag, value in (("--clock-ghz", clock_ghz), ("--dram-gb-per-s", dram_gb_per_s)):
+        if not 0.01 <= value <= 50_000 or (flag == "--clock-ghz" and value > 100):
+            raise InputError(f"{flag} must be plausible, from 0.01 up, got {value:g}")
 
 
 def _print_published(output: OutputFormat) -> None:
@@ -300,3 +310,75 @@ def _write(path: Path, design: Any) -> None:
             mode["unsigned"] = list(mode["unsigned"])
     yaml.dump(content, text)
     write_file(path, f"# Chosen by loraq-sim explore, for {design.split}.\n{text.getvalue()}")
+
+
+@one_line_failures
+def new_command(
+    path: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Accelerator file to write.")],
+    split: Annotated[
+        str,
+        typer.Option("--split", metavar="SPLIT", help="Split whose products the array multiplies."),
+    ] = "W8A8",
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Rows of elements.")] = 64,
+    columns: Annotated[
+        int, typer.Option("--columns", metavar="N", help="Columns of elements.")
+    ] = 64,
+    products_per_add: Annotated[
+        int, typer.Option("--products-per-add", metavar="N", help="Products of an element a cycle.")
+    ] = 1,
+    acc_bits: Annotated[
+        int, typer.Option("--acc-bits", metavar="N", help="Bits of its accumulator.")
+    ] = 32,
+    overflow: Annotated[
+        str, typer.Option("--overflow", metavar="RULE", help="wrap, saturate, saturate_symmetric.")
+    ] = "wrap",
+    sram_kib: Annotated[int, typer.Option("--sram-kib", metavar="KIB", help="SRAM in KiB.")] = 1024,
+    node: Annotated[int, typer.Option("--node", metavar="NM", help="Process, such as 7.")] = 7,
+    clock_ghz: Annotated[
+        float, typer.Option("--clock-ghz", metavar="GHZ", help="Clock of the array.")
+    ] = 1.0,
+    dram_gb_per_s: Annotated[
+        float, typer.Option("--dram-gb-per-s", metavar="GB/S", help="Bandwidth of DRAM.")
+    ] = 51.2,
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+) -> None:
+    """Write the file of a chip on paper: a systolic array whose energies come from synthesis."""
+    from loraq_sim.emulator.mac_array import MacArray
+    from loraq_sim.silicon.explore import Design, paper_machine
+
+    refuse_existing(path, overwrite=force)
+    hwmodels.load_node(node)
+    array = MacArray(acc_bits=acc_bits, overflow=overflow, products_per_add=products_per_add)
+    for flag, size, most in (
+        *(("--rows", rows, 4096), ("--columns", columns, 4096), ("--sram-kib", sram_kib, 2**20)),
+    ):
+        if not 1 <= size <= most:
+            raise InputError(f"{flag} must be a whole number from 1 to {most}, got {size}")
+    _check_rates(clock_ghz, dram_gb_per_s)
+    design = Design(
+        split=parse_split(split),
+        rows=rows,
+        columns=columns,
+        products_per_add=array.products_per_add,
+        acc_bits=array.acc_bits,
+        overflow=array.overflow,
+        sram_bytes=sram_kib * 1024,
+        node_nm=node,
+        clock_hz=clock_ghz * 1e9,
+        dram_bytes_per_s=dram_gb_per_s * 1e9,
+    )
+    machine = paper_machine(design)
+    _write(path, design)
+    tops = 2e-12 * machine.units.count * machine.units.clock_hz
+    parts = hwmodels.chip_area(machine)
+    row = {
+        **{"file": str(path), "area_mm2": sum(parts.values())},
+        **{f"{part}_mm2": value for part, value in parts.items()},
+        **{f"peak_tops_{mode.name}": tops * mode.macs_per_cycle for mode in machine.modes},
+        **{f"pj_per_mac_{mode.name}": mode.energy_pj_per_mac for mode in machine.modes},
+    }
+    if output is OutputFormat.JSON:
+        print_json([row])
+        return
+    print_tables([result_table([row], title=machine.title)], output)

@@ -2,7 +2,8 @@
 
 ``list``, ``show`` and ``schema`` describe machines and their files. ``explain`` says where each
 second, byte and joule of one layer call comes from. ``validate`` and ``fit`` are in
-`loraq_sim.cli.hw_measured`, ``synth`` and ``energy`` in `loraq_sim.cli.hw_synth`.
+`loraq_sim.cli.hw_measured`, ``synth`` and ``energy`` in `loraq_sim.cli.hw_synth`, ``new`` in
+`loraq_sim.cli.explore`.
 """
 
 import functools
@@ -18,6 +19,7 @@ from loraq_sim.cli.cost import (
     checked_schedule,
     chosen_machines,
 )
+from loraq_sim.cli.explore import NEW_EXAMPLES, new_command
 from loraq_sim.cli.hw_measured import (
     FIT_EXAMPLES,
     VALIDATE_EXAMPLES,
@@ -271,6 +273,7 @@ def _indexed(key: str, machine: Any) -> str:
 
 app.command("validate", epilog=VALIDATE_EXAMPLES)(validate_command)
 app.command("fit", epilog=FIT_EXAMPLES)(fit_command)
+app.command("new", epilog=NEW_EXAMPLES)(new_command)
 app.command("synth", epilog=SYNTH_EXAMPLES)(synth_command)
 app.command("energy", epilog=ENERGY_EXAMPLES)(energy_command)
 

@@ -156,12 +156,16 @@ def pareto_command(
     _print(front, best, limits, grouping, goals, verdict, output)
 
 
+_ARRAY = ("acc_bits", "overflow", "products_per_add")
+
+
 def _default_goals(candidates: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Error and latency, or what a store without them has instead."""
+    """Error and latency, or what a store without them has instead; area where arrays compete."""
     from loraq_sim.results.verdict import verdict_of
 
     verdict = verdict_of(candidates)
-    return (verdict.error, verdict.cost or "latency_s")
+    area = (verdict.area,) if verdict.area else ()
+    return (verdict.error, verdict.cost or "latency_s", *area)
 
 
 def _verdict(candidates: list[dict[str, Any]], minimize: tuple[str, ...]) -> "Verdict":
@@ -296,6 +300,10 @@ def _with_bounds(
     if grouping is Grouping.KIND and "kind" not in shown:
         columns.insert(0, column_for("kind"))
     columns += [column_for(name, [row.get(name) for row in rows]) for name in wanted]
+    if "area_ge" in goals[0]:
+        # Which array a row is on is what its area means.
+        named = [name for name in _ARRAY if name not in shown]
+        columns = [*(column_for(name, [row.get(name) for row in rows]) for name in named), *columns]
     return dataclasses.replace(table, columns=tuple(columns))
 
 

@@ -28,7 +28,7 @@ import hwmodels
 from hwmodels.operands import parse_operands
 from loraq_sim.dumps.synthesize import synthesize_layers
 from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 from loraq_sim.evaluate import evaluate_case, solve_case
 from loraq_sim.layers import Layer
 from loraq_sim.machine import cost_split
@@ -44,8 +44,8 @@ __all__ = [
 
 _OBJECTIVES = ("output_error", "latency_s", "energy_j")
 _PRODUCTS = (1, 8)
-_SRAM_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)
-_ROWS = (8, 16, 32, 64, 128)
+_SRAM_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_ROWS = (8, 16, 32, 64, 128, 256)
 _WIDE = 48
 _NARROWER = (1, 2)
 _LEAST_BITS = 8
@@ -121,7 +121,8 @@ def paper_content(design: Design, name: str = "paper") -> dict[str, Any]:
     streamed = design.rows * count + 2 * design.columns
     return {
         "name": name,
-        "title": f"{design.rows} x {design.columns} elements, {count} products, {design.split}",
+        "title": f"{design.rows} x {design.columns} elements of {counted(count, 'product')}, "
+        f"{design.split}",
         "array": {"from": "synthesis", "node_nm": design.node_nm},
         "units": {
             **{"organization": "systolic", "rows": design.rows, "columns": design.columns},
@@ -184,6 +185,11 @@ def _rows_of_x(design: Design) -> int:
 
 def _mode(precision: str, design: Design, count: int) -> dict[str, Any]:
     w, a = parse_operands(precision)
+    if w.is_float or a.is_float:
+        raise InputError(
+            f"{precision} multiplies 16-bit floats, whose gates nobody has synthesized; name "
+            "integers of 2 to 8 bits, such as W8A8"
+        )
     mode: dict[str, Any] = {
         "name": f"int{a.bits}xint{w.bits}" if a.bits != w.bits else f"int{a.bits}",
         **{"kind": "int", "activation_bits": a.bits, "weight_bits": w.bits},
@@ -378,7 +384,10 @@ def _laid_out(
             columns = _most_columns(design, area_mm2)
             if columns < 1 or not 1 / 8 <= columns / rows <= 8:
                 continue
-            yield _priced(design, columns, array, shapes)
+            # Fewer columns take as many passes over N, and less area and energy.
+            even = {-(-n // -(-n // columns)) for _, n, _ in shapes}
+            for count in sorted({columns, *even}):
+                yield _priced(design, count, array, shapes)
 
 
 def _most_columns(design: Design, area_mm2: float) -> int:

@@ -114,6 +114,18 @@ def test_the_front_of_a_grid_is_one_of_error_latency_and_area(swept):
         assert row["pareto"] is not beaten
 
 
+def test_pareto_of_a_grid_is_the_front_and_the_verdict_of_its_sweep(swept, command):
+    printed, _, folder = swept
+    done = command("pareto", folder, "--format", "json")
+    found = json.loads(done.stdout)
+    arrays = ("acc_bits", "overflow", "products_per_add")
+    assert {tuple(row[name] for name in arrays) for row in found["rows"]} == {
+        tuple(row[name] for name in arrays) for row in printed["front"]
+    }
+    assert found["verdict"]["text"] == printed["verdict"]["text"]
+    assert "products" in command("pareto", folder).stdout
+
+
 def test_a_range_in_a_plan_or_in_set_is_all_its_values(command, tmp_path):
     done = command(
         *("sweep", "--hw", "aie2", "--layer-dump", DUMP, "--layers", LAYER, "--split", "W8A8"),

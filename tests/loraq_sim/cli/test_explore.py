@@ -131,3 +131,48 @@ def test_published_chips_and_operations_are_compared_and_the_error_is_stated():
         # A ripple of generic gates against cells chosen for speed, Booth coding among them.
         assert 1 <= row["energy_ratio"] < 1.6
         assert row["area_ratio"] is None or 1 < row["area_ratio"] < 1.8
+
+
+def new(*words):
+    return CliRunner().invoke(app, ["hw", "new", *(str(word) for word in words)])
+
+
+def test_a_new_file_is_the_machine_that_was_asked_for(tmp_path):
+    path = tmp_path / "paper.yaml"
+    words = ("--rows", 32, "--columns", 48, "--split", "W4A4+W8A8r8", "--acc-bits", 20)
+    done = new(path, *words, "--products-per-add", 8, "--sram-kib", 512, "--format", "json")
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)["rows"]
+    hw = hwmodels.load_accelerator(path)
+    assert (hw.units.rows, hw.units.columns, hw.memories.l2.capacity_bytes) == (32, 48, 524288)
+    assert [(mode.name, mode.macs_per_cycle) for mode in hw.modes] == [("int4", 8), ("int8", 1)]
+    area = hwmodels.chip_area(hw)
+    assert row["area_mm2"] == pytest.approx(sum(area.values()))
+    node = hwmodels.load_node(7)
+    # 1536 elements of 8 multipliers for int4 and 1 for int8, of a column of 8 products each.
+    gates = sum(
+        macs * hwmodels.synthesized_array(hw.datapath, a_bits=bits, w_bits=bits).area_ge
+        for bits, macs in ((4, 8), (8, 1))
+    )
+    assert area["array"] == pytest.approx(node.logic_mm2(32 * 48 * gates))
+    assert new(path, *words).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--split", "W16A16"), "W16A16 multiplies 16-bit floats"),
+        (("--split", "W4A4+W16A16r8"), "W16A16 multiplies 16-bit floats"),
+        (("--acc-bits", 99), "acc_bits must be an integer from 8 to 64, got 99"),
+        (("--node", 3), "no figures for a node of 3 nm"),
+        (("--rows", 0), "--rows must be a whole number from 1 to 4096, got 0"),
+        (("--clock-ghz", 0), "--clock-ghz must be plausible"),
+        (("--overflow", "clip"), "overflow"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_one_line_and_no_file(tmp_path, words, said):
+    done = new(tmp_path / "paper.yaml", *words)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "paper.yaml").exists()

@@ -36,6 +36,7 @@ RUNS = {
     "hw explain": ("aie2", *GEMM),
     "hw fit": ("hwmodels/measured_gemm.csv", "--hw", "t4", "--kernel", "cublas"),
     "hw list": (),
+    "hw new": ("{}/chip.yaml", "--force"),
     "hw show": ("aie2",),
     "hw synth": ("--acc-bits", "16,21", "--node", 7),
     "hw validate": (),
