@@ -197,6 +197,85 @@ def mutate_gguf(data: bytes, rng: Random) -> bytes:
     return data[:place] + struct.pack(layout, number) + data[place + size :]
 
 
+def mutate_text_json(data: bytes, rng: Random) -> bytes:
+    """Change the tree of a JSON file, or its bytes."""
+    if rng.random() < 0.2:
+        return flip(data, rng)
+    try:
+        return json.dumps(mutate_json(json.loads(data), rng)).encode()
+    except (ValueError, RecursionError, TypeError):
+        return flip(data, rng)
+
+
+def mutate_protobuf(data: bytes, rng: Random) -> bytes:
+    """Change one field of a message, as deep as it parses: its number, value, length or place."""
+    if rng.random() < 0.2:
+        return flip(data, rng)
+    fields = _fields(data)
+    if not fields:
+        return flip(data, rng)
+    place = rng.randrange(len(fields))
+    key, value = fields[place]
+    if key & 7 == 2 and rng.random() < 0.75 and len(value) > 1:
+        fields[place] = (key, mutate_protobuf(value, rng))
+    else:
+        action = rng.randrange(4)
+        if action == 0:
+            del fields[place]
+        elif action == 1:
+            fields.insert(rng.randrange(len(fields) + 1), (key, value))
+        elif action == 2:
+            fields[place] = (rng.choice([1, 2, 3, 4, 5, 8, 9, 13, 14, 20]) << 3 | key & 7, value)
+        else:
+            fields[place] = (key & ~7, _varint(rng.choice(INTEGERS) % 2**64))
+    return b"".join(
+        _varint(key) + (_varint(len(value)) if key & 7 == 2 else b"") + value
+        for key, value in fields
+    )
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes]]:
+    """Key and value of each field of a message; nothing if it is none."""
+    found, place = [], 0
+
+    def number() -> int:
+        nonlocal place
+        value = shift = 0
+        while place < len(data) and shift < 64:
+            byte = data[place]
+            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+        raise ValueError
+
+    try:
+        while place < len(data):
+            key = number()
+            if key & 7 == 2:
+                size = number()
+                if size > len(data) - place:
+                    return []
+                found.append((key, data[place : place + size]))
+                place += size
+            elif key & 7 == 0:
+                start = place
+                number()
+                found.append((key, data[start:place]))
+            else:
+                return []
+    except ValueError:
+        return []
+    return found
+
+
 def mutate_sqlite(data: bytes, rng: Random) -> bytes:
     """Run a hostile statement on the database, or change bytes where pages keep their structure."""
     if rng.random() < 0.5:
@@ -281,6 +360,10 @@ MUTATIONS = {
     "safetensors": mutate_safetensors,
     "npz": mutate_zip,
     "gguf": mutate_gguf,
+    "index": mutate_text_json,
+    "config": mutate_text_json,
+    "onnx": mutate_protobuf,
+    "nunchaku": mutate_safetensors,
     "accelerator": _text_mutation(_YAML),
     "plan": _text_mutation(_TOML),
     "measured": _text_mutation(_CSV),

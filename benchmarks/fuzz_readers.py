@@ -141,27 +141,49 @@ def read_quantized(path: Path) -> None:
         f"{solution.weight_error:.3f} {solution.seconds:.1f} {solution.seed:d}"
 
 
+def read_config(path: Path) -> None:
+    """Read the checkpoint beside a config, and what it says of rows."""
+    read_dump(path.parent / "model.safetensors.index.json")
+
+
+def read_published(path: Path) -> None:
+    """Load every layer of a nunchaku file and rebuild its weight."""
+    from loraq_sim.nunchaku import read_nunchaku
+
+    solutions, biases = read_nunchaku(path)
+    for name, solution in list(solutions.items())[:8]:
+        assert solution.reconstruct().shape == solution.main.shape
+        assert biases[name].shape == (solution.main.shape[0],)
+
+
 _DUMPS = ("loraq_sim.dumps", "loraq_sim.layers")
 
 READERS = {
     reader.name: reader
     for reader in (
-        Reader(name="torch", file="dump.pt", read=read_dump, share=0.20,
+        Reader(name="torch", file="dump.pt", read=read_dump, share=0.16,
                traced=(*_DUMPS, "pickletools", "zipfile"), traced_method="load",
                traced_class="torch._weights_only_unpickler:Unpickler"),
-        Reader(name="safetensors", file="dump.safetensors", read=read_dump, share=0.20,
+        Reader(name="safetensors", file="dump.safetensors", read=read_dump, share=0.16,
                traced=(*_DUMPS, "json")),
-        Reader(name="npz", file="dump.npz", read=read_dump, share=0.10,
+        Reader(name="npz", file="dump.npz", read=read_dump, share=0.08,
                traced=(*_DUMPS, "zipfile", "numpy.lib.format", "numpy.lib._format_impl")),
-        Reader(name="gguf", file="dump.gguf", read=read_dump, share=0.06, traced=_DUMPS),
+        Reader(name="gguf", file="dump.gguf", read=read_dump, share=0.05, traced=_DUMPS),
+        Reader(name="index", file="model.safetensors.index.json", read=read_dump, share=0.04,
+               traced=(*_DUMPS, "json")),
+        Reader(name="config", file="config.json", read=read_config, share=0.02,
+               traced=(*_DUMPS, "json")),
+        Reader(name="onnx", file="dump.onnx", read=read_dump, share=0.05, traced=_DUMPS),
+        Reader(name="nunchaku", file="model.safetensors", read=read_published, share=0.04,
+               traced=("loraq_sim.nunchaku", "json"), max_bytes=65536),
         Reader(name="accelerator", file="chip.yaml", read=read_accelerator, share=0.04,
                traced=("hwmodels", "ruamel.yaml")),
-        Reader(name="plan", file="plan.toml", read=read_plan, share=0.10,
+        Reader(name="plan", file="plan.toml", read=read_plan, share=0.09,
                traced=("loraq_sim.sweeps", "loraq_sim.settings", "loraq_sim.split",
                        "loraq_sim.machine", "tomllib")),
-        Reader(name="measured", file="measured.csv", read=read_measured, share=0.12,
+        Reader(name="measured", file="measured.csv", read=read_measured, share=0.10,
                traced=("hwmodels", "csv")),
-        Reader(name="store", file="store.sqlite", read=read_store, share=0.10,
+        Reader(name="store", file="store.sqlite", read=read_store, share=0.09,
                traced=("loraq_sim.results.store", "loraq_sim.results.store_file"), max_bytes=65536),
         Reader(name="quantized", file="model.safetensors", read=read_quantized, share=0.08,
                traced=("loraq_sim.quantized_model", "safetensors",

@@ -4,6 +4,7 @@ Hostile ones stand beside them: pickles that would run code leave a mark in the 
 """
 
 import io
+import json
 import os
 import pickle
 import sqlite3
@@ -168,6 +169,111 @@ def _gguf_seeds(scratch: Path) -> list[bytes]:
     return found
 
 
+def _shards(scratch: Path) -> dict[str, str]:
+    """Two shards in the scratch folder; the file of each tensor."""
+    from safetensors.numpy import save
+
+    where = {}
+    for number, name in enumerate(("blocks.0.attn1.to_q", "blocks.0.ff.net.2"), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        weight = np.full((4, 6), number, np.float32)
+        (scratch / file).write_bytes(save({f"{name}.weight": weight}))
+        where[f"{name}.weight"] = file
+    return where
+
+
+def _index_seeds(scratch: Path) -> list[bytes]:
+    where = _shards(scratch)
+    first, second = where.values()
+    wrong = dict.fromkeys(where, first)
+    return [
+        json.dumps({"metadata": {"total_size": 192}, "weight_map": where}).encode(),
+        json.dumps({"weight_map": {"blocks.0.attn1.to_q.weight": first}}, indent=1).encode(),
+        json.dumps({"weight_map": wrong | {"other": second}}).encode(),
+        json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode(),
+    ]
+
+
+def _config_seeds(scratch: Path) -> list[bytes]:
+    where = _shards(scratch)
+    (scratch / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    size = {"patch_size": 2, "sample_size": 128}
+    return [
+        json.dumps({"_class_name": "PixArtTransformer2DModel"} | size).encode(),
+        json.dumps({"_class_name": "UNet2DConditionModel", "sample_size": [96, 64]}).encode(),
+        json.dumps({"_class_name": "Unknown", "patch_size": 1, "sample_size": 32}).encode(),
+        b"{}",
+    ]
+
+
+def _message(*fields: tuple[int, object]) -> bytes:
+    """Protocol buffers: numbers as varints, everything else with its length."""
+
+    def varint(value: int) -> bytes:
+        out = bytearray()
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        return bytes([*out, value])
+
+    out = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(value)
+        else:
+            data = value.encode() if isinstance(value, str) else bytes(value)
+            out += varint(number << 3 | 2) + varint(len(data)) + data
+    return out
+
+
+def _onnx_seeds(scratch: Path) -> list[bytes]:
+    """Graphs of MatMul with bias, Gemm and 1x1 Conv, field by field as onnx.proto numbers them."""
+    ones = np.ones((6, 4), np.float32)
+
+    def tensor(name: str, array: np.ndarray) -> bytes:
+        dims = tuple((1, size) for size in array.shape)
+        return _message(*dims, (2, 1), (8, name), (9, array.tobytes()))
+
+    def node(op: str, inputs: tuple[str, ...], output: str, *attributes: bytes) -> bytes:
+        ins = tuple((1, name) for name in inputs)
+        more = tuple((5, one) for one in attributes)
+        return _message(*ins, (2, output), (3, f"/fc/{op}"), (4, op), *more)
+
+    def value(name: str, *shape: int) -> bytes:
+        dims = _message(*((1, _message((1, size))) for size in shape))
+        return _message((1, name), (2, _message((1, _message((1, 1), (2, dims))))))
+
+    transposed = _message((1, "transB"), (3, 1), (20, 2))
+    graphs = [
+        (node("MatMul", ("x", "w"), "y"), tensor("w", ones)),
+        (node("Gemm", ("x", "w"), "y", transposed), tensor("w", ones.T.copy())),
+        (node("Conv", ("x", "w"), "y"), tensor("w", ones[:, :, None, None])),
+        (node("MatMul", ("x", "fc.weight"), "y"), tensor("fc.weight", ones)),
+    ]
+    found = []
+    for call, weight in graphs:
+        graph = _message(
+            *((1, call), (2, "g"), (5, weight), (11, value("x", 3, 6)), (12, value("y", 3, 4))),
+        )
+        found.append(_message((1, 8), (2, "torch"), (7, graph), (8, _message((2, 17)))))
+    return found
+
+
+def _nunchaku_seeds(scratch: Path) -> list[bytes]:
+    import loraq_sim as lq
+    from loraq_sim.nunchaku import write_nunchaku
+    from loraq_sim.solvers import solve_group
+
+    formats = {"main": "int4/g64", "branch": "fp16", "rank": 2, "preset": "fast"}
+    weight, path = np.ones((4, 8), np.float32), scratch / "seed.safetensors"
+    trio = solve_group({f"a.to_{part}": weight for part in "qkv"}, **formats)
+    found = []
+    for solved in ({"ffn_up": lq.solve(weight, **formats)}, trio):
+        write_nunchaku(path, solved, config={"_class_name": "x"}, overwrite=True)
+        found.append(path.read_bytes())
+    return found
+
+
 def _accelerator_seeds(scratch: Path) -> list[bytes]:
     from hwmodels.loader import SHIPPED
 
@@ -243,6 +349,10 @@ SEEDS = {
     "safetensors": _safetensors_seeds,
     "npz": _npz_seeds,
     "gguf": _gguf_seeds,
+    "index": _index_seeds,
+    "config": _config_seeds,
+    "onnx": _onnx_seeds,
+    "nunchaku": _nunchaku_seeds,
     "accelerator": _accelerator_seeds,
     "plan": _plan_seeds,
     "measured": _measured_seeds,

@@ -297,6 +297,11 @@ def read_layer(
         format=parse_format(f"int4/g{GROUP}/{_HALVES[tensors['wscales'].dtype]}"),
     )
     factors = unpack_scales(tensors["smooth"][None])[:k, 0].astype(np.float32)
+    if factors.min() <= 0:
+        raise InputError(
+            f"layer {name!r}: smooth must be positive, for inputs are divided by it; got "
+            f"{factors.min():.6g}"
+        )
     smooth = None if (factors == 1).all() else factors
     left = right = None
     if full_rank:

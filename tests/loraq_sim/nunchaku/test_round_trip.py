@@ -318,3 +318,13 @@ def test_a_tensor_carried_along_may_not_be_one_of_a_layer(solutions, tmp_path):
     others = {"blocks.0.ff.net.0.bias": np.ones(3, np.float16)}
     with pytest.raises(InputError, match=r"'blocks.0.ff.net.0.bias' is a tensor of a quantized"):
         write_nunchaku(tmp_path / "model.safetensors", solutions, others=others)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_smoothing_that_nothing_can_be_divided_by_is_refused(solutions, tmp_path, factor):
+    path = write_nunchaku(tmp_path / "model.safetensors", solutions)
+    tensors = load_file(path)
+    tensors["blocks.0.ff.net.0.smooth"][:] = factor
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=r"'blocks.0.ff.net.0': smooth must be positive"):
+        read_nunchaku(path)
