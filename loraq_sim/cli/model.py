@@ -33,7 +33,9 @@ _CONVERT = (
     "loraq-sim model convert runs/quantized.safetensors runs/nunchaku.safetensors --to nunchaku "
     "--layer-dump F\n\n"
     "loraq-sim model convert runs/deepcompressor runs/quantized.safetensors "
-    "--from deepcompressor --to loraq"
+    "--from deepcompressor --to loraq\n\n"
+    "loraq-sim model convert runs/quantized.safetensors runs/quantized.onnx --to onnx "
+    "--split W4A4+W8A8@fp16r32 --hw aie2 --layer-dump F"
 )
 
 
@@ -43,6 +45,7 @@ class Layout(StrEnum):
     LORAQ = "loraq"
     NUNCHAKU = "nunchaku"
     DEEPCOMPRESSOR = "deepcompressor"
+    ONNX = "onnx"
 
 
 @app.command("info", epilog=_INFO)
@@ -79,6 +82,25 @@ def convert_command(
             metavar="FILE",
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="SPLIT",
+            help="What activations are rounded to in an ONNX graph, such as W4A4+W8A8@fp16r32.",
+            show_default=False,
+        ),
+    ] = None,
+    hw: Annotated[
+        str | None,
+        typer.Option(
+            "--hw",
+            metavar="NAME",
+            help="Accelerator whose formats of P and y an ONNX graph has. "
+            "Default: P as the branch, y in fp16.",
+            show_default=False,
+        ),
+    ] = None,
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
@@ -86,9 +108,13 @@ def convert_command(
     """Write a quantized model in the layout of another engine, or read one.
 
     nunchaku and deepcompressor store W4A4 in groups of 64 with a 16-bit branch; other formats and
-    rotated layers are refused.
+    rotated layers are refused. An ONNX graph has each layer's data path, from NAME.x to NAME.y.
     """
 
+    if (to is Layout.ONNX) != (split is not None) or (hw is not None and split is None):
+        raise InputError(
+            "--split and --hw say how an ONNX graph rounds: give --split with --to onnx"
+        )
     solutions, biases = _read(source, origin)
     if layer_dump is not None:
         biases = _biases(layer_dump, solutions)
@@ -101,7 +127,10 @@ def convert_command(
         if others:
             text = f"{counted(len(others), 'tensor', 'is')} not quantized and carried along"
             note(f"{text}, such as {next(iter(others)):.100}", quiet=quiet)
-    _write(target, to, solutions, biases, others, config, force=force)
+    if to is Layout.ONNX:
+        _write_onnx(target, solutions, biases, str(split), hw, force=force)
+    else:
+        _write(target, to, solutions, biases, others, config, force=force)
     row = {"file": str(target), "layout": to.value, "layers": len(solutions)}
     row["bytes"] = sum(path.stat().st_size for path in _files(target))
     if output is OutputFormat.JSON:
@@ -119,6 +148,8 @@ def _read(
         return read_quantized_model(source), {}
     from loraq_sim.nunchaku import read_deepcompressor, read_nunchaku
 
+    if layout is Layout.ONNX:
+        raise InputError(f"{source}: ONNX graphs are written, not read; `dump info` lists weights")
     if layout is Layout.DEEPCOMPRESSOR:
         return read_deepcompressor(source)
     left_out: list[str] = []
@@ -150,6 +181,23 @@ def _write(
         write_deepcompressor(target, solutions, biases=biases, overwrite=force)
         return
     write_nunchaku(target, solutions, biases=biases, others=others, config=config, overwrite=force)
+
+
+def _write_onnx(
+    target: Path,
+    solutions: "Mapping[str, Solution]",
+    biases: "Mapping[str, np.ndarray | None]",
+    split: str,
+    hw: str | None,
+    *,
+    force: bool,
+) -> None:
+    import hwmodels
+    from loraq_sim.machine import datapath_for
+    from loraq_sim.nunchaku import write_onnx_model
+
+    datapath = None if hw is None else datapath_for(hwmodels.load_accelerator(hw))
+    write_onnx_model(target, solutions, split, biases=biases, datapath=datapath, overwrite=force)
 
 
 def _carried_along(
