@@ -399,7 +399,7 @@ def _row(
     accelerator: "Accelerator",
     how: Mapping[str, Any],
 ) -> dict[str, Any]:
-    from loraq_sim.machine import cost_split
+    from loraq_sim.machine import array_columns, cost_split, datapath_for
 
     m, n, k = size
     row = {"layer": name, "m": m, "k": k, "n": n, "split": split.text, "family": split.family}
@@ -411,6 +411,7 @@ def _row(
         return row | {"status": "failed", "message": f"{name}: {case_failure(error)}"}
     row |= {"transforms": ", ".join(work.transforms), "shared_by": work.shared_by}
     row["message"] = cost.padding
+    row |= array_columns(work, accelerator, datapath_for(accelerator))
     return row | {"rank": work.rank} | {column: getattr(cost, column) for column in _COLUMNS}
 
 

@@ -188,7 +188,10 @@ def _without_arrays(
     compared: dict[str, tuple[Row, ...]] = {}
     for arrays in splits.values():
         groups = list(arrays.values())
-        is_priced = all(number_of(row, _AREA) for group in groups for _, row in group)
+        needed = (_AREA, "acc_bits", "products_per_add")
+        is_priced = all(
+            number_of(row, name) for group in groups for _, row in group for name in needed
+        )
         if len(groups) == 1 or not is_priced:
             kept += [pair for group in groups for pair in group]
             continue

@@ -300,3 +300,47 @@ def test_batch_guidance_and_memory_are_stated():
     assert "at most 3.00 MiB of activations at once" in why
     assert "(the largest working set of a layer fits in DRAM)" in why
     assert "; rows per call: model at 1024 px, 2 samples per call (guidance included)." in why
+
+
+ARRAYS = [
+    total("W8A8", error, 1e-3, MIB, acc_bits=bits, overflow=rule, products_per_add=count,
+          accumulators=1, area_ge=area, overflow_count=over)
+    for bits, rule, count, area, error, over in (
+        (32, "wrap", 1, 1000.0, 0.01, 0),
+        (20, "wrap", 1, 840.0, 0.01, 0),
+        (19, "wrap", 1, 820.0, 0.90, 40),
+        (19, "saturate", 1, 850.0, 0.02, 40),
+        (32, "wrap", 8, 700.0, 0.01, 0),
+        (20, "wrap", 8, 690.0, 0.01, 0),
+    )
+]  # fmt: skip
+
+
+def test_of_arrays_the_smallest_without_overflow_stands_for_the_split():
+    # The order in which rows come is no reason.
+    for rows in (ARRAYS, ARRAYS[::-1]):
+        verdict = verdict_of(rows)
+        assert (verdict.row["acc_bits"], verdict.row["products_per_add"]) == (20, 8)
+        assert (verdict.area, verdict.objectives[-1]) == ("area_ge", "area_ge")
+        (said,) = [note for note in verdict.notes if note.startswith("Arrays of")]
+        assert said == (
+            "Arrays of W8A8 at equal throughput: 20 bits (wrap) takes 16 % less area than 32 with "
+            "one product an add, no add overflows on these layers (19 bits (saturate): 2.00 % "
+            "output error for no less area); with eight products an add 20 bits (wrap) for 32 buys "
+            "nothing (1.4 % of the area). The smallest without overflow has 20 bits (wrap), eight "
+            "products an add and 690 GE a MAC."
+        )
+
+
+def test_where_all_arrays_overflow_the_least_error_stands_for_the_split():
+    rows = [row | {"overflow_count": 7} for row in ARRAYS]
+    verdict = verdict_of([row | {"output_error": 0.1 + row["area_ge"] / 1e4} for row in rows])
+    assert verdict.row["area_ge"] == 690.0
+    assert "with one product an add all overflow" in verdict.text
+
+
+def test_arrays_without_areas_are_judged_as_before():
+    verdict = verdict_of([row | {"area_ge": None} for row in ARRAYS])
+    assert verdict.area == ""
+    assert not [note for note in verdict.notes if note.startswith("Arrays of")]
+    assert verdict.row["output_error"] == 0.01
