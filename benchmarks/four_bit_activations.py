@@ -2,6 +2,7 @@
 
     python benchmarks/four_bit_activations.py    # prints tables, writes four_bit_activations.md
     python benchmarks/four_bit_activations.py "auto, ~" "u auto, ~"    # these columns anew
+    python benchmarks/four_bit_activations.py terrain loraq    # a column, in layers of one model
 
 Every other activation row of a layer calibrates, the others evaluate, on the data path of `aie2`.
 All branches have the bytes of a 16-bit one (rank 32; 4 for tiny_pixart, which is 128 wide); GPTQ
@@ -54,7 +55,11 @@ METHODS = {
     "u data-free": ("W4A4u+W8A8", {"condition": "auto"}),
     "u auto": ("W4A4u+W8A8", {"condition": "auto"}),
     "u auto, finish": ("W4A4u+W8A8", {"condition": "auto", "finish": "data"}),
+    "u auto, W16A16": ("W4A4u+W16A16", {"condition": "auto"}),
+    "u auto, W6A6": ("W4A4u+W6A6", {"condition": "auto"}),
+    "u auto, W4A8": ("W4A4u+W4A8", {"condition": "auto"}),
     "u auto, ~": ("W4A4u~W8A8", {"condition": "auto"}),
+    "u auto, ~, seed 1": ("W4A4u~W8A8", {"condition": "auto", "seed": 1}),
     "u auto, ~, finish": ("W4A4u~W8A8", {"condition": "auto", "finish": "data"}),
     "a auto, ~, finish": ("W4A4a~W8A8", {"condition": "auto", "finish": "data"}),
     "u auto, ~P4": ("W4A4u~W8A8", {"condition": "auto", "datapath": FOUR_BIT_P}),
@@ -85,6 +90,9 @@ def written():
         row[0]: {c: float(v) / 100 for c, v in zip(table[0][1:], row[1:], strict=True) if v}
         for row in table[1:]
     }
+
+
+FAMILIES = ("minilm", "tiny_pixart", "synthetic", "terrain")
 
 
 def layers():
@@ -132,14 +140,23 @@ def mean(rows, column):
 
 def main():
     """Measure, print and write the table; what is not measured anew stays as it is there."""
-    if unknown := [column for column in sys.argv[1:] if column not in METHODS]:
+    families = [word for word in sys.argv[1:] if word in FAMILIES] or FAMILIES
+    chosen = [word for word in sys.argv[1:] if word not in FAMILIES]
+    if unknown := [column for column in chosen if column not in METHODS]:
         sys.exit(f"unknown column {unknown[0]!r}; there are {', '.join(METHODS)}")
     rows = {tuple(name.split(" ", 1)): row for name, row in written().items() if "**" not in name}
     for family, layer, rank in layers():
-        found = measured(layer, rank, sys.argv[1:] or METHODS)
+        if family not in families:
+            continue
+        found = measured(layer, rank, chosen or METHODS)
         row = rows[family, short_name(layer.name)] = rows.get((family, short_name(layer.name)), {})
         row |= found
         print(family, layer.name, *(f"{k}={100 * v:.2f}" for k, v in found.items()), flush=True)
+    write(rows)
+
+
+def write(rows):
+    """The table of errors by (family, layer) and column."""
     columns = [c for c in METHODS if any(c in row for row in rows.values())]
     lines = [
         "# Output error with activations of four and eight bits",
