@@ -53,6 +53,7 @@ METHODS = {
     "auto, finish": ("W4A4+W8A8", {"condition": "auto", "finish": "data"}),
     "auto, ~": ("W4A4~W8A8", {"condition": "auto"}),
     "u data-free": ("W4A4u+W8A8", {"condition": "auto"}),
+    "u data-free, W4A8": ("W4A4u+W4A8", {"condition": "auto"}),
     "u auto": ("W4A4u+W8A8", {"condition": "auto"}),
     "u auto, finish": ("W4A4u+W8A8", {"condition": "auto", "finish": "data"}),
     "u auto, W16A16": ("W4A4u+W16A16", {"condition": "auto"}),

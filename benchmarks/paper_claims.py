@@ -146,6 +146,11 @@ FOUR_BIT_CLAIMS = [
     ),
     ("Data-free is enough against SVDQuant as published, which sees activations", "u data-free",
      "published"),
+    (
+        "The same with a W4A8 branch",
+        "u data-free, W4A8",
+        "published",
+    ),
     *(
         (f"The residual input against {other}", "u auto, ~, finish", column)
         for other, column in (
