@@ -385,8 +385,11 @@ def _array_cost(
 
 
 def _known_node(hw: Accelerator) -> int | None:
-    node = hw.energy.node_nm if hw.array is None else hw.array.node_nm
-    return int(node) if node in node_names() else None
+    if "node" not in hw._cache:
+        node = hw.energy.node_nm if hw.array is None else hw.array.node_nm
+        hw._cache["node"] = int(node) if node in node_names() else None
+    known: int | None = hw._cache["node"]
+    return known
 
 
 def chip_area(hw: Accelerator) -> dict[str, float]:

@@ -106,6 +106,10 @@ EXAMPLES = (
 )
 
 
+# Points of a grid of arrays that lie beside the front, as far as people read them.
+_MOST_ARRAYS = 24
+
+
 @one_line_failures
 def sweep_command(
     context: typer.Context,
@@ -421,6 +425,9 @@ def _tables(
     rest = [row for row in named if not row["pareto"] and not row["point"]]
     title = f"Pareto front of {told} ({per_step})"
     tables = [front_table(front, title=title, among=totals if verdict.area else None)]
+    if verdict.area and len(rest) > _MOST_ARRAYS:
+        note(f"{counted(len(rest), 'array')} beside the front are in results.csv and in `report`")
+        rest = []
     return tables + ([totals_table(rest, title="Not on the front")] if rest else [])
 
 
