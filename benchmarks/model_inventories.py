@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from loraq_sim.dumps.fused import groups_of
 from loraq_sim.dumps.kinds import RESOLUTIONS, kinds_of
+from loraq_sim.dumps.stored_weights import groups_of
 from loraq_sim.settings import SIXTEEN_BIT_KINDS
 
 FOLDER = Path(__file__).parent.parent / "loraq_sim" / "dumps" / "inventories"

@@ -186,7 +186,8 @@ def capture_command(
         str,
         typer.Argument(
             help="module:function or file.py:function of your own, or the folder of a diffusers "
-            "PixArt or SANA transformer (needs loraq-sim\\[diffusion])."
+            "transformer or U-Net: PixArt, SANA, FLUX, SD3, Qwen-Image, Wan, DiT, SD and SDXL "
+            "(needs loraq-sim\\[diffusion])."
         ),
     ],
     out: DumpOut,
@@ -264,6 +265,8 @@ def capture_command(
     calls: Any = dump.meta["model_calls"]
     ran = f"{counted(len(dump), 'layer')} ran in {counted(calls, 'call')}"
     note(f"{ran} over {counted(len(recorded['values']), 'time step')}", quiet=quiet)
+    if dump.left_out:
+        note(dump.left_out, quiet=quiet)
     if dump.skipped:
         first = next(iter(dump.skipped))
         note(f"{counted(len(dump.skipped), 'layer')} did not run, such as {first}", quiet=quiet)

@@ -47,6 +47,7 @@ from numpy.typing import NDArray
 from loraq_sim.dumps.capture_hooks import (
     InputRecorder,
     find_linear_layers,
+    left_out_of_capture,
     running_eagerly,
     step_of,
     weight_of,
@@ -129,7 +130,8 @@ def capture_layers(
     """
     if not 1 <= tokens <= MAX_TOKENS:
         raise InputError(f"tokens must be 1 to {MAX_TOKENS}, got {tokens}")
-    modules = _choose(source, list(patterns))
+    patterns = list(patterns)
+    modules = _choose(source, patterns)
     recorder = InputRecorder(modules, tokens, seed)
     with recorder.hooked(), running_eagerly():
         made = _run if source.run is None else _run_by_itself
@@ -170,7 +172,13 @@ def capture_layers(
             bias=None if bias is None else _parameter(name, "bias", bias),
         )
     skipped = {name: "did not run" for name in modules if name not in ran}
-    return LayerDump(Path(source.name), StoredDump(layers=layers, meta=meta, skipped=skipped))
+    stored = StoredDump(
+        layers=layers,
+        meta=meta,
+        skipped=skipped,
+        left_out="" if patterns else left_out_of_capture(source.model),
+    )
+    return LayerDump(Path(source.name), stored)
 
 
 def _choose(source: CaptureSource, patterns: list[str]) -> "dict[str, LinearModule]":

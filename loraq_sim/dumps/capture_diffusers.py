@@ -1,8 +1,9 @@
 """Denoise images with a diffusion transformer of a diffusers folder, one model call at a time.
 
 The folder holds ``config.json`` and the weights as safetensors (pickled weights are not loaded), or
-has them in ``transformer/``. Its class must be a key of `EXTRA_INPUTS`; nothing is downloaded and
-no code from the folder runs. Needs the extra ``[diffusion]``.
+has them in ``transformer/`` or ``unet/``. Its class must be a key of `EXTRA_INPUTS`, or, to be
+captured alone, of `loraq_sim.dumps.capture_families.FAMILIES`; nothing is downloaded and no code
+from the folder runs. Needs the extra ``[diffusion]``.
 
 The denoising loop is plain Euler for models trained as flows, where the output is a velocity v and
 x(t) = (1 - t) image + t noise, so x <- x - v / steps from t = 1 on, with time step 1000 t. For a
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps.capture import CaptureSource
+from loraq_sim.dumps.capture_families import FAMILIES, TRAINED_STEPS, ddim_step, family_calls
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import DumpError, InputError, counted
 
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Transformer", "denoising_calls", "load_diffusers_folder", "load_transformer"]
-
-_TRAINED_STEPS = 1000
 
 
 def denoising_calls(
@@ -69,8 +69,8 @@ def denoising_calls(
     both = torch.cat([chosen, text[-1:].expand(images, -1, -1)]).to(device)
     predicts_noise = config.out_channels == 2 * channels
     for i in range(steps):
-        step = _TRAINED_STEPS * (steps - i) / steps
-        after = _TRAINED_STEPS * (steps - i - 1) / steps
+        step = TRAINED_STEPS * (steps - i) / steps
+        after = TRAINED_STEPS * (steps - i - 1) / steps
         if predicts_noise:
             step, after = step - 1, after - 1
         inputs = {
@@ -83,25 +83,8 @@ def denoising_calls(
         output = (yield step, inputs)[0]
         conditional, unconditional = output[:, :channels].chunk(2)
         guided = unconditional + guidance * (conditional - unconditional)
-        x = _ddim(x, guided, step, after) if predicts_noise else x - guided / steps
+        x = ddim_step(x, guided, step, after) if predicts_noise else x - guided / steps
     return x
-
-
-def _ddim(x: "torch.Tensor", noise: "torch.Tensor", step: float, after: float) -> "torch.Tensor":
-    """One deterministic step from time `step` to `after`; below 0 the image is clean."""
-    now, then = _kept_signal(step), _kept_signal(after)
-    image = (x - (1 - now) ** 0.5 * noise) / now**0.5
-    return then**0.5 * image + (1 - then) ** 0.5 * noise
-
-
-def _kept_signal(step: float) -> float:
-    """Product of 1 - beta up to a step, beta going from 0.0001 to 0.02 over 1000 steps."""
-    import torch
-
-    if step < 0:
-        return 1.0
-    betas = torch.linspace(1e-4, 0.02, _TRAINED_STEPS, dtype=torch.float64)
-    return float(torch.cumprod(1 - betas, dim=0)[round(step)])
 
 
 def _pixart_inputs(config: Any, x: "torch.Tensor") -> dict[str, Any]:
@@ -175,6 +158,24 @@ def load_diffusers_folder(
     """
     if steps < 1 or images < 1:
         raise InputError(f"steps and images must be at least 1, got {steps} and {images}")
+    home = _home(folder)
+    name = str(_read_config(home).get("_class_name"))
+    if name in FAMILIES:
+        if captions is not None:
+            raise InputError(f"--captions are for {' and '.join(EXTRA_INPUTS)}, not for a {name}")
+        _check_sizes(home, _read_config(home))
+        model = _load_model(home, name, device)
+        family = FAMILIES[name]
+        meta = {
+            "checkpoint": home.name,
+            "diffusers": _diffusers().__version__,
+            "captions": "standard normal values",
+            "images": images,
+            "guidance": guidance,
+            "cfg_batch": 2 if family.is_guided else 1,
+        }
+        made = family_calls(model, family, steps=steps, images=images, guidance=guidance, seed=seed)
+        return CaptureSource(name=str(home), model=model, calls=made, meta=meta, n_calls=steps)
     found = load_transformer(folder, captions=captions, seed=seed, device=device)
     calls = denoising_calls(found, steps=steps, images=images, guidance=guidance, seed=seed)
     meta = {
@@ -209,13 +210,13 @@ def load_transformer(
     folder: Path, *, captions: Path | None = None, seed: int = 0, device: str = "cpu"
 ) -> Transformer:
     """Load a transformer and its text embeddings; arguments and errors as above."""
-    folder = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
+    folder = _home(folder)
     config = _read_config(folder)
     name = str(config.get("_class_name"))
     if name not in EXTRA_INPUTS:
         raise DumpError(
-            f"{folder}: holds a {name:.60}; supported are {', '.join(EXTRA_INPUTS)}; "
-            "capture others through a Python entry point"
+            f"{folder}: holds a {name:.60}; supported are {', '.join(EXTRA_INPUTS)} (captured are "
+            f"also {', '.join(FAMILIES)}); capture others through a Python entry point"
         )
     _check_sizes(folder, config)
     model = _load_model(folder, name, device)
@@ -228,6 +229,12 @@ def load_transformer(
         text=_text(model, captions, seed),
         captions=captions.name if captions else "standard normal values",
     )
+
+
+def _home(folder: Path) -> Path:
+    """The folder of the denoiser in a pipeline's, else `folder`."""
+    parts = (folder / name for name in ("transformer", "unet"))
+    return next((part for part in parts if (part / "config.json").exists()), folder)
 
 
 def _diffusers() -> Any:
@@ -260,6 +267,9 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
 
     def size(key: str) -> int:
         value = config.get(key, 1)
+        if isinstance(value, list) and value and all(isinstance(x, int) for x in value):
+            # Of a U-Net one a level.
+            value = max(value)
         if value is None:
             return 1
         if not isinstance(value, int) or not 1 <= value < 2**31:
@@ -268,6 +278,7 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
 
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     width = size("num_attention_heads") * size("attention_head_dim")
+    width = max(width, size("block_out_channels"))
     inputs = size("caption_channels") + size("cross_attention_dim") + size("in_channels")
     # A block holds far more than two square matrices, a value takes a byte at least.
     least = 2 * size("num_layers") * width**2 + width * inputs
@@ -287,6 +298,10 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
     model_class, level = getattr(_diffusers(), name), logger.level
     # What it would warn about, page after page, is checked below.
     logger.setLevel(logging.CRITICAL)
+    # Parts that stay in float32 when others do not: nothing is narrowed here, and the loader would
+    # want another package for them.
+    kept = getattr(model_class, "_keep_in_fp32_modules", None)
+    model_class._keep_in_fp32_modules = None
     try:
         model, loading = model_class.from_pretrained(
             str(folder),
@@ -302,6 +317,7 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
         ) from error
     finally:
         logger.setLevel(level)
+        model_class._keep_in_fp32_modules = kept
     missing = sorted(loading["missing_keys"])
     if missing:
         raise DumpError(

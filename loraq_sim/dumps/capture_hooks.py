@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.errors import DumpError
+from loraq_sim.errors import DumpError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ __all__ = [
     "InputRecorder",
     "RowSample",
     "find_linear_layers",
+    "left_out_of_capture",
     "running_eagerly",
     "step_of",
     "weight_of",
@@ -152,6 +153,21 @@ def find_linear_layers(model: "torch.nn.Module") -> dict[str, "LinearModule"]:
             bare = ".".join(part for part in name.split(".") if part != "_orig_mod")
             found[bare or "model"] = module
     return found
+
+
+def left_out_of_capture(model: "torch.nn.Module") -> str:
+    """One sentence on weights that no hook records; empty where there are none."""
+    recorded = {id(weight_of(layer)) for layer in find_linear_layers(model).values()}
+    weights = {name: x for name, x in model.named_parameters() if x.ndim > 1}
+    others = {name: x.numel() for name, x in weights.items() if id(x) not in recorded}
+    if not others:
+        return ""
+    largest = max(others, key=lambda name: others[name])
+    share = 100 * sum(others.values()) / sum(x.numel() for x in weights.values())
+    return (
+        f"left out: {counted(len(others), 'tensor')} with {share:.3g} % of the weights, such as "
+        f"{largest}: recorded are Linear layers and 1x1 convolutions (a checkpoint has the others)"
+    )
 
 
 def weight_of(module: Any) -> "torch.Tensor":

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.dumps.checkpoint_folder import config_path, is_count, patches_of, read_config
-from loraq_sim.dumps.fused import groups_of
 from loraq_sim.dumps.state_dict import common_wrapper
 from loraq_sim.dumps.stored import StoredDump
+from loraq_sim.dumps.stored_weights import groups_of
 from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.layers import SAMPLED_ROWS
 

@@ -15,9 +15,8 @@ Without the record the file is somebody's checkpoint. Then
 - wrappers around all names (``module.``, ``model.diffusion_model.``) and within them
   (``_orig_mod.``) are taken off; layers still answer to their whole names;
 - of a file that holds a diffusion model beside encoders, the diffusion model is read;
-- weights stored as codes become the floats they stand for (`loraq_sim.dumps.coded`), and those
-  that several layers share, or that stand on their side, become one each
-  (`loraq_sim.dumps.fused`).
+- weights stored as codes become the floats they stand for, and those that several layers share, or
+  that stand on their side, become one each (`loraq_sim.dumps.stored_weights`).
 
 The factors of an adapter (LoRA) are no layers, and a weight whose adapter is not merged is not the
 weight that runs: `without_adapters` takes the former out and marks the latter.
@@ -28,9 +27,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from loraq_sim.dumps.coded import decoded
-from loraq_sim.dumps.fused import is_convolution, unfused
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, stated_fields
+from loraq_sim.dumps.stored_weights import decoded, is_convolution, unfused
 from loraq_sim.errors import counted
 
 __all__ = ["common_wrapper", "layers_from_keys", "without_adapters"]

@@ -191,3 +191,68 @@ def test_captions_must_fit_the_model(diffusers, tmp_path):
         load_diffusers_folder(folder, captions=tmp_path / "none.safetensors")
     with pytest.raises(DumpError, match="no safetensors file"):
         load_diffusers_folder(folder, captions=folder / "config.json")
+
+
+HEADS = {"num_layers": 1, "attention_head_dim": 12, "num_attention_heads": 2}
+SMALL = {
+    "FluxTransformer2DModel": {
+        **{"in_channels": 8, "num_single_layers": 1, "joint_attention_dim": 16},
+        **{"pooled_projection_dim": 16, "guidance_embeds": True, "axes_dims_rope": (4, 4, 4)},
+    },
+    "QwenImageTransformer2DModel": {
+        **{"in_channels": 8, "out_channels": 2, "joint_attention_dim": 16},
+        "axes_dims_rope": (4, 4, 4),
+    },
+    "SD3Transformer2DModel": {
+        **{"sample_size": 8, "in_channels": 4, "out_channels": 4, "joint_attention_dim": 16},
+        **{"caption_projection_dim": 24, "pooled_projection_dim": 16, "pos_embed_max_size": 8},
+    },
+    "WanTransformer3DModel": {
+        **{"in_channels": 4, "out_channels": 4, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32},
+    },
+    "DiTTransformer2DModel": {
+        **{"in_channels": 4, "out_channels": 8, "sample_size": 8, "num_embeds_ada_norm": 10},
+    },
+    "UNet2DConditionModel": {
+        **{"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1},
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        **{"cross_attention_dim": 16, "attention_head_dim": 8},
+        **{"addition_embed_type": "text_time", "addition_time_embed_dim": 8},
+        "projection_class_embeddings_input_dim": 64,
+    },
+}
+# Rows M of the image: tokens of one call, guidance included where it is one batch.
+ROWS = {
+    "FluxTransformer2DModel": ("transformer_blocks.0.ff.net.2", 1024),
+    "QwenImageTransformer2DModel": ("transformer_blocks.0.img_mlp.net.2", 1024),
+    "SD3Transformer2DModel": ("transformer_blocks.0.attn.to_q", 2 * 16),
+    "WanTransformer3DModel": ("blocks.0.ffn.net.2", 3 * 256),
+    "DiTTransformer2DModel": ("transformer_blocks.0.ff.net.2", 2 * 16),
+    "UNet2DConditionModel": ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 2 * 64),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_folders_of_other_families_are_denoised_and_captured(name, tmp_path, diffusers):
+    small = SMALL[name] if name.startswith("UNet") else HEADS | SMALL[name]
+    getattr(diffusers, name)(**small).save_pretrained(tmp_path / name)
+    source = load_diffusers_folder(tmp_path / name, steps=2, images=1)
+    dump = capture_layers(source, tokens=8)
+    layer, rows = ROWS[name]
+    assert dump.info(layer).rows_per_call == rows
+    assert dump.skipped == {}
+    assert "linear" not in {dump.info(one).kind for one in dump}
+    values = dump.meta["time_steps"]["values"]
+    assert len(values) == 2
+    assert values == sorted(values, reverse=True)
+    assert all(np.isfinite(dump[one].activations).all() for one in dump)
+    if name.startswith("UNet"):
+        assert "such as up_blocks.0.resnets.0.conv1.weight: recorded are Linear" in dump.left_out
+
+
+def test_captions_of_another_family_are_refused(tmp_path, diffusers):
+    small = HEADS | SMALL["DiTTransformer2DModel"]
+    diffusers.DiTTransformer2DModel(**small).save_pretrained(tmp_path / "dit")
+    with pytest.raises(InputError, match="--captions are for PixArt.* and Sana.*, not for a DiT"):
+        load_diffusers_folder(tmp_path / "dit", captions=tmp_path / "c.safetensors")

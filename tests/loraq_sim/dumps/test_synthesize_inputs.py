@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.dumps import write_layer_dump
-from loraq_sim.dumps.fused import groups_of
 from loraq_sim.dumps.kinds import kinds_of, list_models, load_inventory
+from loraq_sim.dumps.stored_weights import groups_of
 from loraq_sim.errors import InputError
 from loraq_sim.sweeps.digests import layer_digests
 
