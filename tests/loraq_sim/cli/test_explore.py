@@ -25,6 +25,7 @@ def explored(request, tmp_path_factory):
     root, out = request.config.rootpath, tmp_path_factory.mktemp("explored") / "chip.yaml"
     dump = root / "examples" / "tiny_pixart.pt"
     words = ("--layer-dump", dump, "--layers", LAYER, "--split", "W4A4,W8A8", "--tokens", 8)
+    words = (*words, "--products-per-add", 8)
     done = invoke("--area", f"{AREA}mm2", *words, "--out", out, "--format", "json", "--quiet")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout), lq.read_layer_dump(dump)[LAYER], out
