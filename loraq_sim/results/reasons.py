@@ -4,6 +4,7 @@ Of a split that was evaluated on several arrays it is also said what each width 
 in area behind each adder tree, where the first add overflows, and what that costs in error.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -391,6 +392,9 @@ def _tree_said(case: Case, members: Sequence[Row]) -> str:
     turns = members[0]["accumulators"] or 1
     place = f"with {_WORDS.get(count, f'{count} products')} an add"
     place += f" and {turns} accumulators" if turns > 1 else ""
+    # Of a narrow tree or a preset, which no column of a row names.
+    more = re.findall(r"[a-z0-9_]+", str(members[0].get("options") or ""))
+    place += f" ({' '.join(more).replace('_', ' ')})" if more else ""
     lossless = [row for row in members if row.get("overflow_count") == 0]
     least_error = min(members, key=lambda row: _error_or_inf(row, case.error))
     if not lossless:
