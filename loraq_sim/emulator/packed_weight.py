@@ -263,8 +263,11 @@ class PackedWeight:
     accumulators is packed once for each layout they need. Holds a copy of the codes.
     """
 
-    def __init__(self, codes: NDArray[np.int8] | NDArray[np.uint8]) -> None:
-        self.codes = codes
+    def __init__(
+        self, codes: NDArray[np.int8] | NDArray[np.uint8], given: np.dtype | None = None
+    ) -> None:
+        """`given`: the dtype that the codes came in, which says what their zero point can be."""
+        self.codes, self.given = codes, given or codes.dtype
         self._panels: dict[Layout, Panels] = {}
         self._longest: dict[int, int] = {}
         # Decisions of `emulator.tile_ready`, by array, activations and output, and by shape too.
@@ -344,7 +347,7 @@ def pack_weight(w: ArrayLike) -> PackedWeight:
     InputError
         If `w` is not a matrix of integers or a code leaves its range.
     """
-    return PackedWeight(checked_weights(w).copy(order="C"))
+    return PackedWeight(checked_weights(w).copy(order="C"), np.asarray(w).dtype)
 
 
 def checked_codes(
@@ -368,7 +371,10 @@ def checked_codes(
     InputError
         If `value` is not a matrix of integers within one of these ranges.
     """
-    codes = np.asarray(value)
+    try:
+        codes = np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name} must be a matrix (rows, K); its rows differ in length") from None
     if codes.ndim != 2:
         raise InputError(f"{name} must be a matrix (rows, K), got shape {codes.shape}")
     if codes.dtype.kind not in "iu":

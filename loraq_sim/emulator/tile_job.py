@@ -200,7 +200,7 @@ def checked_job(
         )
     codes = checked_codes("a", a, words=True)
     if isinstance(w, PackedWeight):
-        weight, given = w, w.codes
+        weight, given = w, w.codes if zeros.w is None else w.codes.astype(w.given, copy=False)
     else:
         # Zero points say that 0..255 is meant; else only the dtype does.
         weight = PackedWeight(checked_weights(w, unsigned=zeros.w is not None))

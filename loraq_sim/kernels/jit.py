@@ -3,6 +3,8 @@
 Numba itself refuses to define a function whose code it cannot keep (an installation and a home
 folder that cannot be written), and lets a full disk end the first call.
 
+Processes that start together do not compile the same: one does, the others wait and read its code.
+
 Compiling is most of what the first layer takes, so it is asked for little: no wrappers for C,
 division as IEEE 754 has it, and `smaller` and `larger`, which are one instruction where `min` and
 `max` are a function to compile for every type.
@@ -12,10 +14,18 @@ import hashlib
 import logging
 import multiprocessing
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache as remembered
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not there on Windows: every process compiles by itself
+    fcntl = None  # type: ignore[assignment]
 
 import numba.extending
 from numba import types
@@ -23,7 +33,8 @@ from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
 
 __all__ = [
-    *("intrinsic", "keep_compiled", "kept_in", "larger", "njit", "smaller", "why_not_kept"),
+    *("intrinsic", "keep_compiled", "kept_in", "larger", "njit", "smaller", "taking_turns"),
+    "why_not_kept",
 ]
 
 logger = logging.getLogger(__name__)
@@ -31,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 # One folder, or the first reason, for all functions of the process.
 _state: dict[str, str] = {}
+# Of this thread: whether it compiles, and the lock it holds meanwhile.
+_turn = threading.local()
+_LOCK, _LOOK_SECONDS, _MOST_LOOKS = "loraq_sim.lock", 0.02, 3000
 
 
 def njit(function: Callable | None = None, *, cache: bool = False, **options: Any) -> Callable:
@@ -44,7 +58,48 @@ def njit(function: Callable | None = None, *, cache: bool = False, **options: An
     compiled = numba.njit(**spared, **options)(function)
     if cache and isinstance(compiled, CPUDispatcher):
         keep_compiled(compiled, function)
+        alone = compiled.compile
+
+        def compile_in_turn(signature: Any) -> Any:
+            with taking_turns():
+                return alone(signature)
+
+        vars(compiled)["compile"] = compile_in_turn
     return compiled
+
+
+@contextmanager
+def taking_turns() -> Iterator[None]:
+    """Compile here what no other process compiles; its lock is let go of at the outermost end."""
+    is_outermost, _turn.compiles = not getattr(_turn, "compiles", False), True
+    try:
+        yield
+    finally:
+        if is_outermost:
+            _turn.compiles = False
+            if (lock := _turn.__dict__.pop("lock", None)) is not None:
+                lock.close()
+
+
+def _locked(folder: str) -> IO[bytes] | None:
+    """The lock of a folder once no other process has it; None if it takes a minute or cannot be."""
+    if fcntl is None or "impatient" in _state:
+        return None
+    try:
+        lock = Path(folder, _LOCK).open("ab")  # noqa: SIM115 (held until its turn ends)
+    except OSError:
+        return None
+    for _ in range(_MOST_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            time.sleep(_LOOK_SECONDS)
+        except OSError:  # no locks on this file system
+            break
+    _state["impatient"] = folder
+    lock.close()
+    return None
 
 
 def intrinsic(emit: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +189,12 @@ class _ForgivingCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
+            if found is not None or "lock" in _turn.__dict__ or not _turn.__dict__.get("compiles"):
+                return found
+            _turn.lock = _locked(self.cache_path)
+            # Whoever had the lock may have compiled just this.
+            return None if _turn.lock is None else super().load_overload(sig, target_context)
         # Whatever is wrong with a kept file, compiling gives the right code.
         except Exception as error:
             _tell(error)

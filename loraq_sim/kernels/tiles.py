@@ -17,7 +17,7 @@ from numba import types
 from numba.core.ccallback import CFunc
 
 from loraq_sim.kernels.column_sums import ColumnCode
-from loraq_sim.kernels.jit import intrinsic, keep_compiled
+from loraq_sim.kernels.jit import intrinsic, keep_compiled, taking_turns
 from loraq_sim.kernels.pack_panels import PackCode, PackShape
 from loraq_sim.kernels.processor import KernelUnavailable
 from loraq_sim.kernels.scaled_tile import ScaledCode, ScaledShape
@@ -143,7 +143,8 @@ class Kernel(Generic[Shape]):
         kernel = CFunc(self._function, ((types.int64,), types.void), {}, {"nopython": True})
         keep_compiled(kernel, self._function)
         try:
-            kernel.compile()
+            with taking_turns():
+                kernel.compile()
         # An LLVM that does not know an instruction, or whose declaration of it is another.
         except Exception as error:
             raise KernelUnavailable(self.path, error) from error

@@ -48,6 +48,8 @@ def test_a_packed_weight_keeps_its_own_copy():
 
 
 def test_a_weight_that_is_no_code_matrix_is_refused():
+    with pytest.raises(InputError, match=r"w must be a matrix .* its rows differ in length"):
+        pack_weight([[1, 2], [3]])
     with pytest.raises(InputError, match=r"w must be a matrix \(rows, K\), got shape \(3,\)"):
         pack_weight([1, 2, 3])
     with pytest.raises(InputError, match=r"w holds codes from 0 to 128; .* -128..127"):

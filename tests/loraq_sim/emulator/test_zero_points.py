@@ -6,6 +6,7 @@ import pytest
 import loraq_sim as lq
 from loraq_sim.emulator.gemm import emulate_gemm_report, emulate_gemm_srs
 from loraq_sim.emulator.mac_array import TwoLevelArray
+from loraq_sim.emulator.packed_weight import pack_weight
 from loraq_sim.emulator.reference import reference_report, reference_srs, reference_two_level
 from loraq_sim.emulator.scaled_gemm import BIT_EXACT, scaled_gemm
 from loraq_sim.errors import InputError
@@ -153,3 +154,12 @@ def test_unsigned_weights_are_meant_by_their_dtype_or_a_zero_point():
         lq.emulate_gemm(OK, w, lq.MacArray())
     assert lq.emulate_gemm(OK, w.astype(np.uint8), lq.MacArray())[0, 0] == 207
     assert lq.emulate_gemm(OK, w, lq.MacArray(), w_zero=100)[0, 0] == -93
+
+
+def test_packed_weights_keep_the_range_of_the_codes_that_they_came_in():
+    w, a = np.array([[3, 100]], np.uint8), np.array([[2, -1]], np.int8)
+    # 2 * (3 - 200) - (100 - 200)
+    assert lq.emulate_gemm(a, pack_weight(w), lq.MacArray(), w_zero=200) == -294
+    assert lq.emulate_gemm(a, pack_weight(w.astype(np.int64)), lq.MacArray(), w_zero=200) == -294
+    with pytest.raises(lq.InputError, match=r"outside the codes of w \(-128..127\)"):
+        lq.emulate_gemm(a, pack_weight(w.astype(np.int8)), lq.MacArray(), w_zero=200)

@@ -1,5 +1,6 @@
 """Kernels whose code cannot be kept, cannot be compiled, or is not to be: slower, but right."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -160,3 +161,38 @@ def test_an_unknown_path_is_one_line_at_first_use_and_none_at_import():
     valid = "LORAQ_SIM_KERNELS must be one of avx512, avx2, portable, loops, got 'foo'"
     assert err.splitlines()[-1] == f"loraq_sim.errors.InputError: {valid}"
     assert "outcome" in err.splitlines()[2]
+
+
+def test_processes_that_start_together_compile_once(tmp_path):
+    program = """
+from pathlib import Path
+from time import sleep
+from loraq_sim.kernels.jit import njit
+import once, sys
+(here := Path(sys.argv[1], "ready" + sys.argv[2])).touch()
+while not all(Path(sys.argv[1], f"ready{i}").exists() for i in range(2)):
+    sleep(0.001)
+assert once.twice(4) == 8
+print(sum(once.twice.stats.cache_misses.values()), sum(once.twice.stats.cache_hits.values()))
+"""
+    (tmp_path / "once.py").write_text(
+        "from loraq_sim.kernels.jit import njit\n\n\n"
+        "@njit(cache=True)\ndef twice(x):\n    return x + x\n"
+    )
+    given = {"NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONPATH": str(tmp_path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path), str(i)],
+            env=os.environ | given,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    found = [process.communicate()[0].split() for process in started]
+    # One compiled; the other waited for its code, and nobody holds the lock any more.
+    assert sorted(found) == [["0", "1"], ["1", "0"]]
+    locks = list(tmp_path.rglob("*.lock"))
+    assert len(locks) == 1
+    with locks[0].open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
