@@ -112,6 +112,24 @@ def test_outputs_that_stay_have_nothing_to_load(array, mnk, cycles):
     assert systolic_cycles(*mnk, **size) == cycles
 
 
+# Compute cycles that SCALE-Sim 3.0.0 reports (CALC, SRAM of 4 MiB) for weights, inputs and outputs
+# that stay.
+SCALE_SIM_REPORTS = {
+    ((2, 2), (3, 5, 7)): (83, 71, 53),
+    ((4, 8), (20, 9, 30)): (543, 551, 399),
+    ((8, 4), (20, 9, 30)): (455, 539, 359),
+    ((32, 32), (256, 288, 512)): (50_399, 48_895, 41_327),
+}
+
+
+@pytest.mark.parametrize(("array", "mnk"), SCALE_SIM_REPORTS, ids=str)
+def test_all_three_dataflows_take_what_scale_sim_reports(array, mnk):
+    dataflows = ("weight_stationary", "input_stationary", "output_stationary")
+    size = {"rows": array[0], "columns": array[1]}
+    cycles = tuple(systolic_cycles(*mnk, **size, dataflow=name) for name in dataflows)
+    assert cycles == SCALE_SIM_REPORTS[array, mnk]
+
+
 def test_one_element_never_beats_its_own_peak():
     hw = load_accelerator("systolic@output_stationary")
     tiny = with_overrides(hw, {"units.rows": 1, "units.columns": 1})
