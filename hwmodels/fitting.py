@@ -15,9 +15,9 @@ a time in steps that shrink when none helps; n is the number of rows, of which a
 at most `_ROWS_OF_SOURCE`, since what is wrong with one of its rows is wrong with all. No value
 belongs to a row. The default of a value is the weighted geometric mean of the chip's own and of
 what the families of all machines of that kind (arrays, grids) make of theirs, in proportion; those
-of the same machine count twice, those of the same name, a library's kernels on another chip, twelve
-times. What a family's rows do not show (a mode they never ran in, the start of kernels that all run
-long, a branch where all were plain) it says nothing of.
+of the same machine count twice, those of the same name, a library's kernels on another chip, 24
+times, each by n / (n + 8) of its n rows. What a family's rows do not show (a mode they never ran
+in, the start of kernels that all run long, a branch where all were plain) it says nothing of.
 
 Cross-validation leaves out one source after the other. Its rows are predicted with values fitted on
 the other sources of the same family and machine; where there are none, with the defaults. Families
@@ -49,14 +49,14 @@ _PULLS = (("memories.dram", 0.15), ("modes.", 0.03), ("kernel.overlap", 0.03), (
 _PULLED_ROWS = 8  # Rows at which the pulls hold as they stand.
 _MOST_PULL = 8.0
 _ROWS_OF_SOURCE = 6
-_ALIKE, _OWN = 12, 2  # Weights of families of the same name, and of the same machine.
+_ALIKE, _OWN = 24, 2  # Weights of families of the same name, and of the same machine.
 _OF_CHIP = 2.0  # Weight of the chip's own value among those of families.
 _PARTS = 3  # Of rows of one source, of which one is left out.
-_KNOWN_ROWS = 5  # With fewer, a family says less of the defaults of others.
 _ROUNDS = 3
 _FIRST_STEPS = (1.5, 4.0)
 _START_S = 0.5e-6  # Where the search for `kernel.start_s` begins.
 _LAST_STEP = 1.04
+_AS_WELL = 0.005  # Mean miss that is not worth a value of a family's own.
 _SAME = 0.03  # Nearer to the chip's own, a value is not written down.
 
 
@@ -239,9 +239,8 @@ def _defaults(
             unknown = not known.rows or not _shown(known) & {*family.serves}
             if unknown or (is_own and is_alike) or (source and source in known.source):
                 continue
-            weight = min(1.0, known.rows / _KNOWN_ROWS) * (
-                _ALIKE if is_alike else _OWN if is_own else 1
-            )
+            known_share = known.rows / (known.rows + _PULLED_ROWS)
+            weight = known_share * (_ALIKE if is_alike else _OWN if is_own else 1)
             for key in chip:
                 ratio = _ratio_under(other, known, key)
                 if ratio is not None:
@@ -289,7 +288,8 @@ def _fitted(
     """The values that fit `rows` best, from the defaults, by small steps or by large ones.
 
     `wanted` are rows to be predicted, in modes that none of `rows` may have run in; families that
-    have seen `source` say nothing of the defaults.
+    have seen `source` say nothing of the defaults. Where the chip's own values do as well, they
+    stay.
     """
     _errors(hw, [*rows, *wanted])  # A row that no values could predict is told, not skipped.
     chip = _chip_values(hw, family, [*rows, *wanted])
@@ -298,7 +298,10 @@ def _fitted(
         return center
     start = _loss(hw, family, center, center, rows)
     found = [_descend(hw, family, center, rows, start, step) for step in _FIRST_STEPS]
-    return min(found, key=lambda pair: pair[1])[0]
+    best = min(found, key=lambda pair: pair[1])[0]
+    # Centered on themselves values are not pulled: these are the misses alone.
+    plain, fitted = (_loss(hw, family, values, values, rows) for values in (chip, best))
+    return dict(chip) if plain <= fitted + _AS_WELL else best
 
 
 def _descend(

@@ -48,14 +48,15 @@ WORKS = (
     *random.Random(0).sample(works := tuple(_works()), len(works)),
     GemmWorkload(m=1, n=1, k=2**20, main="W16A16"),
 )
+SMALL = GemmWorkload(m=16, n=16, k=16, main="W8A8")
 TILED = tuple(work for work in WORKS if work.m == 4096 and work.n > 1 and not work.has_branch)
 
 
 def _results(hw):
     """All the cost model says, one workload and one tile after the other."""
-    for work in WORKS:
+    for work, launch in (*((work, "stream") for work in WORKS), (SMALL, "graph")):
         try:
-            cost = estimate_cost(work, hw)
+            cost = estimate_cost(work, hw, launch=launch)
             yield cost.latency_s, cost.energy_j, cost.dram_bytes, cost.busy_s, cost.fits_in
         except AcceleratorError:
             yield "refused"
