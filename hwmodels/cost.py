@@ -441,9 +441,6 @@ def machine_with_array(hw: Accelerator, mac: Any) -> Accelerator:
     if key not in hw._cache:
         modes = tuple(_with_array(hw, mode, mac) for mode in hw.modes)
         changed = hw if modes == hw.modes else hw.model_copy(update={"modes": modes})
-        if changed is not hw and "tiles" in hw._cache:
-            # Tiles depend on no energy.
-            changed._cache["tiles"] = hw._cache["tiles"]
         hw._cache[key] = changed
     machine: Accelerator = hw._cache[key]
     return machine
