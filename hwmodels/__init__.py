@@ -26,12 +26,20 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
         fitted_family,
     )
     from hwmodels.inventory import list_models, load_model, product_cost
-    from hwmodels.loader import list_accelerators, load_accelerator
+    from hwmodels.loader import implausible, list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
     from hwmodels.modes import check_transforms, describe_modes, unreachable_modes
     from hwmodels.operands import tensor_bytes
-    from hwmodels.overrides import describe, idle_keys, overview, parse_value, with_overrides
+    from hwmodels.overrides import (
+        assumed_keys,
+        describe,
+        idle_keys,
+        overview,
+        parse_value,
+        with_overrides,
+    )
     from hwmodels.schedule import schedule_step
+    from hwmodels.sketch import shipped_text, sketch, sketch_text
     from hwmodels.synthesis import (
         ProcessNode,
         SynthesizedArray,
@@ -41,6 +49,8 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     )
     from hwmodels.validation import (
         branch_overheads,
+        resting_text,
+        rests_on,
         sensitivity,
         summarize,
         validate,
@@ -61,6 +71,7 @@ __all__ = [
     "SynthesizedArray",
     "activation_bytes",
     "array_of",
+    "assumed_keys",
     "branch_overheads",
     "check_transforms",
     "chip_area",
@@ -72,6 +83,7 @@ __all__ = [
     "fit_family",
     "fitted_family",
     "idle_keys",
+    "implausible",
     "list_accelerators",
     "list_models",
     "load_accelerator",
@@ -83,8 +95,13 @@ __all__ = [
     "overview",
     "parse_value",
     "product_cost",
+    "resting_text",
+    "rests_on",
     "schedule_step",
     "sensitivity",
+    "shipped_text",
+    "sketch",
+    "sketch_text",
     "summarize",
     "synthesized_array",
     "tensor_bytes",
@@ -107,6 +124,7 @@ _HOMES = {
     "SynthesizedArray": "synthesis",
     "activation_bytes": "workload",
     "array_of": "cost",
+    "assumed_keys": "overrides",
     "branch_overheads": "validation",
     "check_transforms": "modes",
     "chip_area": "cost",
@@ -118,6 +136,7 @@ _HOMES = {
     "fit_family": "fitting",
     "fitted_family": "fitting",
     "idle_keys": "overrides",
+    "implausible": "loader",
     "list_accelerators": "loader",
     "list_models": "inventory",
     "load_accelerator": "loader",
@@ -129,8 +148,13 @@ _HOMES = {
     "overview": "overrides",
     "parse_value": "overrides",
     "product_cost": "inventory",
+    "resting_text": "validation",
+    "rests_on": "validation",
     "schedule_step": "schedule",
     "sensitivity": "validation",
+    "shipped_text": "sketch",
+    "sketch": "sketch",
+    "sketch_text": "sketch",
     "summarize": "validation",
     "synthesized_array": "synthesis",
     "tensor_bytes": "operands",

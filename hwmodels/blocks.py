@@ -11,7 +11,9 @@ takes the energies of modes from gates.
 """
 
 import math
+import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Self
 
@@ -24,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from hwmodels.errors import AcceleratorError
+from hwmodels.errors import AcceleratorError, quantity, written_units
 from hwmodels.synthesis import load_node, synthesized_array
 
 __all__ = [
@@ -139,17 +141,55 @@ Watts = Annotated[
 ]
 
 
-class Strict(BaseModel):
-    """Frozen, no unknown keys, no silent conversions."""
+def _in_units(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with quantities in the units of their keys; key paths of `set` too."""
+    read = dict(content)
+    for key, value in content.items():
+        if isinstance(value, str):
+            read[key] = quantity(str(key), value)
+        elif key == "set" and isinstance(value, Mapping):
+            read[key] = _in_units(value)
+    return read
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+def _with_units_and_meanings(schema: dict[str, Any]) -> None:
+    """Add to the schema of a block what its keys mean, and that their units may be written."""
+    known = key_meanings()
+    meanings = known["Block"] | known.get(schema.get("title", ""), {})
+    for key, value in schema.get("properties", {}).items():
+        for kind in value.get("anyOf", [value]):
+            if written_units(key) and kind.get("type") in ("integer", "number"):
+                kind["type"] = [kind["type"], "string"]
+        if key in meanings:
+            value["description"] = meanings[key]
+
+
+def key_meanings() -> dict[str, dict[str, str]]:
+    """What each key means, by block; ``key_meanings.toml`` has a sentence for every one."""
+    path = Path(__file__).parent / "key_meanings.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no silent conversions but from units that a value is written in."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False,
+        json_schema_extra=_with_units_and_meanings,
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_units(cls, content: Any) -> Any:
+        # What is no quantity stays a text: the check of its field then refuses it, by its name.
+        return _in_units(content) if isinstance(content, Mapping) else content
 
 
 class Block(Strict):
     """What every block says about where its numbers come from."""
 
     source: Text
-    confidence: Literal["vendor", "measured", "inferred", "estimate"]
+    confidence: Literal["vendor", "measured", "inferred", "estimate", "given"]
     uncertainty_percent: NonNegative | None = None
 
 

@@ -392,6 +392,8 @@ class Accelerator(Strict):
     variants: tuple[Variant, ...] = ()
     # What its kernels can do to the inputs of a layer; `hwmodels.check_transforms` holds to it.
     transforms: tuple[Transform, ...] = TRANSFORMS
+    # Keys, or the blocks they are in, whose values nobody has said: `hwmodels.assumed_keys`.
+    assumed: tuple[Text, ...] = ()
 
     # Mode choices and the tile grid depend on nothing but this description.
     _cache: dict[Any, Any] = PrivateAttr(default_factory=dict)

@@ -1,13 +1,15 @@
 """Text that goes in and out: the one error this package raises on purpose, and what is around it.
 
 How an unknown name is reported; how text of strangers is shown on one line, and facts as HTML; how
-a small file that may come from anywhere is read: regular, of bounded size, UTF-8.
+a small file that may come from anywhere is read: regular, of bounded size, UTF-8; and what number a
+quantity such as ``1.2 GHz`` is under a key whose name ends with its unit.
 """
 
 import difflib
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from html import escape
 from pathlib import Path
 
@@ -18,8 +20,12 @@ __all__ = [
     "html_card",
     "nearest",
     "printable",
+    "quantity",
+    "quantity_text",
     "read_text",
     "require_regular",
+    "unit_of",
+    "written_units",
 ]
 
 
@@ -130,3 +136,142 @@ def html_card(
 def bar_text(share: float) -> str:
     """A bar of up to 20 characters; shares outside 0 to 1 are cut."""
     return "\N{FULL BLOCK}" * round(_BAR_CHARACTERS * min(1.0, max(0.0, share)))
+
+
+# Longest suffix first: bytes_per_cycle before bytes.
+UNITS = {
+    "_bytes_per_cycle": "B/cycle",
+    "_elements_per_cycle": "elements/cycle",
+    "_macs_per_cycle": "MAC/cycle",
+    "macs_per_cycle": "MAC/cycle",
+    "_bytes_per_s": "B/s",
+    "_cycles_per_64_bytes": "cycles/64 B",
+    "_pj_per_byte": "pJ/B",
+    "_pj_per_mac": "pJ/MAC",
+    "_pj_per_element": "pJ/element",
+    "_overhead_cycles": "cycles",
+    "_bytes": "B",
+    "_words": "words",
+    "_bits": "bit",
+    "_rows": "rows",
+    "_columns": "columns",
+    "_percent": "%",
+    "_fraction": "of 1",
+    "m_axis": "axis",
+    "balance": "scheme",
+    "output_cast": "scheme",
+    "split_k_max": "parts",
+    "_hz": "Hz",
+    "_nm": "nm",
+    "_s": "s",
+    "_w": "W",
+}
+
+
+def unit_of(key: str) -> str:
+    """The unit that the end of a key says, such as ``B/s`` for ``bandwidth_bytes_per_s``."""
+    return next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")
+
+
+def _scaled(symbol: str, prefixes: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    return {f"{prefix}{symbol}": size for prefix, size in prefixes.items()}
+
+
+_SMALL = {name: Decimal(10) ** power for name, power in (("", 0), ("m", -3), ("u", -6), ("n", -9))}
+_LARGE = {name: Decimal(1000) ** power for power, name in enumerate(("", "K", "M", "G", "T"))}
+_LARGE["k"] = _LARGE["K"]
+_BINARY = {f"{name}i": Decimal(1024) ** power for power, name in enumerate("KMGT", start=1)}
+_PICO = {name: size * 10**12 for name, size in _SMALL.items()}
+_PICO |= {"p": Decimal(1), "f": Decimal("0.001")}
+_BYTES = _scaled("B", _LARGE | _BINARY)
+_JOULES_OF = _scaled("J", _PICO)
+# What people may write for each unit of a key: symbol, and its size in that unit.
+_WRITTEN: dict[str, dict[str, Decimal]] = {
+    "B": _BYTES,
+    "B/s": {f"{name}{per}": size for name, size in _BYTES.items() for per in ("/s", "ps")},
+    "B/cycle": {f"{name}/cycle": size for name, size in _BYTES.items()},
+    "MAC/cycle": {f"{name}/cycle": size for name, size in _scaled("MAC", _LARGE).items()},
+    "elements/cycle": {"elements/cycle": Decimal(1)},
+    "Hz": _scaled("Hz", _LARGE),
+    "s": _scaled("s", _SMALL | {"p": Decimal("1e-12")}),
+    "nm": {"nm": Decimal(1), "um": Decimal(1000)},
+    "W": _scaled("W", {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000)}),
+    "%": {"%": Decimal(1)},
+    "of 1": {"%": Decimal("0.01")},
+    "bit": {"bit": Decimal(1), "bits": Decimal(1)},
+    "cycles": {"cycles": Decimal(1), "cycle": Decimal(1)},
+    "words": {"words": Decimal(1)},
+    "rows": {"rows": Decimal(1)},
+    "columns": {"columns": Decimal(1)},
+}
+for _per in ("B", "MAC", "element"):
+    _WRITTEN[f"pJ/{_per}"] = {
+        f"{name}{tail}": size for name, size in _JOULES_OF.items() for tail in (f"/{_per}", "")
+    }
+_QUANTITY = re.compile(
+    r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*([^\d\s.+-][^\d]*?)\s*"
+)
+
+
+def quantity(key: str, text: str) -> int | float | str:
+    """The number that `text` says in the unit of `key`; `text` itself where it says none.
+
+    Whole numbers are int. K, M and G are powers of 1000, Ki, Mi and Gi of 1024. Small and capital
+    letters are told apart where both mean something: bits and bytes, thousandths and millions.
+
+    >>> [quantity("clock_hz", "1.2 GHz"), quantity("capacity_bytes", "16KiB")]
+    [1200000000, 16384]
+    >>> quantity("clock_hz", "2 parsecs")
+    '2 parsecs'
+    """
+    units = _WRITTEN.get(unit_of(key), {})
+    found = _QUANTITY.fullmatch(text) if units and len(text) <= _LONGEST_QUANTITY else None
+    size = None if found is None else _size_of(found[2], units)
+    if found is None or size is None:
+        return text
+    value = Decimal(found[1]) * size
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+_LONGEST_QUANTITY = 60
+
+
+def _size_of(symbol: str, units: Mapping[str, Decimal]) -> Decimal | None:
+    symbol = re.sub(r"\s+", "", symbol).replace("\N{MICRO SIGN}", "u")
+    symbol = symbol.replace("\N{GREEK SMALL LETTER MU}", "u")
+    if symbol in units:
+        return units[symbol]
+    # Small letters would make bits of bytes, and a thousandth of a million.
+    if any(name.startswith("m") or "B" in name for name in units):
+        return None
+    return {name.lower(): size for name, size in units.items()}.get(symbol.lower())
+
+
+_ROUND = ("B", "B/s", "Hz", "s")  # Units of which people write multiples.
+
+
+def quantity_text(key: str, value: float) -> str:
+    """`value` as a file has it: in the unit that makes it shortest, where it is a size or a rate.
+
+    >>> quantity_text("clock_hz", 1.2e9), quantity_text("capacity_bytes", 65536)
+    ('1.2 GHz', '64 KiB')
+    """
+    plain = f"{value:.0f}" if value == int(value) and abs(value) < _EXACT else repr(value)
+    unit = unit_of(key)
+    texts = [plain]
+    for symbol, size in _WRITTEN[unit].items() if unit in _ROUND and value else ():
+        text = f"{(Decimal(repr(value)) / size).normalize():f} {symbol}"
+        if quantity(key, text) == value:
+            texts.append(text)
+    return min(texts, key=len)
+
+
+_EXACT = 2**53
+
+
+def written_units(key: str) -> str:
+    """What people may write after a value of `key`, for messages; empty if it takes no unit."""
+    return ", ".join(list(_WRITTEN.get(unit_of(key), {}))[:_MOST_UNITS])
+
+
+_MOST_UNITS = 9

@@ -13,16 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hwmodels.description import Accelerator
+from hwmodels.description import Accelerator, Mode
 from hwmodels.errors import UNSAFE_CHARACTER, AcceleratorError, nearest, printable, read_text
 from hwmodels.families import machine_under, missing_modes
 from hwmodels.modes import unreachable_modes
-from hwmodels.overrides import KeyPath, apply_variant, dotted, explain_rule
+from hwmodels.overrides import (
+    KeyPath,
+    apply_variant,
+    dotted,
+    explain_rule,
+    keys_of,
+    problems_of,
+    unknown_assumptions,
+)
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["list_accelerators", "load_accelerator"]
+__all__ = ["implausible", "list_accelerators", "load_accelerator"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,18 +114,10 @@ def _read(path: Path) -> Accelerator:
         hw = Accelerator.model_validate(content)
     except ValidationError as error:
         raise AcceleratorError(_explain(path, error, lines)) from None
-    for index, variant in enumerate(hw.variants):
-        try:
-            apply_variant(hw, variant.name)
-        except AcceleratorError as error:
-            line = lines[("variants", index)]
-            raise AcceleratorError(f"{path}:{line}: variant {variant.name!r}: {error}") from None
+    if wrong := _wrong_changes(hw, lines):
+        raise AcceleratorError(_listed(path, wrong))
     for index, family in enumerate(hw.kernels):
         line = lines[("kernels", index)]
-        try:
-            machine_under(hw, family)
-        except AcceleratorError as error:
-            raise AcceleratorError(f"{path}:{line}: kernels.{family.name}: {error}") from None
         if missing := missing_modes(hw, family):
             logger.warning(
                 "%s:%d: kernels.%s speaks of modes that %s has not: %s",
@@ -128,7 +128,78 @@ def _read(path: Path) -> Accelerator:
         logger.warning(
             "%s:%d: mode %s is reached by no split: %s", path, lines[("modes", index)], name, why
         )
+    for key, text in implausible(hw):
+        logger.warning("%s:%d: %s", path, _line_of(key, hw, lines), text)
     return hw
+
+
+_SLOW_HZ, _FAST_HZ = 2e7, 6e9
+_FEW_MACS, _MANY_MACS = 1, 2e4  # For a byte from DRAM, in the fastest mode: 16 to 2,400 as shipped.
+_MOST_W = 2000.0
+
+
+def implausible(hw: Accelerator) -> list[tuple[str, str]]:
+    """(key path, sentence) of what is possible by the rules of a file, but hardly meant.
+
+    Clocks of few MHz or many GHz; memories that are slower, or cost more, than those behind them;
+    MACs of wider operands that are faster, or cost less, than those of narrower ones; a balance of
+    MACs and DRAM, or a power, that no machine has.
+    """
+    clock, memory, found = hw.units.clock_hz, hw.memories, []
+    if not _SLOW_HZ <= clock <= _FAST_HZ:
+        found.append(("units.clock_hz", f"a clock of {clock / 1e6:,g} MHz is unusual"))
+    dram = memory.dram.sustained_bytes_per_s
+    shared = memory.l2.bandwidth_bytes_per_cycle * clock
+    channels = 2 if memory.l1.fill_channels == "separate" else 1
+    filled = channels * memory.l1.fill_bytes_per_cycle * clock * hw.units.vector_units
+    key = "memories.dram.bandwidth_bytes_per_s"
+    if dram > shared:
+        found.append((key, f"DRAM ({_rate(dram)}) is faster than L2 ({_rate(shared)})"))
+    if hw.units.organization != "systolic" and dram > filled:
+        text = f"DRAM ({_rate(dram)}) is faster than all units can fill their L1 ({_rate(filled)})"
+        found.append((key, text))
+    energy = hw.energy
+    if not energy.l1_pj_per_byte <= energy.l2_pj_per_byte <= energy.dram_pj_per_byte:
+        text = (
+            "a byte of a larger memory takes less energy than one of a smaller: L1, L2, DRAM are "
+        )
+        costs = (energy.l1_pj_per_byte, energy.l2_pj_per_byte, energy.dram_pj_per_byte)
+        found.append(("energy", text + ", ".join(f"{cost:g} pJ" for cost in costs)))
+    peak = max(mode.macs_per_cycle for mode in hw.modes) * clock * hw.units.count
+    if not _FEW_MACS <= peak / dram <= _MANY_MACS:
+        text = f"{peak / dram:,.3g} MACs at peak for each byte from DRAM are unusual"
+        found.append((key, f"{text} ({2e-12 * peak:,.3g} TOPS, {_rate(dram)})"))
+    return found + [item for mode in hw.modes for item in _odd_mode(hw, mode)]
+
+
+def _odd_mode(hw: Accelerator, mode: Mode) -> list[tuple[str, str]]:
+    key, found = f"modes.{mode.name}", []
+    energy = mode.energy_pj_per_mac or 0.0
+    power_w = energy * 1e-12 * mode.macs_per_cycle * hw.units.clock_hz * hw.units.count
+    if power_w > _MOST_W:
+        found.append((f"{key}.energy_pj_per_mac", f"its MACs at peak take {power_w:,.0f} W"))
+    for other in hw.modes:
+        widths = mode.activation_bits, mode.weight_bits
+        narrow = other.activation_bits, other.weight_bits
+        is_wider = widths[0] >= narrow[0] and widths[1] >= narrow[1] and widths != narrow
+        if mode.kind != other.kind or not is_wider:
+            continue
+        if mode.macs_per_cycle > other.macs_per_cycle:
+            text = f"it is wider and yet faster than {other.name}"
+            found.append((f"{key}.macs_per_cycle", text))
+        if energy < (other.energy_pj_per_mac or 0.0):
+            text = f"it is wider and yet takes less energy than {other.name}"
+            found.append((f"{key}.energy_pj_per_mac", text))
+    return [(where, f"mode {mode.name}: {text}") for where, text in found]
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:,.3g} GB/s"
+
+
+def _line_of(key: str, hw: Accelerator, lines: _Lines) -> int:
+    where = keys_of(hw).get(key, (key,))
+    return next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), 1)
 
 
 def _refuse_two_energies(path: Path, content: dict[str, Any], lines: _Lines) -> None:
@@ -144,6 +215,23 @@ def _refuse_two_energies(path: Path, content: dict[str, Any], lines: _Lines) -> 
                 f"{path}:{line}: {name}.energy_pj_per_mac comes from synthesis, as `array` says; "
                 "leave one of the two out"
             )
+
+
+def _wrong_changes(hw: Accelerator, lines: _Lines) -> list[tuple[int, str]]:
+    """What is wrong, by line, with values that variants and families set, and with `assumed`."""
+    line = lines.get(("assumed",), 1)
+    wrong = [(line, problem) for problem in unknown_assumptions(hw)]
+    for index, variant in enumerate(hw.variants):
+        try:
+            apply_variant(hw, variant.name)
+        except AcceleratorError as error:
+            wrong.append((lines[("variants", index)], f"variant {variant.name!r}: {error}"))
+    for index, family in enumerate(hw.kernels):
+        try:
+            machine_under(hw, family)
+        except AcceleratorError as error:
+            wrong.append((lines[("kernels", index)], f"kernels.{family.name}: {error}"))
+    return wrong
 
 
 def _compose(path: Path, text: str, lines: _Lines) -> Any:
@@ -243,14 +331,23 @@ def _to_scalar(path: Path, node: Any, kind: str, line: int) -> Any:
     return None if kind == "null" else text
 
 
+_MOST_TOLD = 12
+
+
 def _explain(path: Path, error: "ValidationError", lines: _Lines) -> str:
-    """One line for the first broken rule, and how many more there are."""
-    problems = error.errors(include_url=False, include_context=False)
-    # A misspelt key is also a missing key: the misspelling is the useful message.
-    problems.sort(key=lambda p: p["type"] != "extra_forbidden")
-    first = problems[0]
-    known = first["loc"]
-    while known not in lines and known:
-        known = known[:-1]
-    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-    return f"{path}:{lines.get(known, 1)}: {explain_rule(first)}{more}"
+    """All broken rules, each with its line, on one line."""
+    told = []
+    for problem in problems_of(error):
+        known = tuple(problem["loc"])
+        while known not in lines and known:
+            known = known[:-1]
+        told.append((lines.get(known, 1), explain_rule(problem)))
+    return _listed(path, told)
+
+
+def _listed(path: Path, told: list[tuple[int, str]]) -> str:
+    """Problems by line: the first as ``file:line: problem``, the others after it."""
+    (line, first), *others = told
+    more = "".join(f"; line {number}: {text}" for number, text in others[: _MOST_TOLD - 1])
+    n_left = len(told) - _MOST_TOLD
+    return f"{path}:{line}: {first}{more}{f'; and {n_left} more problems' * (n_left > 0)}"

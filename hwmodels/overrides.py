@@ -20,12 +20,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from hwmodels.description import Accelerator, Block, Strict
-from hwmodels.errors import AcceleratorError, nearest
+from hwmodels.errors import AcceleratorError, nearest, quantity, unit_of, written_units
 from hwmodels.modes import unreachable_modes
 
 __all__ = [
     "KeyPath",
     "apply_variant",
+    "assumed_keys",
     "describe",
     "dotted",
     "explain_rule",
@@ -33,12 +34,17 @@ __all__ = [
     "keys_of",
     "overview",
     "parse_value",
+    "problems_of",
+    "unknown_assumptions",
     "with_overrides",
 ]
 
 KeyPath = tuple[str | int, ...]
 _ABOUT = {"source", "confidence", "uncertainty_percent"}
-_FIXED = {"name", "title", "aliases", "kernels", "variants", "transforms"}
+_FIXED = {"name", "title", "aliases", "kernels", "variants", "transforms", "assumed"}
+_IDENTITY = {"name", "kind", "activation_bits", "weight_bits"}  # What a mode is: never assumed.
+ASSUMED = "assumed"
+"""Confidence in a value that the file lists under this key."""
 _STEP = re.compile(r"[^.\[\]]+")
 
 
@@ -54,8 +60,10 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], *, name: str = "
     # A variant is called machine@variant, which no file may be.
     content = hw.model_dump() | {"name": hw.name.partition("@")[0]}
     paths = keys_of(hw)
+    said = set()
     for key, value in changes.items():
         path = _resolve(key, paths)
+        said.add(path)
         *parents, last = paths[path]
         place: Any = content
         for step in parents:
@@ -66,11 +74,13 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], *, name: str = "
         for family in content["kernels"]:
             if path in family["set"]:
                 family["set"][path] = value
+    if hw.assumed:
+        content["assumed"] = tuple(path for path in assumed_keys(hw) if path not in said)
     try:
         changed = Accelerator.model_validate(content)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]
-        raise AcceleratorError(f"{hw.name}: {explain_rule(problem)}") from None
+        told = [explain_rule(problem) for problem in problems_of(error)]
+        raise AcceleratorError(f"{hw.name}: {'; '.join(told)}") from None
     return changed.model_copy(update={"name": name or hw.name})
 
 
@@ -102,12 +112,35 @@ def keys_of(hw: Accelerator) -> dict[str, KeyPath]:
     return found
 
 
-def parse_value(text: str) -> int | float | str | bool:
-    """A value as the command line gives it: whole number, number, true or false, or a word."""
+def assumed_keys(hw: Accelerator) -> tuple[str, ...]:
+    """The key paths whose values the file calls assumed, each by itself."""
+    blocks = tuple(f"{name}." for name in hw.assumed)
+    named = [key for key in keys_of(hw) if key in hw.assumed or key.startswith(blocks)]
+    return tuple(key for key in named if key.rpartition(".")[2] not in _IDENTITY)
+
+
+def unknown_assumptions(hw: Accelerator) -> list[str]:
+    """What is wrong with the names that the file calls assumed."""
+    paths = keys_of(hw)
+    known = {path.rpartition(".")[0] for path in paths} | {p.partition(".")[0] for p in paths}
+    return [
+        f"assumed: {name!r:.80} is no key and no block of the file; {nearest(name, near)}"
+        for name in hw.assumed
+        if name not in paths and name not in known
+        for near in [difflib.get_close_matches(name, [*paths, *known], n=4, cutoff=0.3)]
+    ]
+
+
+def parse_value(text: str, key: str = "") -> int | float | str | bool:
+    """A value as the command line gives it: whole number, number, true or false, or a word.
+
+    Where the unit of `key` is written too (``1.5 GHz`` for ``clock_hz``), the number in that unit.
+    """
     try:
         number = float(text)
     except ValueError:
-        return {"true": True, "false": False}.get(text.lower(), text)
+        read = quantity(key, text)
+        return {"true": True, "false": False}.get(text.lower(), text) if read == text else read
     whole = number == number and abs(number) < 2**63 and number == int(number)
     return int(number) if whole else number
 
@@ -154,6 +187,27 @@ def _near_paths(key: str, paths: Mapping[str, KeyPath]) -> list[str]:
     return difflib.get_close_matches(key, list(paths), n=4, cutoff=0.3) or list(paths)[:4]
 
 
+def problems_of(error: ValidationError) -> list[Mapping[str, Any]]:
+    """Each broken rule once, misspelt keys first, and without the keys that they were to be."""
+    problems = error.errors(include_url=False, include_context=False)
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    meant: set[KeyPath] = set()
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            *parents, key = problem["loc"]
+            near = difflib.get_close_matches(str(key)[:100], _keys_at(tuple(parents)), n=1)
+            meant.update((*parents, name) for name in near)
+    found: dict[KeyPath, Mapping[str, Any]] = {}
+    for problem in problems:
+        where = tuple(problem["loc"])
+        if problem["type"] == "missing" and where in meant:
+            continue
+        # Kinds that a value may be are each refused, below the place of the value.
+        place = next((known for known in found if where[: len(known)] == known), where)
+        found.setdefault(place, problem)
+    return list(found.values())
+
+
 def explain_rule(problem: Mapping[str, Any]) -> str:
     """One pydantic problem in words: key path, rule, value, nearest valid name."""
     where = tuple(problem["loc"])
@@ -162,6 +216,9 @@ def explain_rule(problem: Mapping[str, Any]) -> str:
         return f"unknown key {key!r:.80}; {nearest(where[-1], _keys_at(where[:-1]))}"
     if problem["type"] == "missing":
         return f"missing key {key!r}"
+    if problem["type"] == "string_pattern_mismatch" and isinstance(problem["input"], str):
+        rule = "small letters, digits, '_', '.' and '-', 40 at most"
+        return f"{key}: got {problem['input']!r:.60}; a name is made of {rule}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if isinstance(problem["input"], dict | tuple) or problem["type"] == "value_error":
@@ -169,7 +226,9 @@ def explain_rule(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "literal_error":
         valid = [str(v) for v in _literals_at(where)]
         return f"{key}: got {problem['input']!r:.60}; {nearest(problem['input'], valid)}"
-    return f"{key}: {message}, got {problem['input']!r:.60}"
+    hint = written_units(key) if isinstance(problem["input"], str) else ""
+    hint = f"; write a number in {unit_of(key)}, or one of {hint} behind it" if hint else ""
+    return f"{key}: {message}, got {problem['input']!r:.60}{hint}"
 
 
 def dotted(where: KeyPath) -> str:
@@ -211,34 +270,6 @@ def _literals_at(where: KeyPath) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
-# Longest suffix first: bytes_per_cycle before bytes.
-_UNITS = {
-    "_bytes_per_cycle": "B/cycle",
-    "_elements_per_cycle": "elements/cycle",
-    "_macs_per_cycle": "MAC/cycle",
-    "macs_per_cycle": "MAC/cycle",
-    "_bytes_per_s": "B/s",
-    "_cycles_per_64_bytes": "cycles/64 B",
-    "_pj_per_byte": "pJ/B",
-    "_pj_per_mac": "pJ/MAC",
-    "_pj_per_element": "pJ/element",
-    "_overhead_cycles": "cycles",
-    "_bytes": "B",
-    "_words": "words",
-    "_bits": "bit",
-    "_rows": "rows",
-    "_columns": "columns",
-    "_percent": "%",
-    "_fraction": "of 1",
-    "m_axis": "axis",
-    "balance": "scheme",
-    "output_cast": "scheme",
-    "split_k_max": "parts",
-    "_hz": "Hz",
-    "_nm": "nm",
-    "_s": "s",
-    "_w": "W",
-}
 _TILED = (
     *("modes.*.instruction_*", "kernel.load_bytes_per_cycle", "kernel.block_overhead_cycles"),
     *("kernel.partial_cycles_per_64_bytes", "kernel.tile_*", "kernel.accumulator_capacity_bytes"),
@@ -269,6 +300,12 @@ def describe(hw: Accelerator) -> list[dict[str, Any]]:
     for variant in hw.variants:
         for key, value in variant.set.items():
             rows.append(_row(f"variant {variant.name}: {key}", value, variant))
+    assumed = set(assumed_keys(hw))
+    names = {f"modes[{index}].": f"modes.{mode.name}." for index, mode in enumerate(hw.modes)}
+    for row in rows:
+        number = row["key"].partition(".")[0] + "."
+        if row["key"].replace(number, names.get(number, number), 1) in assumed:
+            row["confidence"] = ASSUMED
     return rows
 
 
@@ -281,6 +318,11 @@ def overview(
     keep up. A family says which rows stand behind it and how far it is off on them.
     """
     units, memory = hw.units, hw.memories
+    assumed = set(assumed_keys(hw))
+
+    def sure(path: str, block: Block) -> str:
+        return ASSUMED if path in assumed else block.confidence
+
     tops = 2e-12 * units.count * units.clock_hz
     rates: list[dict[str, Any]] = [
         {
@@ -291,23 +333,26 @@ def overview(
             "macs_per_cycle_per_unit": mode.macs_per_cycle,
             "peak_tops": tops * mode.macs_per_cycle,
             "sustained_tops": tops * mode.sustained_macs_per_cycle,
-            "confidence": mode.confidence,
+            "confidence": sure(f"modes.{mode.name}.macs_per_cycle", mode),
         }
         for mode in hw.modes
     ]
     l2_bytes_per_s = memory.l2.bandwidth_bytes_per_cycle * units.clock_hz
     memories: list[dict[str, Any]] = [
-        {"what": "units", "value": f"{units.rows} x {units.columns}", "from": units.confidence},
-        {"what": "clock (GHz)", "value": units.clock_hz / 1e9, "from": units.confidence},
+        {"what": "units", "value": f"{units.rows} x {units.columns}",
+         "from": sure("units.rows", units)},
+        {"what": "clock (GHz)", "value": units.clock_hz / 1e9,
+         "from": sure("units.clock_hz", units)},
         {"what": "L1 of a unit (KiB)", "value": memory.l1.capacity_bytes / 1024,
-         "from": memory.l1.confidence},
+         "from": sure("memories.l1.capacity_bytes", memory.l1)},
         {"what": "L2 (MiB)", "value": memory.l2.capacity_bytes / 2**20,
-         "from": memory.l2.confidence},
-        {"what": "L2 (GB/s)", "value": l2_bytes_per_s / 1e9, "from": memory.l2.confidence},
+         "from": sure("memories.l2.capacity_bytes", memory.l2)},
+        {"what": "L2 (GB/s)", "value": l2_bytes_per_s / 1e9,
+         "from": sure("memories.l2.bandwidth_bytes_per_cycle", memory.l2)},
         {"what": "DRAM (GB/s)", "value": memory.dram.bandwidth_bytes_per_s / 1e9,
-         "from": memory.dram.confidence},
+         "from": sure("memories.dram.bandwidth_bytes_per_s", memory.dram)},
         {"what": "launch (us)", "value": hw.dispatch.launch_s * 1e6,
-         "from": hw.dispatch.confidence},
+         "from": sure("dispatch.launch_s", hw.dispatch)},
     ]  # fmt: skip
     if hw.energy.tdp_w is not None:
         memories.append({"what": "TDP (W)", "value": hw.energy.tdp_w, "from": "vendor"})
@@ -402,11 +447,7 @@ def _row(key: str, value: object, block: Block) -> dict[str, Any]:
     return {
         "key": key,
         "value": value,
-        "unit": _unit(key),
+        "unit": unit_of(key),
         "source": block.source,
         "confidence": block.confidence,
     }
-
-
-def _unit(key: str) -> str:
-    return next((unit for suffix, unit in _UNITS.items() if key.endswith(suffix)), "")

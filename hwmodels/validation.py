@@ -15,18 +15,20 @@ by the same fraction, one at a time, and the cost is estimated again:
 
 -1 for a clock that everything waits for, 0 for a number that does not matter here. Whole numbers
 move by at least one; a change that breaks a rule of the file is left out.
+
+`rests_on` asks it of what a file calls assumed: the numbers a result hangs on and nobody has said.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hwmodels.branch import split_into_kernels
 from hwmodels.cost import Cost, estimate_cost
 from hwmodels.description import Accelerator
-from hwmodels.errors import AcceleratorError, read_text
+from hwmodels.errors import AcceleratorError, read_text, unit_of
 from hwmodels.families import GENERIC
 from hwmodels.inventory import InventoryEntry, product_cost
 from hwmodels.kernel_cycles import single_core_cycles
@@ -42,7 +44,7 @@ from hwmodels.measured import (
     tile_of,
     workload_of,
 )
-from hwmodels.overrides import keys_of, with_overrides
+from hwmodels.overrides import assumed_keys, idle_keys, keys_of, with_overrides
 from hwmodels.workload import GemmWorkload
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "branch_overheads",
     "compare",
     "measured_rows",
+    "resting_text",
+    "rests_on",
     "sensitivity",
     "shape_class",
     "summarize",
@@ -286,17 +290,20 @@ def sensitivity(
     *,
     step: float = 0.1,
     cost_of: Callable[[GemmWorkload, Accelerator], Cost] = estimate_cost,
+    keys: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of key, value, elasticities of latency, energy and DRAM bytes, and `latency_range`.
 
     `latency_range` is what the block's own `uncertainty_percent` means for the latency, as a
     fraction; None where the block states none. Rows without any effect are left out; the largest
-    effect on latency comes first.
+    effect on latency comes first. `keys`: those looked at, all by default.
     """
     content = hw.model_dump()
     base = cost_of(work, hw)
     rows = []
     for key, steps in keys_of(hw).items():
+        if keys is not None and key not in keys:
+            continue
         block: Any = content
         for part in steps[:-1]:
             block = block[part]
@@ -322,3 +329,45 @@ def sensitivity(
         names = {f"{name.rpartition('_')[0]}_elasticity": row[name] for name in _METRICS}
         rows.append({"key": key, "value": value} | names | {"latency_range": spread})
     return sorted(rows, key=lambda row: -abs(row["latency_elasticity"]))
+
+
+LEAST_EFFECT = 0.1
+"""Elasticity below which a result is not said to rest on a number: 1 % for a change of 10 %."""
+_MOST_SAID = 3
+
+
+def rests_on(
+    work: GemmWorkload,
+    hw: Accelerator,
+    *,
+    cost_of: Callable[[GemmWorkload, Accelerator], Cost] = estimate_cost,
+) -> dict[str, float]:
+    """Elasticity of the latency by assumed key of `hw`, largest first; small ones are left out.
+
+    Empty for a machine whose file calls nothing assumed.
+    """
+    keys = set(assumed_keys(hw)) - set(idle_keys(hw))
+    if not keys:
+        return {}
+    # Blocks, steps and buffers come in powers of two: a tenth more of them fits nothing.
+    counts = {key for key in keys if not unit_of(key) and not key.startswith("units.")}
+    rows = sensitivity(work, hw, cost_of=cost_of, keys=keys - counts)
+    rows += sensitivity(work, hw, cost_of=cost_of, keys=counts, step=1.0)
+    rows.sort(key=lambda row: -abs(row["latency_elasticity"]))
+    effects = {row["key"]: row["latency_elasticity"] for row in rows}
+    return {key: effect for key, effect in effects.items() if abs(effect) >= LEAST_EFFECT}
+
+
+def resting_text(effects: Mapping[str, float]) -> str:
+    """The assumptions a latency rests on as words; empty where there are none.
+
+    >>> resting_text({"dispatch.launch_s": 0.4})
+    'rests on assumed dispatch.launch_s (10 % of it moves the latency by 4 %)'
+    """
+    largest = sorted(effects.items(), key=lambda item: -abs(item[1]))
+    told = [
+        f"{key} ({'10 % of it moves the latency by ' if not index else ''}{abs(effect) * 10:.2g} %)"
+        for index, (key, effect) in enumerate(largest[:_MOST_SAID])
+        if abs(effect) >= LEAST_EFFECT
+    ]
+    return f"rests on assumed {', '.join(told)}" if told else ""

@@ -26,13 +26,20 @@ def _keys(block: dict[str, Any], blocks: dict[str, Any]) -> str:
     rows = [
         (
             f"`{key}`",
-            _rule(value, blocks),
+            value["description"],
+            f"{_rule(value, blocks)}{_unit(key)}",
             "required" if key in required else _default(value),
         )
         for key, value in block["properties"].items()
         if key not in _HIDDEN
     ]
-    return table(("key", "holds", "default"), rows)
+    return table(("key", "meaning", "holds", "default"), rows)
+
+
+def _unit(key: str) -> str:
+    from hwmodels.errors import unit_of, written_units
+
+    return f", in {unit_of(key)}" if written_units(key) else ""
 
 
 def _default(value: dict[str, Any]) -> str:
@@ -60,6 +67,9 @@ def _rule(value: dict[str, Any], blocks: dict[str, Any]) -> str:
         return f"list of {_rule(value['items'], blocks)}"
     if value.get("type") == "object":
         return "table of key paths and values"
+    base = value.get("type")
+    if isinstance(base, list):  # A number, or a text with its unit.
+        value = {**value, "type": base[0]}
     kind = {"integer": "whole number", "number": "number", "string": "text"}.get(value.get("type"))
     return f"{kind or value.get('type')}{_range(value)}"
 

@@ -337,7 +337,7 @@ def chosen_machines(
     for name, variant in itertools.product(names, listed(variants) or (None,)):
         base = hwmodels.load_accelerator(name, variant)
         for point in itertools.product(*grid):
-            varied = {key: hwmodels.parse_value(value) for key, value in point}
+            varied = {key: hwmodels.parse_value(value, key) for key, value in point}
             changes = fixed | varied
             machine = hwmodels.with_overrides(base, changes) if changes else base
             machines.append((varied, machine))
@@ -347,7 +347,7 @@ def chosen_machines(
 def _assignment(text: str, flag: str) -> tuple[str, Any]:
 
     key, value = _split(text, flag)
-    return key, hwmodels.parse_value(value)
+    return key, hwmodels.parse_value(value, key)
 
 
 def _split(text: str, flag: str) -> tuple[str, str]:

@@ -1,12 +1,14 @@
 """``loraq-sim hw``: the accelerators, what is known of them, and how far to trust it.
 
-``list``, ``show`` and ``schema`` describe machines and their files. ``explain`` says where each
+``list``, ``show`` and ``schema`` describe machines and their files; ``new`` writes a file of one's
+own. ``explain`` says where each
 second, byte and joule of one layer call comes from. ``validate`` and ``fit`` are in
 `loraq_sim.cli.hw_measured`, ``synth`` and ``energy`` in `loraq_sim.cli.hw_synth`, ``new`` in
 `loraq_sim.cli.explore`.
 """
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +36,7 @@ from loraq_sim.cli.hw_synth import (
 )
 from loraq_sim.cli.options import (
     Family,
+    Force,
     Group,
     KernelFamily,
     OutFormat,
@@ -54,6 +57,7 @@ from loraq_sim.cli.output import (
     say,
 )
 from loraq_sim.errors import InputError
+from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import json_text, result_table
 from loraq_sim.split import parse_split
 
@@ -77,6 +81,13 @@ _EXPLAIN_EXAMPLES = (
     "loraq-sim hw explain h100 --shape 4096x3072x3072 --split W4A4+W16A16r32 --schedule unfused"
 )
 _SCHEMA_EXAMPLES = "[bold]Examples[/bold]\n\nloraq-sim hw schema > accelerator.schema.json"
+_NEW_EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "loraq-sim hw new my_npu --rows 8 --columns 8 --clock 1.2GHz --modes int8,int4x8 --sram 2MB "
+    "--dram 68GB/s\n\n"
+    "loraq-sim hw new my_array --organization systolic --rows 64 --columns 64\n\n"
+    "loraq-sim hw new my_npu --like aie2"
+)
 _DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
 
 
@@ -150,6 +161,83 @@ def show_command(
     print_tables(tables, output)
     if not every and output is OutputFormat.TABLE:
         note(f"{len(facts)} numbers with their sources: loraq-sim hw show {name} --all")
+
+
+def _quantity(flag: str, metavar: str, text: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=text, show_default=False)
+
+
+@app.command("new", epilog=_NEW_EXAMPLES)
+@one_line_failures
+def new_command(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What to call the machine; its file is NAME.yaml.")
+    ] = "my_npu",
+    like: Annotated[
+        str | None,
+        _quantity("--like", "NAME", "Copy this shipped machine's file, comments and all, instead."),
+    ] = None,
+    organization: Annotated[
+        str,
+        typer.Option(
+            "--organization",
+            metavar="NAME",
+            help="array (cores in a mesh), grid (independent units) or systolic (one array).",
+        ),
+    ] = "array",
+    rows: Annotated[int | None, _quantity("--rows", "N", "Rows of units.")] = None,
+    columns: Annotated[int | None, _quantity("--columns", "N", "Columns of units.")] = None,
+    clock: Annotated[str | None, _quantity("--clock", "HZ", "Clock, such as 1.2GHz.")] = None,
+    modes: Annotated[
+        list[str] | None,
+        _quantity(
+            "--modes",
+            "LIST",
+            "MAC modes: int8, int4x8 (weights of 4 bits, activations of 8), bf16, fp8; with MACs a "
+            "cycle of a unit int8=256. Default: int8.",
+        ),
+    ] = None,
+    sram: Annotated[str | None, _quantity("--sram", "B", "Shared memory (L2), as 2MB.")] = None,
+    dram: Annotated[str | None, _quantity("--dram", "B/S", "DRAM bandwidth, as 68GB/s.")] = None,
+    l1: Annotated[str | None, _quantity("--l1", "B", "Memory of a unit, as 64KiB.")] = None,
+    launch: Annotated[str | None, _quantity("--launch", "S", "Kernel start, as 20us.")] = None,
+    acc_bits: Annotated[int | None, _quantity("--acc-bits", "B", "Accumulator width.")] = None,
+    node: Annotated[str | None, _quantity("--node", "NM", "Process node, as 7nm.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the file.")] = Path(),
+    force: Force = False,
+    output: OutFormat = OutputFormat.TABLE,
+) -> None:
+    """Write the file of a machine of one's own; what is not given is assumed, and said so."""
+
+    given = {
+        "rows": rows, "columns": columns, "clock": clock, "sram": sram, "dram": dram, "l1": l1,
+        "launch": launch, "acc_bits": acc_bits, "node": node,
+    }  # fmt: skip
+    asked = [flag for flag, value in {**given, "modes": modes}.items() if value]
+    if like and asked:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in asked)
+        raise InputError(f"--like copies a file as it is; leave out {flags}, or change the copy")
+    if name in hwmodels.list_accelerators():
+        raise InputError(f"{name} is a shipped machine; give yours another name, and --like {name}")
+    path = out / f"{name}.yaml"
+    sketched = hwmodels.sketch(
+        name, organization=organization, modes=tuple(modes or ("int8",)), **given
+    )
+    text = hwmodels.shipped_text(like, name) if like else hwmodels.sketch_text(sketched)
+    refuse_existing(path, overwrite=force)
+    make_folder(out)
+    write_file(path, text)
+    # Read as any file: what is unusual in it is said.
+    machine = hwmodels.load_accelerator(path)
+    n_assumed = len(hwmodels.assumed_keys(machine))
+    if output is not OutputFormat.TABLE:
+        facts = {"path": str(path), "name": name, "assumed_values": n_assumed}
+        print_table(result_table([facts]), output)
+        return
+    say(str(path))
+    if n_assumed:
+        note(f"{n_assumed} values are assumed, as the file says; replace those that you know")
+    note(f"next: loraq-sim hw show {path}; loraq-sim cost --hw {path} --shape 4096x1152x4608")
 
 
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:

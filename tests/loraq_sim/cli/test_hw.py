@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+import hwmodels
 from hwmodels.loader import SHIPPED
 
 
@@ -471,3 +472,65 @@ def test_a_narrow_terminal_leaves_columns_out_unless_all_are_asked_for(run, monk
     # The latency has its digits in both.
     latency = next(line for line in wide.splitlines() if " a100 " in line).split()[7]
     assert latency in narrow
+
+
+NEW = ("--rows", 8, "--columns", 8, "--clock", "1.2GHz", "--modes", "int8,int4x8", "--sram", "2MB",
+       "--dram", "68GB/s")  # fmt: skip
+
+
+def test_a_machine_of_ones_own_takes_one_command_and_costs_as_a_sketch(run, tmp_path):
+    made = run("hw", "new", "my_npu", *NEW, "--out", tmp_path)
+    assert made.exit_code == 0, made.output
+    path = tmp_path / "my_npu.yaml"
+    assert made.stdout == f"{path}\n"
+    assert "values are assumed" in made.stderr
+    again = run("hw", "new", "my_npu", "--out", tmp_path)
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "is there already" in again.stderr
+    costed = shown_by(
+        run("cost", "--hw", path, "--shape", "64x64x64", "--split", "W4A8", "--format", "json")
+    )
+    (row,) = costed["rows"]
+    hw = hwmodels.sketch(
+        "my_npu", rows=8, columns=8, clock=1.2e9, modes=["int8", "int4x8"], sram=2e6, dram=68e9
+    )
+    work = hwmodels.GemmWorkload(m=64, n=64, k=64, main="W4A8", p_bits=None)
+    assert row["latency_s"] == hwmodels.estimate_cost(work, hw).latency_s
+    assert row["confidence"] == "assumed"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("aie2",), "aie2 is a shipped machine"),
+        (("x", "--like", "aie3"), "unknown accelerator 'aie3'"),
+        (("x", "--like", "aie2", "--rows", 8), "--like copies a file as it is; leave out --rows"),
+        (("../x",), "name: got '../x'"),
+        (("x", "--clock", "1.2kHz", "--sram", "2mb"), "sram: input should be a valid integer"),
+    ],
+)
+def test_a_machine_that_cannot_be_written_is_one_line(run, tmp_path, words, said):
+    result = run("hw", "new", *words, "--out", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_a_shipped_machine_costs_the_same(run, tmp_path):
+    assert run("hw", "new", "mine", "--like", "aie2", "--out", tmp_path).exit_code == 0
+    rows = [
+        rows_of(cost(run, "--hw", hw, "--split", "W4A8"))[0]
+        for hw in (tmp_path / "mine.yaml", "aie2")
+    ]
+    assert [row.pop("accelerator") for row in rows] == ["mine", "aie2"]
+    assert rows[0] == rows[1]
+
+
+def test_units_are_taken_on_the_command_line(run):
+    words = (run, "--hw", "aie2", "--split", "W4A8")
+    plain = shown_by(cost(*words, "--set", "memories.dram.bandwidth_bytes_per_s=30e9"))
+    units = shown_by(cost(*words, "--set", "memories.dram.bandwidth_bytes_per_s=30 GB/s"))
+    assert plain == units
+    varied = shown_by(cost(*words, "--vary", "clock_hz=800MHz,1.2GHz"))
+    assert [row["clock_hz"] for row in varied["rows"]] == [800_000_000, 1_200_000_000]

@@ -37,6 +37,7 @@ RUNS = {
     "hw fit": ("hwmodels/measured_gemm.csv", "--hw", "t4", "--kernel", "cublas"),
     "hw list": (),
     "hw new": ("{}/chip.yaml", "--force"),
+    "hw new": ("my_npu", "--clock", "1.2GHz", "--out", "{}", "--force"),
     "hw show": ("aie2",),
     "hw synth": ("--acc-bits", "16,21", "--node", 7),
     "hw validate": (),
