@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
         with_overrides,
     )
     from hwmodels.schedule import schedule_step
-    from hwmodels.sketch import shipped_text, sketch, sketch_text
+    from hwmodels.sketching import shipped_text, sketch, sketch_text
     from hwmodels.synthesis import (
         ProcessNode,
         SynthesizedArray,
@@ -152,9 +152,9 @@ _HOMES = {
     "rests_on": "validation",
     "schedule_step": "schedule",
     "sensitivity": "validation",
-    "shipped_text": "sketch",
-    "sketch": "sketch",
-    "sketch_text": "sketch",
+    "shipped_text": "sketching",
+    "sketch": "sketching",
+    "sketch_text": "sketching",
     "summarize": "validation",
     "synthesized_array": "synthesis",
     "tensor_bytes": "operands",

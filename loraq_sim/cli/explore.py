@@ -1,4 +1,4 @@
-"""``loraq-sim explore`` and ``hw new``: chips on paper, searched under one area budget or given."""
+"""``loraq-sim explore`` and ``hw new --split``: chips on paper, searched for or given."""
 
 import re
 from pathlib import Path
@@ -26,9 +26,10 @@ from loraq_sim.reporting.tables import result_table
 from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
+    from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.layers import Layer
 
-__all__ = ["EXAMPLES", "NEW_EXAMPLES", "explore_command", "new_command"]
+__all__ = ["EXAMPLES", "explore_command", "print_paper"]
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -37,12 +38,6 @@ EXAMPLES = (
     "--out runs/chip.yaml\n\n"
     "loraq-sim explore --area 0.5mm2 --layer-dump examples/tiny_pixart.pt --layers '*.0.*' "
     "--split W4A4,W8A8"
-)
-NEW_EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "loraq-sim hw new runs/chip.yaml --rows 64 --columns 64 --split W4A4+W8A8@fp16r32 "
-    "--acc-bits 20 --products-per-add 8 --sram-kib 2048\n\n"
-    "loraq-sim cost --hw runs/chip.yaml --shape 4096x1152x4608 --split W4A4"
 )
 _SPLITS = ("W4A4", "W4A4+W8A8@fp16r32", "W4A8", "W6A6", "W8A8")
 _SHOWN = (
@@ -313,50 +308,30 @@ def _write(path: Path, design: Any) -> None:
     write_file(path, f"# Chosen by loraq-sim explore, for {design.split}.\n{text.getvalue()}")
 
 
-@one_line_failures
-def new_command(
-    path: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Accelerator file to write.")],
-    split: Annotated[
-        str,
-        typer.Option("--split", metavar="SPLIT", help="Split whose products the array multiplies."),
-    ] = "W8A8",
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Rows of elements.")] = 64,
-    columns: Annotated[
-        int, typer.Option("--columns", metavar="N", help="Columns of elements.")
-    ] = 64,
-    products_per_add: Annotated[
-        int, typer.Option("--products-per-add", metavar="N", help="Products of an element a cycle.")
-    ] = 1,
-    acc_bits: Annotated[
-        int, typer.Option("--acc-bits", metavar="N", help="Bits of its accumulator.")
-    ] = 32,
-    overflow: Annotated[
-        str, typer.Option("--overflow", metavar="RULE", help="wrap, saturate, saturate_symmetric.")
-    ] = "wrap",
-    sram_kib: Annotated[int, typer.Option("--sram-kib", metavar="KIB", help="SRAM in KiB.")] = 1024,
-    node: Annotated[int, typer.Option("--node", metavar="NM", help="Process, such as 7.")] = 7,
-    clock_ghz: Annotated[
-        float, typer.Option("--clock-ghz", metavar="GHZ", help="Clock of the array.")
-    ] = 1.0,
-    dram_gb_per_s: Annotated[
-        float, typer.Option("--dram-gb-per-s", metavar="GB/S", help="Bandwidth of DRAM.")
-    ] = 51.2,
-    force: Force = False,
-    output: OutFormat = OutputFormat.TABLE,
+def print_paper(
+    path: Path,
+    split: str,
+    *,
+    rows: int,
+    columns: int,
+    array: "MacArray",
+    sram_bytes: int,
+    node: int,
+    clock_hz: float,
+    dram_bytes_per_s: float,
+    output: OutputFormat,
 ) -> None:
-    """Write the file of a chip on paper: a systolic array whose energies come from synthesis."""
-    from loraq_sim.emulator.mac_array import MacArray
+    """Write the file of a chip on paper, whose energies come from synthesis, and print its area."""
     from loraq_sim.silicon.explore import Design, paper_machine
 
-    refuse_existing(path, overwrite=force)
     hwmodels.load_node(node)
-    array = MacArray(acc_bits=acc_bits, overflow=overflow, products_per_add=products_per_add)
-    for flag, size, most in (
-        *(("--rows", rows, 4096), ("--columns", columns, 4096), ("--sram-kib", sram_kib, 2**20)),
+    for flag, size, least, most in (
+        *(("--rows", rows, 1, 4096), ("--columns", columns, 1, 4096)),
+        ("--sram", sram_bytes, 1024, 2**30),
     ):
-        if not 1 <= size <= most:
-            raise InputError(f"{flag} must be a whole number from 1 to {most}, got {size}")
-    _check_rates(clock_ghz, dram_gb_per_s)
+        if not least <= size <= most:
+            raise InputError(f"{flag} must be a whole number from {least} to {most}, got {size}")
+    _check_rates(clock_hz / 1e9, dram_bytes_per_s / 1e9)
     design = Design(
         split=parse_split(split),
         rows=rows,
@@ -364,10 +339,10 @@ def new_command(
         products_per_add=array.products_per_add,
         acc_bits=array.acc_bits,
         overflow=array.overflow,
-        sram_bytes=sram_kib * 1024,
+        sram_bytes=sram_bytes,
         node_nm=node,
-        clock_hz=clock_ghz * 1e9,
-        dram_bytes_per_s=dram_gb_per_s * 1e9,
+        clock_hz=clock_hz,
+        dram_bytes_per_s=dram_bytes_per_s,
     )
     machine = paper_machine(design)
     _write(path, design)

@@ -21,7 +21,7 @@ from loraq_sim.cli.cost import (
     checked_schedule,
     chosen_machines,
 )
-from loraq_sim.cli.explore import NEW_EXAMPLES, new_command
+from loraq_sim.cli.explore import print_paper
 from loraq_sim.cli.hw_measured import (
     FIT_EXAMPLES,
     VALIDATE_EXAMPLES,
@@ -86,7 +86,9 @@ _NEW_EXAMPLES = (
     "loraq-sim hw new my_npu --rows 8 --columns 8 --clock 1.2GHz --modes int8,int4x8 --sram 2MB "
     "--dram 68GB/s\n\n"
     "loraq-sim hw new my_array --organization systolic --rows 64 --columns 64\n\n"
-    "loraq-sim hw new my_npu --like aie2"
+    "loraq-sim hw new my_npu --like aie2\n\n"
+    "loraq-sim hw new runs/chip.yaml --rows 64 --columns 64 --split W4A4+W8A8@fp16r32 "
+    "--acc-bits 20 --products-per-add 8 --sram 2MiB"
 )
 _DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
 
@@ -171,7 +173,7 @@ def _quantity(flag: str, metavar: str, text: str) -> Any:
 @one_line_failures
 def new_command(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="What to call the machine; its file is NAME.yaml.")
+        str, typer.Argument(metavar="NAME|FILE.yaml", help="What to call it, or the file to write.")
     ] = "my_npu",
     like: Annotated[
         str | None,
@@ -201,7 +203,22 @@ def new_command(
     dram: Annotated[str | None, _quantity("--dram", "B/S", "DRAM bandwidth, as 68GB/s.")] = None,
     l1: Annotated[str | None, _quantity("--l1", "B", "Memory of a unit, as 64KiB.")] = None,
     launch: Annotated[str | None, _quantity("--launch", "S", "Kernel start, as 20us.")] = None,
-    acc_bits: Annotated[int | None, _quantity("--acc-bits", "B", "Accumulator width.")] = None,
+    split: Annotated[
+        str | None,
+        _quantity(
+            "--split",
+            "SPLIT",
+            "Make a chip on paper for this split: a systolic array whose energies and area come "
+            "from synthesis.",
+        ),
+    ] = None,
+    acc_bits: Annotated[int | None, _quantity("--acc-bits", "N", "Accumulator width.")] = None,
+    products_per_add: Annotated[
+        int | None, _quantity("--products-per-add", "N", "Products that an add sums at once.")
+    ] = None,
+    overflow: Annotated[
+        str | None, _quantity("--overflow", "RULE", "wrap, saturate or saturate_symmetric.")
+    ] = None,
     node: Annotated[str | None, _quantity("--node", "NM", "Process node, as 7nm.")] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the file.")] = Path(),
     force: Force = False,
@@ -209,23 +226,33 @@ def new_command(
 ) -> None:
     """Write the file of a machine of one's own; what is not given is assumed, and said so."""
 
-    given = {
+    given: dict[str, Any] = {
         "rows": rows, "columns": columns, "clock": clock, "sram": sram, "dram": dram, "l1": l1,
-        "launch": launch, "acc_bits": acc_bits, "node": node,
+        "launch": launch, "acc_bits": acc_bits, "products_per_add": products_per_add,
+        "overflow": overflow, "node": node,
     }  # fmt: skip
-    asked = [flag for flag, value in {**given, "modes": modes}.items() if value]
-    if like and asked:
-        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in asked)
-        raise InputError(f"--like copies a file as it is; leave out {flags}, or change the copy")
+    asked = {flag: value for flag, value in {**given, "modes": modes, "split": split}.items()}
+    flags = [f"--{flag.replace('_', '-')}" for flag, value in asked.items() if value is not None]
+    if like and flags:
+        raise InputError(
+            f"--like copies a file as it is; leave out {', '.join(flags)}, or change the copy"
+        )
+    is_file = name.endswith((".yaml", ".yml"))
+    path = out / name if is_file else out / f"{name}.yaml"
+    name = path.stem if is_file else name
     if name in hwmodels.list_accelerators():
         raise InputError(f"{name} is a shipped machine; give yours another name, and --like {name}")
-    path = out / f"{name}.yaml"
+    if split is not None:
+        refuse_existing(path, overwrite=force)
+        make_folder(path.parent)
+        _new_paper(path, name, split, given, modes, output)
+        return
     sketched = hwmodels.sketch(
         name, organization=organization, modes=tuple(modes or ("int8",)), **given
     )
     text = hwmodels.shipped_text(like, name) if like else hwmodels.sketch_text(sketched)
     refuse_existing(path, overwrite=force)
-    make_folder(out)
+    make_folder(path.parent)
     write_file(path, text)
     # Read as any file: what is unusual in it is said.
     machine = hwmodels.load_accelerator(path)
@@ -238,6 +265,42 @@ def new_command(
     if n_assumed:
         note(f"{n_assumed} values are assumed, as the file says; replace those that you know")
     note(f"next: loraq-sim hw show {path}; loraq-sim cost --hw {path} --shape 4096x1152x4608")
+
+
+def _new_paper(
+    path: Path,
+    name: str,
+    split: str,
+    given: dict[str, Any],
+    modes: list[str] | None,
+    output: OutputFormat,
+) -> None:
+    """A chip on paper, of what was given and the defaults of the template of its kind."""
+    from loraq_sim.emulator.mac_array import MacArray
+
+    idle = [f"--{flag}" for flag in ("l1", "launch") if given.pop(flag) is not None]
+    idle += ["--modes"] if modes else []
+    if idle:
+        raise InputError(f"{', '.join(idle)} and --split exclude each other: it decides those")
+    defaults = {"rows": 64, "columns": 64, "clock": 1e9, "sram": 2**20, "dram": 51.2e9, "node": 7}
+    known = {flag: value for flag, value in given.items() if value is not None}
+    machine = hwmodels.sketch(name, organization="systolic", **{**defaults, **known})
+    rule = machine.datapath
+    array = MacArray(
+        acc_bits=rule.acc_bits, overflow=rule.overflow, products_per_add=rule.products_per_add
+    )
+    print_paper(
+        path,
+        split,
+        rows=machine.units.rows,
+        columns=machine.units.columns,
+        array=array,
+        sram_bytes=machine.memories.l2.capacity_bytes,
+        node=int(machine.energy.node_nm),
+        clock_hz=machine.units.clock_hz,
+        dram_bytes_per_s=machine.memories.dram.bandwidth_bytes_per_s,
+        output=output,
+    )
 
 
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:
@@ -361,7 +424,6 @@ def _indexed(key: str, machine: Any) -> str:
 
 app.command("validate", epilog=VALIDATE_EXAMPLES)(validate_command)
 app.command("fit", epilog=FIT_EXAMPLES)(fit_command)
-app.command("new", epilog=NEW_EXAMPLES)(new_command)
 app.command("synth", epilog=SYNTH_EXAMPLES)(synth_command)
 app.command("energy", epilog=ENERGY_EXAMPLES)(energy_command)
 

@@ -141,7 +141,7 @@ def new(*words):
 def test_a_new_file_is_the_machine_that_was_asked_for(tmp_path):
     path = tmp_path / "paper.yaml"
     words = ("--rows", 32, "--columns", 48, "--split", "W4A4+W8A8r8", "--acc-bits", 20)
-    done = new(path, *words, "--products-per-add", 8, "--sram-kib", 512, "--format", "json")
+    done = new(path, *words, "--products-per-add", 8, "--sram", "512KiB", "--format", "json")
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)["rows"]
     hw = hwmodels.load_accelerator(path)
@@ -164,11 +164,15 @@ def test_a_new_file_is_the_machine_that_was_asked_for(tmp_path):
     [
         (("--split", "W16A16"), "W16A16 multiplies 16-bit floats"),
         (("--split", "W4A4+W16A16r8"), "W16A16 multiplies 16-bit floats"),
-        (("--acc-bits", 99), "acc_bits must be an integer from 8 to 64, got 99"),
-        (("--node", 3), "no figures for a node of 3 nm"),
-        (("--rows", 0), "--rows must be a whole number from 1 to 4096, got 0"),
-        (("--clock-ghz", 0), "--clock-ghz must be plausible"),
-        (("--overflow", "clip"), "overflow"),
+        (
+            ("--split", "W8A8", "--acc-bits", 99),
+            "acc_bits: input should be less than or equal to 64",
+        ),
+        (("--split", "W8A8", "--node", 3), "no figures for a node of 3 nm"),
+        (("--split", "W8A8", "--rows", 0), "rows: input should be greater than or equal to 1"),
+        (("--split", "W8A8", "--clock", "0Hz"), "clock: input should be greater than 0"),
+        (("--split", "W8A8", "--l1", "1KiB"), "--l1 and --split exclude each other"),
+        (("--split", "W8A8", "--overflow", "clip"), "overflow: got"),
     ],
 )
 def test_a_machine_that_cannot_be_is_one_line_and_no_file(tmp_path, words, said):

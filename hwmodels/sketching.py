@@ -22,7 +22,13 @@ from hwmodels.blocks import key_meanings
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest, printable, quantity, quantity_text
 from hwmodels.loader import SHIPPED, list_accelerators, load_accelerator
-from hwmodels.overrides import assumed_keys, explain_rule, keys_of, problems_of
+from hwmodels.overrides import (
+    assumed_keys,
+    explain_rule,
+    keys_of,
+    parse_value,
+    problems_of,
+)
 
 __all__ = ["TEMPLATES", "shipped_text", "sketch", "sketch_text"]
 
@@ -37,6 +43,8 @@ _PLACES = {
     "dram": ("memories", "dram", "bandwidth_bytes_per_s"),
     "launch": ("dispatch", "launch_s"),
     "acc_bits": ("datapath", "acc_bits"),
+    "products_per_add": ("datapath", "products_per_add"),
+    "overflow": ("datapath", "overflow"),
     "node": ("energy", "node_nm"),
 }
 _ABOUT = ("source", "confidence", "uncertainty_percent")
@@ -59,6 +67,8 @@ def sketch(
     l1: Given = None,
     launch: Given = None,
     acc_bits: Given = None,
+    products_per_add: Given = None,
+    overflow: str | None = None,
     node: Given = None,
 ) -> Accelerator:
     """A machine of which only a few numbers are known.
@@ -77,8 +87,8 @@ def sketch(
     modes : str or sequence of str
         MAC modes, such as ``int8``, ``int4x8`` (weights of 4 bits, activations of 8; ``w4a8`` says
         the same), ``bf16``, ``fp8``; with a rate of a unit ``int8=256``, in MACs a cycle.
-    acc_bits : int, optional
-        Width of the accumulators.
+    acc_bits, products_per_add, overflow : int, int, str, optional
+        Accumulators: width, products of an add, and what a sum beyond the width does.
 
     Raises
     ------
@@ -87,7 +97,8 @@ def sketch(
     """
     given = {
         "rows": rows, "columns": columns, "clock": clock, "sram": sram, "dram": dram, "l1": l1,
-        "launch": launch, "acc_bits": acc_bits, "node": node,
+        "launch": launch, "acc_bits": acc_bits, "products_per_add": products_per_add,
+        "overflow": overflow, "node": node,
     }  # fmt: skip
     content, problems = _content(name, organization, modes, given)
     hw = None
@@ -131,7 +142,7 @@ def _content(
             block: Any = content
             for step in parents:
                 block = block[step]
-            read = quantity(key, value) if isinstance(value, str) else value
+            read = parse_value(value, key) if isinstance(value, str) else value
             is_whole = isinstance(read, float) and read.is_integer()
             block[key] = int(read) if is_whole else read
             said.add(_PLACES[option])
