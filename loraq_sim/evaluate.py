@@ -282,7 +282,7 @@ def _identity(
         "n": layer.n,
         "k": layer.k,
         "tokens": 0 if x is None else len(x),
-        "inputs": None if x is None else layer.inputs_source or "dump",
+        "inputs": layer.inputs,
         "calls_per_step": layer.calls_per_step,
         "split": settings.split.text,
         "accelerator": accelerator.name,

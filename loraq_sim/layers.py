@@ -166,6 +166,11 @@ class Layer:
         return "" if self.activations is None else SAMPLED_ROWS
 
     @property
+    def inputs(self) -> str | None:
+        """What the activations are: ``dump``, or what `inputs_source` says; None without any."""
+        return None if self.activations is None else self.inputs_source or "dump"
+
+    @property
     def follows_gelu(self) -> bool:
         """Whether the inputs are what GELU left: `is_after_gelu` of kind and activations."""
         rows = self.activations

@@ -249,6 +249,7 @@ def vectors_command(
         "preset": preset,
         "seed": seed,
         "tokens": len(x),
+        "inputs": loaded.inputs,
         "accelerator": accelerator.name,
         "array": None if named is None else named.name,
         "datapath_overrides": overrides,

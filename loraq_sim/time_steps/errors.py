@@ -193,7 +193,7 @@ class StepErrors:
     ----------
     case : dict
         ``layer kind m n k tokens calls_per_step split method preset accelerator calibration
-        calibration_rows rank feedback_rank rotation smooth condition finish weight_error
+        calibration_rows rank feedback_rank rotation smooth condition finish weight_error inputs
         output_error output_rms overflow_count clipped_count first_clipped status seed``, as a
         result row has them; `calibration` names the steps that the solver saw.
     steps : ndarray of shape (S,), float64
@@ -315,7 +315,7 @@ def evaluate_steps(
         **transform_columns(settings, solution),
         **{"calibration": calibrate_on, "calibration_rows": len(seen), "seed": seed},
         **{"rank": solution.rank, "feedback_rank": solution.feedback_rank},
-        **{"weight_error": solution.weight_error, "tokens": len(x)},
+        **{"weight_error": solution.weight_error, "tokens": len(x), "inputs": layer.inputs},
         "output_error": math.sqrt(miss / size) if size else 0.0,
         "output_rms": math.sqrt(size / y.size),
         "overflow_count": emulated.statistics.overflow_count,

@@ -45,7 +45,7 @@ class StepReport:
         half_steps``; the last two are the fewest layers and the fewest steps that make half of the
         squared error of a run.
     layers : list of dict
-        ``layer kind tokens calibration_rows output_error share run_share dominant_step``.
+        ``layer kind tokens calibration_rows output_error inputs share run_share dominant_step``.
     steps : list of dict
         ``step rows output_error share run_share dominant_layer``; the error is the aggregate of the
         layers' errors at this step.
@@ -150,6 +150,7 @@ def _layer_row(
 ) -> dict[str, Any]:
     keys = ("layer", "kind", "tokens", "calibration_rows", "output_error")
     return {key: one.case[key] for key in keys} | {
+        "inputs": one.case.get("inputs"),
         "share": math.fsum(share),
         "run_share": math.fsum(run_share),
         "dominant_step": values[int(run_share.argmax())] if run_share.any() else None,
@@ -197,6 +198,7 @@ def _cells(
                 {
                     "layer": one.case["layer"],
                     "kind": one.case["kind"],
+                    "inputs": one.case.get("inputs"),
                     "step": value,
                     "rows": int(one.rows[s]),
                     "squared_error": float(one.squared_error[s]),

@@ -226,3 +226,20 @@ def test_other_commands_take_the_same_flag(swept, words):
     result = run(*words, path, "--synthesize-inputs", "--tokens", "20")
     assert result.exit_code == 0, result.output
     assert "inputs of 2 of 2 layers are synthetic" in result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("solve", "--split", "W4A4", "--preset", "fast"),
+        ("emulate", "--hw", "aie2", "--split", "W4A4", "--rows", "8"),
+        ("steps", "--hw", "aie2", "--split", "W4A4"),
+    ],
+)
+def test_rows_of_other_commands_are_labelled(swept, words):
+    path, _, _ = swept
+    words += ("--layer-dump", path, "--synthesize-inputs", "--tokens", "20", "--format", "json")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["inputs"] for row in rows} == {"synthetic"}
