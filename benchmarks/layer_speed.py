@@ -9,7 +9,8 @@ their sums, the output in its format. `torch._int_mm` multiplies int8 matrices o
 once. One process, one thread, thread time, calls that take turns, medians.
 
 Small and low-rank products of `emulate_gemm` follow: with packed weights and with an array, which
-each call packs.
+each call packs. `--images` (extra ``diffusion``) also draws 80 images in 25 steps with the bundled
+diffusion transformer, as it is and emulated; the ratio is that of the two.
 """
 
 import os
@@ -53,6 +54,7 @@ CASES = {
     "mxfp W4A4+W8A8r32": (6.0, 3.0),
     "nvfp W4A4+W8A8r32": (8.0, 4.0),
 }
+TOY, IMAGE_SPLIT = Path(__file__).parents[1] / "examples/tiny_pixart", "W4A4+W8A8@fp16r4"
 COLUMNS = ("shape", "what", "ms", "ratio", "must", "stretch", "verdict")
 GEMMS = ("1x64x64", "1x1152x1152", "1024x1152x32", "1024x32x1152", "1024x1152x64", "1024x1152x1152")
 
@@ -132,6 +134,31 @@ def gemm_rows(repeats: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
+def image_rows() -> Iterator[dict[str, Any]]:
+    """Yield rows of 80 images in 25 steps: the model as it is, then with every layer emulated."""
+    import torch
+
+    from loraq_sim.diffusion import emulate_model, load_transformer, sample_images
+
+    torch.set_num_threads(1)
+    transformer = load_transformer(TOY)
+    emulated = emulate_model(transformer.model, IMAGE_SPLIT, "aie2", preset="fast")
+
+    def draw(images: int, steps: int) -> None:
+        sample_images(transformer, images=images, steps=steps, guidance=4.5, seed=0)
+
+    def draw_emulated(images: int = 80, steps: int = 25) -> None:
+        with emulated:
+            draw(images, steps)
+
+    draw_emulated(2, 1)  # compiles
+    plain, mine = timed_medians([lambda: draw(80, 25), draw_emulated], 1)
+    shape, what = "80 images, 25 steps", f"emulate_model, {IMAGE_SPLIT}"
+    yield dict.fromkeys(COLUMNS) | {"shape": shape, "what": "the model as it is", "ms": 1e3 * plain}
+    row = {"shape": shape, "what": what, "ms": 1e3 * mine, "ratio": mine / plain}
+    yield dict.fromkeys(COLUMNS) | row
+
+
 @one_line_failures
 def layer_speed(
     shape: Annotated[
@@ -159,6 +186,9 @@ def layer_speed(
     gemms: Annotated[
         bool, typer.Option("--gemms/--no-gemms", help="Also time small and low-rank products.")
     ] = True,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Also time images of the bundled model.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Also write the table to this Markdown file."),
@@ -180,6 +210,9 @@ def layer_speed(
         rows.append(layer_row(size, name, hw, repeats))
     if gemms:
         rows += gemm_rows(repeats)
+    if images:
+        note("drawing images", quiet=quiet)
+        rows += image_rows()
     title = f"Emulated layers on {hw} against torch._int_mm, 1 thread, {processor_name()}"
     table = result_table(rows, list(COLUMNS), title=title)
     print_table(table, output)
