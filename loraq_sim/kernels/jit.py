@@ -78,6 +78,8 @@ def taking_turns() -> Iterator[None]:
         if is_outermost:
             _turn.compiles = False
             if (lock := _turn.__dict__.pop("lock", None)) is not None:
+                # A process forked meanwhile has it open, too: closing alone would not do.
+                fcntl.flock(lock, fcntl.LOCK_UN)
                 lock.close()
 
 
