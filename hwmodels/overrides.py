@@ -309,6 +309,11 @@ def describe(hw: Accelerator) -> list[dict[str, Any]]:
     return rows
 
 
+def _legible(value: float) -> float:
+    """To six digits: a size given in MB is no round number of MiB."""
+    return float(f"{value:.6g}")
+
+
 def overview(
     hw: Accelerator,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -341,17 +346,17 @@ def overview(
     memories: list[dict[str, Any]] = [
         {"what": "units", "value": f"{units.rows} x {units.columns}",
          "from": sure("units.rows", units)},
-        {"what": "clock (GHz)", "value": units.clock_hz / 1e9,
+        {"what": "clock (GHz)", "value": _legible(units.clock_hz / 1e9),
          "from": sure("units.clock_hz", units)},
-        {"what": "L1 of a unit (KiB)", "value": memory.l1.capacity_bytes / 1024,
+        {"what": "L1 of a unit (KiB)", "value": _legible(memory.l1.capacity_bytes / 1024),
          "from": sure("memories.l1.capacity_bytes", memory.l1)},
-        {"what": "L2 (MiB)", "value": memory.l2.capacity_bytes / 2**20,
+        {"what": "L2 (MiB)", "value": _legible(memory.l2.capacity_bytes / 2**20),
          "from": sure("memories.l2.capacity_bytes", memory.l2)},
-        {"what": "L2 (GB/s)", "value": l2_bytes_per_s / 1e9,
+        {"what": "L2 (GB/s)", "value": _legible(l2_bytes_per_s / 1e9),
          "from": sure("memories.l2.bandwidth_bytes_per_cycle", memory.l2)},
-        {"what": "DRAM (GB/s)", "value": memory.dram.bandwidth_bytes_per_s / 1e9,
+        {"what": "DRAM (GB/s)", "value": _legible(memory.dram.bandwidth_bytes_per_s / 1e9),
          "from": sure("memories.dram.bandwidth_bytes_per_s", memory.dram)},
-        {"what": "launch (us)", "value": hw.dispatch.launch_s * 1e6,
+        {"what": "launch (us)", "value": _legible(hw.dispatch.launch_s * 1e6),
          "from": sure("dispatch.launch_s", hw.dispatch)},
     ]  # fmt: skip
     if hw.energy.tdp_w is not None:
