@@ -41,6 +41,7 @@ DENOISERS = ("transformer", "unet", "prior", "decoder", "model")
 _USUAL = ("diffusion_pytorch_model", "model", "pytorch_model", "consolidated")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf", ".onnx")
 _INDEX = ".index.json"
+_DEEPCOMPRESSOR = {"model.pt", "scale.pt", "branch.pt"}
 _MAX_INDEX_BYTES = 64 * 2**20
 _MAX_CONFIG_BYTES = 2**20
 _UNET = "UNet2DConditionModel"
@@ -142,6 +143,12 @@ def _of_folder(folder: Path) -> Checkpoint:
     files = _weight_files(folder)
     if not files:
         raise DumpError(_nothing_in(folder))
+    if {path.name for path in files} >= _DEEPCOMPRESSOR:
+        raise DumpError(
+            f"{folder}: is a model quantized by deepcompressor, whose model.pt lacks what the "
+            "branch carries; give the original model, or read it with `loraq-sim model convert "
+            f"{folder} FILE.safetensors --from deepcompressor --to loraq`"
+        )
     for suffix in _SUFFIXES:
         of_suffix = [path for path in files if path.suffix == suffix]
         index = _index_of(folder, suffix)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import loraq_sim as lq
 from loraq_sim.errors import DumpError
+from loraq_sim.nunchaku import write_deepcompressor
 
 RNG = torch.Generator().manual_seed(3)
 NAMES = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2", "proj_out")
@@ -382,3 +383,12 @@ def test_a_file_of_quantized_tensor_classes_says_how_to_save_their_values(tmp_pa
     with pytest.raises(DumpError, match=r"quantized tensors .*v\.dequantize\(\)") as caught:
         lq.read_layer_dump(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_deepcompressor_is_no_checkpoint_of_the_model(tmp_path):
+    """Its model.pt is W - L R, dequantized: as layers of a model they would be wrong weights."""
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    options = {"main": "int4/g64", "branch": "fp16", "rank": 4, "preset": "fast"}
+    write_deepcompressor(tmp_path / "quantized", {"fc": lq.solve(weight, **options)})
+    with pytest.raises(DumpError, match="quantized by deepcompressor.*--from deepcompressor"):
+        lq.read_layer_dump(tmp_path / "quantized")
