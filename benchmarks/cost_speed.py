@@ -34,13 +34,16 @@ def workload(index: int) -> hwmodels.GemmWorkload:
 
 
 def milliseconds(hw: hwmodels.Accelerator, points: int) -> float:
-    """Mean time of one estimate, after a first one."""
+    """Mean processor time of one estimate, after a first one: the better of two passes."""
     works = [workload(index) for index in range(points)]
     hwmodels.estimate_cost(works[0], hw)
-    started = time.process_time()
-    for work in works:
-        hwmodels.estimate_cost(work, hw)
-    return (time.process_time() - started) / points * 1e3
+    passes = []
+    for _ in range(2):
+        started = time.process_time()
+        for work in works:
+            hwmodels.estimate_cost(work, hw)
+        passes.append(time.process_time() - started)
+    return min(passes) / points * 1e3
 
 
 def peak_mib() -> float:

@@ -3,7 +3,9 @@
 `validate` compares with the shipped table of public GEMM timings, or with a user's own CSV
 (`hwmodels.measured` reads both). A row whose notes or source name a product of a variant
 (`products` in the file) is predicted on that variant. Every row gets a prediction, with the kernel
-family it is of and whether that family's rows carry it (`confidence`).
+family it is of and whether that family's rows carry it (`confidence`). A row that says no family,
+by its name or one of its words, is of a kernel that nobody fitted: predicted in the usual family,
+and extrapolated at best.
 
 Shapes are told apart by what paces them: ``decode`` (M of at most 16), ``skinny`` (M below 512),
 ``square`` (no side above four times another), ``wide`` (the rest).
@@ -29,7 +31,7 @@ from hwmodels.branch import split_into_kernels
 from hwmodels.cost import Cost, estimate_cost
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, read_text, unit_of
-from hwmodels.families import GENERIC
+from hwmodels.families import GENERIC, weakest
 from hwmodels.inventory import InventoryEntry, product_cost
 from hwmodels.kernel_cycles import single_core_cycles
 from hwmodels.loader import load_accelerator
@@ -163,7 +165,10 @@ def compare(hw: Accelerator, row: dict[str, str], *, search_tiles: bool = False)
     else:
         cost = _cost_with(work, hw, tile, row)
         predicted_s, bound, tile = cost.latency_s, cost.bound, cost.tile_mkn
-        about = {"kernel_family": cost.kernel, "confidence": cost.confidence}
+        trusted = cost.confidence
+        if family_of(hw, row) is None:
+            trusted = weakest([trusted, "extrapolated"])
+        about = {"kernel_family": cost.kernel, "confidence": trusted}
         if measured_ms < _IMPOSSIBLE * 1e3 * cost.utilization * cost.latency_s:
             raise _impossible(hw, row)
     return {

@@ -76,7 +76,7 @@ def test_validate_reads_a_users_table_and_notes_strangers(run, tmp_path):
     result = run("hw", "validate", "--measured", table, "--format", "json")
     assert result.exit_code == 0, result.output
     (row,) = shown_by(result)["rows"]
-    # The family's rows have few rows of x; torch takes 0.84 ms for this product, cuBLASLt 0.68.
+    # Whose kernel it was is not said; torch takes 0.84 ms for this product, cuBLASLt 0.68.
     assert row["confidence"] == "extrapolated"
     assert abs(row["error"]) < 0.2
     assert "left out 1 row of devices without a description: toaster" in result.stderr
@@ -363,6 +363,16 @@ def test_explain_says_where_time_bytes_and_energy_come_from(run):
     assert confidence["memories.dram.bandwidth_bytes_per_s"] == "inferred"
     assert "modes.int8xint4.macs_per_cycle" in confidence
     assert "dram-bound" in run(*words).stdout
+
+
+def test_a_row_of_a_kernel_that_nobody_fitted_is_not_called_measured(run, tmp_path):
+    table = tmp_path / "mine.csv"
+    row = "t4,{},int8,int8,bf16,64,4096,4096,0.12"
+    rows = [row.format(kernel) for kernel in ("CUTLASS scaled_mm", "a kernel of mine")]
+    table.write_text("\n".join([_COLUMNS, *rows]) + "\n", encoding="utf-8")
+    known, unknown = rows_of(run("hw", "validate", "--measured", table, "--format", "json"))
+    assert known["predicted_ms"] == unknown["predicted_ms"]
+    assert (known["confidence"], unknown["confidence"]) == ("measured", "extrapolated")
 
 
 _COLUMNS = "device,kernel,a_format,w_format,out_format,M,K,N,time_ms"
