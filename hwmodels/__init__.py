@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     )
     from hwmodels.validation import (
         branch_overheads,
+        resting,
         resting_text,
         rests_on,
         sensitivity,
@@ -95,6 +96,7 @@ __all__ = [
     "overview",
     "parse_value",
     "product_cost",
+    "resting",
     "resting_text",
     "rests_on",
     "schedule_step",
@@ -148,6 +150,7 @@ _HOMES = {
     "overview": "overrides",
     "parse_value": "overrides",
     "product_cost": "inventory",
+    "resting": "validation",
     "resting_text": "validation",
     "rests_on": "validation",
     "schedule_step": "schedule",

@@ -22,7 +22,9 @@ move by at least one; a change that breaks a rule of the file is left out.
 """
 
 import csv
+import functools
 import io
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ __all__ = [
     "branch_overheads",
     "compare",
     "measured_rows",
+    "resting",
     "resting_text",
     "rests_on",
     "sensitivity",
@@ -361,6 +364,19 @@ def rests_on(
     rows.sort(key=lambda row: -abs(row["latency_elasticity"]))
     effects = {row["key"]: row["latency_elasticity"] for row in rows}
     return {key: effect for key, effect in effects.items() if abs(effect) >= LEAST_EFFECT}
+
+
+def resting(work: GemmWorkload, hw: Accelerator, **how: Any) -> str | None:
+    """`rests_on` as JSON, as a row keeps it; None where nothing is assumed. `how`: of the cost."""
+    if not hw.assumed:
+        return None
+    key = ("resting", work, *sorted(how.items()))
+    if key not in hw._cache:
+        cost_of = functools.partial(estimate_cost, **how)
+        effects = rests_on(work, hw, cost_of=cost_of)
+        hw._cache[key] = json.dumps({name: round(effect, 4) for name, effect in effects.items()})
+    text: str = hw._cache[key]
+    return text
 
 
 def resting_text(effects: Mapping[str, float]) -> str:

@@ -199,10 +199,13 @@ def _cost(
     work = solved_workload(m or 1, solution, split, path, fused=settings.fused)
     array = array_columns(work, accelerator, path)
     if m is None:
-        return dict.fromkeys(_COSTS) | array | {"array_energy_j": None}
+        return dict.fromkeys((*_COSTS, "rests_on")) | array | {"array_energy_j": None}
     machine = hwmodels.machine_with_array(accelerator, path.mac)
     cost = hwmodels.estimate_cost(work, machine, kernel=settings.kernel)
-    return {name: getattr(cost, name) for name in _COSTS} | array
+    resting = None
+    if machine.assumed:
+        resting = hwmodels.resting(work, machine, kernel=settings.kernel)
+    return {name: getattr(cost, name) for name in _COSTS} | array | {"rests_on": resting}
 
 
 def solve_case(

@@ -42,12 +42,14 @@ from loraq_sim.cli.output import (
     one_line_failures,
     print_table,
     print_tables,
+    say,
 )
 from loraq_sim.dumps import read_layer_dump
 from loraq_sim.dumps.kinds import rows_notes
 from loraq_sim.errors import CaseFailed, InputError, counted, unknown_name
 from loraq_sim.files import refuse_existing
 from loraq_sim.reporting.tables import result_table
+from loraq_sim.results.wording import resting_of
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import PrecisionSplit, parse_split
 
@@ -250,6 +252,8 @@ def cost_command(
     machines = chosen_machines(listed(hw), variants, sets, varies)
     texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})
     chosen = [parse_split(text, family=family, group=group) for text in texts]
+    if not splits:
+        chosen = _runnable(chosen, [machine for _, machine in machines])
     varied = list(dict.fromkeys(key for point, _ in machines for key in point))
     extra: dict[str, Any] = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
     asked = [key for key, value in extra.items() if value not in (None, 1)]
@@ -300,6 +304,8 @@ def cost_command(
             print_tables(tables, output)
             return
         print_table(tables[0], output)
+        if output is OutputFormat.TABLE:
+            _say_assumptions(costed)
 
     end_with(costed, show)
 
@@ -364,6 +370,37 @@ def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
     return ["W4A4", "W4A8", "W8A8", *(f"W4A4+{branch}" for branch in branches)]
 
 
+def _runnable(splits: list[PrecisionSplit], machines: "list[Accelerator]") -> list[PrecisionSplit]:
+    """Those of the default splits that some machine has modes for; all if none has."""
+    found = []
+    for split in splits:
+        main, branch = split.costed
+        modes = [
+            {row["mode"] for row in hwmodels.describe_modes(machine, main, branch=branch)}
+            if split.family == "int"
+            else set()
+            for machine in machines
+        ]
+        if all("refused" in names for names in modes):
+            note(f"{split.text} left out: no MAC mode for it")
+        else:
+            found.append(split)
+    return found or splits
+
+
+_MOST_ASSUMPTIONS = 6
+
+
+def _say_assumptions(rows: list[dict[str, Any]]) -> None:
+    """On sketched machines: which assumed numbers each latency rests on."""
+    told = [(row, text) for row in rows if (text := resting_of(row))]
+    for row, text in told[:_MOST_ASSUMPTIONS]:
+        name = f"{row['layer']}, " if row["layer"] else ""
+        say(f"{name}{row['split']} on {row['accelerator']} {text}")
+    if len(told) > _MOST_ASSUMPTIONS:
+        say(f"{len(told) - _MOST_ASSUMPTIONS} more rows: --format json has their rests_on")
+
+
 def _sizes(
     shapes: dict[str, tuple[int, int, int]],
     layer_dump: Path | None,
@@ -412,6 +449,8 @@ def _row(
     row |= {"transforms": ", ".join(work.transforms), "shared_by": work.shared_by}
     row["message"] = cost.padding
     row |= array_columns(work, accelerator, datapath_for(accelerator))
+    asked = {name: how[name] for name in ("kernel", "launch")}
+    row["rests_on"] = hwmodels.resting(work, accelerator, **asked)
     return row | {"rank": work.rank} | {column: getattr(cost, column) for column in _COLUMNS}
 
 

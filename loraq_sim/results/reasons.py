@@ -28,6 +28,7 @@ from loraq_sim.results.wording import (
     limit_text,
     listing,
     percent_text,
+    resting_of,
     some_of,
     value_text,
 )
@@ -477,6 +478,8 @@ def _notes(case: Case) -> tuple[str, ...]:
         notes.append(f"{some_of(labels)}: {what}; not fit to build.")
     best = case.best
     if best is not None:
+        if resting := resting_of(_total(case, best)):
+            notes.append(f"The latency of {best.label} {resting}.")
         clipped = _total(case, best).get("clipped_count")
         if not is_missing(clipped) and clipped:
             label = best.label

@@ -129,6 +129,13 @@ _TABLE = (
     ("latency_low_s", "REAL", "s", "latency less the error to expect of it"),
     ("latency_high_s", "REAL", "s", "latency plus the error to expect of it"),
     (
+        "rests_on",
+        "TEXT",
+        "",
+        "on a sketched machine: assumed keys of its file that the latency rests on, as JSON of "
+        "elasticities (0.4: 10 % of it moves the latency by 4 %)",
+    ),
+    (
         "area_ge",
         "REAL",
         "GE",
@@ -244,6 +251,7 @@ class ResultRow(TypedDict, total=False):
     confidence: str | None
     latency_low_s: float | None
     latency_high_s: float | None
+    rests_on: str | None
     area_ge: float | None
     area_mm2: float | None
     array_energy_j: float | None

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
@@ -91,6 +91,7 @@ _MIGRATIONS = {
     7: (),
     8: (),
     9: (),
+    10: (),
 }
 _OLDEST = min(_MIGRATIONS)
 _FIRST_WITH_CHECKSUMS = 3

@@ -44,14 +44,14 @@ _NUMBERS = (
     *("overflow_count", "safe_acc_bits", "clipped_count", "first_clipped"),
     *("activation_error_share", "p_error_share", "wide_p_error", "p_format"),
     *(*_COSTS, "utilization", "bound", "peak_activation_bytes", "fits_in"),
-    *(*_AREAS, "array_energy_j", "m_source", "inputs"),
+    *(*_AREAS, "array_energy_j", "rests_on", "m_source", "inputs"),
 )
 # What sums and maxima are made of.
 _USED = (
     *("n", "k", "calls_per_step", "weight_bytes", "overflow_count", "safe_acc_bits"),
     *("clipped_count", "first_clipped", "activation_error_share", "p_error_share"),
     *("wide_p_error", "p_format", *_COSTS, "utilization", "bound", "peak_activation_bytes"),
-    *("fits_in", "m_source", "inputs", *_AREAS, "array_energy_j"),
+    *("fits_in", "m_source", "inputs", *_AREAS, "array_energy_j", "rests_on"),
 )
 # What weights of aggregates are made of.
 _WEIGHING = ("calls_per_step", "m", "n", "k", "output_rms")
@@ -112,6 +112,7 @@ class ModelRow(TypedDict, total=False):
     area_ge: float | None
     area_mm2: float | None
     array_energy_j: float | None
+    rests_on: str | None
     m_source: str | None
     inputs: str | None
     status: Literal["ok", "overflow", "incomplete"]
@@ -168,6 +169,8 @@ def model_totals(
             the outermost of the memories that the layers' working sets need;
         ``area_ge``, ``area_mm2``, ``array_energy_j``
             largest array that a layer runs in; sum over calls of what its gates take;
+        ``rests_on``
+            elasticities of the latency by assumed number, of the layers weighted by their time;
         ``m_source``
             where the rows per call come from, batch and guidance included; of several, each once;
         ``inputs``
@@ -317,11 +320,29 @@ def _sums(rows: Sequence[AnyRow], aggregate: str) -> Row:
     busy = _over(sum, columns["utilization"], latency, calls)
     totals["utilization"] = _ratio(1, busy, totals["latency_s"])
     totals["bound"] = _longest_bound(columns["bound"], latency, calls)
+    totals["rests_on"] = _resting(columns["rests_on"], latency, calls)
     totals["peak_activation_bytes"] = _over(max, columns["peak_activation_bytes"])
     totals["fits_in"] = _outermost(columns["fits_in"])
     for name in ("m_source", "inputs"):
         totals[name] = "; ".join(dict.fromkeys(str(x) for x in columns[name] if x)) or None
     return totals
+
+
+def _resting(
+    texts: Sequence[str | None], latency: Sequence[float | None], calls: Sequence[int]
+) -> str | None:
+    """Elasticities of a sum of latencies: those of its parts, weighted by the parts."""
+    known = [
+        (json.loads(x), y * n) for x, y, n in zip(texts, latency, calls, strict=True) if x and y
+    ]
+    if not known:
+        return None
+    total = sum(y * n for y, n in zip(latency, calls, strict=True) if y)
+    effects: dict[str, float] = {}
+    for own, seconds in known:
+        for key, effect in own.items():
+            effects[key] = effects.get(key, 0.0) + effect * seconds / total
+    return json.dumps(dict(sorted(effects.items(), key=lambda item: -abs(item[1]))))
 
 
 def _rounding(rows: Sequence[AnyRow], columns: Mapping[str, list[Any]], aggregate: str) -> Row:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import hwmodels
 from loraq_sim.results.columns import choose_unit, column_for, format_numbers, in_unit, is_missing
 from loraq_sim.results.rows import AnyRow
 
@@ -27,6 +28,7 @@ __all__ = [
     "name_of",
     "percent_text",
     "pretty_unit",
+    "resting_of",
     "some_of",
     "value_text",
 ]
@@ -99,6 +101,15 @@ def limit_text(key: str, below: float, down_to: float) -> str:
 def pretty_unit(symbol: str) -> str:
     """A unit as print writes it: tables of the terminal keep to ASCII."""
     return f"\u00b5{symbol[1:]}" if symbol in ("us", "uJ") else symbol
+
+
+def resting_of(row: AnyRow) -> str:
+    """Which assumed numbers of a machine the latency of a row rests on; empty where none is."""
+    try:
+        effects = json.loads(row.get("rests_on") or "{}")
+        return hwmodels.resting_text({str(key): float(value) for key, value in effects.items()})
+    except (AttributeError, TypeError, ValueError):
+        return ""
 
 
 def percent_text(fraction: float) -> str:

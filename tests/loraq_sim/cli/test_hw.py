@@ -507,6 +507,37 @@ def test_a_machine_of_ones_own_takes_one_command_and_costs_as_a_sketch(run, tmp_
     work = hwmodels.GemmWorkload(m=64, n=64, k=64, main="W4A8", p_bits=None)
     assert row["latency_s"] == hwmodels.estimate_cost(work, hw).latency_s
     assert row["confidence"] == "assumed"
+    assert json.loads(row["rests_on"]) == pytest.approx(hwmodels.rests_on(work, hw), abs=1e-4)
+    told = run("cost", "--hw", path, "--shape", "64x64x64")
+    assert told.exit_code == 0
+    assert "W4A4+W16A16r8 left out: no MAC mode for it" in told.stderr
+    # Nothing but starting the kernel counts in a layer of this size.
+    assert "W4A8 on my_npu rests on assumed dispatch.launch_s (10 % of it moves" in told.stdout
+
+
+def test_a_sweep_on_a_sketch_names_what_its_verdict_rests_on(run, tmp_path):
+    assert run("hw", "new", "my_npu", *NEW, "--out", tmp_path).exit_code == 0
+    out = tmp_path / "sweep"
+    swept = run(
+        *("sweep", "--hw", tmp_path / "my_npu.yaml", "--layer-dump", "examples/tiny_pixart.pt"),
+        *("--layers", "*.0.attn1.to_q,*.0.attn1.to_out.0", "--tokens", 4, "--preset", "fast"),
+        *("--split", "W4A8,W8A8", "--jobs", 0, "--quiet", "--out", out, "--format", "json"),
+    )
+    assert swept.exit_code == 0, swept.output
+    report = shown_by(swept)
+    (total,) = [row for row in report["model"] if row["split"] == "W4A8"]
+    rows = [row for row in report["rows"] if row["split"] == "W4A8"]
+    assert len(rows) == 2
+    # Of a sum of latencies, the elasticity is the mean of those of its parts by time.
+    effects = json.loads(total["rests_on"])
+    times = [row["latency_s"] * (row["calls_per_step"] or 1) for row in rows]
+    for key, effect in effects.items():
+        own = [json.loads(row["rests_on"]).get(key, 0.0) for row in rows]
+        mean = sum(e * t for e, t in zip(own, times, strict=True)) / sum(times)
+        assert effect == pytest.approx(mean)
+    assert "dispatch.launch_s" in effects
+    said = run("pareto", out)
+    assert "rests on assumed dispatch.launch_s (10 % of it moves the latency by" in said.stdout
 
 
 @pytest.mark.parametrize(
