@@ -11,6 +11,7 @@ from hwmodels import (
     measured_rows,
     summarize,
     validate,
+    validate_attention,
 )
 from hwmodels.branch import split_into_kernels
 from hwmodels.kernel_cycles import single_core_cycles
@@ -228,3 +229,13 @@ def test_a_table_without_a_needed_column_is_refused(tmp_path):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(AcceleratorError, match="cannot read measured table .*gone.csv"):
         measured_rows(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize("device", ["xdna2", "b200"])
+def test_families_of_attention_state_the_errors_of_their_rows(device):
+    rows = [r for r in validate_attention() if r["device"] == device and not r["held_out"]]
+    family = next(f for f in load_accelerator(device).kernels if f.attention is not None)
+    errors = [abs(row["error"]) for row in rows]
+    assert family.rows == len(rows)
+    assert family.mean_error == pytest.approx(sum(errors) / len(errors), abs=2e-3)
+    assert family.worst_error == pytest.approx(max(errors), abs=4e-3)
