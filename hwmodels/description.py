@@ -457,7 +457,7 @@ def _card(hw: Accelerator) -> str:
         "shared memory": f"{memories.l2.capacity_bytes / 1024:,.0f} KiB ({memories.l2.confidence})",
         "DRAM": f"{memories.dram.sustained_bytes_per_s / 1e9:,.4g} GB/s sustained "
         f"({memories.dram.confidence})",
-        "kernel start": f"{hw.dispatch.launch_s * 1e6:g} us ({hw.dispatch.confidence})",
+        "dispatch": f"{hw.dispatch.launch_s * 1e6:g} us ({hw.dispatch.confidence})",
         "accumulator": f"{hw.datapath.acc_bits} bits, {hw.datapath.overflow}",
         "variants": ", ".join(variant.name for variant in hw.variants) or "none",
     }

@@ -356,7 +356,7 @@ def overview(
          "from": sure("memories.l2.bandwidth_bytes_per_cycle", memory.l2)},
         {"what": "DRAM (GB/s)", "value": _legible(memory.dram.bandwidth_bytes_per_s / 1e9),
          "from": sure("memories.dram.bandwidth_bytes_per_s", memory.dram)},
-        {"what": "launch (us)", "value": _legible(hw.dispatch.launch_s * 1e6),
+        {"what": "dispatch (us)", "value": _legible(hw.dispatch.launch_s * 1e6),
          "from": sure("dispatch.launch_s", hw.dispatch)},
     ]  # fmt: skip
     if hw.energy.tdp_w is not None:

@@ -221,6 +221,12 @@ def _row_columns() -> str:
     return table(("column", "type", "unit", "meaning"), rows)
 
 
+def _glossary() -> str:
+    from loraq_sim.results.wording import glossary
+
+    return table(("word", "meaning"), [(f"**{word}**", text) for word, text in glossary().items()])
+
+
 def _plan_keys() -> str:
     from loraq_sim.settings import DATAPATH_KEYS, OVERRIDE_KEYS
     from loraq_sim.sweeps.plan_file import PLAN_KEYS
@@ -272,6 +278,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "accelerators": _accelerators,
     "row_columns": _row_columns,
     "plan_keys": _plan_keys,
+    "glossary": _glossary,
     "benchmark": _benchmark,
     "other_benchmarks": _other_benchmarks,
     "pages_like": _pages_like,

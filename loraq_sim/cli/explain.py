@@ -7,14 +7,14 @@ import typer
 
 from loraq_sim.cli.options import (
     AccBits,
-    Accelerators,
+    AcceleratorsOrPlan,
     Accumulators,
     Condition,
     Family,
     Finish,
     Force,
     Group,
-    LayerDumpFile,
+    LayerDumpOrPlan,
     OutFormat,
     OutputFormat,
     Overflow,
@@ -33,9 +33,18 @@ from loraq_sim.cli.options import (
     datapath_overrides,
     listed,
 )
-from loraq_sim.cli.output import note, one_line_failures, open_dump, print_json, print_tables
+from loraq_sim.cli.output import (
+    note,
+    one_line_failures,
+    open_dump,
+    print_json,
+    print_tables,
+    say,
+)
+from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import json_text, result_table
+from loraq_sim.results.wording import glossary, meaning_of
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import parse_split
 
@@ -46,6 +55,7 @@ __all__ = ["EXAMPLES", "explain_command"]
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
+    "loraq-sim explain hypervolume\n\n"
     "loraq-sim explain --hw aie2 --layer-dump examples/tiny_pixart.pt "
     "--layer transformer_blocks.0.attn1.to_q --split W4A4+W8A8r8\n\n"
     "loraq-sim explain --hw aie2 --layer-dump examples/minilm.pt "
@@ -56,14 +66,22 @@ _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
 
 @one_line_failures
 def explain_command(
-    hw: Accelerators,
-    layer_dump: LayerDumpFile,
+    term: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TERM]",
+            help="Say what this word of tables means, and explain no layer; list: all words.",
+            show_default=False,
+        ),
+    ] = None,
+    hw: AcceleratorsOrPlan = None,
+    layer_dump: LayerDumpOrPlan = None,
     layer: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--layer", metavar="NAME", help="Name of one layer of the dump.", show_default=False
         ),
-    ],
+    ] = None,
     splits: Splits = None,
     method: Annotated[str, typer.Option("--method", metavar="NAME", help="Solver.")] = "loraq",
     preset: Preset = "balanced",
@@ -100,9 +118,17 @@ def explain_command(
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
 ) -> None:
-    """Explain one (layer, split): every error switched off in turn, every cycle, byte and pJ."""
+    """Explain one (layer, split): every error switched off in turn, every cycle, byte and pJ.
+
+    With a word in place of options, such as hypervolume, say what it means.
+    """
     from loraq_sim.explain import explain_case
 
+    if term is not None:
+        _print_terms(term, output)
+        return
+    if not hw or layer_dump is None or layer is None:
+        raise InputError("explain needs --hw, --layer-dump and --layer, or a TERM of the glossary")
     texts = listed(splits) or (_DEFAULT_SPLIT,)
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     _check_folder(out, force)
@@ -150,6 +176,16 @@ def explain_command(
         print_tables([_flat(views, "errors", "costs")], output)
     else:
         print_tables([table for case in cases for table in _tables(case)], output)
+
+
+def _print_terms(term: str, output: OutputFormat) -> None:
+    found = glossary().items() if term == "list" else [meaning_of(term)]
+    if output is OutputFormat.TABLE:
+        for word, meaning in found:
+            say(f"{word}: {meaning}")
+        return
+    rows = [{"term": word, "meaning": meaning} for word, meaning in found]
+    print_tables([result_table(rows)], output)
 
 
 def _view(case: "Explanation") -> dict[str, Any]:

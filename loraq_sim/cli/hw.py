@@ -150,7 +150,7 @@ def show_command(
     title = f"{accelerator.name}: {accelerator.title}"
     tables = [
         result_table(rates, title=f"{title}, rates per MAC mode"),
-        result_table(memories, title="Memories, clock and launch"),
+        result_table(memories, title="Memories, clock and dispatch"),
     ]
     if families:
         tables.append(result_table(families, title="Kernel families, in the order they are chosen"))

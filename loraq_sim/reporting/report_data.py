@@ -190,7 +190,7 @@ PART_NAMES = {
     "tile": "tile overhead",
     "stall": "waiting for memory",
     "fill": "pipeline fill",
-    "dispatch": "kernel start",
+    "dispatch": "dispatch",
     "mac_main": "MACs, main branch",
     "mac_branch": "MACs, branch",
     "vector": "vector unit",
@@ -215,7 +215,7 @@ BOUND_NAMES = {
     "l1": "L1 bandwidth",
     "l2": "L2 bandwidth",
     "dram": "DRAM bandwidth",
-    "dispatch": "kernel start",
+    "dispatch": "dispatch",
     "side": "side unit",
 }
 

@@ -8,21 +8,26 @@ them.
 import json
 import math
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import hwmodels
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.results.columns import choose_unit, column_for, format_numbers, in_unit, is_missing
 from loraq_sim.results.rows import AnyRow
 
 __all__ = [
     "comparison",
     "context_of",
+    "glossary",
     "labelled",
     "labels_of",
     "main_and_branch_of",
+    "meaning_of",
     "limit_text",
     "listing",
     "name_of",
@@ -36,6 +41,30 @@ __all__ = [
 
 _MOST_NAMES = 3
 _MOST_DIGITS = 17
+
+
+def glossary() -> dict[str, str]:
+    """What the words of tables, verdicts and pages mean, in order of the alphabet."""
+    text = Path(__file__).with_name("glossary.toml").read_text(encoding="utf-8")
+    return dict(sorted(tomllib.loads(text).items(), key=lambda item: item[0].lower()))
+
+
+def meaning_of(term: str) -> tuple[str, str]:
+    """The word of the glossary that `term` is, and its meaning; spaces, -, _ and case are one.
+
+    Raises
+    ------
+    InputError
+        If it is none; the message names the nearest.
+    """
+    words = {_folded(word): (word, meaning) for word, meaning in glossary().items()}
+    if _folded(term) not in words:
+        raise InputError(unknown_name("term", term, [word for word, _ in words.values()]))
+    return words[_folded(term)]
+
+
+def _folded(term: str) -> str:
+    return re.sub(r"[\s_-]+", " ", term.strip().lower())
 
 
 _JOINT = re.compile(r"[+~]")

@@ -2,7 +2,7 @@
 // Parts of the cost of each layer shape under one case.
 
 const costs = { quantity: "latency_s", label: null, named: null };
-const BOUNDS = { compute: "MAC rate", vector: "vector unit", l1: "L1 bandwidth", l2: "L2 bandwidth", dram: "DRAM bandwidth", dispatch: "kernel start", side: "side unit" };
+const BOUNDS = { compute: "MAC rate", vector: "vector unit", l1: "L1 bandwidth", l2: "L2 bandwidth", dram: "DRAM bandwidth", dispatch: "dispatch", side: "side unit" };
 
 function costLabels() {
   return [...new Set(D.parts.filter((row) => row.context === context()).map((row) => row.label))];

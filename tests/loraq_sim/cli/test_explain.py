@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
+from loraq_sim.results.wording import glossary
 
 WORDS = (
     *("explain", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt", "--preset", "fast"),
@@ -61,3 +62,27 @@ def test_bad_input_is_one_line(run):
     done = run(*WORDS[:7], "--layer", "nothing", "--split", "W4A4")
     assert done.exit_code == 2
     assert "nothing" in done.stderr
+
+
+@pytest.mark.parametrize("term", ["hypervolume", "Working_Set", "working-set", "sqnr", "launch"])
+def test_a_word_is_explained_without_a_layer(run, term):
+    result = run("explain", term)
+    assert result.exit_code == 0, result.output
+    word, _, meaning = result.stdout.strip().partition(": ")
+    assert word.lower() == term.lower().replace("_", " ").replace("-", " ")
+    assert len(meaning) > 20
+    assert meaning == glossary()[word]
+
+
+def test_the_glossary_lists_every_word_and_refuses_others(run):
+    rows = json.loads(run("explain", "list", "--format", "json").stdout)["rows"]
+    assert {row["term"]: row["meaning"] for row in rows} == glossary()
+    words = glossary()
+    # What a bound may be called, and what tables and verdicts name, is explained.
+    assert {"dispatch", "bound", "stall", "fill", "gain", "roofline", "hypervolume"} <= set(words)
+    wrong = run("explain", "hypervolum")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "did you mean 'hypervolume'" in wrong.stderr
+    bare = run("explain", "--hw", "aie2")
+    assert bare.exit_code == 2
+    assert "explain needs --hw, --layer-dump and --layer" in bare.stderr
