@@ -161,6 +161,8 @@ def show_command(
         if idle:
             tables.append(result_table(idle, title="Values that change no result"))
     print_tables(tables, output)
+    if output is OutputFormat.TABLE and (text := _assumptions_of(accelerator)):
+        say(text)
     if not every and output is OutputFormat.TABLE:
         note(f"{len(facts)} numbers with their sources: loraq-sim hw show {name} --all")
 
@@ -301,6 +303,27 @@ def _new_paper(
         dram_bytes_per_s=machine.memories.dram.bandwidth_bytes_per_s,
         output=output,
     )
+
+
+_USUAL = (4096, 4608, 1152)
+
+
+def _assumptions_of(accelerator: "Accelerator") -> str:
+    """Of a sketch: what the latency of a usual layer rests on, in the first split that it runs."""
+    from loraq_sim.machine import cost_split
+
+    assumed = hwmodels.assumed_keys(accelerator)
+    for text in _DEFAULT_SPLITS if assumed else ():
+        try:
+            work, _ = cost_split(*_USUAL, parse_split(text), accelerator)
+        except hwmodels.AcceleratorError:
+            continue
+        told = hwmodels.resting_text(hwmodels.rests_on(work, accelerator))
+        m, n, k = _USUAL
+        return f"{len(assumed)} values are assumed: {text} of m={m}, n={n}, k={k} {told}" * bool(
+            told
+        )
+    return ""
 
 
 def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]:

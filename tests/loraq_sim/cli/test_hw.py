@@ -515,6 +515,21 @@ def test_a_machine_of_ones_own_takes_one_command_and_costs_as_a_sketch(run, tmp_
     assert "W4A8 on my_npu rests on assumed dispatch.launch_s (10 % of it moves" in told.stdout
 
 
+def test_show_says_what_of_a_sketch_is_assumed_and_what_rests_on_it(run, tmp_path):
+    assert run("hw", "new", "my_npu", *NEW, "--out", tmp_path).exit_code == 0
+    shown = run("hw", "show", tmp_path / "my_npu.yaml")
+    assert shown.exit_code == 0
+    assert re.search(r"clock \(GHz\) +1\.2 +given", shown.stdout)
+    assert re.search(r"dispatch \(us\) +20\.0 +assumed", shown.stdout)
+    hw = hwmodels.load_accelerator(tmp_path / "my_npu.yaml")
+    n_assumed = len(hwmodels.assumed_keys(hw))
+    said = (
+        f"{n_assumed} values are assumed: W4A4+W8A8r32 of m=4096, n=4608, k=1152 rests on assumed "
+    )
+    assert said in shown.stdout
+    assert "assumed" not in run("hw", "show", "aie2").stdout
+
+
 def test_a_sweep_on_a_sketch_names_what_its_verdict_rests_on(run, tmp_path):
     assert run("hw", "new", "my_npu", *NEW, "--out", tmp_path).exit_code == 0
     out = tmp_path / "sweep"
