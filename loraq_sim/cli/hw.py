@@ -266,6 +266,11 @@ def new_command(
     say(str(path))
     if n_assumed:
         note(f"{n_assumed} values are assumed, as the file says; replace those that you know")
+    if not any(mode.is_wide_float for mode in machine.modes):
+        note(
+            "no mode for 16-bit floats: layers and branches in 16 bits, as models have them, are "
+            "refused; add bf16 to --modes if it has one"
+        )
     note(f"next: loraq-sim hw show {path}; loraq-sim cost --hw {path} --shape 4096x1152x4608")
 
 

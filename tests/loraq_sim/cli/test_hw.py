@@ -494,6 +494,12 @@ def test_a_machine_of_ones_own_takes_one_command_and_costs_as_a_sketch(run, tmp_
     path = tmp_path / "my_npu.yaml"
     assert made.stdout == f"{path}\n"
     assert "values are assumed" in made.stderr
+    assert "no mode for 16-bit floats" in made.stderr
+    wide = run("hw", "new", "wide", "--modes", "int8,int4x8,bf16", "--out", tmp_path)
+    assert "16-bit floats" not in wide.stderr
+    step = ("--model", "sana-0.6b", "--split", "W4A8", "--resolution", 512, "--format", "json")
+    total = rows_of(run("cost", "--hw", tmp_path / "wide.yaml", *step))[-1]
+    assert (total["kind"], total["confidence"]) == ("total", "assumed")
     again = run("hw", "new", "my_npu", "--out", tmp_path)
     assert (again.exit_code, again.stdout) == (2, "")
     assert "is there already" in again.stderr
