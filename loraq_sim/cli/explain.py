@@ -69,7 +69,7 @@ def explain_command(
     term: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TERM]",
+            metavar="TERM",
             help="Say what this word of tables means, and explain no layer; list: all words.",
             show_default=False,
         ),
