@@ -26,7 +26,7 @@ _SAVEFIG = Figure.savefig
 # Folders of tests that need most of the compiled kernels: two workers would compile them twice.
 COMPILING = {"emulator", "kernels"}
 # Tests of half a minute, which come first: the last ones run while the other worker has none left.
-LONG = ("test_build.py", "test_readme.py", "test_notebooks.py")
+LONG = ("test_build.py", "test_readme.py", "test_notebooks.py", "test_mutation.py")
 
 
 # Before xdist, which reads the marks.
