@@ -227,3 +227,18 @@ def test_the_power_limit_slows_a_full_chip_and_no_other():
     slow, fast = (estimate_cost(few, each, kernel="ck_scaled") for each in (hw, unlimited))
     assert slow.units_share < hw.units.power_fraction
     assert slow.latency_s == fast.latency_s
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 8), (4, 4), (8, 2)])
+def test_units_take_turns_along_the_rows_and_columns_of_the_array(rows, columns):
+    array = {"units.rows": rows, "units.columns": columns, "memories.l2.panel_fraction": 0}
+    hw = with_overrides(AIE2, array)
+
+    def turns(m, n):
+        return _main(hw, TILE, m=64 * m, n=64 * n, k=4096, main="W8A8").busy_s["compute"]
+
+    # One tile of 64 x 64 for each of 16 units, however they lie, takes as long as one tile alone.
+    one = turns(1, 1)
+    assert turns(rows, columns) == pytest.approx(one, rel=0.01)
+    assert turns(3 * rows, columns) == pytest.approx(3 * one, rel=0.01)
+    assert turns(rows, columns + 1) == pytest.approx(2 * one, rel=0.01)
