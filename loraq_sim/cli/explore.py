@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import hwmodels
+from hwmodels.errors import quantity_text
 from loraq_sim.cli.options import (
     Family,
     Force,
@@ -94,12 +95,12 @@ def explore_command(
             show_default=False,
         ),
     ] = None,
-    clock_ghz: Annotated[
-        float, typer.Option("--clock-ghz", metavar="GHZ", help="Clock of the array.")
-    ] = 1.0,
-    dram_gb_per_s: Annotated[
-        float, typer.Option("--dram-gb-per-s", metavar="GB/S", help="Bandwidth of DRAM.")
-    ] = 51.2,
+    clock: Annotated[
+        str, typer.Option("--clock", metavar="HZ", help="Clock of the array.")
+    ] = "1GHz",
+    dram: Annotated[
+        str, typer.Option("--dram", metavar="B/S", help="Bandwidth of DRAM.")
+    ] = "51.2GB/s",
     resolution: Annotated[
         int, typer.Option("--resolution", metavar="PIXELS", help="Image side of the model.")
     ] = 1024,
@@ -138,7 +139,8 @@ def explore_command(
     if size is None:
         raise InputError(f"--area must be a number of mm2, such as 4mm2, got {area!r:.40}")
     check_chip(float(size[1]), node)
-    _check_rates(clock_ghz, dram_gb_per_s)
+    clock_hz = _rate("--clock", clock)
+    dram_bytes_per_s = _rate("--dram", dram)
     if out is not None:
         refuse_existing(out, overwrite=force)
     wanted = [parse_split(text, family=family, group=group) for text in listed(splits) or _SPLITS]
@@ -151,8 +153,8 @@ def explore_command(
         shapes,
         area_mm2=float(size[1]),
         node_nm=node,
-        clock_hz=clock_ghz * 1e9,
-        dram_bytes_per_s=dram_gb_per_s * 1e9,
+        clock_hz=clock_hz,
+        dram_bytes_per_s=dram_bytes_per_s,
         products_per_add=whole_numbers("--products-per-add", products_per_add) or (1, 8),
         tokens=tokens,
         method=method,
@@ -182,10 +184,21 @@ def explore_command(
         note(f"wrote {out}", quiet=quiet)
 
 
-def _check_rates(clock_ghz: float, dram_gb_per_s: float) -> None:
-    for flag, value in (("--clock-ghz", clock_ghz), ("--dram-gb-per-s", dram_gb_per_s)):
-        if not 0.01 <= value <= 50_000 or (flag == "--clock-ghz" and value > 100):
-            raise InputError(f"{flag} must be plausible, from 0.01 up, got {value:g}")
+# Flag: the key whose unit it has, least and most.
+_RATES = {
+    "--clock": ("clock_hz", 1e7, 1e11),
+    "--dram": ("bandwidth_bytes_per_s", 1e7, 5e13),
+}
+
+
+def _rate(flag: str, given: str | float) -> float:
+    """A clock or bandwidth, which may be written with its unit, as in accelerator files."""
+    key, least, most = _RATES[flag]
+    value = hwmodels.parse_value(given, key) if isinstance(given, str) else given
+    if isinstance(value, int | float) and least <= value <= most:
+        return float(value)
+    low, high = (quantity_text(key, limit) for limit in (least, most))
+    raise InputError(f"{flag} must be from {low} to {high}, got {given!r:.40}")
 
 
 def _print_published(output: OutputFormat) -> None:
@@ -331,7 +344,8 @@ def print_paper(
     ):
         if not least <= size <= most:
             raise InputError(f"{flag} must be a whole number from {least} to {most}, got {size}")
-    _check_rates(clock_hz / 1e9, dram_bytes_per_s / 1e9)
+    for flag, given in (("--clock", clock_hz), ("--dram", dram_bytes_per_s)):
+        _rate(flag, given)
     design = Design(
         split=parse_split(split),
         rows=rows,

@@ -61,7 +61,8 @@ _TRADE_OFF_KEYS = (
 _NAMES_LISTED = 4
 _PROSE_WIDTH = 60
 _PHRASE_WIDTH = 28
-_NARROWEST = 12
+_NARROWEST = 8
+_LEFT_OFF = "..."
 # What a narrow terminal leaves out, the first before the others; then what is not kept, from the
 # right. Names, and what is decided by, are kept and break into lines if need be.
 _LEFT_OUT_FIRST = (
@@ -75,6 +76,11 @@ _DECIDING = (
     *("name", "description", "device", "measured_ms", "predicted_ms", "error"),
 )
 _LEFT_OUT_LAST = ("k", "n", "m")
+# Where even names in pieces leave no room.
+_LEFT_OUT_AT_LAST = (
+    *("point", "status", "weight_error", "overflow", "acc_bits", "area_ge", "accelerator", "dump"),
+    "weight_bytes",
+)
 _KEPT = (
     *("dump", "accelerator", "weight_error", "acc_bits", "overflow", "area_ge", "status"),
     *_DECIDING,
@@ -127,7 +133,8 @@ class ResultTable:
         What is the same in all rows is said once below; then columns go in the order of
         `_LEFT_OUT_FIRST`. Numbers are never cut.
         """
-        if self._width(self.columns) <= width:
+        widths = self._widths()
+        if _line(widths.values()) <= width:
             return self
         kept, remarks = list(self.columns), list(self.remarks)
         texts = {column.key: cells(column, self.rows) for column in kept}
@@ -142,11 +149,15 @@ class ResultTable:
             headings = {column.key: column.heading for column in self.columns}
             said = ", ".join(f"{headings[key]} {text}" for key, text in same.items())
             remarks.append(f"in all rows: {said}")
-        rows = self.rows
-        if self._width(kept) > width and (prefix := _common_start(rows)):
-            rows = [row | {"layer": "..." + row["layer"][len(prefix) :]} for row in rows]
+            widths = {key: taken for key, taken in widths.items() if key not in same}
+        shorter = self
+        prefix = _common_start(self.rows)
+        if _line(widths.values()) > width and len(prefix) > len(_LEFT_OFF):
+            names = [_LEFT_OFF + str(row["layer"])[len(prefix) :] for row in self.rows]
+            rows = [row | {"layer": name} for row, name in zip(self.rows, names, strict=True)]
             remarks.append(f"layers begin with {prefix}")
-        shorter = replace(self, rows=rows)
+            shorter = replace(self, rows=rows)
+            widths |= {key: w for key, w in shorter._widths().items() if key == "layer"}
         order = [key for key in _LEFT_OUT_FIRST if key in texts]
         order += [
             column.key
@@ -154,11 +165,19 @@ class ResultTable:
             if column.key not in (*order, *_KEPT, *_LEFT_OUT_LAST, "message")
             and column.quantity != "percent"
         ]
-        order += _LEFT_OUT_LAST
         left_out: list[str] = []
-        while shorter._width(kept) > width and (dropped := _first_of(order, kept)):
-            kept.remove(dropped)
-            left_out.insert(0, dropped.heading)
+        for key in (*order, *_LEFT_OUT_LAST):
+            if _line(widths.values()) > width and widths.pop(key, None) is not None:
+                left_out.insert(0, next(c.heading for c in kept if c.key == key))
+                kept = [column for column in kept if column.key != key]
+        folded = {
+            c.key: min(widths[c.key], _NARROWEST) for c in kept if c.is_text and c.key in widths
+        }
+        for key in _LEFT_OUT_AT_LAST:
+            if _line((widths | folded).values()) > width and widths.pop(key, None) is not None:
+                folded.pop(key, None)
+                left_out.insert(0, next(c.heading for c in kept if c.key == key))
+                kept = [column for column in kept if column.key != key]
         if left_out:
             remarks.append(
                 f"{width} columns leave out: {', '.join(left_out)}; `loraq-sim --wide` and pipes "
@@ -166,19 +185,20 @@ class ResultTable:
             )
         return replace(shorter, columns=tuple(kept), remarks=tuple(remarks))
 
-    def _width(self, columns: Sequence[Column]) -> int:
-        """Characters of a line of the rich table that names in one piece take at least."""
+    def _widths(self) -> dict[str, int]:
+        """Characters that each column of the rich table takes at least, names in one piece."""
         from rich.cells import cell_len
 
-        widths = []
-        for column in columns:
+        widths = {}
+        for column in self.columns:
             if column.key == "message":
                 continue
             unit, column_cells = cells(column, self.rows)
             words = ["*"] if column.quantity == "mark" else [*column.heading.split(), unit]
             longest = max(map(cell_len, [*words, *column_cells]))
-            widths.append(min(longest, _PHRASE_WIDTH) if _is_phrase(column_cells) else longest)
-        return sum(widths) + 2 * len(widths)
+            is_phrase = _is_phrase(column_cells)
+            widths[column.key] = min(longest, _PHRASE_WIDTH) if is_phrase else longest
+        return widths
 
     def to_rich(self, width: int | None = None) -> "RenderableType":
         """Rich table: units under the headings, numbers right-aligned, front rows bold.
@@ -221,7 +241,7 @@ class ResultTable:
         lengths = [max(map(len, column_cells), default=0) for column_cells in texts]
         breaks = {i for i, t in enumerate(texts) if width < math.inf and _is_phrase(t)}
         names = sorted((i for i, c in enumerate(shown) if c.is_text), key=lambda i: lengths[i])
-        too_wide = self._width(shown) - width
+        too_wide = _line(self._widths().values()) - width
         while too_wide > 0 and names:
             breaks.add(longest := names.pop())
             too_wide -= max(lengths[longest] - _NARROWEST, 0)
@@ -427,10 +447,10 @@ def _common_start(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{start}." if start else ""
 
 
-def _first_of(order: Sequence[str], columns: Sequence[Column]) -> Column | None:
-    """The column that goes first, in the order of keys."""
-    found = {column.key: column for column in columns}
-    return next((found[key] for key in order if key in found), None)
+def _line(widths: Iterable[int]) -> int:
+    """Characters of a line of columns of these widths."""
+    taken = list(widths)
+    return sum(taken) + 2 * len(taken)
 
 
 def _is_phrase(texts: Sequence[str]) -> bool:

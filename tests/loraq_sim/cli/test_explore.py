@@ -94,7 +94,9 @@ def test_the_knee_is_told_in_a_sentence(explored):
         (("--area", "4mm2"), "explore needs --model, --layer-dump, or both"),
         (("--area", "4mm2", "--model", "pixart"), "pixart-sigma"),
         (("--area", "4mm2", "--model", "pixart-sigma", "--node", 6), "no figures for a node of 6"),
-        (("--area", "4mm2", "--model", "pixart-sigma", "--clock-ghz", 0), "--clock-ghz must be"),
+        (("--area", "4mm2", "--model", "pixart-sigma", "--clock", "0 GHz"), "--clock must be"),
+        (("--area", "4mm2", "--model", "pixart-sigma", "--clock", "fast"), "100 GHz, got 'fast'"),
+        (("--area", "4mm2", "--model", "pixart-sigma", "--dram", "68 m"), "--dram must be"),
         (
             ("--area", "4mm2", "--layer-dump", "examples/tiny_pixart.pt", "--layers", LAYER,
              "--split", "W8A8", "--family", "mxfp"),
