@@ -284,7 +284,7 @@ def test_a_terminal_cuts_no_number_and_is_told_what_it_leaves_out(width):
 
 
 def test_what_rows_share_and_how_their_names_begin_is_said_once():
-    lines = drawn(result_table(many_columns()), 58)
+    lines = drawn(result_table(many_columns()), 90)
     text = " ".join(" ".join(lines).split())
     assert "in all rows: method loraq" in text
     assert "layers begin with blocks.0." in text
