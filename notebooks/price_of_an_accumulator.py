@@ -27,7 +27,7 @@ from IPython.display import Markdown, display
 
 import hwmodels
 import loraq_sim as lq
-from loraq_sim.silicon.operand_energy import layer_energy
+from loraq_sim.silicon.toggles import layer_energy
 
 HERE = Path.cwd()
 EXAMPLES = next(p / "examples" for p in (HERE, *HERE.parents) if (p / "examples").is_dir())

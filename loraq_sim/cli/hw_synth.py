@@ -227,7 +227,7 @@ def _fill(path: Path) -> None:
 
 def _fit(path: Path, table: Path | None) -> None:
     from loraq_sim.silicon.gate_fit import check_fit, model_text
-    from loraq_sim.silicon.operand_energy import activity
+    from loraq_sim.silicon.toggles import activity
 
     rows, notes = read_gates() if table is None else read_gates(table)
     if len(rows) < _FEWEST_ROWS:
@@ -277,7 +277,7 @@ def energy_command(
     Every accumulator value comes from the emulator. Arrays whose gates do not ship need Yosys.
     """
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.silicon.operand_energy import layer_energy
+    from loraq_sim.silicon.toggles import layer_energy
     from loraq_sim.split import parse_split
 
     hwmodels.load_node(node)

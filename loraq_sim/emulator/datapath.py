@@ -30,11 +30,10 @@ import numpy as np
 from loraq_sim.emulator.float_overflow import (
     FloatOverflow,
 )
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.mac_array import ZERO_POINT_PLACES, MacArray, TwoLevelArray
 from loraq_sim.emulator.scaled_gemm import (
     COMBINES,
 )
-from loraq_sim.emulator.zero_points import ZERO_POINT_PLACES
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Format, parse_format, parse_rounding
 from loraq_sim.quantizers import QuantizedTensor
@@ -91,7 +90,7 @@ class Datapath:
     become integer codes; ``float_overflow``, a `FloatOverflow` or a mapping such as
     ``{"fp16": "saturate"}``, says what becomes of values beyond a float format; ``zero_point`` says
     whether the correction of zero points is the accumulator's ``initial`` value or is added
-    ``after`` it (`loraq_sim.emulator.zero_points`). ``block_rounding`` is the mode in which values
+    ``after`` it (`loraq_sim.emulator.mac_array`). ``block_rounding`` is the mode in which values
     become mantissas of block formats (``mxintN``, ``bfp16ebs8``), by default ``rounding``: AI
     Engines cut them (``floor``) unless a kernel sets another mode.
     """

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.accumulation import GemmReport, accumulate, report_of
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray
+from loraq_sim.emulator.mac_array import GivenZeros, MacArray, TwoLevelArray
 from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.requantize import srs
 from loraq_sim.emulator.requantizers import Requantizer, Srs
@@ -28,7 +28,6 @@ from loraq_sim.emulator.tile_job import (
 from loraq_sim.emulator.tile_ready import run_kept, run_ready
 from loraq_sim.emulator.tile_route import nested_fits, run_nested, run_plain, srs_output, tiles_fit
 from loraq_sim.emulator.two_level import TwoLevelReport, two_level_report, two_level_sums
-from loraq_sim.emulator.zero_points import GivenZeros
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import on_a_path_that_compiles
 
@@ -58,7 +57,7 @@ def emulate_gemm(
     """Return the accumulators of ``(a - a_zero) @ (w - w_zero).T`` on a MAC array, bit for bit.
 
     The array multiplies codes; what zero points take off is one integer for each output
-    (`loraq_sim.emulator.zero_points`).
+    (`loraq_sim.emulator.mac_array`).
 
     Parameters
     ----------

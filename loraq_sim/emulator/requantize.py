@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.mac_array import checked_int
-from loraq_sim.emulator.output_range import (
+from loraq_sim.emulator.bounds import (
     INT32,
     as_matrix,
     checked_integers,
@@ -35,6 +34,7 @@ from loraq_sim.emulator.output_range import (
     spread,
     within_int32,
 )
+from loraq_sim.emulator.mac_array import checked_int
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.formats import Saturation, parse_rounding
 

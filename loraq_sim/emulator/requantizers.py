@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.emulator.mac_array import checked_int
-from loraq_sim.emulator.output_range import (
+from loraq_sim.emulator.bounds import (
     INT32,
     as_matrix,
     checked_integers,
@@ -36,6 +35,7 @@ from loraq_sim.emulator.output_range import (
     per_column,
     spread,
 )
+from loraq_sim.emulator.mac_array import checked_int
 from loraq_sim.emulator.requantize import (
     gemmlowp_requantize,
     single_rounding_requantize,

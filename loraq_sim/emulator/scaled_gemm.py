@@ -4,7 +4,7 @@ What is exact and what is a model:
 
 - integer elements (``intN``, ``uintN``, ``mxintN``, ``bfp16ebs8``): bit exact. Inside a stretch of
   K with constant scales and zero points `emulate_gemm` accumulates, and the correction of the zero
-  points enters where the array takes it (`loraq_sim.emulator.zero_points`); partial sums combine in
+  points enters where the array takes it (`loraq_sim.emulator.mac_array`); partial sums combine in
   order of K as below.
 - small float elements (``mxfpN``, ``nvfp4``) and 16-bit floats on a tensor core that the combine
   step names (``hopper``, ``blackwell``, ...): bit exact by the rule published for that generation

@@ -144,8 +144,7 @@ class Columns(NamedTuple):
         return weight
 
     def _sum(self, plan: Plan, offset: int) -> None:
-        from loraq_sim.kernels.column_sums import ColumnArguments
-        from loraq_sim.kernels.tiles import column_kernel
+        from loraq_sim.kernels.tiles import ColumnArguments, column_kernel
 
         arguments = ColumnArguments(
             w=address_of(self.w),

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.bounds import Bounds, Sample
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, checked_int, overflow_limits
+from loraq_sim.emulator.mac_array import (
+    NO_ZEROS,
+    GivenZeros,
+    MacArray,
+    TwoLevelArray,
+    ZeroPoints,
+    checked_int,
+    checked_zero_points,
+    overflow_limits,
+)
 from loraq_sim.emulator.packed_weight import (
     Norms,
     Order,
@@ -22,7 +31,6 @@ from loraq_sim.emulator.packed_weight import (
     checked_codes,
     checked_weights,
 )
-from loraq_sim.emulator.zero_points import NO_ZEROS, GivenZeros, ZeroPoints, checked_zero_points
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import LOOPS, choose_path
 

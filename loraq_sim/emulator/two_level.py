@@ -19,7 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from loraq_sim.emulator.accumulation import Accumulation, accumulate, measured
 from loraq_sim.emulator.bounds import Bounds
-from loraq_sim.emulator.mac_array import MacArray, TwoLevelArray, overflow_limits, signed_width
+from loraq_sim.emulator.mac_array import (
+    MacArray,
+    TwoLevelArray,
+    fitted,
+    overflow_limits,
+    signed_width,
+)
 from loraq_sim.emulator.packed_weight import PackedWeight
 from loraq_sim.emulator.tile_job import (
     TileJob,
@@ -28,7 +34,6 @@ from loraq_sim.emulator.tile_job import (
     checked_job,
 )
 from loraq_sim.emulator.tile_route import nested_fits, run_nested
-from loraq_sim.emulator.zero_points import fitted
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.processor import on_a_path_that_compiles
 

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.emulator.accumulation import measured
+from loraq_sim.emulator.bounds import output_limits
 from loraq_sim.emulator.datapath import Datapath, StoredLayer
 from loraq_sim.emulator.gemm import emulate_gemm_report
-from loraq_sim.emulator.mac_array import MacArray, checked_int
-from loraq_sim.emulator.output_range import output_limits
+from loraq_sim.emulator.mac_array import MacArray, ZeroPoints, checked_int
 from loraq_sim.emulator.presets import ArrayPreset
 from loraq_sim.emulator.requantize import SHIFT_RANGE, SrsReport, quantize_multiplier, srs_report
 from loraq_sim.emulator.requantizers import (
@@ -43,7 +43,6 @@ from loraq_sim.emulator.requantizers import (
 from loraq_sim.emulator.runtimes import runtime_requantizer
 from loraq_sim.emulator.scaled_gemm import zero_points_at
 from loraq_sim.emulator.walk import walk_steps
-from loraq_sim.emulator.zero_points import ZeroPoints
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.split import PrecisionSplit
@@ -79,7 +78,7 @@ class GemmVectors:
     a_zero, w_zero : ndarray of shape (passes, M) and (passes, N), int64
         Zero points, 0 where an operand has none.
     init : ndarray of shape (passes, M, N), int64
-        What they take off each output, exactly (`loraq_sim.emulator.zero_points`).
+        What they take off each output, exactly (`loraq_sim.emulator.mac_array`).
     zero_point : {"initial", "after"}
         Whether accumulators start there or have it added behind them.
     pass_k : int

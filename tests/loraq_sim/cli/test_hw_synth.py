@@ -9,7 +9,7 @@ import hwmodels
 import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.silicon import synthesize as synthesis
-from loraq_sim.silicon.operand_energy import layer_energy
+from loraq_sim.silicon.toggles import layer_energy
 
 
 def invoke(*words):

@@ -8,9 +8,8 @@ from hwmodels.gates import Column
 from loraq_sim.errors import InputError
 from loraq_sim.kernels.toggles import OPERATIONS
 from loraq_sim.silicon.netlist import GATES, packed_netlist, unpacked_netlist
-from loraq_sim.silicon.operand_energy import activity, layer_energy
 from loraq_sim.silicon.synthesize import kept_netlists
-from loraq_sim.silicon.toggles import column_cycles, toggle_energy
+from loraq_sim.silicon.toggles import activity, column_cycles, layer_energy, toggle_energy
 
 SMALL = Column(a_bits=4, w_bits=4, acc_bits=24)
 # What each gate computes, from its name alone: the oracle shares no code with the kernels.
