@@ -228,7 +228,10 @@ def capture_command(
     quiet: Quiet = False,
     no_progress: NoProgress = False,
 ) -> None:
-    """Run a model over its time steps and write every Linear and 1x1 convolution with its inputs.
+    """Run a model over its time steps and write every weight that it multiplies, with its inputs.
+
+    Linear layers, convolutions (as the GEMMs of im2col, with their stride and padding), fused
+    attention projections and experts.
 
     Inputs are sampled uniformly over all calls; layers that read the same tensor store it once. The
     dump records the time step of every row.

@@ -44,13 +44,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.dumps.capture_hooks import (
-    InputRecorder,
-    find_linear_layers,
+from loraq_sim.dumps.capture_hooks import GemmWeight, InputRecorder, running_eagerly, step_of
+from loraq_sim.dumps.capture_weights import (
+    FunctionWeights,
     left_out_of_capture,
-    running_eagerly,
-    step_of,
-    weight_of,
+    weights_of_modules,
 )
 from loraq_sim.dumps.checkpoint_folder import DENOISERS
 from loraq_sim.dumps.kinds import kinds_of
@@ -62,8 +60,6 @@ from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     import torch
-
-    from loraq_sim.dumps.capture_hooks import LinearModule
 
 __all__ = [
     "CaptureSource",
@@ -131,22 +127,22 @@ def capture_layers(
     if not 1 <= tokens <= MAX_TOKENS:
         raise InputError(f"tokens must be 1 to {MAX_TOKENS}, got {tokens}")
     patterns = list(patterns)
-    modules = _choose(source, patterns)
+    modules, functions = _choose(source, patterns)
     recorder = InputRecorder(modules, tokens, seed)
-    with recorder.hooked(), running_eagerly():
+    with recorder.hooked(), running_eagerly(), functions.watched(recorder.see):
         made = _run if source.run is None else _run_by_itself
         steps, n_calls = made(source, recorder, on_call)
     ran = {name: layer for name, layer in recorder.layers.items() if layer.sample is not None}
     if not ran:
         raise DumpError(
-            f"{source.name}: none of {counted(len(modules), 'linear layer')} ran in "
+            f"{source.name}: none of {counted(len(recorder.layers), 'linear layer')} ran in "
             f"{counted(n_calls, 'call')}; "
             "check the model and its inputs"
         )
     groups = _name_groups({name: id(layer.sample) for name, layer in ran.items()})
     samples = {id(layer.sample): layer.sample for layer in ran.values()}
     rows = {key: sample.in_order() for key, sample in samples.items() if sample is not None}
-    kinds = kinds_of(find_linear_layers(source.model))
+    kinds = kinds_of([*weights_of_modules(source.model), *ran])
     steps_of_rows = {groups[name]: rows[id(layer.sample)][1] for name, layer in ran.items()}
     meta = {
         "model": type(source.model).__name__,
@@ -160,7 +156,7 @@ def capture_layers(
     }
     layers = {}
     for name, layer in ran.items():
-        bias = _bias_of(modules[name])
+        bias = recorder.weights[name].bias
         layers[name] = StoredLayer(
             name=name,
             kind=kinds[name],
@@ -168,29 +164,35 @@ def capture_layers(
             rows_per_call=layer.rows_per_call,
             calls_per_step=layer.most_in_call,
             activations=_sampled(groups[name], layer.dtype, rows[id(layer.sample)][0]),
-            weight=_parameter(name, "weight", weight_of(modules[name])),
+            weight=_parameter(name, "weight", recorder.weights[name].weight()),
             bias=None if bias is None else _parameter(name, "bias", bias),
         )
     skipped = {name: "did not run" for name in modules if name not in ran}
+    ran_weights = {name: recorder.weights[name] for name in (*ran, *modules)}
     stored = StoredDump(
         layers=layers,
         meta=meta,
         skipped=skipped,
-        left_out="" if patterns else left_out_of_capture(source.model),
+        left_out="" if patterns else left_out_of_capture(source.model, ran_weights),
     )
     return LayerDump(Path(source.name), stored)
 
 
-def _choose(source: CaptureSource, patterns: list[str]) -> "dict[str, LinearModule]":
-    modules = find_linear_layers(source.model)
-    if not modules:
-        raise DumpError(f"{source.name}: the model has no Linear layer and no 1x1 convolution")
+def _choose(
+    source: CaptureSource, patterns: list[str]
+) -> tuple[dict[str, GemmWeight], FunctionWeights]:
+    modules = weights_of_modules(source.model)
+    functions = FunctionWeights(source.model, modules)
+    names = [*modules, *functions.names]
+    if not names:
+        raise DumpError(f"{source.name}: the model has no Linear layer and no convolution")
     if not patterns:
-        return modules
-    kinds = kinds_of(modules)
-    records = {name: StoredLayer(name=name, kind=kinds[name]) for name in modules}
+        return modules, functions
+    kinds = kinds_of(names)
+    records = {name: StoredLayer(name=name, kind=kinds[name]) for name in names}
     wanted = LayerDump(Path(source.name), StoredDump(layers=records, meta={})).select(patterns)
-    return {name: modules[name] for name in wanted}
+    functions.names = [name for name in functions.names if name in wanted]
+    return {name: modules[name] for name in modules if name in wanted}, functions
 
 
 def _run(
@@ -343,11 +345,6 @@ def _parameter(name: str, tensor: str, values: "torch.Tensor") -> StoredTensor:
         nbytes=values.numel() * values.element_size(),
         load=partial(as_array, values),
     )
-
-
-def _bias_of(module: "LinearModule") -> "torch.Tensor | None":
-    bias: Any = module.bias
-    return bias() if callable(bias) else bias
 
 
 def _torch_version() -> str:

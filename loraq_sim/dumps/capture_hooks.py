@@ -8,7 +8,7 @@ its own way from some call on continues with a sample of its own.
 import hashlib
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraq_sim.errors import DumpError, counted
+from loraq_sim.errors import DumpError
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     LinearModule = torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d
 
 __all__ = [
+    "GemmWeight",
     "InputRecorder",
     "RowSample",
     "find_linear_layers",
-    "left_out_of_capture",
     "running_eagerly",
     "step_of",
     "weight_of",
@@ -155,21 +155,6 @@ def find_linear_layers(model: "torch.nn.Module") -> dict[str, "LinearModule"]:
     return found
 
 
-def left_out_of_capture(model: "torch.nn.Module") -> str:
-    """One sentence on weights that no hook records; empty where there are none."""
-    recorded = {id(weight_of(layer)) for layer in find_linear_layers(model).values()}
-    weights = {name: x for name, x in model.named_parameters() if x.ndim > 1}
-    others = {name: x.numel() for name, x in weights.items() if id(x) not in recorded}
-    if not others:
-        return ""
-    largest = max(others, key=lambda name: others[name])
-    share = 100 * sum(others.values()) / sum(x.numel() for x in weights.values())
-    return (
-        f"left out: {counted(len(others), 'tensor')} with {share:.3g} % of the weights, such as "
-        f"{largest}: recorded are Linear layers and 1x1 convolutions (a checkpoint has the others)"
-    )
-
-
 def weight_of(module: Any) -> "torch.Tensor":
     """Weight of a layer, (N, K): a parameter, or what a method of torch.ao's layers returns."""
     weight: Any = module.weight
@@ -184,6 +169,35 @@ def _is_quantized_linear(module: Any) -> bool:
         and callable(getattr(module, "weight", None))
         and not hasattr(weight_of(module), "kernel_size")
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmWeight:
+    """One weight of a model that is a matrix product.
+
+    Attributes
+    ----------
+    module : torch module, or None
+        Whose input is read; None where a function multiplies.
+    weight : callable
+        Gives (N, K).
+    bias : tensor of shape (N,), or None
+    rows : callable, optional
+        Gives the number of rows and K that the product makes of an input, and what cuts rows out
+        by their numbers. Default: an input is (..., K). Equal ones make equal rows.
+    """
+
+    module: Any
+    weight: "Callable[[], torch.Tensor]"
+    bias: "torch.Tensor | None"
+    rows: Callable[[Any], tuple[int, int, Callable[[Any], Any]]] | None = None
+
+    def rows_of(self, x: "torch.Tensor") -> tuple[int, int, Callable[[Any], Any]]:
+        """As `rows` says."""
+        if self.rows is not None:
+            return self.rows(x)
+        flat = x.detach().reshape(-1, x.shape[-1])
+        return len(flat), flat.shape[1], flat.__getitem__
 
 
 @dataclass
@@ -213,8 +227,7 @@ class InputRecorder:
 
     Parameters
     ----------
-    modules : mapping of name to torch module
-        As from `find_linear_layers`.
+    weights : mapping of name to GemmWeight
     budget : int
         Rows kept of each distinct input.
     seed : int
@@ -224,11 +237,13 @@ class InputRecorder:
     layers : dict of name to record
         Each with `sample` (None if the layer never ran), `rows_per_call`, `most_in_call` (runs in
         one model call) and `dtype` of its inputs. Shared samples are one object.
+    weights : dict of name to GemmWeight
+        Those given, and those that `see` told of.
     """
 
-    def __init__(self, modules: Mapping[str, "LinearModule"], budget: int, seed: int) -> None:
-        self.layers = {name: _Watched() for name in modules}
-        self._modules = modules
+    def __init__(self, weights: Mapping[str, GemmWeight], budget: int, seed: int) -> None:
+        self.layers = {name: _Watched() for name in weights}
+        self.weights = dict(weights)
         self._budget = budget
         self._seed = seed
         self._step = 0
@@ -239,9 +254,9 @@ class InputRecorder:
         """Watch the layers inside the block."""
         handles = []
         try:
-            for name, module in self._modules.items():
+            for name, weight in self.weights.items():
                 hook = partial(self._hook, name)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                handles.append(weight.module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -258,9 +273,17 @@ class InputRecorder:
             layer.n_in_call = 0
 
     def _hook(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._fire(name, module, args[0] if args else kwargs["input"])
+        self._fire(name, args[0] if args else next(iter(kwargs.values())))
 
-    def _fire(self, name: str, module: "LinearModule", x: "torch.Tensor") -> None:
+    def see(self, name: str, weight: GemmWeight, x: "torch.Tensor") -> None:
+        """Take the input of a product that no hook sees."""
+        if name not in self.layers:
+            self.layers[name], self.weights[name] = _Watched(), weight
+        # An expert that no token was sent to.
+        if x.numel():
+            self._fire(name, x)
+
+    def _fire(self, name: str, x: "torch.Tensor") -> None:
         layer = self.layers[name]
         firing = layer.n_firings
         seen = self._see(name, x, firing)
@@ -279,14 +302,15 @@ class InputRecorder:
             self._part(name, layer, firing)
         if layer.sample is None:
             layer.sample = RowSample(self._budget, self._seed, name)
-        self._record(name, layer, layer.sample, module, x, firing)
+        self._record(name, layer, layer.sample, x, firing)
 
     def _see(self, name: str, x: "torch.Tensor", firing: int) -> _Sighting:
         """Whoever read this very tensor first in the current call; perhaps this layer itself."""
         # The version tells a tensor that was changed in place from what it was before.
         # Inference tensors count no versions: then nothing is taken for shared.
         version = object() if x.is_inference() else x._version
-        key = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x.device, version)
+        cut = self.weights[name].rows
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x.device, version, cut)
         seen = self._sightings.get(key)
         # A dead reference: another tensor now lies where the first one was.
         if seen is None or seen.tensor() is None:
@@ -301,36 +325,33 @@ class InputRecorder:
         layer.shares_with = ""
 
     def _record(
-        self,
-        name: str,
-        layer: _Watched,
-        sample: RowSample,
-        module: "LinearModule",
-        x: "torch.Tensor",
-        firing: int,
+        self, name: str, layer: _Watched, sample: RowSample, x: "torch.Tensor", firing: int
     ) -> None:
         import torch
 
-        rows = _as_rows(module, x)
-        weight = weight_of(module)
-        if rows.shape[1] != weight.shape[1]:
+        count, width, cut = self.weights[name].rows_of(x)
+        weight = self.weights[name].weight()
+        if width != weight.shape[1]:
             hint = ""
             if not weight.dtype.is_floating_point:
                 hint = "; its codes are packed: capture the model before it is quantized"
             raise DumpError(
-                f"layer {name!r}: reads {rows.shape[1]} features, but its weight has "
+                f"layer {name!r}: reads {width} features, but its weight has "
                 f"{weight.shape[1]}{hint}"
             )
-        layer.rows_per_call = max(layer.rows_per_call, len(rows))
-        places, keys = sample.choose(len(rows))
-        chosen = rows[torch.from_numpy(places).to(rows.device)]
-        values = chosen.to("cpu", torch.float32).numpy()
+        layer.rows_per_call = max(layer.rows_per_call, count)
+        places, keys = sample.choose(count)
+        # Late calls of a long run may add nothing: their inputs are not touched.
+        values = np.empty((0, width), np.float32)
+        if len(places):
+            chosen = cut(torch.from_numpy(places).to(x.device))
+            values = chosen.to("cpu", torch.float32).numpy()
         if not np.isfinite(values).all():
             raise DumpError(
                 f"layer {name!r}: its inputs hold NaN or Inf at time step number {self._step + 1}; "
                 "run the model in a wider dtype, or on inputs it was made for"
             )
-        sample.add(values, places, keys, count=len(rows), firing=firing, step=self._step)
+        sample.add(values, places, keys, count=count, firing=firing, step=self._step)
 
 
 def _is_1x1(module: "torch.nn.Conv1d | torch.nn.Conv2d") -> bool:
@@ -339,13 +360,6 @@ def _is_1x1(module: "torch.nn.Conv1d | torch.nn.Conv2d") -> bool:
         and module.groups == 1
         and module.padding in (0, "valid", (0,), (0, 0))
     )
-
-
-def _as_rows(module: "LinearModule", x: "torch.Tensor") -> "torch.Tensor":
-    """Input rows of shape (rows, K); a convolution has its channels before the image axes."""
-    kernel: tuple[int, ...] = getattr(module, "kernel_size", ())
-    channels_last = x.movedim(-1 - len(kernel), -1)
-    return channels_last.detach().reshape(-1, channels_last.shape[-1])
 
 
 _STEP_NAMES = ("timestep", "timesteps", "t", "sigma", "time")

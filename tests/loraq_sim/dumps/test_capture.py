@@ -49,7 +49,7 @@ def model():
 def test_weights_biases_and_every_input_row_are_captured(model):
     calls = inputs(3)
     dump = capture_layers(source(model, calls), tokens=100)
-    assert list(dump) == ["attn1.to_q", "attn1.to_k", "attn1.to_v", "out", "mix"]
+    assert list(dump) == ["attn1.to_q", "attn1.to_k", "attn1.to_v", "out", "mix", "blur"]
     layer = dump["attn1.to_q"]
     np.testing.assert_array_equal(layer.weight, model.attn1["to_q"].weight.detach().numpy())
     np.testing.assert_array_equal(layer.bias, model.attn1["to_q"].bias.detach().numpy())
@@ -248,7 +248,7 @@ def test_hooks_are_gone_afterwards(model):
 @pytest.mark.parametrize(
     ("calls", "message"),
     [
-        ([], "none of 6 linear layers ran in 0 calls"),
+        ([], "none of 7 linear layers ran in 0 calls"),
         ([5], "call 1 must be .* got a int"),
         ([(1, 2, 3)], "got a tuple of int, int, int"),
         ([("a", {})], "got a tuple of str, dict"),
@@ -277,5 +277,5 @@ def test_bad_requests_are_told(model):
         capture_layers(source(model, inputs(1)), tokens=0)
     with pytest.raises(DumpError, match="pattern 'ffn_\\*' matches no layer name and no kind"):
         capture_layers(source(model, inputs(1)), patterns=["ffn_*"])
-    with pytest.raises(DumpError, match="no Linear layer and no 1x1 convolution"):
+    with pytest.raises(DumpError, match="no Linear layer and no convolution"):
         capture_layers(source(torch.nn.ReLU(), inputs(1)))

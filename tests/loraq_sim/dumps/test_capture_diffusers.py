@@ -53,10 +53,10 @@ def test_captured_inputs_have_the_statistics_of_the_bundled_dump(tiny_pixart):
 
 
 def test_layers_groups_and_steps_of_a_pixart(tiny_pixart):
-    assert len(tiny_pixart) == 4 * 10 + 6
+    assert len(tiny_pixart) == 4 * 10 + 7
     infos = {name: tiny_pixart.info(name) for name in tiny_pixart}
     # q, k and v share an input in each block; all blocks' text keys and values share one.
-    assert len({info.activation_key for info in infos.values()}) == 4 * 6 + 1 + 6
+    assert len({info.activation_key for info in infos.values()}) == 4 * 6 + 1 + 7
     query = infos["transformer_blocks.2.attn1.to_q"]
     assert (query.group, query.rows_per_call) == ("transformer_blocks.2.attn1", 20 * 16)
     assert infos["transformer_blocks.2.attn2.to_v"].group == "transformer_blocks"
@@ -91,8 +91,8 @@ def small_folder(diffusers, folder, name):
 @pytest.mark.parametrize(
     ("name", "n_layers", "rows"),
     [
-        # Per block 10 linear layers; outside them patches are a 2x2 convolution.
-        ("PixArtTransformer2DModel", 2 * 10 + 6, 2 * 2 * 16),
+        # Per block 10 linear layers; outside them 6, and patches are a 2x2 convolution.
+        ("PixArtTransformer2DModel", 2 * 10 + 7, 2 * 2 * 16),
         # Per block 8 linear layers and 2 of the 3 convolutions; the patch embedding is 1x1.
         ("SanaTransformer2DModel", 2 * 10 + 7, 2 * 2 * 16),
     ],
@@ -248,7 +248,9 @@ def test_folders_of_other_families_are_denoised_and_captured(name, tmp_path, dif
     assert values == sorted(values, reverse=True)
     assert all(np.isfinite(dump[one].activations).all() for one in dump)
     if name.startswith("UNet"):
-        assert "such as up_blocks.0.resnets.0.conv1.weight: recorded are Linear" in dump.left_out
+        assert dump.left_out == ""
+        convolution = dump.info("down_blocks.0.resnets.0.conv1")
+        assert (convolution.k, convolution.rows_per_call) == (32 * 9, 2 * 64)
 
 
 def test_captions_of_another_family_are_refused(tmp_path, diffusers):
