@@ -16,13 +16,14 @@ from loraq_sim.cli import (
     images,
     model,
     pareto,
+    schema,
     solve,
     steps,
     stores,
     sweep,
     vectors,
 )
-from loraq_sim.cli.output import set_debug, set_wide
+from loraq_sim.cli.output import name_commands, set_debug, set_wide
 from loraq_sim.version import __version__
 
 __all__ = ["app"]
@@ -55,10 +56,12 @@ app.command("compare", epilog=stores.COMPARE_EXAMPLES)(stores.compare_command)
 app.command("merge", epilog=stores.MERGE_EXAMPLES)(stores.merge_command)
 app.command("export", epilog=stores.EXPORT_EXAMPLES)(stores.export_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
+app.command("schema", epilog=schema.EXAMPLES)(schema.schema_command)
 app.command("vectors", epilog=vectors.EXAMPLES)(vectors.vectors_command)
 app.add_typer(dump.app, name="dump", help="Look into, make, convert and capture layer dumps.")
 app.add_typer(model.app, name="model", help="Look into and convert quantized models.")
 app.add_typer(hw.app, name="hw", help="Look into accelerator descriptions.")
+name_commands(app)
 
 
 def _show_version(asked: bool) -> None:

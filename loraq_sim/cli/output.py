@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_INPUT",
     "INTERRUPTED",
+    "SCHEMA_VERSION",
     "SOME_FAILED",
     "case_failure",
     "end_with",
     "layer_progress",
+    "name_commands",
     "note",
     "open_dump",
     "one_line_failures",
@@ -53,12 +55,16 @@ __all__ = [
 SOME_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+# Of all JSON outputs: one more whenever a field goes or changes its meaning.
+SCHEMA_VERSION = 1
 # Names from a file may be of any length.
 _LONGEST = 1000
 _DEBUG_VARIABLE = "LORAQ_SIM_DEBUG"
 _SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")
 _wide = False
+_command_names: dict[Any, str] = {}
+_running = ""
 OnLayer = Callable[[str], None]
 
 
@@ -109,12 +115,21 @@ def print_verdict(verdict: "Verdict", output: OutputFormat, *, within: str = "")
 
 
 def print_json(rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any] | None = None) -> None:
-    """Print the one JSON object of a command: ``rows``, as ``--format csv`` has them, and `more`.
+    """Print the one JSON object of a command: ``schema``, ``rows`` as in CSV, and `more`.
 
     Every command that has ``--format json`` prints through here, so that programs read all of them
-    alike.
+    alike. ``schema`` holds the name and version of what ``loraq-sim schema NAME`` prints.
     """
-    say(json_text({"rows": rows} | dict(more or {})), nl=False)
+    schema = {"name": _running, "version": SCHEMA_VERSION}
+    say(json_text({"schema": schema, "rows": rows} | dict(more or {})), nl=False)
+
+
+def name_commands(app: typer.Typer, prefix: str = "") -> None:
+    """Let outputs know the names under which `app` has its commands."""
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            name_commands(group.typer_instance, f"{prefix}{group.name} ")
+    _command_names.update({c.callback: f"{prefix}{c.name}" for c in app.registered_commands})
 
 
 def open_dump(path: Path, *, synthesize_inputs: bool, tokens: int | None, quiet: bool) -> LayerDump:
@@ -181,6 +196,8 @@ def one_line_failures(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        global _running
+        _running = _command_names.get(guarded, "")
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:

@@ -79,6 +79,8 @@ __all__ = [
 _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
 _DEFAULT_METHOD = "loraq"
 _TRANSFORMS = ("rotation", "smooth", "condition", "finish")
+# A setting and its column in result rows, where they differ.
+_COLUMN_OF = {"rotate": "rotation", "group": "group_size"}
 _SCALARS = ("family", "group", "preset", "seed", "smooth", "rotate", "condition", "finish")
 
 
@@ -351,7 +353,7 @@ def _solved(
 
     rows, solutions = [], {}
     for case in tracked(cases, "solving", quiet=silent):
-        row = {"rotation" if key == "rotate" else key: value for key, value in case.items()}
+        row = {_COLUMN_OF.get(key, key): value for key, value in case.items()}
         name, seed = case["layer"], case["seed"]
         try:
             split = split_of(case)

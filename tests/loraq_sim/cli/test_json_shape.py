@@ -3,14 +3,18 @@
 import csv
 import io
 import json
+import sqlite3
 
 import numpy as np
 import pytest
 import typer
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 import loraq_sim as lq
 from loraq_sim.cli.app import app
+from loraq_sim.cli.output import SCHEMA_VERSION
+from loraq_sim.cli.schema import json_schema, schema_names
 from loraq_sim.quantized_model import write_quantized_model
 
 DUMP = "examples/tiny_pixart.pt"
@@ -52,6 +56,25 @@ RUNS = {
     "vectors": ("--hw", "aie2", "--layer-dump", DUMP, "--layer", LAYER, "--split", "W8A8",
                 "--tokens", 4, "--out", "{}/v", "--force"),
 }  # fmt: skip
+# Other modes of commands, whose JSON has other fields, and cases that fail.
+MODES = [
+    ("cost", "--model", "pixart-sigma", "--hw", "aie2", "--split", "W4A4+W8A8r64"),
+    ("cost", "--hw", "aie2", *GEMM, "--vary", "clock_hz=1e9,2e9", "--vary", "mac_array.columns=4"),
+    ("cost", "--hw", "aie2", "--shape", "64x128x128", "--split", "W4A8,W4A4+W8A8r200"),
+    ("cost", "--hw", "aie2,{}/chip.yaml", *GEMM),
+    ("explain", "hypervolume"),
+    ("dump info", DUMP, "--layers", LAYER, "--steps"),
+    ("dump info", DUMP, "--layers", LAYER, "--no-statistics"),
+    ("pareto", "{}/demo", "--by", "layer"),
+    ("pareto", "{}/demo", "--under", "output_error=50%", "--minimize", "output_error,weight_bytes"),
+    ("allocate", "{}/demo", "--budget", "output_error=50%", "--minimize", "energy_j"),
+    ("solve", *Q, "--split", "W4A4+W8A8r4", "--compare", "rtn,svdquant", "--preset", "fast"),
+    ("sweep", "--hw", "aie2", *Q, "--split", "W8A8", "--dry-run", "--out", "{}/dry"),
+    ("emulate", "--hw", "aie2", *Q, "--split", "W8A8,W4A4+W8A8r999", "--tokens", 4),
+    ("hw new", "chip", "--rows", 2, "--out", "{}", "--force"),
+    ("hw validate", "--hw", "t4", "--cross"),
+    ("compare", "{}/demo", "{}/demo"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +103,81 @@ def with_format(group, prefix=""):
             yield f"{prefix}{name}"
 
 
+def wrong_in(name, shown):
+    """What of an output is not as `loraq-sim schema NAME` says, in the mode it fits best."""
+    schema = json_schema(name)
+    modes = [Draft202012Validator(one) for one in schema.get("anyOf", [schema])]
+    found = [[f"{e.json_path}: {e.message}" for e in mode.iter_errors(shown)] for mode in modes]
+    return min(found, key=len)
+
+
 def test_every_command_is_tried():
     assert set(RUNS) == set(with_format(typer.main.get_command(app)))
+    assert set(schema_names()) == {*RUNS, "store"}
+
+
+@pytest.mark.parametrize("words", MODES, ids=lambda words: " ".join(map(str, words))[:60])
+def test_other_modes_print_what_their_schema_says(words, folder, request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    if words[0] == "cost" and "chip" in words[2]:
+        invoke("hw", "new", "chip", "--rows", 2, "--out", folder, "--force")
+    name, *words = (str(word).replace("{}", str(folder)) for word in words)
+    done = invoke(*name.split(), *words, "--format", "json")
+    assert done.exit_code in (0, 1), done.output
+    assert wrong_in(name, json.loads(done.stdout)) == []
+
+
+def test_schema_command_prints_one_schema_or_all():
+    whole = json.loads(invoke("schema").stdout)
+    Draft202012Validator.check_schema(whole)
+    assert {name.replace(" ", "_") for name in schema_names()} == set(whole["$defs"])
+    one = json.loads(invoke("schema", "hw", "list").stdout)
+    assert one["properties"]["schema"]["properties"]["name"] == {"const": "hw list"}
+    shown = json.loads(invoke("hw", "list", "--format", "json").stdout)
+    Draft202012Validator(whole).validate(shown)
+    Draft202012Validator(one).validate(shown)
+    done = invoke("schema", "swep")
+    assert done.exit_code == 2
+    assert "did you mean 'sweep'" in done.stderr
+
+
+def test_a_field_more_or_less_is_noticed():
+    shown = json.loads(invoke("hw", "list", "--format", "json").stdout)
+    shown["rows"][0]["surprise"] = 1
+    assert "surprise" in wrong_in("hw list", shown)[0]
+    del shown["rows"][0]["surprise"], shown["rows"][0]["aliases"]
+    assert "'aliases' is a required property" in wrong_in("hw list", shown)[0]
+    shown["rows"][0]["aliases"] = 5
+    assert "5 is not of type 'string'" in wrong_in("hw list", shown)[0]
+
+
+def test_every_field_has_a_meaning_and_every_number_in_a_unit_says_it():
+    def fields(schema):
+        for name, field in schema.get("properties", {}).items():
+            yield name, field
+            yield from fields(field)
+            yield from fields(field.get("items", {}))
+
+    for name in schema_names():
+        schema = json_schema(name)
+        for mode in schema.get("anyOf", [schema]):
+            for field, said in fields(mode):
+                if field not in ("schema", "rows", "name", "version", "params"):
+                    assert said.get("description"), (name, field)
+                if field.endswith(("_s", "_bytes", "_j", "_pj", "_ge", "_mm2", "_nm", "_ms")):
+                    assert said.get("unit"), (name, field)
+
+
+def test_rows_of_a_store_are_as_their_schema_says(folder):
+    with sqlite3.connect(folder / "demo" / "results.sqlite") as store:
+        store.row_factory = sqlite3.Row
+        rows = [dict(row) for row in store.execute("SELECT * FROM rows")]
+    store.close()
+    validator = Draft202012Validator(json_schema("store"))
+    assert len(rows) == 2
+    for row in rows:
+        assert set(row) == set(json_schema("store")["properties"])
+        validator.validate(row)
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
@@ -93,7 +189,8 @@ def test_json_is_an_object_with_the_rows_of_csv(name, folder, request, monkeypat
     found, table = (invoke(*words, "--format", form) for form in ("json", "csv"))
     assert (found.exit_code, table.exit_code) == (0, 0), found.output + table.output
     shown = json.loads(found.stdout)
-    assert isinstance(shown, dict)
+    assert shown["schema"] == {"name": name, "version": SCHEMA_VERSION}
+    assert wrong_in(name, shown) == []
     lines = list(csv.DictReader(io.StringIO(table.stdout)))
     assert len(shown["rows"]) == len(lines) or name == "compare"
     assert all(set(row) <= set(lines[0]) for row in shown["rows"])
