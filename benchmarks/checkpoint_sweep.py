@@ -4,11 +4,16 @@
     python benchmarks/checkpoint_sweep.py write flux.1-dev runs/flux --headers-only
     python benchmarks/checkpoint_sweep.py sweep runs/pixart      # opens, sweeps, reports
     python benchmarks/checkpoint_sweep.py headers runs/flux      # inventory, dry run, cost
+    python benchmarks/checkpoint_sweep.py capture runs/full      # weights and inputs, model run
 
 `write` makes the folder that diffusers saves: shards of at most 512 MB, an index, `config.json`.
 Values are normal with a standard deviation of 1 / sqrt(K), for there is no download here; times and
 memory do not depend on them. Headers alone are files of the right size whose values were never
 written: what reads no values takes as long as for the real model.
+
+`capture` makes a PixArt-Sigma of full depth (611 M parameters, 512 pixels) by diffusers, saves it
+in bf16, and captures denoising steps of one image with guidance: every layer with 256 input rows.
+It needs `loraq-sim[diffusion]`, 6 GiB of memory and some minutes of one core.
 
 `sweep` prints wall and processor seconds of each command and the largest resident memory of one of
 its processes, workers included.
@@ -135,6 +140,42 @@ def headers(folder):
     run(*costing, "--split", "W4A4+W16A16r32", "--format", "csv")
 
 
+PIXART = {
+    **{"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72},
+    **{"in_channels": 4, "out_channels": 8, "sample_size": 64, "patch_size": 2},
+    **{"cross_attention_dim": 1152, "caption_channels": 4096, "use_additional_conditions": False},
+}
+_SAVE = """
+import json, sys, torch, diffusers
+torch.manual_seed(0)
+config = json.loads(sys.argv[2])
+model = diffusers.PixArtTransformer2DModel(**config)
+model.to(torch.bfloat16).save_pretrained(sys.argv[1], max_shard_size="512MB")
+print(sum(p.numel() for p in model.parameters()), "parameters")
+"""
+
+
+def capture(folder, out, steps):
+    """A whole model of random weights, captured while it denoises."""
+    if not (folder / "config.json").exists():
+        # A process of its own: its memory is none of the capture's.
+        made = [sys.executable, "-c", _SAVE, str(folder), json.dumps(PIXART)]
+        subprocess.run(made, check=True)
+    words = ("dump", "capture", folder, "--steps", steps, "--images", 1, "--tokens", 256)
+    before = time.monotonic()
+    command = [sys.executable, "-m", "loraq_sim", *map(str, words), "--out", str(out)]
+    command += ["--dtype", "float16", "--force", "--no-progress"]
+    process = subprocess.Popen(command)
+    _, status, used = os.wait4(process.pid, 0)
+    print(
+        f"dump capture: {time.monotonic() - before:.1f} s, {used.ru_utime + used.ru_stime:.1f} s "
+        f"of processor time, {used.ru_maxrss / 1024:.0f} MiB; {out}: "
+        f"{out.stat().st_size / 2**20:.0f} MiB",
+        flush=True,
+    )
+    return status
+
+
 def main():
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -149,12 +190,18 @@ def main():
     sweeping.add_argument("--jobs", type=int, default=2)
     opening = commands.add_parser("headers")
     opening.add_argument("folder", type=Path)
+    capturing = commands.add_parser("capture")
+    capturing.add_argument("folder", type=Path)
+    capturing.add_argument("--out", type=Path, default=Path("runs/captured.safetensors"))
+    capturing.add_argument("--steps", type=int, default=2)
     asked = parser.parse_args()
     if asked.command == "write":
         write_folder(asked.model, asked.folder, headers_only=asked.headers_only)
     elif asked.command == "sweep":
         asked.out.mkdir(parents=True, exist_ok=True)
         sweep(asked.folder, asked.out, asked.jobs)
+    elif asked.command == "capture":
+        sys.exit(os.waitstatus_to_exitcode(capture(asked.folder, asked.out, asked.steps)))
     else:
         headers(asked.folder)
 

@@ -1,9 +1,10 @@
 """Inventories of linear layers and convolutions, from diffusers on the meta device: no weights.
 
-    python benchmarks/model_inventories.py sdxl wan2.1-1.3b   # into loraq_sim/dumps/inventories
+    python benchmarks/model_inventories.py sdxl wan2.1-1.3b   # into hwmodels/models
 
 Shapes, rows and shared inputs are those that hooks see in one model call of each image size, on
-tensors without values. Repeated blocks are written once. Needs `loraq-sim[diffusion]`.
+tensors without values. Repeated blocks are written once. What else a file says (attention products,
+elementwise work, what runs after what) is kept as it is. Needs `loraq-sim[diffusion]`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from loraq_sim.dumps.kinds import RESOLUTIONS, kinds_of
 from loraq_sim.dumps.stored_weights import groups_of
 from loraq_sim.settings import SIXTEEN_BIT_KINDS
 
-FOLDER = Path(__file__).parent.parent / "loraq_sim" / "dumps" / "inventories"
+FOLDER = Path(__file__).parent.parent / "hwmodels" / "models"
 FRAMES = 21
 
 
@@ -184,8 +185,6 @@ def inventory_of(model):
             "rows": [call[name][0] for call in calls],
             "quantized": kinds[name] not in (*SIXTEEN_BIT_KINDS, "linear"),
         }
-        if described.get("calls", 1) > 1:
-            row["calls"] = described["calls"]
         if name in groups:
             row["group"] = groups[name]
         layers.append(row)
@@ -197,6 +196,7 @@ def inventory_of(model):
         f"device; {described['said']}; quantized: by kind, inferred",
         **described["facts"],
         "parameters": sum(parameter.numel() for parameter in built.parameters()),
+        **({"guidance_calls": described["calls"]} if "calls" in described else {}),
         "sections": folded(layers),
     }
 
@@ -245,16 +245,31 @@ def folded(layers):
 
 
 def written(record):
-    """The record as text, one layer a line."""
-    head = {key: value for key, value in record.items() if key != "sections"}
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    """The record as text, one layer or product a line."""
+
+    def lines(rows, indent):
+        return ",\n".join(f"{indent}{json.dumps(row)}" for row in rows)
+
     parts = []
-    for section in record["sections"]:
-        blocks = f'"blocks": {json.dumps(section["blocks"])}, ' if "blocks" in section else ""
-        rows = ",\n".join(f"      {json.dumps(row)}" for row in section["layers"])
-        parts.append(f'    {{{blocks}"layers": [\n{rows}\n    ]}}')
-    body = ",\n".join(parts)
-    return "{\n" + "\n".join(lines) + f'\n  "sections": [\n{body}\n  ]\n}}\n'
+    for key, value in record.items():
+        if key == "sections":
+            rows = [(_blocks(section), lines(section["layers"], "      ")) for section in value]
+            text = ",\n".join(f'    {{{blocks}"layers": [\n{row}\n    ]}}' for blocks, row in rows)
+            parts.append(f'  "sections": [\n{text}\n  ]')
+        elif key in ("attention", "elementwise"):
+            parts.append(f'  "{key}": [\n{lines(value, "    ")}\n  ]')
+        elif key == "schedule":
+            first, last = (json.dumps(value[name]) for name in ("first", "last"))
+            blocks = lines(value["blocks"], "      ")
+            inner = f'    "first": {first},\n    "blocks": [\n{blocks}\n    ],\n    "last": {last}'
+            parts.append(f'  "schedule": {{\n{inner}\n  }}')
+        else:
+            parts.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _blocks(section):
+    return f'"blocks": {json.dumps(section["blocks"])}, ' if "blocks" in section else ""
 
 
 def main():
@@ -262,8 +277,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
     for model in parser.parse_args().models or MODELS:
-        record = inventory_of(model)
-        (FOLDER / f"{model}.json").write_text(written(record))
+        path = FOLDER / f"{model}.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        record = before | inventory_of(model)
+        path.write_text(written(record))
         print(model, record["parameters"], len(record["sections"]), "sections", flush=True)
 
 

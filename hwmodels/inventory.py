@@ -1,8 +1,8 @@
 """Published diffusion transformers as shapes: what one denoising step runs, and products' cost.
 
-`models/*.json` hold, per kind of layer, the GEMM sizes at 512 and 1024 pixels with both guidance
-branches in one call (`guidance_batch`), the calls per step, and the precision: ``split`` where
-SVDQuant quantizes, else a fixed one.
+`models/*.json` hold every layer of a model: name, kind, GEMM size, rows at 1024 and 512 pixels with
+the guidance passes of one call (`cfg_batch`), and whether SVDQuant quantizes it; else it runs at 16
+bits or in a fixed precision. Layers of equal kind, size and precision are one entry here.
 
 Attention products, depthwise convolutions and elementwise work (normalizations with their
 modulation, activation functions, gated residuals, rotary embeddings) are no layers with weights.
@@ -27,10 +27,12 @@ the vector unit: at the rate that a family of the file was measured at, else wit
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from hwmodels.blocks import KernelFamily
 from hwmodels.description import Accelerator
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 RESOLUTIONS = (512, 1024)
+_COLUMNS = (1024, 512)  # Of the pairs of rows in the files.
 _MODELS = Path(__file__).parent / "models"
 _BYTES = 2  # 16-bit elements
 _PJ = 1e-12
@@ -149,7 +152,11 @@ class StepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInventory:
-    """One model at one resolution."""
+    """One model at one resolution.
+
+    Entries and schedule are of one call with `guidance_batch` passes; a step makes
+    `guidance_calls` of them.
+    """
 
     name: str
     title: str
@@ -158,6 +165,7 @@ class ModelInventory:
     guidance_batch: int
     entries: tuple[InventoryEntry, ...]
     schedule: "StepPlan"
+    guidance_calls: int = 1
 
 
 def list_models() -> list[str]:
@@ -180,8 +188,7 @@ def load_model(name: str, resolution: int = 1024) -> ModelInventory:
         known = " or ".join(map(str, RESOLUTIONS))
         raise AcceleratorError(f"resolution must be {known} pixels, got {resolution!r}")
     content = json.loads((_MODELS / f"{name}.json").read_text(encoding="utf-8"))
-    size = str(resolution)
-    layers = [InventoryEntry(**{**layer, "m": layer["m"][size]}) for layer in content["layers"]]
+    size = _COLUMNS.index(resolution)
     products = [
         InventoryEntry(
             kind=part["kind"], op=part["op"], m=part["queries"][size], n=part["keys"][size],
@@ -190,17 +197,21 @@ def load_model(name: str, resolution: int = 1024) -> ModelInventory:
         for part in content["attention"]
     ]  # fmt: skip
     others = [
-        InventoryEntry(**{**part, "m": part["m"][size]}, k=1, precision="A16")
+        InventoryEntry(
+            kind=part["kind"], op="elementwise", m=part["rows"][size], n=part["n"], k=1,
+            calls=part["calls"], precision="A16", work=part["work"],
+        )
         for part in content["elementwise"]
-    ]
+    ]  # fmt: skip
     plan = content["schedule"]
     return ModelInventory(
         name=name,
         title=content["title"],
         source=content["source"],
         resolution=resolution,
-        guidance_batch=content["guidance_batch"],
-        entries=(*layers, *products, *others),
+        guidance_batch=content["cfg_batch"],
+        guidance_calls=content.get("guidance_calls", 1),
+        entries=(*_layers(content["sections"], size), *products, *others),
         schedule=StepPlan(
             first=_stages(plan["first"]),
             blocks=tuple(
@@ -214,6 +225,27 @@ def load_model(name: str, resolution: int = 1024) -> ModelInventory:
             last=_stages(plan["last"]),
         ),
     )
+
+
+def _layers(sections: list[dict[str, Any]], size: int) -> list[InventoryEntry]:
+    """Layers as entries: equal ones together, in the order of the model."""
+    calls: Counter[InventoryEntry] = Counter()
+    for section in sections:
+        for layer in section["layers"]:
+            entry = InventoryEntry(
+                kind=layer["kind"],
+                op="depthwise" if "depthwise" in layer["op"] else "gemm",
+                m=layer["rows"][size],
+                n=layer["n"],
+                k=layer["k"],
+                calls=1,
+                precision=layer.get("precision", "split" if layer["quantized"] else "W16A16"),
+            )
+            # Rows at the other size tell apart what only this one makes equal.
+            calls[replace(entry, batch=layer["rows"][1 - size])] += len(
+                range(*section.get("blocks", (0, 1)))
+            )
+    return [replace(entry, batch=1, calls=count) for entry, count in calls.items()]
 
 
 def _stages(content: list[list[str]]) -> tuple[tuple[str, ...], ...]:

@@ -318,7 +318,7 @@ def _scale_bits(split: PrecisionSplit) -> int:
     return 8 * stored[0] if stored else 0
 
 
-_SUMS = ("calls", "macs", "weight_bytes", "latency_s", "energy_j", "dram_bytes")
+_SUMS = ("weight_bytes", "calls", "macs", "latency_s", "energy_j", "dram_bytes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -358,11 +358,11 @@ def model_step(
     """Costs of every kind of layer of one denoising step, their total, and the step's schedule.
 
     All calls of a step count; `batch` images and `guidance` passes (by default the model's) are in
-    one call. `attention` are the formats of its two products (`hwmodels.inventory`); `options` are
-    further ones of `cost_split`. ``share`` is the part of the step's latency, ``validated_share``
-    that of a row's latency which measured rows carry, and the peak of activations is the largest of
-    one call. The total adds what the schedule says: ``scheduled_s``, ``critical_path_s``,
-    ``idle_share`` and ``resident_bytes``, the weights that stay in L2 between steps.
+    one call, or each in a call of its own where the model does so (the schedule is of one).
+    `attention` are the formats of its two products (`hwmodels.inventory`); `options` are further
+    ones of `cost_split`. ``share`` is the part of the step's latency, ``validated_share`` that of a
+    row's latency which measured rows carry, and the peak of activations is the largest of one call.
+    The total adds what the schedule says, and ``resident_bytes``, weights that stay in L2.
 
     Raises
     ------
@@ -372,12 +372,12 @@ def model_step(
         If a kind of layer cannot be costed; the message names it.
     """
     inventory = hwmodels.load_model(model, resolution)
-    passes = guidance or inventory.guidance_batch
-    scale = Fraction(batch * passes, inventory.guidance_batch)
-    where: dict[str, Any] = {"batch": batch, "guidance": passes}
-    where |= {"model": model, "resolution": resolution, "split": split.text}
-    where |= {"accelerator": accelerator.name, "schedule": schedule}
-    options |= {"schedule": schedule}
+    repeats, together = 1 if guidance else inventory.guidance_calls, inventory.guidance_batch
+    passes = guidance or together * repeats
+    scale = Fraction(batch * passes, together * repeats)
+    where: dict[str, Any] = {"batch": batch, "guidance": passes, "model": model}
+    where |= {"resolution": resolution, "split": split.text, "accelerator": accelerator.name}
+    where["schedule"] = options["schedule"] = schedule
     names = entry_names(inventory)
     costed: dict[str, _Costed] = {}
     for name, entry in zip(
@@ -391,14 +391,16 @@ def model_step(
     for item in costed.values():
         by_kind.setdefault((item.row["kind"], item.row["precision"]), []).append(item.row)
     rows = [_summed(parts) for parts in by_kind.values()]
+    for row in rows:
+        row |= {name: row[name] * repeats for name in (*_SUMS[1:], "validated_s")}
     total = _summed(rows) | {"kind": "total", "precision": "all"}
     rows.append(total)
     for row in rows:
         row["share"] = row["latency_s"] / total["latency_s"]
         row["validated_share"] = row.pop("validated_s") / row["latency_s"]
     placed, resident = _scheduled(inventory, accelerator, costed, total["peak_activation_bytes"])
-    total["scheduled_s"] = placed.makespan_s
-    total["critical_path_s"] = placed.critical_path_s
+    total["scheduled_s"] = placed.makespan_s * repeats
+    total["critical_path_s"] = placed.critical_path_s * repeats
     total["idle_share"] = placed.idle_share
     total["resident_bytes"] = sum(costed[name].row["weight_bytes"] for name in resident)
     return ModelStep(
@@ -447,7 +449,7 @@ def _costed(
         cost = resident = hwmodels.product_cost(entry, accelerator, **asked)
         if set(asked.values()) - {"bf16"}:
             precision = "/".join(dict.fromkeys(attention))
-    each = {name: getattr(cost, name) for name in _SUMS[2:]}
+    each = {name: getattr(cost, name) for name in (_SUMS[0], *_SUMS[3:])}
     row: dict[str, Any] = {"peak_activation_bytes": cost.peak_activation_bytes}
     row |= {name: value * entry.calls for name, value in each.items()}
     row |= {"kind": entry.kind, "precision": precision, "calls": entry.calls, "macs": entry.macs}

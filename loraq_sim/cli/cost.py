@@ -45,7 +45,7 @@ from loraq_sim.cli.output import (
     say,
 )
 from loraq_sim.dumps import read_layer_dump
-from loraq_sim.dumps.kinds import rows_notes
+from loraq_sim.dumps.kinds import list_models, rows_notes
 from loraq_sim.errors import CaseFailed, InputError, counted, unknown_name
 from loraq_sim.files import refuse_existing
 from loraq_sim.reporting.tables import result_table
@@ -165,8 +165,8 @@ def cost_command(
         typer.Option(
             "--model",
             metavar="NAME",
-            help="Cost a denoising step of a model instead: flux.1-dev, pixart-sigma, sana-0.6b, "
-            "sana-1.6b or sd3.5-medium; repeatable.",
+            help=f"Cost a denoising step of a model instead: {', '.join(list_models())}; "
+            "repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -34,6 +34,7 @@ from loraq_sim.cli.output import (
     seconds_since,
 )
 from loraq_sim.dumps import read_layer_dump
+from loraq_sim.dumps.kinds import list_models
 from loraq_sim.dumps.steps import step_statistics, summarize
 from loraq_sim.dumps.write import convert_dump, stream_dump
 from loraq_sim.errors import DumpError, InputError, counted
@@ -120,7 +121,7 @@ def synth_command(
         typer.Option(
             "--model",
             metavar="NAME",
-            help="pixart-sigma, sana-0.6b, sana-1.6b, flux.1-dev or sd3.5-medium.",
+            help=f"{', '.join(list_models())}.",
             show_default=False,
         ),
     ],

@@ -296,8 +296,11 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
         raise DumpError(f"{folder}: has no .safetensors weights; pickled ones are not loaded")
     logger = logging.getLogger("diffusers")
     model_class, level = getattr(_diffusers(), name), logger.level
-    # What it would warn about, page after page, is checked below.
+    # What it would warn about, page after page, is checked below; shards come with a bar of theirs.
     logger.setLevel(logging.CRITICAL)
+    bars = _diffusers().utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     # Parts that stay in float32 when others do not: nothing is narrowed here, and the loader would
     # want another package for them.
     kept = getattr(model_class, "_keep_in_fp32_modules", None)
@@ -317,6 +320,8 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
         ) from error
     finally:
         logger.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()
         model_class._keep_in_fp32_modules = kept
     missing = sorted(loading["missing_keys"])
     if missing:

@@ -5,8 +5,9 @@ of DiT, PixArt, SANA, SD3, SDXL, FLUX, Wan and Z-Image. A wrapper before all of 
 ``module.`` or ``transformer.``, is left out.
 
 Inventories list every linear layer of the published diffusion transformers: shapes, rows and calls,
-no values. One JSON file a model in ``inventories/``; each names the source of its shapes. Layers of
-repeated blocks stand there once, with ``{}`` for the number of the block.
+no values. They are those that `hwmodels` costs a step by (``hwmodels/models/``), one JSON file a
+model; each names the source of its shapes. Layers of repeated blocks stand there once, with ``{}``
+for the number of the block.
 
 Rows come, in this order, from the file itself, from a diffusers ``config.json`` beside it, or,
 where the user names the model, from its inventory (`rows_of_model`). Nothing is guessed: a layer
@@ -254,7 +255,7 @@ def load_inventory(model: str, *, resolution: int = 1024) -> ModelInventory:
         text_tokens=record["text_tokens"],
         resolution=resolution,
         layers=tuple(
-            _layer(row, block, RESOLUTIONS.index(resolution))
+            _layer(row, block, RESOLUTIONS.index(resolution), record.get("guidance_calls", 1))
             for section in record["sections"]
             for block in range(*section.get("blocks", (0, 1)))
             for row in section["layers"]
@@ -263,10 +264,10 @@ def load_inventory(model: str, *, resolution: int = 1024) -> ModelInventory:
 
 
 def _folder() -> resources.abc.Traversable:
-    return resources.files("loraq_sim.dumps") / "inventories"
+    return resources.files("hwmodels") / "models"
 
 
-def _layer(row: dict[str, Any], block: int, size: int) -> InventoryLayer:
+def _layer(row: dict[str, Any], block: int, size: int, calls: int) -> InventoryLayer:
     name = row["name"].replace("{}", str(block))
     return InventoryLayer(
         name=name,
@@ -276,7 +277,7 @@ def _layer(row: dict[str, Any], block: int, size: int) -> InventoryLayer:
         has_bias=row["bias"],
         op=row["op"],
         rows_per_call=row["rows"][size],
-        calls_per_step=row.get("calls", 1),
+        calls_per_step=calls,
         is_quantized=row["quantized"],
         group=row.get("group", name).replace("{}", str(block)),
     )

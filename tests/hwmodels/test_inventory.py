@@ -20,12 +20,30 @@ PUBLISHED = {
     ("sd3.5-medium", 1024): (7_017_040_969_728, 4_232_532_738_048),
     ("sana-1.6b", 1024): (2_905_555_394_560, 61_105_766_400),
     ("sana-1.6b", 512): (821_339_545_600, 15_276_441_600),
+    # Attention worked out from heads, tokens and blocks: queries x keys x width, twice, a block.
+    ("qwen-image", 1024): (62_648_766_431_232 // 2, 60 * 2 * 4608**2 * 3072),
+    ("wan2.1-1.3b", 512): (
+        53_940_662_304_768 // 2,
+        30 * 2 * 21504 * (21504 + 512) * 1536,
+    ),
+    ("z-image", 1024): (
+        26_099_225_919_488,
+        2 * 3840 * (2 * 4096**2 + 2 * 512**2 + 30 * 4608**2),
+    ),
+    # Two and ten blocks of a transformer at 64 x 64 and 32 x 32, twice and three times, and so on.
+    ("sdxl", 1024): (
+        5_977_320_980_480,
+        2 * 2 * (10 * 4096 * (4096 + 77) * 640 + 60 * 1024 * (1024 + 77) * 1280),
+    ),
 }
 PRODUCTS = ("attention", "linear_attention")
 
 
 def test_the_shipped_models_are_listed():
-    assert list_models() == ["flux.1-dev", "pixart-sigma", "sana-0.6b", "sana-1.6b", "sd3.5-medium"]
+    assert list_models() == [
+        *("flux.1-dev", "pixart-sigma", "qwen-image", "sana-0.6b", "sana-1.6b", "sd3.5-medium"),
+        *("sdxl", "wan2.1-1.3b", "wan2.1-14b", "z-image"),
+    ]
 
 
 @pytest.mark.parametrize(("key", "macs"), PUBLISHED.items(), ids=str)
@@ -40,7 +58,8 @@ def test_macs_of_a_step_are_the_networks(key, macs):
 def test_most_macs_of_layers_are_in_the_split(name):
     entries = [e for e in load_model(name).entries if e.op not in PRODUCTS]
     split = sum(e.macs for e in entries if e.precision == "split")
-    assert split > 0.9 * sum(e.macs for e in entries)
+    # A U-Net's convolutions stay at 16 bits.
+    assert split > (0.7 if name == "sdxl" else 0.9) * sum(e.macs for e in entries)
 
 
 @pytest.mark.parametrize("name", list_accelerators())

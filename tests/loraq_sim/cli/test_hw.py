@@ -259,6 +259,24 @@ def test_a_model_is_costed_per_kind_and_in_total(run):
     assert rows[0]["macs"] > 0
 
 
+def test_a_model_that_guides_in_a_second_call_pays_for_both(run):
+    words = ("cost", "--model", "qwen-image", "--hw", "b200", "--split", "W8A8", "--format", "json")
+    totals = [
+        rows_of(run(*words, "--resolution", "512", *more))[-1]
+        for more in ((), ("--guidance", "1"), ("--guidance", "2"))
+    ]
+    own, one, together = totals
+    assert [row["guidance"] for row in totals] == [2, 1, 2]
+    assert own["macs"] == together["macs"] == 2 * one["macs"]
+    assert (own["calls"], together["calls"]) == (2 * one["calls"], one["calls"])
+    for name in ("latency_s", "energy_j", "dram_bytes", "scheduled_s", "critical_path_s"):
+        assert own[name] == pytest.approx(2 * one[name], rel=1e-12)
+    assert own["weight_bytes"] == one["weight_bytes"] == together["weight_bytes"]
+    # Both in one call read the weights once.
+    assert together["dram_bytes"] < own["dram_bytes"]
+    assert own["validated_share"] == pytest.approx(one["validated_share"])
+
+
 STEP = ("cost", "--model", "pixart-sigma", "--hw", "aie2p", "--split", "W4A8", "--resolution", 512)
 
 

@@ -183,6 +183,15 @@ def test_missing_weights_are_not_made_up(diffusers, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_loading_shards_is_quiet(diffusers, tmp_path, capfd):
+    small_folder(diffusers, tmp_path, "SanaTransformer2DModel").save_pretrained(
+        tmp_path / "transformer", max_shard_size="20KB"
+    )
+    (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    load_diffusers_folder(tmp_path, steps=1)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_captions_must_fit_the_model(diffusers, tmp_path):
     folder = EXAMPLES / "tiny_pixart"
     with pytest.raises(DumpError, match="must hold one tensor of shape \\(captions, tokens, 64\\)"):
