@@ -30,8 +30,8 @@ from hwmodels.errors import AcceleratorError, quantity, written_units
 from hwmodels.synthesis import load_node, synthesized_array
 
 __all__ = [
-    "ArraySource", "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond", "Capacity",
-    "Count", "Dma",
+    "ARRAY_FIELDS", "ArraySource", "AttentionTiles", "Block", "BytesPerCycle", "BytesPerSecond",
+    "Capacity", "Count", "Dma",
     "ElementsPerCycle", "ElementwiseRate", "Fraction", "Hertz", "Kernel", "KernelFamily",
     "L1Capacity", "MacRate",
     "Name", "Nanometers", "NonNegative", "Picojoules", "Seconds", "Side", "Strict", "Text",
@@ -75,6 +75,7 @@ def _limits(low: float, high: float) -> dict[str, float]:
 _JOULES = (("J", 1e12), ("nJ", 1e3), ("fJ", 1e-3))
 _BYTE_SIZES = (("KiB", 1024), ("MiB", 2**20), ("GiB", 2**30))
 
+_MOST_TILE_SHAPES = 2**16
 Count = Annotated[int, Field(ge=1, le=2**40)]
 NonNegative = Annotated[float, Field(ge=0, le=1e15)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -247,6 +248,16 @@ class Kernel(Block):
             raise ValueError("tile_m_min_rows must be at most tile_m_max_rows")
         if (self.tile_n_min_columns or 1) > self.tile_n_max_columns:
             raise ValueError("tile_n_min_columns must be at most tile_n_max_columns")
+        shapes = (self.tile_m_max_rows // self.register_block_m) * (
+            self.tile_n_max_columns // self.register_block_n
+        )
+        if shapes > _MOST_TILE_SHAPES:
+            raise ValueError(
+                f"tiles of up to tile_m_max_rows={self.tile_m_max_rows} by tile_n_max_columns="
+                f"{self.tile_n_max_columns} in steps of one register block are {shapes:,} shapes, "
+                f"of which a search tries at most {_MOST_TILE_SHAPES:,}; raise register_block_m or "
+                "_n, or lower the largest tile"
+            )
         return self
 
     @property
@@ -373,7 +384,7 @@ class ArraySource(Block):
     confidence: Literal["vendor", "measured", "inferred", "estimate"] = "estimate"
 
 
-_ARRAY_FIELDS = (*("acc_bits", "overflow", "products_per_add", "accumulators", "tree_bits"),)
+ARRAY_FIELDS = ("acc_bits", "overflow", "products_per_add", "accumulators", "tree_bits")
 
 
 def with_energies(content: dict[str, Any]) -> dict[str, Any]:
@@ -390,7 +401,7 @@ def with_energies(content: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"array.node_nm: {error}") from None
     if not isinstance(datapath, Mapping) or not isinstance(modes, list | tuple):
         return content
-    known = {name: datapath[name] for name in _ARRAY_FIELDS if datapath.get(name) is not None}
+    known = {name: datapath[name] for name in ARRAY_FIELDS if datapath.get(name) is not None}
     filled = []
     for mode in modes:
         if isinstance(mode, Mapping) and mode.get("kind") == "int":

@@ -14,8 +14,9 @@ of multiply-accumulate units. `array_of` prices it from synthesis in the widths 
 main branch runs in, as many of them as the machine has: arrays that differ in nothing but their
 accumulators are compared at equal throughput. `machine_with_array` is the machine whose integer
 modes take the energy of such an array: what the file says, and the difference that synthesis finds
-between the two arrays. It never grows negative, for where a file says less than synthesis the two
-go in proportion. A clock that deeper logic would slow down is not looked at.
+between the two arrays (`hwmodels.synthesis.moved_energy`). `hwmodels.overrides` moves energies by
+the same rule where the data path of a machine is changed, so that an array costs the same whoever
+brings it. A clock that deeper logic would slow down is not looked at.
 """
 
 import math
@@ -29,7 +30,13 @@ from hwmodels.errors import bar_text, html_card
 from hwmodels.families import Confidence, family_named, weakest
 from hwmodels.kernel_cost import KernelCost, LaunchState, Run, WeightState, padding_of
 from hwmodels.modes import check_transforms, mode_of
-from hwmodels.synthesis import SynthesizedArray, load_node, node_names, synthesized_array
+from hwmodels.synthesis import (
+    SynthesizedArray,
+    load_node,
+    moved_energy,
+    node_names,
+    synthesized_array,
+)
 from hwmodels.workload import GemmWorkload
 
 __all__ = [
@@ -453,9 +460,6 @@ def _with_array(hw: Accelerator, mode: Mode, mac: Any) -> Mode:
         _array_cost(hw, mode, array, zero_point=False, a_signed=True, w_signed=True)
         for array in (None, mac)
     )
-    before, after = own.energy_pj_per_mac, other.energy_pj_per_mac
-    if before is None or after is None or before == after:
-        return mode
     said = mode.energy_pj_per_mac
-    energy = said + after - before if said >= before else said * after / before
-    return mode.model_copy(update={"energy_pj_per_mac": energy})
+    energy = moved_energy(said, own.energy_pj_per_mac, other.energy_pj_per_mac)
+    return mode if energy == said else mode.model_copy(update={"energy_pj_per_mac": energy})

@@ -39,6 +39,7 @@ from hwmodels.blocks import (
 )
 from hwmodels.errors import html_card
 from hwmodels.operands import Operand
+from hwmodels.synthesis import LIMITS
 
 __all__ = [
     "Accelerator",
@@ -65,6 +66,8 @@ __all__ = [
     "Vector",
 ]
 
+# What the emulator and the RTL take; a file that says more is refused where it is read.
+Products = Annotated[int, Field(ge=1, le=LIMITS["products_per_add"][1])]
 OperandBits = Annotated[int, Field(ge=2, le=16)]
 Family = Literal["int", "mxint", "mxfp", "nvfp"]
 Dataflow = Literal["weight_stationary", "output_stationary", "input_stationary"]
@@ -299,11 +302,11 @@ class Datapath(Block):
     values become mantissas of block formats, where that is not `rounding`.
     """
 
-    acc_bits: Annotated[int, Field(ge=8, le=64)]
+    acc_bits: Annotated[int, Field(ge=LIMITS["acc_bits"][0], le=LIMITS["acc_bits"][1])]
     overflow: Literal["wrap", "saturate", "saturate_symmetric"]
-    products_per_add: Count
-    accumulators: Count
-    tree_bits: Annotated[int, Field(ge=8, le=64)] | None = None
+    products_per_add: Products
+    accumulators: Products
+    tree_bits: Annotated[int, Field(ge=LIMITS["tree_bits"][0], le=64)] | None = None
     combine: Literal["fp32", "bf16", "fp16"]
     tensor_core: Literal["turing", "ampere", "ada", "hopper", "blackwell", "cdna3"] | None = None
     rounding: Literal[
@@ -441,9 +444,18 @@ class Accelerator(Strict):
         return _card(self)
 
     def digest(self) -> str:
-        """Hex sha256 of the canonical content: equal for equal descriptions."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(content.encode()).hexdigest()
+        """Hex sha256 of the canonical content: equal for equal descriptions.
+
+        What a variant or a kernel family sets may be 2 or 2.0, which say the same.
+        """
+        content = self.model_dump(mode="json")
+        for part in (*content["variants"], *content["kernels"]):
+            part["set"] = {
+                key: int(value) if isinstance(value, float) and value.is_integer() else value
+                for key, value in part["set"].items()
+            }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _card(hw: Accelerator) -> str:

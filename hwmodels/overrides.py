@@ -7,21 +7,27 @@ passes the rules of the file; a broken one is told with its key path, rule and v
 
 What a kernel family sets has the path ``kernels.NAME.KEY``. A change of KEY itself is meant for all
 kernels: it replaces what the families set.
+
+The energies of integer modes hold for the array that the file's data path describes. Where a change
+describes another, they move by what synthesis finds between the two (`hwmodels.cost`), as they do
+for a case that brings its own array; an energy that the same change states stays as stated.
 """
 
 import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from pydantic import ValidationError
 
-from hwmodels.description import Accelerator, Block, Strict
+from hwmodels.blocks import ARRAY_FIELDS
+from hwmodels.description import Accelerator, Block, Mode, Strict
 from hwmodels.errors import AcceleratorError, nearest, quantity, unit_of, written_units
 from hwmodels.modes import unreachable_modes
+from hwmodels.synthesis import moved_energy, node_names, synthesized_array
 
 __all__ = [
     "KeyPath",
@@ -81,7 +87,37 @@ def with_overrides(hw: Accelerator, changes: Mapping[str, Any], *, name: str = "
     except ValidationError as error:
         told = [explain_rule(problem) for problem in problems_of(error)]
         raise AcceleratorError(f"{hw.name}: {'; '.join(told)}") from None
-    return changed.model_copy(update={"name": name or hw.name})
+    update: dict[str, Any] = {"name": name or hw.name}
+    if changed.array is None:
+        update["modes"] = _moved_modes(hw, changed, said)
+    return changed.model_copy(update=update)
+
+
+def _moved_modes(hw: Accelerator, changed: Accelerator, said: Collection[str]) -> tuple[Mode, ...]:
+    """Modes of `changed` with energies of its array, but for those that were `said`."""
+    arrays = [
+        tuple(getattr(machine.datapath, field) for field in ARRAY_FIELDS)
+        for machine in (hw, changed)
+    ]
+    node = changed.energy.node_nm
+    if arrays[0] == arrays[1] or node not in node_names():
+        return changed.modes
+    modes = []
+    for mode in changed.modes:
+        if mode.kind == "int" and f"modes.{mode.name}.energy_pj_per_mac" not in said:
+            before, after = (
+                synthesized_array(
+                    machine.datapath,
+                    a_bits=mode.activation_bits,
+                    w_bits=mode.weight_bits,
+                    node_nm=int(node),
+                ).energy_pj_per_mac
+                for machine in (hw, changed)
+            )
+            energy = moved_energy(mode.energy_pj_per_mac, before, after)
+            mode = mode.model_copy(update={"energy_pj_per_mac": energy})
+        modes.append(mode)
+    return tuple(modes)
 
 
 def apply_variant(hw: Accelerator, name: str) -> Accelerator:

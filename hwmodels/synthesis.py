@@ -31,8 +31,16 @@ from hwmodels.gates import (
 )
 
 __all__ = [
-    *("NODES_YAML", "ProcessNode", "SynthesizedArray", "column_of", "load_node", "node_names"),
-    *("synthesized_array", "unit_gates"),
+    *(
+        "LIMITS",
+        "NODES_YAML",
+        "ProcessNode",
+        "SynthesizedArray",
+        "column_of",
+        "load_node",
+        "node_names",
+    ),
+    *("moved_energy", "synthesized_array", "unit_gates"),
 ]
 
 NODES_YAML = Path(__file__).parent / "process_nodes.yaml"
@@ -40,7 +48,7 @@ OVERFLOW_RULES = ("wrap", "saturate", "saturate_symmetric")
 TRANSISTORS_PER_GE = 4
 _MAX_FILE_BYTES = 64 * 1024
 # What the RTL and the emulator take.
-_LIMITS = {
+LIMITS = {
     "a_bits": (2, 16),
     "w_bits": (2, 16),
     "products_per_add": (1, 64),
@@ -107,8 +115,9 @@ def load_node(node_nm: int) -> ProcessNode:
     """
     file = _node_file()
     if isinstance(node_nm, bool) or node_nm not in file["nodes"]:
-        known = ", ".join(map(str, node_names()))
-        raise AcceleratorError(f"no figures for a node of {node_nm!r} nm; known: {known}")
+        raise AcceleratorError(
+            f"no figures for a node of {node_nm!r:.40} nm; {_known_nodes(node_nm)}"
+        )
     figures = file["nodes"][node_nm] | {key: file[key] for key in _OF_ALL}
     return ProcessNode(
         name=int(node_nm),
@@ -116,6 +125,17 @@ def load_node(node_nm: int) -> ProcessNode:
         sources={key: figure["source"] for key, figure in figures.items()},
         confidence={key: figure["confidence"] for key, figure in figures.items()},
     )
+
+
+def _known_nodes(wanted: Any) -> str:
+    """Which nodes have figures, and the next coarser and finer one of a number."""
+    known = node_names()
+    text = f"known: {', '.join(map(str, known))}"
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float):
+        return text
+    beside = [min((n for n in known if n > wanted), default=None)]
+    beside += [max((n for n in known if n < wanted), default=None)]
+    return f"{text}; nearest: {' or '.join(str(n) for n in beside if n is not None)}"
 
 
 @functools.cache
@@ -280,6 +300,17 @@ def synthesized_array(
     )
 
 
+def moved_energy(said: float, before: float | None, after: float | None) -> float:
+    """Energy of a MAC that a file says of one array, in another: the difference that gates make.
+
+    `before` and `after` are what synthesis says of the two arrays, None where it says nothing. The
+    result never grows negative, for where a file says less than synthesis the two go in proportion.
+    """
+    if before is None or after is None or before == after:
+        return said
+    return said + after - before if said >= before else said * after / before
+
+
 def column_of(
     mac: Any,
     *,
@@ -315,7 +346,7 @@ def column_of(
 
 
 def _check(field: str, value: Any) -> int:
-    low, high = _LIMITS[field]
+    low, high = LIMITS[field]
     is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
     if not is_whole or not low <= value <= high:
         raise AcceleratorError(

@@ -51,6 +51,7 @@ _COMPARED = (
     *("published_tops_per_w", "at_nominal_tops_per_w", "model_tops_per_w", "energy_error"),
     "mac_share",
 )
+_SCALABLE = (*("macs", "published_ratio", "model_ratio", "published_um2", "model_um2", "factor"),)
 _AREA = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*mm2\s*")
 _SHOWN_DESIGNS = 24
 
@@ -202,11 +203,15 @@ def _rate(flag: str, given: str | float) -> float:
 
 
 def _print_published(output: OutputFormat) -> None:
-    from loraq_sim.silicon.gate_fit import published_chips, published_operations
+    from loraq_sim.silicon.gate_fit import (
+        published_chips,
+        published_operations,
+        published_scalable,
+    )
 
-    rows, operations = published_chips(), published_operations()
+    rows, operations, scalable = published_chips(), published_operations(), published_scalable()
     if output is OutputFormat.JSON:
-        print_json(rows, {"operations": operations})
+        print_json(rows, {"operations": operations, "scalable": scalable})
         return
     tables = [
         result_table(
@@ -214,14 +219,20 @@ def _print_published(output: OutputFormat) -> None:
             title="Published operations, and the same gates of a synthesized column",
         ),
         result_table(
+            scalable, _SCALABLE,
+            title="Published precision-scalable MACs, and their areas in our gates",
+        ),
+        result_table(
             rows, _COMPARED,
             title="Published chips, and what gates, bit cells and the cost model say of them",
         ),
     ]  # fmt: skip
     # Programs read one table: the chips; JSON has the operations beside them.
-    print_tables(tables[1:] if output is OutputFormat.CSV else tables, output)
+    print_tables(tables[2:] if output is OutputFormat.CSV else tables, output)
     for row in operations:
         note(f"{row['operation']}, {row['node_nm']} nm: {row['source']}")
+    for row in scalable:
+        note(f"{row['macs']}: {row['source']}; {row['differs']}")
     for row in rows:
         note(f"{row['chip']}: {row['area_of']}; {row['measured']}. {row['source']}")
 

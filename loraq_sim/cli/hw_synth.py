@@ -115,6 +115,14 @@ def synth_command(
         Path | None,
         typer.Option("--fit", metavar="FILE.json", help="Fit the closed form to the table."),
     ] = None,
+    fill_scalable: Annotated[
+        Path | None,
+        typer.Option(
+            "--fill-scalable",
+            metavar="FILE.csv",
+            help="Synthesize the precision-scalable MACs of `explore --published`.",
+        ),
+    ] = None,
     output: OutFormat = OutputFormat.TABLE,
 ) -> None:
     """Show what a MAC array costs in gates: by part, per MAC; area and energy on a node."""
@@ -122,7 +130,9 @@ def synth_command(
         _fill(fill)
     if fit is not None:
         _fit(fit, fill)
-    if fill is not None or fit is not None:
+    if fill_scalable is not None:
+        _fill_scalable(fill_scalable)
+    if fill is not None or fit is not None or fill_scalable is not None:
         return
     rows = []
     for a, w, count, turns, bits, rule in itertools.product(
@@ -223,6 +233,13 @@ def _fill(path: Path) -> None:
     units = list(table_units())
     added = fill_table(path, units, on_unit=lambda unit: note(f"synthesizes {unit}"))
     note(f"{path}: {len(units)} units, {added} of them new")
+
+
+def _fill_scalable(path: Path) -> None:
+    from loraq_sim.silicon.synthesize import SCALABLE, fill_scalable
+
+    fill_scalable(path, on_design=lambda design: note(f"synthesizes {design}"))
+    note(f"{path}: {len(SCALABLE)} designs")
 
 
 def _fit(path: Path, table: Path | None) -> None:

@@ -4,10 +4,12 @@ Coefficients are found part by part by non-negative least squares on relative er
 every fourth unit of the table, in its order, is left out of the fit and predicted; what is shipped
 is then fitted to all of them.
 
-What gates, bit cells and the cost model say of published operations and chips stands beside what
-was published of them: `published_operations`, `published_chips`.
+What gates, bit cells and the cost model say of published operations, precision-scalable MACs and
+chips stands beside what was published of them: `published_operations`, `published_scalable`,
+`published_chips`.
 """
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ from loraq_sim.split import parse_split
 
 __all__ = [
     *("FitCheck", "check_fit", "fit_gates", "model_text", "published_chips"),
-    "published_operations",
+    *("published_operations", "published_scalable", "read_scalable"),
 ]
 
 _LEFT_OUT_EVERY = 4
@@ -150,6 +152,7 @@ def model_text(
     return json.dumps(record, indent=1) + "\n"
 
 
+_SCALABLE_CSV = Path(hwmodels.__file__).parent / "scalable_gates.csv"
 _CHIPS = Path(hwmodels.__file__).parent / "published_chips.yaml"
 _SIDE = 4096
 _CHIP_FIELDS = (
@@ -233,6 +236,38 @@ def published_operations() -> list[dict[str, Any]]:
                 **{"published_pj": operation["pj"], "model_pj": energy[part]},
                 "energy_ratio": energy[part] / operation["pj"],
                 "source": operation["source"],
+            }
+        )
+    return rows
+
+
+def read_scalable(path: Path = _SCALABLE_CSV) -> dict[str, int]:
+    """Transistors of the precision-scalable MACs, as ``hw synth --fill-scalable`` wrote them."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return {row["design"]: int(row["transistors"]) for row in rows}
+
+
+def published_scalable() -> list[dict[str, Any]]:
+    """Published areas of precision-scalable MACs beside our own synthesis of such designs.
+
+    ``factor`` is the model's over the published ratio, or um2.
+    """
+    gates = {name: total / TRANSISTORS_PER_GE for name, total in read_scalable().items()}
+    rows = []
+    for item in _published()["scalable"]:
+        ratio, um2 = item.get("ratio"), item.get("um2")
+        of = gates[item["design"]]
+        model = of / gates[item["against"]] if um2 is None else None
+        model_um2 = None
+        if um2 is not None:
+            model_um2 = of * hwmodels.load_node(item["node_nm"]).nand2_um2
+        rows.append(
+            {
+                **{"macs": item["name"], "published_ratio": ratio, "model_ratio": model},
+                **{"published_um2": um2, "model_um2": model_um2},
+                "factor": (model or model_um2 or 0.0) / (ratio or um2),
+                **{key: item[key] for key in ("design", "source", "differs")},
             }
         )
     return rows

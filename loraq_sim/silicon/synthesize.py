@@ -5,6 +5,9 @@ until gates are mapped, as in a design whose multiplier is a cell or a macro. ``
 own: its ``alumacc`` pass makes one sum of multiply and add and extends every partial product to the
 accumulator's width, so that a narrow accumulator seems to save gates of the multiplier. Both map
 for area, without a timing constraint. The table keeps both, so that the gap can be seen.
+
+MACs whose precision changes while they run (``scalable.sv``) stand in a table of their own: nothing
+here is built of them, they are held against published ones.
 """
 
 import functools
@@ -41,11 +44,23 @@ from loraq_sim.silicon.netlist import (
 )
 
 __all__ = [
-    *("NETLISTS_GZ", "RTL_FILES", "Synthesis", "fill_netlists", "fill_table", "kept_netlists"),
-    *("netlist_of", "rtl_digest", "synthesize", "table_units", "yosys_command", "yosys_version"),
+    *("NETLISTS_GZ", "RTL_FILES", "SCALABLE", "Synthesis", "fill_netlists", "fill_scalable"),
+    *("fill_table", "kept_netlists", "netlist_of", "rtl_digest", "scalable_netlist", "synthesize"),
+    *("table_units", "yosys_command", "yosys_version"),
 ]
 
 RTL_FILES = ("mac.sv", "srs.sv", "tile.sv")
+_SCALABLE_FILES = ("mac.sv", "scalable.sv")
+# Design: top module of scalable.sv, and its parameters.
+SCALABLE: dict[str, tuple[str, dict[str, int]]] = {
+    "fixed": ("subword_mac", {"LEVELS": 0}),
+    "subword_4": ("subword_mac", {"LEVELS": 1}),
+    "subword_2": ("subword_mac", {"LEVELS": 2}),
+    "fused": ("fused_mac", {"N": 1}),
+    "apart": ("apart_mac", {}),
+    "fused_16": ("fused_mac", {"N": 16}),
+    "bitwise_16": ("bitwise_mac", {"N": 16}),
+}
 _OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
 _MODE_MASKS = {"all": 0x3F0F, "conv_even": 1 << 12, "floor": 1 << 0, "positive_inf": 1 << 9}
 _TIMEOUT_S = 1800
@@ -102,10 +117,10 @@ def yosys_version() -> str:
     return _run(["-V"], Path.cwd()).split()[1]
 
 
-def rtl_digest() -> str:
+def rtl_digest(files: tuple[str, ...] = RTL_FILES) -> str:
     """The sha256 of the Verilog that is synthesized."""
     folder = resources.files("loraq_sim.emulator") / "rtl"
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in RTL_FILES)).hexdigest()
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
 
 
 def synthesize(unit: Unit) -> Synthesis:
@@ -117,19 +132,9 @@ def synthesize(unit: Unit) -> Synthesis:
         If Yosys is not installed or fails, with what it said.
     """
     top, parameters = _module_of(unit)
-    # Yosys in WebAssembly sees its working directory only, so the RTL is copied there.
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file in RTL_FILES:
-            source = resources.files("loraq_sim.emulator") / "rtl" / file
-            (folder / file).write_bytes(source.read_bytes())
-        script = _script(top, parameters, compared=_is_compared(unit))
-        (folder / "synth.ys").write_text(script, encoding="ascii")
-        _run(["-q", "synth.ys"], folder)
-        kept = read_netlist((folder / "kept.json").read_text(encoding="utf-8"), top)
-        merged = None
-        if _is_compared(unit):
-            merged = read_netlist((folder / "merged.json").read_text(encoding="utf-8"), top)
+    compared = _is_compared(unit)
+    kept, *more = _netlists(RTL_FILES, top, parameters, compared=compared)
+    merged = more[0] if compared else None
     gates = UnitGates(
         **kept.transistors,
         flip_flops=kept.flip_flops,
@@ -138,6 +143,51 @@ def synthesize(unit: Unit) -> Synthesis:
         merged_depth=None if merged is None else merged.depth,
     )
     return Synthesis(unit=unit, gates=gates, netlist=kept)
+
+
+def scalable_netlist(design: str) -> Netlist:
+    """Synthesize one design of `SCALABLE`; seconds.
+
+    Raises
+    ------
+    LoraqError
+        If Yosys is not installed or fails.
+    """
+    return _netlists(_SCALABLE_FILES, *SCALABLE[design], compared=False)[0]
+
+
+def fill_scalable(path: Path, *, on_design: Callable[[str], None]) -> None:
+    """Synthesize all of `SCALABLE` and write their transistors, flip-flops and depth to `path`."""
+    lines = [
+        f"# Transistors of {' and '.join(_SCALABLE_FILES)} in generic CMOS gates, 4 a GE.",
+        "# Made with: loraq-sim hw synth --fill-scalable hwmodels/scalable_gates.csv",
+        f"# Yosys {yosys_version()}, RTL sha256 {rtl_digest(_SCALABLE_FILES)}",
+        "design,transistors,flip_flops,depth",
+    ]
+    for design in SCALABLE:
+        on_design(design)
+        found = scalable_netlist(design)
+        total = sum(found.transistors.values())
+        lines.append(f"{design},{total},{found.flip_flops},{found.depth}")
+    write_file(path, "\n".join(lines) + "\n")
+
+
+def _netlists(
+    files: Iterable[str], top: str, parameters: dict[str, int], *, compared: bool
+) -> list[Netlist]:
+    """The netlist of the kept flow, and of the merged one where both are compared."""
+    files = tuple(files)
+    # Yosys in WebAssembly sees its working directory only, so the RTL is copied there.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in files:
+            source = resources.files("loraq_sim.emulator") / "rtl" / file
+            (folder / file).write_bytes(source.read_bytes())
+        script = _script(files, top, parameters, compared=compared)
+        (folder / "synth.ys").write_text(script, encoding="ascii")
+        _run(["-q", "synth.ys"], folder)
+        written = ("kept.json", "merged.json") if compared else ("kept.json",)
+        return [read_netlist((folder / file).read_text(encoding="utf-8"), top) for file in written]
 
 
 def _is_compared(unit: Unit) -> bool:
@@ -176,9 +226,9 @@ def _module_of(unit: Unit) -> tuple[str, dict[str, int]]:
     }
 
 
-def _script(top: str, parameters: dict[str, int], *, compared: bool) -> str:
+def _script(files: Iterable[str], top: str, parameters: dict[str, int], *, compared: bool) -> str:
     settings = " ".join(f"-chparam {key} {value}" for key, value in parameters.items())
-    read = _READ.format(files=" ".join(RTL_FILES), top=top, parameters=settings)
+    read = _READ.format(files=" ".join(files), top=top, parameters=settings)
     synth = f"synth -top {top} -flatten -noabc"
     kept = f"{read}{synth} -noalumacc\n{_MAP}write_json kept.json\n"
     merged = f"{read}setattr -mod -unset keep_hierarchy *\n{synth}\n{_MAP}write_json merged.json\n"

@@ -2,6 +2,7 @@
 
 import pytest
 
+import hwmodels
 from hwmodels import AcceleratorError, list_accelerators, load_accelerator, with_overrides
 from hwmodels.overrides import keys_of, parse_value
 
@@ -135,3 +136,75 @@ def test_whole_numbers_are_integers():
     assert isinstance(parse_value("1.5e9"), int)
     assert isinstance(parse_value("0.5"), float)
     assert parse_value("nan") != parse_value("nan")
+
+
+def test_a_change_of_the_array_moves_the_energies_as_a_case_with_that_array_does():
+    hw = hwmodels.load_accelerator("aie2")
+    changes = {"datapath.acc_bits": 20, "datapath.products_per_add": 1}
+    changed = hwmodels.with_overrides(hw, changes)
+    by_case = hwmodels.machine_with_array(hw, changed.datapath)
+    assert [mode.energy_pj_per_mac for mode in changed.modes] == [
+        mode.energy_pj_per_mac for mode in by_case.modes
+    ]
+    own = {mode.name: mode.energy_pj_per_mac for mode in hw.modes}
+    for mode in changed.modes:
+        moved = mode.energy_pj_per_mac != own[mode.name]
+        assert moved == (mode.kind == "int"), mode.name
+    # A case of the changed machine with its array costs no less and no more.
+    assert hwmodels.machine_with_array(changed, changed.datapath) is changed
+    assert hwmodels.with_overrides(changed, {"clock_hz": 1.5e9}).modes == changed.modes
+
+
+def test_an_energy_that_a_change_states_stays_as_stated():
+    hw = hwmodels.load_accelerator("aie2")
+    stated = {"modes.int8.energy_pj_per_mac": 0.5, "datapath.acc_bits": 20}
+    modes = {mode.name: mode for mode in hwmodels.with_overrides(hw, stated).modes}
+    assert modes["int8"].energy_pj_per_mac == 0.5
+    bare = hwmodels.with_overrides(hw, {"energy.node_nm": 10.0, "datapath.acc_bits": 20})
+    assert bare.modes == hw.modes
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most"),
+    [
+        ("acc_bits", 8, 64),
+        ("products_per_add", 1, 64),
+        ("accumulators", 1, 64),
+        ("tree_bits", 2, 64),
+    ],
+)
+def test_a_file_takes_the_arrays_that_the_emulator_takes_and_no_other(field, least, most):
+    import loraq_sim as lq
+
+    hw = hwmodels.load_accelerator("aie2")
+    for value in (least, most):
+        changed = hwmodels.with_overrides(hw, {f"datapath.{field}": value})
+        assert getattr(changed.datapath, field) == value
+        lq.MacArray(**{field: value})
+    for value in (least - 1, most + 1, 8000):
+        with pytest.raises(hwmodels.AcceleratorError, match=rf"datapath\.{field}"):
+            hwmodels.with_overrides(hw, {f"datapath.{field}": value})
+        with pytest.raises(lq.LoraqError, match=field):
+            lq.MacArray(**{field: value})
+
+
+def test_two_and_two_point_zero_are_one_description():
+    content = hwmodels.load_accelerator("aie2").model_dump(by_alias=True)
+    variant = {"name": "v", "source": "test", "confidence": "given"}
+
+    def digest(number):
+        variants = ({**variant, "set": {"units.clock_hz": number}},)
+        return hwmodels.Accelerator.model_validate(content | {"variants": variants}).digest()
+
+    assert digest(2_000_000_000) == digest(2e9) != digest(2_000_000_001)
+
+
+@pytest.mark.parametrize("key", ["tile_m_max_rows", "tile_n_max_columns"])
+def test_more_tiles_than_a_search_can_try_are_refused_as_they_are_read(key):
+    hw = hwmodels.load_accelerator("aie2")
+    changed = hwmodels.with_overrides(hw, {f"kernel.{key}": 1024})
+    assert getattr(changed.kernel, key) == 1024
+    with pytest.raises(
+        hwmodels.AcceleratorError, match=r"shapes, of which a search tries at most 65,536"
+    ):
+        hwmodels.with_overrides(hw, {f"kernel.{key}": 10**9})

@@ -1,6 +1,7 @@
 """Synthesis where Yosys is installed: rows of the table come out again; what is said elsewhere."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +16,11 @@ from hwmodels.gates import (
 )
 from loraq_sim.errors import LoraqError
 from loraq_sim.silicon import synthesize as synthesis
-from loraq_sim.silicon.gate_fit import check_fit, fit_gates
+from loraq_sim.silicon.gate_fit import check_fit, fit_gates, published_scalable, read_scalable
 from loraq_sim.silicon.netlist import read_netlist
 
 TABLE, NOTES = read_gates()
+SCALABLE_CSV = Path(MODEL_JSON).parent / "scalable_gates.csv"
 # Another version maps other gates: what it may differ by.
 OTHER_VERSION = 0.12
 SAMPLE = [
@@ -153,3 +155,36 @@ def test_a_netlist_is_counted_and_leveled():
 def test_a_netlist_that_cannot_be_counted_says_why(text, said):
     with pytest.raises(LoraqError, match=said):
         read_netlist(text, "top")
+
+
+def test_precision_scalable_macs_were_made_of_the_rtl_that_ships():
+    files = synthesis._SCALABLE_FILES
+    assert f"RTL sha256 {synthesis.rtl_digest(files)}" in SCALABLE_CSV.read_text()
+    assert list(read_scalable()) == list(synthesis.SCALABLE)
+
+
+@pytest.mark.parametrize("design", ["fixed", "subword_4", "fused"])
+def test_a_precision_scalable_mac_synthesizes_again(design, yosys):
+    again = sum(synthesis.scalable_netlist(design).transistors.values())
+    exact = f"Yosys {yosys}," in SCALABLE_CSV.read_text()
+    assert again == pytest.approx(read_scalable()[design], rel=1e-9 if exact else OTHER_VERSION)
+
+
+def test_published_precision_scalable_macs_agree_within_a_factor_that_the_page_states():
+    rows = published_scalable()
+    assert {row["source"].split(",")[0] for row in rows} == {
+        "Camus et al.",
+        "Ryu et al.",
+        "Ibrahim et al.",
+    }
+    gates = {name: count / 4 for name, count in read_scalable().items()}
+    for row in rows:
+        assert 1 / 1.35 < row["factor"] < 1.35, row
+        assert row["differs"]
+    overhead = {
+        row["design"]: row["model_ratio"] - 1 for row in rows if row["published_ratio"] is not None
+    }
+    assert 0 < overhead["subword_4"] < overhead["subword_2"] < 0.2
+    (row,) = (row for row in rows if row["design"] == "fused_16" and row["model_um2"])
+    assert row["model_um2"] == pytest.approx(gates["fused_16"] * 0.316)
+    assert row["factor"] == pytest.approx(row["model_um2"] / 10603)
