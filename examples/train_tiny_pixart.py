@@ -51,7 +51,7 @@ def main() -> None:
     images, labels = load_digits(options.data)
     captions = torch.randn(N_CLASSES + 1, CAPTION_TOKENS, CAPTION_WIDTH)
     model = new_model()
-    run = Training(model, images, labels, captions, options)
+    run = Training(model, images, labels, captions, options, HELD_OUT)
     run.resume()
     run.train()
 
@@ -78,11 +78,11 @@ def load_digits(path: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(scaled), torch.from_numpy(np.concatenate(labels)[order])
 
 
-def new_model() -> torch.nn.Module:
+def new_model(config=None) -> torch.nn.Module:
     """Return the transformer with weights of a truncated normal distribution, as DiT has them."""
     from diffusers import PixArtTransformer2DModel
 
-    model = PixArtTransformer2DModel(**CONFIG)
+    model = PixArtTransformer2DModel(**(config or CONFIG))
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             torch.nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
@@ -93,10 +93,12 @@ def new_model() -> torch.nn.Module:
 class Training:
     """One run: the model, its moving average, the optimizer and the random numbers."""
 
-    def __init__(self, model, images, labels, captions, options) -> None:
+    save_every = 500
+
+    def __init__(self, model, images, labels, captions, options, n_held_out=0) -> None:
         self.model, self.captions, self.options = model, captions, options
-        self.images, self.labels = images[HELD_OUT:], labels[HELD_OUT:]
-        self.held_out = images[:HELD_OUT], labels[:HELD_OUT]
+        self.images, self.labels = images[n_held_out:], labels[n_held_out:]
+        self.held_out = images[:n_held_out], labels[:n_held_out]
         self.average = [p.detach().clone() for p in model.parameters()]
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -107,6 +109,7 @@ class Training:
         )
         self.random = torch.Generator().manual_seed(options.seed)
         self.step, self.seconds, self.log = 0, 0.0, []
+        self.kept_captions = captions
 
     def train(self) -> None:
         """Run all steps that are left; save at the end and every 500 steps."""
@@ -117,20 +120,18 @@ class Training:
             running = loss if running is None else 0.99 * running + 0.01 * loss
             self.step += 1
             self.seconds = time.perf_counter() - started
-            if self.step % 500 == 0 or self.step == self.options.steps:
+            if self.step % self.save_every == 0 or self.step == self.options.steps:
                 self._record(running)
                 self.save()
 
     def _train_step(self) -> float:
         options = self.options
-        # Linear warm-up, then half a cosine down to zero.
-        rate = min(1.0, (self.step + 1) / options.warmup)
-        rate *= 0.5 * (1 + math.cos(math.pi * self.step / options.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * rate
+            group["lr"] = options.lr * self._rate()
         chosen = torch.randint(len(self.images), (options.batch,), generator=self.random)
         dropped = torch.rand(options.batch, generator=self.random) < 0.1
-        labels = torch.where(dropped, N_CLASSES, self.labels[chosen])
+        null = len(self.captions) - 1
+        labels = torch.where(dropped, null, self._labels(chosen))
         loss = self._loss(self.images[chosen], labels, self.random)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -141,10 +142,22 @@ class Training:
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
         return loss.item()
 
+    def _rate(self) -> float:
+        """Linear warm-up, then half a cosine down to zero; relative to the highest rate."""
+        rate = min(1.0, (self.step + 1) / self.options.warmup)
+        return rate * 0.5 * (1 + math.cos(math.pi * self.step / self.options.steps))
+
+    def _labels(self, chosen) -> torch.Tensor:
+        """Which caption each of the chosen images has."""
+        return self.labels[chosen]
+
+    def _times(self, n, random) -> torch.Tensor:
+        """Times within 0..1, spread evenly over a batch."""
+        return (torch.arange(n) + torch.rand(n, generator=random)) / n
+
     def _loss(self, images, labels, random) -> torch.Tensor:
-        """Mean square error of the velocity; times are spread evenly over a batch."""
-        n = len(images)
-        time_of = (torch.arange(n) + torch.rand(n, generator=random)) / n
+        """Mean square error of the velocity."""
+        time_of = self._times(len(images), random)
         noise = torch.randn(images.shape, generator=random)
         t = time_of[:, None, None, None]
         velocity = self.model(
@@ -159,17 +172,15 @@ class Training:
     @torch.no_grad()
     def _record(self, running: float) -> None:
         """Log the training loss and that of the averaged model on digits it has never seen."""
-        kept = [p.detach().clone() for p in self.model.parameters()]
-        torch._foreach_copy_(list(self.model.parameters()), self.average)
-        held_out = self._loss(*self.held_out, torch.Generator().manual_seed(1)).item()
-        torch._foreach_copy_(list(self.model.parameters()), kept)
-        row = {
-            "step": self.step,
-            "loss": round(running, 5),
-            "held_out_loss": round(held_out, 5),
-            "seconds": round(self.seconds, 1),
-            "cpu_seconds": round(time.process_time(), 1),
-        }
+        row = {"step": self.step, "loss": round(running, 5)}
+        if len(self.held_out[0]):
+            kept = [p.detach().clone() for p in self.model.parameters()]
+            torch._foreach_copy_(list(self.model.parameters()), self.average)
+            held_out = self._loss(*self.held_out, torch.Generator().manual_seed(1)).item()
+            torch._foreach_copy_(list(self.model.parameters()), kept)
+            row["held_out_loss"] = round(held_out, 5)
+        row["seconds"] = round(self.seconds, 1)
+        row["cpu_seconds"] = round(time.process_time(), 1)
         self.log.append(row)
         sys.stderr.write(json.dumps(row) + "\n")
 
@@ -181,10 +192,10 @@ class Training:
         out = self.options.out
         kept = [p.detach().clone() for p in self.model.parameters()]
         torch._foreach_copy_(list(self.model.parameters()), self.average)
-        self.model.save_pretrained(out)
+        self._save_model(out)
         torch._foreach_copy_(list(self.model.parameters()), kept)
-        save_file({"captions": self.captions}, out / "captions.safetensors")
-        options = {k: v for k, v in vars(self.options).items() if k not in ("out", "data")}
+        save_file({"captions": self.kept_captions}, out / "captions.safetensors")
+        options = {k: v for k, v in vars(self.options).items() if not isinstance(v, Path | None)}
         text = json.dumps({"options": options, "log": self.log}, indent=1)
         (out / "training.json").write_text(text + "\n", encoding="utf-8")
         state = {name: getattr(self, name) for name in ("step", "seconds", "log", "average")}
@@ -192,6 +203,9 @@ class Training:
         state["random"] = self.random.get_state()
         torch.save(state, out / "state.new")
         (out / "state.new").replace(out / "state.pt")
+
+    def _save_model(self, out) -> None:
+        self.model.save_pretrained(out)
 
     def resume(self) -> None:
         """Go on from the last save of the folder, if there is one."""

@@ -45,7 +45,7 @@ from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
 from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.problem import SharedStages
-from loraq_sim.solvers.solution import check_inputs
+from loraq_sim.solvers.solution import check_inputs, transforms_in_words
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
@@ -344,10 +344,7 @@ def _setting_remarks(
     if settings.split.gelu and split.shift:
         yield f"inputs after GELU run as {split.main_activation} of x + {split.shift:g}"
     if settings.condition is not None:
-        words = [] if solution.rotation is None else [f"hadamard:{solution.rotation}"]
-        words += [] if solution.smooth is None else ["smoothing"]
-        if solution.grid is not None:
-            words.append(f"A{split.main_activation.element.bits}{solution.grid}")
+        words = transforms_in_words(solution, split)
         listed = " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
         yield f"condition {settings.condition} chose {listed or 'nothing'}"
     elif solution.smooth is not None and settings.smooth is None:

@@ -71,10 +71,13 @@ _SHOWN = (
         "bits_per_weight",
         "psnr_db",
         "psnr_std",
+        "psnr_gain_db",
+        "psnr_gain_se_db",
         "ssim",
     ),
     *("overflow_count", "seconds"),
 )
+_GAINS = ("psnr_gain_db", "psnr_gain_se_db")
 _CHOSEN = ("rotation", "condition", "finish")
 _OF_INPUTS = ("smooth", "condition", "finish")
 _CALIBRATED_METHODS = ("svdquant_tuned", "svdquant_published", "l2qer", "qera", "gptq")
@@ -179,7 +182,8 @@ def images_command(
 
     The reference is the model as it is, at the same noise. Every split (or recipe) is a row of the
     table and of samples.png; the images themselves are in images.npz. --seed is that of the noise
-    and of the solver.
+    and of the solver; calibration takes noise of another seed. Every row but the first says what it
+    gains over the first: the mean of the differences image by image, and its standard error.
     """  # fmt: skip
     from loraq_sim.diffusion import ImageStudy, load_decoder, load_transformer
     from loraq_sim.diffusion.images import batch_sizes
@@ -227,7 +231,12 @@ def images_command(
         columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
         used = [key for key in _CHOSEN if any(row.get(key) is not None for row in rows)]
         columns[columns.index("rank") : columns.index("rank")] = used
-        print_table(result_table(rows, columns, title=f"{checkpoint}: images on {hw}"), output)
+        over = next((row["gain_over"] for row in rows if row.get("gain_over")), None)
+        if over is None:
+            columns = [key for key in columns if key not in _GAINS]
+        told = f"; gains over {over}, image by image, with standard errors" if over else ""
+        title = f"{checkpoint}: images on {hw}{told}"
+        print_table(result_table(rows, columns, title=title), output)
 
     end_with(rows, show)
 
@@ -334,10 +343,16 @@ def _write(out: Path, study: "ImageStudy", drawn: "list[VariantImages]", checkpo
         grid[label] = np.nan_to_num(found.images, nan=0.0, posinf=0.0, neginf=0.0), said
         arrays[label] = found.images
     sampling = study.sampling
-    subtitle = (
-        f"{counted(sampling['steps'], 'step')}, guidance {sampling['guidance']:g}, "
-        f"{counted(sampling['images'], 'image')}, noise seed {sampling['seed']}; "
-        "PSNR against full precision at the same noise"
+    options = drawn[0].row
+    chosen = [f"{key} {options[key]}" for key in ("smooth", *_CHOSEN) if options.get(key)]
+    subtitle = ", ".join(
+        (
+            counted(sampling["steps"], "step"),
+            f"guidance {sampling['guidance']:g}",
+            counted(sampling["images"], "image"),
+            *chosen,
+            f"noise seed {sampling['seed']}; PSNR against full precision at the same noise",
+        )
     )
     title = f"{checkpoint.name} on {study.accelerator.name}"
     save_figure(sample_grid(grid, title=title, subtitle=subtitle), out / "samples.png")

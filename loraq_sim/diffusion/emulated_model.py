@@ -29,7 +29,7 @@ from loraq_sim.quantized_model import QuantizedModel
 from loraq_sim.recipe import Recipe, split_of
 from loraq_sim.settings import SIXTEEN_BIT_KINDS, skipped
 from loraq_sim.solvers import Solution
-from loraq_sim.solvers.solution import check_inputs
+from loraq_sim.solvers.solution import check_inputs, transforms_in_words
 from loraq_sim.split import PrecisionSplit, parse_split
 
 if TYPE_CHECKING:
@@ -469,6 +469,12 @@ class EmulatedModel:
             f"{counted(self.clipped_count, 'value')} beyond {its} float format in {len(named)} of "
             f"{len(self.layers)} layers, such as {first.tensor} of {name} in {first.format}"
         )
+
+    def transforms_note(self) -> str:
+        """In how many layers inputs are rotated, smoothed or rounded to a chosen grid."""
+        words = [w for plan in self.plans for w in transforms_in_words(plan.solution, plan.split)]
+        counts = ", ".join(f"{word} in {words.count(word)}" for word in sorted(set(words)))
+        return f"of {counted(len(self.plans), 'layer')} {counts}" if words else ""
 
     @property
     def weight_bytes(self) -> int:

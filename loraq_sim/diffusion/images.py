@@ -29,6 +29,7 @@ from loraq_sim.dumps.stored import first_line
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.errors import DumpError, InputError, LoraqError
 from loraq_sim.layers import Layer
+from loraq_sim.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -265,6 +266,20 @@ class ImageError:
         """Mean over images."""
         return None if self.ssim is None else float(self.ssim.mean())
 
+    def gain_over(self, other: "ImageError") -> tuple[float | None, float | None]:
+        """Mean of the differences in PSNR, image by image, and its standard error, both in dB.
+
+        Images of one noise come out well or badly together, so the error of the mean difference
+        is smaller than the two spreads would say. None where an image is not finite, and for the
+        standard error of a single image.
+        """
+        both = np.isfinite(self.psnr_db).all() and np.isfinite(other.psnr_db).all()
+        if not both:
+            return None, None
+        gains = self.psnr_db - other.psnr_db
+        error = float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None
+        return float(gains.mean()), error
+
 
 def compare_images(
     images: NDArray[np.floating],
@@ -381,6 +396,8 @@ class ImageStudy:
     ----------
     reference : ndarray of shape (images, channels, height, width), float32
         What the model draws as it is.
+
+    Rows of all variants but the first say what they gain over the first, image by image.
     """
 
     def __init__(
@@ -400,6 +417,8 @@ class ImageStudy:
         self.calibration, self.sampling = calibration, sampling
         self.calibrated_on = calibrated_on
         self.reference = self._draw(on_call)
+        # What gains are counted from: the first variant that was drawn.
+        self._first: tuple[str, ImageError] | None = None
 
     def run(
         self,
@@ -437,11 +456,22 @@ class ImageStudy:
         methods = sorted({plan.solution.method for plan in emulated.plans})
         ranks = {plan.solution.rank for plan in emulated.plans}
         seen = emulated.statistics
+        method = "+".join(methods)
+        first = self._first
+        if first is None:
+            self._first = f"{variant.label} {method}", error
+        # Chosen layer by layer; else the columns say it.
+        by_layer = variant.options.get("condition") or isinstance(variant.source, Recipe)
+        chosen = emulated.transforms_note() if by_layer else ""
+        gain, gain_error = (None, None) if first is None else error.gain_over(first[1])
         return {
             "split": variant.label,
-            "method": "+".join(methods),
+            "method": method,
             "psnr_db": error.mean_psnr_db,
             "psnr_std": error.psnr_std,
+            "psnr_gain_db": gain,
+            "psnr_gain_se_db": gain_error,
+            "gain_over": None if first is None else first[0],
             "ssim": error.mean_ssim,
             "rank": ranks.pop() if len(ranks) == 1 else None,
             "n_layers": len(emulated.plans),
@@ -466,5 +496,5 @@ class ImageStudy:
             "seed": self.sampling.get("seed", 0),
             "clipped_count": emulated.clipped_count,
             "status": "ok" if np.isfinite(error.psnr_db).all() else "overflow",
-            "message": emulated.clipped_note(),
+            "message": emulated.clipped_note() or chosen,
         }

@@ -189,6 +189,8 @@ _KNOWN = {
         Column(key="output_error", heading="output error", quantity="percent"),
         Column(key="max_abs_error", heading="max abs error", quantity="number"),
         Column(key="sqnr_db", heading="SQNR", quantity="decibel"),
+        Column(key="psnr_gain_db", heading="gain", quantity="decibel"),
+        Column(key="psnr_gain_se_db", heading="error of gain", quantity="decibel", digits=2),
         Column(key="latency_s", heading="latency", quantity="time"),
         Column(key="seconds", heading="run time", quantity="time"),
         Column(key="energy_j", heading="energy", quantity="energy"),

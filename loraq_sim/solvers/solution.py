@@ -17,7 +17,14 @@ from loraq_sim.solvers.problem import Branches, Trace, product
 from loraq_sim.solvers.residual import with_residual_input
 from loraq_sim.split import PrecisionSplit, grid_letter
 
-__all__ = ["QUANTIZED_PARTS", "Diagnostics", "Solution", "check_inputs", "share_out"]
+__all__ = [
+    "QUANTIZED_PARTS",
+    "Diagnostics",
+    "Solution",
+    "check_inputs",
+    "share_out",
+    "transforms_in_words",
+]
 
 QUANTIZED_PARTS = ("main", "left", "right", "feedback", "feedback_left")
 """Tensors that a solution may hold in codes, in the order they are stored."""
@@ -223,6 +230,15 @@ def share_out(solutions: dict[str, Solution], common: tuple[str, ...]) -> dict[s
         )
         for place, (name, solution) in enumerate(solutions.items())
     }
+
+
+def transforms_in_words(solution: Solution, split: PrecisionSplit) -> list[str]:
+    """What is done to the input before it is rounded, and the grid where one was chosen."""
+    words = [] if solution.rotation is None else [f"hadamard:{solution.rotation}"]
+    words += [] if solution.smooth is None else ["smoothing"]
+    if solution.grid is not None:
+        words.append(f"A{split.main_activation.element.bits}{solution.grid}")
+    return words
 
 
 def check_inputs(solution: Solution, split: PrecisionSplit, name: str) -> None:

@@ -53,10 +53,18 @@ def test_images_writes_rows_a_grid_and_the_images(run, tmp_path):
     assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
     with np.load(out / "images.npz") as images:
         assert len(images.files) == 4
-        reference, drawn = images["reference"], images["W4A4 rtn"]
+        reference = images["reference"].astype(np.float64)
+        drawn = [images[name] for name in images.files if name != "reference"]
     assert reference.shape == (2, 1, 16, 16)
-    squares = ((reference - drawn).astype(np.float64) ** 2).mean(axis=(1, 2, 3))
-    assert rows[0]["psnr_db"] == pytest.approx(np.mean(10 * np.log10(4 / squares)))
+    psnr = [10 * np.log10(4 / ((reference - x) ** 2).mean(axis=(1, 2, 3))) for x in drawn]
+    assert rows[0]["psnr_db"] == pytest.approx(np.mean(psnr[0]))
+    assert (rows[0]["psnr_gain_db"], rows[0]["gain_over"]) == (None, None)
+    for row, values in zip(rows[1:], psnr[1:], strict=True):
+        assert row["gain_over"] == "W4A4 rtn"
+        assert row["psnr_gain_db"] == pytest.approx(np.mean(values - psnr[0]))
+        # Of two images, half of how far their gains are apart.
+        apart = abs(np.diff(values - psnr[0])[0])
+        assert row["psnr_gain_se_db"] == pytest.approx(apart / 2)
 
 
 @pytest.mark.parametrize("format", ["table", "csv", "md"])

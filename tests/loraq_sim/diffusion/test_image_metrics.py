@@ -1,9 +1,11 @@
 """PSNR and SSIM against their definitions and against values of scikit-image."""
 
+import statistics
+
 import numpy as np
 import pytest
 
-from loraq_sim.diffusion.images import HIGHEST_PSNR_DB, compare_images
+from loraq_sim.diffusion.images import HIGHEST_PSNR_DB, ImageError, compare_images
 from loraq_sim.errors import InputError
 
 SSIM = (0.8632234335399955, 0.7950114553748486)
@@ -25,6 +27,21 @@ def test_values_are_those_of_scikit_image():
     assert error.mean_psnr_db == pytest.approx(np.mean(PSNR))
     assert error.psnr_std == pytest.approx(abs(PSNR[0] - PSNR[1]) / 2)
     assert error.mean_ssim == pytest.approx(np.mean(SSIM))
+
+
+def test_a_gain_is_the_mean_of_differences_image_by_image():
+    base, better = np.array([20.0, 30.0, 25.0]), np.array([21.0, 30.5, 27.0])
+    errors = [ImageError(psnr_db=psnr, ssim=None) for psnr in (better, base)]
+    gain, error = errors[0].gain_over(errors[1])
+    differences = [1.0, 0.5, 2.0]
+    assert gain == pytest.approx(statistics.mean(differences))
+    assert error == pytest.approx(statistics.stdev(differences) / 3**0.5)
+    # Of images this uneven the spreads alone would say six times as much.
+    assert error < 0.2 * statistics.stdev(base) / 3**0.5
+    alone = [ImageError(psnr_db=psnr[:1], ssim=None) for psnr in (better, base)]
+    assert alone[0].gain_over(alone[1]) == (pytest.approx(1.0), None)
+    wild = ImageError(psnr_db=np.array([20.0, -np.inf, 25.0]), ssim=None)
+    assert errors[0].gain_over(wild) == (None, None)
 
 
 def test_equal_images_have_the_highest_psnr_and_ssim_one():
