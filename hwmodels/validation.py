@@ -293,18 +293,19 @@ def _cost_with(work: GemmWorkload, hw: Accelerator, tile: Tile | None, row: dict
 
 
 def sensitivity(
-    work: GemmWorkload,
+    work: Any,
     hw: Accelerator,
     *,
     step: float = 0.1,
-    cost_of: Callable[[GemmWorkload, Accelerator], Cost] = estimate_cost,
+    cost_of: Callable[[Any, Accelerator], Any] = estimate_cost,
     keys: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of key, value, elasticities of latency, energy and DRAM bytes, and `latency_range`.
 
     `latency_range` is what the block's own `uncertainty_percent` means for the latency, as a
     fraction; None where the block states none. Rows without any effect are left out; the largest
-    effect on latency comes first. `keys`: those looked at, all by default.
+    effect on latency comes first. `keys`: those looked at, all by default. `cost_of` says what
+    `work`, by default a `GemmWorkload`, costs on a machine: latency_s, energy_j and dram_bytes.
     """
     content = hw.model_dump()
     base = cost_of(work, hw)
@@ -345,14 +346,14 @@ _MOST_SAID = 3
 
 
 def rests_on(
-    work: GemmWorkload,
+    work: Any,
     hw: Accelerator,
     *,
-    cost_of: Callable[[GemmWorkload, Accelerator], Cost] = estimate_cost,
+    cost_of: Callable[[Any, Accelerator], Any] = estimate_cost,
 ) -> dict[str, float]:
     """Elasticity of the latency by assumed key of `hw`, largest first; small ones are left out.
 
-    Empty for a machine whose file calls nothing assumed.
+    Empty for a machine whose file calls nothing assumed. `cost_of` as in `sensitivity`.
     """
     keys = set(assumed_keys(hw)) - set(idle_keys(hw))
     if not keys:

@@ -40,7 +40,6 @@ from loraq_sim.cli.output import (
     end_with,
     note,
     one_line_failures,
-    print_table,
     print_tables,
     say,
 )
@@ -301,9 +300,7 @@ def cost_command(
         if steps and output is OutputFormat.TABLE:
             keys = [*_SCHEDULE_COLUMNS, *varied]
             tables.append(result_table(steps, keys, title="The step as a schedule"))
-            print_tables(tables, output)
-            return
-        print_table(tables[0], output)
+        print_tables(tables, output)
         if output is OutputFormat.TABLE:
             _say_assumptions(costed)
 
@@ -395,7 +392,8 @@ def _say_assumptions(rows: list[dict[str, Any]]) -> None:
     """On sketched machines: which assumed numbers each latency rests on."""
     told = [(row, text) for row in rows if (text := resting_of(row))]
     for row, text in told[:_MOST_ASSUMPTIONS]:
-        name = f"{row['layer']}, " if row["layer"] else ""
+        place = row.get("layer") or row.get("model")
+        name = f"{place}, " if place else ""
         say(f"{name}{row['split']} on {row['accelerator']} {text}")
     if len(told) > _MOST_ASSUMPTIONS:
         say(f"{len(told) - _MOST_ASSUMPTIONS} more rows: --format json has their rests_on")
@@ -485,4 +483,8 @@ def _step_rows(
         title = f"{model} at {how['resolution']} px, {split.text} on {accelerator.name}"
         drawn = timeline_figure(step.schedule, step.kinds, title=title)
         note(f"wrote {save_figure(drawn, timeline)}")
+    if accelerator.assumed:
+        from loraq_sim.explain.terms import step_rests_on
+
+        step.rows[-1]["rests_on"] = step_rests_on(model, split, accelerator, **how)
     return step.rows

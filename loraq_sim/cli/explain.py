@@ -44,6 +44,7 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import json_text, result_table
+from loraq_sim.results.columns import in_own_units
 from loraq_sim.results.wording import glossary, meaning_of
 from loraq_sim.settings import parse_rows, rows_of
 from loraq_sim.split import parse_split
@@ -208,26 +209,28 @@ def _tables(case: "Explanation") -> list[Any]:
     facts |= {"unexplained_error": summary["unexplained_error"]}
     facts |= {name: row[name] for name in ("latency_s", "cycles", "energy_j", "weight_bytes")}
     return [
-        result_table([facts | {"bound": row["bound"]}], title=place),
+        result_table(_headed([facts | {"bound": row["bound"]}]), title=place),
         result_table(_headed(case.errors), title=f"Where the {measure} error comes from"),
-        result_table(_headed(case.costs), title="Where the cost goes"),
+        result_table(in_own_units(case.costs), title="Where the cost goes"),
     ]
 
 
-# A share and an error are shown in percent where their column is called an error.
+# An error is shown in percent where its column is called one.
+_DUST = 1e-12
 _HEADINGS = {"error_without": "without_error", "error_alone": "alone_error"}
 
 
 def _headed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows under names the table shows in percent."""
-    named = [{_HEADINGS.get(key, key): value for key, value in row.items()} for row in rows]
     return [
-        {
-            ("share (%)" if key == "share" else key): 100 * value if key == "share" else value
-            for key, value in row.items()
-        }
-        for row in named
+        {_HEADINGS.get(key, key): _without_dust(value) for key, value in row.items()}
+        for row in rows
     ]
+
+
+def _without_dust(value: Any) -> Any:
+    """The number, or 0 where it is what sums of floats leave of 0."""
+    return 0.0 if isinstance(value, float) and abs(value) < _DUST else value
 
 
 def _flat(views: list[dict[str, Any]], *names: str) -> Any:

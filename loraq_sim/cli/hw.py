@@ -59,6 +59,7 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import json_text, result_table
+from loraq_sim.results.columns import in_own_units
 from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ _NEW_EXAMPLES = (
     "loraq-sim hw new runs/chip.yaml --rows 64 --columns 64 --split W4A4+W8A8@fp16r32 "
     "--acc-bits 20 --products-per-add 8 --sram 2MiB"
 )
+_FAMILY_COLUMNS = ("name", "modes", "m", "n", "k", "mean_error", "worst_error")
 _DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
 
 
@@ -152,8 +154,16 @@ def show_command(
         result_table(rates, title=f"{title}, rates per MAC mode"),
         result_table(memories, title="Memories, clock and dispatch"),
     ]
+    one_screen = output is OutputFormat.TABLE and not every
+    if one_screen:
+        tables = [result_table(rates, title="Rates per MAC mode")]
+        say(f"{title}\n{_memories_text(memories)}\n")
     if families:
-        tables.append(result_table(families, title="Kernel families, in the order they are chosen"))
+        named = [{"name": family["kernel"], **family} for family in families]
+        shown = _FAMILY_COLUMNS if one_screen else list(families[0])
+        tables.append(
+            result_table(named, shown, title="Kernel families, in the order they are chosen")
+        )
     if every or splits or output is not OutputFormat.TABLE:
         tables.append(result_table(modes, title="MAC modes of splits"))
     if every or output is not OutputFormat.TABLE:
@@ -165,6 +175,19 @@ def show_command(
         say(text)
     if not every and output is OutputFormat.TABLE:
         note(f"{len(facts)} numbers with their sources: loraq-sim hw show {name} --all")
+
+
+def _memories_text(memories: list[dict[str, Any]]) -> str:
+    """Units, memories and dispatch in lines, by how sure they are."""
+    by_trust: dict[str, list[str]] = {}
+    for fact in memories:
+        what, _, unit = fact["what"].partition(" (")
+        value = fact["value"]
+        if isinstance(value, float):
+            value = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        said = f"{what} {value} {unit.rstrip(')')}".strip()
+        by_trust.setdefault(fact["from"], []).append(said)
+    return "\n".join(f"{trust}: {', '.join(said)}" for trust, said in by_trust.items())
 
 
 def _quantity(flag: str, metavar: str, text: str) -> Any:
@@ -204,7 +227,9 @@ def new_command(
     sram: Annotated[str | None, _quantity("--sram", "B", "Shared memory (L2), as 2MB.")] = None,
     dram: Annotated[str | None, _quantity("--dram", "B/S", "DRAM bandwidth, as 68GB/s.")] = None,
     l1: Annotated[str | None, _quantity("--l1", "B", "Memory of a unit, as 64KiB.")] = None,
-    launch: Annotated[str | None, _quantity("--launch", "S", "Kernel start, as 20us.")] = None,
+    launch: Annotated[
+        str | None, _quantity("--launch", "S", "Dispatch of a kernel, as 20us.")
+    ] = None,
     split: Annotated[
         str | None,
         _quantity(
@@ -411,7 +436,7 @@ def explain_command(
     what += f" shared by {shared_by}" if shared_by > 1 else ""
     tables = [
         result_table(
-            parts,
+            in_own_units(parts),
             title=f"{what} on {machine.name}: {cost.bound}-bound, kernels {cost.kernel} "
             f"({trust_words(cost)})",
         ),

@@ -7,7 +7,9 @@ Progress is a bar with an ETA on a terminal, now and then a plain line elsewhere
 
 import functools
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -163,9 +165,22 @@ def print_written(path: Path, *, seconds: float, output: OutputFormat) -> None:
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text, which may quote files from anywhere: a terminal obeys nothing in it.
 
-    Every line of the program goes through here or is a table.
+    Every line of the program goes through here or is a table. On a terminal, sentences break
+    between words; commands to copy stay whole.
     """
+    if is_terminal(sys.stderr if err else sys.stdout) and not _wide:
+        text = _broken(text)
     typer.echo(shown(text), err=err, nl=nl)
+
+
+def _broken(text: str) -> str:
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        line
+        if len(line) <= width or "loraq-sim " in line or line != line.strip()
+        else textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def note(text: str, *, quiet: bool = False) -> None:

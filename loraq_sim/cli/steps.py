@@ -84,7 +84,6 @@ _DEFAULT_SPLIT = "W4A4+W8A8@fp16r32"
 _TABLES = ("cells", "layers", "steps")
 _SETTINGS = ("accelerator", "split", "method", "calibration")
 _TRANSFORMS = ("rotation", "smooth", "condition", "finish")
-_HEADINGS = {"share": "share (%)", "run_share": "run share (%)"}
 _LARGEST = 10
 
 
@@ -348,25 +347,24 @@ def _tables(one: "StepReport") -> list[Any]:
     largest = by_share(one.cells)[:_LARGEST]
     columns = ("rows", "output_error", "share", "run_share")
     return [
-        result_table(_percent(one.steps, "step", *columns, "dominant_layer"), title="Time steps"),
         result_table(
-            _percent(by_share(one.layers), "layer", "tokens", *columns[1:], "dominant_step"),
+            _columns_of(one.steps, "step", *columns, "dominant_layer"), title="Time steps"
+        ),
+        result_table(
+            _columns_of(by_share(one.layers), "layer", "tokens", *columns[1:], "dominant_step"),
             title="Layers, largest share first",
         ),
         result_table(
-            _percent(largest, "layer", "step", *columns), title=f"The {len(largest)} largest parts"
+            _columns_of(largest, "layer", "step", *columns),
+            title=f"The {len(largest)} largest parts",
         ),
     ]
 
 
-def _percent(rows: Sequence[Row], *keys: str) -> list[Row]:
-    """Rows with the columns `keys`; shares in percent, under a heading that says so."""
-    shown = []
-    for row in rows:
-        row = row | _named_step(row, "step", "dominant_step")
-        row |= {key: 100 * row[key] for key in _HEADINGS if row[key] is not None}
-        shown.append({_HEADINGS.get(key, key): row[key] for key in keys})
-    return shown
+def _columns_of(rows: Sequence[Row], *keys: str) -> list[Row]:
+    """Rows with the columns `keys`, and steps as words."""
+    named = [row | _named_step(row, "step", "dominant_step") for row in rows]
+    return [{key: row[key] for key in keys} for row in named]
 
 
 def _named_step(row: Row, *keys: str) -> Row:

@@ -10,15 +10,18 @@ is interaction (one rounding changes what another one sees). Independent errors 
 the root of the sum of squares of each alone would then be the whole error.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 import hwmodels
+from loraq_sim.errors import CaseFailed
 from loraq_sim.evaluate import (
     UNKNOWN_ROWS,
     evaluate_case,
@@ -35,7 +38,7 @@ from loraq_sim.explain.switchable import (
     stored_weight,
 )
 from loraq_sim.layers import Layer
-from loraq_sim.machine import datapath_for, solved_workload
+from loraq_sim.machine import datapath_for, model_step, solved_workload
 from loraq_sim.results.rows import ResultRow
 from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution
@@ -46,6 +49,7 @@ __all__ = [
     "INTERACTION",
     "explain_case",
     "output_terms",
+    "step_rests_on",
     "weight_terms",
 ]
 
@@ -283,3 +287,21 @@ def _cost_parts(cost: "hwmodels.Cost") -> list[dict[str, Any]]:
                 facts = {"quantity": quantity, "part": part, "value": value * scale}
                 rows.append(facts | {"share": value / total})
     return rows
+
+
+def step_rests_on(
+    model: str, split: PrecisionSplit, accelerator: "hwmodels.Accelerator", **how: Any
+) -> str:
+    """Assumed numbers that the latency of a denoising step rests on, as JSON of elasticities.
+
+    `how`: options of `model_step`.
+    """
+
+    def total(_: None, machine: "hwmodels.Accelerator") -> Any:
+        try:
+            return SimpleNamespace(**model_step(model, split, machine, **how).rows[-1])
+        except CaseFailed as error:
+            raise hwmodels.AcceleratorError(str(error)) from error
+
+    effects = hwmodels.rests_on(None, accelerator, cost_of=total)
+    return json.dumps({key: round(effect, 4) for key, effect in effects.items()})

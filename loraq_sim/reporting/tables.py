@@ -71,6 +71,7 @@ _LEFT_OUT_FIRST = (
     *("dram_bytes", "roofline_latency_s", "peak_activation_bytes", "utilization", "bound"),
     *("energy_j", "sqnr_db", "bits_per_weight", "rank", "tile_mkn", "aliases", "variants"),
 )
+_OTHER_END = {"latency_low_s": "latency_high_s", "latency_lo_s": "latency_hi_s"}
 _DECIDING = (
     *("layer", "split", "output_error", "latency_s", "weight_bytes", "point", "pareto"),
     *("name", "description", "device", "measured_ms", "predicted_ms", "error"),
@@ -131,7 +132,7 @@ class ResultTable:
         """The table with what fits in `width` characters; a remark names what does not.
 
         What is the same in all rows is said once below; then columns go in the order of
-        `_LEFT_OUT_FIRST`. Numbers are never cut.
+        `_LEFT_OUT_FIRST`, those without which two rows look alike aside. Numbers are never cut.
         """
         widths = self._widths()
         if _line(widths.values()) <= width:
@@ -142,8 +143,10 @@ class ResultTable:
             key: f"{column_cells[0]} {unit}".rstrip()
             for key, (unit, column_cells) in texts.items()
             if len(self.rows) > 1 and len(set(column_cells)) == 1
-            if key not in (*_DECIDING, "message")
+            if key == "split" or key not in (*_DECIDING, "message")
         }
+        if len(same) == len(kept):
+            same.popitem()
         if same:
             kept = [column for column in kept if column.key not in same]
             headings = {column.key: column.heading for column in self.columns}
@@ -163,13 +166,20 @@ class ResultTable:
             column.key
             for column in reversed(kept)
             if column.key not in (*order, *_KEPT, *_LEFT_OUT_LAST, "message")
-            and column.quantity != "percent"
+            and (column.quantity != "percent" or column.key.endswith("_share"))
         ]
         left_out: list[str] = []
         for key in (*order, *_LEFT_OUT_LAST):
-            if _line(widths.values()) > width and widths.pop(key, None) is not None:
-                left_out.insert(0, next(c.heading for c in kept if c.key == key))
-                kept = [column for column in kept if column.key != key]
+            if (
+                _line(widths.values()) <= width
+                or key not in widths
+                or _names_rows(kept, key, texts)
+            ):
+                continue
+            for end in (key, _OTHER_END.get(key, "")):
+                if widths.pop(end, None) is not None:
+                    left_out.insert(0, next(c.heading for c in kept if c.key == end))
+                    kept = [column for column in kept if column.key != end]
         folded = {
             c.key: min(widths[c.key], _NARROWEST) for c in kept if c.is_text and c.key in widths
         }
@@ -213,7 +223,9 @@ class ResultTable:
         # Not as its caption, which would break lines at the width of the table.
         lines = fitted._notes()
         notes = [Text(line, style="italic dim") for line in (*lines, *([""] if lines else []))]
-        return Group(fitted._to_rich(math.inf if width is None else width), *notes)
+        # Not as the table's, which would break at its width.
+        title = [Text(shown_line(self.title), style="bold")] if self.title else []
+        return Group(*title, fitted._to_rich(math.inf if width is None else width), *notes)
 
     def _to_rich(self, width: float) -> "Table":
         from rich import box
@@ -221,9 +233,6 @@ class ResultTable:
         from rich.text import Text
 
         table = Table(
-            title=Text(shown_line(self.title)) if self.title else None,
-            title_justify="left",
-            title_style="bold",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1),
@@ -445,6 +454,18 @@ def _common_start(rows: Sequence[Mapping[str, Any]]) -> str:
     names = {str(row.get("layer") or "") for row in rows}
     start = os.path.commonprefix(sorted(names)).rpartition(".")[0] if len(names) > 1 else ""
     return f"{start}." if start else ""
+
+
+def _names_rows(kept: Sequence[Column], key: str, texts: Mapping[str, Any]) -> bool:
+    """Whether rows that the words of the `kept` columns tell apart look alike without `key`."""
+    words = [c.key for c in kept if c.is_text and c.key not in ("message", "point")]
+    if key not in words:
+        return False
+
+    def n_told(keys: Sequence[str]) -> int:
+        return len(set(zip(*(texts[one][1] for one in keys), strict=True))) if keys else 1
+
+    return n_told(words) > n_told([one for one in words if one != key])
 
 
 def _line(widths: Iterable[int]) -> int:

@@ -34,6 +34,7 @@ __all__ = [
     "format_count",
     "format_number",
     "format_numbers",
+    "in_own_units",
     "in_unit",
     "is_missing",
     "number_of",
@@ -61,8 +62,11 @@ _UNITS = {
     "bytes": (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0)),
     "percent": (("%", 1e-2),),
     "decibel": (("dB", 1.0),),
+    "macs": (("T", 1e12), ("G", 1e9), ("M", 1e6), ("", 1.0)),
     "number": (("", 1.0),),
     "count": (("", 1.0),),
+    # Of keys that name the unit they are in.
+    **{unit: ((unit, 1.0),) for unit in ("pJ", "GE", "um2", "mm2", "nm", "ms")},
 }
 
 
@@ -87,7 +91,7 @@ def choose_unit(values: Iterable[float | None], quantity: str) -> Unit:
     values : iterable of float or None
         In base units (s, J, bytes, fraction). Missing values are skipped.
     quantity : str
-        ``time``, ``energy``, ``bytes``, ``percent``, ``decibel``, ``number`` or ``count``.
+        A name of `_UNITS`: ``time``, ``energy``, ``bytes``, ``percent``, ``number`` and so on.
     """
     sizes = _sizes(values)
     ladder = [Unit(symbol=symbol, size=size) for symbol, size in _UNITS[quantity]]
@@ -199,8 +203,17 @@ _KNOWN = {
         Column(key="peak_activation_bytes", heading="peak activations", quantity="bytes"),
         Column(key="working_set_bytes", heading="working set", quantity="bytes"),
         Column(key="utilization", heading="utilization", quantity="percent"),
+        Column(key="share", heading="share", quantity="percent"),
+        Column(key="error", heading="error", quantity="percent"),
+        Column(key="macs", heading="MACs", quantity="macs"),
+        Column(key="macs_per_cycle_per_unit", heading="MACs/cycle", quantity="count"),
+        Column(key="activations", heading="A bits", quantity="count"),
+        Column(key="weights", heading="W bits", quantity="count"),
+        Column(key="pj_per_mac", heading="energy per MAC", quantity="pJ"),
+        Column(key="peak_tops", heading="peak TOPS", quantity="number"),
+        Column(key="sustained_tops", heading="sustained TOPS", quantity="number"),
         Column(key="area_ge", heading="GE per MAC", quantity="number"),
-        Column(key="area_mm2", heading="area (mm2)", quantity="number"),
+        Column(key="area_mm2", heading="area", quantity="mm2"),
         Column(key="array_energy_j", heading="energy in the array", quantity="energy"),
         Column(key="pareto", heading="front", quantity="mark"),
     )
@@ -221,7 +234,11 @@ for _key in (
     *("acc_bits", "products_per_add", "accumulators", "outputs_affected"),
 ):
     _KNOWN[_key] = Column(key=_key, heading=_key.replace("_", " "), quantity="count")
-_SUFFIXES = {"_s": "time", "_j": "energy", "_bytes": "bytes", "_db": "decibel", "_error": "percent"}
+_SUFFIXES = {
+    **{"_s": "time", "_j": "energy", "_bytes": "bytes", "_db": "decibel"},
+    **{"_error": "percent", "_share": "percent", "_pj_per_mac": "pJ", "_pj": "pJ", "_ge": "GE"},
+    **{"_um2": "um2", "_mm2": "mm2", "_nm": "nm", "_ms": "ms"},
+}
 
 
 def column_for(key: str, values: Iterable[Any] = ()) -> Column:
@@ -232,7 +249,9 @@ def column_for(key: str, values: Iterable[Any] = ()) -> Column:
     heading = shown_line(key.replace("_", " "))
     for suffix, quantity in _SUFFIXES.items():
         if key.endswith(suffix):
-            kept = heading if quantity == "percent" else heading.removesuffix(suffix[1:]).rstrip()
+            unit = suffix[1:].replace("_", " ")
+            kept = heading if quantity == "percent" else heading.removesuffix(unit).rstrip()
+            kept = f"{kept} per MAC".lstrip() if suffix == "_pj_per_mac" else kept
             return Column(key=key, heading=kept, quantity=quantity)
     present = [value for value in values if not is_missing(value)]
     if present and all(isinstance(value, bool) for value in present):
@@ -265,6 +284,25 @@ def cells(column: Column, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[
         for value, text in zip(values, texts, strict=True)
     ]
     return unit.symbol, shown
+
+
+def in_own_units(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a ``quantity`` and a ``value`` for people: each quantity in a unit that it names."""
+    told = []
+    for quantity in dict.fromkeys(part["quantity"] for part in parts):
+        own = [part for part in parts if part["quantity"] == quantity]
+        # Of the two units that energies of rows are in, people read one.
+        key = quantity.replace("_pj", "_j")
+        scale = 1e-12 if key != quantity else 1
+        column = column_for(key)
+        unit, values = cells(column, [{key: part["value"] * scale} for part in own])
+        name = f"{column.heading} ({unit})" if unit else column.heading
+        width = max(map(len, values))
+        told += [
+            {**part, "quantity": name, "value": value.rjust(width)}
+            for part, value in zip(own, values, strict=True)
+        ]
+    return told
 
 
 def _numeric_cells(column: Column, numbers: list[float | None]) -> tuple[Unit, list[str]]:

@@ -293,6 +293,44 @@ def test_what_rows_share_and_how_their_names_begin_is_said_once():
         assert any(kept in line for line in lines[:6])
 
 
+def test_a_column_without_which_rows_look_alike_is_never_left_out():
+    rows = [
+        {"split": "W4A4", "kind": kind, "precision": "W4A4", "confidence": "assumed", "calls": 28}
+        | {"energy_j": 0.1 * i, "latency_s": 0.01 * i, "dram_bytes": 1000 * i, "macs": 10**9 * i}
+        for i, kind in enumerate(("self_q", "self_k", "ffn_up"), start=1)
+    ]
+    text = " ".join(drawn(result_table(rows), 30))
+    assert all(kind in text for kind in ("self_q", "self_k", "ffn_up"))
+    assert "in all rows: split W4A4, precision W4A4" in " ".join(text.split())
+    # Beside the layer, the kind is no name.
+    named = [row | {"layer": f"a.{row['kind']}"} for row in rows]
+    assert "kind" in " ".join(drawn(result_table(named), 36)).split("leave out:")[1]
+
+
+def test_the_ends_of_a_range_go_together():
+    rows = [
+        {"split": s, "latency_s": 1e-3, "latency_lo_s": 0.9e-3, "latency_hi_s": 1.1e-3}
+        for s in ("W4A4", "W8A8")
+    ]
+    text = " ".join(" ".join(drawn(result_table(rows, title="A title"), 30)).split())
+    assert "latency lo" not in text.split("leave out")[0] or "leave out" not in text
+    for width in range(20, 60):
+        lines = drawn(result_table(many_columns()), width)
+        head = " ".join(lines[: next(i for i, x in enumerate(lines) if "\u2500" in x)])
+        assert ("low" in head.split()) == ("high" in head.split())
+
+
+def test_keys_that_name_their_unit_show_it_as_one():
+    row = {"layer": "a", "tree_ge": 5.0, "area_um2": 44.8, "pj_per_mac": 0.1, "node_nm": 7}
+    row |= {"random_pj_per_mac": 0.2, "share": 0.25, "macs": 3.2e10, "error": -0.094}
+    heading, _, cells = result_table([row]).to_markdown().splitlines()
+    assert heading == (
+        "| layer | tree (GE) | area (um2) | energy per MAC (pJ) | node (nm) "
+        "| random per MAC (pJ) | share (%) | MACs (G) | error (%) |"
+    )
+    assert cells.endswith("| 25.0 | 32.0 | -9.40 |")
+
+
 def test_one_row_and_a_table_that_fits_are_shown_as_they_are():
     fitting = result_table([{"split": "W4A4", "rank": 0}, {"split": "W8A8", "rank": 0}])
     assert fitting.within(30) is fitting
