@@ -167,6 +167,15 @@ class ModelInventory:
     schedule: "StepPlan"
     guidance_calls: int = 1
 
+    @property
+    def mac_shares(self) -> dict[str, float]:
+        """Shares of the multiply-accumulates: of layers in a split, of attention, of all others."""
+        macs = {"linear layers": 0, "attention": 0, "layers kept at 16 bits": 0}
+        for entry in self.entries:
+            in_split = "linear layers" if entry.precision == "split" else "layers kept at 16 bits"
+            macs["attention" if entry.op.endswith("attention") else in_split] += entry.macs
+        return {kind: count / sum(macs.values()) for kind, count in macs.items()}
+
 
 def list_models() -> list[str]:
     """Names of the models that ship with the package, sorted."""

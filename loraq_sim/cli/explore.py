@@ -29,6 +29,7 @@ from loraq_sim.split import parse_split
 if TYPE_CHECKING:
     from loraq_sim.emulator.mac_array import MacArray
     from loraq_sim.layers import Layer
+    from loraq_sim.silicon.explore import StepWork
 
 __all__ = ["EXAMPLES", "explore_command", "print_paper"]
 
@@ -51,7 +52,9 @@ _COMPARED = (
     *("published_tops_per_w", "at_nominal_tops_per_w", "model_tops_per_w", "energy_error"),
     "mac_share",
 )
-_SCALABLE = (*("macs", "published_ratio", "model_ratio", "published_um2", "model_um2", "factor"),)
+_SCALABLE = (
+    *("comparison", "published_ratio", "model_ratio", "published_um2", "model_um2", "factor"),
+)
 _AREA = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*mm2\s*")
 _SHOWN_DESIGNS = 24
 
@@ -111,6 +114,22 @@ def explore_command(
     method: Annotated[
         str, typer.Option("--method", metavar="NAME", help="Solver of splits with a branch.")
     ] = "svdquant",
+    attention: Annotated[
+        str,
+        typer.Option(
+            "--attention",
+            metavar="FORMAT",
+            help="With --model: run attention in int8 on the same array, or none of it.",
+        ),
+    ] = "int8",
+    per_branch: Annotated[
+        int,
+        typer.Option(
+            "--per-branch",
+            metavar="N",
+            help="Multipliers of the main branch for one of the side branch or of attention.",
+        ),
+    ] = 8,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -145,17 +164,18 @@ def explore_command(
     if out is not None:
         refuse_existing(out, overwrite=force)
     wanted = [parse_split(text, family=family, group=group) for text in listed(splits) or _SPLITS]
-    chosen, shapes, whence = _layers_and_shapes(
-        model, layer_dump, listed(layers), resolution, tokens
+    chosen, work, whence = _layers_and_work(
+        model, layer_dump, listed(layers), resolution, tokens, attention
     )
     found = explore(
         wanted,
         chosen,
-        shapes,
+        work,
         area_mm2=float(size[1]),
         node_nm=node,
         clock_hz=clock_hz,
         dram_bytes_per_s=dram_bytes_per_s,
+        per_branch=per_branch,
         products_per_add=whole_numbers("--products-per-add", products_per_add) or (1, 8),
         tokens=tokens,
         method=method,
@@ -165,19 +185,23 @@ def explore_command(
         note(text, quiet=quiet)
     rows = [_plain(row) | {"point": "knee" if row is found.knee else ""} for row in found.front]
     said = _said(found.knee, found.front, found.n_designs, float(size[1]), node)
+    whence += f"; branches by {method}, splits without one rounded to nearest"
     if output is OutputFormat.JSON:
-        print_json(rows, {"said": said, "n_designs": found.n_designs, "errors_of": whence})
+        print_json(
+            rows,
+            {"said": said, "n_designs": found.n_designs, "errors_of": whence, "work": work.told},
+        )
     else:
         shown = _spread(rows) if output is OutputFormat.TABLE else rows
         title = f"Front of {found.n_designs} designs of {size[1]} mm2 on {node} nm"
         print_tables([result_table(shown, _SHOWN, title=title)], output)
         if output is OutputFormat.TABLE:
             say(said)
-    note(f"errors of {whence}; latency and energy of the linear layers of a step", quiet=quiet)
+    note(f"errors of {whence}; accumulators hold the sums of these rows", quiet=quiet)
+    note(f"latency and energy of {work.told}", quiet=quiet)
     note(
         "area of MACs, what stands below columns, and SRAM: no control, wires between units, clock "
-        "or pads, so that published chips take two to four times as much (--published); memory "
-        "energies, SRAM speed and clock are assumed, not synthesized",
+        "or pads, so that published chips take two to four times as much (--published)",
         quiet=quiet,
     )
     if out is not None:
@@ -232,7 +256,7 @@ def _print_published(output: OutputFormat) -> None:
     for row in operations:
         note(f"{row['operation']}, {row['node_nm']} nm: {row['source']}")
     for row in scalable:
-        note(f"{row['macs']}: {row['source']}; {row['differs']}")
+        note(f"{row['comparison']}: {row['source']}; {row['differs']}")
     for row in rows:
         note(f"{row['chip']}: {row['area_of']}; {row['measured']}. {row['source']}")
 
@@ -251,38 +275,43 @@ def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for index, row in enumerate(rows) if index in kept or row["point"]]
 
 
-def _layers_and_shapes(
+def _layers_and_work(
     model: str | None,
     layer_dump: Path | None,
     patterns: tuple[str, ...],
     resolution: int,
     tokens: int,
-) -> "tuple[list[Layer], dict[tuple[int, int, int], int], str]":
+    attention: str,
+) -> "tuple[list[Layer], StepWork, str]":
     from loraq_sim.dumps import read_layer_dump
-    from loraq_sim.silicon.explore import drawn_layers
+    from loraq_sim.silicon.explore import StepWork, drawn_layers, model_work
 
-    if model is None and layer_dump is None:
-        raise InputError("explore needs --model, --layer-dump, or both")
-    shapes: dict[tuple[int, int, int], int] = {}
+    work = None
     if model is not None:
-        for entry in hwmodels.load_model(model, resolution).entries:
-            if entry.op == "gemm" and entry.precision == "split":
-                shape = (entry.m, entry.n, entry.k)
-                shapes[shape] = shapes.get(shape, 0) + entry.calls
+        work = model_work(model, resolution=resolution, attention=attention)
     if layer_dump is None:
+        if work is None:
+            raise InputError("explore needs --model, --layer-dump, or both")
         chosen = drawn_layers(str(model), tokens=tokens, resolution=resolution)
         names = ", ".join(layer.kind or layer.name for layer in chosen)
-        return chosen, shapes, f"{names}, drawn with the statistics of trained layers of {model}"
+        told = f"{names}, {tokens} rows each drawn with the statistics of trained layers of {model}"
+        return chosen, work, told
     dump = read_layer_dump(layer_dump)
     dump = dump.select(patterns) if patterns else dump
     chosen = [dump[name] for name in dump]
-    if model is None:
+    if work is None:
+        shapes: dict[tuple[int, int, int], int] = {}
         for layer in chosen:
             if layer.m is None:
                 raise InputError(f"layer {layer.name!r}: rows per call not known; give --model")
             shape = (layer.m, *layer.weight.shape)
             shapes[shape] = shapes.get(shape, 0) + (layer.calls_per_step or 1)
-    return chosen, shapes, f"{counted(len(chosen), 'layer')} of {layer_dump.name}"
+        told = (
+            f"{counted(len(chosen), 'linear layer')} of {layer_dump.name} in a step: no attention"
+        )
+        work = StepWork(shapes=shapes, told=f"{told} and no elementwise work, which no dump holds")
+    told = f"{counted(len(chosen), 'layer')} of {layer_dump.name}, {tokens} rows each at most"
+    return chosen, work, told
 
 
 def _said(
@@ -311,7 +340,25 @@ def _said(
     for word, row in (("Least error", least), ("Least time", fastest)):
         if row is not knee:
             text += f" {word}: {row['split']} on {design(row)} with {numbers(row)}."
-    return text
+    return f"{text} {_assumed_said(knee, node)}"
+
+
+def _assumed_said(knee: dict[str, Any], node: int) -> str:
+    """What the knee rests on that nobody has synthesized or measured."""
+    made, known = knee["design"], hwmodels.load_node(node)
+    text = (
+        f"Assumed: {1 - knee['gates_energy_share']:.0%} of the knee's energy (memories, lanes and "
+    )
+    text += "idle power at figures nobody measured for it; the rest is MACs in gates)"
+    if knee["modes"].count(","):
+        beside = counted(made.beside, "multiplier")
+        text += f", {beside} of each other mode beside {made.products_per_add} of the main one"
+    text += ", clock and SRAM speed"
+    weak = [name for name, how in known.confidence.items() if how not in ("published", "derived")]
+    words = {"nand2_um2": "area of a gate", "multiply_pj": "energy of a product"}
+    words |= {"sram_um2_per_bit": "bit cell"}
+    told = [f"{words[name]} {known.confidence[name]}" for name in weak if name in words]
+    return text + (f"; of {node} nm: {', '.join(told)}" if told else "") + "."
 
 
 def _write(path: Path, design: Any) -> None:

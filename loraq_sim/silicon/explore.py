@@ -2,19 +2,22 @@
 
 A design is a systolic array of rows x columns elements, each of which sums c products of the
 split's main precision in a tree and adds them to an accumulator; multipliers of the branch's
-precision stand beside them, one for eight. Below each column are an fp32 lane, a
+precision stand beside them, one for `per_branch` and at least one an element, and those of
+attention in 8 bits where neither of the two is that. Below each column are an fp32 lane, a
 shift-round-saturate and a group sum. What the array leaves of the area is SRAM. Area and energy of
 the array come from synthesis, SRAM from published bit cells (`hwmodels.chip_area` says what is left
-out).
+out); energies of memories and lanes, clock and latencies are assumed.
 
 **Search.** Error depends on the split and the accumulator alone. Nothing wider than the width that
 holds every sum of the layers has less error, and everything wider is larger, so no wider one is
 tried. Narrower ones are, with both overflow rules, and stay where no other array of the split with
 their adder tree has less area and less error. Each array that stays is laid out with several shares
-of SRAM and several shapes; the cost model gives latency and energy of the linear layers of one
-denoising step. What no other design beats in error, latency and energy is the front.
+of SRAM and several shapes; the cost model gives latency and energy of what one denoising step runs
+(`StepWork`): linear layers in the split, attention in 8-bit integers, the rest on the lanes. What
+no other design beats in error, latency and energy is the front.
 
-Errors are those of layers of a dump, or of a few layers drawn with the statistics of the model's.
+Errors are those of layers of a dump, or of a few layers drawn with the statistics of the model's;
+what 8 bits cost attention is not among them.
 """
 
 import math
@@ -25,10 +28,11 @@ from typing import Any
 import numpy as np
 
 import hwmodels
+from hwmodels.inventory import InventoryEntry, ProductCost
 from hwmodels.operands import parse_operands
 from loraq_sim.dumps.synthesize import synthesize_layers
-from loraq_sim.emulator.mac_array import MacArray
-from loraq_sim.errors import InputError, counted
+from loraq_sim.emulator.mac_array import MacArray, checked_int
+from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.evaluate import evaluate_case, solve_case
 from loraq_sim.layers import Layer
 from loraq_sim.machine import cost_split
@@ -38,8 +42,8 @@ from loraq_sim.settings import CaseSettings
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
-    *("Design", "Explored", "check_chip", "drawn_layers", "explore", "paper_content"),
-    "paper_machine",
+    *("ATTENTION", "Design", "Explored", "PER_BRANCH", "StepWork", "check_chip", "drawn_layers"),
+    *("explore", "model_work", "paper_content", "paper_machine"),
 ]
 
 _OBJECTIVES = ("output_error", "latency_s", "energy_j")
@@ -49,8 +53,9 @@ _ROWS = (8, 16, 32, 64, 128, 256)
 _WIDE = 48
 _NARROWER = (1, 2)
 _LEAST_BITS = 8
-# Multipliers of the main branch for one of the side branch.
-_PER_BRANCH = 8
+# Multipliers of the main branch for one of the side branch or of attention.
+PER_BRANCH = 8
+ATTENTION = ("int8", "none")  # How attention runs: in 8-bit integers, or it is not looked at.
 _BUFFER_BYTES = 16384
 _LEAST_SRAM = 32768
 _ROW_BYTES = 1024
@@ -62,18 +67,9 @@ _SAID = "chip on paper of `loraq-sim explore`; see its page for what is assumed"
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a chip on paper is made of.
+    """What a chip on paper is made of: rows x columns elements, each with its tree and accumulator.
 
-    Attributes
-    ----------
-    split : PrecisionSplit
-    rows, columns : int
-        Elements of the array.
-    products_per_add, acc_bits, overflow
-        Of each element.
-    sram_bytes : int
-    node_nm : int
-    clock_hz, dram_bytes_per_s : float
+    `per_branch`: multipliers of the main branch for one beside them; `attention`: of `ATTENTION`.
     """
 
     split: PrecisionSplit
@@ -86,11 +82,36 @@ class Design:
     node_nm: int
     clock_hz: float
     dram_bytes_per_s: float
+    per_branch: int = PER_BRANCH
+    attention: str = "none"
+
+    @property
+    def beside(self) -> int:
+        """Multipliers an element has beside those of the main branch, of each other mode."""
+        return max(1, self.products_per_add // self.per_branch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """What a denoising step runs: calls of linear layers by (M, N, K), and of everything else.
+
+    `told`: which of the step's MACs these are, and what is left out.
+    """
+
+    shapes: Mapping[tuple[int, int, int], int]
+    others: tuple[InventoryEntry, ...] = ()
+    told: str = "linear layers of a step"
+
+    @property
+    def least_bits(self) -> int:
+        """Accumulator bits that hold queries times keys of 8 bits, as long as a head is."""
+        heads = [entry.k for entry in self.others if entry.op.endswith("attention")]
+        return max([_LEAST_BITS, *((k << 14).bit_length() + 1 for k in heads)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explored:
-    """What a search found: `front` by error, `knee` among it, how many were looked at, remarks."""
+    """What a search found: `front` by error, `knee` among it, designs looked at, remarks."""
 
     front: list[dict[str, Any]]
     knee: dict[str, Any]
@@ -115,9 +136,11 @@ def paper_content(design: Design, name: str = "paper") -> dict[str, Any]:
     moved = node.multiply_pj / hwmodels.load_node(7).multiply_pj
     main, branch = design.split.costed
     modes = [_mode(main, design, count)]
-    if branch is not None:
-        beside = _mode(branch, design, max(1, count // _PER_BRANCH))
-        modes += [beside] if beside["name"] != modes[0]["name"] else []
+    more = [] if branch is None else [branch]
+    more += ["W8A8"] if design.attention == "int8" else []
+    for precision in more:
+        beside = _mode(precision, design, design.beside)
+        modes += [beside] if beside["name"] not in {mode["name"] for mode in modes} else []
     streamed = design.rows * count + 2 * design.columns
     return {
         "name": name,
@@ -203,7 +226,7 @@ def _mode(precision: str, design: Design, count: int) -> dict[str, Any]:
 
 
 def check_chip(area_mm2: float, node_nm: int) -> None:
-    """Raise InputError or AcceleratorError for an area or a node that no chip here can have."""
+    """Refuse an area or a node that no chip here can have."""
     if not 0 < area_mm2 <= 1000:
         raise InputError(f"the area must be above 0 and at most 1000 mm2, got {area_mm2:g}")
     hwmodels.load_node(node_nm)
@@ -219,15 +242,41 @@ def drawn_layers(model: str, *, tokens: int, resolution: int = 1024) -> list[Lay
     return [dump[by_kind[kind][len(by_kind[kind]) // 2]] for kind in kinds[:3]]
 
 
+def model_work(model: str, *, resolution: int = 1024, attention: str = "int8") -> StepWork:
+    """A step of a published model: linear layers, and with attention all that no layer is."""
+    if attention not in ATTENTION:
+        raise InputError(unknown_name("attention", attention, ATTENTION))
+    inventory = hwmodels.load_model(model, resolution)
+    shapes: dict[tuple[int, int, int], int] = {}
+    others = []
+    for entry in inventory.entries:
+        calls = entry.calls * inventory.guidance_calls
+        if entry.op == "gemm" and entry.precision == "split":
+            shape = (entry.m, entry.n, entry.k)
+            shapes[shape] = shapes.get(shape, 0) + calls
+        elif entry.op != "gemm" and attention != "none":
+            others.append(replace(entry, calls=calls))
+    shares = {kind: f"{kind} ({share:.1%})" for kind, share in inventory.mac_shares.items()}
+    has = ["linear layers", "attention"][: 1 + (attention != "none")]
+    told = f"{sum(inventory.mac_shares[kind] for kind in has):.1%} of the MACs of a step: "
+    told += " and ".join(shares.pop(kind) for kind in has)
+    if others:
+        told += f" in 8 bits, which takes {StepWork(shapes={}, others=tuple(others)).least_bits} "
+        told += "bits of accumulator at least; elementwise work on the lanes"
+    told += f"; left out: {', '.join(shares.values())}"
+    return StepWork(shapes=shapes, others=tuple(others), told=told)
+
+
 def explore(
     splits: Sequence[PrecisionSplit],
     layers: Iterable[Layer],
-    shapes: Mapping[tuple[int, int, int], int],
+    work: StepWork,
     *,
     area_mm2: float,
     node_nm: int = 7,
     clock_hz: float = 1e9,
     dram_bytes_per_s: float = 51.2e9,
+    per_branch: int = PER_BRANCH,
     products_per_add: Sequence[int] = _PRODUCTS,
     tokens: int | None = None,
     method: str = "svdquant",
@@ -242,9 +291,9 @@ def explore(
         Of integers, in groups.
     layers : iterable of Layer
         With activations; what errors are measured on.
-    shapes : mapping of (M, N, K) to int
-        Linear layers of one denoising step, and how often each is called.
-    area_mm2, node_nm, clock_hz, dram_bytes_per_s
+    work : StepWork
+        What a step runs; attention, where it has any, in 8-bit integers.
+    area_mm2, node_nm, clock_hz, dram_bytes_per_s, per_branch
         Of the chip.
     products_per_add : sequence of int
         Adder trees to try.
@@ -261,6 +310,7 @@ def explore(
         If no design fits, no split has an integer array, or a size is out of range.
     """
     check_chip(area_mm2, node_nm)
+    checked_int("per_branch", per_branch, 1, 64)
     layers = list(layers)
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -271,15 +321,17 @@ def explore(
             "node_nm": node_nm,
             "clock_hz": clock_hz,
             "dram_bytes_per_s": dram_bytes_per_s,
+            "per_branch": per_branch,
+            "attention": "int8" if work.others else "none",
         }
         try:
             settings = CaseSettings(split=split, method=method, preset=preset, tokens=tokens)
-            arrays = list(_arrays(settings, layers, products_per_add, common))
+            arrays = list(_arrays(settings, layers, products_per_add, common, work.least_bits))
         except (InputError, hwmodels.AcceleratorError) as error:
             notes.append(f"{split} left out: {error}")
             continue
         for array in arrays:
-            rows += _laid_out(split, array, shapes, area_mm2, common)
+            rows += _laid_out(split, array, work, area_mm2, common)
     if not rows:
         told = notes[0] if notes else "not even 8 elements and 32 KiB fit"
         raise InputError(f"no design of {area_mm2:g} mm2 on {node_nm} nm: {told}")
@@ -295,6 +347,7 @@ def _arrays(
     layers: Sequence[Layer],
     products: Sequence[int],
     common: Mapping[str, Any],
+    least_bits: int,
 ) -> Iterator[dict[str, Any]]:
     """Arrays of a split, with error and overflows, that no other beats in error and gates."""
     split = settings.split
@@ -335,11 +388,11 @@ def _arrays(
         if held is None or wide["output_error"] is None:
             raise InputError("its error is not known: the layers have no activations")
         limit = _MOST_ERROR * wide["output_error"]
-        wanted = [(max(held, _LEAST_BITS), "wrap")]
+        wanted = [(max(held, least_bits), "wrap")]
         for less in _NARROWER:
             wanted += [(held - less, rule) for rule in ("wrap", "saturate")]
         for bits, rule in wanted:
-            if bits < _LEAST_BITS:
+            if bits < least_bits:
                 continue
             total = wide if bits >= held else measured(bits, rule)
             area = _area_of(machine, split, bits, rule, count)
@@ -367,7 +420,7 @@ def _area_of(machine: Any, split: PrecisionSplit, bits: int, rule: str, count: i
 def _laid_out(
     split: PrecisionSplit,
     array: Mapping[str, Any],
-    shapes: Mapping[tuple[int, int, int], int],
+    work: StepWork,
     area_mm2: float,
     common: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
@@ -384,10 +437,10 @@ def _laid_out(
             columns = _most_columns(design, area_mm2)
             if columns < 1 or not 1 / 8 <= columns / rows <= 8:
                 continue
-            # Fewer columns take as many passes over N, and less area and energy.
-            even = {-(-n // -(-n // columns)) for _, n, _ in shapes}
+            # Fewer columns take as many passes over N.
+            even = {-(-n // -(-n // columns)) for _, n, _ in work.shapes}
             for count in sorted({columns, *even}):
-                yield _priced(design, count, array, shapes)
+                yield _priced(design, count, array, work)
 
 
 def _most_columns(design: Design, area_mm2: float) -> int:
@@ -401,19 +454,32 @@ def _priced(
     design: Design,
     columns: int,
     array: Mapping[str, Any],
-    shapes: Mapping[tuple[int, int, int], int],
+    work: StepWork,
 ) -> dict[str, Any]:
     design = replace(design, columns=columns)
     machine = paper_machine(design)
     sums = dict.fromkeys(("latency_s", "energy_j", "dram_bytes"), 0.0)
-    macs = 0
+    macs, in_gates = 0, 0.0
     bounds: dict[str, float] = {}
-    for (m, n, k), calls in shapes.items():
+    costs: list[tuple[hwmodels.Cost | ProductCost, int]] = []
+    energies = {mode.name: mode.energy_pj_per_mac for mode in machine.modes}
+    in_8_bits = energies.get("int8", 0.0)
+    for (m, n, k), calls in work.shapes.items():
         _, cost = cost_split(m, n, k, design.split, machine)
-        for name in sums:
-            sums[name] += getattr(cost, name) * calls
+        costs.append((cost, calls))
+        parts = cost.parts["energy_j"]
+        in_gates += calls * sum(part for name, part in parts.items() if name.startswith("mac_"))
         macs += m * n * k * calls
-        bounds[cost.bound] = bounds.get(cost.bound, 0.0) + cost.latency_s * calls
+    for entry in work.others:
+        product = hwmodels.product_cost(entry, machine, qk="int8", pv="int8")
+        costs.append((product, entry.calls))
+        if entry.op.endswith("attention"):
+            in_gates += entry.macs * in_8_bits * 1e-12
+            macs += entry.macs
+    for each, calls in costs:
+        for name in sums:
+            sums[name] += getattr(each, name) * calls
+        bounds[each.bound] = bounds.get(each.bound, 0.0) + each.latency_s * calls
     area = hwmodels.chip_area(machine)
     peak = 2 * design.rows * columns * design.products_per_add * design.clock_hz
     names = ("rows", "columns", "products_per_add", "acc_bits", "overflow", "sram_bytes")
@@ -428,6 +494,7 @@ def _priced(
         **{f"{part}_mm2": value for part, value in area.items()},
         "peak_tops": peak / 1e12,
         "tops_per_w": 2 * macs / sums["energy_j"] / 1e12,
+        "gates_energy_share": in_gates / sums["energy_j"],
         "overflow_count": array["overflow_count"],
         "design": design,
     }

@@ -264,7 +264,7 @@ def published_scalable() -> list[dict[str, Any]]:
             model_um2 = of * hwmodels.load_node(item["node_nm"]).nand2_um2
         rows.append(
             {
-                **{"macs": item["name"], "published_ratio": ratio, "model_ratio": model},
+                **{"comparison": item["name"], "published_ratio": ratio, "model_ratio": model},
                 **{"published_um2": um2, "model_um2": model_um2},
                 "factor": (model or model_um2 or 0.0) / (ratio or um2),
                 **{key: item[key] for key in ("design", "source", "differs")},

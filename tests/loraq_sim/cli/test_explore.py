@@ -1,6 +1,7 @@
 """``explore`` as a user types it: designs within an area, their file, and what they are worth."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ import hwmodels
 import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.machine import cost_split
+from loraq_sim.silicon.explore import StepWork, explore, model_work, paper_machine
 
 LAYER = "transformer_blocks.0.attn1.to_q"
 AREA = 0.4
+ATTENTION = next(
+    entry for entry in hwmodels.load_model("pixart-sigma").entries if entry.op == "attention"
+)
 
 
 def invoke(*words):
@@ -86,9 +91,72 @@ def test_the_knee_is_told_in_a_sentence(explored):
     assert f"{knee['split']} on {knee['rows']} x {knee['columns']} elements" in printed["said"]
 
 
+def test_what_a_search_rests_on_is_said(explored):
+    printed = explored[0]
+    (knee,) = [row for row in printed["rows"] if row["point"] == "knee"]
+    share = 1 - knee["gates_energy_share"]
+    assert 0 < share < 1
+    assert f"Assumed: {share:.0%} of the knee's energy (memories" in printed["said"]
+    assert "of 7 nm: area of a gate recalled." in printed["said"]
+    assert printed["errors_of"].startswith("1 layer of tiny_pixart.pt, 8 rows each at most; ")
+    assert printed["work"].startswith("1 linear layer of tiny_pixart.pt in a step: no attention")
+
+
+def small(layers, work, **options):
+    options = {"area_mm2": 0.1, "products_per_add": (8,), "tokens": 4} | options
+    return explore([lq.parse_split("W4A4")], layers, work, **options)
+
+
+def test_attention_runs_in_8_bits_beside_the_main_branch_and_is_charged(request):
+    dump = lq.read_layer_dump(request.config.rootpath / "examples" / "tiny_pixart.pt")
+    layers, shapes = [dump[LAYER]], {(64, 64, 64): 2}
+    heads = replace(ATTENTION, m=64, n=64, k=16, batch=4, calls=3)
+    plain = small(layers, StepWork(shapes=shapes))
+    both = small(layers, StepWork(shapes=shapes, others=(heads,)))
+    wide = small(layers, StepWork(shapes=shapes, others=(heads,)), per_branch=4)
+    assert [row["modes"] for row in plain.front] == ["int4"] * len(plain.front)
+    assert {row["modes"] for row in (*both.front, *wide.front)} == {"int4, int8"}
+    # 16 products of two codes of -128 are 2**18, the least value that 19 bits do not hold.
+    assert {row["acc_bits"] for row in both.front} == {20}
+    assert max(row["acc_bits"] for row in plain.front) < 19
+    for found, beside in ((both, 1), (wide, 2)):
+        machine = paper_machine(found.knee["design"])
+        assert [mode.macs_per_cycle for mode in machine.modes] == [8, beside]
+        costs = [hwmodels.product_cost(heads, machine, qk="int8", pv="int8")] * 3
+        costs += [cost_split(64, 64, 64, lq.parse_split("W4A4"), machine)[1]] * 2
+        for name in ("latency_s", "energy_j"):
+            assert found.knee[name] == pytest.approx(sum(getattr(c, name) for c in costs))
+        in_int8 = 3 * (heads.macs / 3) * machine.modes[1].energy_pj_per_mac
+        in_int4 = 2 * 64**3 * machine.modes[0].energy_pj_per_mac
+        share = (in_int8 + in_int4) * 1e-12 / found.knee["energy_j"]
+        assert found.knee["gates_energy_share"] == pytest.approx(share)
+    with pytest.raises(lq.LoraqError, match="per_branch must be .* from 1 to 64, got 0"):
+        small(layers, StepWork(shapes=shapes), per_branch=0)
+
+
+@pytest.mark.parametrize("model", ["pixart-sigma", "sdxl"])
+def test_a_step_is_all_of_a_model_but_what_is_said_to_be_left_out(model):
+    inventory = hwmodels.load_model(model)
+    calls = inventory.guidance_calls
+    full = sum(entry.macs for entry in inventory.entries) * calls
+    both, linear = model_work(model), model_work(model, attention="none")
+    assert both.shapes == linear.shapes
+    assert linear.others == ()
+    in_shapes = sum(m * n * k * count for (m, n, k), count in linear.shapes.items())
+    in_products = sum(e.macs for e in both.others if e.op.endswith("attention"))
+    assert linear.told.startswith(f"{in_shapes / full:.1%} of the MACs of a step: linear layers")
+    assert both.told.startswith(f"{(in_shapes + in_products) / full:.1%} of the MACs of a step")
+    assert f"attention ({in_products / full:.1%})" in linear.told.partition("left out")[2]
+    assert "attention" not in both.told.partition("left out")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (
+            ("--area", "4mm2", "--model", "pixart-sigma", "--attention", "fp4"),
+            "unknown attention 'fp4'",
+        ),
         (("--area", "4cm2", "--model", "pixart-sigma"), "must be a number of mm2, such as 4mm2"),
         (("--area", "0mm2", "--model", "pixart-sigma"), "the area must be above 0"),
         (("--area", "4mm2"), "explore needs --model, --layer-dump, or both"),
@@ -130,6 +198,7 @@ def test_published_chips_and_operations_are_compared_and_the_error_is_stated():
         assert -0.95 < row["area_error"] < 0
         assert -0.75 < row["energy_error"] < 3
         assert row["source"]
+    assert len(printed["scalable"]) >= 5
     for row in printed["operations"]:
         # A ripple of generic gates against cells chosen for speed, Booth coding among them.
         assert 1 <= row["energy_ratio"] < 1.6
@@ -170,7 +239,7 @@ def test_a_new_file_is_the_machine_that_was_asked_for(tmp_path):
             ("--split", "W8A8", "--acc-bits", 99),
             "acc_bits: input should be less than or equal to 64",
         ),
-        (("--split", "W8A8", "--node", 3), "no figures for a node of 3 nm"),
+        (("--split", "W8A8", "--node", 6), "no figures for a node of 6 nm"),
         (("--split", "W8A8", "--rows", 0), "rows: input should be greater than or equal to 1"),
         (("--split", "W8A8", "--clock", "0Hz"), "clock: input should be greater than 0"),
         (("--split", "W8A8", "--l1", "1KiB"), "--l1 and --split exclude each other"),
