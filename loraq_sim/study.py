@@ -230,6 +230,7 @@ class SweepSettings(TypedDict, total=False):
     family: str
     group: int
     synthesize_inputs: bool
+    lora: str | Sequence[str]
     smooth: float | None
     rotate: str | None
     condition: str | None

@@ -15,6 +15,7 @@ from loraq_sim.cli.options import (
     Captions,
     Force,
     Layers,
+    Lora,
     NoProgress,
     OutFormat,
     OutputFormat,
@@ -310,6 +311,7 @@ def convert_command(
         ),
     ] = None,
     synthesize_inputs: SynthesizeInputs = False,
+    lora: Lora = None,
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
@@ -322,7 +324,9 @@ def convert_command(
     if tokens is not None and not synthesize_inputs:
         raise InputError("--tokens says how many rows --synthesize-inputs draws: give that too")
     drawn = synthesize_inputs and (tokens or True)
-    dump = open_dump(source, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    dump = open_dump(
+        source, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet, lora=lora
+    )
     patterns = listed(layers)
     names = list(dump.select(patterns) if patterns else dump)
     if dump.skipped:
@@ -333,6 +337,7 @@ def convert_command(
             dtype=dtype,
             patterns=patterns,
             synthesize_inputs=drawn,
+            lora=lora or (),
             overwrite=force,
             on_layer=on_layer,
         )
@@ -344,6 +349,7 @@ def convert_command(
 def info_command(
     file: Annotated[Path, typer.Argument(help="Layer dump or checkpoint: a file or folder.")],
     layers: Layers = None,
+    lora: Lora = None,
     statistics: Annotated[
         bool, typer.Option("--statistics/--no-statistics", help="Read the tensors themselves.")
     ] = True,
@@ -358,7 +364,7 @@ def info_command(
 
     if steps and not statistics:
         raise InputError("--steps reads the tensors: leave out --no-statistics")
-    dump = read_layer_dump(file)
+    dump = read_layer_dump(file, lora=lora or ())
     if layers:
         dump = dump.select(listed(layers))
     rows = step_statistics(dump) if steps else summarize(dump, statistics=statistics)

@@ -14,6 +14,7 @@ from loraq_sim.cli.options import (
     Group,
     LayerDumpFile,
     Layers,
+    Lora,
     Methods,
     NoProgress,
     OutFormat,
@@ -78,6 +79,7 @@ def emulate_command(
     group: Group = 64,
     tokens: Tokens = None,
     synthesize_inputs: SynthesizeInputs = False,
+    lora: Lora = None,
     seed: Seed = 0,
     smooth: Smooth = None,
     rotate: Rotate = None,
@@ -116,7 +118,9 @@ def emulate_command(
     chosen = [
         parse_split(text, family=family, group=group) for text in listed(splits) or ("W4A4", "W4A8")
     ]
-    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    dump = open_dump(
+        layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet, lora=lora
+    )
     if layers:
         dump = dump.select(listed(layers))
     if all(_tokens(dump, name) is None for name in dump):

@@ -15,6 +15,7 @@ from loraq_sim.cli.options import (
     Force,
     Group,
     LayerDumpOrPlan,
+    Lora,
     OutFormat,
     OutputFormat,
     Overflow,
@@ -93,6 +94,7 @@ def explain_command(
         typer.Option("--tokens", metavar="T", help="Activation rows used, at most."),
     ] = 256,
     synthesize_inputs: SynthesizeInputs = False,
+    lora: Lora = None,
     smooth: Smooth = None,
     rotate: Rotate = None,
     condition: Condition = None,
@@ -133,7 +135,9 @@ def explain_command(
     texts = listed(splits) or (_DEFAULT_SPLIT,)
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     _check_folder(out, force)
-    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    dump = open_dump(
+        layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet, lora=lora
+    )
     found = dump[layer]
     datapath = datapath_overrides(
         acc_bits=acc_bits,

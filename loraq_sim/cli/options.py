@@ -53,6 +53,7 @@ __all__ = [
     "SharedBy",
     "Smooth",
     "Splits",
+    "Lora",
     "SynthesizeInputs",
     "Tokens",
     "KernelFamily",
@@ -158,6 +159,10 @@ SynthesizeInputs = Annotated[
         help="Draw inputs (--tokens rows, else 256) for layers that have none, by their kind and "
         "on their weights; all that rests on them is called synthetic.",
     ),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[=SCALE]", help="Adapter to merge first; repeatable."),
 ]
 AggregateName = Annotated[
     str,

@@ -134,9 +134,17 @@ def name_commands(app: typer.Typer, prefix: str = "") -> None:
     _command_names.update({c.callback: f"{prefix}{c.name}" for c in app.registered_commands})
 
 
-def open_dump(path: Path, *, synthesize_inputs: bool, tokens: int | None, quiet: bool) -> LayerDump:
+def open_dump(
+    path: Path,
+    *,
+    synthesize_inputs: bool,
+    tokens: int | None,
+    quiet: bool,
+    lora: Sequence[str] | None = None,
+) -> LayerDump:
     """The dump at `path`, with drawn inputs where they are asked for, which a note then says."""
-    dump = read_layer_dump(path, synthesize_inputs=synthesize_inputs and (tokens or True))
+    drawn = synthesize_inputs and (tokens or True)
+    dump = read_layer_dump(path, synthesize_inputs=drawn, lora=lora or ())
     note(dump.inputs_note, quiet=quiet or not dump.inputs_note)
     return dump
 

@@ -21,6 +21,7 @@ from loraq_sim.cli.options import (
     Group,
     LayerDumpFile,
     Layers,
+    Lora,
     Methods,
     NoProgress,
     OutFormat,
@@ -251,6 +252,7 @@ def solve_command(
     share_inputs: ShareInputs = Sharing.OWN,
     tokens: Tokens = None,
     synthesize_inputs: SynthesizeInputs = False,
+    lora: Lora = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -288,7 +290,9 @@ def solve_command(
         has_layers=bool(layers),
     )
     _check_outputs(settings, listed(compare), listed(method), save, force)
-    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    dump = open_dump(
+        layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet, lora=lora
+    )
     if layers:
         dump = dump.select(listed(layers))
     cases, notes = settings.cases(dump, str(layer_dump))

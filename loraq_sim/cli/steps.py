@@ -25,6 +25,7 @@ from loraq_sim.cli.options import (
     Group,
     LayerDumpFile,
     Layers,
+    Lora,
     Methods,
     NoProgress,
     OutFormat,
@@ -123,6 +124,7 @@ def steps_command(
         ),
     ] = None,
     synthesize_inputs: SynthesizeInputs = False,
+    lora: Lora = None,
     aggregate: AggregateName = DEFAULT_AGGREGATE,
     acc_bits: AccBits = None,
     overflow: Overflow = None,
@@ -156,7 +158,9 @@ def steps_command(
     texts = listed(splits) or (_DEFAULT_SPLIT,)
     chosen = [parse_split(text, family=family, group=group) for text in texts]
     check_folder(out, force)
-    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    dump = open_dump(
+        layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet, lora=lora
+    )
     dump = dump.select(listed(layers)) if layers else dump
     require_steps(dump)
     methods, calibrations = listed(method) or ("loraq",), listed(calibrate_on) or ("all",)

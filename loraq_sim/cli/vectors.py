@@ -18,6 +18,7 @@ from loraq_sim.cli.options import (
     Force,
     Group,
     LayerDumpFile,
+    Lora,
     OutFormat,
     OutputFormat,
     Overflow,
@@ -118,6 +119,7 @@ def vectors_command(
     group: Group = 64,
     tokens: Tokens = None,
     synthesize_inputs: SynthesizeInputs = False,
+    lora: Lora = None,
     seed: Seed = 0,
     smooth: Smooth = None,
     rotate: Rotate = None,
@@ -209,7 +211,9 @@ def vectors_command(
     )  # fmt: skip
     chosen = settings.split
     wanted = None if tile is None else sizes_of("--tile", tile)
-    dump = open_dump(layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet)
+    dump = open_dump(
+        layer_dump, synthesize_inputs=synthesize_inputs, tokens=tokens, quiet=quiet, lora=lora
+    )
     loaded = dump[layer]
     x = sample_rows(loaded.activations, tokens)
     if x is None:

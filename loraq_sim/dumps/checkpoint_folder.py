@@ -12,17 +12,23 @@ Files of the names that libraries save (`_USUAL`) come before others, ``.safeten
 pickles. Two files that hold the same tensor, such as a variant in fp16, are no checkpoint: the
 message asks for one of them.
 
-What the ``config.json`` beside the weights says of the model, `read_config` reads.
+What the ``config.json`` beside the weights says of the model, `read_config` reads. `open_stored`
+hands each file to the reader of its format.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
-from loraq_sim.dumps.stored import StoredTensor, first_line
+import loraq_sim.dumps.array_files as array_files
+import loraq_sim.dumps.onnx_file as onnx_file
+import loraq_sim.dumps.torch_file as torch_file
+from loraq_sim.dumps.file_kind import file_kind
+from loraq_sim.dumps.state_dict import layers_from_keys
+from loraq_sim.dumps.stored import StoredDump, StoredTensor, first_line
 from loraq_sim.errors import DumpError, counted
 
 __all__ = [
@@ -31,8 +37,10 @@ __all__ = [
     "config_path",
     "find_checkpoint",
     "is_count",
+    "open_stored",
     "patches_of",
     "read_config",
+    "tensors_in",
 ]
 
 DENOISERS = ("transformer", "unet", "prior", "decoder", "model")
@@ -263,3 +271,46 @@ def patches_of(config: Mapping[str, object]) -> int | None:
 def is_count(value: object) -> TypeGuard[int]:
     """Whether a value from a file is a whole number from 1."""
     return type(value) is int and value > 0
+
+
+def open_stored(path: Path) -> StoredDump:
+    """What a file or a checkpoint of several files holds, by the reader of its format."""
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None:
+        return _open_file(path, file_kind(path))
+    files = checkpoint.files
+    if len(files) == 1:
+        stored = _open_file(files[0], file_kind(files[0]))
+    else:
+        stored = layers_from_keys(checkpoint.tensors(_tensors_of), layers={}, meta={})
+    said = "; ".join(filter(None, (stored.left_out, checkpoint.note)))
+    return replace(stored, files=files, home=checkpoint.home, left_out=said)
+
+
+def _open_file(path: Path, kind: str) -> StoredDump:
+    if kind == "torch":
+        return torch_file.open_torch_file(path)
+    if kind == "safetensors":
+        return array_files.open_safetensors_file(path)
+    if kind == "gguf":
+        return array_files.open_gguf_file(path)
+    if kind == "onnx":
+        return onnx_file.open_onnx_file(path)
+    return array_files.open_npz_file(path)
+
+
+def tensors_in(path: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+    """Tensors of a file or folder of an adapter, and the files that hold them."""
+    found = find_checkpoint(path)
+    files = (path,) if found is None else found.files
+    return {key: x for file in files for key, x in _tensors_of(file).items()}, files
+
+
+def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+    """Tensors of one shard."""
+    kind = file_kind(path)
+    if kind == "torch":
+        return torch_file.torch_tensors(path)
+    if kind == "safetensors":
+        return array_files.safetensors_tensors(path)
+    raise DumpError(f"{path}: a shard of a checkpoint is .safetensors or .bin, not {kind}")

@@ -17,14 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import loraq_sim.dumps.array_files as array_files
-import loraq_sim.dumps.gguf_file as gguf_file
-import loraq_sim.dumps.onnx_file as onnx_file
-import loraq_sim.dumps.torch_file as torch_file
-from loraq_sim.dumps.checkpoint_folder import config_path, find_checkpoint
-from loraq_sim.dumps.file_kind import file_kind
+from loraq_sim.dumps.adapters import parse_lora, with_adapters
+from loraq_sim.dumps.checkpoint_folder import config_path, open_stored, tensors_in
 from loraq_sim.dumps.kinds import with_roles
-from loraq_sim.dumps.state_dict import layers_from_keys, without_adapters
 from loraq_sim.dumps.stored import (
     StoredDump,
     StoredLayer,
@@ -103,11 +98,21 @@ class LayerDump(Mapping[str, Layer]):
         One sentence on those that may be weights; empty where there are none.
     drawn_rows : int or None
         Rows of synthetic inputs of each layer that the file has none of, where they were asked for.
+    lora : tuple of str
+        Files of adapters that were merged into the layers.
     """
 
-    def __init__(self, path: Path, stored: StoredDump, *, drawn_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stored: StoredDump,
+        *,
+        drawn_rows: int | None = None,
+        lora: tuple[str, ...] = (),
+    ) -> None:
         self.path = path
         self.drawn_rows = drawn_rows
+        self.lora = lora
         self.meta = stored.meta
         self.skipped = stored.skipped
         self.left_out = stored.left_out
@@ -180,7 +185,7 @@ class LayerDump(Mapping[str, Layer]):
             return None
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.path, tuple(self), self.drawn_rows)
+        return _reopen, (self.path, tuple(self), self.drawn_rows, self.lora)
 
     def info(self, name: str) -> LayerInfo:
         """Sizes, dtypes and roles of one layer; reads no tensor values.
@@ -248,7 +253,7 @@ class LayerDump(Mapping[str, Layer]):
         layers = {name: self._stored.layers[name] for name in names}
         # What is left out of the file is no matter of those who chose from it.
         stored = replace(self._stored, layers=layers, left_out="")
-        return LayerDump(self.path, stored, drawn_rows=self.drawn_rows)
+        return LayerDump(self.path, stored, drawn_rows=self.drawn_rows, lora=self.lora)
 
     def _find(self, name: str) -> StoredLayer:
         try:
@@ -330,8 +335,10 @@ def _file_version(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _reopen(path: Path, names: tuple[str, ...], drawn_rows: int | None) -> LayerDump:
-    dump = read_layer_dump(path, synthesize_inputs=drawn_rows or False)
+def _reopen(
+    path: Path, names: tuple[str, ...], drawn_rows: int | None, lora: tuple[str, ...]
+) -> LayerDump:
+    dump = read_layer_dump(path, synthesize_inputs=drawn_rows or False, lora=lora)
     return dump._restricted(names)
 
 
@@ -384,7 +391,10 @@ def _matrix_shape(tensor: StoredTensor) -> tuple[int, ...]:
 
 
 def read_layer_dump(
-    path: str | os.PathLike[str], *, synthesize_inputs: bool | int = False
+    path: str | os.PathLike[str],
+    *,
+    synthesize_inputs: bool | int = False,
+    lora: str | os.PathLike[str] | Iterable[str] = (),
 ) -> LayerDump:
     """Open a layer dump or a checkpoint; tensors load when a layer is asked for.
 
@@ -398,6 +408,8 @@ def read_layer_dump(
         Draw this many input rows (256 for True) for each layer without activations, as they are in
         trained diffusion transformers by kind of layer, on the file's own weights. They are
         labelled ``synthetic`` (`loraq_sim.dumps.synthesize_inputs`).
+    lora : str, path-like or iterable of str
+        Adapters to merge into the weights, ``FILE`` or ``FILE=SCALE`` (`loraq_sim.dumps.adapters`).
 
     Returns
     -------
@@ -413,9 +425,11 @@ def read_layer_dump(
         If `synthesize_inputs` is no number of rows from 1 to 65,536.
     """
     path = Path(path)
+    texts = (os.fspath(lora),) if isinstance(lora, str | os.PathLike) else tuple(lora)
+    given = [parse_lora(text) for text in texts]
     # A damaged or hostile file can make a reader library raise anything at all.
     try:
-        stored = without_adapters(_open(path))
+        stored = with_adapters(path, open_stored(path), given, tensors_in)
         # It quotes names from the file, which no terminal should obey.
         stored = replace(stored, left_out=_printable(stored.left_out))
     except DumpError:
@@ -432,48 +446,13 @@ def read_layer_dump(
         )
     stored = with_roles(path, stored)
     if synthesize_inputs is False:
-        return LayerDump(path, stored)
+        return LayerDump(path, stored, lora=texts)
     # The larger part of a file that most dumps have no need of.
     from loraq_sim.dumps.synthesize_inputs import SYNTHETIC_ROWS, with_synthetic_inputs
 
     rows = SYNTHETIC_ROWS if synthesize_inputs is True else synthesize_inputs
-    return LayerDump(path, with_synthetic_inputs(stored, rows), drawn_rows=rows)
+    return LayerDump(path, with_synthetic_inputs(stored, rows), drawn_rows=rows, lora=texts)
 
 
 def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _open(path: Path) -> StoredDump:
-    checkpoint = find_checkpoint(path)
-    if checkpoint is None:
-        return _open_file(path, file_kind(path))
-    files = checkpoint.files
-    if len(files) == 1:
-        stored = _open_file(files[0], file_kind(files[0]))
-    else:
-        stored = layers_from_keys(checkpoint.tensors(_tensors_of), layers={}, meta={})
-    said = "; ".join(filter(None, (stored.left_out, checkpoint.note)))
-    return replace(stored, files=files, home=checkpoint.home, left_out=said)
-
-
-def _open_file(path: Path, kind: str) -> StoredDump:
-    if kind == "torch":
-        return torch_file.open_torch_file(path)
-    if kind == "safetensors":
-        return array_files.open_safetensors_file(path)
-    if kind == "gguf":
-        return gguf_file.open_gguf_file(path)
-    if kind == "onnx":
-        return onnx_file.open_onnx_file(path)
-    return array_files.open_npz_file(path)
-
-
-def _tensors_of(path: Path) -> dict[str, StoredTensor]:
-    """Tensors of one shard."""
-    kind = file_kind(path)
-    if kind == "torch":
-        return torch_file.torch_tensors(path)
-    if kind == "safetensors":
-        return array_files.safetensors_tensors(path)
-    raise DumpError(f"{path}: a shard of a checkpoint is .safetensors or .bin, not {kind}")

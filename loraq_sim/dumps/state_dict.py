@@ -17,21 +17,17 @@ Without the record the file is somebody's checkpoint. Then
 - of a file that holds a diffusion model beside encoders, the diffusion model is read;
 - weights stored as codes become the floats they stand for, and those that several layers share, or
   that stand on their side, become one each (`loraq_sim.dumps.stored_weights`).
-
-The factors of an adapter (LoRA) are no layers, and a weight whose adapter is not merged is not the
-weight that runs: `without_adapters` takes the former out and marks the latter.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, stated_fields
 from loraq_sim.dumps.stored_weights import decoded, is_convolution, unfused
 from loraq_sim.errors import counted
 
-__all__ = ["common_wrapper", "layers_from_keys", "without_adapters"]
+__all__ = ["common_wrapper", "layers_from_keys"]
 
 _WRAPPERS = re.compile(
     r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|transformer|unet|diffusion_model|net|ema)"
@@ -191,61 +187,3 @@ def _one_layer(name: str, tensors: Mapping[str, StoredTensor], record: object) -
         problem=problem,
         **stated_fields(record),
     )
-
-
-# PEFT, diffusers (also of old) and kohya name the factors of LoRA so.
-_FACTOR = re.compile(
-    r"(?P<base>.+?)(?:\.processor)?(?:\.(?P<member>\w+)_lora\.(?:down|up)|\.lora_(?:[AB]|down|up)"
-    r"|\.lora(?:_linear_layer)?\.(?:down|up))(?:\.[^.]+)??"
-)
-# Tensors of other adapters (PEFT, LyCORIS); a base whose name ends so is none of theirs.
-_TENSOR = re.compile(
-    r"(?P<base>.+?)\.(?:hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|lora_mid"
-    r"|lora_magnitude_vector|dora_scale|b?oft_(?:blocks|diag|R|S|s)|vera_lambda_[bd]|ia3_l|on_input|diff|diff_b)"
-    r"(?:\.[^.]+)*"
-)
-_GLORA = ("a1", "a2", "b1", "b2")
-# Trainers that flatten names with underscores put one of these in front.
-_FLAT = re.compile(r"(?:lora|lycoris)_(?:unet_|transformer_|te\d?_)?")
-_UNMERGED = (
-    "holds the weight without its adapter (LoRA); merge the adapter into it and save again "
-    "(peft: model.merge_and_unload(); diffusers: pipe.fuse_lora(), pipe.unload_lora_weights())"
-)
-
-
-def without_adapters(stored: StoredDump) -> StoredDump:
-    """`stored` without layers that are factors of an adapter; a layer that has one cannot be used.
-
-    Adapters are LoRA, DoRA, LoHa, LoKr, GLoRA, OFT, VeRA, IA3 and stored differences. Merging is
-    not done here: how strongly an adapter counts is not in the tensors.
-    """
-    bases: set[str] = set()
-    factors: list[str] = []
-    for name in (*stored.layers, *stored.skipped):
-        if match := _FACTOR.fullmatch(name):
-            bases.add(".".join(filter(None, (match["base"], match["member"]))))
-        elif match := _TENSOR.fullmatch(name):
-            bases.add(match["base"])
-        else:
-            base, _, last = name.rpartition(".")
-            if last not in _GLORA or not all(f"{base}.{one}" in stored.layers for one in _GLORA):
-                continue
-            bases.add(base)
-        if name in stored.layers:
-            factors.append(name)
-    if not bases:
-        return stored
-    flat = {_FLAT.sub("", base, count=1) for base in bases if _FLAT.match(base)}
-    layers = {
-        name: replace(layer, problem=layer.problem or _UNMERGED)
-        if (own := name.removesuffix(".base_layer")) in bases or own.replace(".", "_") in flat
-        else layer
-        for name, layer in stored.layers.items()
-        if name not in factors
-    }
-    skipped = stored.skipped | dict.fromkeys(factors, "a factor of an adapter (LoRA)")
-    told = ""
-    if factors:
-        told = f"{len(factors)} factors of adapters (LoRA) are no layers, such as {factors[0]:.100}"
-    said = "; ".join(filter(None, (stored.left_out, told)))
-    return replace(stored, layers=layers, skipped=skipped, left_out=said)

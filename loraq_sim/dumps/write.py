@@ -276,6 +276,7 @@ def convert_dump(
     dtype: str | None = None,
     patterns: Iterable[str] = (),
     synthesize_inputs: bool | int = False,
+    lora: Iterable[str] = (),
     overwrite: bool = False,
     on_layer: Callable[[str], None] | None = None,
 ) -> Path:
@@ -295,6 +296,8 @@ def convert_dump(
         Shell patterns over layer names and kinds; none means all layers.
     synthesize_inputs : bool or int
         Rows of inputs to draw for layers without, as in `read_layer_dump`; they are marked so.
+    lora : iterable of str
+        Adapters to merge into the weights, as in `read_layer_dump`.
     overwrite : bool
         Replace an existing target.
     on_layer : callable, optional
@@ -307,7 +310,7 @@ def convert_dump(
         suffix or is the source, or a value does not fit `dtype`.
     """
     source, target = Path(source), Path(target)
-    dump = read_layer_dump(source, synthesize_inputs=synthesize_inputs)
+    dump = read_layer_dump(source, synthesize_inputs=synthesize_inputs, lora=lora)
     patterns = list(patterns)
     if patterns:
         dump = dump.select(patterns)
@@ -339,7 +342,7 @@ class _Watched(LayerDump):
     """A dump that tells which of its layers has been read."""
 
     def __init__(self, dump: LayerDump, on_layer: Callable[[str], None]) -> None:
-        super().__init__(dump.path, dump._stored, drawn_rows=dump.drawn_rows)
+        super().__init__(dump.path, dump._stored, drawn_rows=dump.drawn_rows, lora=dump.lora)
         self._on_layer = on_layer
 
     def __getitem__(self, name: str) -> Layer:

@@ -135,8 +135,8 @@ class SweepTask:
     """All cases of one layer, so that a worker loads the layer once.
 
     `digest` is what the content of the layer was when the sweep was planned, empty if unknown;
-    `drawn_rows` are the synthetic input rows of a layer that the dump has no inputs of;
-    `position` is the place of the first case among all cases of the plan.
+    `drawn_rows` are the synthetic input rows of a layer that the dump has no inputs of; `lora` are
+    adapters merged into it; `position` is the place of the first case among all cases of the plan.
     """
 
     dump: str
@@ -144,6 +144,7 @@ class SweepTask:
     info: LayerInfo | None
     digest: str = ""
     drawn_rows: bool | int = False
+    lora: tuple[str, ...] = ()
     position: int = 0
     cases: tuple[SweepCase, ...]
 

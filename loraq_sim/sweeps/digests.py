@@ -213,6 +213,8 @@ def _record_path(dump: LayerDump) -> Path:
     state = hashlib.sha256(os.fsencode(dump.path.resolve()))
     if dump.drawn_rows:
         state.update(f"\0{dump.drawn_rows} rows, drawn by {__version__}".encode())
+    if dump.lora:
+        state.update(f"\0{dump.lora} merged by {__version__}".encode())
     name = state.hexdigest()[:32]
     return cache_folder() / "digests" / f"{name}.json"
 

@@ -116,7 +116,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
     """
     _check_settings(plan)
     forced_path()
-    dump = read_layer_dump(plan.dump, synthesize_inputs=plan.drawn_rows)
+    dump = read_layer_dump(plan.dump, synthesize_inputs=plan.drawn_rows, lora=plan.lora)
     if plan.layers:
         dump = dump.select(plan.layers)
     infos = {name: _info(dump, name) for name in dump}
@@ -144,6 +144,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
             info=info,
             digest=digests[name],
             drawn_rows=plan.drawn_rows,
+            lora=plan.lora,
             position=tasks[-1].position + len(tasks[-1].cases) if tasks else 0,
             cases=grid.cases(name, info, digests[name]),
         )

@@ -56,6 +56,7 @@ PLAN_KEYS = {
     "group": "integer",
     "tokens": "integer",
     "synthesize_inputs": "truth",
+    "lora": "texts",
     "smooth": "number",
     "rotate": "text",
     "condition": "text",
@@ -127,6 +128,8 @@ class SweepPlan:
         Activation rows to use; all by default.
     synthesize_inputs : bool
         Draw `tokens` input rows (256 by default) for each layer that the dump has none of.
+    lora : tuple of str
+        Adapters merged into the weights, ``FILE`` or ``FILE=SCALE``.
     rows : mapping
         Rows M of one call by pattern of layer names or kinds, the last that matches.
     model, resolution : str and int, optional
@@ -155,6 +158,7 @@ class SweepPlan:
     group: int = 64
     tokens: int | None = None
     synthesize_inputs: bool = False
+    lora: tuple[str, ...] = ()
     seed: int | tuple[int, ...] = 0
     smooth: float | None = None
     rotate: str | None = None

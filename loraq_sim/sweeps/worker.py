@@ -132,7 +132,7 @@ def run_task(
     Raises nothing but what is no `Exception`, such as KeyboardInterrupt.
     """
     try:
-        layer = _dump(task.dump, task.drawn_rows)[task.layer]
+        layer = _dump(task.dump, task.drawn_rows, task.lora)[task.layer]
         _check_content(task, layer)
     except Exception as error:
         message = _message(error)
@@ -161,7 +161,7 @@ def failed_result(case: SweepCase, message: str, *, is_unreadable: bool = False)
 def _check_content(task: SweepTask, layer: Layer) -> None:
     """Refuse a layer that is not the one the cases were named for."""
     if task.digest and layer.digest() != task.digest:
-        forget_digests(_dump(task.dump, task.drawn_rows))
+        forget_digests(_dump(task.dump, task.drawn_rows, task.lora))
         raise DumpError(
             f"{task.dump}: layer {task.layer!r} changed since the sweep was planned; "
             "run the same command again"
@@ -194,8 +194,8 @@ def forget_files() -> None:
 
 
 @lru_cache(maxsize=1)
-def _dump(path: str, drawn_rows: bool | int) -> LayerDump:
-    return read_layer_dump(path, synthesize_inputs=drawn_rows)
+def _dump(path: str, drawn_rows: bool | int, lora: tuple[str, ...]) -> LayerDump:
+    return read_layer_dump(path, synthesize_inputs=drawn_rows, lora=lora)
 
 
 @lru_cache(maxsize=16)
