@@ -94,9 +94,10 @@ def images_command(
         Path,
         typer.Option(
             "--checkpoint",
-            metavar="FOLDER",
+            metavar="FOLDER|ENTRY",
             help="Local diffusers folder of a PixArt or SANA transformer or pipeline "
-            "(loraq-sim\\[diffusion]).",
+            "(loraq-sim\\[diffusion]), or file.py:function of a model of your own, which returns "
+            "it and a generator function that draws with it.",
             show_default=False,
         ),
     ],

@@ -53,12 +53,12 @@ __all__ = [
 HIGHEST_PSNR_DB = 150.0
 """PSNR of equal images, so that means and spreads stay finite; about what float32 can resolve."""
 
-_SIGMA = 1.5
-_RADIUS = 5
+_SIGMA, _RADIUS = 1.5, 5
 _K1, _K2 = 0.01, 0.03
 _PIXEL_RANGE = 2.0
 # Image tokens denoised at once, the two halves of guidance apart: four images of 1024 pixels.
 _TOKENS_AT_ONCE = 2**14
+_OWN_IMAGES_AT_ONCE = 4
 _IMAGE_CHANNELS = (1, 3)
 
 
@@ -117,9 +117,10 @@ def sample_images(
 
 def batch_sizes(transformer: Transformer, *, images: int, batch: int | None = None) -> list[int]:
     """Images of each batch; a batch takes `steps` model calls."""
-    config: Any = transformer.model.config
-    tokens = (config.sample_size // config.patch_size) ** 2
-    size = batch or max(1, _TOKENS_AT_ONCE // tokens)
+    size = batch or _OWN_IMAGES_AT_ONCE
+    if batch is None and transformer.calls is None:
+        config: Any = transformer.model.config
+        size = max(1, _TOKENS_AT_ONCE // (config.sample_size // config.patch_size) ** 2)
     return [min(size, images - start) for start in range(0, images, size)]
 
 
@@ -198,8 +199,8 @@ def load_decoder(folder: Path, transformer: Transformer) -> Decoder:
     DumpError
         If there is a VAE that cannot be loaded, or that does not fit the transformer.
     """
-    config: Any = transformer.model.config
-    channels = config.in_channels
+    config: Any = transformer.model.config if transformer.calls is None else None
+    channels = 3 if config is None else config.in_channels
     if channels in _IMAGE_CHANNELS:
         return Decoder(space="pixels")
     place = folder / "vae"
@@ -273,8 +274,7 @@ class ImageError:
         is smaller than the two spreads would say. None where an image is not finite, and for the
         standard error of a single image.
         """
-        both = np.isfinite(self.psnr_db).all() and np.isfinite(other.psnr_db).all()
-        if not both:
+        if not np.isfinite([self.psnr_db, other.psnr_db]).all():
             return None, None
         gains = self.psnr_db - other.psnr_db
         error = float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CaptureSource",
     "MAX_TOKENS",
+    "called_entry",
     "capture_layers",
     "load_entry",
 ]
@@ -375,27 +376,7 @@ def load_entry(
     DumpError
         If the entry point cannot be found, fails, or returns something else.
     """
-    import torch
-
-    place, colon, name = entry.rpartition(":")
-    if not colon or not place or not name.isidentifier():
-        raise DumpError(
-            f"{entry}: expected module:function, file.py:function or a folder of a diffusers model"
-        )
-    module = _import(entry, place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise DumpError(f"{entry}: {unknown_name('function', name, known)}")
-    torch.manual_seed(seed)
-    try:
-        made = function()
-    except LoraqError:
-        raise
-    except Exception as error:
-        raise DumpError(
-            f"{entry}: the function failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    made = called_entry(entry, seed)
     model, calls = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     denoiser = _denoiser_of(model)
     prompts = list(prompts)
@@ -418,6 +399,31 @@ def load_entry(
         return CaptureSource(name=entry, model=denoiser, run=calls)
     n_calls = len(calls) if isinstance(calls, Sized) else None
     return CaptureSource(name=entry, model=denoiser, calls=calls, n_calls=n_calls)
+
+
+def called_entry(entry: str, seed: int) -> Any:
+    """What the function of an entry point returns, torch seeded before; errors as `load_entry`."""
+    import torch
+
+    place, colon, name = entry.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise DumpError(
+            f"{entry}: expected module:function, file.py:function or a folder of a diffusers model"
+        )
+    module = _import(entry, place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise DumpError(f"{entry}: {unknown_name('function', name, known)}")
+    torch.manual_seed(seed)
+    try:
+        return function()
+    except LoraqError:
+        raise
+    except Exception as error:
+        raise DumpError(
+            f"{entry}: the function failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _denoiser_of(made: object) -> "torch.nn.Module | None":

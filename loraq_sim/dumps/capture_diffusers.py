@@ -5,6 +5,8 @@ has them in ``transformer/`` or ``unet/``. Its class must be a key of `EXTRA_INP
 captured alone, of `loraq_sim.dumps.capture_families.FAMILIES`; nothing is downloaded and no code
 from the folder runs. Needs the extra ``[diffusion]``.
 
+A model of one's own comes from an entry point, with its own loop: see `Transformer`.
+
 The denoising loop is plain Euler for models trained as flows, where the output is a velocity v and
 x(t) = (1 - t) image + t noise, so x <- x - v / steps from t = 1 on, with time step 1000 t. For a
 model that predicts noise and its variance (PixArt-Σ: twice as many output channels as input
@@ -14,12 +16,13 @@ guidance in one batch: conditional samples first, then unconditional ones.
 
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.dumps.capture import CaptureSource
+from loraq_sim.dumps.capture import CaptureSource, called_entry
 from loraq_sim.dumps.capture_families import FAMILIES, TRAINED_STEPS, ddim_step, family_calls
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import DumpError, InputError, counted
@@ -55,6 +58,31 @@ def denoising_calls(
         How many images of the same seed were denoised before these; they get the noise and the
         captions that follow.
     """
+    calls = transformer.calls or partial(_denoised_by_euler, transformer)
+    made = calls(steps=steps, images=images, guidance=guidance, seed=seed, first=first)
+    if not isinstance(made, Generator):
+        raise DumpError(
+            f"{transformer.folder}: draw must be a generator of (time step, inputs) that returns "
+            f"images, got a {type(made).__name__}"
+        )
+    return _checked(made, transformer.folder)
+
+
+def _checked(
+    made: "Generator[tuple[float, dict[str, Any]], Any, torch.Tensor]", name: Path
+) -> "Generator[tuple[float, dict[str, Any]], Any, torch.Tensor]":
+    import torch
+
+    x: object = yield from made
+    if not isinstance(x, torch.Tensor) or x.ndim != 4:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise DumpError(f"{name}: must return (images, channels, height, width), got {got}")
+    return x.detach()
+
+
+def _denoised_by_euler(
+    transformer: "Transformer", *, steps: int, images: int, guidance: float, seed: int, first: int
+) -> "Generator[tuple[float, dict[str, Any]], Any, torch.Tensor]":
     import torch
 
     model, text = transformer.model, transformer.text
@@ -197,6 +225,10 @@ class Transformer:
 
     ``text`` is (captions, tokens, channels), the last caption unconditional; ``captions`` says
     where it comes from. ``class_name`` is a key of `EXTRA_INPUTS`.
+
+    That of an entry point has a loop of its own, ``calls``: called with the keywords of
+    `denoising_calls`, it yields (time step, keyword arguments of the model), gets each output back
+    and returns pixels within -1..1. ``folder`` is then the entry point's name.
     """
 
     folder: Path
@@ -204,12 +236,19 @@ class Transformer:
     class_name: str
     text: "torch.Tensor"
     captions: str
+    calls: "Callable[..., Generator[tuple[float, dict[str, Any]], Any, torch.Tensor]] | None" = None
 
 
 def load_transformer(
     folder: Path, *, captions: Path | None = None, seed: int = 0, device: str = "cpu"
 ) -> Transformer:
-    """Load a transformer and its text embeddings; arguments and errors as above."""
+    """Load a transformer and its text embeddings; arguments and errors as above.
+
+    In place of a folder there may be an entry point, ``file.py:function`` or ``module:function``:
+    a function that returns (model, draw), see `Transformer.calls`.
+    """
+    if ":" in str(folder) and not folder.exists():
+        return _own_model(str(folder), captions, seed, device)
     folder = _home(folder)
     config = _read_config(folder)
     name = str(config.get("_class_name"))
@@ -228,6 +267,28 @@ def load_transformer(
         class_name=name,
         text=_text(model, captions, seed),
         captions=captions.name if captions else "standard normal values",
+    )
+
+
+def _own_model(entry: str, captions: Path | None, seed: int, device: str) -> Transformer:
+    import torch
+
+    if captions is not None:
+        raise InputError(f"--captions are for a folder; {entry} draws with what it has")
+    made = called_entry(entry, seed)
+    model, draw = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, torch.nn.Module) or not callable(draw):
+        raise DumpError(
+            f"{entry}: the function must return (model, draw), a torch module and a generator "
+            "function of steps, images, guidance, seed and first"
+        )
+    return Transformer(
+        folder=Path(entry),
+        model=_placed(model, device),
+        class_name=type(model).__name__,
+        text=torch.zeros(0),
+        captions="of the entry point",
+        calls=draw,
     )
 
 
@@ -329,6 +390,10 @@ def _load_model(folder: Path, name: str, device: str) -> "torch.nn.Module":
             f"{folder}: lacks {counted(len(missing), 'weight')} of its configuration, such as "
             f"{missing[0]}; the folder is incomplete"
         )
+    return _placed(model, device)
+
+
+def _placed(model: "torch.nn.Module", device: str) -> "torch.nn.Module":
     try:
         return model.to(device)
     # torch raises anything at all about devices that it does not have.

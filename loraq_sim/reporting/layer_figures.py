@@ -432,7 +432,10 @@ def sample_grid(
     low, high = _shown_range(next(iter(rows.values()))[0])
     n_images = min(next(iter(shapes))[0], _MOST_IMAGES)
     top = _TITLE if title or subtitle else 0.0
-    width = _LABEL + n_images * (_SIZE + _GRID_GAP) + _MARGIN
+    pictures = _LABEL + n_images * (_SIZE + _GRID_GAP) + _MARGIN
+    # Few pictures are narrower than what is said above them: letters of 8 points, 11 points high.
+    told = max(0.062 * len(subtitle), 0.086 * len(title)) + 2 * _MARGIN
+    width = max(pictures, told)
     height = top + len(rows) * (_SIZE + _GRID_GAP) + 2 * _MARGIN
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)

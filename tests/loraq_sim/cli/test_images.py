@@ -156,3 +156,87 @@ def test_images_that_leave_the_range_are_a_row_that_names_the_layer(run, tmp_pat
     assert row["clipped_count"] > 0
     assert "values beyond their float format in" in row["message"]
     assert (tmp_path / "samples.png").exists()
+
+
+OWN = """
+import torch
+
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = torch.nn.Linear(64, 64)
+        self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return t * torch.tanh(self.mix(x.flatten(1))).reshape(x.shape) + self.conv(x)
+
+def draw(*, steps, images, guidance, seed, first):
+    noise = torch.randn(first + images, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    x = noise[first:]
+    for i in range(steps):
+        x = x - (yield 1 - i / steps, {"x": x, "t": 1.0}) / steps
+    return x.clamp(-1, 1)
+
+def own():
+    return Own(), draw
+
+def no_draw():
+    return Own()
+
+def no_images():
+    def draw(**named):
+        yield 0.0, {"x": torch.zeros(1, 1, 8, 8), "t": 1.0}
+    return Own(), draw
+
+def plain():
+    return Own(), lambda **named: [1]
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    return lambda name: ("--checkpoint", f"{file}:{name}", "--split", "W4A4,W8A8")
+
+
+def test_a_model_of_ones_own_draws_with_its_own_loop(run, tmp_path, own):
+    result = run(
+        *own("own"), "--condition", "auto", "--out", tmp_path / "a", "--format", "json",
+        "--images", 6,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["n_layers"], row["space"], row["status"]) for row in rows] == 2 * [
+        (1, "pixels", "ok")
+    ]
+    assert rows[1]["psnr_gain_db"] > 10
+    # Calibration: another noise, and a condition that says what it chose.
+    assert "of noise seed 1000003, none that is compared" in rows[0]["calibration"]
+    assert rows[0]["message"].startswith("of 1 layer ")
+    with np.load(tmp_path / "a" / "images.npz") as images:
+        assert images["reference"].shape == (6, 1, 8, 8)
+    # Image i has the noise of image i, in whatever batches: six of four and two at a time.
+    words = ("--images", 6, "--batch", 5, "--out", tmp_path / "b", "--format", "json")
+    assert run(*own("own"), *words).exit_code == 0
+    with np.load(tmp_path / "a" / "images.npz") as a, np.load(tmp_path / "b" / "images.npz") as b:
+        np.testing.assert_allclose(a["reference"], b["reference"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_draw", "must return (model, draw)"),
+        ("no_images", "must return (images, channels, height, width), got NoneType"),
+        ("plain", "must be a generator of (time step, inputs)"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_what_an_entry_point_lacks_is_one_line(run, tmp_path, own, name, message):
+    result = run(*own(name), "--out", tmp_path / "a")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    result = run(*own("own"), "--captions", "x.safetensors", "--out", tmp_path / "a")
+    assert "--captions are for a folder" in result.stderr
