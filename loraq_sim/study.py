@@ -8,30 +8,42 @@ are the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from loraq_sim.errors import DumpError, InputError, StoreError, counted, unknown_name
-from loraq_sim.results.front import mark_front, per_layer_front
-from loraq_sim.results.rows import ResultRow, Row
-from loraq_sim.results.store import ResultStore, frame_of
+from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.results.columns import parse_limits
+from loraq_sim.results.front import best_under, least_possible, mark_front, per_layer_front
+from loraq_sim.results.rows import ResultRow, Row, ShownRow, frame_of
+from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import check_possible
-from loraq_sim.results.totals import ModelRow, model_totals
-from loraq_sim.results.verdict import Verdict, verdict_of
+from loraq_sim.results.totals import ModelRow, model_totals, rows_of_total
+from loraq_sim.results.verdict import Verdict, the_context, verdict_of
+from loraq_sim.results.wording import rows_in, the_case
+from loraq_sim.sweeps.plan_file import SweepSettings
 from loraq_sim.version import __version__
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    import hwmodels
+    from loraq_sim.allocation import Allocation
+    from loraq_sim.dumps import LayerDump
+    from loraq_sim.explain import Explanation
+    from loraq_sim.recipe import Recipe
+    from loraq_sim.reporting.report_data import ReportData
     from loraq_sim.sweeps.plan import ComposedSweep
-    from loraq_sim.sweeps.run import OnEvent, SweepOutcome
+    from loraq_sim.sweeps.progress import OnEvent, SweepEvent
+    from loraq_sim.sweeps.run import SweepOutcome
 
-__all__ = ["Study", "SweepSettings", "open_study", "sweep"]
+__all__ = ["Study", "open_study", "sweep"]
 
 _STORE = "results.sqlite"
+_SHOWN_FIRST = ("weight_bytes", "energy_j", "sqnr_db", "bits_per_weight", "bound")
 _PLACES = {"model": ("dump", "accelerator"), "layer": ("dump", "accelerator", "layer")}
 
 
@@ -49,6 +61,8 @@ class Study:
         What was decided while the sweep was planned, such as the default splits.
     outcome : SweepOutcome or None
         How the run ended: ``n_ok``, ``n_failed``, ``n_left``, ``interrupted``.
+
+    A method that takes an `accelerator` needs it where there are several to choose from.
     """
 
     def __init__(
@@ -61,6 +75,8 @@ class Study:
         notes: Sequence[str] = (),
         outcome: "SweepOutcome | None" = None,
         footer: Mapping[str, Any] | None = None,
+        missing: Sequence[Mapping[str, Any]] = (),
+        n_missing: int = 0,
     ) -> None:
         self._rows = list(rows)
         self.path = path
@@ -69,6 +85,8 @@ class Study:
         self._runs = list(runs)
         self._layers = tuple(layers) or tuple(dict.fromkeys(row["layer"] for row in rows))
         self._footer = dict(footer or {})
+        self._missing = list(missing)
+        self._n_missing = n_missing
 
     @classmethod
     def of_sweep(
@@ -79,15 +97,19 @@ class Study:
         outcome: "SweepOutcome | None" = None,
     ) -> "Study":
         """The study of a plan's cases in `store`."""
-
         digests = {"dump": composed.dump_digest, **composed.accelerator_digests}
+        rows = store.rows(composed.case_ids)
+        known = {row["case_id"] for row in rows}
+        names = ("layer", "split", "method", "preset", "accelerator", "seed")
+        left = [case.labels for case in composed.cases if case.case_id not in known]
         return cls(
-            store.rows(composed.case_ids),
+            rows,
             store.provenance(),
             path=store.path,
             layers=composed.layers,
             notes=composed.notes,
             outcome=outcome,
+            missing=[{name: labels.get(name) for name in names} for labels in left],
             footer={"loraq-sim": __version__, "seed": composed.plan.seed}
             | {name: digest[:12] for name, digest in digests.items()},
         )
@@ -100,15 +122,29 @@ class Study:
 
     @cached_property
     def df(self) -> "pandas.DataFrame":
-        """The rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
-
+        """The rows as a DataFrame with a type a column: names as categories in the order of the
+        sweep, counts as integers (``Int64`` where some are missing), numbers as floats, ``pareto``
+        as bool. Units are in the names."""
         return frame_of(self._rows)
 
     @cached_property
     def totals(self) -> list[ModelRow]:
         """Totals of the model per split and accelerator, with ``pareto``; see `model_totals`."""
-        marked = mark_front(self._sums, _objectives(self._verdict), by=_PLACES["model"])
-        return cast(list[ModelRow], marked)
+        marked = mark_front(self._sums, self._verdict.objectives, by=_PLACES["model"])
+        return cast(list[ModelRow], [ShownRow(row) for row in marked])
+
+    @property
+    def missing(self) -> list[dict[str, Any]]:
+        """Cases that were asked for and have no result: layer, split, method, accelerator, seed.
+
+        A study that was opened knows only how many there are (`n_missing`).
+        """
+        return [dict(case) for case in self._missing]
+
+    @property
+    def n_missing(self) -> int:
+        """How many cases were asked for and have no result."""
+        return max(self._n_missing, len(self._missing))
 
     def verdict(self) -> Verdict:
         """Which split to build, why, what ties with it and what would change it."""
@@ -126,34 +162,42 @@ class Study:
     def front(self, by: str = "model") -> "pandas.DataFrame":
         """Rows that no other beats in error and cost, cheapest first, per accelerator.
 
-        Parameters
-        ----------
-        by : str
-            ``model`` for totals of the model, ``layer`` for each layer's rows.
-
-        Raises
-        ------
-        InputError
-            If `by` is neither.
+        `by` is ``model`` for totals of the model, ``layer`` for each layer's rows.
         """
-        import pandas
-
         if by not in _PLACES:
             raise InputError(unknown_name("front", by, _PLACES))
-        frame = pandas.DataFrame(self.totals) if by == "model" else self.df
+        frame = frame_of([dict(row) for row in self.totals]) if by == "model" else self.df
         if frame.empty:
             return frame
-        return per_layer_front(frame, _objectives(self._verdict), by=_PLACES[by])
+        front = per_layer_front(frame, self._verdict.objectives, by=_PLACES[by])
+        first = (*_PLACES[by][1:], "split", *self._verdict.objectives, *_SHOWN_FIRST)
+        return front[list(dict.fromkeys(n for n in (*first, *front.columns) if n in front))]
 
-    def plot_front(self) -> "Figure":
-        """Error against cost of the whole model, the verdict as the title; a matplotlib figure.
+    def best(
+        self, *, minimize: str | None = None, accelerator: str | None = None, **limits: float | str
+    ) -> ModelRow:
+        """The model's total of least error within limits: the row that ``pareto --under`` names.
+
+        Limits are the largest value of each column, ``latency_s=0.003, weight_bytes="400MB"``;
+        `minimize` is another column to make small.
 
         Raises
         ------
         InputError
-            If no cost of the model is known.
+            If a column is unknown, or no split is within all limits: how little is possible.
         """
-        from loraq_sim.reporting.figures import pareto_figure
+        totals = self._on(self.totals, accelerator)
+        if not limits:
+            raise InputError("best needs a limit, such as latency_s=0.003 or weight_bytes='400MB'")
+        asked = parse_limits(limits, dict.fromkeys(name for row in totals for name in row))
+        found = best_under(totals, asked, minimize or self._verdict.error)
+        if not found:
+            raise InputError(least_possible(totals, asked))
+        return cast(ModelRow, found[0])
+
+    def plot_front(self) -> "Figure":
+        """Error against cost of the whole model, the verdict as the title; a matplotlib figure."""
+        from loraq_sim.reporting.figures import pareto_figure, shown_in_notebooks
 
         verdict = self._verdict
         if not verdict.cost:
@@ -161,7 +205,7 @@ class Study:
         costs = [verdict.area or verdict.cost, verdict.cost if verdict.area else "weight_bytes"]
         costs = list(dict.fromkeys(costs))
         dumps = dict.fromkeys(str(row.get("dump")) for row in self._rows)
-        return pareto_figure(
+        figure = pareto_figure(
             self.totals,
             x=costs if len(verdict.on) == 1 else verdict.cost,
             y=verdict.error,
@@ -170,25 +214,122 @@ class Study:
             provenance=self._footer,
             verdict=verdict,
         )
+        return shown_in_notebooks(figure)
+
+    def plot_layers(
+        self, quantity: str | None = None, *, accelerator: str | None = None
+    ) -> "Figure":
+        """A quantity of every layer (across) in every split (down), as the report page shows it.
+
+        `quantity` is the error that the verdict is read from, or another that the page offers.
+        """
+        from loraq_sim.reporting.figures import shown_in_notebooks
+        from loraq_sim.reporting.layer_figures import heat_map_figure
+        from loraq_sim.reporting.plot_data import plot_data
+        from loraq_sim.reporting.report_data import answers
+
+        context = self._context(accelerator)
+        drawn = plot_data(self._gathered, answers(self._gathered), ())
+        figure = heat_map_figure(drawn, context, quantity or self._verdict.error)
+        return shown_in_notebooks(figure)
+
+    def plot_roofline(
+        self, split: str | None = None, *, accelerator: str | None = None
+    ) -> "Figure":
+        """Every layer under the roofs of the machine, in a split or in that of the verdict."""
+        from loraq_sim.reporting.figures import shown_in_notebooks
+        from loraq_sim.reporting.panels import roofline_figure
+
+        context = self._context(accelerator)
+        label = split or self._verdict.on[context].label or ""
+        own = self._on(self._rows, context)
+        rows = [the_case(own, layer, label) for layer in dict.fromkeys(r["layer"] for r in own)]
+        return shown_in_notebooks(roofline_figure(rows, self._machine(rows[0]["accelerator"])))
+
+    def explain(
+        self,
+        layer: str,
+        split: str | None = None,
+        *,
+        accelerator: str | None = None,
+        dump: "str | Path | LayerDump | None" = None,
+    ) -> "Explanation":
+        """Where the error and the cost of one case of the study come from, as it was run.
+
+        `layer` is a name, or a pattern that only one matches; `split` a split, its label where
+        several cases have it, or that of the verdict; `dump` the file that the sweep read, if it is
+        elsewhere by now.
+        """
+        from loraq_sim.dumps import LayerDump, read_layer_dump
+        from loraq_sim.explain.terms import explain_row
+
+        context = self._context(accelerator)
+        split = split or self._verdict.on[context].label or ""
+        row = the_case(self._on(self._rows, context), layer, split)
+        if not isinstance(dump, LayerDump):
+            plans = [run.get("plan") or {} for run in reversed(self._runs)]
+            known = (p for p in plans if Path(str(p.get("dump"))).name == row.get("dump"))
+            plan = next(known, {})
+            path = Path(dump or plan.get("dump") or str(row.get("dump")))
+            if not path.exists():
+                raise InputError(f"the dump {path} is not there any more; give dump=PATH")
+            drawn = plan.get("synthesize_inputs") and (plan.get("tokens") or True)
+            dump = read_layer_dump(path, synthesize_inputs=drawn or False)
+        return explain_row(dump[row["layer"]], row, self._machine(row["accelerator"]))
+
+    def allocate(
+        self,
+        *,
+        minimize: str | None = None,
+        accelerator: str | None = None,
+        method: str = "exact",
+        **budget: float | str,
+    ) -> "Allocation":
+        """One split per layer within a budget such as ``latency_s=0.003``; `loraq_sim.allocate`."""
+        from loraq_sim.allocation import allocate
+        from loraq_sim.allocation.problem import AREAS, QUANTITIES
+
+        check_possible(self._rows, self.path or "study")
+        asked = parse_limits(budget, (*QUANTITIES, *AREAS))
+        rows = self._on(self._rows, accelerator)
+        return allocate(rows, asked, minimize=minimize, method=method)
+
+    def recipe(
+        self,
+        path: str | Path | None = None,
+        *,
+        minimize: str | None = None,
+        accelerator: str | None = None,
+        **budget: float | str,
+    ) -> "Recipe":
+        """What ``loraq-sim solve --recipe`` takes: the verdict's split, or `allocate` in a budget.
+
+        With a `path` it is written there as TOML; a file of that name is replaced.
+        """
+        from loraq_sim.allocation.frontier import allocation_recipe, recipe_of_rows
+        from loraq_sim.recipe import write_recipe
+
+        facts = {"loraq_sim": __version__}
+        if budget:
+            within: Any = budget
+            found = self.allocate(minimize=minimize, accelerator=accelerator, **within)
+            recipe = allocation_recipe(found, facts)
+        else:
+            chosen = self._verdict.on[self._context(accelerator)].row
+            if chosen is None:
+                raise InputError(f"there is no split to make a recipe of: {self._verdict.headline}")
+            facts |= {"model": chosen["dump"], "accelerator": chosen["accelerator"]}
+            facts |= {"verdict": self._verdict.headline}
+            recipe = recipe_of_rows(rows_of_total(self._rows, chosen), facts)
+        if path is not None:
+            write_recipe(path, recipe, overwrite=True)
+        return recipe
 
     def report(self, path: str | Path, *, title: str | None = None, files: bool = False) -> Path:
-        """Write the page of ``loraq-sim report`` to `path` and return it.
+        """Write the page of ``loraq-sim report`` to `path`, which is replaced, and return it.
 
-        Parameters
-        ----------
-        path : str or Path
-            An HTML file; it is replaced.
-        title : str, optional
-            By default the names of the dumps.
-        files : bool
-            Whether pictures and tables are written beside it, into ``NAME_files``.
-
-        Raises
-        ------
-        InputError
-            If there is no row, the file cannot be written or an extra is not installed.
-        StoreError
-            If a row has a number that no layer or machine can have.
+        `title` is that of the dumps by default. With `files` pictures and tables are written beside
+        it, into ``NAME_files``.
         """
         from loraq_sim.reporting.gather import gather
         from loraq_sim.reporting.page import write_report
@@ -199,50 +340,39 @@ class Study:
         write_report(gather(self._rows, self._runs, title=title), Path(path), with_files=files)
         return Path(path)
 
+    @cached_property
+    def _gathered(self) -> "ReportData":
+        from loraq_sim.reporting.gather import gather
+
+        check_possible(self._rows, self.path or "study")
+        return gather(self._rows, self._runs)
+
+    def _context(self, accelerator: str | None) -> str:
+        return the_context(self._verdict, accelerator)
+
+    def _on(self, rows: Sequence[Any], accelerator: str | None) -> list[Any]:
+        return rows_in(rows, self._context(accelerator))
+
+    def _machine(self, name: str) -> "hwmodels.Accelerator":
+        from loraq_sim.reporting.gather import machines_of
+
+        found, notes = machines_of([name], self._runs)
+        if name not in found:
+            raise InputError("; ".join(notes))
+        return found[name]
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        n_failed = sum(row.get("status") == "failed" for row in self._rows)
-        splits = dict.fromkeys(row["split"] for row in self._rows)
-        lines = [
-            f"Study of {counted(len(self._rows), 'case')}: {counted(len(self._layers), 'layer')}, "
-            f"{counted(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
-        ]
-        if self.outcome is not None and self.outcome.interrupted:
-            lines.append(f"interrupted: {counted(self.outcome.n_left, 'case')} left")
-        try:
-            lines.append(self._verdict.headline)
-        except StoreError as error:
-            lines.append(str(error))
-        if self.path is not None:
-            lines.append(f"in {self.path}")
-        return "\n".join(lines)
+        from loraq_sim.results.cards import study_lines
 
+        return "\n".join(study_lines(self))
 
-class SweepSettings(TypedDict, total=False):
-    """Keys of a sweep plan that `sweep` takes besides its own arguments; one value or several."""
+    def _repr_html_(self) -> str:
+        from loraq_sim.results.cards import study_card
 
-    layers: str | Sequence[str]
-    methods: str | Sequence[str]
-    presets: str | Sequence[str]
-    seeds: int | Sequence[int]
-    family: str
-    group: int
-    synthesize_inputs: bool
-    lora: str | Sequence[str]
-    smooth: float | None
-    rotate: str | None
-    condition: str | None
-    finish: str | None
-    rows: int | str | Sequence[int | str]
-    model: str | None
-    resolution: int
-    batch: int
-    fused: bool
-    kernel: str | None
-    datapath: Mapping[str, Any]
-    override: Sequence[Mapping[str, Any]]
+        return study_card(self)
 
 
 def sweep(
@@ -254,6 +384,7 @@ def sweep(
     jobs: int | None = None,
     out: str | Path | None = None,
     force: bool = False,
+    progress: bool | None = None,
     on_event: "OnEvent | None" = None,
     **settings: Unpack[SweepSettings],
 ) -> Study:
@@ -277,6 +408,8 @@ def sweep(
         again. By default nothing is kept on disk.
     force : bool
         Evaluate again what `out` holds.
+    progress : bool, optional
+        A bar with the time left and the front so far: by default in notebooks and on terminals.
     on_event : callable, optional
         Called with a `SweepEvent` per step.
     **settings
@@ -298,6 +431,7 @@ def sweep(
     """
     from loraq_sim.sweeps.plan import compose
     from loraq_sim.sweeps.plan_file import checked_values, plan_from_values
+    from loraq_sim.sweeps.progress import live_progress
 
     asked: dict[str, Any] = {
         "dump": str(dump),
@@ -308,12 +442,14 @@ def sweep(
     asked |= {name: _plain(value) for name, value in settings.items()}
     asked = {name: value for name, value in asked.items() if value not in (None, ())}
     composed = compose(plan_from_values(checked_values(asked)))
-    if out is not None:
-        return _run(composed, Path(out), jobs=jobs, force=force, on_event=on_event, is_kept=True)
-    with TemporaryDirectory(prefix="loraq-sim-") as folder:
-        return _run(
-            composed, Path(folder), jobs=jobs, force=force, on_event=on_event, is_kept=False
-        )
+    with ExitStack() as stack:
+        show = stack.enter_context(live_progress(progress))
+        listeners = [show, *([on_event] if on_event else [])]
+        folder = out or stack.enter_context(TemporaryDirectory(prefix="loraq-sim-"))
+        study = _run(composed, Path(folder), jobs=jobs, force=force, listeners=listeners)
+    if out is None:
+        study.path = None
+    return study
 
 
 def open_study(path: str | Path) -> Study:
@@ -326,7 +462,12 @@ def open_study(path: str | Path) -> Study:
     """
     path = Path(path)
     with ResultStore.open(path / _STORE if path.is_dir() else path) as store:
-        return Study(store.rows(), store.provenance(), path=store.path)
+        rows, runs, planned = store.rows(), store.provenance(), store.planned()
+        # Of the latest sweep alone: earlier ones may have been of another release.
+        latest = max((run for run, _ in planned.values()), default=0)
+        known = store.done(planned) if latest else set()
+        left = [case for case, (run, _) in planned.items() if run == latest and case not in known]
+        return Study(rows, runs, path=store.path, n_missing=len(left))
 
 
 def _run(
@@ -335,23 +476,19 @@ def _run(
     *,
     jobs: int | None,
     force: bool,
-    on_event: "OnEvent | None",
-    is_kept: bool,
+    listeners: "Sequence[OnEvent]",
 ) -> Study:
     from loraq_sim.sweeps.run import run_sweep
 
+    def tell(event: "SweepEvent") -> None:
+        for listener in listeners:
+            listener(event)
+
     with ResultStore.open(folder / _STORE, create=True) as store:
-        outcome = run_sweep(composed, store, jobs=jobs, force=force, on_event=on_event)
+        outcome = run_sweep(composed, store, jobs=jobs, force=force, on_event=tell)
         if outcome.is_unreadable:
             raise DumpError(f"no layer could be used: {outcome.first_failure}")
-        study = Study.of_sweep(composed, store, outcome=outcome)
-    if not is_kept:
-        study.path = None
-    return study
-
-
-def _objectives(verdict: Verdict) -> list[str]:
-    return verdict.objectives
+        return Study.of_sweep(composed, store, outcome=outcome)
 
 
 def _texts(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ __all__ = [
     "axes_of",
     "compare_with_uniform",
     "frontier_rows",
+    "recipe_of_rows",
     "spread",
 ]
 
@@ -216,7 +217,12 @@ def allocation_recipe(
     `provenance` is added to what the allocation knows of itself: model, accelerator, budget,
     objective, totals and gap.
     """
-    settings = {row["layer"]: _settings(row) for row in allocation.rows}
+    return recipe_of_rows(allocation.rows, _facts(allocation) | dict(provenance or {}))
+
+
+def recipe_of_rows(rows: Sequence[Row], provenance: Mapping[str, Any]) -> Recipe:
+    """The recipe of one row a layer: what most of them share under defaults, the rest by layer."""
+    settings = {row["layer"]: _settings(row) for row in rows}
     defaults = {
         key: Counter(values).most_common(1)[0][0]
         for key in _SETTINGS
@@ -231,14 +237,14 @@ def allocation_recipe(
         }
         for layer, own in settings.items()
     }
-    facts = _facts(allocation) | dict(provenance or {})
+    content = {"provenance": dict(provenance), "defaults": defaults, "layers": layers}
     try:
-        return Recipe.model_validate({"provenance": facts, "defaults": defaults, "layers": layers})
+        return Recipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"the allocation has no recipe: {key}: {first['msg']}, got {first['input']!r:.80}; "
+            f"the rows have no recipe: {key}: {first['msg']}, got {first['input']!r:.80}; "
             "the rows of that setting are no sweep's, leave them out"
         ) from None
 

@@ -23,10 +23,11 @@ from loraq_sim.dumps import LayerDump, read_layer_dump
 from loraq_sim.errors import LoraqError
 from loraq_sim.files import markdown_text, shown
 from loraq_sim.reporting.tables import ResultTable, json_text, result_table
+from loraq_sim.results.wording import clock_text
 
 if TYPE_CHECKING:
     from loraq_sim.results.verdict import Verdict
-    from loraq_sim.sweeps.run import OnEvent, SweepEvent
+    from loraq_sim.sweeps.progress import OnEvent, SweepEvent
 
 __all__ = [
     "BAD_INPUT",
@@ -300,7 +301,7 @@ def _with_lines(items: Sequence[Item], label: str) -> Iterator[Item]:
         # A short run says nothing; one that has said something also says that it is through.
         if now - last >= _SECONDS_BETWEEN_LINES or (has_spoken and not n_left):
             last, has_spoken = now, True
-            left = f", ETA {_clock((now - started) / n_done * n_left)}" if n_left else ""
+            left = f", ETA {clock_text((now - started) / n_done * n_left)}" if n_left else ""
             say(f"{label}: {n_done} of {len(items)}{left}", err=True)
 
 
@@ -320,73 +321,34 @@ def layer_progress(names: Sequence[str], label: str, *, quiet: bool) -> Iterator
 
 def sweep_progress(*, counts: bool, quiet: bool) -> "AbstractContextManager[OnEvent]":
     """Context that gives the listener of a sweep's events; without `counts`, of its problems."""
+    from loraq_sim.sweeps.progress import live_progress, terminal_bar
+
     if quiet:
-        return _silent()
-    return _bar() if counts and is_terminal(sys.stderr) else _lines(counts)
-
-
-@contextmanager
-def _silent() -> "Iterator[OnEvent]":
-    yield lambda event: None
-
-
-@contextmanager
-def _bar() -> "Iterator[OnEvent]":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("[red]{task.fields[failures]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("sweep", total=None, left="", failures="")
-
-        def show(event: "SweepEvent") -> None:
-            left = "" if event.eta_s is None else f"ETA {_clock(event.eta_s)}"
-            failures = f"{event.failed} failed" if event.failed else ""
-            progress.update(
-                bar, total=event.total, completed=event.done, left=left, failures=failures
-            )
-            if event.message and event.kind in ("case", "worker_lost", "note"):
-                progress.console.print(shown(_problem(event)), markup=False, highlight=False)
-
-        yield show
+        return live_progress(False)
+    return terminal_bar() if counts and is_terminal(sys.stderr) else _lines(counts)
 
 
 @contextmanager
 def _lines(counts: bool) -> "Iterator[OnEvent]":
+    from loraq_sim.sweeps.progress import problem_text
+
     last = time.monotonic()
 
     def show(event: "SweepEvent") -> None:
         nonlocal last
         if event.message and (event.kind != "case" or event.status == "failed"):
-            say(_problem(event), err=True)
+            say(problem_text(event), err=True)
         now = time.monotonic()
         if not counts:
             return
         if event.kind == "end" or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             eta_s = None if event.kind == "end" else event.eta_s
-            left = "" if eta_s is None else f", ETA {_clock(eta_s)}"
+            left = "" if eta_s is None else f", ETA {clock_text(eta_s)}"
             failed = f", {event.failed} failed" if event.failed else ""
             say(f"{event.done} of {event.total} cases{failed}{left}", err=True)
 
     yield show
-
-
-def _problem(event: "SweepEvent") -> str:
-    what = " ".join(filter(None, (event.layer, event.split, event.status)))
-    return f"{what}: {event.message}" if what else event.message
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def seconds_since(started: float) -> float:

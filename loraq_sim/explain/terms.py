@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hwmodels
-from loraq_sim.errors import CaseFailed
+from loraq_sim.emulator.mac_array import describe_array
+from loraq_sim.errors import CaseFailed, InputError
 from loraq_sim.evaluate import (
     UNKNOWN_ROWS,
     evaluate_case,
@@ -39,6 +40,7 @@ from loraq_sim.explain.switchable import (
 )
 from loraq_sim.layers import Layer
 from loraq_sim.machine import datapath_for, model_step, solved_workload
+from loraq_sim.results.cards import shortened
 from loraq_sim.results.rows import ResultRow
 from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution
@@ -48,6 +50,7 @@ __all__ = [
     "Explanation",
     "INTERACTION",
     "explain_case",
+    "explain_row",
     "output_terms",
     "step_rests_on",
     "weight_terms",
@@ -56,6 +59,7 @@ __all__ = [
 INTERACTION = "interaction"
 Terms = list[dict[str, Any]]
 _DEFAULT_TOKENS = 256
+_MOST_SHOWN = 5
 
 
 def output_terms(
@@ -202,6 +206,23 @@ class Explanation:
     costs: list[dict[str, Any]]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        row, summary = self.row, self.summary
+        told = [
+            f"{term['source']} {term['share']:.0%}"
+            for term in sorted(self.errors, key=lambda term: -term["share"])[:_MOST_SHOWN]
+        ]
+        costs = [
+            f"{part['quantity']}: {part['part']} {part['share']:.0%}"
+            for part in self.costs
+            if part["share"]
+            == max(p["share"] for p in self.costs if p["quantity"] == part["quantity"])
+        ]
+        error = f"{summary['measure'].replace('_', ' ')} {summary['total_error']:.3%}"
+        lines = [f"{row['layer']} in {row['split']} on {row['accelerator']}: {error}"]
+        lines += [f"squared error: {', '.join(told)}", f"largest parts: {', '.join(costs)}"]
+        return "\n".join([*lines, *map(shortened, self.notes[:_MOST_SHOWN])])
+
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import explanation_card
 
@@ -268,6 +289,45 @@ def explain_case(
         cost = hwmodels.estimate_cost(work, machine, kernel=settings.kernel)
         costs = _cost_parts(cost)
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
+
+
+def explain_row(
+    layer: Layer, row: Mapping[str, Any], accelerator: "hwmodels.Accelerator"
+) -> Explanation:
+    """As `explain_case`, of the case that a row of a store is the result of.
+
+    Raises
+    ------
+    InputError
+        If the row holds what no sweep writes.
+    """
+    try:
+        others = json.loads(row.get("options") or "{}")
+        datapath = dict(others.get("datapath") or {})
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f"options of the row are no settings: {row['options']!r:.80}") from None
+    array = describe_array(datapath_for(accelerator, datapath).mac)
+    datapath |= {name: row[name] for name, value in array.items() if row.get(name) != value}
+    # What was chosen by a condition is not given once more.
+    given = {} if row.get("condition") else {"smooth": row["smooth"], "rotate": row["rotation"]}
+    return explain_case(
+        layer,
+        row["split"],
+        accelerator,
+        family=row["family"] or "int",
+        group=row["group_size"] or 64,
+        datapath=datapath,
+        method=row["method"],
+        preset=row["preset"],
+        seed=row["seed"],
+        tokens=row["token_limit"],
+        condition=row["condition"],
+        finish=row["finish"],
+        rows=row["m"],
+        fused=others.get("fused", True),
+        kernel=others.get("kernel"),
+        **given,
+    )
 
 
 def _cost_parts(cost: "hwmodels.Cost") -> list[dict[str, Any]]:

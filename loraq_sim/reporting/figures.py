@@ -7,6 +7,7 @@ elsewhere; nothing is computed here but the layout.
 """
 
 import functools
+import io
 import math
 import re
 import warnings
@@ -45,6 +46,7 @@ __all__ = [
     "draw_heading",
     "pareto_figure",
     "save_figure",
+    "shown_in_notebooks",
     "subtitle",
     "without_math",
 ]
@@ -153,6 +155,18 @@ def pareto_figure(
         draw_legend(figure, style, left=size[0] - _RIGHT + 0.2)
     draw_heading(figure, title or verdict.headline, subtitle(drawn or rows, model, layers, groups))
     draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
+    return figure
+
+
+def shown_in_notebooks(figure: "Figure") -> "Figure":
+    """`figure`, which a notebook shows as a picture even where pyplot was never loaded."""
+
+    def picture() -> bytes:
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+        return drawn.getvalue()
+
+    setattr(figure, "_repr_png_", picture)  # noqa: B010
     return figure
 
 

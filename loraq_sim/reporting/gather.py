@@ -37,6 +37,7 @@ from loraq_sim.version import __version__
 
 __all__ = [
     "gather",
+    "machines_of",
 ]
 
 
@@ -66,7 +67,7 @@ def gather(
     rows = _named(shown, dumps)
     error, _ = objectives_of(rows)
     accelerators = list(dict.fromkeys(str(row["accelerator"]) for row in rows))
-    machines, notes = _machines(accelerators, runs)
+    machines, notes = machines_of(accelerators, runs)
     parts, more_notes = _parts(rows, machines)
     validation, devices, uncertainty = _validation(machines)
     data = ReportData(
@@ -170,7 +171,7 @@ def _kinds(rows: list[StoredRow], dumps: Sequence[str]) -> list[Row]:
     return found
 
 
-def _machines(
+def machines_of(
     names: Sequence[str], runs: Sequence[Row]
 ) -> "tuple[dict[str, hwmodels.Accelerator], list[str]]":
     """Descriptions by name: shipped ones, and files that the sweeps named and that still exist."""

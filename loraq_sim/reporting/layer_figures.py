@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loraq_sim.errors import InputError, counted
+from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.reporting.figures import draw_footer, draw_heading, without_math
 from loraq_sim.reporting.labels import part_colors
-from loraq_sim.reporting.panels import GRID, INK, MOST_DRAWN, MUTED, nice_log_ticks, tick_texts
+from loraq_sim.reporting.panels import (
+    GRID,
+    INK,
+    MOST_DRAWN,
+    MUTED,
+    nice_log_ticks,
+    tick_texts,
+)
 from loraq_sim.reporting.report_data import BOUND_NAMES, PART_NAMES, Answer, ReportData
 from loraq_sim.results.columns import choose_unit
 from loraq_sim.results.rows import AnyRow
@@ -57,6 +64,9 @@ def heat_map_figure(drawn: Mapping[str, Any], context: str, quantity: str) -> "F
     from matplotlib.colors import LogNorm
 
     layers = drawn["layers"][context]
+    known = [item["key"] for item in layers["quantities"]]
+    if quantity not in known:
+        raise InputError(unknown_name("quantity", quantity, known))
     (chosen,) = [item for item in layers["quantities"] if item["key"] == quantity]
     width = len(layers["names"])
     best = drawn["answers"].get(context, "")

@@ -1,23 +1,30 @@
 """One Pareto panel: error (log) against a cost, the front as a step, labels on its points.
 
-Two more tell what an accumulator costs: gates of arrays by part, and error against their area.
+Two more tell what an accumulator costs: gates of arrays by part, and error against their area. One
+is a figure of its own: the layers of a model under the roofs of a machine.
 
 Axes have few ticks at round values, written the way people write numbers.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraq_sim.errors import InputError, counted
 from loraq_sim.reporting.labels import SERIES_COLORS, Box, main_and_branch, place_labels
+from loraq_sim.reporting.report_data import BOUND_NAMES
 from loraq_sim.results.columns import Column, choose_unit, column_for
 from loraq_sim.results.rows import AnyRow
-from loraq_sim.results.wording import name_of
+from loraq_sim.results.wording import labels_of, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+    import hwmodels
 
 __all__ = [
     "MOST_DRAWN",
@@ -27,6 +34,7 @@ __all__ = [
     "draw_array_parts",
     "draw_panel",
     "nice_log_ticks",
+    "roofline_figure",
     "staircase",
     "tick_texts",
 ]
@@ -387,3 +395,70 @@ def draw_array_errors(axes: "Axes", rows: Sequence[AnyRow]) -> None:
     axes.grid(True, color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8)
+
+
+def roofline_figure(rows: Sequence[AnyRow], machine: "hwmodels.Accelerator") -> "Figure":
+    """Rate of each layer of one split against MACs per byte from DRAM, under the machine's roofs.
+
+    The roof of the MACs is that of the modes in which the rows run, main branch and branch
+    together: their MACs in the time that the latency and the utilization leave.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.get("latency_s") and row.get("dram_bytes")]
+    if not rows:
+        raise InputError("there is nothing to draw: no layer has a latency and bytes from DRAM")
+    figure = Figure(figsize=(7.4, 4.4), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.11, 0.13, 0.86, 0.7))
+    macs = [
+        row["m"] * (row["n"] * row["k"] + (row.get("rank") or 0) * (row["n"] + row["k"]))
+        for row in rows
+    ]
+    xs = [count / row["dram_bytes"] for count, row in zip(macs, rows, strict=True)]
+    ys = [count / row["latency_s"] for count, row in zip(macs, rows, strict=True)]
+    roofs = [y / row["utilization"] for y, row in zip(ys, rows, strict=True) if row["utilization"]]
+    peak = max(roofs, default=max(ys))
+    bytes_per_s = machine.memories.dram.bandwidth_bytes_per_s
+    ridge = peak / bytes_per_s
+    left, right = min([*xs, ridge]) / 2, max([*xs, ridge]) * 2
+    roof = [left * bytes_per_s / 1e9, peak / 1e9, peak / 1e9]
+    axes.loglog([left, ridge, right], roof, color=INK, linewidth=1.4)
+    counts = Counter(str(row["bound"]) for row in rows)
+    for (bound, count), color in zip(counts.most_common(), SERIES_COLORS, strict=False):
+        own = [i for i, row in enumerate(rows) if str(row["bound"]) == bound]
+        label = f"{BOUND_NAMES.get(bound, bound)} ({counted(count, 'layer')})"
+        look: dict[str, Any] = {"color": color, "markersize": 5, "alpha": 0.8, "label": label}
+        axes.loglog([xs[i] for i in own], [ys[i] / 1e9 for i in own], "o", **look)
+    set_log_axis(axes.xaxis, [left, right], below=0.0, above=0.0)
+    set_log_axis(axes.yaxis, [*roof, *(y / 1e9 for y in ys)], below=0.25, above=0.2)
+    words: dict[str, Any] = {"fontsize": 8, "color": MUTED}
+    axes.text(right / 1.02, roof[1] * 1.15, f"{peak / 1e12:.3g} TMAC/s", ha="right", **words)
+    middle = math.sqrt(left * ridge)
+    ends = axes.transData.transform([(left, roof[0]), (ridge, roof[1])])
+    slope = math.degrees(math.atan2(ends[1][1] - ends[0][1], ends[1][0] - ends[0][0]))
+    axes.annotate(
+        f"DRAM {bytes_per_s / 1e9:.3g} GB/s",
+        (middle, middle * bytes_per_s / 1e9),
+        (-4, 4),
+        textcoords="offset points",
+        rotation=slope,
+        rotation_mode="anchor",
+        ha="center",
+        **words,
+    )
+    axes.set_xlabel("MACs per byte from DRAM", fontsize=9, color=INK)
+    axes.set_ylabel("GMAC/s", fontsize=9, color=INK)
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", title="bound by", title_fontsize=8)
+    title = f"{machine.name}: {labels_of(rows)[0]} under the roofs of the machine"
+    figure.text(0.11, 0.92, title, fontsize=11, color=INK, fontweight="bold")
+    reached = max(y / min(peak, x * bytes_per_s) for x, y in zip(xs, ys, strict=True))
+    told = f"{counted(len(rows), 'layer')}; the nearest to its roof reaches {reached:.0%} of it"
+    figure.text(0.11, 0.865, told, **words)
+    return figure

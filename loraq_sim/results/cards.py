@@ -5,11 +5,13 @@ their types in words only. The HTML of all is made by `hwmodels.errors`; machine
 theirs beside them.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwmodels.errors import bar_text, html_card
-from loraq_sim.errors import counted
+from loraq_sim.errors import StoreError, counted
+from loraq_sim.results.wording import some_of, value_text
 
 __all__ = [
     "allocation_card",
@@ -17,7 +19,11 @@ __all__ = [
     "explanation_card",
     "gemm_card",
     "model_card",
+    "shortened",
     "solution_card",
+    "study_card",
+    "study_lines",
+    "verdict_card",
 ]
 
 
@@ -180,3 +186,82 @@ def _bytes_text(size: float) -> str:
             return f"{size:,.4g} {unit}"
         size /= 1024
     return f"{size:,.4g} GiB"
+
+
+_LONGEST = 300
+_FRONT = (
+    "split",
+    "output_error",
+    "weight_error",
+    "latency_s",
+    "energy_j",
+    "weight_bytes",
+    "area_ge",
+)
+
+
+def study_lines(study: Any) -> list[str]:
+    """A `Study`: what it holds, what it lacks and what it says, a line each."""
+    rows = study.rows
+    n_failed = sum(row.get("status") == "failed" for row in rows)
+    splits = dict.fromkeys(row["split"] for row in rows)
+    layers = dict.fromkeys(row["layer"] for row in rows)
+    lines = [
+        f"Study of {counted(len(rows), 'case')}: {counted(len(layers), 'layer')}, "
+        f"{counted(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
+    ]
+    if study.n_missing:
+        was_interrupted = study.outcome is not None and study.outcome.interrupted
+        where = some_of(list(dict.fromkeys(str(case["layer"]) for case in study.missing)))
+        more = "; the same sweep with this out=... continues" if study.path else ""
+        lines.append(
+            f"{'interrupted' if was_interrupted else 'not finished'}: "
+            f"{counted(study.n_missing, 'case')} left{f' ({where})' if where else ''}{more}"
+        )
+    try:
+        verdict = study.verdict()
+        lines += [verdict.headline, *([shortened(verdict.why)] if verdict.why else [])]
+    except StoreError as error:
+        lines.append(str(error))
+    return [*lines, *([f"in {study.path}"] if study.path is not None else [])]
+
+
+def study_card(study: Any) -> str:
+    """The lines of a `Study`, and the front of the model."""
+    title, *lines = study_lines(study)
+    try:
+        rows = [row for row in study.totals if row["pareto"]]
+    except StoreError:
+        rows = []
+    return html_card(title, _numbered(lines), _front_cells(rows))
+
+
+def verdict_card(verdict: Any) -> str:
+    """A `Verdict`: the headline, and every sentence on a line of its own."""
+    return html_card(verdict.headline, _numbered(verdict.sentences))
+
+
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """`text` cut at a word."""
+    return textwrap.shorten(text, most, placeholder=" ...")
+
+
+def _numbered(lines: Sequence[str]) -> dict[str, object]:
+    return {str(number): line for number, line in enumerate(lines, start=1)}
+
+
+def _front_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    known = [name for name in _FRONT if any(row.get(name) is not None for row in rows)]
+    several = len({row.get("accelerator") for row in rows}) > 1
+    return [
+        {
+            **({"accelerator": str(row["accelerator"])} if several else {}),
+            **{
+                name.rsplit("_", 1)[0].replace("_", " ") if name != "split" else "front": (
+                    str(row[name]) if name == "split" else value_text(name, row.get(name))
+                )
+                for name in known
+            },
+        }
+        for row in rows
+    ]

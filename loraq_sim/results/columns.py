@@ -357,8 +357,12 @@ _WRITTEN_UNITS = {
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*((?:[^\d\s.]+2?)?)")
 
 
-def parse_limits(texts: Iterable[str], known: Iterable[str]) -> dict[str, float]:
+def parse_limits(
+    texts: Iterable[str] | Mapping[str, float | str], known: Iterable[str]
+) -> dict[str, float]:
     """Limits of texts such as ``latency_s=3ms,weight_bytes=400MB``; `known` are the columns.
+
+    In Python, of a mapping such as ``{"latency_s": "3ms", "weight_bytes": 4e8}``.
 
     Raises
     ------
@@ -367,6 +371,12 @@ def parse_limits(texts: Iterable[str], known: Iterable[str]) -> dict[str, float]
         the column's.
     """
     limits: dict[str, float] = {}
+    if isinstance(texts, Mapping):
+        known = list(known)
+        for column, value in texts.items():
+            limits |= checked_limits({column: 0.0}, known)
+            limits[column] = _number(column, value) if isinstance(value, str) else value
+        return checked_limits(limits, known)
     for text in (part.strip() for given in texts for part in given.split(",") if part.strip()):
         column, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not column or not value:

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loraq_sim.errors import InputError, counted
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = [
     "AnyRow",
@@ -27,12 +30,14 @@ __all__ = [
     "IDENTITY",
     "ResultRow",
     "Row",
+    "ShownRow",
     "StoredRow",
     "add_columns",
     "cells_of",
     "clipped_note",
     "every_name",
     "failed_row",
+    "frame_of",
     "plain_value",
 ]
 
@@ -417,3 +422,60 @@ def clipped_note(rows: "Sequence[Row] | Sequence[ResultRow]") -> str | None:
             "which is recommended"
         )
     return f"{'; '.join(parts)}; such as {what} ({found})"
+
+
+class ShownRow(dict[str, Any]):
+    """A row that shows its errors and costs in a few lines; in all else a dict of its columns."""
+
+    def __repr__(self) -> str:
+        def listed(names: Sequence[str]) -> str:
+            known = ((name, plain_value(self.get(name))) for name in names)
+            return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v!r}"
+                             for k, v in known if v not in (None, ""))  # fmt: skip
+
+        lines = [text for names in _SHOWN_LINES if (text := listed(names))]
+        n_more = len(self.keys() - {name for names in _SHOWN_LINES for name in names})
+        return "\n".join([*lines, *([f"... {n_more} more columns"] if n_more > 0 else [])])
+
+
+_SHOWN_LINES = (
+    ("layer", "kind", "m", "n", "k"),
+    ("split", "method", "preset", "rank", "accelerator"),
+    ("output_error", "weight_error", "sqnr_db"),
+    ("latency_s", "energy_j", "dram_bytes", "bound"),
+    ("weight_bytes", "bits_per_weight"),
+    ("overflow_count", "safe_acc_bits", "clipped_count"),
+    ("status", "message"),
+)
+# Of these no two rows say the same, or nobody groups by them.
+_PLAIN_TEXTS = ("message", "first_overflow", "first_clipped", "rests_on", "case_id")
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
+    """Rows as a DataFrame with a type a column.
+
+    Texts that repeat are categories in order of appearance, missing ones NaN; counts are integers,
+    ``Int64`` where some are missing; other numbers are floats, missing ones NaN.
+    """
+    import pandas
+
+    names = list(dict.fromkeys([*every_name(rows), *(name for row in rows[:1] for name in row)]))
+    names = names if any("case_id" in row for row in rows) else [n for n in names if n != "case_id"]
+    types = {column.name: column.sql_type for column in COLUMNS}
+    columns: dict[str, Any] = {}
+    for name in names:
+        values = [plain_value(row.get(name)) for row in rows]
+        known = [value for value in values if value is not None]
+        if name == "pareto":
+            columns[name] = pandas.Series([bool(value) for value in values], dtype=bool)
+        elif types.get(name) == "TEXT" and name not in _PLAIN_TEXTS:
+            order = list(dict.fromkeys(known))
+            columns[name] = pandas.Series(pandas.Categorical(values, categories=order))
+        elif types.get(name) == "INTEGER" and all(type(value) is int for value in known):
+            kind = "int64" if known and len(known) == len(values) else "Int64"
+            columns[name] = pandas.Series(values, dtype=kind)
+        elif types.get(name) in ("INTEGER", "REAL"):
+            columns[name] = pandas.to_numeric(pandas.Series(values, dtype=object))
+        else:
+            columns[name] = pandas.Series(values, dtype=object)
+    return pandas.DataFrame(columns, columns=names)

@@ -22,12 +22,12 @@ from loraq_sim.errors import StoreError, counted
 from loraq_sim.files import make_folder
 from loraq_sim.results.rows import (
     COLUMN_NAMES,
-    COLUMNS,
     EVALUATED,
     IDENTITY,
     Row,
     StoredRow,
     every_name,
+    frame_of,
 )
 from loraq_sim.results.store_file import (
     ROW_CHECKSUM,
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ResultStore",
     "SCHEMA_VERSION",
-    "frame_of",
     "newest",
 ]
 
@@ -443,19 +442,6 @@ class ResultStore:
         with explained(self.path, doing), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
-
-
-def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
-    """Rows as a DataFrame: missing numbers NaN, missing text None, ``pareto`` bool."""
-    import pandas
-
-    frame = pandas.DataFrame(rows, columns=every_name(rows), dtype=object)
-    for column in COLUMNS:
-        if column.name == "pareto":
-            frame["pareto"] = frame["pareto"].eq(True).astype(bool)
-        elif column.sql_type != "TEXT":
-            frame[column.name] = pandas.to_numeric(frame[column.name])
-    return frame
 
 
 def _with_shared_texts(record: tuple) -> tuple:

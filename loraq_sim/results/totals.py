@@ -29,6 +29,7 @@ __all__ = [
     "is_synthetic",
     "model_totals",
     "records_of",
+    "rows_of_total",
 ]
 
 
@@ -233,6 +234,13 @@ def as_asked(row: AnyRow) -> AnyRow:
     rest = json.loads(options)
     asked = rest.pop("asked")
     return {**row, **asked, "options": json.dumps(rest, sort_keys=True) if rest else ""}
+
+
+def rows_of_total(rows: Sequence[AnyRow], total: AnyRow) -> list[Row]:
+    """The rows that a total of `model_totals` was made of."""
+    wanted = tuple(total.get(name) for name in _KEYS)
+    keys = cells_of([as_asked(row) for row in rows], _KEYS)
+    return [dict(row) for row, key in zip(rows, keys, strict=True) if tuple(key) == wanted]
 
 
 def records_of(frame: "pandas.DataFrame") -> list[Row]:

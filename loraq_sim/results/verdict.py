@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import shown_line
 from loraq_sim.results.choice import (
     COSTS,
@@ -39,7 +40,10 @@ from loraq_sim.results.wording import context_of, labelled, listing, value_text
 __all__ = ["Verdict", "verdict_of"]
 
 
-@dataclass(frozen=True, kw_only=True)
+_MOST_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Verdict:
     """What to build on one accelerator, or on all of them.
 
@@ -98,6 +102,18 @@ class Verdict:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        from loraq_sim.results.cards import shortened
+
+        shown = [self.headline, *map(shortened, self.sentences[:_MOST_SHOWN])]
+        n_more = len(self.sentences) - _MOST_SHOWN
+        return "\n".join([*shown, *([f"... {n_more} more in .text"] if n_more > 0 else [])])
+
+    def _repr_html_(self) -> str:
+        from loraq_sim.results.cards import verdict_card
+
+        return verdict_card(self)
+
     @property
     def objectives(self) -> list[str]:
         """Columns that a front is made of: error, cost, and area where arrays compete."""
@@ -138,6 +154,26 @@ def verdict_of(totals: Any, *, error: str | None = None, cost: str | None = None
         (only,) = found.values()
         return only
     return _over_all(cases, found)
+
+
+def the_context(verdict: Verdict, accelerator: str | None) -> str:
+    """The one context of a verdict, or the one of this accelerator.
+
+    Raises
+    ------
+    InputError
+        If there are several to choose from, or none of this name.
+    """
+    names = {
+        context: str(own.row["accelerator"]) if own.row else context
+        for context, own in verdict.on.items()
+    }
+    found = [context for context, name in names.items() if accelerator in (None, name, context)]
+    if not found:
+        raise InputError(unknown_name("accelerator", str(accelerator), names))
+    if len(found) > 1:
+        raise InputError(f"there are {listing(found)}; choose one by accelerator=...")
+    return found[0]
 
 
 def _cases(rows: Sequence[Row], error: str | None, cost: str | None) -> Iterator[Case]:

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import hwmodels
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.results.columns import choose_unit, column_for, format_numbers, in_unit, is_missing
-from loraq_sim.results.rows import AnyRow
+from loraq_sim.results.rows import AnyRow, Row
 
 __all__ = [
+    "clock_text",
     "comparison",
     "context_of",
     "glossary",
@@ -34,7 +36,9 @@ __all__ = [
     "percent_text",
     "pretty_unit",
     "resting_of",
+    "rows_in",
     "some_of",
+    "the_case",
     "value_text",
 ]
 
@@ -263,6 +267,36 @@ def context_of(row: AnyRow, *, several_dumps: bool) -> str:
     return f"{row.get('dump')} on {name}" if several_dumps else name
 
 
+def rows_in(rows: Sequence[Any], context: str) -> list[Any]:
+    """The rows of one context, which has this name among all of them."""
+    several = len({row.get("dump") for row in rows}) > 1
+    return [row for row in rows if context_of(row, several_dumps=several) == context]
+
+
+def the_case(rows: Sequence[AnyRow], layer: str, split: str) -> Row:
+    """The row of one layer, by its name or a pattern that no other matches, in one split, by its
+    label or, where one case alone has it, its text.
+
+    Raises
+    ------
+    InputError
+        If there is none, or several.
+    """
+    names = dict.fromkeys(str(row["layer"]) for row in rows)
+    layers = [layer] if layer in names else [name for name in names if fnmatchcase(name, layer)]
+    if len(layers) != 1:
+        told = unknown_name("layer", layer, names)
+        raise InputError(f"{layer!r} matches {some_of(layers)}; name one" if layers else told)
+    own = labelled([row for row in rows if row["layer"] == layers[0]])
+    found = [row for row in own if split == row["label"]]
+    found = found or [row for row in own if split == row["split"]]
+    if len(found) != 1:
+        told = unknown_name("split", split, [row["label"] for row in own])
+        several = f"{split} has several cases: {listing([row['label'] for row in found])}"
+        raise InputError(several if found else told)
+    return found[0]
+
+
 def _case(row: AnyRow) -> tuple:
     return (row.get("dump"), row.get("accelerator"), row.get("layer"), str(row.get("split")))
 
@@ -298,3 +332,10 @@ def _options(text: Any) -> str:
         for name, value in settings.items()
     ]
     return ", ".join(parts)
+
+
+def clock_text(seconds: float) -> str:
+    """``1:05`` of 65 seconds, ``2:00:00`` of two hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -5,6 +5,14 @@ learned by effort: from rows that the store has, and for other efforts from a pr
 real case of each on a small layer. The probe is a process on one thread that imports what a worker
 imports, so that it also says how long a worker takes to start.
 
+**Time left** of a sweep that runs. Its grid is layers times points (split, method, preset), and its
+tasks are layers. A point takes about as long per unit of work in every layer, so rates are learned
+by point, then by effort for points that are new, then from rates known beforehand times how fast
+this machine turned out to be. Every case also takes a fixed time. First cases load compiled
+kernels, so that of few cases the time only bounds the rate, and of many the slowest are left out.
+What is left is dealt out to the workers as the sweep will do it: tasks that run are finished where
+they run, the others follow in order, each to the worker that is free first.
+
 **Memory** at the largest layer, in bytes of peak resident memory:
 
     c_0 + max( c_s N K, c_w N K + c_x T (N + K) ) + c_k S N K + 4 T_all K
@@ -18,15 +26,18 @@ The constants of single cases are fitted to nine runs with N and K from 64 to 46
 splits, three of SANA) the sum is 0.9 to 1.3 times the peak.
 """
 
+import heapq
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,11 +63,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ProbeResult",
+    "ProgressClock",
     "SweepForecast",
     "estimate",
     "layer_bytes",
+    "point_of",
     "probe_machine",
     "run_probe",
+    "usual_rate",
     "worker_bytes",
 ]
 
@@ -268,3 +282,205 @@ def _rates(
         f"{known}, and {probe.basis}" if n_rows else probe.basis,
         probe.start_s,
     )
+
+
+# Seconds per unit of work of cases after the first, on the authors' machine: they say how efforts
+# compare before cases of each have finished, and nothing afterwards.
+_USUAL_RATE = {
+    "rtn": 2.6e-8,
+    "solved": 3.0e-8,
+    "lqer": 5.0e-8,
+    "svdquant": 8.0e-8,
+    "loraq fast": 2.6e-7,
+    "loraq": 8.0e-7,
+    "loraq thorough": 2.5e-6,
+}
+_OTHER_RATE = 3.0e-7
+# Every case takes a time that its size says nothing of, in units of work.
+_FIXED_UNITS = 2e5
+# What loading and compiling kernels can add to the first case of an effort in a process.
+_WARM_UP_S = 3.0
+
+
+# Finished cases that say what the next of their kind will take.
+_REMEMBERED = 24
+_SLOWEST = 8
+
+
+class _Seen:
+    """Finished cases of one point or effort: seconds per unit, from what and to what."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._cases: deque[tuple[float, float]] = deque(maxlen=max(_REMEMBERED, 2 * jobs))
+
+    def take(self, seconds: float, units: float) -> None:
+        """Remember a case."""
+        self._cases.append((seconds, units))
+
+    def rate(self, expected: float) -> float:
+        """Seconds per unit, without the slowest cases; of few, what they leave of `expected`."""
+        if self.is_enough:
+            usual = sorted(self._cases, key=lambda case: case[0] / case[1])
+            usual = usual[: len(usual) - max(self._jobs, len(usual) // _SLOWEST)]
+            return sum(seconds for seconds, _ in usual) / sum(units for _, units in usual)
+        # Warm-up makes a case longer, never shorter.
+        least = max(((s - _WARM_UP_S) / units for s, units in self._cases), default=0.0)
+        most = min((s / units for s, units in self._cases), default=math.inf)
+        return min(max(expected, least), most)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether some worker has had a second one, which did not warm up."""
+        return len(self._cases) > self._jobs
+
+
+@dataclass
+class _TaskLeft:
+    """Units that are left of one task by point and effort, and since when a case of it runs."""
+
+    units: dict[tuple[str, str], float] = field(default_factory=dict)
+    n_cases: int = 0
+    since: float | None = None
+
+
+class ProgressClock:
+    """Elapsed time, and time left by what finished cases of each point and effort took.
+
+    Parameters
+    ----------
+    work : iterable of (effort, units) or (effort, units, point, task)
+        Every case there is to do, in the order of the tasks: its effort, its units of work, and the
+        point of the grid and the task it belongs to, where known.
+    jobs : int
+        Cases that run at a time.
+    """
+
+    def __init__(self, work: Iterable[tuple[Any, ...]], *, jobs: int = 1) -> None:
+        self._started = time.monotonic()
+        self._jobs = max(jobs, 1)
+        self._tasks: dict[str, _TaskLeft] = {}
+        self._points: dict[str, _Seen] = {}
+        self._efforts: dict[str, _Seen] = {}
+        self._places: dict[str, str] = {}
+        self._told: tuple[float, float, float] = (-math.inf, 0.0, 0.0)
+        for number, (effort, units, *names) in enumerate(work):
+            point, task = names or (effort, str(number))
+            left = self._tasks.setdefault(task, _TaskLeft())
+            key = (point, effort)
+            left.units[key] = left.units.get(key, 0.0) + units + _FIXED_UNITS
+            left.n_cases += 1
+
+    @classmethod
+    def of_tasks(cls, tasks: "Sequence[SweepTask]", *, jobs: int) -> "ProgressClock":
+        """The clock of tasks in the order in which they will be handed out."""
+        placed = [(case, str(number)) for number, task in enumerate(tasks) for case in task.cases]
+        clock = cls(
+            ((case.effort, case.work, point_of(case), task) for case, task in placed), jobs=jobs
+        )
+        clock._places = {case.case_id: task for case, task in placed}
+        return clock
+
+    def finish(self, case: "SweepCase", seconds: float | None) -> None:
+        """Count a finished case of `of_tasks`; one that failed has no seconds."""
+        task = self._places.get(case.case_id, "")
+        self.advance(case.effort, case.work, seconds, point=point_of(case), task=task)
+
+    def advance(
+        self, effort: str, units: float, seconds: float | None, *, point: str = "", task: str = ""
+    ) -> None:
+        """Count a finished case; one that failed says nothing of the others."""
+        key = (point or effort, effort)
+        name = task or next((n for n, left in self._tasks.items() if key in left.units), "")
+        units += _FIXED_UNITS
+        if name in self._tasks:
+            self._count(name, key, units)
+        if seconds is not None and seconds > 0:
+            for seen, which in ((self._points, key[0]), (self._efforts, effort)):
+                seen.setdefault(which, _Seen(self._jobs)).take(seconds, units)
+
+    def _count(self, name: str, key: tuple[str, str], units: float) -> None:
+        left, now = self._tasks[name], time.monotonic()
+        left.units[key] = max(left.units.get(key, 0.0) - units, 0.0)
+        left.n_cases -= 1
+        left.since = now
+        if left.n_cases <= 0:
+            del self._tasks[name]
+            # The worker that is free takes the first task that waits.
+            following = next((other for other in self._tasks.values() if other.since is None), None)
+            if following is not None:
+                following.since = now
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left, None until a case has finished."""
+        if not self._efforts:
+            return None
+        now = time.monotonic()
+        at, left_s, took_s = self._told
+        # Thousands of layers take a while to go through, and little changes from case to case.
+        if not self._tasks or now - at >= 20 * took_s:
+            left_s = self._expected(now)
+            self._told = (now, left_s, time.monotonic() - now)
+            return left_s
+        return max(left_s - (now - at), 0.0)
+
+    def _expected(self, now: float) -> float:
+        rate = self._rates()
+        loads: list[float] = []
+        waiting: list[float] = []
+        for left in self._tasks.values():
+            seconds = sum(units * rate(*key) for key, units in left.units.items())
+            if left.since is None:
+                waiting.append(seconds)
+                continue
+            # What the case that runs has taken already, which may be longer than it should.
+            loads.append(seconds - min(now - left.since, seconds / left.n_cases))
+        loads += [0.0] * (self._jobs - len(loads))
+        heapq.heapify(loads)
+        for seconds in waiting:
+            heapq.heapreplace(loads, loads[0] + seconds)
+        return max(loads)
+
+    def _rates(self) -> Callable[[str, str], float]:
+        """Seconds per unit by point and effort."""
+        speed = self._speed()
+
+        @cache
+        def of_effort(effort: str) -> float:
+            seen, usual = self._efforts.get(effort), speed * usual_rate(effort)
+            return seen.rate(usual) if seen else usual
+
+        @cache
+        def of_point(point: str, effort: str) -> float:
+            seen = self._points.get(point)
+            return seen.rate(of_effort(effort)) if seen else of_effort(effort)
+
+        return of_point
+
+    def _speed(self) -> float:
+        """How many times as long as usual this machine takes."""
+        ratios = sorted(
+            seen.rate(usual_rate(effort)) / usual_rate(effort)
+            for effort, seen in self._efforts.items()
+            if seen.is_enough or len(self._efforts) == 1
+        )
+        return ratios[(len(ratios) - 1) // 2] if ratios else 1.0
+
+
+def usual_rate(effort: str) -> float:
+    """Seconds per unit of work of an effort such as ``loraq fast``, beforehand."""
+    method = effort.partition(" ")[0]
+    return _USUAL_RATE.get(effort) or _USUAL_RATE.get(method, _OTHER_RATE)
+
+
+def point_of(case: "SweepCase") -> str:
+    """The point of the grid that a case belongs to: what it is called in every layer."""
+    settings = case.settings
+    parts = (case.effort, settings.split.text, case.accelerator, settings.condition)
+    return " ".join(map(str, (*parts, sorted(settings.datapath.items()))))

@@ -17,10 +17,10 @@ the file, the line and the key.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import line_of, read_toml, toml_value
@@ -36,6 +36,7 @@ from loraq_sim.settings import (
 __all__ = [
     "PLAN_KEYS",
     "SweepPlan",
+    "SweepSettings",
     "checked_values",
     "plan_from_values",
     "read_plan_values",
@@ -177,6 +178,31 @@ class SweepPlan:
     def drawn_rows(self) -> bool | int:
         """What `loraq_sim.read_layer_dump` takes as `synthesize_inputs`."""
         return self.synthesize_inputs and (self.tokens or True)
+
+
+class SweepSettings(TypedDict, total=False):
+    """Keys of a plan that `loraq_sim.sweep` takes besides its own; one value or several."""
+
+    layers: str | Sequence[str]
+    methods: str | Sequence[str]
+    presets: str | Sequence[str]
+    seeds: int | Sequence[int]
+    family: str
+    group: int
+    synthesize_inputs: bool
+    lora: str | Sequence[str]
+    smooth: float | None
+    rotate: str | None
+    condition: str | None
+    finish: str | None
+    rows: int | str | Sequence[int | str]
+    model: str | None
+    resolution: int
+    batch: int
+    fused: bool
+    kernel: str | None
+    datapath: Mapping[str, Any]
+    override: Sequence[Mapping[str, Any]]
 
 
 def read_plan_values(path: str | Path) -> dict[str, Any]:

@@ -8,67 +8,34 @@ come from: versions, machine, command, and digests of everything read.
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from loraq_sim.errors import SchedulerLost
 from loraq_sim.results.choice import objectives_of
 from loraq_sim.results.front import per_layer_front
 from loraq_sim.results.rows import EVALUATED, Row
 from loraq_sim.results.store import ResultStore
-from loraq_sim.sweeps.cases import SweepCase, SweepTask, seconds_of, units_by_effort
+from loraq_sim.sweeps.cases import SweepCase, SweepTask
 from loraq_sim.sweeps.digests import SolutionCache
+from loraq_sim.sweeps.forecast import ProgressClock
 from loraq_sim.sweeps.local import Executor, WorkerLost, available_cpus, executor_for
 from loraq_sim.sweeps.plan import ComposedSweep, compose
 from loraq_sim.sweeps.plan_file import SweepPlan
+from loraq_sim.sweeps.progress import EventKind, OnEvent, SweepEvent
 from loraq_sim.sweeps.worker import EVALUATE, CaseResult
 
 __all__ = [
-    "OnEvent",
-    "ProgressClock",
-    "SweepEvent",
     "SweepOutcome",
     "run_sweep",
     "utc_now",
 ]
-
-
-EventKind = Literal["start", "case", "worker_lost", "note", "end"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepEvent:
-    """One step of a sweep, with the state after it.
-
-    `kind` is ``start``, ``case`` (one case finished), ``worker_lost``, ``note`` or ``end``. `total`
-    counts the cases this run has to do, `done` those it has done, `failed` the failed among them;
-    `skipped` were in the store already. `eta_s` is the expected time left, None until known.
-    `layer`, `split` and `status` belong to the case; `message` says why it failed, what happened
-    to the worker, or what else to know.
-    """
-
-    kind: EventKind
-    total: int
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    elapsed_s: float = 0.0
-    eta_s: float | None = None
-    layer: str = ""
-    split: str = ""
-    status: str = ""
-    message: str = ""
-
-
-_CRUMB = 1e-6
-
-OnEvent = Callable[[SweepEvent], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,47 +65,6 @@ class SweepOutcome:
         if self.is_unreadable:
             return 2
         return 1 if self.n_failed or self.stopped else 0
-
-
-class ProgressClock:
-    """Elapsed time, and time left by what finished cases of each effort took.
-
-    Parameters
-    ----------
-    work : iterable of (str, float)
-        Effort and units of work of every case there is to do.
-    jobs : int
-        Cases that run at a time.
-    """
-
-    def __init__(self, work: Iterable[tuple[str, float]], *, jobs: int = 1) -> None:
-        self._started = time.monotonic()
-        self._left = units_by_effort(work)
-        self._jobs = max(jobs, 1)
-        self._done: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
-
-    def advance(self, effort: str, units: float, seconds: float | None) -> None:
-        """Count a finished case; one that failed says nothing of the others."""
-        self._left[effort] = max(self._left.get(effort, 0.0) - units, 0.0)
-        # Sums of floats leave crumbs.
-        if self._left[effort] < units * _CRUMB:
-            self._left[effort] = 0.0
-        if seconds is not None and units > 0:
-            self._done[effort] = self._done.get(effort, 0.0) + units
-            self._seconds[effort] = self._seconds.get(effort, 0.0) + seconds
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._started
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds left, None until a case of every effort that is left has finished."""
-        rates = {effort: self._seconds[effort] / units for effort, units in self._done.items()}
-        left = seconds_of(self._left, rates)
-        return None if left is None or not rates else left / self._jobs
 
 
 _PACKAGES = ("loraq-sim", "numpy", "numba", "scipy", "torch", "ml-dtypes", "safetensors", "pandas")
@@ -243,7 +169,7 @@ def run_sweep(
         run.report("start")
         for name in damaged:
             run.report("note", message=f"the stored row of {name} was damaged and is removed")
-        results = (executor or executor_for(jobs)).run(_spread(run.tasks, jobs), evaluate)
+        results = (executor or executor_for(jobs)).run(run.tasks, evaluate)
         with closing(results):
             for result in results:
                 run.take(result)
@@ -275,12 +201,13 @@ class _Run:
     ) -> None:
         done = set() if force else store.done(sweep.case_ids)
         self.tasks = [_prepared(task, done, cache) for task in sweep.tasks]
-        self.tasks = [task for task in self.tasks if task.cases]
+        self.tasks = _spread([task for task in self.tasks if task.cases], jobs)
         self._store = store
         self._on_event = on_event
-        self._clock = ProgressClock(
-            ((case.effort, case.work) for task in self.tasks for case in task.cases), jobs=jobs
-        )
+        self._clock = ProgressClock.of_tasks(self.tasks, jobs=jobs)
+        self._ids = {task.layer: [case.case_id for case in task.cases] for task in sweep.tasks}
+        self._left = Counter(task.layer for task in self.tasks for _ in task.cases)
+        self._n_layers = sum(layer not in self._left for layer in self._ids)
         self._total = sum(len(task.cases) for task in self.tasks)
         self._n_skipped = len(done)
         self._n_ok = self._n_failed = self._n_unreadable = 0
@@ -293,7 +220,9 @@ class _Run:
             return
         row = result.row
         self._store.add(result.case.case_id, row)
-        self._clock.advance(result.case.effort, result.case.work, row.get("seconds"))
+        self._clock.finish(result.case, row.get("seconds"))
+        self._left[row["layer"]] -= 1
+        self._n_layers += self._left[row["layer"]] == 0
         if row["status"] in EVALUATED:
             self._n_ok += 1
         else:
@@ -321,9 +250,17 @@ class _Run:
                 skipped=self._n_skipped,
                 elapsed_s=self._clock.elapsed_s,
                 eta_s=self._clock.eta_s,
+                n_layers=self._n_layers,
+                of_layers=len(self._ids),
+                finished=self._finished,
                 **facts,
             )
         )
+
+    def _finished(self) -> list[Row]:
+        """Rows of the layers that have all of them."""
+        layers = [layer for layer in self._ids if self._left[layer] <= 0]
+        return self._store.rows([case_id for layer in layers for case_id in self._ids[layer]])
 
     def outcome(self, interrupted: bool) -> SweepOutcome:
         """Counts at the end."""

@@ -1,10 +1,12 @@
 """`lq.sweep`: the same rows and verdict as the command line, in a script, interrupted, in words."""
 
+import itertools
 import json
 import math
 import re
 import subprocess
 import sys
+from html import escape
 
 import pandas as pd
 import pytest
@@ -13,9 +15,13 @@ from typer.testing import CliRunner
 import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.errors import StoreError
+from loraq_sim.recipe import read_recipe
 from loraq_sim.results.choice import objectives_of
 from loraq_sim.results.store import ResultStore
+from loraq_sim.results.totals import model_totals
 from loraq_sim.results.verdict import verdict_of
+from loraq_sim.results.wording import labelled
+from loraq_sim.study import Study
 
 SPLITS = ["W4A4", "W4A8", "W4A4+W8A8r8"]
 SETTINGS = {"layers": ["*.0.attn1.to_q", "*.0.attn1.to_k"], "tokens": 16, "presets": "fast"}
@@ -29,10 +35,13 @@ def in_root(request, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def study(request):
+def study(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "kept"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
-        return lq.sweep("examples/tiny_pixart.pt", "aie2", splits=SPLITS, jobs=0, **SETTINGS)
+        return lq.sweep(
+            "examples/tiny_pixart.pt", "aie2", splits=SPLITS, jobs=0, out=folder, **SETTINGS
+        )
 
 
 def test_rows_and_verdict_are_those_of_the_command_line(study, tmp_path):
@@ -261,3 +270,237 @@ def test_verdict_and_marks_judge_by_the_same_columns(rows, expected):
     named = [{"split": "W4A4", "accelerator": "aie2"} | row for row in rows]
     verdict = verdict_of(named)
     assert (verdict.error, verdict.cost) == expected
+
+
+def command(*words):
+    done = CliRunner().invoke(app, [*map(str, words), "--format", "json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def by_hand(study, split):
+    """Latency and bytes of a split over the layers, added up here; output error likewise."""
+    rows = [row for row in study.rows if row["split"] == split]
+    # The error of the model: squares of relative errors weighted by the number of outputs.
+    weight = [row["calls_per_step"] * row["m"] * row["n"] for row in rows]
+    square = sum(w * r["output_error"] ** 2 for w, r in zip(weight, rows, strict=True))
+    return {
+        "latency_s": sum(row["calls_per_step"] * row["latency_s"] for row in rows),
+        "weight_bytes": sum(row["weight_bytes"] for row in rows),
+        "output_error": math.sqrt(square / sum(weight)),
+    }
+
+
+def test_the_columns_of_the_frame_have_types(study):
+    types = study.df.dtypes.astype(str)
+    assert set(types[["layer", "split", "bound", "status", "accelerator"]]) == {"category"}
+    assert set(types[["m", "rank", "weight_bytes", "overflow_count"]]) == {"int64"}
+    assert set(types[["latency_s", "output_error", "smooth"]]) == {"float64"}
+    assert list(study.df["split"].cat.categories) == SPLITS
+    assert list(study.df["layer"].cat.categories) == list(
+        dict.fromkeys(row["layer"] for row in study.rows)
+    )
+
+
+def test_counts_that_are_missing_stay_integers(study):
+    rows = [dict(row) for row in study.rows]
+    rows[1]["safe_acc_bits"] = None
+    rows[1]["latency_s"] = None
+    frame = Study(rows).df
+    assert str(frame["safe_acc_bits"].dtype) == "Int64"
+    assert frame["safe_acc_bits"].isna().tolist().count(True) == 1
+    assert math.isnan(frame["latency_s"][1])
+    # Frames go back in wherever rows do.
+    for read in (model_totals, lambda given: lq.pareto_front(given, ["output_error", "latency_s"])):
+        assert len(read(frame)) == len(read(rows))
+    assert lq.verdict_of(model_totals(frame)).text == lq.verdict_of(model_totals(rows)).text
+    assert lq.allocate(frame, {"weight_bytes": 1e9}).splits == (
+        lq.allocate(rows, {"weight_bytes": 1e9}).splits
+    )
+
+
+@pytest.mark.parametrize("column", ["latency_s", "weight_bytes"])
+def test_the_best_within_a_limit_is_that_of_the_command_and_of_hand(study, column):
+    sums = {split: by_hand(study, split) for split in SPLITS}
+    limit = sorted(own[column] for own in sums.values())[1]
+    within = [split for split in SPLITS if sums[split][column] <= limit]
+    expected = min(within, key=lambda split: sums[split]["output_error"])
+    best = study.best(**{column: limit})
+    assert best["split"] == expected
+    for name, value in sums[expected].items():
+        assert best[name] == pytest.approx(value)
+    told = command("pareto", study.path.parent, "--under", f"{column}={limit!r}")
+    assert [row["split"] for row in told["rows"] if row["best_under"]] == [expected]
+    assert len(repr(best).splitlines()) <= 12
+
+
+def test_limits_are_written_as_on_the_command_line(study):
+    assert study.best(latency_s="1s", weight_bytes="1GB") == study.best(
+        latency_s=1, weight_bytes=1e9
+    )
+    assert study.best(latency_s=1.0, minimize="weight_bytes")["split"] in ("W4A4", "W4A8")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "best needs a limit, such as"),
+        ({"latency": 1.0}, "unknown column 'latency'; did you mean"),
+        ({"latency_s": "3 parsecs"}, "latency_s=3 parsecs: want a number, with"),
+        ({"latency_s": 1e-9}, r"no row is within latency_s <= 1e-09 \(least: "),
+        ({"latency_s": True}, "the limit of latency_s must be a number, got True"),
+        ({"latency_s": 1.0, "accelerator": "aie3"}, "unknown accelerator 'aie3'; did you mean"),
+        ({"latency_s": 1.0, "minimize": "eror"}, "eror"),
+    ],
+)
+def test_what_best_cannot_answer_is_one_line(study, asked, told):
+    with pytest.raises(lq.InputError, match=told) as caught:
+        study.best(**asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_explanation_is_of_the_case_as_it_was_run(study):
+    layer = "transformer_blocks.0.attn1.to_k"
+    found = study.explain("*.to_k", "W4A4+W8A8r8")
+    (row,) = [r for r in study.rows if (r["layer"], r["split"]) == (layer, "W4A4+W8A8r8")]
+    different = {name for name in row if row[name] != found.row.get(name)}
+    # What only a sweep knows, or the clock.
+    assert different <= {
+        *("seconds", "case_id", "pareto", "dump", "m_source", "family", "group_size", "options"),
+        "token_limit",
+    }
+    assert found.summary["total_error"] == pytest.approx(row["output_error"])
+    assert sum(term["share"] for term in found.errors) == pytest.approx(1.0)
+    words = ["explain", "--hw", "aie2", "--layer-dump", "examples/tiny_pixart.pt", "--layer", layer]
+    words += ["--split", "W4A4+W8A8r8", "--preset", "fast", "--tokens", "16", "--quiet"]
+    told = command(*words)
+    shares = {term["source"]: term["share"] for term in told["errors"]}
+    assert {term["source"]: term["share"] for term in found.errors} == pytest.approx(shares)
+
+
+def test_arrays_and_transforms_of_a_row_are_explained_with_it(request):
+    options = {"layers": SETTINGS["layers"][:1], "tokens": 8, "presets": "fast", "jobs": 0}
+    datapath = {"acc_bits": (10, 32), "overflow": "saturate"}
+    own = lq.sweep(
+        "examples/tiny_pixart.pt", "aie2", splits=["W8A8"], rotate="hadamard", fused=False,
+        datapath=datapath, **options,
+    )  # fmt: skip
+    layer = own.rows[0]["layer"]
+    labels = [case["label"] for case in labelled(own.rows)]
+    assert len(set(labels)) == 2
+    for row, label in zip(own.rows, labels, strict=True):
+        found = own.explain(layer, label)
+        assert found.summary["total_error"] == pytest.approx(row["output_error"])
+        assert (found.row["latency_s"], found.row["rotation"]) == (row["latency_s"], "hadamard")
+    with pytest.raises(lq.InputError, match=r"W8A8 has several cases: W8A8 \(rotated"):
+        own.explain(layer, "W8A8")
+
+
+def test_a_study_allocates_as_the_command_does(study, tmp_path):
+    cheap, dear = (by_hand(study, split)["weight_bytes"] for split in ("W4A4", "W4A4+W8A8r8"))
+    limit = (cheap + dear) // 2
+    found = study.allocate(weight_bytes=limit)
+    words = ["allocate", study.path.parent, "--budget", f"weight_bytes={limit}", "--quiet"]
+    told = command(*words, "--out", tmp_path)
+    assert found.splits == {row["layer"]: row["split"] for row in told["rows"]}
+    # Every combination of a split per layer, tried one by one.
+    layers = list(found.splits)
+    options = [[r for r in study.rows if r["layer"] == layer] for layer in layers]
+    fitting = [
+        combination
+        for combination in itertools.product(*options)
+        if sum(row["weight_bytes"] for row in combination) <= limit
+    ]
+    squares = [
+        sum(
+            row["calls_per_step"] * row["m"] * row["n"] * row["output_error"] ** 2
+            for row in combination
+        )
+        for combination in fitting
+    ]
+    best = fitting[squares.index(min(squares))]
+    assert list(found.splits.values()) == [row["split"] for row in best]
+    recipe = study.recipe(tmp_path / "mine.toml", weight_bytes=limit)
+    theirs = read_recipe(tmp_path / "recipe.toml")
+    for layer in layers:
+        assert recipe.settings(layer) == theirs.settings(layer)
+    assert read_recipe(tmp_path / "mine.toml").layers == recipe.layers
+    with pytest.raises(lq.InputError, match="unknown column 'weight_byte'"):
+        study.allocate(weight_byte=1)
+
+
+def test_without_a_budget_the_recipe_is_the_verdicts_split(study, tmp_path):
+    recipe = study.recipe(tmp_path / "r.toml")
+    for row in study.rows:
+        assert recipe.split(row["layer"]).text == study.verdict().split
+    assert read_recipe(tmp_path / "r.toml").layers == recipe.layers
+
+
+def test_an_interrupted_study_says_what_is_missing_and_continues(tmp_path):
+    def pressed(event):
+        if event.kind == "case" and event.done == 2:
+            raise KeyboardInterrupt
+
+    arguments = {"splits": SPLITS, "jobs": 0, "out": tmp_path / "demo", **SETTINGS}
+    first = lq.sweep("examples/tiny_pixart.pt", "aie2", on_event=pressed, **arguments)
+    assert (len(first), first.n_missing, first.outcome.interrupted) == (2, 4, True)
+    missing = {(case["layer"], case["split"]) for case in first.missing}
+    done = {(row["layer"], row["split"]) for row in first.rows}
+    assert len(missing) == 4
+    assert not missing & done
+    assert "interrupted: 4 cases left (" in repr(first)
+    assert "the same sweep with this out=... continues" in repr(first)
+    # Usable: rows, verdict and page of what is there.
+    assert len(first.df) == 2
+    assert first.verdict().headline
+    opened = lq.open_study(tmp_path / "demo")
+    assert (len(opened), opened.n_missing) == (2, 4)
+    assert "not finished: 4 cases left" in repr(opened)
+    second = lq.sweep("examples/tiny_pixart.pt", "aie2", **arguments)
+    assert (second.outcome.n_ok, second.outcome.n_skipped, second.n_missing) == (4, 2, 0)
+    assert "left" not in repr(second).split("\n")[1]
+    assert lq.open_study(tmp_path / "demo").n_missing == 0
+
+
+def test_one_of_several_accelerators_is_named(tmp_path):
+    options = {"layers": SETTINGS["layers"][:1], "tokens": 8, "presets": "fast", "jobs": 0}
+    both = lq.sweep("examples/tiny_pixart.pt", ["aie2", "a100"], splits=["W8A8", "W4A8"], **options)
+    with pytest.raises(lq.InputError, match=r"there are aie2 and a100; choose one by accelerator"):
+        both.best(latency_s=1.0)
+    for name in ("aie2", "a100"):
+        best = both.best(latency_s=1.0, accelerator=name)
+        assert (best["accelerator"], best["split"]) == (name, "W8A8")
+        assert both.explain(best and both.rows[0]["layer"], "W4A8", accelerator=name).row[
+            "accelerator"
+        ] == name  # fmt: skip
+        assert both.recipe(accelerator=name).provenance["accelerator"] == name
+
+
+@pytest.mark.pictures
+def test_pictures_of_layers_and_roofs_show_every_layer(study):
+    layers = study.plot_layers()
+    texts = [label.get_text() for label in layers.axes[0].get_xticklabels()]
+    assert texts == ["to_q", "to_k"]
+    with pytest.raises(lq.InputError, match="unknown quantity 'output_eror'; did you mean"):
+        study.plot_layers("output_eror")
+    roof = study.plot_roofline("W4A8")
+    rows = [row for row in study.rows if row["split"] == "W4A8"]
+    drawn = [
+        (x, y) for line in roof.axes[0].lines[1:] for x, y in zip(*line.get_data(), strict=True)
+    ]
+    macs = [row["m"] * row["n"] * row["k"] for row in rows]
+    expected = [
+        (count / row["dram_bytes"], count / row["latency_s"] / 1e9)
+        for count, row in zip(macs, rows, strict=True)
+    ]
+    assert sorted(drawn) == pytest.approx(sorted(expected))
+    assert roof._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_notebook_shows_study_and_verdict_as_tables(study):
+    html = study._repr_html_()
+    assert study.verdict().headline in html
+    for row in study.totals:
+        assert (f"<td>{row['split']}</td>" in html) == row["pareto"]
+    page = study.verdict()._repr_html_()
+    assert all(escape(sentence, quote=False) in page for sentence in study.verdict().sentences)

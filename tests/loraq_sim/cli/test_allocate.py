@@ -118,7 +118,7 @@ def test_a_transform_that_no_recipe_has_is_one_line_and_no_file(
     out = tmp_path / "out"
     done = run("allocate", tmp_path / "odd", "--budget", "output_error=5%", "--out", out)
     assert done.exit_code == 2
-    assert f"the allocation has no recipe: defaults.{key}" in done.stderr
+    assert f"the rows have no recipe: defaults.{key}" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
     assert not list(out.glob("*.toml"))
 

@@ -8,7 +8,7 @@ import typer
 from loraq_sim.cli import output as progress
 from loraq_sim.cli.app import app
 from loraq_sim.cli.output import layer_progress
-from loraq_sim.sweeps.run import SweepEvent
+from loraq_sim.sweeps.progress import SweepEvent
 
 
 @pytest.fixture
