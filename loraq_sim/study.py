@@ -273,8 +273,8 @@ class Study:
             path = Path(dump or plan.get("dump") or str(row.get("dump")))
             if not path.exists():
                 raise InputError(f"the dump {path} is not there any more; give dump=PATH")
-            drawn = plan.get("synthesize_inputs") and (plan.get("tokens") or True)
-            dump = read_layer_dump(path, synthesize_inputs=drawn or False)
+            drawn = bool(plan.get("synthesize_inputs")) and (plan.get("tokens") or True)
+            dump = read_layer_dump(path, synthesize_inputs=drawn, lora=plan.get("lora") or ())
         return explain_row(dump[row["layer"]], row, self._machine(row["accelerator"]))
 
     def allocate(
