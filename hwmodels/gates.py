@@ -11,7 +11,8 @@ built of.
     multiplier   cells of partial products, adders below them, extended signs, bits of the product
     tree         bits of its adders, and of their carry lookahead
     accumulator  20 a flip-flop; bits of the adder that get a chunk, bits of the accumulator, one
-                 multiplexer a bit where there are several accumulators or a start value
+                 multiplexer a bit where there are several accumulators or a start value; three
+                 accumulators are built as four, for an index addresses a power of two
     saturation   bits that are clamped, bits that are compared
     group_sum    bits of its adder, of its shifter, and of what lies above it
     depth        gates in a row: logarithms of what each part adds up
@@ -72,6 +73,11 @@ class Column:
     def chunk_bits(self) -> int:
         """Width of the exact sum of a chunk."""
         return self.product_bits + math.ceil(math.log2(self.products_per_add))
+
+    @property
+    def words(self) -> int:
+        """Accumulators that are built: an index addresses a power of two of them."""
+        return 1 << (self.accumulators - 1).bit_length()
 
     @property
     def kept_bits(self) -> int:
@@ -265,7 +271,7 @@ def _accumulator_terms(unit: Column) -> Terms:
         "lookahead": bits * math.log2(bits),
         "added": float(min(unit.kept_bits, bits)),
         "start": float(unit.zero_point * bits),
-        "held": float(several * bits * unit.accumulators),
+        "held": float(several * bits * unit.words),
         "merged": float(several * bits),
         "over": float(unit.overflow != "wrap"),
     }
@@ -284,13 +290,12 @@ def _saturation_terms(unit: Column) -> Terms:
 
 
 def flip_flops_of(unit: Unit) -> int:
-    """Flip-flops: the accumulators, and two counters where they take turns."""
+    """Flip-flops: the accumulators that are built, and two counters where they take turns."""
     if isinstance(unit, Narrowing):
         return 0
     if isinstance(unit, GroupSum):
         return unit.wide_bits
-    turns = math.ceil(math.log2(unit.accumulators)) if unit.accumulators > 1 else 0
-    return unit.acc_bits * unit.accumulators + 2 * turns
+    return unit.acc_bits * unit.words + 2 * (unit.accumulators - 1).bit_length()
 
 
 def depth_terms(unit: Unit) -> Terms:

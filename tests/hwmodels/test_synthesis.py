@@ -7,7 +7,17 @@ from types import SimpleNamespace
 import pytest
 
 import hwmodels
-from hwmodels.gates import GATES_CSV, Column, GroupSum, Narrowing, gates_text, modeled, read_gates
+from hwmodels.gates import (
+    COLUMN_PARTS,
+    GATES_CSV,
+    Column,
+    GroupSum,
+    Narrowing,
+    gates_text,
+    modeled,
+    read_gates,
+    units_per_transistor,
+)
 from hwmodels.synthesis import column_of, unit_gates
 
 TABLE, NOTES = read_gates()
@@ -178,6 +188,50 @@ def test_a_tree_that_never_narrows_is_an_exact_tree():
     assert wide == column_of(array_of(products_per_add=8))
     narrow = column_of(array_of(products_per_add=8, tree_bits=15, overflow="saturate"))
     assert (narrow.tree_bits, narrow.tree_overflow) == (15, "saturate")
+
+
+def test_three_accumulators_are_built_as_four():
+    three, four, five = (
+        hwmodels.synthesized_array(array_of(accumulators=count, acc_bits=20), a_bits=4, w_bits=4)
+        for count in (3, 4, 5)
+    )
+    assert three.flip_flops == four.flip_flops == 4 * 20 + 2 * 2
+    assert three.area_ge == four.area_ge < five.area_ge
+    assert five.flip_flops == 8 * 20 + 2 * 3
+
+
+def test_area_and_energy_of_a_node_are_what_its_figures_say():
+    node, array = hwmodels.load_node(28), hwmodels.synthesized_array(node_nm=28)
+    assert array.area_um2 == pytest.approx(array.area_ge * 0.316 / 0.7)
+    assert array.area_mm2(1000) == pytest.approx(array.area_um2 * 1e-3)
+    # 1 KiB: 8192 cells of 0.127 um2, which fill half of the macro.
+    assert node.sram_mm2(1024) == pytest.approx(8192 * 0.127 / 0.5 * 1e-6)
+    # A column of one product: the product at the node's figure, and adder and registers on top.
+    parts = {part: array.parts[part] * units_per_transistor(part) for part in COLUMN_PARTS}
+    share = parts["multiplier"] / sum(parts.values())
+    assert array.energy_pj_per_mac == pytest.approx(0.153 / share)
+    clamped = hwmodels.synthesized_array(array_of(overflow="saturate"), node_nm=28)
+    assert clamped.energy_pj_per_mac > array.energy_pj_per_mac
+
+
+def test_a_chip_is_the_sum_of_what_stands_on_it():
+    hw = hwmodels.load_accelerator("aie2")
+    parts, node = hwmodels.chip_area(hw), hwmodels.load_node(7)
+    gates = behind = 0.0
+    for mode in hw.modes:
+        if mode.kind == "int":
+            array = hwmodels.synthesized_array(
+                hw.datapath, a_bits=mode.activation_bits, w_bits=mode.weight_bits
+            )
+            macs = mode.macs_per_cycle * hw.units.count
+            gates += array.area_ge * macs
+            behind += (array.parts["srs"] + array.parts["group_sum"]) * macs
+    assert parts["array"] == pytest.approx(node.logic_mm2(gates))
+    assert parts["columns"] == pytest.approx(node.logic_mm2(behind))
+    held = hw.memories.l1.capacity_bytes * hw.units.count + hw.memories.l2.capacity_bytes
+    assert parts["sram"] == pytest.approx(node.sram_mm2(held))
+    lanes = hw.vector.combine_elements_per_cycle * hw.units.count
+    assert parts["vector"] == pytest.approx(node.logic_mm2(lanes * node.fp32_lane_ge))
 
 
 def test_a_wide_accumulator_behind_columns_is_the_group_sum():

@@ -6,7 +6,7 @@ import pytest
 import loraq_sim as lq
 from hwmodels.gates import Column
 from loraq_sim.errors import InputError
-from loraq_sim.kernels.toggles import OPERATIONS
+from loraq_sim.kernels.toggles import OPERATIONS, ripple, settle
 from loraq_sim.silicon.netlist import GATES, packed_netlist, unpacked_netlist
 from loraq_sim.silicon.synthesize import kept_netlists
 from loraq_sim.silicon.toggles import activity, column_cycles, layer_energy, toggle_energy
@@ -142,6 +142,66 @@ def test_glitches_never_make_energy_smaller():
     glitchy = toggle_energy(netlist, cycles, a_bits=4, w_bits=4, glitches=True)
     assert all(glitchy.units[part] >= units for part, units in quiet.units.items())
     assert glitchy.units["multiplier"] > quiet.units["multiplier"]
+
+
+def random_gates(rng, n_inputs, n_gates):
+    """Gates in order: kind, up to four nets read, the net driven."""
+    kinds = list(OPERATIONS)
+    return [
+        (str(rng.choice(kinds)), rng.integers(0, n_inputs + g, 4).tolist(), n_inputs + g)
+        for g in range(n_gates)
+    ]
+
+
+def value_of(kind, reads, nets):
+    arity = ORACLE[kind].__code__.co_argcount
+    return ORACLE[kind](*(nets[net] for net in reads[:arity]))
+
+
+def changes_of(gates, cycles, steps):
+    """Changes of every net: all gates answer one step after their inputs, or (0 steps) at once."""
+    nets, counts = dict(enumerate(cycles[0])), {}
+    for kind, reads, output in gates:
+        nets[output] = value_of(kind, reads, nets)
+    for inputs in cycles[1:]:
+        before = dict(nets)
+        nets |= dict(enumerate(inputs))
+        if steps == 0:
+            for kind, reads, output in gates:
+                nets[output] = value_of(kind, reads, nets)
+        changed = [net for net in nets if nets[net] != before[net]]
+        for _ in range(steps):
+            now = {output: value_of(kind, reads, nets) for kind, reads, output in gates}
+            changed += [net for net, value in now.items() if value != nets[net]]
+            nets |= now
+        for net in changed:
+            counts[net] = counts.get(net, 0) + 1
+    return [counts.get(net, 0) for net in range(len(nets))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changes_with_and_without_glitches_are_those_of_gates_played_step_by_step(seed):
+    rng = np.random.default_rng(seed)
+    n_inputs, n_gates, n_cycles = 6, 40, 70
+    gates = random_gates(rng, n_inputs, n_gates)
+    cycles = rng.integers(0, 2, (n_cycles, n_inputs))
+    words = np.zeros((n_inputs, 2), np.uint64)
+    for t in range(128):
+        for net, bit in enumerate(cycles[min(t, n_cycles - 1)].tolist()):
+            words[net, t // 64] |= np.uint64(bit << (t % 64))
+    program = (
+        np.array([OPERATIONS.index(kind) for kind, _, _ in gates], np.uint8),
+        np.array([reads for _, reads, _ in gates], np.int32),
+        np.array([output for _, _, output in gates], np.int32),
+        np.arange(n_inputs, dtype=np.int32),
+        words,
+        n_inputs + n_gates,
+    )
+    quiet, _ = settle(*program, np.zeros(0, np.int32))
+    assert quiet.tolist() == changes_of(gates, cycles.tolist(), 0)
+    glitchy = ripple(*program, n_gates)
+    assert glitchy.tolist() == changes_of(gates, cycles.tolist(), n_gates)
+    assert glitchy.sum() > quiet.sum()
 
 
 def test_a_netlist_of_another_array_is_refused():
