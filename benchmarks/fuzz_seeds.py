@@ -3,6 +3,7 @@
 Hostile ones stand beside them: pickles that would run code leave a mark in the scratch folder.
 """
 
+import argparse
 import io
 import json
 import os
@@ -50,6 +51,28 @@ class _Runs:
         return os.system, (f"touch {self._mark}",)
 
 
+class _Wrapped:
+    """Pickles as torch pickles torchao's int8 tensors, by a class of theirs that is not here."""
+
+    def __init__(self, weight) -> None:
+        self.weight = weight
+
+    def __reduce__(self):
+        import torch
+
+        n, k = self.weight.shape
+        facts = {
+            "qdata": self.weight.to(torch.int8),
+            "scale": torch.ones(n, 1),
+            "zero_point": torch.zeros(n, 1, dtype=torch.int8),
+            "block_size": [1, k],
+        }
+        build = torch._utils._rebuild_wrapper_subclass
+        kind = argparse.Namespace  # Stands for the class: no record looks its class up.
+        made = build, kind, (kind, torch.float32, torch.Size((n, k))), facts
+        return torch._tensor._rebuild_from_type_v2, made
+
+
 def _arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
@@ -93,8 +116,13 @@ def _torch_seeds(scratch: Path) -> list[bytes]:
         {"blocks": {"0": {"fc": {"weight": tensors["attn.weight"]}}, "1": {"x": 1}}},
         {"fc.weight": torch.ones(4, 6).to(torch.float8_e4m3fn), "fc.scale_weight": torch.ones(1)},
     ]
+    # Objects that are read as records: arguments of a training, and a tensor that wraps others.
+    records = [
+        {"model": state, "args": argparse.Namespace(lr=1e-4, betas=(0.9, 0.99))},
+        {"fc.weight": _Wrapped(tensors["attn.weight"]), "fc.bias": torch.ones(3)},
+    ]
     found = [_dump(scratch, ".pt")]
-    for root in roots:
+    for root in [*roots, *records]:
         for is_zip in (True, False):
             buffer = io.BytesIO()
             torch.save(root, buffer, _use_new_zipfile_serialization=is_zip)

@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraq_sim.errors import InputError
+from loraq_sim.errors import InputError, counted
 
 __all__ = [
     "SAMPLED_ROWS",
@@ -204,8 +204,14 @@ def as_array(values: ArrayLike) -> NDArray:
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        As NumPy or torch does where there are no plain numbers to be had.
+        As NumPy or torch does where there are no plain numbers to be had, and for a masked array
+        that hides values: what lies under a mask is no weight.
     """
+    if np.ma.is_masked(values):
+        count = int(np.ma.count_masked(values))
+        raise TypeError(
+            f"{counted(count, 'value', 'is')} masked; fill them, such as with x.filled(0)"
+        )
     if hasattr(values, "detach"):
         tensor = values.detach()
         if _is_coded(tensor):
@@ -306,10 +312,11 @@ def check_count(name: str, field: str, value: object) -> int:
 def _as_array(name: str, tensor: str, value: ArrayLike) -> NDArray:
     try:
         array = as_array(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError) as error:
+        masked = f": {error}" if isinstance(value, np.ma.MaskedArray) else ""
         raise InputError(
             f"layer {name!r}: {tensor} must be a NumPy array or a torch tensor, "
-            f"got {type(value).__name__}"
+            f"got {type(value).__name__}{masked}"
         ) from None
     check_dtype(name, tensor, array.dtype.name)
     return array

@@ -7,24 +7,34 @@ layer dump is refused, with what was found.
 tensor file needs. torch.load(weights_only=True) has its own list of allowed names. This scan stands
 before it: the error then says what the file wanted to call, and safety does not hang on one torch
 version alone.
+
+`load_records` reads a scanned pickle with an unpickler of its own that looks no name up.
 """
 
+import pickle
 import pickletools
 import re
 import stat
+import struct
 import warnings
 import zipfile
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import DumpError, counted
 
 __all__ = [
     "MAX_PICKLE_BYTES",
+    "Record",
+    "Wrapper",
     "file_kind",
     "find_unsafe_name",
+    "load_records",
 ]
 
 TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -164,14 +174,27 @@ _ALLOWED = re.compile(
     r"|torch\.(Size|device|Tensor|b?float\d+\w*|double|half|u?int\d+|long|bool|complex\d+)"
 )
 
+# Names of what holds facts beside the tensors of a training checkpoint, or values of quantized
+# tensors. They are never looked up: what they name is read as a record of its arguments.
+_INERT = re.compile(
+    r"(argparse\.Namespace|types\.SimpleNamespace|torch\.torch_version\.TorchVersion"
+    r"|pathlib\.\w+|datetime\.\w+|collections\.(defaultdict|Counter|deque)"
+    r"|numpy\.(dtype|(_core|core)\.multiarray\.scalar)|_codecs\.encode"
+    r"|(omegaconf|easydict|addict|yacs|ml_collections|torchao|diffusers\.configuration_utils"
+    r"|pytorch_lightning|lightning|lightning_fabric|lightning_utilities)\.[\w.]+"
+    r"|torch\._utils\._rebuild_wrapper_subclass|torch\.serialization\._get_layout"
+    r"|torch\.(optim\.[\w.]+|nn\.modules\.container\.ParameterDict))"
+)
+
 # torch.save writes GLOBAL only; any other way to name a function has no place in its files.
 _UNSAFE_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
 
 
-def find_unsafe_name(file: IO[bytes]) -> str | None:
+def find_unsafe_name(file: IO[bytes], inert: set[str] | None = None) -> str | None:
     """Return the first name or opcode a tensor file may not hold, or None; runs nothing.
 
-    Reads one pickle from the current position of `file`.
+    Reads one pickle from the current position of `file`. Names that a reader which looks none up
+    may meet are collected in `inert`, where it is given.
 
     Raises
     ------
@@ -188,7 +211,9 @@ def find_unsafe_name(file: IO[bytes]) -> str | None:
             raise ValueError(f"pickle protocol {argument}, which does not exist")
         if opcode.name == "GLOBAL":
             dotted = str(argument).replace(" ", ".")
-            if not _ALLOWED.fullmatch(dotted):
+            if inert is not None and _INERT.fullmatch(dotted):
+                inert.add(dotted)
+            elif not _ALLOWED.fullmatch(dotted):
                 return _printable(dotted)
         elif opcode.name in _UNSAFE_OPCODES:
             return f"opcode {opcode.name}"
@@ -268,3 +293,147 @@ def first_global(path: Path) -> str | None:
 
 def _printable(name: str) -> str:
     return repr(name[:100])[1:-1]
+
+
+class Record:
+    """What a pickle says of an object whose class is never looked up."""
+
+    args: tuple[object, ...]
+    facts: dict[str, object]
+
+    def __new__(cls, *args: object) -> "Record":
+        made = super().__new__(cls)
+        made.args, made.facts = args, {}
+        return made
+
+    def __init__(self, *args: object) -> None:
+        """Pickles make objects with `__new__` alone, too."""
+
+    def __setstate__(self, state: object) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.facts |= {key: x for key, x in part.items() if isinstance(key, str)}
+
+    def __setitem__(self, key: object, value: object) -> None:
+        if isinstance(key, str):
+            self.facts[key] = value
+
+    def append(self, _: object) -> None:
+        """Lists of such objects hold nothing of a layer."""
+
+    extend = append
+
+
+class Wrapper(Record):
+    """A tensor class that holds others; `args` are its class, dtype, sizes and more."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As the wrapper says them; (1, 1) where it does not."""
+        found = self.args[2] if len(self.args) > 2 else None
+        is_shape = isinstance(found, tuple | list) and all(type(x) is int for x in found)
+        return tuple(found) if is_shape and isinstance(found, tuple | list) else (1, 1)
+
+
+class _Ordered(dict):
+    """An OrderedDict: a state dict has its metadata as an attribute."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a scanned pickle with functions of this file alone; nothing is imported by name."""
+
+    def __init__(self, file: IO[bytes], path: Path, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._path, self._archive, self._root = path, archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name; never the name itself."""
+        import torch
+
+        dotted = f"{module}.{name}"
+        if dotted in _BUILDERS:
+            return _BUILDERS[dotted]
+        found = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(found, torch.dtype):
+            return found
+        if name.endswith("Storage") and module in ("torch", "torch.storage"):
+            return _STORAGES.get(name, "uint8")
+        return Record
+
+    def persistent_load(self, pid: Any) -> "_Bytes":
+        """The bytes of a storage, in place in the file."""
+        _, dtype, key, _, count = pid
+        member = self._archive.getinfo(f"{self._root}/data/{key}")
+        with self._path.open("rb") as file:
+            file.seek(member.header_offset)
+            header = file.read(30)
+        name, extra = struct.unpack("<26xHH", header)
+        start = member.header_offset + 30 + name + extra
+        values = np.memmap(self._path, np.uint8, "c", start, (member.file_size,))
+        return _Bytes(values, str(dtype), int(count))
+
+
+class _Bytes:
+    def __init__(self, values: NDArray[np.uint8], dtype: str, count: int) -> None:
+        self.values, self.dtype, self.count = values, dtype, count
+
+
+_STORAGES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "CharStorage": "int8", "ByteStorage": "uint8",
+    "ShortStorage": "int16", "IntStorage": "int32", "LongStorage": "int64", "BoolStorage": "bool",
+}  # fmt: skip
+
+
+def _tensor(
+    held: _Bytes, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *more: Any
+) -> Any:
+    import torch
+
+    dtypes = [value for value in more if isinstance(value, torch.dtype)]
+    dtype = dtypes[0] if dtypes else getattr(torch, held.dtype)
+    whole = held.values[: held.values.size // dtype.itemsize * dtype.itemsize]
+    # as_strided refuses what lies outside.
+    return torch.from_numpy(whole).view(dtype).as_strided(size, stride, offset)
+
+
+def _first(value: object, *_: object) -> object:
+    return value
+
+
+def _of_type(build: Any, kind: Any, args: tuple[Any, ...], state: object) -> object:
+    made = build(*args)
+    if isinstance(made, Record):
+        made.__setstate__(state)
+    return made
+
+
+def _tuple(*parts: Any) -> tuple[Any, ...]:
+    return tuple(parts[0]) if parts else ()
+
+
+_BUILDERS: dict[str, Any] = {
+    "collections.OrderedDict": _Ordered,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_wrapper_subclass": Wrapper,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+    "torch.Size": _tuple,
+}
+
+
+def load_records(path: Path) -> object:
+    """What a zip of torch.save holds: tensors, plain values, and a `Record` for all else.
+
+    The pickle must have passed `find_unsafe_name`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (member,) = (
+            name for name in archive.namelist() if name.lower().rpartition("/")[2] == "data.pkl"
+        )
+        with archive.open(member) as file:
+            return _Unpickler(file, path, archive, member.rpartition("/")[0]).load()

@@ -120,8 +120,15 @@ _PATTERNS = (
     (r"\bff\.(?:net\.2|conv_point)$", "ffn_down"),
     (r"\b(?:ffn|img_mlp)\.(?:net\.0\.proj|0)$|\bmlp\.(?:fc1|inverted_conv\.conv)$", "ffn_up"),
     (r"\b(?:ffn|img_mlp)\.(?:net\.2|2)$|\bmlp\.(?:fc2|point_conv\.conv)$", "ffn_down"),
-    (r"\bfeed_forward\.w[13]$", "ffn_up"),
-    (r"\bfeed_forward\.w2$", "ffn_down"),
+    (r"\bfeed_forward\.(?:w|linear_)[13]$|\bff\.linear_[12]$", "ffn_up"),
+    (r"\bfeed_forward\.(?:w|linear_)2$|\bff\.out_projection$", "ffn_down"),
+    (r"\bff_context\.linear_[12]$", "text_ffn_up"),
+    (r"\bff_context\.out_projection$", "text_ffn_down"),
+    (r"^time_step_proj\.|^distilled_guidance_layer\.", "time_embed"),
+    (r"\bcaption_embedder\.", "text_embed"),
+    (r"^proj_in$", "patch_embed"),
+    (r"^norm_out\.linear_1$", "norm_out"),
+    (r"^norm_out\.linear_2$", "proj_out"),
     (r"\b(?:ff\.conv_depth|mlp\.depth_conv\.conv)$", "ffn_dwconv3x3"),
 )
 

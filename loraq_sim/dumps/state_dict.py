@@ -15,6 +15,7 @@ Without the record the file is somebody's checkpoint. Then
 - wrappers around all names (``module.``, ``model.diffusion_model.``) and within them
   (``_orig_mod.``) are taken off; layers still answer to their whole names;
 - of a file that holds a diffusion model beside encoders, the diffusion model is read;
+- of a file that holds one model under two wrappers, its averaged weights (``ema``) are read;
 - weights stored as codes become the floats they stand for, and those that several layers share, or
   that stand on their side, become one each (`loraq_sim.dumps.stored_weights`).
 """
@@ -24,7 +25,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from loraq_sim.dumps.stored import StoredDump, StoredLayer, StoredTensor, stated_fields
-from loraq_sim.dumps.stored_weights import decoded, is_convolution, unfused
+from loraq_sim.dumps.stored_weights import decoded, is_convolution, is_transposed, unfused
 from loraq_sim.errors import counted
 
 __all__ = ["common_wrapper", "layers_from_keys"]
@@ -36,6 +37,11 @@ _WRAPPERS = re.compile(
 _INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _DIFFUSION_MODEL = "model.diffusion_model."
 _BARE = "linear"
+# Tables that are looked up, as libraries name them; a table has no bias.
+_TABLE = re.compile(
+    r"(?:.*\.)?(?:embedding_table|embed_tokens|(?:word|position|token|token_type)_embeddings?"
+    r"|relative_attention_bias|wte|wpe|shared)"
+)
 
 
 def common_wrapper(names: Iterable[str]) -> str:
@@ -78,7 +84,8 @@ def layers_from_keys(
         tensors = unfused(decoded(tensors))
     for key, tensor in tensors.items():
         name = key.removesuffix(".weight")
-        if name and name != key and (name in layers or _is_linear(tensor.shape)):
+        is_table = _TABLE.fullmatch(name) and f"{name}.bias" not in tensors
+        if name and name != key and (name in layers or _is_linear(tensor.shape) and not is_table):
             names[name] = None
     found = {name: _one_layer(name, tensors, layers.get(name, {})) for name in names}
     used = {
@@ -88,16 +95,13 @@ def layers_from_keys(
         if tensor is not None
     }
     unused = {key: tensor for key, tensor in tensors.items() if tensor.key not in used}
-    skipped = {
-        key: f"shape {tensor.shape!r:.80} is no linear or convolution weight"
-        if len(tensor.shape) != 2 or key.endswith(".weight")
-        else f"shape {tensor.shape!r:.80}, but not named <layer>.weight"
-        for key, tensor in unused.items()
-    }
+    skipped = {key: _why(key, tensor.shape) for key, tensor in unused.items()}
     said = [_left_out(found, unused, skipped), convolutions]
     if others:
         parts = ", ".join(dict.fromkeys(key.partition(".")[0] for key in others))
-        said.append(f"read is the diffusion model, not what is beside it ({parts:.100})")
+        is_twin = "the same model" in next(iter(others.values()))
+        what = "one of two copies of the model" if is_twin else "the diffusion model"
+        said.append(f"read is {what}, not what is beside it ({parts:.100})")
     return StoredDump(
         layers=found,
         meta=meta,
@@ -108,11 +112,22 @@ def layers_from_keys(
     )
 
 
+def _why(key: str, shape: tuple[int, ...]) -> str:
+    """Why a tensor is no layer."""
+    if len(shape) == 2 and _TABLE.fullmatch(key.removesuffix(".weight")):
+        return "a table that is looked up, not multiplied with"
+    if len(shape) != 2 or key.endswith(".weight"):
+        return f"shape {shape!r:.80} is no linear or convolution weight"
+    return f"shape {shape!r:.80}, but not named <layer>.weight"
+
+
 def _convolutions(tensors: Mapping[str, StoredTensor]) -> str:
     found = [
         key
         for key, tensor in tensors.items()
-        if key.endswith(".weight") and is_convolution(tensor.shape)
+        if key.endswith(".weight")
+        and is_convolution(tensor.shape)
+        and not is_transposed(key, tensors)
     ]
     if not found:
         return ""
@@ -132,6 +147,9 @@ def _plain(
         prefix = _DIFFUSION_MODEL
         reason = "is of another model in the file than the diffusion model"
         others = {key: reason for key in tensors if not key.startswith(prefix)}
+    elif not prefix and (prefix := _of_twins(weights)):
+        reason = "is of the same model under another wrapper"
+        others = {key: reason for key in tensors if not key.startswith(prefix)}
     kept: dict[str, StoredTensor] = {}
     aliases: dict[str, str] = {}
     for key, tensor in tensors.items():
@@ -146,6 +164,20 @@ def _plain(
         if name != key:
             aliases[key.removesuffix(".weight")] = name.removesuffix(".weight")
     return kept, aliases, others
+
+
+def _of_twins(weights: list[str]) -> str:
+    """The wrapper to read where all weights are there under each of several; empty otherwise."""
+    names: dict[str, set[str]] = {}
+    for key in weights:
+        found = _WRAPPERS.match(key)
+        if found is None:
+            return ""
+        names.setdefault(found.group(), set()).add(key[found.end() :])
+    twins = [prefix for prefix, held in names.items() if held == next(iter(names.values()))]
+    if len(twins) < 2 or len(twins) < len(names):
+        return ""
+    return next((prefix for prefix in twins if "ema" in prefix), twins[0])
 
 
 def _left_out(

@@ -25,8 +25,9 @@ A float8 weight without a scale is what it says. What stands beside a weight for
   (E, H), tells which side is the input; else the gate-and-up weight does, twice as wide as the
   down weight is deep.
 - Convolutions are the GEMM that im2col makes of them, (N, C * kh * kw) with a row for each output
-  position. Groups are not in a file: a weight with one input channel (depthwise) is no GEMM and
-  left out, others are taken to have one group.
+  position. A bias as long as the second side tells a transposed convolution, which is no single
+  GEMM. Groups are not in a file: a weight with one input channel (depthwise) is no GEMM and left
+  out, others are taken to have one group.
 
 Layers that a file keeps apart but that read one input are a group, by their names and kinds
 (`groups_of`).
@@ -44,7 +45,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.dumps.stored import StoredTensor, first_line
 
-__all__ = ["decoded", "groups_of", "is_convolution", "unfused"]
+__all__ = ["affine", "decoded", "groups_of", "is_convolution", "is_transposed", "unfused"]
 
 _EIGHT_BIT = ("float8_e4m3fn", "float8_e5m2", "int8")
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
@@ -105,6 +106,51 @@ def _scaled(weight: StoredTensor, scale: StoredTensor, factor: float) -> StoredT
         return weight.load().astype(np.float32) * spread(steps)
 
     return _floats(weight, weight.shape, f"{weight.dtype} x scale", load, scale.nbytes)
+
+
+def affine(
+    shape: tuple[int, ...],
+    codes: StoredTensor | None,
+    scale: StoredTensor | None,
+    zero: StoredTensor | None,
+    block: tuple[object, ...],
+) -> StoredTensor:
+    """The weight ``(codes - zero) * scale`` of a torchao tensor of that shape.
+
+    Scale and zero are one for each `block` (rows, columns) of codes. Codes that are packed for a
+    kernel, and parts that do not fit, are refused when the weight is asked for.
+    """
+    rows, columns = block if len(block) == 2 else (0, 0)
+    has_block = isinstance(rows, int) and isinstance(columns, int) and rows > 0 and columns > 0
+    is_whole = codes is not None and codes.shape == shape and len(shape) == 2
+    if not (has_block and is_whole and scale is not None and codes is not None):
+        dtype = "codes" if codes is None else codes.dtype
+        return StoredTensor(
+            key=f"torchao {id(codes)}" if codes is None else codes.key,
+            shape=shape,
+            dtype=f"{dtype} of torchao, packed for a kernel; save {{k: v.dequantize() for k, v in "
+            "model.state_dict().items()}, or give the model to 'dump capture'",
+            nbytes=0 if codes is None else codes.nbytes,
+            load=lambda: np.empty(0),
+        )
+    (n, k), sizes = shape, (int(rows), int(columns))  # type: ignore[call-overload]
+    grid = -(-n // sizes[0]), -(-k // sizes[1])
+    parts = [scale] if zero is None else [scale, zero]
+    known = codes.dtype in (*_EIGHT_BIT, "uint8")
+    if not known or any(math.prod(part.shape) != math.prod(grid) for part in parts):
+        return _refused(codes, f"of torchao with a scale of shape {scale.shape!r:.60}")
+
+    def spread(part: StoredTensor) -> NDArray[np.float32]:
+        values = part.load().astype(np.float32).reshape(grid)
+        return np.repeat(np.repeat(values, sizes[0], 0)[:n], sizes[1], 1)[:, :k]
+
+    def load() -> NDArray:
+        whole = codes.load().astype(np.float32)
+        whole = whole if zero is None else whole - spread(zero)
+        return whole * spread(scale)
+
+    more = sum(part.nbytes for part in parts)
+    return _floats(codes, shape, f"{codes.dtype} x scale", load, more)
 
 
 def _spread(
@@ -232,6 +278,12 @@ def is_convolution(shape: tuple[int, ...]) -> bool:
     return len(shape) in (3, 4, 5) and shape[1] > 1 and math.prod(shape[2:]) > 1
 
 
+def is_transposed(key: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether the bias beside a convolution's weight says that it is a transposed one."""
+    bias, (n, c) = tensors.get(f"{key.removesuffix('.weight')}.bias"), tensors[key].shape[:2]
+    return bias is not None and bias.shape == (c,) and n != c
+
+
 def unfused(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """`tensors` with each weight as one ``<layer>.weight`` of (N, K), in the order of the file."""
     turned = _stored_turned(tensors)
@@ -246,7 +298,7 @@ def unfused(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         elif experts and (is_turned := _inputs_first(experts, tensor, tensors)) is not None:
             found |= _each(key.removesuffix(".weight"), tensor, is_turned)
         elif key.endswith(".weight") and is_convolution(tensor.shape):
-            found[key] = _flat(tensor)
+            found[key] = tensor if is_transposed(key, tensors) else _flat(tensor)
         else:
             found[key] = tensor
     return found
@@ -329,7 +381,7 @@ _ONE_INPUT = (
     (re.compile(r"cross_[kv]"), "kv"),
     (re.compile(r"text_[qkv]"), "add_qkv"),
 )
-_GATED = re.compile(r"(.*\bfeed_forward)\.w[13]")
+_GATED = re.compile(r"(.*\bfeed_forward)\.(?:w|linear_)[13]|(.*\bff(?:_context)?)\.linear_[12]")
 # Wan's cross attention has keys and values of an image beside those of the text.
 _OF_IMAGE = re.compile(r"\.(?:add_[kv]_proj|[kv]_img)$")
 
@@ -340,7 +392,7 @@ def groups_of(kinds: Mapping[str, str]) -> dict[str, str]:
     for name, kind in kinds.items():
         parent, _, _ = name.rpartition(".")
         if found := _GATED.fullmatch(name):
-            members.setdefault(f"{found[1]}.up", []).append(name)
+            members.setdefault(f"{found[1] or found[2]}.up", []).append(name)
         for pattern, word in _ONE_INPUT:
             if pattern.fullmatch(kind):
                 of_image = "_img" if kind[:5] == "cross" and _OF_IMAGE.search(name) else ""

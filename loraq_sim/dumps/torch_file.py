@@ -16,6 +16,12 @@ it once, as torch.save does by itself.
 
 Safety: the pickle's instructions are scanned before torch sees them, and torch loads with
 ``weights_only=True``, which is unsafe before torch 2.6 (CVE-2025-32434) and refused there.
+
+Checkpoints of trainers hold their arguments too (``argparse.Namespace``, OmegaConf, Lightning), and
+torchao's tensors are objects of its own classes. Files with such names (a list in `file_kind`) are
+read by an unpickler that looks nothing up (`load_records`): tensors are views of the file, and
+everything else becomes a record of its arguments. torchao's plain int8, intx and float8 tensors are
+decoded from those records; codes packed for a kernel are refused.
 """
 
 import re
@@ -30,7 +36,13 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
-from loraq_sim.dumps.file_kind import MAX_PICKLE_BYTES, find_unsafe_name
+from loraq_sim.dumps.file_kind import (
+    MAX_PICKLE_BYTES,
+    Record,
+    Wrapper,
+    find_unsafe_name,
+    load_records,
+)
 from loraq_sim.dumps.state_dict import layers_from_keys
 from loraq_sim.dumps.stored import (
     DUMP_FORMAT,
@@ -41,6 +53,7 @@ from loraq_sim.dumps.stored import (
     plain_meta,
     stated_fields,
 )
+from loraq_sim.dumps.stored_weights import affine
 from loraq_sim.errors import DumpError
 
 __all__ = ["import_torch", "load_object", "open_torch_file", "torch_tensors"]
@@ -75,7 +88,7 @@ def load_object(path: Path) -> object:
     DumpError
         If torch is missing or too old, or the file is damaged or wants to run code.
     """
-    _refuse_unsafe(path)
+    inert = _refuse_unsafe(path)
     torch = import_torch(path)
     if path.suffix == ".safetensors":
         # torch.load goes by this one suffix instead of the content.
@@ -84,7 +97,7 @@ def load_object(path: Path) -> object:
         with warnings.catch_warnings():
             # torch warns of pickle protocols other than its own, which it then reads or refuses.
             warnings.simplefilter("ignore")
-            return _load(torch, path)
+            return load_records(path) if inert else _load(torch, path)
     except Exception as error:
         raise DumpError(f"{path}: torch cannot load it: {first_line(error)}") from error
 
@@ -113,13 +126,14 @@ def import_torch(path: Path) -> ModuleType:
     return torch
 
 
-def _refuse_unsafe(path: Path) -> None:
+def _refuse_unsafe(path: Path) -> bool:
+    """Refuse a file that could run code; whether it holds objects to be read as records."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             # A legacy file is five pickles: magic number, protocol, system, content, storage keys.
             for _ in range(5):
                 _scan(path, file)
-        return
+        return False
     with zipfile.ZipFile(path) as archive:
         # torch finds its members whatever their case, so DATA.PKL beside data.pkl is a second one.
         members = [(i, i.filename.lower().rpartition("/")[2]) for i in archive.infolist()]
@@ -131,16 +145,18 @@ def _refuse_unsafe(path: Path) -> None:
             raise DumpError(
                 f"{path}: a .pt file that was compressed again; save it with torch.save"
             )
+        inert: set[str] = set()
         with archive.open(pickles[0]) as file:
-            _scan(path, file)
+            _scan(path, file, inert)
+    return bool(inert)
 
 
-def _scan(path: Path, file: IO[bytes]) -> None:
+def _scan(path: Path, file: IO[bytes], inert: set[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             # Python's parser complains of a damaged text's backslashes.
             warnings.simplefilter("ignore")
-            unsafe = find_unsafe_name(file)
+            unsafe = find_unsafe_name(file, inert)
     except MemoryError:
         raise DumpError(
             f"{path}: damaged (its pickle holds a text longer than any memory)"
@@ -148,12 +164,6 @@ def _scan(path: Path, file: IO[bytes]) -> None:
     except Exception as error:
         # pickletools raises half a dozen types on damaged bytes.
         raise DumpError(f"{path}: damaged or truncated ({first_line(error)})") from error
-    if unsafe and ("torchao" in unsafe or "wrapper_subclass" in unsafe):
-        raise DumpError(
-            f"{path}: refused, nothing was run: it holds quantized tensors of their own class "
-            f"({unsafe}); save {{k: v.dequantize() for k, v in model.state_dict().items()}}, or "
-            "give the model to 'dump capture'"
-        )
     if unsafe:
         raise DumpError(
             f"{path}: refused, nothing was run: its pickle asks for {unsafe!r}, which no dense "
@@ -293,11 +303,44 @@ def _stored_layer(name: str, entry: object, file_bytes: int) -> StoredLayer:
 def _is_tensor(value: object) -> bool:
     import torch
 
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, torch.Tensor) or _coded(value) is not None
+
+
+_CODES = ("qdata", "int_data", "float8_data", "packed_weight")
+_INNER = ("original_weight_tensor", "tensor_impl")
+
+
+def _coded(value: object, depth: int = 4) -> dict[str, object] | None:
+    """The parts of a tensor that wraps others, those of the tensor within it too."""
+    if not isinstance(value, Wrapper):
+        return None
+    inner = next((value.facts[name] for name in _INNER if name in value.facts), None)
+    found = _coded(inner, depth - 1) if inner is not None and depth else {}
+    return value.facts | (found or {})
+
+
+def _decoded(facts: dict[str, object], shape: tuple[int, ...], file_bytes: int) -> StoredTensor:
+    """Values of a torchao tensor that keeps its codes one by one: (codes - zero) * scale."""
+    parts: dict[str, StoredTensor | None] = {}
+    for role, names in (("codes", _CODES), ("scale", ("scale",)), ("zero", ("zero_point",))):
+        value = next((facts[name] for name in names if facts.get(name) is not None), None)
+        is_plain = value is not None and _is_tensor(value) and not isinstance(value, Record)
+        parts[role] = _stored_tensor(value, file_bytes) if is_plain else None
+    domain = facts.get("zero_point_domain")
+    of_floats = isinstance(domain, Record) and domain.args not in ((1,), (3,))
+    stated = facts.get("block_size")
+    sizes = tuple(stated) if isinstance(stated, tuple | list) else ()
+    is_turned = bool(facts.get("transposed")) or of_floats or facts.get("act_pre_scale") is not None
+    block = () if is_turned else sizes
+    return affine(shape, parts["codes"], parts["scale"], parts["zero"], block)
 
 
 def _stored_tensor(tensor: Any, file_bytes: int) -> StoredTensor:
     import torch
+
+    facts = _coded(tensor)
+    if facts is not None:
+        return _decoded(facts, tensor.sizes, file_bytes)
 
     dtype = str(tensor.dtype).removeprefix("torch.")
     nbytes = tensor.numel() * tensor.element_size()

@@ -20,6 +20,7 @@ GIVEN = {
     "parameter": torch.nn.Parameter(TENSOR.bfloat16()),
     "transposed tensor": TENSOR.T.contiguous().T,
     "float64": VALUES.astype(np.float64),
+    "nothing masked": np.ma.masked_greater(VALUES.astype(np.float32), 1e9),
 }
 REFUSED = {
     "meta tensor": torch.empty(24, 40, device="meta"),
@@ -29,6 +30,7 @@ REFUSED = {
     "objects": np.full((24, 40), None),
     "text": np.full((24, 40), "a"),
     "small integers": np.zeros((24, 40), ml_dtypes.int4),
+    "masked": np.ma.masked_greater(VALUES.astype(np.float32), 1.0),
 }
 DOORS = {
     "solve": lambda x: solve(x, rank=3, preset="fast").reconstruct(),
@@ -53,6 +55,13 @@ def test_what_holds_no_floats_is_refused_in_one_line(door, given):
     with pytest.raises(InputError) as refused:
         DOORS[door](REFUSED[given])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_masked_values_are_counted_and_how_to_fill_them_is_said(door):
+    masked = REFUSED["masked"]
+    with pytest.raises(InputError, match=rf"{masked.mask.sum()} values are masked; .*filled\(0\)"):
+        DOORS[door](masked)
 
 
 def test_values_beyond_float32_are_named():

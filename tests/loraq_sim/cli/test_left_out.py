@@ -122,3 +122,33 @@ def test_a_file_of_an_adapter_alone_is_refused(tmp_path):
     path = saved(tmp_path, {"q.lora_A.weight": (2, 8), "q.lora_B.weight": (8, 2)})
     with pytest.raises(DumpError, match="not the weights that it changes; give .* --lora"):
         read_layer_dump(path)
+
+
+def test_tables_and_transposed_convolutions_are_no_layers(command, tmp_path):
+    shapes = {
+        "emb.embedding_table.weight": (11, 8),
+        "up.weight": (8, 16, 2, 2),
+        "up.bias": (16,),
+        "conv.weight": (16, 8, 3, 3),
+        "conv.bias": (16,),
+        "time_embedding.weight": (8, 8),
+    }
+    done = command("dump", "info", saved(tmp_path, shapes), "--format", "json")
+    assert done.exit_code == 0, done.output
+    rows = {row["layer"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {"conv", "time_embedding"}
+    assert rows["conv"]["k"] == 72
+    assert "left out: 2 tensors" in done.stderr
+    assert "1 convolution, such as conv, run as GEMMs" in done.stderr
+
+
+@pytest.mark.parametrize("prefixes", [("model.", "ema."), ("net.", "unet.")])
+def test_one_model_under_two_wrappers_is_read_once(tmp_path, prefixes):
+    shapes = {f"{prefix}{name}.weight": (8, 8) for prefix in prefixes for name in ("q", "k")}
+    dump = read_layer_dump(saved(tmp_path, shapes))
+    assert set(dump) == {"q", "k"}
+    kept = "ema." if "ema." in prefixes else prefixes[0]
+    assert f"{kept}q" in dump
+    assert "one of two copies of the model" in dump.left_out
+    dump = read_layer_dump(saved(tmp_path, shapes | {f"{prefixes[0]}more.weight": (8, 8)}))
+    assert len(dump) == 5
