@@ -51,6 +51,7 @@ __all__ = [
     "Recipe",
     "RecipeEntry",
     "read_recipe",
+    "recipe_text",
     "split_of",
     "write_recipe",
 ]
@@ -65,14 +66,15 @@ _HEAD = """\
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def _recipe_text(content: Mapping[str, Any]) -> str:
-    """TOML text of a recipe's plain values.
+def recipe_text(recipe: "Recipe") -> str:
+    """The TOML text of a recipe, as `read_recipe` reads it.
 
     Raises
     ------
     InputError
-        If a value has no TOML form.
+        If a value of the provenance has no TOML form.
     """
+    content = recipe.model_dump(exclude_none=True)
     lines = [_HEAD, f"recipe = {content['recipe']}"]
     for table in ("provenance", "defaults"):
         if content.get(table):
@@ -292,8 +294,7 @@ def write_recipe(path: str | Path, recipe: Recipe, *, overwrite: bool = False) -
     """
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
-    content = recipe.model_dump(exclude_none=True)
-    text = _recipe_text(content)
+    text = recipe_text(recipe)
     make_folder(path.parent)
     return write_file(path, text)
 

@@ -65,6 +65,21 @@ def _save_one_pixel(_figure, file, **settings):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def all_machine_controls():
+    """The controls of a report's what-if; reports of tests get one of two values instead.
+
+    Every report prices its cases on some forty machines, in tests of anything else too, which
+    takes longer than the rest of it.
+    """
+    from loraq_sim.reporting import points
+
+    known = points.CONTROLS
+    points.CONTROLS = (("columns", "units.columns", (1.0, 2.0)),)
+    yield known
+    points.CONTROLS = known
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
     """Keep the user's caches out of the tests, and the tests out of the user's caches."""
     os.environ["LORAQ_SIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))

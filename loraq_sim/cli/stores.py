@@ -5,6 +5,7 @@
 with pictures and tables.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from loraq_sim.cli.output import (
     store_file,
 )
 from loraq_sim.errors import InputError, counted
-from loraq_sim.files import make_folder, refuse_existing
+from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.results.rows import IDENTITY
 from loraq_sim.results.wording import labels_of
@@ -233,7 +234,9 @@ def export_command(
 REPORT_EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim report runs/demo\n\n"
-    "loraq-sim report runs/demo --out slides/report.html --title 'PixArt on AIE2'"
+    "loraq-sim report runs/demo --out slides/report.html --title 'PixArt on AIE2'\n\n"
+    "loraq-sim report runs/demo --out report.md\n\n"
+    "loraq-sim report runs/after --against runs/before"
 )
 
 
@@ -244,10 +247,20 @@ def report_command(
         Path | None,
         typer.Option(
             "--out",
-            metavar="FILE.html",
-            help="The page. NAME_files/ beside it gets pictures (.png, below 20,000 rows .svg "
+            metavar="FILE",
+            help="The page, .html; or the same verdict and numbers as Markdown, .md. "
+            "NAME_files/ beside a page gets pictures (.png, below 20,000 rows .svg "
             "too) of four accelerators at most, tables (.csv, .md) and summary.md. "
             "Default: report.html beside the store.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="STORE",
+            help="Another store, or its folder: the report tells what changed since.",
             show_default=False,
         ),
     ] = None,
@@ -268,16 +281,25 @@ def report_command(
 ) -> None:
     """Write one self-contained page: what to build, what it costs and loses, and why.
 
-    The page needs no connection. It prints the answer on stdout.
+    The page needs no connection; its controls show the costs on other machines. It prints the
+    answer on stdout.
     """
-    from loraq_sim.reporting.page import check_report_extra, files_folder, write_report
+    from loraq_sim.reporting.page import (
+        check_report_extra,
+        files_folder,
+        markdown_report,
+        write_report,
+    )
     from loraq_sim.reporting.report_data import answers
 
-    check_report_extra()
     path = store_file(store)
     page = out or path.with_name("report.html")
+    is_markdown = page.suffix.lower() == ".md"
+    if not is_markdown:
+        check_report_extra()
+    page_only = page_only or is_markdown
     _check_place(page, files_folder(page), page_only=page_only, force=force)
-    data = _data(path, title)
+    data = _data(path, title, against)
     if not data.rows:
         raise InputError(f"{path}: holds no row yet; run loraq-sim sweep into it first")
     figure = None
@@ -285,7 +307,10 @@ def report_command(
         from loraq_sim.cli.hw_measured import validation_figure
 
         figure = validation_figure(list(data.validation))
-    written = write_report(data, page, with_files=not page_only, validation=figure)
+    if is_markdown:
+        written = [write_file(page, markdown_report(data))]
+    else:
+        written = write_report(data, page, with_files=not page_only, validation=figure)
     found = answers(data)
     say(data.verdict.headline)
     if data.verdict.joint:
@@ -293,24 +318,33 @@ def report_command(
     for answer in found:
         for sentence in answer.sentences:
             say(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
-    size = page.stat().st_size / 2**20
+    nbytes = page.stat().st_size
+    size = f"{nbytes / 2**20:.1f} MiB" if nbytes > 2**19 else f"{nbytes / 1024:.0f} KiB"
     beside = (
         f", {counted(len(written) - 1, 'file')} in {files_folder(page)}" if not page_only else ""
     )
-    note(f"wrote {page} ({size:.1f} MiB){beside}", quiet=quiet)
+    note(f"wrote {page} ({size}){beside}", quiet=quiet)
 
 
-def _data(path: Path, title: str | None):
+def _data(path: Path, title: str | None, against: Path | None):
     from loraq_sim.reporting.gather import gather
     from loraq_sim.results.store import ResultStore
 
+    before: Sequence[Any] = ()
+    if against is not None:
+        with ResultStore.open(store_file(against)) as opened:
+            before = opened.possible_rows()
+        if not before:
+            raise InputError(f"{against}: holds no row to compare with")
     with ResultStore.open(path) as opened:
-        return gather(opened.possible_rows(), opened.provenance(), title=title)
+        return gather(opened.possible_rows(), opened.provenance(), title=title, before=before)
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out must name an HTML file such as report.html, got {str(page)!r}")
+    if page.suffix.lower() not in (".html", ".htm", ".md"):
+        raise InputError(
+            f"--out must name an HTML file such as report.html, or a .md, got {str(page)!r}"
+        )
     if page.is_dir():
         raise InputError(f"{page} is a folder; name a file such as {page / 'report.html'}")
     refuse_existing(page, *(() if page_only else (folder,)), overwrite=force)

@@ -16,10 +16,11 @@ from hwmodels.gates import COLUMN_PARTS
 from loraq_sim.allocation import Allocation, allocate
 from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
 from loraq_sim.allocation.problem import MACHINE
-from loraq_sim.errors import InputError, LoraqError
+from loraq_sim.errors import InputError, LoraqError, counted
 from loraq_sim.files import shown_line
 from loraq_sim.layers import is_after_gelu
 from loraq_sim.machine import datapath_for, transforms_asked, workload_for
+from loraq_sim.reporting.points import machine_grid
 from loraq_sim.reporting.report_data import COSTS, MixedModel, ReportData, answers
 from loraq_sim.results.choice import (
     FEWEST_ROWS,
@@ -30,6 +31,7 @@ from loraq_sim.results.choice import (
 from loraq_sim.results.front import mark_front
 from loraq_sim.results.rows import IDENTITY, AnyRow, Row, StoredRow, add_columns, cells_of
 from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked, model_totals
+from loraq_sim.results.verdict import verdict_of
 from loraq_sim.results.wording import context_of, labels_of
 from loraq_sim.settings import ARRAY_KEYS
 from loraq_sim.split import parse_split
@@ -46,7 +48,11 @@ _SAME = 1e-9
 
 
 def gather(
-    rows: Sequence[Mapping[str, Any]], runs: Sequence[Row], *, title: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[Row],
+    *,
+    title: str | None = None,
+    before: Sequence[Mapping[str, Any]] = (),
 ) -> "ReportData":
     """What a report of these rows shows.
 
@@ -58,6 +64,8 @@ def gather(
         Its provenance.
     title : str, optional
         By default the names of the dumps.
+    before : sequence of mappings
+        Rows of another store to compare these with.
     """
 
     shown, runs = _shown(rows), _shown(runs)
@@ -69,6 +77,7 @@ def gather(
     accelerators = list(dict.fromkeys(str(row["accelerator"]) for row in rows))
     machines, notes = machines_of(accelerators, runs)
     parts, more_notes = _parts(rows, machines)
+    notes += more_notes
     validation, devices, uncertainty = _validation(machines)
     data = ReportData(
         title=title or ", ".join(dumps),
@@ -82,12 +91,50 @@ def gather(
         uncertainty=uncertainty,
         machines={name: _facts(machine) for name, machine in machines.items()},
         runs=runs,
-        notes=[*notes, *more_notes],
+        notes=notes,
         formulas=(ERROR_FORMULA, WEIGHT_ERROR_FORMULA),
         version=__version__,
     )
-    data = replace(data, arrays=_arrays(data, machines))
+    grids, more_notes = _grids(data, machines)
+    data = replace(data, arrays=_arrays(data, machines), grids=grids, notes=[*notes, *more_notes])
+    if before:
+        data = replace(data, **_compared(data, before, dumps))
     return replace(data, mixed=mixed_models(data))
+
+
+def _compared(data: ReportData, before: Sequence[Mapping[str, Any]], dumps: Sequence[str]) -> Row:
+    """Totals and verdict of another store, under the names of this one, and what to note."""
+    rows = _shown(before)
+    if len(dumps) == 1 and len({row.get("dump") for row in rows}) == 1:
+        # A model under another file name is the same one.
+        rows = [{**row, "dump": dumps[0]} for row in rows]
+    dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
+    totals = _totals(_named(rows, dumps), dumps, data.error)
+    now, then = ({row["layer"] for row in some} for some in (data.rows, rows))
+    notes = list(data.notes)
+    if now != then:
+        notes.append(
+            f"the stores compared are of {len(then)} and {counted(len(now), 'layer')}, "
+            f"{len(now & then)} in both: their totals are sums of different layers"
+        )
+    return {"before": totals, "verdict_before": verdict_of(totals), "notes": notes}
+
+
+def _grids(
+    data: ReportData, machines: "dict[str, hwmodels.Accelerator]"
+) -> tuple[dict[str, Row], list[str]]:
+    """Costs on other machines, by context, and notes on what was too much."""
+    found, notes = {}, []
+    for context in data.contexts:
+        machine = machines.get(data.accelerator_of(context))
+        if machine is None or not (own := [x for x in data.parts if x["context"] == context]):
+            continue
+        grid = machine_grid(data.totals_of(context), own, machine)
+        if grid is None:
+            notes.append(f"the cases on {context} are too many to price them on other machines")
+        else:
+            found[context] = grid
+    return found, notes
 
 
 def _shown(records: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -128,13 +175,11 @@ def _named(rows: list[Any], dumps: Sequence[str]) -> list[StoredRow]:
 
 def _names_of(rows: Sequence[Any], dumps: Sequence[str]) -> tuple[list[str], list[str]]:
     """The label and the context of each row."""
-
     several = len(dumps) > 1
     return labels_of(rows), [context_of(row, several_dumps=several) for row in rows]
 
 
 def _totals(rows: list[StoredRow], dumps: Sequence[str], error: str) -> list[Row]:
-
     totals = _with_names(model_totals(rows), rows, dumps)
     marks = {
         cost: [row["pareto"] for row in mark_front(totals, (error, cost), by=("context",))]
@@ -160,7 +205,6 @@ def _with_names(
 
 
 def _kinds(rows: list[StoredRow], dumps: Sequence[str]) -> list[Row]:
-
     found = []
     by_kind: dict[str | None, list[StoredRow]] = {}
     for row in rows:
@@ -175,7 +219,6 @@ def machines_of(
     names: Sequence[str], runs: Sequence[Row]
 ) -> "tuple[dict[str, hwmodels.Accelerator], list[str]]":
     """Descriptions by name: shipped ones, and files that the sweeps named and that still exist."""
-
     asked = [str(a) for run in runs for a in (run.get("plan") or {}).get("accelerators") or ()]
     found: dict[str, hwmodels.Accelerator] = {}
     for source in dict.fromkeys([*reversed(asked), *names]):
@@ -193,8 +236,11 @@ def machines_of(
 
 
 def _facts(machine: "hwmodels.Accelerator") -> Row:
-
-    return {"title": machine.title, "facts": hwmodels.describe(machine)}
+    return {
+        "title": machine.title,
+        "facts": hwmodels.describe(machine),
+        "dram_bytes_per_s": machine.memories.dram.bandwidth_bytes_per_s,
+    }
 
 
 def _parts(
@@ -276,7 +322,6 @@ def _array_parts(row: AnyRow, machine: "hwmodels.Accelerator") -> dict[str, floa
 
 
 def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
-
     try:
         options = json.loads(row.get("options") or "{}")
         split = parse_split(row["run_split"], family=row["family"], group=row["group_size"])
@@ -300,11 +345,12 @@ def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
                 *sizes, split, row["rank"], path, feedback_rank=row.get("feedback_rank") or 0,
                 fused=fused, transforms=transforms,
             )  # fmt: skip
-            costs.append(hwmodels.estimate_cost(work, machine, kernel=options.get("kernel")))
+            cost = hwmodels.estimate_cost(work, machine, kernel=options.get("kernel"))
+            costs.append((cost, work))
     except (LoraqError, hwmodels.AcceleratorError, TypeError, ValueError, KeyError):
         return None
     seconds = row["latency_s"] or 0.0
-    cost = min(costs, key=lambda cost: abs(cost.latency_s - seconds))
+    cost, work = min(costs, key=lambda found: abs(found[0].latency_s - seconds))
     if not seconds or abs(cost.latency_s / seconds - 1) > _SAME:
         return None
     names = ("context", "accelerator", "label", "kind", "m", "n", "k", "rank", "bound")
@@ -315,6 +361,10 @@ def _shape(row: AnyRow, machine: "hwmodels.Accelerator") -> Row | None:
         "calls": row.get("calls_per_step") or 1,
         "parts": {cost_name: dict(cost.parts[cost_name]) for cost_name in COSTS},
         "roofline_latency_s": cost.roofline_latency_s,
+        "call": (work, path.mac, options.get("kernel")),
+        "macs": work.macs_main + work.macs_branch,
+        "peak_macs_per_s": (work.macs_main + work.macs_branch)
+        / (cost.utilization * cost.latency_s),
     }
 
 
@@ -322,7 +372,6 @@ def _validation(
     machines: "dict[str, hwmodels.Accelerator]",
 ) -> tuple[list[Row], list[Row], dict[str, Row]]:
     """Every measured row, of other devices too: they show what the model is worth elsewhere."""
-
     shipped = {name: hwmodels.load_accelerator(name) for name in hwmodels.list_accelerators()}
     shipped.update(machines)
     rows = [row for machine in shipped.values() for row in hwmodels.validate(machine)]
@@ -344,7 +393,6 @@ def _of(machine: "hwmodels.Accelerator", rows: Sequence[Row]) -> list[Row]:
 
 def _accuracy(name: str, rows: Sequence[Row]) -> Row:
     """How far the latencies of a machine may be off, by `rows` of kernels that a layer gets."""
-
     own = hwmodels.summarize(rows, "accelerator")
     worst, seen = latency_accuracy(name)
     measured = own[0] if own and own[0]["rows"] >= FEWEST_ROWS else {}
@@ -384,7 +432,6 @@ def mixed_models(data: "ReportData") -> list["MixedModel"]:
 
 def _rows_beside(data: "ReportData", best: AnyRow) -> list[AnyRow]:
     """Rows that could run beside the answer: same dump, machine and measurement."""
-
     keys = [name for name in MACHINE if name != "options"]
     wanted = tuple(map(best.get, keys))
     rows = data.rows_of(best["context"])
@@ -421,7 +468,6 @@ def _allocation(
 def _mixed(
     data: "ReportData", context: str, allocation: "Allocation", labels: dict[tuple, str], cost: str
 ) -> "MixedModel | None":
-
     try:
         frontier = frontier_rows(allocation.problem, cost, data.error, most=_MOST_POINTS)
         uniform = compare_with_uniform(

@@ -29,6 +29,7 @@ from loraq_sim.reporting import sections
 from loraq_sim.reporting.figures import arrays_figure, pareto_figure, save_figure
 from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure, latency_figure
 from loraq_sim.reporting.plot_data import plot_data
+from loraq_sim.reporting.points import static_front, strips_view
 from loraq_sim.reporting.report_data import COSTS, Answer, ReportData, answers
 from loraq_sim.reporting.sections import compare_methods, method_sentences
 from loraq_sim.reporting.tables import ResultTable, json_value, result_table
@@ -45,11 +46,13 @@ __all__ = [
     "check_report_extra",
     "files_folder",
     "html_report",
+    "markdown_report",
     "write_report",
 ]
 
 _SCRIPTS = (
-    *("core", "controls", "pareto", "layers", "costs", "accumulators", "comparisons", "start"),
+    *("core", "controls", "pareto", "points", "layers", "costs", "accumulators", "comparisons"),
+    "start",
 )
 _MANY_ROWS = 16
 # Characters of the matrices of layers that stand in the page as they are.
@@ -146,7 +149,7 @@ def write_report(
             gc.collect()
     finally:
         gc.unfreeze()
-    written.append(write_file(folder / "summary.md", _summary(data, pictures)))
+    written.append(write_file(folder / "summary.md", markdown_report(data, pictures, cases=False)))
     return written
 
 
@@ -172,7 +175,8 @@ def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
         data=data,
         headline=data.verdict.headline,
         joint=data.verdict.joint,
-        views=[_view(data, answer, methods) for answer in found],
+        views=[_view(data, answer, methods, drawn) for answer in found],
+        strips=strips_view(data, found),
         style=_asset("report.css"),
         script=main,
         library=packed,
@@ -190,10 +194,14 @@ def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
     )
 
 
-def _view(data: ReportData, answer: Answer, methods: list) -> dict[str, Any]:
+def _view(data: ReportData, answer: Answer, methods: list, drawn: dict[str, Any]) -> dict[str, Any]:
     """What the template shows of one context."""
     context = answer.context
+    texts = {} if answer.best is None else drawn["cases"][context].get(answer.best["label"], {})
     return {
+        "texts": [(sections.TEXT_NAMES[name], text) for name, text in texts.items() if text],
+        "picture": static_front(data, answer),
+        "compared": _html_table(sections.compared_table(data, context)),
         "context": context,
         "answer": answer,
         "figures": _figures(data, answer),
@@ -400,22 +408,32 @@ def _slug(context: str, contexts: list[str]) -> str:
     return f"{clean(context)}_{place + 1}" if place else clean(context)
 
 
-def _summary(data: ReportData, pictures: list[str]) -> str:
-    """The answer, its tables and the pictures as Markdown."""
+def markdown_report(data: ReportData, pictures: Sequence[str] = (), *, cases: bool = True) -> str:
+    """The answer, its tables and the `pictures` (names of files) as Markdown.
+
+    With `cases` also the table of all cases: the page's numbers for readers of text.
+    """
     found = answers(data)
     methods = compare_methods(data)
     lines = [f"# {markdown_text(data.verdict.headline)}", "", markdown_text(data.title), ""]
     lines += [markdown_text(data.verdict.joint), ""] if data.verdict.joint else []
+    if data.verdict_before is not None:
+        lines += [f"Before: {markdown_text(data.verdict_before.headline)}.", ""]
     for answer in found:
         lines += [f"## {markdown_text(answer.context)}", ""]
         lines += [f"- {markdown_text(sentence)}" for sentence in answer.sentences]
         lines += [f"- {markdown_text(s)}" for s in method_sentences(methods, answer.context)]
         table = sections.choices_table(data, answer)
         lines += ["", table.to_markdown()] if table.rows else [""]
+        more = [sections.compared_table(data, answer.context)]
+        more += [sections.totals_of_context_table(data, answer.context)] if cases else []
+        for table in more:
+            if table.rows:
+                lines += [f"### {markdown_text(table.title)}", "", table.to_markdown()]
         own = _slug(answer.context, data.contexts)
         lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n.endswith(f"_{own}")]
     lines += [f"![{n.replace('_', ' ')}]({n}.png)\n" for n in pictures if n == "cost_model"]
-    if len(found) > _MOST_PICTURED:
+    if pictures and len(found) > _MOST_PICTURED:
         lines += [f"Pictures are of the first {_MOST_PICTURED}; the page draws all {len(found)}.\n"]
     lines += [*(f"{markdown_text(note)}\n" for note in data.notes)]
     return "\n".join(lines).rstrip() + "\n"

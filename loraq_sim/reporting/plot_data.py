@@ -21,7 +21,14 @@ from loraq_sim.reporting.labels import (
     main_colors,
     part_colors,
 )
-from loraq_sim.reporting.report_data import COSTS, PART_NAMES, Answer, ReportData
+from loraq_sim.reporting.points import GRID_COSTS, case_texts
+from loraq_sim.reporting.report_data import (
+    COSTS,
+    PART_NAMES,
+    Answer,
+    ReportData,
+    image_anchors,
+)
 from loraq_sim.reporting.sections import MethodClass
 from loraq_sim.results.columns import choose_unit, column_for, is_missing
 from loraq_sim.results.rows import AnyRow, cells_of
@@ -51,6 +58,8 @@ _CELLS = (
 # Digits that survive in the page; the CSV files beside it hold all of them.
 _DIGITS = 5
 _MANY_CELLS = 20_000
+# Cases, each of which comes with a kilobyte to copy.
+_MOST_TEXTS = 300
 _FEW_DIGITS = 3
 
 
@@ -198,6 +207,15 @@ def plot_data(
             if (name := data.accelerator_of(context)) in data.uncertainty
         },
         "points": [_point(row) for row in data.totals if row.get("status") == "ok"],
+        "grids": {context: _grid(grid) for context, grid in data.grids.items()},
+        "cases": case_texts_of(data),
+        "anchors": image_anchors() if data.error == "output_error" else None,
+        "bandwidths": {
+            context: data.machines[name].get("dram_bytes_per_s")
+            for context in contexts
+            if (name := data.accelerator_of(context)) in data.machines
+        },
+        "before": [_before(row) for row in data.before],
         "layers": {context: layer_cells(data, context) for context in contexts},
         "kinds": [_kind(row, data.error) for row in data.kinds],
         "parts": [_part(row) for row in data.parts],
@@ -212,6 +230,31 @@ def plot_data(
             }
             for row in data.validation
         ],
+    }
+
+
+def case_texts_of(data: ReportData) -> dict[str, dict[str, dict[str, str]]]:
+    """What to copy of each case, by context and label; of very many cases, of those on a front."""
+    totals = [row for row in data.totals if row.get("status") == "ok"]
+    if len(totals) > _MOST_TEXTS:
+        totals = [row for row in totals if row["fronts"]][:_MOST_TEXTS]
+    found: dict[str, dict[str, dict[str, str]]] = {context: {} for context in data.contexts}
+    for row in totals:
+        found[row["context"]][row["label"]] = case_texts(data, row)
+    return found
+
+
+def _grid(grid: AnyRow) -> dict[str, Any]:
+    costs = {
+        name: [[rounded(value) for value in line] for line in grid[name]] for name in GRID_COSTS
+    }
+    return {**grid, **costs}
+
+
+def _before(row: AnyRow) -> dict[str, Any]:
+    names = ("context", "label")
+    return {name: row[name] for name in names} | {
+        key: rounded(row.get(key)) for key in _POINT_VALUES
     }
 
 
@@ -312,7 +355,8 @@ def _part(row: AnyRow) -> dict[str, Any]:
         cost: {name: rounded(value) for name, value in row["parts"][cost].items() if value}
         for cost in COSTS
     }
-    return {**{key: row[key] for key in keys}, "costs": costs}
+    numbers = {"macs": row["macs"], "peak": rounded(row["peak_macs_per_s"])}
+    return {**{key: row[key] for key in keys}, **numbers, "costs": costs}
 
 
 def _method(item: MethodClass) -> dict[str, Any]:

@@ -4,12 +4,21 @@
 verdict's (`loraq_sim.results.verdict`); here it gets the numbers around it: how sure the costs are,
 what overflows, what a mix would save, what is missing. Parts of a cost get the names that people
 read.
+
+An error of the choice is also told **in images**: `benchmarks/image_anchors.py` has run a small
+trained diffusion transformer in splits of many errors. The PSNR of images is read from the straight
+line through them on the logarithm of the error, with their distance from it, and not beyond them.
 """
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib.resources import files
 from typing import Any
+
+import numpy as np
 
 from loraq_sim.errors import counted
 from loraq_sim.results.choice import COSTS, OF_USUAL_KERNELS
@@ -26,6 +35,8 @@ __all__ = [
     "PART_NAMES",
     "ReportData",
     "answers",
+    "error_in_images",
+    "image_anchors",
 ]
 
 
@@ -85,7 +96,14 @@ class ReportData:
         ``seen``, what that was seen on; ``rows``, ``mean_error`` and ``worst_error`` where enough
         was measured on this accelerator.
     machines : mapping of str to mapping
-        By accelerator: ``title`` and ``facts``, the numbers of its file with their sources.
+        By accelerator: ``title``, ``facts``, the numbers of its file with their sources, and the
+        bandwidth of its DRAM, ``dram_bytes_per_s``.
+    grids : mapping of str to row
+        By context: costs of its cases on other machines (`points.machine_grid`).
+    before : sequence of rows
+        Totals of another store that this one is compared with, like `totals`.
+    verdict_before : Verdict or None
+        What these say.
     runs : sequence of rows
         Provenance of every sweep into the store.
     notes : sequence of str
@@ -108,6 +126,9 @@ class ReportData:
     devices: Sequence[AnyRow] = ()
     uncertainty: Mapping[str, AnyRow] = field(default_factory=dict)
     machines: Mapping[str, AnyRow] = field(default_factory=dict)
+    grids: Mapping[str, AnyRow] = field(default_factory=dict)
+    before: Sequence[AnyRow] = ()
+    verdict_before: Verdict | None = None
     runs: Sequence[AnyRow] = ()
     notes: Sequence[str] = ()
     formulas: Sequence[str] = ()
@@ -267,6 +288,7 @@ def _answer(data: ReportData, context: str) -> Answer:
         choices=_choices(rows, best, verdict.error),
         sentences=(
             *verdict.sentences,
+            *_in_images(verdict.error, best),
             *_how_sure(data, context, rows),
             *_overflows(data, best),
             *_mixed(data, context, best, verdict.cost),
@@ -297,6 +319,58 @@ def _how_sure(data: ReportData, context: str, rows: Sequence[AnyRow]) -> list[st
             f"Too little was measured on {name} to say how far its latencies are off{elsewhere}."
         )
     return found
+
+
+def _in_images(error: str, best: AnyRow) -> list[str]:
+    """What the error of the choice came to in the images of a small model."""
+    text = error_in_images(best.get(error)) if error == "output_error" else ""
+    if not text:
+        return []
+    about = image_anchors()["about"]
+    return [
+        f"In images, {text}: PSNR against full precision, from splits measured on "
+        f"{about['images']} images each of that small model, not of this one."
+    ]
+
+
+@lru_cache(maxsize=1)
+def image_anchors() -> dict[str, Any]:
+    """Pairs of output error and image error as `benchmarks/image_anchors.py` measured them.
+
+    Keys ``about`` (model, command, how many images), ``reference`` (a strip of images in full
+    precision, PNG in base64) and ``anchors``, largest error first: ``split``, ``method``,
+    ``output_error``, ``psnr_db``, ``psnr_std`` (over seeds), ``ssim`` and ``strip``.
+    """
+    text = (files("loraq_sim.reporting") / "image_anchors.json").read_text(encoding="utf-8")
+    known = json.loads(text)
+    return known | {"line": _line_through(known["anchors"])}
+
+
+def _line_through(known: Sequence[AnyRow]) -> dict[str, float]:
+    """Least squares of PSNR on log10 of the error, and how far the points lie from it (rms)."""
+    x = np.log10([anchor["output_error"] for anchor in known])
+    y = np.array([anchor["psnr_db"] for anchor in known])
+    slope, intercept = np.polyfit(x, y, 1)
+    missed = y - intercept - slope * x
+    return {
+        "slope": float(slope),
+        "intercept": float(intercept),
+        "spread": float(np.sqrt((missed**2).mean())),
+        "low": float(10 ** x.min()),
+        "high": float(10 ** x.max()),
+    }
+
+
+def error_in_images(error: Any) -> str:
+    """``2.6 % is about 37 dB (± 1) on tiny_pixart``; empty beyond the errors that were measured."""
+    if is_missing(error):
+        return ""
+    known = image_anchors()
+    line, model = known["line"], known["about"]["model"]
+    if not line["low"] <= error <= line["high"]:
+        return ""
+    psnr = line["intercept"] + line["slope"] * math.log10(error)
+    return f"{percent_text(error)} is about {psnr:.0f} dB (± {line['spread']:.0f}) on {model}"
 
 
 def _overflows(data: ReportData, best: AnyRow) -> list[str]:

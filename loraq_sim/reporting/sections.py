@@ -18,10 +18,12 @@ from loraq_sim.results.rows import EVALUATED, AnyRow
 
 __all__ = [
     "MethodClass",
+    "TEXT_NAMES",
     "accumulators_table",
     "arrays_table",
     "choices_table",
     "compare_methods",
+    "compared_table",
     "costs_table",
     "devices_table",
     "failures_table",
@@ -36,6 +38,12 @@ __all__ = [
 
 # Ranks are whole, so two branches of one budget differ by less than a rank's bytes.
 _EQUAL_BYTES = 0.01
+TEXT_NAMES = {
+    "command": "This case again",
+    "recipe": "Its split as a recipe",
+    "vectors": "Vectors of the layer with the widest sums",
+}
+"""What can be copied of a case (`points.case_texts`), in words."""
 # Shares and savings: equal decimals would show the digits of the least of them for all.
 _SHARE_DIGITS = 2
 # Sums in another order differ in the last bits.
@@ -134,6 +142,40 @@ def costs_table(data: ReportData, answer: Answer) -> ResultTable:
         {"n_layers": "layers", "share": "share of model", "part_share": "its share"},
         percent=("share", "part_share"),
     )
+
+
+def compared_table(data: ReportData, context: str) -> ResultTable:
+    """Cases of this store beside those of the one before: error and costs, and by how much."""
+    known = {row["label"]: row for row in data.before if row["context"] == context}
+    rows = []
+    for total in data.totals_of(context):
+        earlier = known.get(total["label"])
+        if earlier is None or earlier.get("status") != "ok":
+            continue
+        row: dict[str, Any] = {"case": total["label"]}
+        for key in (data.error, "latency_s", "weight_bytes", "energy_j"):
+            old, new = earlier.get(key), total.get(key)
+            if is_missing(old) or is_missing(new):
+                continue
+            row |= {f"before {key}": old, key: new}
+            row[f"change {key}"] = new / old - 1 if old else None
+        rows.append(row)
+    table = _table(rows, None, f"Before and now on {context}")
+    return _as_before(table)
+
+
+def _as_before(table: ResultTable) -> ResultTable:
+    columns = []
+    for column in table.columns:
+        way, _, key = column.key.partition(" ")
+        if way in ("before", "change") and key:
+            known = column_for(key)
+            heading = f"{known.heading} before" if way == "before" else "change"
+            quantity = known.quantity if way == "before" else "percent"
+            digits = known.digits if way == "before" else _SHARE_DIGITS
+            column = replace(column, heading=heading, quantity=quantity, digits=digits)
+        columns.append(column)
+    return replace(table, columns=tuple(columns))
 
 
 def accumulators_table(data: ReportData, context: str) -> ResultTable:

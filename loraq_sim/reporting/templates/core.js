@@ -118,3 +118,35 @@ function draw(id, traces, layout) {
 function redrawAll() {
   for (const drawing of page.plots.values()) drawing();
 }
+
+// What the reader chose, kept in the address behind the section: #front?cost=energy_j&hide.main=W4A4.
+// Each thing worth keeping has a writer (empty: as it was) and a reader, which ignores what it does
+// not know. Reading happens before controls are built, so that they show it.
+const kept = new Map();
+const asked = new URLSearchParams(location.hash.split("?").slice(1).join("?"));
+
+function keep(key, write, read) {
+  kept.set(key, write);
+  if (read && asked.has(key)) read(asked.get(key));
+}
+
+function saveState() {
+  if (!page.isReady) return;
+  const chosen = new URLSearchParams();
+  for (const [key, write] of kept) {
+    const text = write();
+    if (text) chosen.set(key, text);
+  }
+  const section = location.hash.slice(1).split("?")[0];
+  const hash = `${section}${chosen.size ? `?${chosen}` : ""}`;
+  if (hash !== location.hash.slice(1)) history.replaceState(null, "", `#${hash}`);
+}
+
+function followAddress() {
+  const section = location.hash.slice(1).split("?")[0];
+  if (location.hash.includes("?") && section) byId(section)?.scrollIntoView();
+  addEventListener("hashchange", () => {
+    // A link to a section drops the rest; another address is another page.
+    if (location.hash.includes("?")) location.reload(); else saveState();
+  });
+}

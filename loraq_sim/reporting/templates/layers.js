@@ -3,6 +3,8 @@
 
 const heat = { quantity: 0 };
 
+keep("layers", () => (heat.quantity ? String(heat.quantity) : ""), (text) => { const at = Number(text); if (Number.isInteger(at) && at >= 0) heat.quantity = at; });
+
 function drawHeat() {
   const layers = D.layers[context()];
   const quantity = layers.quantities[Math.min(heat.quantity, layers.quantities.length - 1)];
@@ -107,7 +109,7 @@ function buildLayers() {
   const tools = byId("layers-tools");
   const build = () => {
     const { quantities } = D.layers[context()];
-    tools.replaceChildren(select("Quantity", quantities.map((item, i) => [String(i), item.heading]), String(Math.min(heat.quantity, quantities.length - 1)), (value) => { heat.quantity = Number(value); drawHeat(); }));
+    tools.replaceChildren(select("Quantity", quantities.map((item, i) => [String(i), item.heading]), String(Math.min(heat.quantity, quantities.length - 1)), (value) => { heat.quantity = Number(value); drawHeat(); saveState(); }));
   };
   page.plots.set("heat tools", build);
   page.plots.set("heat", drawHeat);

@@ -8,8 +8,17 @@ const front = {
   isChosen: false, hidden: new Map(D.facets.map((facet) => [facet.key, new Set()])), limits: new Map(),
 };
 
+keep("cost", () => (front.isChosen ? front.cost : ""), (key) => { if (COST_KEYS.includes(key)) { front.cost = key; front.isChosen = true; } });
+keep("error", () => (front.error === D.error ? "" : front.error), (key) => { if (ERROR_KEYS.includes(key)) front.error = key; });
+for (const [key, name, usual] of [["all", "all", false], ["log", "isLog", false], ["bars", "bars", true]])
+  keep(key, () => (front[name] === usual ? "" : String(front[name])), (text) => { front[name] = text === "true"; });
+for (const facet of D.facets)
+  keep(`hide.${facet.key}`, () => JSON.stringify([...front.hidden.get(facet.key)]).replace(/^\[\]$/, ""), (text) => {
+    try { for (const value of JSON.parse(text)) if (facet.values.includes(value)) front.hidden.get(facet.key).add(value); } catch { /* Not ours. */ }
+  });
+
 function frontPoints() {
-  return D.points.filter((point) =>
+  return D.points.map(onMachine).filter((point) =>
     (front.all || point.context === context()) &&
     point[front.cost] !== null && point[front.error] > 0 &&
     D.facets.every((facet) => !front.hidden.get(facet.key).has(point.facets[facet.key])));
@@ -53,26 +62,31 @@ function drawFront() {
   const x = (point) => point[front.cost] / xSize;
   const y = (point) => point[front.error] / ySize;
   const groups = D.contexts.map((name) => points.filter((point) => point.context === name)).filter((group) => group.length);
-  const edges = groups.map(edgeOf);
+  const edges = groups.map((group) => edgeOf(group.filter(holdsSums))).filter((edge) => edge.length);
   const onEdge = new Set(edges.flat());
   const isLog = front.isLog || front.all;
-  const box = points.length ? ranges(points.map(x), points.map(y), isLog) : { x: [0, 1], y: [0.1, 1] };
+  // The axis holds both machines, so that a front is seen to move.
+  const shown = points.flatMap((point) => (point.asIs ? [point, point.asIs] : [point]));
+  const box = shown.length ? ranges(shown.map(x), shown.map(y), isLog) : { x: [0, 1], y: [0.1, 1] };
   const traces = [];
-  edges.forEach((edge, i) => {
-    const xs = [x(edge[0]), ...edge.map(x), box.x[1]];
-    const ys = [box.y[1], ...edge.map(y), y(edge.at(-1))];
-    traces.push({ x: xs, y: ys, mode: "lines", line: { shape: "hv", color: rootStyle("--muted"), width: 1.4, dash: ["solid", "dash", "dot", "dashdot"][i % 4] }, hoverinfo: "skip" });
-  });
+  const step = (edge, line) => ({ x: [x(edge[0]), ...edge.map(x), box.x[1]], y: [box.y[1], ...edge.map(y), y(edge.at(-1))], mode: "lines", line: { shape: "hv", ...line }, hoverinfo: "skip" });
+  if (isAnotherMachine() && !front.all) {
+    const still = edgeOf(frontPoints().map((point) => point.asIs || point));
+    traces.push(step(still, { color: rootStyle("--line"), width: 3 }));
+  }
+  edges.forEach((edge, i) => traces.push(step(edge, { color: rootStyle("--muted"), width: 1.4, dash: ["solid", "dash", "dot", "dashdot"][i % 4] })));
   front.areBarsWide = false;
-  if (front.bars && front.cost === "latency_s") traces.push(...barTraces([...onEdge], x, y, box.x));
+  const bars = front.bars ? [...(front.cost === "latency_s" ? barTraces([...onEdge], x, y, box.x) : []), ...seedBars(points, x, y)] : [];
+  traces.push(...bars);
   const ordered = [...points].sort((a, b) => onEdge.has(a) - onEdge.has(b) || isAnswer(a) - isAnswer(b));
   traces.push({
     x: ordered.map(x), y: ordered.map(y), mode: "markers", hoverinfo: "text", hovertext: ordered.map(describePoint), name: "cases",
+    customdata: ordered.map((point) => [point.context, point.label]),
     marker: {
       color: ordered.map((point) => tone(D.looks.main[point.facets.main])),
-      symbol: ordered.map((point) => D.looks.branch[point.branchKey]),
-      size: ordered.map((point) => (isAnswer(point) ? 16 : onEdge.has(point) ? 12 : 9)),
-      opacity: ordered.map((point) => (!withinLimits(point) ? 0.12 : onEdge.has(point) || isAnswer(point) ? 1 : 0.55)),
+      symbol: ordered.map((point) => (holdsSums(point) ? D.looks.branch[point.branchKey] : "x-thin-open")),
+      size: ordered.map((point) => (isAnswer(point) ? 16 : onEdge.has(point) ? 12 : 10)),
+      opacity: ordered.map((point) => (!withinLimits(point) ? 0.12 : !holdsSums(point) ? 0.7 : onEdge.has(point) || isAnswer(point) ? 1 : 0.55)),
       line: { color: rootStyle("--paper"), width: 1.2 },
     },
     cliponaxis: false,
@@ -80,14 +94,20 @@ function drawFront() {
   const width = widthOf("front-plot");
   const height = width > 640 ? 500 : 400;
   const frame = { left: 62, right: 14, top: 12, bottom: 56, width, height };
-  const notes = placeNotes([...onEdge].sort((a, b) => isAnswer(b) - isAnswer(a)), points, x, y, box, isLog, frame);
+  const place = placer(x, y, box, isLog, true, frame);
+  const lines = edges.map((edge) => [[x(edge[0]), box.y[1]], ...edge.flatMap((point, i) => [[x(point), y(edge[Math.max(i - 1, 0)])], [x(point), y(point)]]), [box.x[1], y(edge.at(-1))]]);
+  const notes = placeNotes([...onEdge].sort((a, b) => isAnswer(b) - isAnswer(a)), points, place, [...lines.flatMap((line) => line.slice(1).map((end, i) => [line[i], end])), ...bars.flatMap(segmentsOf)], (point) => (front.all ? `${point.label} (${point.context})` : point.label), isAnswer);
   draw("front-plot", traces, {
     height, margin: { l: frame.left, r: frame.right, t: frame.top, b: frame.bottom }, annotations: notes,
     xaxis: axis({ title: axisTitle(front.cost, frontName()), automargin: false, ...(isLog ? logAxis(...box.x) : { range: box.x, nticks: width > 640 ? 9 : 5 }) }),
     yaxis: axis({ title: axisTitle(front.error, frontName()), automargin: false, ...logAxis(...box.y) }),
   });
+  followClicks("front-plot", ([where, label]) => pick(where, label));
   tellFront(points, onEdge);
   tellLimits();
+  tellWhatIf();
+  tellPicked();
+  saveState();
 }
 
 function ranges(xs, ys, isLog) {
@@ -119,29 +139,71 @@ function barTraces(points, x, y, range) {
   }];
 }
 
-// Labels of the front: the first of eight places that covers no point, no label and stays inside.
-function placeNotes(labelled, points, x, y, box, isLog, frame) {
+// Cases that differ in their seed alone: the spread of the error, at the one of the middle.
+function seedBars(points, x, y) {
+  const alike = new Map();
+  for (const point of points) {
+    const key = JSON.stringify([point.context, point.branchKey, point.rank, { ...point.facets, seed: "" }]);
+    alike.set(key, [...(alike.get(key) || []), point]);
+  }
+  const several = [...alike.values()].filter((own) => own.length > 1).map((own) => own.sort((a, b) => y(a) - y(b)));
+  front.seeds = several.length ? Math.max(...several.map((own) => own.length)) : 0;
+  if (!several.length) return [];
+  const middle = several.map((own) => own[Math.floor(own.length / 2)]);
+  return [{
+    x: middle.map(x), y: middle.map(y), mode: "markers", marker: { size: 0.1, opacity: 0 }, hoverinfo: "skip",
+    error_y: { type: "data", symmetric: false, array: several.map((own, i) => y(own.at(-1)) - y(middle[i])), arrayminus: several.map((own, i) => y(middle[i]) - y(own[0])), color: rootStyle("--ink"), thickness: 1.2, width: 4 },
+  }];
+}
+
+// What error bars cover, for labels to keep off.
+function segmentsOf(trace) {
+  return trace.x.map((at, i) => (trace.error_x
+    ? [[at - trace.error_x.arrayminus[i], trace.y[i]], [at + trace.error_x.array[i], trace.y[i]]]
+    : [[at, trace.y[i] - trace.error_y.arrayminus[i]], [at, trace.y[i] + trace.error_y.array[i]]]));
+}
+
+// From values to pixels inside a frame, and to what Plotly calls the place of a note.
+function placer(x, y, box, isLogX, isLogY, frame) {
   const inner = { width: frame.width - frame.left - frame.right, height: frame.height - frame.top - frame.bottom };
   const part = (value, [low, high], log) => (log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low));
-  const pixel = (point) => [part(x(point), box.x, isLog) * inner.width, (1 - part(y(point), box.y, true)) * inner.height];
+  const pixels = ([px, py]) => [part(px, box.x, isLogX) * inner.width, (1 - part(py, box.y, isLogY)) * inner.height];
+  const at = ([px, py]) => ({ x: isLogX ? Math.log10(px) : px, y: isLogY ? Math.log10(py) : py });
+  return { x, y, inner, pixels, at, isWide: frame.width > 640 };
+}
+
+// Labels of points: the first of some places that covers no point, no label, no line, and stays inside.
+function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
+  const { x, y, inner, pixels, at } = place;
+  const pixel = (point) => pixels([x(point), y(point)]);
   const taken = points.map((point) => { const [px, py] = pixel(point); return [px - 8, py - 8, px + 8, py + 8]; });
+  for (const [from, to] of segments) {
+    const [[ax, ay], [bx, by]] = [pixels(from), pixels(to)];
+    // A slope is taken step by step.
+    const steps = Math.abs(ax - bx) < 1 || Math.abs(ay - by) < 1 ? 1 : 40;
+    for (let i = 0; i < steps; i += 1) {
+      const [u, v] = [i / steps, (i + 1) / steps];
+      const [px, qx, py, qy] = [ax + u * (bx - ax), ax + v * (bx - ax), ay + u * (by - ay), ay + v * (by - ay)];
+      taken.push([Math.min(px, qx) - 1.5, Math.min(py, qy) - 1.5, Math.max(px, qx) + 1.5, Math.max(py, qy) + 1.5]);
+    }
+  }
   const overlaps = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
   const notes = [];
   const stacks = new Map();
   for (const point of labelled) {
-    const place = `${x(point)} ${y(point)}`;
-    stacks.set(place, [...(stacks.get(place) || []), point]);
+    const key = `${x(point)} ${y(point)}`;
+    stacks.set(key, [...(stacks.get(key) || []), point]);
   }
+  const places = [
+    [-10, 8, "right", "top"], [10, -8, "left", "bottom"], [0, 11, "center", "top"], [12, 0, "left", "middle"],
+    [-12, 0, "right", "middle"], [10, 8, "left", "top"], [-10, -8, "right", "bottom"], [0, -11, "center", "bottom"],
+    ...[26, 44, 62].flatMap((far) => [[-10, far, "right", "top"], [10, far, "left", "top"], [10, -far, "left", "bottom"], [-10, -far, "right", "bottom"]]),
+    ...[60, 110].flatMap((far) => [[far, 14, "left", "top"], [far, -14, "left", "bottom"], [-far, 14, "right", "top"], [-far, -14, "right", "bottom"]]),
+  ];
   for (const [point, ...others] of stacks.values()) {
-    const name = front.all ? `${point.label} (${point.context})` : point.label;
-    const text = shorten(name, frame.width > 640 ? 44 : 26) + (others.length ? ` (+${others.length} equal)` : "");
+    const text = shorten(nameOf(point), place.isWide ? 44 : 26) + (others.length ? ` (+${others.length} equal)` : "");
     const [width, height] = [text.length * 6.6 + 4, 15];
     const [px, py] = pixel(point);
-    const places = [
-      [-10, 8, "right", "top"], [10, -8, "left", "bottom"], [0, 11, "center", "top"], [12, 0, "left", "middle"],
-      [-12, 0, "right", "middle"], [10, 8, "left", "top"], [-10, -8, "right", "bottom"], [0, -11, "center", "bottom"],
-      [-10, 26, "right", "top"], [10, 26, "left", "top"], [10, -26, "left", "bottom"], [-10, -26, "right", "bottom"],
-    ];
     for (const [dx, dy, xanchor, yanchor] of places) {
       const left = px + dx - { left: 0, center: width / 2, right: width }[xanchor];
       const top = py + dy - { top: 0, middle: height / 2, bottom: height }[yanchor];
@@ -149,9 +211,12 @@ function placeNotes(labelled, points, x, y, box, isLog, frame) {
       if (left < 0 || area[2] > inner.width + 8 || top < 0 || area[3] > inner.height) continue;
       if (taken.some((other) => overlaps(area, other))) continue;
       taken.push(area);
+      const isFar = Math.abs(dx) > 12 || Math.abs(dy) > 12;
+      const strong = isStrong(point);
       notes.push({
-        x: isLog ? Math.log10(x(point)) : x(point), y: Math.log10(y(point)), text: isAnswer(point) ? `<b>${plain(text)}</b>` : plain(text),
-        showarrow: false, xanchor, yanchor, xshift: dx, yshift: -dy, font: { size: 11.5, color: rootStyle("--ink") }, borderpad: 0,
+        ...at([x(point), y(point)]), text: strong ? `<b>${plain(text)}</b>` : plain(text), xanchor, yanchor, borderpad: 0,
+        font: { size: 11.5, color: rootStyle("--ink") },
+        ...(isFar ? { showarrow: true, arrowhead: 0, arrowwidth: 0.8, arrowcolor: rootStyle("--muted"), ax: dx, ay: dy, standoff: 6 } : { showarrow: false, xshift: dx, yshift: -dy }),
       });
       break;
     }
@@ -165,6 +230,9 @@ function tellFront(points, onEdge) {
   const known = D.uncertainty[context()];
   if (front.bars && front.cost === "latency_s" && !front.all && known !== undefined)
     sentences.push(`${front.areBarsWide ? "Blue bar" : "Bars"}: how far the latency model may be off, ${percent(known.bound)} (${known.seen})${front.areBarsWide ? "; the same at every point and wide against the differences here" : ""}.`);
+  if (front.bars && front.seeds) sentences.push(`Black bars: the spread of the error over ${front.seeds} seeds.`);
+  const over = points.filter((point) => !holdsSums(point)).length;
+  if (over) sentences.push(`Crosses: ${over} case${over === 1 ? "" : "s"} with sums beyond ${whatIf.acc} bits.`);
   byId("front-caption").textContent = sentences.join(" ");
 }
 
@@ -187,6 +255,12 @@ function buildLimits() {
     const [symbol, size] = unitOf(key, context());
     const input = element("input", { type: "number", min: 0, step: "any", inputMode: "decimal", placeholder: "no limit" });
     input.dataset.key = key;
+    keep(`most.${key}`, () => (front.limits.has(key) ? front.limits.get(key).toPrecision(6) : ""), (text) => {
+      const value = Number.parseFloat(text);
+      if (page.isReady || !Number.isFinite(value)) return;
+      front.limits.set(key, value);
+      input.value = String(Number((value / size).toPrecision(6)));
+    });
     input.addEventListener("input", () => {
       const value = Number.parseFloat(input.value);
       if (Number.isFinite(value)) front.limits.set(key, value * size); else front.limits.delete(key);
@@ -209,9 +283,9 @@ function buildFront() {
     tools.append(select("Error", ERROR_KEYS.map((key) => [key, D.columns[key].heading]), front.error, (value) => { front.error = value; buildLimits(); drawFront(); }));
   for (const facet of D.facets) tools.append(facetChips(facet));
   const switches = [];
-  if (D.contexts.length > 1) switches.push(chip("all accelerators", { checked: false }, (on) => { front.all = on; drawFront(); }));
-  switches.push(chip("logarithmic cost", { checked: false }, (on) => { front.isLog = on; drawFront(); }));
-  if (Object.keys(D.uncertainty).length) switches.push(chip("error of the cost model", {}, (on) => { front.bars = on; drawFront(); }));
+  if (D.contexts.length > 1) switches.push(chip("all accelerators", { checked: front.all }, (on) => { front.all = on; drawFront(); }));
+  switches.push(chip("logarithmic cost", { checked: front.isLog }, (on) => { front.isLog = on; drawFront(); }));
+  if (Object.keys(D.uncertainty).length || D.facets.some((facet) => facet.key === "seed")) switches.push(chip("error bars", { checked: front.bars }, (on) => { front.bars = on; drawFront(); }));
   const view = chips("View", switches);
   view.classList.add("screen");
   tools.append(view);
@@ -225,7 +299,7 @@ function facetChips(facet) {
     let mark = null;
     if (facet.key === "main") mark = colorMark(D.looks.main[value]);
     if (facet.key === "branch") mark = symbolMark(D.looks.branch[value === "no branch" ? "none" : value]);
-    return chip(value, { mark }, (on) => {
+    return chip(value, { mark, checked: !front.hidden.get(facet.key).has(value) }, (on) => {
       if (on) front.hidden.get(facet.key).delete(value); else front.hidden.get(facet.key).add(value);
       drawFront();
     });

@@ -21,10 +21,11 @@ function buildContexts() {
   showContext();
   if (D.contexts.length < 2) return;
   place.hidden = false;
-  D.contexts.forEach((name, index) => place.append(chip(name, { type: "radio", name: "context", checked: index === 0 }, () => {
+  D.contexts.forEach((name, index) => place.append(chip(name, { type: "radio", name: "context", checked: index === page.context }, () => {
     page.context = index;
     showContext();
     buildLimits();
+    buildWhatIf();
     redrawAll();
   })));
 }
@@ -61,19 +62,25 @@ function followWidth() {
 }
 
 async function start() {
+  keep("on", () => (page.context ? context() : ""), (name) => { page.context = Math.max(0, D.contexts.indexOf(name)); });
+  document.documentElement.dataset.scripts = "true";
   buildContexts();
   buildTheme();
   if (!("DecompressionStream" in window)) return;
   await unpackLibrary();
   if (byId("packed-layers")) D.layers = JSON.parse(await unpacked("packed-layers"));
   buildFront();
+  buildPoints();
   buildLayers();
   buildCosts();
   buildAccumulators();
   buildComparisons();
   redrawAll();
+  page.isReady = true;
+  saveState();
   followPrinter();
   followWidth();
+  followAddress();
   document.documentElement.dataset.ready = "true";
 }
 

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
+from loraq_sim.recipe import read_recipe
 from loraq_sim.results.store import ResultStore
 from loraq_sim.sweeps.run import utc_now
 
@@ -158,3 +160,64 @@ def test_cases_that_lack_layers_are_named(command, store, tmp_path):
     done = command("report", store, "--out", tmp_path / "r.html")
     assert done.exit_code == 0, done.output
     assert "1 of 2 layers missing in W4A8." in done.stdout
+
+
+def drawn_in(path):
+    return json.loads(re.search(r'id="drawn">(.*?)</script>', path.read_text())[1])
+
+
+def test_what_a_page_offers_to_copy_gives_the_rows_of_its_points(command, sweep, tmp_path):
+    own = ("--acc-bits", "20", "--p-format", "fp16", "--smooth", "0.3", "--unfused", "--seed", "1")
+    assert sweep(tmp_path / "asked", *own, "--rows", "self_q=64").exit_code == 0
+    assert command("report", tmp_path / "asked", "--page-only").exit_code == 0
+    (cases,) = drawn_in(tmp_path / "asked" / "report.html")["cases"].values()
+    with ResultStore.open(tmp_path / "asked" / "results.sqlite") as opened:
+        rows = opened.rows()
+    (text,) = [found for label, found in cases.items() if label.startswith("W4A4+W8A8r8")]
+    words = shlex.split(text["command"])
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    assert command(*words[1:], "--jobs", 0, "--quiet").exit_code == 0
+    with ResultStore.open(tmp_path / "again" / "results.sqlite") as opened:
+        again = {row["case_id"] for row in opened.rows()}
+    assert again == {row["case_id"] for row in rows if row["split"] == "W4A4+W8A8r8"}
+    (tmp_path / "recipe.toml").write_text(text["recipe"])
+    entry = read_recipe(tmp_path / "recipe.toml").settings("transformer_blocks.0.attn1.to_q")
+    assert (entry["split"], entry["smooth"], entry["seed"]) == ("W4A4+W8A8r8", 0.3, 1)
+    words = shlex.split(text["vectors"])
+    words[words.index("--out") + 1] = str(tmp_path / "vectors")
+    done = command(*words[1:], "--quiet")
+    assert done.exit_code == 0, done.output
+
+
+def test_markdown_holds_the_verdict_and_numbers_of_the_page(command, store, tmp_path):
+    page = command("report", store, "--page-only", "--quiet")
+    done = command("report", store, "--out", tmp_path / "report.md", "--quiet")
+    assert done.exit_code == 0
+    assert done.stdout == page.stdout
+    text = (tmp_path / "report.md").read_text()
+    for line in done.stdout.splitlines():
+        assert line.partition(": ")[2].replace("`", "\\`")[:60] in text.replace("\\_", "_")
+    html = (store / "report.html").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(("| \\* |", "| * |"))]
+    assert rows
+    for row in rows:
+        for cell in row.strip("| ").split(" | ")[1:]:
+            assert f">{cell.strip()}</td>" in html
+    assert list(tmp_path.glob("report_files")) == []
+
+
+def test_two_stores_are_compared_case_by_case(command, store, sweep, tmp_path):
+    other = tmp_path / "before"
+    assert sweep(other, "--split", "W8A8", "--layers", "ffn_up").exit_code == 0
+    words = ("report", store, "--against", other, "--page-only", "--quiet")
+    done = command(*words)
+    assert done.exit_code == 0, done.output
+    drawn = drawn_in(store / "report.html")
+    with ResultStore.open(other / "results.sqlite") as opened:
+        splits = {row["split"] for row in opened.rows()}
+    assert {point["label"] for point in drawn["before"]} == splits
+    text = (store / "report.html").read_text()
+    assert "Before and now on aie2" in text
+    assert "sums of different layers" in text
+    empty = command("report", store, "--against", tmp_path / "nowhere", "--force")
+    assert empty.exit_code == 2

@@ -57,6 +57,8 @@ def test_equal_data_give_an_equal_page_in_every_process(invented_rows, gathered,
         "import json, sys; from pathlib import Path\n"
         "from loraq_sim.reporting.gather import gather\n"
         "from loraq_sim.reporting.page import html_report\n"
+        "from loraq_sim.reporting import points\n"
+        "points.CONTROLS = (('columns', 'units.columns', (1.0, 2.0)),)\n"
         "rows = json.loads(Path(sys.argv[1]).read_text())\n"
         "Path(sys.argv[2]).write_text(html_report(gather(rows, (), title=None)), 'utf-8')\n"
     )

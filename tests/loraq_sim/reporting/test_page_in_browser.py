@@ -6,8 +6,13 @@ import re
 import pytest
 
 from loraq_sim.reporting.page import html_report
+from loraq_sim.reporting.report_data import error_in_images
+from loraq_sim.results.front import mark_front
 
-PLOTS = ("front", "layers", "kinds", "costs", "accumulators", "methods", "mixed", "trust")
+PLOTS = (
+    *("front", "layers", "kinds", "costs", "roofline", "accumulators", "methods", "mixed"),
+    "trust",
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,78 @@ def test_limits_name_the_best_case_that_keeps_them(desktop, data):
     for key in ("latency_s", "weight_bytes"):
         desktop.locator(f"#limits input[data-key={key}]").fill("")
     assert desktop.inner_text("#limits-answer").startswith("Enter what")
+
+
+def what_if(page, text):
+    group = page.locator("#what-if [data-control=columns]")
+    return group.locator(".chip", has_text=re.compile(f"^{text}$"))
+
+
+def test_another_machine_moves_the_front_to_the_costs_of_its_grid(desktop, data):
+    grid = data.grids["aie2"]
+    what_if(desktop, "8").click()
+    assert desktop.locator("#what-if-answer").inner_text().startswith("With 8 columns: ")
+    assert grid["answers"][1] in desktop.inner_text("#what-if-answer")
+    shown = desktop.evaluate("Object.fromEntries(frontPoints().map(p => [p.label, p.latency_s]))")
+    expected = dict(zip(grid["labels"], grid["latency_s"][1], strict=True))
+    # The page holds five digits.
+    assert shown == pytest.approx(expected, rel=1e-4)
+    error = {row["label"]: row["output_error"] for row in data.totals_of("aie2")}
+    there = [{"label": k, "e": error[k], "t": t} for k, t in expected.items()]
+    front = {row["label"] for row in mark_front(there, ("e", "t"), by=()) if row["pareto"]}
+    assert set(desktop.evaluate("edgeOf(frontPoints()).map(p => p.label)")) == front
+    needed = max(row["safe_acc_bits"] for row in data.totals_of("aie2"))
+    assert desktop.locator("#what-if select option").last.inner_text() == f"{needed} bits"
+    desktop.locator("#what-if button").click()
+    before = {row["label"]: row["latency_s"] for row in data.totals_of("aie2")}
+    found = desktop.evaluate("Object.fromEntries(frontPoints().map(p => [p.label, p.latency_s]))")
+    assert found == pytest.approx(before, rel=1e-4)
+
+
+def test_an_error_in_images_reads_alike_in_page_and_python(desktop):
+    for error in (0.1, 0.026, 0.9):
+        said = desktop.evaluate(f"inImages({error})")
+        told = error_in_images(error)
+        assert said.partition(" is ")[2] == told.partition(" is ")[2]
+    assert desktop.trouble == []
+
+
+def test_the_address_restores_what_was_chosen(page_text, open_page):
+    page = open_page(page_text)
+    page.locator("#contexts .chip", has_text="h100").click()
+    page.locator("#front-tools select").first.select_option("energy_j")
+    chip(page, "W4A8").first.click()
+    page.locator("#limits input[data-key=output_error]").fill("9")
+    page.locator("#front-tools .picker select").select_option("W8A8")
+    page.locator("nav a[href='#costs']").click()
+    address = page.evaluate("location.hash")
+    assert address.startswith("#costs?")
+    read = "[front.cost, [...front.hidden.get('main')], [...front.limits], picked.label, context()]"
+    chosen = page.evaluate(read)
+    page.reload()
+    page.wait_for_selector("html[data-ready='true']", state="attached")
+    assert page.evaluate(read) == chosen
+    assert chosen[:2] == ["energy_j", ["W4A8"]]
+    assert chosen[3:] == ["W8A8", "h100"]
+    assert page.evaluate("location.hash") == address
+    assert page.inner_text("#picked h3") == "W8A8 on h100"
+    assert page.locator("#picked pre").count() == 3
+    assert page.evaluate("scrollY") > 0
+    # Not ours: ignored.
+    page.evaluate(
+        "location.hash = 'x?cost=nan&hide.main=[1&case=}&machine=9:9&acc=x&most.energy_j=-'"
+    )
+    page.wait_for_selector("html[data-ready='true']", state="attached")
+    assert page.trouble == []
+
+
+def test_a_click_on_a_point_shows_what_to_copy(desktop):
+    clicked = "{ points: [{ customdata: ['aie2', 'W4A8'] }] }"
+    desktop.evaluate(f"byId('front-plot').emit('plotly_click', {clicked})")
+    assert desktop.inner_text("#picked h3") == "W4A8 on aie2"
+    assert "loraq-sim sweep --hw aie2" in desktop.inner_text("#picked")
+    desktop.locator("#picked button", has_text="Close").click()
+    assert desktop.locator("#picked").is_hidden()
 
 
 def test_heat_map_switches_its_quantity_and_costs_their_case(desktop):
