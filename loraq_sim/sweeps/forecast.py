@@ -296,6 +296,7 @@ _USUAL_RATE = {
     "loraq thorough": 2.5e-6,
 }
 _OTHER_RATE = 3.0e-7
+_RESIDUAL, _RESIDUAL_RATE = " ~", 5.0
 # Every case takes a time that its size says nothing of, in units of work.
 _FIXED_UNITS = 2e5
 # What loading and compiling kernels can add to the first case of an effort in a process.
@@ -376,7 +377,7 @@ class ProgressClock:
         """The clock of tasks in the order in which they will be handed out."""
         placed = [(case, str(number)) for number, task in enumerate(tasks) for case in task.cases]
         clock = cls(
-            ((case.effort, case.work, point_of(case), task) for case, task in placed), jobs=jobs
+            ((_effort(case), case.work, point_of(case), task) for case, task in placed), jobs=jobs
         )
         clock._places = {case.case_id: task for case, task in placed}
         return clock
@@ -384,7 +385,7 @@ class ProgressClock:
     def finish(self, case: "SweepCase", seconds: float | None) -> None:
         """Count a finished case of `of_tasks`; one that failed has no seconds."""
         task = self._places.get(case.case_id, "")
-        self.advance(case.effort, case.work, seconds, point=point_of(case), task=task)
+        self.advance(_effort(case), case.work, seconds, point=point_of(case), task=task)
 
     def advance(
         self, effort: str, units: float, seconds: float | None, *, point: str = "", task: str = ""
@@ -475,8 +476,15 @@ class ProgressClock:
 
 def usual_rate(effort: str) -> float:
     """Seconds per unit of work of an effort such as ``loraq fast``, beforehand."""
-    method = effort.partition(" ")[0]
-    return _USUAL_RATE.get(effort) or _USUAL_RATE.get(method, _OTHER_RATE)
+    plain = effort.removesuffix(_RESIDUAL)
+    rate = _USUAL_RATE.get(plain) or _USUAL_RATE.get(plain.partition(" ")[0], _OTHER_RATE)
+    return rate if plain == effort else rate * _RESIDUAL_RATE
+
+
+def _effort(case: SweepCase) -> str:
+    """The effort of a case, those with a residual input apart."""
+    has_residual = case.settings.split.feedback is not None and case.effort != SOLVED
+    return f"{case.effort}{_RESIDUAL}" if has_residual else case.effort
 
 
 def point_of(case: "SweepCase") -> str:

