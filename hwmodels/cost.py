@@ -53,8 +53,10 @@ _CARD_UNITS = {
     "weight_bytes": ("stored weights", "KiB", 1 / 1024),
 }
 
+_MOST_PARTS = 5
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Cost:
     """What one layer call costs on one accelerator.
 
@@ -127,6 +129,19 @@ class Cost:
     units_share: float
     kernels: tuple[KernelCost, ...]
     padding: str
+
+    def __repr__(self) -> str:
+        parts = sorted(self.parts["latency_s"].items(), key=lambda part: -part[1])
+        shares = ", ".join(
+            f"{name} {seconds / self.latency_s:.0%}" for name, seconds in parts[:_MOST_PARTS]
+        )
+        return (
+            f"Cost(latency_s={self.latency_s:.4g}, energy_j={self.energy_j:.4g}, "
+            f"dram_bytes={self.dram_bytes}, weight_bytes={self.weight_bytes}, "
+            f"utilization={self.utilization:.3f}, bound={self.bound!r})\n"
+            f"latency: {shares}\n{self.confidence}: kernel {self.kernel}, from "
+            f"{self.latency_low_s:.4g} to {self.latency_high_s:.4g} s"
+        )
 
     def _repr_html_(self) -> str:
         return _card(self)

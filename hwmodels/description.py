@@ -440,6 +440,15 @@ class Accelerator(Strict):
         copy._cache = {}
         return copy
 
+    def __repr__(self) -> str:
+        modes = ", ".join(mode.name for mode in self.modes)
+        dram = self.memories.dram.bandwidth_bytes_per_s
+        return (
+            f"Accelerator({self.name!r}: {self.title})\n"
+            f"{self.units.count} units at {self.units.clock_hz / 1e9:.3g} GHz, DRAM "
+            f"{dram / 1e9:.4g} GB/s; modes {modes}"
+        )
+
     def _repr_html_(self) -> str:
         return _card(self)
 

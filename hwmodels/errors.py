@@ -32,6 +32,10 @@ __all__ = [
 class AcceleratorError(ValueError):
     """An accelerator file, its name, or a workload breaks a stated rule."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def nearest(value: object, valid: Iterable[str]) -> str:
     """Advice for a wrong name: the closest valid names, then all of them.

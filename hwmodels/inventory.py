@@ -150,7 +150,7 @@ class StepPlan:
     last: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelInventory:
     """One model at one resolution.
 
@@ -166,6 +166,13 @@ class ModelInventory:
     entries: tuple[InventoryEntry, ...]
     schedule: "StepPlan"
     guidance_calls: int = 1
+
+    def __repr__(self) -> str:
+        macs = sum(entry.macs for entry in self.entries)
+        return (
+            f"ModelInventory({self.name!r}, {self.resolution} pixels: {len(self.entries)} kinds of "
+            f"products, {macs / 1e12:.3g} TMAC a step)"
+        )
 
     @property
     def mac_shares(self) -> dict[str, float]:

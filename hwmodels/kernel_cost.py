@@ -47,7 +47,7 @@ _STATES = {"weights": ("cold", "warm", "flushed", "resident"), "launch": ("strea
 _THRASHED = 1.5  # Times the resident part of L2: a loop over more finds nothing of it again.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class KernelCost:
     """Cost of one dispatched kernel.
 
@@ -69,6 +69,9 @@ class KernelCost:
     family: str
     trust: Trust
     units_share: float
+
+    def __repr__(self) -> str:
+        return f"KernelCost(role={self.role!r}, latency_s={self.latency_s:.4g})"
 
 
 class Run:

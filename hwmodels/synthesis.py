@@ -61,7 +61,7 @@ _OF_ALL = ("placed", "sram_filled", "fp32_lane_ge")
 _ROUNDINGS = ("floor", "conv_even", "all")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProcessNode:
     """One process: what a gate equivalent and a bit of SRAM take.
 
@@ -90,6 +90,10 @@ class ProcessNode:
     fp32_lane_ge: float
     sources: dict[str, str]
     confidence: dict[str, str]
+
+    def __repr__(self) -> str:
+        sizes = {n: getattr(self, n) for n in ("nand2_um2", "multiply_pj", "sram_um2_per_bit")}
+        return f"ProcessNode({self.name} nm, {', '.join(f'{n}={v}' for n, v in sizes.items())})"
 
     def logic_mm2(self, gate_equivalents: float) -> float:
         """Area of so many gate equivalents as placed, in mm2."""
@@ -147,7 +151,7 @@ def _node_file() -> dict[str, Any]:
     return loaded
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SynthesizedArray:
     """A MAC array in gates, per multiply-accumulate (MAC) unit.
 
@@ -176,6 +180,18 @@ class SynthesizedArray:
     depth: int
     merged_ge: float | None
     node: ProcessNode | None = None
+
+    def __repr__(self) -> str:
+        column, energy, size = self.column, self.energy_pj_per_mac, self.area_um2
+        node = "" if self.node is None else f", node_nm={self.node.name}"
+        node += "" if energy is None else f", energy_pj_per_mac={energy:.4g}"
+        node += "" if size is None else f", area_um2={size:.4g}"
+        parts = ", ".join(f"{n} {self.parts[n]:.1f}" for n in COLUMN_PARTS if self.parts.get(n))
+        return (
+            f"SynthesizedArray({column.a_bits} x {column.w_bits} bits, acc_bits={column.acc_bits}, "
+            f"products_per_add={column.products_per_add}, {self.source}{node})\n"
+            f"{self.area_ge:.4g} GE per MAC ({parts}), depth {self.depth}"
+        )
 
     @property
     def is_synthesized(self) -> bool:

@@ -11,7 +11,7 @@ ceil(columns / group) scales; 16-bit operands have no scales; an NVFP4 tensor ha
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hwmodels.errors import AcceleratorError
 from hwmodels.operands import (
@@ -33,7 +33,7 @@ _FEEDBACK_BLOCK = 64  # Rows and columns of V that share a scale.
 _SHORT_ROW = 1 / 8  # Part of a group that a row of L_f must exceed to have scales of its own.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GemmWorkload:
     """One layer call: y (M, N) = x (M, K) times weight (N, K) transposed, with a branch or none.
 
@@ -112,6 +112,11 @@ class GemmWorkload:
     feedback_rank: int = 0
     feedback_p_bits: int | None = None
     feedback_shared_by: int = 1
+
+    def __repr__(self) -> str:
+        told = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        settings = [f"{name}={value!r}" for name, value, usual in told if value != usual]
+        return f"GemmWorkload({', '.join(settings)})"
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):

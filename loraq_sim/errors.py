@@ -15,6 +15,9 @@ The tree, from the most general down:
 
 import difflib
 import functools
+import os
+import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
@@ -35,8 +38,30 @@ _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")
 
 
+def _in_one_line(error: Exception) -> list[str]:
+    """What a notebook prints of an error: its message, and the line of the cell that asked.
+
+    IPython calls it in place of a traceback, whose frames are ours and say nothing to a user.
+    """
+    if os.environ.get("LORAQ_SIM_DEBUG"):
+        return traceback.format_exception(error)
+    lines = [f"{type(error).__name__}: {error}"]
+    frames = traceback.extract_tb(error.__traceback__)
+    cells = [frame for frame in frames if _CELL.search(frame.filename)]
+    if cells and cells[-1].line:
+        lines.append(f"  in line {cells[-1].lineno} of the cell: {cells[-1].line}")
+    return lines
+
+
+# IPython's names of cells: <ipython-input-3-...>, and a file of ipykernel.
+_CELL = re.compile(r"<ipython-input-|[/\\]ipykernel_\d+[/\\]\d+\.py$")
+
+
 class LoraqError(Exception):
     """Base of every error this package raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        return _in_one_line(self)
 
 
 class InputError(LoraqError, ValueError):

@@ -41,7 +41,7 @@ from loraq_sim.machine import (
 )
 from loraq_sim.metrics import output_error
 from loraq_sim.quantizers import QuantizedTensor
-from loraq_sim.results.rows import COLUMN_NAMES, ResultRow
+from loraq_sim.results.rows import COLUMN_NAMES, ResultRow, ShownRow
 from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.problem import SharedStages
@@ -113,7 +113,9 @@ def evaluate_layer(
         If the accelerator is unknown, its file is broken, or it lacks a transform of the layer.
     """
     settings = CaseSettings.of(split, family=family, group=group, datapath=datapath, **options)
-    return evaluate_case(layer, settings, accelerator, solution=solution)
+    row = evaluate_case(layer, settings, accelerator, solution=solution)
+    # A dict of 70 columns that shows what it says.
+    return cast(ResultRow, ShownRow(row))
 
 
 def evaluate_case(

@@ -162,7 +162,7 @@ _GROUP = re.compile(r"([gb])([1-9][0-9]*)")
 _ZERO = re.compile(r"z-?[0-9]{1,6}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Format:
     """A parsed format string.
 
@@ -177,6 +177,9 @@ class Format:
     group_size: int | None = None
     scale: ScaleFormat | None = None
     zero: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Format({str(self)!r})"
 
     def __str__(self) -> str:
         if self.scale is None:

@@ -134,6 +134,9 @@ class QuantizedModel(Mapping[str, Solution]):
     def __len__(self) -> int:
         return len(self._layers)
 
+    def __repr__(self) -> str:
+        return f"QuantizedModel({str(self.path)!r}, {len(self)} layers)"
+
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import model_card
 

@@ -25,6 +25,7 @@ them.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -63,6 +64,7 @@ _HEAD = """\
 # Of several entries that match a layer by name or kind, the later one wins, key by key.
 # Layers without an entry stay at 16 bits.
 """
+_MOST_SHOWN = 8
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -203,6 +205,13 @@ class Recipe(BaseModel):
     provenance: dict[str, Any] = {}
     defaults: RecipeEntry = RecipeEntry()
     layers: dict[str, RecipeEntry] = Field(min_length=1)
+
+    def __repr__(self) -> str:
+        given = [entry.given().get("split") for entry in self.layers.values()]
+        default = self.defaults.split if self.defaults else None
+        counts = Counter(str(split or default or "settings") for split in given)
+        told = ", ".join(f"{count} in {split}" for split, count in counts.most_common(_MOST_SHOWN))
+        return f"Recipe of {len(self.layers)} entries: {told}"
 
     @model_validator(mode="after")
     def _every_entry_makes_sense(self) -> Self:

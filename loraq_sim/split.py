@@ -76,7 +76,7 @@ _RULES = {"s": "signed_absmax", "a": AUTO}
 _RULE_LETTERS = {rule: letter for letter, rule in _RULES.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PrecisionSplit:
     """Formats of one split.
 
@@ -183,8 +183,7 @@ class PrecisionSplit:
         return replace(self, main_activation=fmt, main_rule="absmax", shift=shift, gelu=False)
 
     @property
-    def has_branch(self) -> bool:
-        """Whether the split has a low-rank branch."""
+    def has_branch(self) -> bool:  # A low-rank one.
         return self.branch is not None
 
     def sized(self, *, rank: int | None = None, budget: str | None = None) -> "PrecisionSplit":
@@ -208,6 +207,9 @@ class PrecisionSplit:
         if self.budget is not None:
             rank = rank_for_budget(n, k, self.branch_weight, self.budget, spent)
         return rank or 0, spent(rank or 0)
+
+    def __repr__(self) -> str:
+        return f"PrecisionSplit({self.text!r}, family={self.family!r}, group={self.group})"
 
     def __str__(self) -> str:
         return self.text

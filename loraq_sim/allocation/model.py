@@ -1,6 +1,7 @@
 """`allocate`: rows of a sweep and budgets in, a split for every layer out."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -32,9 +33,10 @@ __all__ = ["METHODS", "Allocation", "allocate", "allocate_each", "choose"]
 METHODS = ("exact", "lagrangian")
 # A budget counts as met up to this fraction of it: totals are sums of rounded numbers.
 _TOLERANCE = 1e-9
+_MOST_SHOWN = 8
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Allocation:
     """One choice for a whole model on one machine.
 
@@ -93,6 +95,17 @@ class Allocation:
     def splits(self) -> dict[str, str]:
         """Split of each layer."""
         return {row["layer"]: row["split"] for row in self.rows}
+
+    def __repr__(self) -> str:
+        totals = ", ".join(f"{name}={value:.4g}" for name, value in self.totals.items())
+        limits = ", ".join(f"{name} <= {limit:.4g}" for name, limit in self.budget.items())
+        mix = Counter(self.splits.values()).most_common(_MOST_SHOWN)
+        used = ", ".join(f"{count} in {split}" for split, count in mix)
+        proof = "proven optimal" if self.is_proven and not self.gap else f"gap {self.gap:.2%}"
+        return (
+            f"Allocation of {counted(len(self.picks), 'layer')} on {self.accelerator}: {used}\n"
+            f"least {self.minimize} with {limits} ({self.method}, {proof})\n{totals}"
+        )
 
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import allocation_card

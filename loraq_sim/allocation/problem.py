@@ -109,7 +109,7 @@ def is_error(column: str) -> bool:
     return column in ERRORS
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AllocationProblem:
     """Layers, their options and what each contributes.
 
@@ -123,6 +123,10 @@ class AllocationProblem:
     contributions: dict[str, tuple[NDArray[np.float64], ...]]
     aggregate: str
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        n_options = sum(map(len, self.options))
+        return f"AllocationProblem({len(self.layers)} layers, {n_options} options)"
 
     @cached_property
     def _flat(self) -> tuple[NDArray[np.intp], dict[str, NDArray[np.float64]]]:

@@ -418,6 +418,9 @@ class EmulatedModel:
         }
         self._hidden: list[tuple[Any, Any]] = []
 
+    def __repr__(self) -> str:
+        return f"EmulatedModel({type(self.model).__name__}, {len(self.plans)} layers)"
+
     def __enter__(self) -> Self:
         taken = [p.name for p in self.plans if _is_emulated(p.module)]
         if taken:

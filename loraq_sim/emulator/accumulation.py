@@ -40,7 +40,7 @@ _WIDE_ENOUGH = 512
 _LANE = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GemmReport:
     """Accumulators of one GEMM and what happened on the way.
 
@@ -76,6 +76,16 @@ class GemmReport:
     safe_acc_bits: int | None
     guaranteed_acc_bits: int
     route: str
+
+    def __repr__(self) -> str:
+        rows, columns = self.acc.shape
+        return (
+            f"GemmReport of {rows} x {columns} sums: overflow_count={self.overflow_count}, "
+            f"tree_overflow_count={self.tree_overflow_count}, "
+            f"outputs_affected={self.outputs_affected}, first_overflow_k={self.first_overflow_k}\n"
+            f"safe_acc_bits={self.safe_acc_bits}, guaranteed_acc_bits={self.guaranteed_acc_bits}, "
+            f"route={self.route!r}"
+        )
 
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import gemm_card

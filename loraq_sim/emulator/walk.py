@@ -56,7 +56,7 @@ class StepResult:
     clipped: tuple[Clipping, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LayerOutput:
     """Output (M, N) as float32 values of the output format, with what each step saw.
 
@@ -69,6 +69,15 @@ class LayerOutput:
     y: np.ndarray
     gemms: Mapping[str, GemmStatistics]
     clipped: tuple[Clipping, ...] = ()
+
+    def __repr__(self) -> str:
+        rows, columns = self.y.shape
+        seen = self.statistics
+        return (
+            f"LayerOutput {rows} x {columns} of {', '.join(self.gemms)}: "
+            f"overflow_count={seen.overflow_count}, safe_acc_bits={seen.safe_acc_bits}, "
+            f"clipped_count={self.clipped_count}"
+        )
 
     @property
     def statistics(self) -> GemmStatistics:

@@ -159,7 +159,7 @@ def _dtype(stored: ScaleFormat) -> np.dtype:
     return np.dtype({"fp32": "<f4", "fp16": "<f2"}[stored.name])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class QuantizedTensor:
     """Codes, scales and format of one tensor quantized along its last axis.
 
@@ -188,6 +188,10 @@ class QuantizedTensor:
         smallest = np.float32(2.0**-127) * self._scale_unit()
         filled = np.where(self.scales == 0, smallest, self.scales).astype(np.float32)
         object.__setattr__(self, "scales", filled)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.codes.shape))
+        return f"QuantizedTensor({str(self.format)!r}, {shape}, {self.nbytes:,} bytes)"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -90,6 +90,9 @@ class ResultStore:
         self._lock = lock
         self._connect()
 
+    def __repr__(self) -> str:
+        return f"ResultStore({str(self.path)!r}, {'writing' if self._lock else 'reading'})"
+
     def _connect(self) -> None:
         self._connection, self._state = connect(self.path, create=self._lock is not None)
         try:

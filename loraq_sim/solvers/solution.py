@@ -53,7 +53,7 @@ class Diagnostics:
     branch_noise: float | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Solution:
     """A solved layer: stored branches, what they cost and how close they are.
 
@@ -158,6 +158,14 @@ class Solution:
             If the shapes differ.
         """
         return _diagnose(self, weight)
+
+    def __repr__(self) -> str:
+        n, k = self.main.shape
+        lines = [f"Solution of a {n} x {k} weight by {self.method} {self.preset}, seed {self.seed}"]
+        rank = f"rank {self.rank}, " if self.rank else ""
+        lines.append(f"{rank}weight error {self.weight_error:.3%}, {self.nbytes:,} bytes, "
+                     f"{self.bits_per_weight:.3g} bits per weight")  # fmt: skip
+        return "\n".join([*lines, *(f"{name}: {part!r}" for name, part in self.parts.items())])
 
     def _repr_html_(self) -> str:
         from loraq_sim.results.cards import solution_card
