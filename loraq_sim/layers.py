@@ -19,6 +19,7 @@ __all__ = [
     "SAMPLED_ROWS",
     "STORAGE_DTYPES",
     "SYNTHETIC",
+    "SYNTHETIC_MODEL",
     "Layer",
     "as_array",
     "check_count",
@@ -37,6 +38,9 @@ SAMPLED_ROWS = "activation rows of the dump"
 
 SYNTHETIC = "synthetic"
 """`Layer.inputs_source` of activations that were drawn, not captured."""
+
+SYNTHETIC_MODEL = f"{SYNTHETIC} model"
+"""The same where the weights were drawn too."""
 
 MAX_COUNT = 2**40
 MAX_NAME = 500

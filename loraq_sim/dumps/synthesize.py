@@ -39,7 +39,7 @@ from loraq_sim.dumps.synthesize_statistics import (
     steps_of_rows,
 )
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.layers import SYNTHETIC
+from loraq_sim.layers import SYNTHETIC_MODEL
 from loraq_sim.version import __version__
 
 __all__ = [
@@ -144,7 +144,7 @@ class _DrawnModel:
             group=layer.group,
             rows_per_call=layer.rows_per_call,
             calls_per_step=layer.calls_per_step,
-            inputs_source=SYNTHETIC,
+            inputs_source=SYNTHETIC_MODEL,
             weight=self._stored_tensor(
                 f"{layer.name}.weight", (n, k), partial(self._weight, layer)
             ),

@@ -42,7 +42,7 @@ from loraq_sim.dumps.synthesize_statistics import (
     steps_of_rows,
 )
 from loraq_sim.errors import InputError, counted
-from loraq_sim.layers import STORAGE_DTYPES, SYNTHETIC
+from loraq_sim.layers import STORAGE_DTYPES, SYNTHETIC, SYNTHETIC_MODEL
 
 __all__ = ["MAX_ROWS", "SYNTHETIC_ROWS", "inputs_note", "with_synthetic_inputs"]
 
@@ -191,13 +191,15 @@ def _tensor(found: _Input, rows: int) -> StoredTensor:
 
 def inputs_note(layers: Mapping[str, StoredLayer]) -> str:
     """One sentence on the layers whose inputs nobody captured; empty where there are none."""
-    drawn = {name: x for name, x in layers.items() if x.inputs_source == SYNTHETIC}
+    drawn = {name: x for name, x in layers.items() if SYNTHETIC in str(x.inputs_source)}
     if not drawn:
         return ""
     told = (
         f"inputs of {len(drawn)} of {counted(len(layers), 'layer')} are synthetic: drawn by kind "
         "of layer, not captured from a run of the model"
     )
+    if any(x.inputs_source == SYNTHETIC_MODEL for x in drawn.values()):
+        told += "; weights are drawn with the statistics of trained ones, too"
     other = [name for name, layer in drawn.items() if not is_in_table(str(layer.kind))]
     if other:
         told += (

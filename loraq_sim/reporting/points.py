@@ -30,7 +30,7 @@ from loraq_sim.reporting.labels import Box, main_and_branch, main_colors, place_
 from loraq_sim.reporting.panels import can_draw, nice_log_ticks, tick_texts
 from loraq_sim.reporting.report_data import Answer, ReportData, image_anchors
 from loraq_sim.results.columns import choose_unit, column_for, is_missing
-from loraq_sim.results.rows import AnyRow, Row
+from loraq_sim.results.rows import AnyRow
 from loraq_sim.results.verdict import verdict_of
 from loraq_sim.results.wording import pretty_unit, value_text
 

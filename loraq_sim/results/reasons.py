@@ -25,6 +25,7 @@ from loraq_sim.results.rows import Row
 from loraq_sim.results.totals import is_synthetic
 from loraq_sim.results.wording import (
     comparison,
+    drawn_text,
     limit_text,
     listing,
     percent_text,
@@ -461,11 +462,7 @@ def _notes(case: Case) -> tuple[str, ...]:
             "Ranked by the error of the weights: output errors are not known without activations."
         )
     if case.error == "output_error" and any(is_synthetic(row) for row in case.rows):
-        notes.append(
-            "The errors, and so this choice, rest on synthetic inputs: drawn by the kind of each "
-            "layer on its own weights, not captured from a run of the model. `dump capture` "
-            "records real ones."
-        )
+        notes.append(drawn_text(case.rows))
     if case.candidates and not any("latency_s" in c.costs for c in case.candidates):
         decides = f"; {_heading(case.cost)} is weighed against the error" if case.cost else ""
         notes.append(f"Latencies are not known{decides}.")

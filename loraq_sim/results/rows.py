@@ -72,7 +72,8 @@ _TABLE = (
         "inputs",
         "TEXT",
         "",
-        "what those rows are: dump, or synthetic (drawn by kind of layer)",
+        "what those rows are: dump, synthetic (drawn by kind of layer), or synthetic model (its "
+        "weights are drawn, too)",
     ),
     ("calls_per_step", "INTEGER", "", "calls of the layer per denoising step"),
     ("split", "TEXT", "", "precision split, such as W4A4+W8A8r64"),

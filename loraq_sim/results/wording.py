@@ -18,6 +18,7 @@ from typing import Any
 
 import hwmodels
 from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.layers import SYNTHETIC_MODEL
 from loraq_sim.results.columns import choose_unit, column_for, format_numbers, in_unit, is_missing
 from loraq_sim.results.rows import AnyRow, Row
 
@@ -25,6 +26,7 @@ __all__ = [
     "clock_text",
     "comparison",
     "context_of",
+    "drawn_text",
     "glossary",
     "labelled",
     "labels_of",
@@ -143,6 +145,22 @@ def resting_of(row: AnyRow) -> str:
         return hwmodels.resting_text({str(key): float(value) for key, value in effects.items()})
     except (AttributeError, TypeError, ValueError):
         return ""
+
+
+_REST_ON = "The errors, and so this choice, rest on"
+
+
+def drawn_text(rows: Sequence[AnyRow]) -> str:
+    """What errors on drawn inputs rest on, in a sentence."""
+    if any(SYNTHETIC_MODEL in str(row.get("inputs")) for row in rows):
+        return (
+            f"{_REST_ON} synthetic weights and inputs: drawn by kind with the statistics of "
+            "trained layers, at the shapes of the model, not taken from one."
+        )
+    return (
+        f"{_REST_ON} synthetic inputs: drawn by the kind of each layer on its own weights, not "
+        "captured from a run of the model. `dump capture` records real ones."
+    )
 
 
 def percent_text(fraction: float) -> str:

@@ -9,6 +9,7 @@ from loraq_sim.dumps.synthesize import synthesize_layers
 from loraq_sim.dumps.synthesize_statistics import InputModel, statistics_of
 from loraq_sim.dumps.write import write_layer_dump
 from loraq_sim.errors import DumpError, InputError
+from loraq_sim.results.verdict import verdict_of
 
 BLOCK = "transformer_blocks.3."
 # Top-32 share of the energy, kurtosis of the input and its channels' largest over median root mean
@@ -224,3 +225,11 @@ def test_a_record_of_steps_that_does_not_fit_is_refused(pixart):
 def test_bad_options_are_told(options, message):
     with pytest.raises(InputError, match=message):
         synthesize_layers("pixart-sigma", **options)
+
+
+def test_what_rests_on_drawn_weights_says_so(block):
+    assert {layer.inputs_source for layer in block.values()} == {"synthetic model"}
+    told = verdict_of([{"split": "W4A4", "output_error": 0.1, "inputs": "synthetic model"}])
+    assert "synthetic weights and inputs" in told.text
+    told = verdict_of([{"split": "W4A4", "output_error": 0.1, "inputs": "synthetic"}])
+    assert "weights and inputs" not in told.text
