@@ -319,7 +319,8 @@ def depth_terms(unit: Unit) -> Terms:
         "levels": float(math.ceil(math.log2(unit.products_per_add))),
         "acc": math.log2(unit.acc_bits),
         "carry": float(unit.acc_bits),
-        "turns": math.log2(unit.accumulators),
+        # The multiplexer in front of the adder keeps its carries from being looked ahead.
+        "turns": (unit.accumulators > 1) * unit.acc_bits / math.log2(2 * unit.accumulators),
         "clamps": float(unit.overflow != "wrap"),
         "tree_clamps": float(bool(unit.tree_bits) and unit.tree_overflow != "wrap"),
     }

@@ -394,7 +394,7 @@ def arrays_figure(drawn: Mapping[str, Any], context: str) -> "Figure | None":
         figure,
         f"What the accumulator costs on {context}",
         f"{counted(len(rows), 'array')} of one throughput; {free} hold every sum of these layers; "
-        "circle: the verdict; gates from synthesis",
+        "circle: the verdict; cross: adds overflow; gates from synthesis",
     )
     return figure
 

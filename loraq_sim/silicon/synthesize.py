@@ -384,6 +384,13 @@ def _columns() -> Iterator[Column]:
     for count in (3, 5, 6, 12, 32):
         yield Column(products_per_add=count, acc_bits=24)
         yield Column(a_bits=4, w_bits=4, products_per_add=count, acc_bits=20)
+    for turns in (2, 3, 5):
+        for count, bits, rule in ((1, 24, "saturate"), (1, 44, "saturate"), (4, 36, "saturate")):
+            yield Column(products_per_add=count, accumulators=turns, acc_bits=bits, overflow=rule)
+        yield Column(w_bits=4, products_per_add=4, accumulators=turns, acc_bits=44)
+    for a, w in ((6, 8), (10, 8), (3, 8)):
+        yield Column(a_bits=a, w_bits=w, a_signed=False, products_per_add=4, acc_bits=24)
+        yield Column(a_bits=a, w_bits=w, w_signed=False, products_per_add=4, acc_bits=24)
 
 
 def _narrowings() -> Iterator[Narrowing]:

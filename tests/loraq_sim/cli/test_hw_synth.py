@@ -50,10 +50,10 @@ def test_a_node_adds_area_and_energy_with_sources():
 
 def test_people_read_how_sure_the_figures_of_a_node_are():
     said = " ".join(invoke("--node", 16).output.split())
-    assert "0.13 um2 (derived)" in said
+    assert "0.13 um2 (recalled)" in said
     assert "0.112 pJ (interpolated)" in said
     assert "70% full (assumed)" in said
-    assert "(derived)" not in invoke().output
+    assert "(recalled)" not in invoke().output
 
 
 def test_people_read_how_many_rows_were_synthesized():
@@ -69,7 +69,10 @@ def test_people_read_how_many_rows_were_synthesized():
         (("--a-bits", 99), "a_bits must be a whole number from 2 to 16, got 99"),
         (("--a-bits", "eight"), "--a-bits must be a list of whole numbers such as 16,20,24"),
         (("--overflow", "clip"), "overflow"),
-        (("--node", 6), "no figures for a node of 6 nm; known: 45, 28, 16, 7, 5"),
+        (
+            ("--node", 6),
+            "no figures for a node of 6 nm; known: 45, 28, 22, 16, 12, 7, 5, 4, 3; nearest",
+        ),
         (("--rounding", "up"), "rounding 'up'"),
     ],
 )

@@ -125,6 +125,22 @@ def test_accumulators_are_exact_sums_that_start_again_with_each_group():
     assert t == len(cycles.before)
 
 
+def test_a_column_that_holds_its_weights_sees_all_rows_before_the_next_ones():
+    a, w = codes(4, (3, 8), 7), codes(4, (2, 8), 8)
+    mac = lq.MacArray(acc_bits=16, products_per_add=4)
+    held = column_cycles(a, w, mac, dataflow="weight")
+    t = 0
+    for n in range(2):
+        for low in (0, 4):
+            for m in range(3):
+                assert held.w[t].tolist() == w[n, low : low + 4].tolist()
+                assert held.a[t].tolist() == a[m, low : low + 4].tolist()
+                assert held.before[t] == int(a[m, :low] @ w[n, :low])
+                assert held.after[t] == int(a[m, : low + 4] @ w[n, : low + 4])
+                t += 1
+    assert t == len(held.before)
+
+
 def test_operands_that_never_change_cost_the_accumulator_alone():
     netlist = kept_netlists()[SMALL]
     mac = lq.MacArray(acc_bits=24)
