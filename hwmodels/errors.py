@@ -134,7 +134,12 @@ def html_card(
                 shown.append(pd.DataFrame(texts).to_html(**look))
             if len(rows) > _MOST_ROWS:
                 shown.append(f"<p>{len(rows) - _MOST_ROWS:,} more rows are not shown</p>")
-    return f"<strong>{escape(title)}</strong>{''.join(shown)}"
+    return f"<strong>{escape(title)}</strong>{_TEXT_CELL.sub(_LEFT, ''.join(shown))}"
+
+
+# Words and bars begin at the left, where a notebook would end them at the right.
+_TEXT_CELL = re.compile(r"<td>(?=[^<]*[^\W\d_]{4}|\N{FULL BLOCK})")
+_LEFT = '<td style="text-align:left">'
 
 
 def bar_text(share: float) -> str:

@@ -15,12 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from loraq_sim.errors import DumpError, InputError, unknown_name
-from loraq_sim.results.columns import parse_limits
+from loraq_sim.results.columns import number_names, parse_limits
 from loraq_sim.results.front import best_under, least_possible, mark_front, per_layer_front
 from loraq_sim.results.rows import ResultRow, Row, ShownRow, frame_of
 from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import check_possible
-from loraq_sim.results.totals import ModelRow, model_totals, rows_of_total
+from loraq_sim.results.totals import MODEL_COLUMNS, ModelRow, model_totals, rows_of_total
 from loraq_sim.results.verdict import Verdict, the_context, verdict_of
 from loraq_sim.results.wording import rows_in, the_case
 from loraq_sim.sweeps.plan_file import SweepSettings
@@ -166,7 +166,7 @@ class Study:
         """
         if by not in _PLACES:
             raise InputError(unknown_name("front", by, _PLACES))
-        frame = frame_of([dict(row) for row in self.totals]) if by == "model" else self.df
+        frame = frame_of(self.totals, (*MODEL_COLUMNS, "pareto")) if by == "model" else self.df
         if frame.empty:
             return frame
         front = per_layer_front(frame, self._verdict.objectives, by=_PLACES[by])
@@ -189,7 +189,7 @@ class Study:
         totals = self._on(self.totals, accelerator)
         if not limits:
             raise InputError("best needs a limit, such as latency_s=0.003 or weight_bytes='400MB'")
-        asked = parse_limits(limits, dict.fromkeys(name for row in totals for name in row))
+        asked = parse_limits(limits, number_names(totals))
         found = best_under(totals, asked, minimize or self._verdict.error)
         if not found:
             raise InputError(least_possible(totals, asked))

@@ -7,10 +7,12 @@ theirs beside them.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from hwmodels.errors import bar_text, html_card
 from loraq_sim.errors import StoreError, counted
+from loraq_sim.results.columns import column_for
 from loraq_sim.results.wording import some_of, value_text
 
 __all__ = [
@@ -189,15 +191,7 @@ def _bytes_text(size: float) -> str:
 
 
 _LONGEST = 300
-_FRONT = (
-    "split",
-    "output_error",
-    "weight_error",
-    "latency_s",
-    "energy_j",
-    "weight_bytes",
-    "area_ge",
-)
+_FRONT = ("output_error", "weight_error", "latency_s", "energy_j", "weight_bytes", "dram_bytes")
 
 
 def study_lines(study: Any) -> list[str]:
@@ -233,12 +227,12 @@ def study_card(study: Any) -> str:
         rows = [row for row in study.totals if row["pareto"]]
     except StoreError:
         rows = []
-    return html_card(title, _numbered(lines), _front_cells(rows))
+    return html_card(title, {}, _front_cells(rows)) + _paragraphs(lines)
 
 
 def verdict_card(verdict: Any) -> str:
     """A `Verdict`: the headline, and every sentence on a line of its own."""
-    return html_card(verdict.headline, _numbered(verdict.sentences))
+    return html_card(verdict.headline, {}) + _paragraphs(verdict.sentences)
 
 
 def shortened(text: str, most: int = _LONGEST) -> str:
@@ -246,8 +240,8 @@ def shortened(text: str, most: int = _LONGEST) -> str:
     return textwrap.shorten(text, most, placeholder=" ...")
 
 
-def _numbered(lines: Sequence[str]) -> dict[str, object]:
-    return {str(number): line for number, line in enumerate(lines, start=1)}
+def _paragraphs(lines: Sequence[str]) -> str:
+    return "".join(f'<p style="max-width:60em;margin:.4em 0">{escape(line)}</p>' for line in lines)
 
 
 def _front_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -256,12 +250,8 @@ def _front_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             **({"accelerator": str(row["accelerator"])} if several else {}),
-            **{
-                name.rsplit("_", 1)[0].replace("_", " ") if name != "split" else "front": (
-                    str(row[name]) if name == "split" else value_text(name, row.get(name))
-                )
-                for name in known
-            },
+            "front": str(row["split"]),
+            **{column_for(name).heading: value_text(name, row.get(name)) for name in known},
         }
         for row in rows
     ]

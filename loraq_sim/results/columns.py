@@ -37,6 +37,7 @@ __all__ = [
     "in_own_units",
     "in_unit",
     "is_missing",
+    "number_names",
     "number_of",
     "parse_limits",
     "plain_rows",
@@ -81,6 +82,12 @@ def number_of(row: Mapping[str, Any], name: str) -> float | None:
     """The number a row has under `name`; None where it is missing."""
     value = row.get(name)
     return None if is_missing(value) else value
+
+
+def number_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names under which some row has a number, in order of appearance."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if any(_is_number(row.get(name)) for row in rows)]
 
 
 def choose_unit(values: Iterable[float | None], quantity: str) -> Unit:

@@ -452,16 +452,15 @@ _SHOWN_LINES = (
 _PLAIN_TEXTS = ("message", "first_overflow", "first_clipped", "rests_on", "case_id")
 
 
-def frame_of(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
-    """Rows as a DataFrame with a type a column.
+def frame_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> "pandas.DataFrame":
+    """Rows as a DataFrame with a type a column; of all columns of a store, or those of `names`.
 
     Texts that repeat are categories in order of appearance, missing ones NaN; counts are integers,
     ``Int64`` where some are missing; other numbers are floats, missing ones NaN.
     """
     import pandas
 
-    names = list(dict.fromkeys([*every_name(rows), *(name for row in rows[:1] for name in row)]))
-    names = names if any("case_id" in row for row in rows) else [n for n in names if n != "case_id"]
+    names = names or every_name(rows)
     types = {column.name: column.sql_type for column in COLUMNS}
     columns: dict[str, Any] = {}
     for name in names:

@@ -501,6 +501,6 @@ def test_a_notebook_shows_study_and_verdict_as_tables(study):
     html = study._repr_html_()
     assert study.verdict().headline in html
     for row in study.totals:
-        assert (f"<td>{row['split']}</td>" in html) == row["pareto"]
+        assert (f">{row['split']}</td>" in html) == row["pareto"]
     page = study.verdict()._repr_html_()
     assert all(escape(sentence, quote=False) in page for sentence in study.verdict().sentences)
