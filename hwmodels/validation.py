@@ -27,7 +27,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hwmodels.branch import split_into_kernels
 from hwmodels.cost import Cost, estimate_cost
@@ -350,10 +350,12 @@ def rests_on(
     hw: Accelerator,
     *,
     cost_of: Callable[[Any, Accelerator], Any] = estimate_cost,
+    of: Literal["latency", "energy"] = "latency",
 ) -> dict[str, float]:
-    """Elasticity of the latency by assumed key of `hw`, largest first; small ones are left out.
+    """Elasticity of the latency (or energy) by assumed key of `hw`; small ones are left out.
 
-    Empty for a machine whose file calls nothing assumed. `cost_of` as in `sensitivity`.
+    Largest first; empty for a machine whose file calls nothing assumed. `cost_of` as in
+    `sensitivity`.
     """
     keys = set(assumed_keys(hw)) - set(idle_keys(hw))
     if not keys:
@@ -362,8 +364,8 @@ def rests_on(
     counts = {key for key in keys if not unit_of(key) and not key.startswith("units.")}
     rows = sensitivity(work, hw, cost_of=cost_of, keys=keys - counts)
     rows += sensitivity(work, hw, cost_of=cost_of, keys=counts, step=1.0)
-    rows.sort(key=lambda row: -abs(row["latency_elasticity"]))
-    effects = {row["key"]: row["latency_elasticity"] for row in rows}
+    rows.sort(key=lambda row: -abs(row[f"{of}_elasticity"]))
+    effects = {row["key"]: row[f"{of}_elasticity"] for row in rows}
     return {key: effect for key, effect in effects.items() if abs(effect) >= LEAST_EFFECT}
 
 
@@ -380,15 +382,15 @@ def resting(work: GemmWorkload, hw: Accelerator, **how: Any) -> str | None:
     return text
 
 
-def resting_text(effects: Mapping[str, float]) -> str:
-    """The assumptions a latency rests on as words; empty where there are none.
+def resting_text(effects: Mapping[str, float], of: str = "latency") -> str:
+    """The assumptions a latency or an energy rests on as words; empty where there are none.
 
     >>> resting_text({"dispatch.launch_s": 0.4})
     'rests on assumed dispatch.launch_s (10 % of it moves the latency by 4 %)'
     """
     largest = sorted(effects.items(), key=lambda item: -abs(item[1]))
     told = [
-        f"{key} ({'10 % of it moves the latency by ' if not index else ''}{abs(effect) * 10:.2g} %)"
+        f"{key} ({f'10 % of it moves the {of} by ' if not index else ''}{abs(effect) * 10:.2g} %)"
         for index, (key, effect) in enumerate(largest[:_MOST_SAID])
         if abs(effect) >= LEAST_EFFECT
     ]

@@ -9,7 +9,7 @@ second, byte and joule of one layer call comes from. ``validate`` and ``fit`` ar
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -339,7 +339,7 @@ _USUAL = (4096, 4608, 1152)
 
 
 def _assumptions_of(accelerator: "Accelerator") -> str:
-    """Of a sketch: what the latency of a usual layer rests on, in the first split that it runs."""
+    """Of a sketch: what latency and energy of a usual layer rest on, in a split that it runs."""
     from loraq_sim.machine import cost_split
 
     assumed = hwmodels.assumed_keys(accelerator)
@@ -348,11 +348,15 @@ def _assumptions_of(accelerator: "Accelerator") -> str:
             work, _ = cost_split(*_USUAL, parse_split(text), accelerator)
         except hwmodels.AcceleratorError:
             continue
-        told = hwmodels.resting_text(hwmodels.rests_on(work, accelerator))
+        quantities: tuple[Literal["latency", "energy"], ...] = ("latency", "energy")
+        told = [
+            hwmodels.resting_text(hwmodels.rests_on(work, accelerator, of=of), of)
+            for of in quantities
+        ]
         m, n, k = _USUAL
-        return f"{len(assumed)} values are assumed: {text} of m={m}, n={n}, k={k} {told}" * bool(
-            told
-        )
+        whole = "; its energy ".join(text for text in told if text)
+        start = f"{len(assumed)} values are assumed: {text} of m={m}, n={n}, k={k} "
+        return (start + ("its energy " if not told[0] else "") + whole) * bool(whole)
     return ""
 
 

@@ -120,6 +120,14 @@ def test_results_rest_on_what_is_assumed_as_far_as_it_moves_them():
     assert text == (
         "rests on assumed dispatch.launch_s (10 % of it moves the latency by 4 %), vector.x (1.2 %)"
     )
+    in_energy = hwmodels.rests_on(WORK, hw, of="energy")
+    assert list(in_energy.values()) == sorted(in_energy.values(), key=abs, reverse=True)
+    key = "energy.dram_pj_per_byte"
+    effect = in_energy[key]
+    changed = hwmodels.with_overrides(hw, {key: 1.1 * hw.energy.dram_pj_per_byte})
+    gained = estimate_cost(WORK, changed).energy_j / estimate_cost(WORK, hw).energy_j - 1
+    assert effect == pytest.approx(gained / 0.1, rel=1e-6)
+    assert hwmodels.resting_text({key: 0.4}, "energy").endswith("moves the energy by 4 %)")
     assert hwmodels.rests_on(WORK, load_accelerator("aie2")) == {}
     assert hwmodels.resting_text({}) == ""
 

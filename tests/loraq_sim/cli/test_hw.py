@@ -600,6 +600,9 @@ def test_show_says_what_of_a_sketch_is_assumed_and_what_rests_on_it(run, tmp_pat
         f"{n_assumed} values are assumed: W4A4+W8A8r32 of m=4096, n=4608, k=1152 rests on assumed "
     )
     assert said in shown.stdout
+    (line,) = [line for line in shown.stdout.splitlines() if said in line]
+    assert "; its energy rests on assumed energy." in line
+    assert "% of it moves the energy by" in line
     assert "assumed" not in run("hw", "show", "aie2").stdout
 
 
