@@ -1,6 +1,6 @@
 """Fuzz every reader of files from strangers, and note what was run and found.
 
-    python benchmarks/fuzz.py --cases 100000 --seed 0     # all readers; writes benchmarks/fuzz.md
+    python benchmarks/fuzz.py --cases 240000 --seed 0     # all readers; writes benchmarks/fuzz.md
     python benchmarks/fuzz.py --reader npz --cases 5000   # one of them; writes nothing
 
 Each reader runs in a process of its own. With atheris installed (``pip install atheris``) its
@@ -51,7 +51,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--cases", type=int, default=240_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reader", default="")
     parser.add_argument("--engine", choices=["auto", "atheris", "random"], default="auto")

@@ -364,6 +364,7 @@ MUTATIONS = {
     "config": mutate_text_json,
     "onnx": mutate_protobuf,
     "nunchaku": mutate_safetensors,
+    "adapter": mutate_safetensors,
     "accelerator": _text_mutation(_YAML),
     "plan": _text_mutation(_TOML),
     "measured": _text_mutation(_CSV),

@@ -156,36 +156,54 @@ def read_published(path: Path) -> None:
         assert biases[name].shape == (solution.main.shape[0],)
 
 
+def read_adapter(path: Path) -> None:
+    """Merge an adapter into a layer, at a strength that it needs say nothing of, and load it."""
+    from safetensors.numpy import save_file
+
+    from loraq_sim.dumps import read_layer_dump
+
+    base = path.parent / "base.safetensors"
+    if not base.exists():
+        save_file({"a.b.weight": np.ones((4, 6), np.float32)}, base)
+    layer = read_layer_dump(base, lora=f"{path}=0.5")["a.b"]
+    assert layer.weight.shape == (4, 6)
+    assert np.isfinite(layer.weight).all()
+
+
 _DUMPS = ("loraq_sim.dumps", "loraq_sim.layers")
+# Cases of 240 that each reader of models gets; the shares add up to one.
+_MODELS = 20 / 240
 
 READERS = {
     reader.name: reader
     for reader in (
-        Reader(name="torch", file="dump.pt", read=read_dump, share=0.16,
+        Reader(name="torch", file="dump.pt", read=read_dump, share=_MODELS,
                traced=(*_DUMPS, "pickletools", "zipfile"), traced_method="load",
                traced_class="torch._weights_only_unpickler:Unpickler"),
-        Reader(name="safetensors", file="dump.safetensors", read=read_dump, share=0.16,
+        Reader(name="safetensors", file="dump.safetensors", read=read_dump, share=_MODELS,
                traced=(*_DUMPS, "json")),
-        Reader(name="npz", file="dump.npz", read=read_dump, share=0.08,
+        Reader(name="npz", file="dump.npz", read=read_dump, share=_MODELS,
                traced=(*_DUMPS, "zipfile", "numpy.lib.format", "numpy.lib._format_impl")),
-        Reader(name="gguf", file="dump.gguf", read=read_dump, share=0.05, traced=_DUMPS),
-        Reader(name="index", file="model.safetensors.index.json", read=read_dump, share=0.04,
+        Reader(name="gguf", file="dump.gguf", read=read_dump, share=_MODELS, traced=_DUMPS),
+        Reader(name="index", file="model.safetensors.index.json", read=read_dump, share=_MODELS,
                traced=(*_DUMPS, "json")),
-        Reader(name="config", file="config.json", read=read_config, share=0.02,
+        Reader(name="config", file="config.json", read=read_config, share=_MODELS,
                traced=(*_DUMPS, "json")),
-        Reader(name="onnx", file="dump.onnx", read=read_dump, share=0.05, traced=_DUMPS),
-        Reader(name="nunchaku", file="model.safetensors", read=read_published, share=0.04,
+        Reader(name="onnx", file="dump.onnx", read=read_dump, share=_MODELS, traced=_DUMPS),
+        Reader(name="nunchaku", file="model.safetensors", read=read_published, share=_MODELS,
                traced=("loraq_sim.nunchaku", "json"), max_bytes=65536),
-        Reader(name="accelerator", file="chip.yaml", read=read_accelerator, share=0.04,
+        Reader(name="adapter", file="adapter.safetensors", read=read_adapter, share=_MODELS,
+               traced=(*_DUMPS, "json")),
+        Reader(name="accelerator", file="chip.yaml", read=read_accelerator, share=4 / 240,
                traced=("hwmodels", "ruamel.yaml")),
-        Reader(name="plan", file="plan.toml", read=read_plan, share=0.09,
+        Reader(name="plan", file="plan.toml", read=read_plan, share=15 / 240,
                traced=("loraq_sim.sweeps", "loraq_sim.settings", "loraq_sim.split",
                        "loraq_sim.machine", "tomllib")),
-        Reader(name="measured", file="measured.csv", read=read_measured, share=0.10,
+        Reader(name="measured", file="measured.csv", read=read_measured, share=15 / 240,
                traced=("hwmodels", "csv")),
-        Reader(name="store", file="store.sqlite", read=read_store, share=0.09,
+        Reader(name="store", file="store.sqlite", read=read_store, share=15 / 240,
                traced=("loraq_sim.results.store", "loraq_sim.results.store_file"), max_bytes=65536),
-        Reader(name="quantized", file="model.safetensors", read=read_quantized, share=0.08,
+        Reader(name="quantized", file="model.safetensors", read=read_quantized, share=11 / 240,
                traced=("loraq_sim.quantized_model", "safetensors",
                        "json")),
     )

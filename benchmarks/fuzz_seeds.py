@@ -302,6 +302,27 @@ def _nunchaku_seeds(scratch: Path) -> list[bytes]:
     return found
 
 
+def _adapter_seeds(scratch: Path) -> list[bytes]:
+    from safetensors.numpy import save
+
+    down, up = np.ones((2, 6), np.float32), np.ones((4, 2), np.float16)
+    named = {
+        "kohya": {
+            "lora_unet_a_b.lora_down.weight": down,
+            "lora_unet_a_b.lora_up.weight": up,
+            "lora_unet_a_b.alpha": np.array(2, np.float32),
+        },
+        "diffusers": {"transformer.a.b.lora_A.weight": down, "transformer.a.b.lora_B.weight": up},
+        "peft": {
+            "base_model.model.a.b.lora_A.style.weight": down,
+            "base_model.model.a.b.lora_B.style.weight": up,
+        },
+        "old": {"a.processor.b_lora.down.weight": down, "a.processor.b_lora.up.weight": up},
+        "other": {"lora_unet_a_b.lokr_w1": up, "lora_unet_a_b.dora_scale": down},
+    }
+    return [save(tensors) for tensors in named.values()]
+
+
 def _accelerator_seeds(scratch: Path) -> list[bytes]:
     from hwmodels.loader import SHIPPED
 
@@ -381,6 +402,7 @@ SEEDS = {
     "config": _config_seeds,
     "onnx": _onnx_seeds,
     "nunchaku": _nunchaku_seeds,
+    "adapter": _adapter_seeds,
     "accelerator": _accelerator_seeds,
     "plan": _plan_seeds,
     "measured": _measured_seeds,

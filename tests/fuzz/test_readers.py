@@ -11,6 +11,7 @@ CASES = {
     "config": 80,
     "onnx": 200,
     "nunchaku": 100,
+    "adapter": 150,
     "accelerator": 40,
     "plan": 200,
     "measured": 150,
