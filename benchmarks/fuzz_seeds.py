@@ -296,7 +296,8 @@ def _nunchaku_seeds(scratch: Path) -> list[bytes]:
     weight, path = np.ones((4, 8), np.float32), scratch / "seed.safetensors"
     trio = solve_group({f"a.to_{part}": weight for part in "qkv"}, **formats)
     found = []
-    for solved in ({"ffn_up": lq.solve(weight, **formats)}, trio):
+    floats = {"ffn_up": lq.solve(weight, **formats | {"main": "nvfp4", "branch": "bf16"})}
+    for solved in ({"ffn_up": lq.solve(weight, **formats)}, trio, floats):
         write_nunchaku(path, solved, config={"_class_name": "x"}, overwrite=True)
         found.append(path.read_bytes())
     return found

@@ -101,14 +101,23 @@ def convert_command(
             show_default=False,
         ),
     ] = None,
+    gelu_shift: Annotated[
+        bool,
+        typer.Option(
+            "--gelu-shift/--no-gelu-shift",
+            help="For nunchaku and deepcompressor: biases take back the 0.171875 that kernels of "
+            "FLUX and Qwen-Image add to 4-bit inputs behind GELU.",
+        ),
+    ] = True,
     force: Force = False,
     output: OutFormat = OutputFormat.TABLE,
     quiet: Quiet = False,
 ) -> None:
     """Write a quantized model in the layout of another engine, or read one.
 
-    nunchaku and deepcompressor store W4A4 in groups of 64 with a 16-bit branch; other formats and
-    rotated layers are refused. An ONNX graph has each layer's data path, from NAME.x to NAME.y.
+    nunchaku stores W4A4 in groups of 64, or NVFP4, with a 16-bit branch, deepcompressor the former;
+    other formats and rotated layers are refused. An ONNX graph has each layer's data path, from
+    NAME.x to NAME.y.
     """
 
     if (to is Layout.ONNX) != (split is not None) or (hw is not None and split is None):
@@ -127,10 +136,18 @@ def convert_command(
         if others:
             text = f"{counted(len(others), 'tensor', 'is')} not quantized and carried along"
             note(f"{text}, such as {next(iter(others)):.100}", quiet=quiet)
+    shifts: dict[str, float] = {}
+    if gelu_shift and to in (Layout.NUNCHAKU, Layout.DEEPCOMPRESSOR):
+        from loraq_sim.nunchaku import gelu_shifts
+
+        shifts = gelu_shifts(solutions)
+    if shifts:
+        text = f"inputs behind GELU are shifted by {next(iter(shifts.values())):g} in"
+        note(f"{text} {counted(len(shifts), 'layer')}, such as {next(iter(shifts))}", quiet=quiet)
     if to is Layout.ONNX:
         _write_onnx(target, solutions, biases, str(split), hw, force=force)
     else:
-        _write(target, to, solutions, biases, others, config, force=force)
+        _write(target, to, solutions, biases, others, config, shifts, force=force)
     row = {"file": str(target), "layout": to.value, "layers": len(solutions)}
     row["bytes"] = sum(path.stat().st_size for path in _files(target))
     if output is OutputFormat.JSON:
@@ -167,6 +184,7 @@ def _write(
     biases: "Mapping[str, np.ndarray | None]",
     others: "Mapping[str, np.ndarray]",
     config: Mapping[str, object],
+    shifts: Mapping[str, float],
     *,
     force: bool,
 ) -> None:
@@ -178,9 +196,10 @@ def _write(
     from loraq_sim.nunchaku import write_deepcompressor, write_nunchaku
 
     if layout is Layout.DEEPCOMPRESSOR:
-        write_deepcompressor(target, solutions, biases=biases, overwrite=force)
+        write_deepcompressor(target, solutions, biases=biases, shifts=shifts, overwrite=force)
         return
-    write_nunchaku(target, solutions, biases=biases, others=others, config=config, overwrite=force)
+    more: dict[str, Any] = {"others": others, "config": config, "shifts": shifts}
+    write_nunchaku(target, solutions, biases=biases, **more, overwrite=force)
 
 
 def _write_onnx(

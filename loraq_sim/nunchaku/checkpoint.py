@@ -1,52 +1,45 @@
-"""Whole models as nunchaku (kernels) and deepcompressor (its quantizer) keep them, both ways.
+"""Whole models as nunchaku's kernels want them, both ways.
 
 Layers keep their names, but for q, k and v that share one R (`loraq_sim.solve_group`): kernels run
 them as one layer, rows of q, k and v below each other (`FusedLayer`).
 
-nunchaku: one safetensors file of `layer_tensors`; a fused layer is ``<attention>.to_qkv``. The
+A file is one safetensors file of `layer_tensors`; a fused layer is ``<attention>.to_qkv``. The
 metadata key ``loraq_sim`` (JSON) says what is not in the tensors:
-{name: {members: {layer: N}, k, rank, facts}}. Files of other programs lack it; their layers are
-read as they are stored, padding included.
+{name: {members: {layer: N}, k, rank, facts, shift}}. Files of other programs lack it; their layers
+are read as they are stored, padding included, under the names of diffusers: those of nunchaku's
+files before 1.0 (``qkv_proj``, ``mlp_fc1``; SANA's ``inverted_conv``) are translated, and q, k and
+v in one are parted into thirds.
 
-deepcompressor: a folder, which its own converter to nunchaku reads.
-
-    model.pt   {NAME.weight: (N, K) fp16, the 4-bit part dequantized; NAME.bias}
-    scale.pt   {NAME.weight.scale.0: (N, 1, K / 64, 1) fp16}
-    smooth.pt  {NAME: (K,) fp16}
-    branch.pt  {NAME: {a.weight: R (r, K), b.weight: L (N, r)}} fp16, on smoothed activations
-
-Codes come back exactly: a weight is code * scale rounded to 11 bits, at most 2^-11 * 8 of a step
-away from it. q, k and v that share R have one branch and one smoothing under the name of q, with
-the rows of L below each other.
+Layers that read what GELU left get their inputs shifted (`gelu_shifts`).
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from loraq_sim.dumps.array_files import safetensors_tensors
+from loraq_sim.dumps.kinds import kinds_of
 from loraq_sim.dumps.stored import first_line
-from loraq_sim.dumps.torch_file import load_object
 from loraq_sim.errors import InputError
-from loraq_sim.files import make_folder, refuse_existing, replaced_file, require_regular_file
+from loraq_sim.files import refuse_existing, replaced_file, require_regular_file
 from loraq_sim.formats import parse_format
+from loraq_sim.layers import is_after_gelu
 from loraq_sim.nunchaku.layer_tensors import (
-    BRANCH_FORMAT,
+    FLOAT_FORMAT,
+    GELU_SHIFT,
     GROUP,
-    MAIN_FORMAT,
-    check_fits,
     described,
     layer_tensors,
-    plain_factor,
     read_layer,
-    stored_scales,
 )
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
@@ -54,7 +47,18 @@ from loraq_sim.solvers.main_grid import stack_rows, take_rows
 from loraq_sim.solvers.problem import Branches
 from loraq_sim.solvers.solution import share_out
 
-__all__ = ["read_deepcompressor", "read_nunchaku", "write_deepcompressor", "write_nunchaku"]
+__all__ = [
+    "FusedLayer",
+    "as_solution",
+    "fused_layers",
+    "gelu_shifts",
+    "read_nunchaku",
+    "recoded",
+    "shift_by_all",
+    "shifted_bias",
+    "split_layer",
+    "write_nunchaku",
+]
 
 _KEY = "loraq_sim"
 # Layers that kernels run as one, and its name; FLUX and SD3 have a second trio for the text.
@@ -63,6 +67,36 @@ _TRIOS = {
     "add_qkv_proj": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
 _PADDED = "padded"
+# Names of nunchaku's files before 1.0 (FLUX, then SANA), and those of diffusers.
+_OF_FLUX = {
+    "qkv_proj": "attn.to_qkv",
+    "qkv_proj_context": "attn.add_qkv_proj",
+    "out_proj": "attn.to_out.0",
+    "out_proj_context": "attn.to_add_out",
+    "mlp_fc1": "ff.net.0.proj",
+    "mlp_fc2": "ff.net.2",
+    "mlp_context_fc1": "ff_context.net.0.proj",
+    "mlp_context_fc2": "ff_context.net.2",
+}
+_OF_FLUX_SINGLE = {
+    "qkv_proj": "attn.to_qkv",
+    "out_proj": "proj_out.linears.0",
+    "attn.to_out": "proj_out.linears.0",
+    "mlp_fc1": "proj_mlp",
+    "mlp_fc2": "proj_out.linears.1",
+}
+_OF_SANA = {
+    "attn.qkv_proj": "attn1.to_qkv",
+    "attn.out_proj": "attn1.to_out.0",
+    "cross_attn.q_linear": "attn2.to_q",
+    "cross_attn.out_proj": "attn2.to_out.0",
+    "ff.inverted_conv": "ff.conv_inverted",
+    "ff.point_conv": "ff.conv_point",
+}
+_BLOCK = re.compile(r"(?P<block>(?P<single>single_)?transformer_blocks\.\d+\.)(?P<layer>.+)")
+# Models whose kernels shift what GELU left; others gate with SiLU, or multiply what they gate.
+_SHIFTING = re.compile(r"Flux|QwenImage|Chroma")
+_AFTER_GELU = re.compile(r"mlp_fc2$|mlp_context_fc2$|(?:ff|ff_context|img_mlp|txt_mlp)\.net\.2$")
 _FACTS = ("method", "preset", "seed", "weight_error", "seconds")
 # Facts of a solution that other programs do not store.
 _UNKNOWN: dict[str, Any] = dict(zip(_FACTS, ("", "", 0, 0.0, 0.0), strict=True))
@@ -77,15 +111,44 @@ class FusedLayer:
     bias: np.ndarray | None
     members: Mapping[str, int]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    units: tuple[float, ...] = ()
+    shift: float = 0.0
 
     def note(self) -> dict[str, Any]:
         """What a file has to say beside the tensors."""
-        return {
+        said = {
             "members": dict(self.members),
             "k": self.solution.main.shape[1],
             "rank": self.solution.rank,
             "facts": dict(self.facts),
         }
+        return said | ({"shift": self.shift} if self.shift else {})
+
+
+def gelu_shifts(solutions: Mapping[str, Solution]) -> dict[str, float]:
+    """Shifts of layers that read what GELU left: the second of a feed-forward part, in integers.
+
+    Whether the first gates (GEGLU) its size tells: it has twice the outputs then.
+    """
+    kinds, found = kinds_of(solutions), {}
+    for name, solution in solutions.items():
+        first = solutions.get(f"{name.removesuffix('.2')}.0.proj")
+        is_plain = first is not None and first.main.shape[0] == solution.main.shape[1]
+        is_integer = str(solution.main.format) != FLOAT_FORMAT
+        if name.endswith(".net.2") and is_after_gelu(kinds[name]) and is_plain and is_integer:
+            found[name] = GELU_SHIFT
+    return found
+
+
+def shifted_bias(solution: Solution, bias: np.ndarray | None, shift: float) -> np.ndarray | None:
+    """What is added to Q (x + shift) instead of the bias to Q x: bias - Q (shift / smooth)."""
+    if not shift:
+        return bias
+    smooth = np.float32(1) if solution.smooth is None else solution.smooth
+    n, k = solution.main.shape
+    moved = solution.main.dequantize().astype(np.float64) @ np.broadcast_to(shift / smooth, k)
+    plain = np.zeros(n) if bias is None else bias.astype(np.float64)
+    return (plain - moved).astype(np.float32)
 
 
 def as_solution(parts: Branches, facts: Mapping[str, Any] | None = None) -> Solution:
@@ -105,8 +168,47 @@ def as_solution(parts: Branches, facts: Mapping[str, Any] | None = None) -> Solu
     )
 
 
+def shift_by_all(solution: Solution, bias: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """`bias` plus what the whole weight, branch and all, makes of a shift of the inputs."""
+    whole = solution.reconstruct().astype(np.float64)
+    return (bias + whole @ np.broadcast_to(shift.reshape(-1), whole.shape[1])).astype(np.float32)
+
+
+def recoded(
+    name: str, weight: np.ndarray, scales: np.ndarray, unit: float | None, half: str
+) -> QuantizedTensor:
+    """A 4-bit part from its values and scales (N, groups): int4, or NVFP4 where it has a `unit`.
+
+    Raises
+    ------
+    InputError
+        If the values are not those of 4-bit codes of the scales.
+    """
+    fmt = parse_format(FLOAT_FORMAT if unit is not None else f"int4/g{GROUP}/{half}")
+    group, scales = int(fmt.group_size or 1), scales * np.float32(1 if unit is None else unit)
+    if weight.shape[1] != group * scales.shape[1]:
+        raise InputError(
+            f"layer {name!r}: a weight of {weight.shape} with {scales.shape[1]} scales a row is "
+            f"not in groups of {group}"
+        )
+    steps = np.repeat(scales, group, axis=1)
+    exact = np.divide(weight, steps, out=np.zeros_like(weight), where=steps != 0)
+    # A value is rounded to 11 bits, or to 8: codes are next to what it gives.
+    codes = np.rint(exact) if unit is None else exact.astype(ml_dtypes.float4_e2m1fn)
+    off = np.abs(codes.astype(np.float32) - exact).max()
+    if not (
+        np.isfinite(exact).all() and off < 0.1 and np.abs(exact + (unit is None) / 2).max() < 8
+    ):
+        raise InputError(f"layer {name!r}: the weight is not made of 4-bit codes of its scales")
+    if unit is None:
+        return QuantizedTensor(codes=codes.astype(np.int8), scales=scales, format=fmt)
+    return QuantizedTensor(codes=codes, scales=scales, format=fmt, tensor_scale=np.float32(unit))
+
+
 def fused_layers(
-    solutions: Mapping[str, Solution], biases: Mapping[str, np.ndarray | None]
+    solutions: Mapping[str, Solution],
+    biases: Mapping[str, np.ndarray | None],
+    shifts: Mapping[str, float] | None = None,
 ) -> Iterator[FusedLayer]:
     """The layers of a model in order; q, k and v come together where they share R."""
     taken: set[str] = set()
@@ -122,6 +224,8 @@ def fused_layers(
             bias=None if all(b is None for b in bias) else _stacked_bias(bias, trio, solutions),
             members={member: solutions[member].main.shape[0] for member in trio},
             facts={m: {fact: getattr(solutions[m], fact) for fact in _FACTS} for m in trio},
+            units=tuple(float(solutions[member].main.tensor_scale or 1) for member in trio),
+            shift=(shifts or {}).get(name, 0.0),
         )
 
 
@@ -133,11 +237,14 @@ def split_layer(layer: FusedLayer) -> dict[str, tuple[Solution, np.ndarray]]:
     start, solution = 0, layer.solution
     bias = np.zeros(solution.main.shape[0], np.float32) if layer.bias is None else layer.bias
     found: dict[str, tuple[Solution, np.ndarray]] = {}
-    for member, n_rows in layer.members.items():
+    for number, (member, n_rows) in enumerate(layer.members.items()):
         rows = slice(start, start + n_rows)
         start += n_rows
+        main = take_rows(solution.main, rows)
+        if main.tensor_scale is not None:
+            main = dataclasses.replace(main, tensor_scale=np.float32(layer.units[number]))
         part = Branches(
-            main=take_rows(solution.main, rows),
+            main=main,
             left=None if solution.left is None else take_rows(solution.left, rows),
             right=solution.right,
             smooth=solution.smooth,
@@ -203,6 +310,7 @@ def write_nunchaku(
     biases: Mapping[str, np.ndarray | None] | None = None,
     others: Mapping[str, np.ndarray] | None = None,
     config: Mapping[str, object] | None = None,
+    shifts: Mapping[str, float] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write solved layers as nunchaku's kernels want them.
@@ -212,13 +320,16 @@ def write_nunchaku(
     path : str or Path
         File to write, ``.safetensors``.
     solutions : mapping of layer name to Solution
-        Main branch int4/g64 with fp16 scales, branch fp16 (or none), no rotation.
+        Main branch int4/g64 with 16-bit scales, or nvfp4; branch of 16 bits or none; no rotation.
     biases : mapping of layer name to ndarray of shape (N,), optional
         Zeros by default: solutions hold none.
     others : mapping of tensor name to ndarray, optional
         Tensors of the model that are not quantized, carried along.
     config : mapping, optional
         The model's ``config.json``; metadata ``config`` and ``model_class`` of the file.
+    shifts : mapping of layer name to float, optional
+        What kernels add to the inputs of a layer, which its bias takes back; by default that of
+        `gelu_shifts`.
     overwrite : bool
 
     Raises
@@ -233,16 +344,20 @@ def write_nunchaku(
     refuse_existing(path, overwrite=overwrite)
     tensors: dict[str, np.ndarray] = {}
     notes: dict[str, Any] = {}
-    for layer in fused_layers(solutions, biases or {}):
+    shifts = gelu_shifts(solutions) if shifts is None else shifts
+    for layer in fused_layers(solutions, biases or {}, shifts):
         rows = tuple(layer.members.values())
-        stored = layer_tensors(layer.name, layer.solution, layer.bias, rows)
+        bias = shifted_bias(layer.solution, layer.bias, layer.shift)
+        stored = layer_tensors(layer.name, layer.solution, bias, rows, layer.units)
         tensors |= {f"{layer.name}.{key}": value for key, value in stored.items()}
         notes[layer.name] = layer.note() | {_PADDED: True}
     for name, values in (others or {}).items():
         if name in tensors:
             raise InputError(f"{path}: {name!r} is a tensor of a quantized layer, too")
         tensors[name] = values
-    said = described([solution.rank for solution in solutions.values()], config or {})
+    is_float = any(str(solution.main.format) == FLOAT_FORMAT for solution in solutions.values())
+    ranks = [solution.rank for solution in solutions.values()]
+    said = described(ranks, config or {}, is_float=is_float)
     with replaced_file(path) as file:
         file.write(save(tensors, metadata={_KEY: json.dumps(notes)} | said))
     return path
@@ -265,15 +380,12 @@ def read_nunchaku(
     require_regular_file(path, "quantized model")
     try:
         with safe_open(path, framework="numpy") as file:
-            notes = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            by_layer: dict[str, dict[str, np.ndarray]] = {}
-            for key in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                name, _, part = key.rpartition(".")
-                dtype = file.get_slice(key).get_dtype()
-                if dtype.startswith("F8"):
-                    # NumPy has no such type, and the codes are of NVFP4, which is not read here.
-                    raise InputError(f"{key!r} is {dtype}: NVFP4 layers are not read")
-                by_layer.setdefault(name, {})[part] = file.get_tensor(key)
+            metadata = file.metadata() or {}
+        notes = json.loads(metadata.get(_KEY, "{}"))
+        by_layer: dict[str, dict[str, Any]] = {}
+        for key, tensor in safetensors_tensors(path).items():
+            name, _, part = key.rpartition(".")
+            by_layer.setdefault(name, {})[part] = tensor
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {first_line(error)}") from None
     by_layer = {name: parts for name, parts in by_layer.items() if "qweight" in parts}
@@ -296,7 +408,9 @@ def read_nunchaku(
     # safetensors sorts its keys; the notes have the order of the model.
     for name in dict.fromkeys((*(name for name in notes if name in by_layer), *by_layer)):
         try:
-            found = split_layer(_read(name, by_layer[name], notes.get(name)))
+            stored = {part: tensor.load() for part, tensor in by_layer[name].items()}
+            layer = _read(name, stored, notes.get(name), metadata.get("model_class", ""))
+            found = split_layer(layer)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         # Notes of strangers hold any JSON at any place: infinities, numbers for objects.
@@ -307,183 +421,45 @@ def read_nunchaku(
     return solutions, biases
 
 
-def _read(name: str, tensors: dict[str, np.ndarray], note: dict[str, Any] | None) -> FusedLayer:
+def _read(
+    name: str, tensors: dict[str, np.ndarray], note: dict[str, Any] | None, model_class: str
+) -> FusedLayer:
     if note is None:
-        parts, bias = read_layer(name, tensors)
-        members = {name: parts.main.shape[0]}
-        return FusedLayer(name=name, solution=as_solution(parts), bias=bias, members=members)
-    members = {str(member): int(rows) for member, rows in note["members"].items()}
-    if not members or min(members.values()) < 1:
-        raise InputError(f"layer {name!r}: members must have rows, got {members!r:.80}")
-    shape = sum(members.values()), int(note["k"])
-    # Files of earlier versions fill up after the last member alone.
-    rows = tuple(members.values()) if note.get(_PADDED) else ()
-    parts, bias = read_layer(name, tensors, shape, int(note["rank"]), rows)
+        members = _members_of(name, tensors["qweight"].shape[0])
+        parts, bias, units = read_layer(name, tensors, rows=tuple(members.values()))
+        is_older = name.endswith(("mlp_fc2", "mlp_context_fc2"))
+        is_after = _AFTER_GELU.search(name) and (is_older or _SHIFTING.search(model_class))
+        shift = GELU_SHIFT if is_after and not units else 0.0
+        facts = {}
+    else:
+        members = {str(member): int(rows) for member, rows in note["members"].items()}
+        if not members or min(members.values()) < 1:
+            raise InputError(f"layer {name!r}: members must have rows, got {members!r:.80}")
+        shape = sum(members.values()), int(note["k"])
+        # Files of earlier versions fill up after the last member alone.
+        rows = tuple(members.values()) if note.get(_PADDED) else ()
+        parts, bias, units = read_layer(name, tensors, shape, int(note["rank"]), rows)
+        shift, facts = float(note.get("shift", 0)), note["facts"]
+        if not abs(shift) < 1e4:
+            raise InputError(f"layer {name!r}: a shift of {shift!r:.20}")
+    solution = as_solution(parts)
     return FusedLayer(
-        name=name, solution=as_solution(parts), bias=bias, members=members, facts=note["facts"]
+        name=name,
+        solution=solution,
+        bias=shifted_bias(solution, bias, -shift),
+        members=members,
+        facts=facts,
+        units=units,
     )
 
 
-_FILES = ("model", "scale", "smooth", "branch")
-_SCALE = ".weight.scale.0"
-
-
-def write_deepcompressor(
-    folder: str | Path,
-    solutions: Mapping[str, Solution],
-    *,
-    biases: Mapping[str, np.ndarray | None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write the four files of a deepcompressor checkpoint into `folder`.
-
-    Raises
-    ------
-    InputError
-        If a layer is not int4/g64 with an fp16 branch, K is no multiple of 64, or files are there.
-    """
-    import torch
-
-    folder = Path(folder)
-    refuse_existing(*(folder / f"{name}.pt" for name in _FILES), overwrite=overwrite)
-    if not solutions:
-        raise InputError(f"{folder}: no solved layer to write")
-    content: dict[str, dict[str, Any]] = {name: {} for name in _FILES}
-    for layer in fused_layers(solutions, biases or {}):
-        _add(content, layer)
-    make_folder(folder)
-    # None of the four takes its place before all are written.
-    with ExitStack() as files:
-        for name, tensors in content.items():
-            torch.save(tensors, files.enter_context(replaced_file(folder / f"{name}.pt")))
-    return folder
-
-
-def _add(content: dict[str, dict[str, Any]], layer: FusedLayer) -> None:
-    name, k = next(iter(layer.members)), layer.solution.main.shape[1]
-    check_fits(name, layer.solution, halves=(BRANCH_FORMAT,))
-    if k % GROUP:
-        raise InputError(
-            f"layer {name!r}: K={k} is no multiple of {GROUP}, which deepcompressor needs; "
-            "the nunchaku layout pads"
-        )
-    for member, (solution, bias) in split_layer(layer).items():
-        scales = stored_scales(solution.main)
-        content["model"][f"{member}.weight"] = _half(solution.main.dequantize())
-        if layer.bias is not None:
-            content["model"][f"{member}.bias"] = _half(bias)
-        content["scale"][member + _SCALE] = _half(scales[:, None, :, None])
-    solution = layer.solution
-    if solution.smooth is not None:
-        content["smooth"][name] = _half(solution.smooth)
-    if solution.left is not None and solution.right is not None:
-        left, right = solution.left.codes, solution.right.codes
-        content["branch"][name] = {"a.weight": _half(right), "b.weight": _half(left)}
-
-
-def read_deepcompressor(folder: str | Path) -> tuple[dict[str, Solution], dict[str, np.ndarray]]:
-    """Solutions and biases by layer name of a checkpoint folder; no code of the files runs.
-
-    Raises
-    ------
-    InputError
-        If a file is missing or is no such file; the message names it.
-    """
-    folder = Path(folder)
-    model, scale, smooth, branch = (_loaded(folder / f"{name}.pt", name) for name in _FILES)
-    names = [key.removesuffix(_SCALE) for key in scale if key.endswith(_SCALE)]
-    if not names:
-        raise InputError(f"{folder / 'scale.pt'}: holds no key that ends in {_SCALE}")
-    try:
-        mains = {name: _main(name, model, scale[name + _SCALE]) for name in names}
-        biases = {name: _bias(model, name, len(mains[name].codes)) for name in names}
-        solutions: dict[str, Solution] = {}
-        for home in names:
-            members = {
-                name: _solution(mains[name], left, right, smooth.get(home))
-                for name, left, right in _branches(home, mains, branch)
-            }
-            common = ("right", "smooth") if len(members) > 1 else ()
-            solutions |= share_out(members, common)
-        return {name: solutions[name] for name in names}, biases
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: the checkpoint is damaged: {first_line(error)}") from None
-
-
-def _loaded(path: Path, name: str) -> dict[str, Any]:
-    if not path.is_file():
-        if name in ("smooth", "branch"):
-            return {}
-        raise InputError(f"{path}: no such file")
-    found = load_object(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds a {type(found).__name__}, expected a dict of tensors")
-    return found
-
-
-def _main(name: str, model: dict[str, Any], scale: Any) -> QuantizedTensor:
-    weight = model[f"{name}.weight"].float().numpy()
-    weight = weight.reshape(len(weight), -1)
-    scales = scale.float().numpy().reshape(len(weight), -1)
-    if weight.shape[1] != GROUP * scales.shape[1]:
-        raise InputError(
-            f"layer {name!r}: a weight of {weight.shape} with {scales.shape[1]} scales a row is "
-            f"not in groups of {GROUP}"
-        )
-    steps = np.repeat(scales, GROUP, axis=1)
-    codes = np.rint(np.divide(weight, steps, out=np.zeros_like(weight), where=steps != 0))
-    if not (np.isfinite(codes).all() and codes.min() >= -8 and codes.max() <= 7):
-        raise InputError(f"layer {name!r}: the weight is not made of 4-bit codes of its scales")
-    fmt = parse_format(MAIN_FORMAT)
-    return QuantizedTensor(codes=codes.astype(np.int8), scales=scales, format=fmt)
-
-
-def _bias(model: dict[str, Any], name: str, n: int) -> np.ndarray:
-    bias = model.get(f"{name}.bias")
-    return np.zeros(n, np.float32) if bias is None else bias.float().numpy()
-
-
-def _branches(
-    home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[str, Any]
-) -> Iterator[tuple[str, QuantizedTensor | None, QuantizedTensor | None]]:
-    """(layer, L, R) of the layers whose branch lies under the name `home`."""
-    n = len(mains[home].codes)
-    if home not in branch:
-        first = f"{home.rpartition('.')[0]}.to_q"
-        if home.endswith((".to_k", ".to_v")) and _is_common(first, mains, branch):
-            return
-        yield home, None, None
-        return
-    right = _plain(branch[home]["a.weight"])
-    left = branch[home]["b.weight"]
-    if len(left) == n:
-        yield home, _plain(left), right
-        return
-    parent, start = home.rpartition(".")[0], 0
-    for name in (home, f"{parent}.to_k", f"{parent}.to_v"):
-        rows = len(mains[name].codes)
-        yield name, _plain(left[start : start + rows]), right
-        start += rows
-
-
-def _is_common(home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[str, Any]) -> bool:
-    return home in branch and len(branch[home]["b.weight"]) > len(mains[home].codes)
-
-
-def _solution(
-    main: QuantizedTensor, left: QuantizedTensor | None, right: QuantizedTensor | None, smooth: Any
-) -> Solution:
-    factors = None if smooth is None else smooth.float().numpy()
-    return as_solution(Branches(main=main, left=left, right=right, smooth=factors))
-
-
-def _plain(values: Any) -> QuantizedTensor:
-    return plain_factor(values.half().numpy())
-
-
-def _half(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float16))
+def _members_of(name: str, n_rows: int) -> dict[str, int]:
+    """Layers in one of a file that does not say them, under the names of diffusers."""
+    found, plain = _BLOCK.fullmatch(name), name
+    if found is not None:
+        known = _OF_FLUX_SINGLE if found["single"] else _OF_FLUX | _OF_SANA
+        plain = found["block"] + known.get(found["layer"], found["layer"])
+    parent, _, last = plain.rpartition(".")
+    if last in _TRIOS and n_rows % 3 == 0:
+        return {f"{parent}.{member}": n_rows // 3 for member in _TRIOS[last]}
+    return {plain: n_rows}

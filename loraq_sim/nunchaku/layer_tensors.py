@@ -7,6 +7,14 @@
     lora_down  (K', r') fp16       R, applied to the activations as they come
     lora_up    (N', r') fp16       L
 
+A layer in NVFP4 has codes of e2m1 (sign in the high bit), ``wscales`` (K'/16, N') of e4m3, one for
+16 weights, and the scale of the whole tensor as ``wtscale`` (1,), or as ``wcscales`` (N',), a row
+each, where several layers are in one. That scale is fp32 in a solution and 16 bits here, within
+2^-11 (fp16) or 2^-8 (bf16) of it: weights come back so much larger or smaller.
+
+What the kernels read behind GELU they shift by 0.171875 and round without a sign (int4 alone). The
+bias takes it back: bias - Q (shift / smooth), with Q the 4-bit part.
+
 N' and K' are N and K rounded up to 128, r' is the rank rounded up to 16 (scales are filled with
 ones, all else with zeros). Several layers in one (q, k and v) are rounded up each on its own, as
 the loader allocates them. A file is in fp16, or in bf16 where the scales are.
@@ -24,6 +32,8 @@ and ``mma.m16n8k16`` (16-bit); every lane finds what it multiplies in consecutiv
   in one 32-bit word, the first in its lowest bits;
 - **scales** (also bias and smoothing, as one column), blocks of 128 rows; in a block group by
   group: 8 runs of 16 rows, where lane column c takes rows 2c, 2c + 1, 8 + 2c and 9 + 2c;
+- **scales of NVFP4**, blocks of 128 rows by 4 scales: 8 lanes, then 4, each with the scales of rows
+  32 apart;
 - **low-rank factors** (16 bit), tiles of 16 by 16: lanes, then halves of 8 rows, then halves of 8
   columns, then two elements. The down projection (r, K) is tiled along K first, the up projection
   (N, r) along N first.
@@ -46,6 +56,7 @@ from loraq_sim.solvers.problem import Branches
 
 __all__ = [
     "BRANCH_FORMAT",
+    "GELU_SHIFT",
     "GROUP",
     "MAIN_FORMAT",
     "check_fits",
@@ -53,12 +64,14 @@ __all__ = [
     "layer_tensors",
     "pack_codes",
     "pack_low_rank",
+    "pack_micro_scales",
     "pack_scales",
     "plain_factor",
     "read_layer",
     "stored_scales",
     "unpack_codes",
     "unpack_low_rank",
+    "unpack_micro_scales",
     "unpack_scales",
 ]
 
@@ -70,6 +83,7 @@ RANK_TILE = 16
 _WEIGHT_AXES = (0, 4, 1, 3, 6, 2, 5, 7)
 _SCALE_AXES = (0, 5, 1, 3, 2, 4)
 _FACTOR_AXES = (0, 1, 3, 5, 2, 4, 6)
+_MICRO_AXES = (0, 4, 3, 2, 1, 5)
 _NIBBLES = np.arange(0, 32, 4, dtype=np.uint32)
 
 
@@ -112,6 +126,20 @@ def unpack_scales(packed: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(parts.transpose(np.argsort(_SCALE_AXES))).reshape(n, groups)
 
 
+def pack_micro_scales(scales: np.ndarray) -> np.ndarray:
+    """Scales (N, groups) of 8 bits, multiples of 128 and 4 -> (groups, N)."""
+    n, groups = scales.shape
+    parts = scales.reshape(n // 128, 4, 4, 8, groups // 4, 4).transpose(_MICRO_AXES)
+    return np.ascontiguousarray(parts).reshape(groups, n)
+
+
+def unpack_micro_scales(packed: np.ndarray) -> np.ndarray:
+    """What `pack_micro_scales` was given: (groups, N) -> (N, groups)."""
+    groups, n = packed.shape
+    parts = np.ascontiguousarray(packed).reshape(n // 128, groups // 4, 8, 4, 4, 4)
+    return np.ascontiguousarray(parts.transpose(np.argsort(_MICRO_AXES))).reshape(n, groups)
+
+
 def pack_low_rank(factor: np.ndarray, *, is_down: bool) -> np.ndarray:
     """A 16-bit factor with sides of multiples of 16: down (r, K) -> (K, r), up (N, r) -> (N, r)."""
     rows, columns = factor.shape
@@ -133,7 +161,12 @@ def unpack_low_rank(packed: np.ndarray, *, is_down: bool) -> np.ndarray:
 
 
 GROUP = 64
+MICRO_GROUP = 16
 MAIN_FORMAT = "int4/g64/fp16"
+FLOAT_FORMAT = "nvfp4"
+GELU_SHIFT = 0.171875
+_MICRO = np.dtype(ml_dtypes.float8_e4m3fn)
+_E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
 BRANCH_FORMAT = "fp16"
 # Names of nunchaku since 1.0 and those of its files before.
 _OTHER_NAMES = {"proj_down": "lora_down", "proj_up": "lora_up", "smooth_factor": "smooth"}
@@ -151,10 +184,13 @@ def check_fits(name: str, solution: Solution, halves: Sequence[str] = ("fp16", "
     """
     main, right = str(solution.main.format), solution.right
     known = {parse_format(f"int4/g{GROUP}/{half}"): half for half in halves}
+    if main == FLOAT_FORMAT and len(halves) > 1:
+        known[solution.main.format] = _HALVES[_half_of(solution)]
     if parse_format(main) not in known:
         raise InputError(
-            f"layer {name!r}: the main branch is {main}; nunchaku runs {MAIN_FORMAT} only: solve "
-            "with --split W4A4+W16A16r32 and --group 64"
+            f"layer {name!r}: the main branch is {main}; nunchaku runs {MAIN_FORMAT} and "
+            f"{FLOAT_FORMAT} only: solve with --split W4A4+W16A16r32 and --group 64, or with "
+            "--family nvfp"
         )
     half = known[parse_format(main)]
     if right is not None and str(right.format) != half and str(right.format) in _HALVES.values():
@@ -174,10 +210,17 @@ def check_fits(name: str, solution: Solution, halves: Sequence[str] = ("fp16", "
         )
 
 
-def described(ranks: Sequence[int], config: Mapping[str, object]) -> dict[str, str]:
+def described(
+    ranks: Sequence[int], config: Mapping[str, object], *, is_float: bool = False
+) -> dict[str, str]:
     """What nunchaku's own files say of themselves: how they are quantized, and the model."""
-    operand = {"dtype": "int4", "scale_dtype": None, "group_size": GROUP}
-    how = {"method": "svdquant", "weight": operand, "activation": operand, "rank": max(ranks)}
+    operand: dict[str, object] = {"dtype": "int4", "scale_dtype": None, "group_size": GROUP}
+    weight = operand
+    if is_float:
+        operand = {"dtype": "fp4_e2m1_all", "scale_dtype": "fp8_e4m3_nan"}
+        operand["group_size"] = MICRO_GROUP
+        weight = operand | {"scale_dtype": [None, "fp8_e4m3_nan"]}
+    how = {"method": "svdquant", "weight": weight, "activation": operand, "rank": max(ranks)}
     said = {"quantization_config": json.dumps(how)}
     if config:
         said["config"] = json.dumps(dict(config))
@@ -207,6 +250,7 @@ def layer_tensors(
     solution: Solution,
     bias: np.ndarray | None = None,
     rows: Sequence[int] = (),
+    units: Sequence[float] = (),
 ) -> dict[str, np.ndarray]:
     """Tensors of one layer without its name; see the module.
 
@@ -218,6 +262,8 @@ def layer_tensors(
     bias : ndarray of shape (N,), optional
     rows : sequence of int
         Rows of the layers that are in it, in order; N alone by default.
+    units : sequence of float
+        Of several layers in NVFP4, the scale of each.
 
     Raises
     ------
@@ -228,14 +274,9 @@ def layer_tensors(
     n, k = solution.main.shape
     half = _half_of(solution)
     rows = rows or (n,)
-    codes = padded(_spread(solution.main.codes, rows), (ROW_TILE, COLUMN_TILE))
-    # A short last group becomes a full one of zero codes; groups come in pairs.
-    scales = _spread(_half(name, "a scale", stored_scales(solution.main), half), rows, 1)
     smooth = np.ones(k, np.float32) if solution.smooth is None else solution.smooth
     bias = np.zeros(n, np.float32) if bias is None else bias
-    tensors = {
-        "qweight": pack_codes(codes),
-        "wscales": pack_scales(padded(scales, (ROW_TILE, COLUMN_TILE // GROUP), fill=1)),
+    tensors = _main_tensors(name, solution.main, half, rows, units) | {
         "bias": _column(_spread(_half(name, "the bias", bias, half), rows), ROW_TILE, 0),
         "smooth": _column(_half(name, "the smoothing", smooth, half), COLUMN_TILE, 1),
     }
@@ -250,14 +291,44 @@ def layer_tensors(
     return tensors
 
 
+def _main_tensors(
+    name: str, main: QuantizedTensor, half: np.dtype, rows: Sequence[int], units: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Codes and scales of the 4-bit part."""
+    if str(main.format) != FLOAT_FORMAT:
+        codes = padded(_spread(main.codes, rows), (ROW_TILE, COLUMN_TILE))
+        # A short last group becomes a full one of zero codes; groups come in pairs.
+        scales = _spread(_half(name, "a scale", stored_scales(main), half), rows, 1)
+        scales = padded(scales, (ROW_TILE, COLUMN_TILE // GROUP), fill=1)
+        return {"qweight": pack_codes(codes), "wscales": pack_scales(scales)}
+    bits = np.ascontiguousarray(main.codes).view(np.uint8) & 15
+    # A zero has no sign in the files of others.
+    bits = np.where(bits == 8, 0, bits).astype(np.int8)
+    found = {"qweight": pack_codes(padded(_spread(bits, rows), (ROW_TILE, COLUMN_TILE)))}
+    of_rows = np.repeat(np.asarray(units or [float(main.tensor_scale or 1)], np.float32), rows)
+    micro = _spread((stored_scales(main) / of_rows[:, None]).astype(_MICRO), rows, 1)
+    micro = padded(micro, (ROW_TILE, COLUMN_TILE // MICRO_GROUP), fill=1)
+    found["wscales"] = pack_micro_scales(micro)
+    whole = _half(name, "the scale of the tensor", of_rows, half)
+    off = np.abs(whole.astype(np.float32) / of_rows - 1).max()
+    if not off <= 2.0**-8:
+        raise InputError(
+            f"layer {name!r}: the scale of the tensor, {of_rows.min():.4g}, is too small for fp16; "
+            "solve with a bf16 branch (--split 'W4A4+W16[bf16]A16[bf16]r32')"
+        )
+    if len(rows) == 1:
+        return found | {"wtscale": whole[:1].copy()}
+    return found | {"wcscales": _column(_spread(whole, rows, 1), ROW_TILE, 1)}
+
+
 def read_layer(
     name: str,
     tensors: Mapping[str, np.ndarray],
     shape: tuple[int, int] | None = None,
     rank: int | None = None,
     rows: Sequence[int] = (),
-) -> tuple[Branches, np.ndarray]:
-    """The stored parts of one layer, and its bias (N,) float32.
+) -> tuple[Branches, np.ndarray, tuple[float, ...]]:
+    """The stored parts of one layer, its bias (N,) float32, and the units of its members in NVFP4.
 
     Parameters
     ----------
@@ -290,12 +361,7 @@ def read_layer(
         raise InputError(f"layer {name!r}: members of {tuple(rows)} rows do not lie in {full_n}")
     full_rank = tensors["lora_down"].shape[-1] if "lora_down" in tensors else 0
     _check(name, tensors, full_n, full_k, full_rank)
-    scales = unpack_scales(tensors["wscales"])[places, : -(-k // GROUP)].astype(np.float32)
-    main = QuantizedTensor(
-        codes=np.ascontiguousarray(unpack_codes(tensors["qweight"])[places, :k]),
-        scales=np.ascontiguousarray(scales),
-        format=parse_format(f"int4/g{GROUP}/{_HALVES[tensors['wscales'].dtype]}"),
-    )
+    main, units = _read_main(name, tensors, places, k, rows or (n,))
     factors = unpack_scales(tensors["smooth"][None])[:k, 0].astype(np.float32)
     if factors.min() <= 0:
         raise InputError(
@@ -312,16 +378,55 @@ def read_layer(
         left = plain_factor(up, half)
         right = plain_factor(down if smooth is None else down * smooth, half)
     bias = unpack_scales(tensors["bias"][None])[places, 0].astype(np.float32)
-    return Branches(main=main, left=left, right=right, smooth=smooth), bias
+    return Branches(main=main, left=left, right=right, smooth=smooth), bias, units
+
+
+def _read_main(
+    name: str,
+    tensors: Mapping[str, np.ndarray],
+    places: NDArray[np.int64],
+    k: int,
+    rows: Sequence[int],
+) -> tuple[QuantizedTensor, tuple[float, ...]]:
+    codes = np.ascontiguousarray(unpack_codes(tensors["qweight"])[places, :k])
+    if tensors["wscales"].dtype != _MICRO:
+        scales = unpack_scales(tensors["wscales"])[places, : -(-k // GROUP)].astype(np.float32)
+        fmt = parse_format(f"int4/g{GROUP}/{_HALVES[tensors['wscales'].dtype]}")
+        return QuantizedTensor(codes=codes, scales=np.ascontiguousarray(scales), format=fmt), ()
+    micro = unpack_micro_scales(tensors["wscales"])[places, : -(-k // MICRO_GROUP)]
+    whole = np.ones(len(places), np.float32)
+    if "wcscales" in tensors:
+        whole *= unpack_scales(tensors["wcscales"][None])[places, 0].astype(np.float32)
+    if "wtscale" in tensors:
+        whole *= tensors["wtscale"].astype(np.float32).reshape(())
+    starts = np.cumsum([0, *rows])
+    units = tuple(float(x) for x in whole[starts[:-1]])
+    # Rows of zeros are padding: what scales them is nobody's.
+    is_used = (codes & 7).any(axis=1)
+    if not (whole[is_used] == np.repeat(np.array(units, np.float32), rows)[is_used]).all():
+        raise InputError(
+            f"layer {name!r}: wcscales differ among the rows of one layer; NVFP4 has one scale for "
+            "a tensor here"
+        )
+    if not (np.isfinite(whole).all() and min(units) > 0):
+        raise InputError(f"layer {name!r}: the scale of the tensor must be positive, got {units}")
+    return QuantizedTensor(
+        codes=np.ascontiguousarray(codes.view(np.uint8) & 15).view(_E2M1),
+        scales=micro.astype(np.float32) * whole[:, None],
+        format=parse_format(FLOAT_FORMAT),
+        tensor_scale=np.float32(units[0]),
+    ), units
 
 
 def _check(name: str, tensors: Mapping[str, np.ndarray], n: int, k: int, rank: int) -> None:
-    # A file is in fp16 or in bf16: its scales say which.
-    half = tensors["wscales"].dtype
+    # A file is in fp16 or in bf16: its scales say which, or its biases where those are of 8 bits.
+    is_micro = tensors["wscales"].dtype == _MICRO
+    half = tensors["bias" if is_micro else "wscales"].dtype
     half = half if half in _HALVES else np.dtype(np.float16)
     wanted = {
         "qweight": ((n, k // 2), np.dtype(np.int8)),
-        "wscales": ((k // GROUP, n), half),
+        "wscales": ((k // MICRO_GROUP, n), _MICRO) if is_micro else ((k // GROUP, n), half),
+        "wcscales": ((n,), half),
         "bias": ((n,), half),
         "smooth": ((k,), half),
         "lora_down": ((k, rank), half),
@@ -339,8 +444,11 @@ def _check(name: str, tensors: Mapping[str, np.ndarray], n: int, k: int, rank: i
                 f"layer {name!r}: {key} is {found.dtype} of shape {found.shape}; expected "
                 f"{dtype} of shape {shape}"
             )
-        if found is not None and found.dtype in _HALVES and not _is_finite(found):
+        if found is not None and found.dtype.itemsize < 4 and not _is_finite(found):
             raise InputError(f"layer {name!r}: {key} holds values that are NaN or Inf")
+    unit = tensors.get("wtscale")
+    if unit is not None and (unit.size != 1 or unit.dtype not in (*_HALVES, np.float32)):
+        raise InputError(f"layer {name!r}: wtscale is {unit.dtype} of shape {unit.shape}, not one")
 
 
 def stored_scales(main: QuantizedTensor) -> np.ndarray:
@@ -351,9 +459,12 @@ def stored_scales(main: QuantizedTensor) -> np.ndarray:
 
 
 def _half_of(solution: Solution) -> np.dtype:
-    """The 16-bit type of a layer's tensors: that of its scales."""
+    """The 16-bit type of a layer's tensors: that of its scales, else of its branch, else bf16."""
     scale = solution.main.format.scale
     name = BRANCH_FORMAT if scale is None else scale.name
+    if str(solution.main.format) == FLOAT_FORMAT:
+        right = "" if solution.right is None else str(solution.right.format)
+        name = right if right in _HALVES.values() else "bf16"
     return next(dtype for dtype, known in _HALVES.items() if known == name)
 
 

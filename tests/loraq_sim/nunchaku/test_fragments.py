@@ -6,10 +6,12 @@ import pytest
 from loraq_sim.nunchaku.layer_tensors import (
     pack_codes,
     pack_low_rank,
+    pack_micro_scales,
     pack_scales,
     padded,
     unpack_codes,
     unpack_low_rank,
+    unpack_micro_scales,
     unpack_scales,
 )
 
@@ -27,6 +29,13 @@ def scale_place(row: int, group: int, groups: int) -> int:
     block = (row // 128) * groups + group
     run, within = row % 128 // 16, row % 16
     return block * 128 + run * 16 + within % 8 // 2 * 4 + within // 8 * 2 + within % 2
+
+
+def micro_place(row: int, group: int, groups: int) -> int:
+    """Lanes 0, 4, 8, ... hold rows 0, 1, 2, ..., lanes 0 to 3 rows 8 apart, one rows 32 apart."""
+    block = (row // 128) * (groups // 4) + group // 4
+    lane = row % 8 * 4 + row % 32 // 8
+    return (block * 32 + lane) * 16 + row % 128 // 32 * 4 + group % 4
 
 
 def factor_place(row: int, column: int, tiles_inside: int, *, is_down: bool) -> int:
@@ -57,6 +66,16 @@ def test_every_scale_lies_where_the_kernel_looks_for_it(n, groups):
     places = np.array([[scale_place(i, g, groups) for g in range(groups)] for i in range(n)])
     np.testing.assert_array_equal(packed.reshape(-1)[places], scales)
     np.testing.assert_array_equal(unpack_scales(packed), scales)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(128, 8), (256, 16), (384, 4)])
+def test_every_scale_of_nvfp4_lies_where_the_kernel_looks_for_it(n, groups):
+    scales = np.arange(n * groups, dtype=np.uint16).reshape(n, groups)
+    packed = pack_micro_scales(scales)
+    assert packed.shape == (groups, n)
+    places = np.array([[micro_place(i, g, groups) for g in range(groups)] for i in range(n)])
+    np.testing.assert_array_equal(packed.reshape(-1)[places], scales)
+    np.testing.assert_array_equal(unpack_micro_scales(packed), scales)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 128), (32, 256), (48, 16)])

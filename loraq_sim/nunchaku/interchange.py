@@ -1,17 +1,28 @@
-"""Solved layers as an ONNX graph that a runtime can run.
+"""Solved layers for other programs: deepcompressor's checkpoints, both ways, and ONNX graphs.
 
-Each layer is a part of one graph, from ``NAME.x`` (M, K) to ``NAME.y`` (M, N), float32: the steps
-of `loraq_sim.emulator.datapath`, node by node. Weights are int4 or int8 codes behind a
+**deepcompressor**: a folder, which its own converter to nunchaku reads.
+
+    model.pt   {NAME.weight: (N, K), the 4-bit part dequantized; NAME.bias}
+    scale.pt   {NAME.weight.scale.0: (N, 1, K / 64, 1)}; in NVFP4 (1, 1, 1, 1), and scale.1 for 16
+    smooth.pt  {NAME: (K,)}
+    branch.pt  {NAME: {a.weight: R (r, K), b.weight: L (N, r)}}, on smoothed activations
+
+All are fp16, or bf16 in files of others. Codes come back exactly: a weight is code * scale rounded
+to 11 bits, at most 2^-11 * 8 of a step away from it. q, k and v that share R have one branch and
+one smoothing under the name of q, with the rows of L below each other. A layer with shifted inputs
+is NAME.linear, with NAME.shift beside it and bias - W shift as its bias, for all of W.
+
+**ONNX**: each layer is a part of one graph, from ``NAME.x`` (M, K) to ``NAME.y`` (M, N), float32:
+the steps of `loraq_sim.emulator.datapath`, node by node. Weights are int4 or int8 codes behind a
 DequantizeLinear in blocks (opset 21), factors of a 16-bit branch floats. Inputs and P are rounded
 by standard operators, with a dynamic scale for each token and group, to the codes of the data path.
 Products are float32 sums, which no accumulator limits: what the runtime gives is the emulator's
-output where nothing overflows, up to the order of float32 sums.
-
-Written are symmetric integers (``intN``) by the absmax rule and plain floats; smoothing, rotation
-and residual inputs too. Zero points, block formats and shifted inputs are refused.
+output where nothing overflows, up to the order of float32 sums. Written are symmetric integers
+(``intN``) by the absmax rule and plain floats; smoothing, rotation and residual inputs too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +30,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraq_sim.conditioning import rotate_channels
+from loraq_sim.dumps.stored import first_line
+from loraq_sim.dumps.torch_file import load_object
 from loraq_sim.emulator.datapath import Datapath, Step, datapath_steps
 from loraq_sim.errors import InputError
-from loraq_sim.files import refuse_existing, replaced_file
+from loraq_sim.files import make_folder, refuse_existing, replaced_file
 from loraq_sim.formats import Format
 from loraq_sim.layers import Layer
+from loraq_sim.nunchaku.checkpoint import (
+    FusedLayer,
+    as_solution,
+    fused_layers,
+    gelu_shifts,
+    recoded,
+    shift_by_all,
+    split_layer,
+)
+from loraq_sim.nunchaku.layer_tensors import (
+    BRANCH_FORMAT,
+    GROUP,
+    check_fits,
+    plain_factor,
+    stored_scales,
+)
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import Solution
+from loraq_sim.solvers.problem import Branches
+from loraq_sim.solvers.solution import share_out
 from loraq_sim.split import PrecisionSplit, parse_split
 
-__all__ = ["write_onnx_model"]
+__all__ = ["read_deepcompressor", "write_deepcompressor", "write_onnx_model"]
 
 _OPSET = 21
 _FLOATS = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
@@ -291,3 +322,174 @@ def _nibbles(codes: np.ndarray) -> bytes:
     flat = codes.reshape(-1).view(np.uint8) & 15
     flat = np.pad(flat, (0, flat.size % 2))
     return (flat[::2] | flat[1::2] << 4).astype(np.uint8).tobytes()
+
+
+_FILES = ("model", "scale", "smooth", "branch")
+_SCALE = ".weight.scale.0"
+
+
+def write_deepcompressor(
+    folder: str | Path,
+    solutions: Mapping[str, Solution],
+    *,
+    biases: Mapping[str, np.ndarray | None] | None = None,
+    shifts: Mapping[str, float] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the four files of a deepcompressor checkpoint into `folder`.
+
+    `shifts` are those of the inputs of layers, by default `gelu_shifts`.
+
+    Raises
+    ------
+    InputError
+        If a layer is not int4/g64 with an fp16 branch, K is no multiple of 64, or files are there.
+    """
+    import torch
+
+    folder = Path(folder)
+    refuse_existing(*(folder / f"{name}.pt" for name in _FILES), overwrite=overwrite)
+    if not solutions:
+        raise InputError(f"{folder}: no solved layer to write")
+    content: dict[str, dict[str, Any]] = {name: {} for name in _FILES}
+    shifts = gelu_shifts(solutions) if shifts is None else shifts
+    for layer in fused_layers(solutions, biases or {}, shifts):
+        _add(content, layer)
+    make_folder(folder)
+    # None of the four takes its place before all are written.
+    with ExitStack() as files:
+        for name, tensors in content.items():
+            torch.save(tensors, files.enter_context(replaced_file(folder / f"{name}.pt")))
+    return folder
+
+
+def _add(content: dict[str, dict[str, Any]], layer: FusedLayer) -> None:
+    name, k = next(iter(layer.members)), layer.solution.main.shape[1]
+    check_fits(name, layer.solution, halves=(BRANCH_FORMAT,))
+    if k % GROUP:
+        raise InputError(
+            f"layer {name!r}: K={k} is no multiple of {GROUP}, which deepcompressor needs; "
+            "the nunchaku layout pads"
+        )
+    for member, (solution, bias) in split_layer(layer).items():
+        scales = stored_scales(solution.main)
+        if layer.shift:
+            shift = np.array([layer.shift], np.float32)
+            content["model"][f"{member}.shift"] = _half(shift)
+            name = member = f"{member}.linear"
+            bias = shift_by_all(solution, bias, -shift)
+        content["model"][f"{member}.weight"] = _half(solution.main.dequantize())
+        if layer.bias is not None or layer.shift:
+            content["model"][f"{member}.bias"] = _half(bias)
+        content["scale"][member + _SCALE] = _half(scales[:, None, :, None])
+    solution = layer.solution
+    if solution.smooth is not None:
+        content["smooth"][name] = _half(solution.smooth)
+    if solution.left is not None and solution.right is not None:
+        left, right = solution.left.codes, solution.right.codes
+        content["branch"][name] = {"a.weight": _half(right), "b.weight": _half(left)}
+
+
+def read_deepcompressor(folder: str | Path) -> tuple[dict[str, Solution], dict[str, np.ndarray]]:
+    """Solutions and biases by layer name of a checkpoint folder; no code of the files runs.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or is no such file; the message names it.
+    """
+    folder = Path(folder)
+    model, scale, smooth, branch = (_loaded(folder / f"{name}.pt", name) for name in _FILES)
+    names = [key.removesuffix(_SCALE) for key in scale if key.endswith(_SCALE)]
+    if not names:
+        raise InputError(f"{folder / 'scale.pt'}: holds no key that ends in {_SCALE}")
+    try:
+        mains = {name: _main(name, model, scale) for name in names}
+        solutions: dict[str, Solution] = {}
+        for home in names:
+            factors = smooth[home].float().numpy() if home in smooth else None
+            members = {
+                name: as_solution(
+                    Branches(main=mains[name], left=left, right=right, smooth=factors)
+                )
+                for name, left, right in _branches(home, mains, branch)
+            }
+            common = ("right", "smooth") if len(members) > 1 else ()
+            solutions |= share_out(members, common)
+        found = {name: _unshifted(name, solutions[name], model) for name in names}
+        plain = {name: solutions[stored] for stored, (name, _) in found.items()}
+        return plain, dict(found.values())
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: the checkpoint is damaged: {first_line(error)}") from None
+
+
+def _unshifted(stored: str, solution: Solution, model: dict[str, Any]) -> tuple[str, np.ndarray]:
+    """Name and bias of a layer, without the shift of its inputs where it has one."""
+    name, held = stored.removesuffix(".linear"), model.get(f"{stored}.bias")
+    bias = np.zeros(solution.main.shape[0], np.float32) if held is None else held.float().numpy()
+    if name == stored or f"{name}.shift" not in model:
+        return stored, bias
+    return name, shift_by_all(solution, bias, model[f"{name}.shift"].float().numpy())
+
+
+def _loaded(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        if name in ("smooth", "branch"):
+            return {}
+        raise InputError(f"{path}: no such file")
+    found = load_object(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}, expected a dict of tensors")
+    return found
+
+
+def _main(name: str, model: dict[str, Any], scale: dict[str, Any]) -> QuantizedTensor:
+    values, scales = model[f"{name}.weight"], scale[name + _SCALE]
+    inner = scale.get(f"{name}.weight.scale.1")
+    weight = values.float().numpy().reshape(len(values), -1)
+    unit = None if inner is None else float(scales.float())
+    stored = (scales if inner is None else inner).float().numpy().reshape(len(weight), -1)
+    return recoded(name, weight, stored, unit, _half_of(scales))
+
+
+def _branches(
+    home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[str, Any]
+) -> Iterator[tuple[str, QuantizedTensor | None, QuantizedTensor | None]]:
+    """(layer, L, R) of the layers whose branch lies under the name `home`."""
+    n = len(mains[home].codes)
+    if home not in branch:
+        first = f"{home.rpartition('.')[0]}.to_q"
+        if home.endswith((".to_k", ".to_v")) and _is_common(first, mains, branch):
+            return
+        yield home, None, None
+        return
+    right = _plain(branch[home]["a.weight"])
+    left = branch[home]["b.weight"]
+    if len(left) == n:
+        yield home, _plain(left), right
+        return
+    parent, start = home.rpartition(".")[0], 0
+    for name in (home, f"{parent}.to_k", f"{parent}.to_v"):
+        rows = len(mains[name].codes)
+        yield name, _plain(left[start : start + rows]), right
+        start += rows
+
+
+def _is_common(home: str, mains: Mapping[str, QuantizedTensor], branch: Mapping[str, Any]) -> bool:
+    return home in branch and len(branch[home]["b.weight"]) > len(mains[home].codes)
+
+
+def _plain(values: Any) -> QuantizedTensor:
+    return plain_factor(values.float().numpy(), _half_of(values))
+
+
+def _half_of(values: Any) -> str:
+    return "bf16" if str(values.dtype) == "torch.bfloat16" else BRANCH_FORMAT
+
+
+def _half(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float16))
