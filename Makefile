@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test pytest test-slow test-floors boundscheck lint format bench docs clean
+.PHONY: demo published-report test pytest test-slow test-floors boundscheck lint format bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
+	@$(BIN)/python reports/show.py
+
+# Draw, sweep and write the published report anew: minutes on two cores.
+published-report: $(STAMP)
+	$(BIN)/python reports/publish.py pixart_sigma_on_aie2
 
 # The linters run beside the tests: types take a minute on one core.
 test: $(STAMP)

@@ -94,6 +94,20 @@ def write_pages(plan: dict[str, Any], out: Path) -> list[Path]:
     return [*written, readme]
 
 
+def verdict_line(study: lq.Study) -> str:
+    """The verdict in a line, as the project's README quotes it."""
+    verdict = study.verdict()
+    row = verdict.row or {}
+    error, memory, latency, energy = (
+        value_text(key, row[key])
+        for key in ("output_error", "weight_bytes", "latency_s", "energy_j")
+    )
+    return (
+        f"**{verdict.headline}**: {error} output error, {memory} of weights, {latency} and "
+        f"{energy} a denoising step"
+    )
+
+
 def data_of(plan: dict[str, Any], out: Path) -> ReportData:
     """What the report of the rows in `out` shows."""
     with ResultStore.open(out / "results.sqlite") as opened:
@@ -106,7 +120,8 @@ def _counted(study: lq.Study, plan: dict[str, Any], path: Path) -> Path:
     stem = block.rstrip(".").rpartition(".")[0]
     n = plan["layers"]["blocks"]
     with ResultStore.open(study.path) as opened:
-        facts = opened.provenance()[-1]
+        # Which kernel ran it decides no number.
+        facts = {k: v for k, v in opened.provenance()[-1].items() if k not in ("run", "platform")}
     note = f"drawn once, counted for each of {n} blocks"
     rows = {}
     for number in range(n):
@@ -152,7 +167,8 @@ def images_figure(data: ReportData) -> Figure:
     beside: dict[int, list[str]] = {}
     for row in cases:
         away = [abs(np.log(a["output_error"] / row["output_error"])) for a in anchors]
-        text = f"{row['label']}: {_percent(row['output_error'])}"
+        beyond = " (beyond)" if row["output_error"] > anchors[0]["output_error"] else ""
+        text = f"{row['label']}: {_percent(row['output_error'])}{beyond}"
         beside.setdefault(int(np.argmin(away)), []).append(text)
     for i, (_, text) in enumerate(rows):
         y = i * pitch + height / 2 - 0.5

@@ -68,12 +68,16 @@ def test_the_table_in_the_readme_is_what_the_demo_prints(in_a_copy):
     words = "sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo --quiet"
     done = CliRunner().invoke(app, words.split())
     assert done.exit_code == 0
+    table = done.stdout.split("\n\nNot on the front")[0]
+    assert shown.splitlines()[:6] == table.splitlines()[:6]
+    if shown.startswith(table + "\n...\n"):
+        return
+    # Stored bytes are exact. Factorizations round differently in other BLAS builds and processors,
+    # which alternation can amplify, and a front may gain or lose a split: no digit is then known.
     printed = numbers_by_split(done.stdout)
     expected = numbers_by_split(shown)
     assert len(expected) >= 4
     for split, (bits, error, sqnr) in expected.items():
-        # Stored bytes are exact. Factorizations round differently in other BLAS builds, which
-        # alternation can amplify; seeds move the error by less than 1 %.
         assert printed[split][0] == bits
         assert printed[split][1] == pytest.approx(error, rel=0.02)
         assert printed[split][2] == pytest.approx(sqnr, abs=0.2)

@@ -202,7 +202,8 @@ function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
   ];
   for (const [point, ...others] of stacks.values()) {
     const text = shorten(nameOf(point), place.isWide ? 44 : 26) + (others.length ? ` (+${others.length} equal)` : "");
-    const [width, height] = [text.length * 6.6 + 4, 15];
+    const strong = isStrong(point);
+    const [width, height] = [text.length * (strong ? 7.4 : 6.6) + 4, 15];
     const [px, py] = pixel(point);
     for (const [dx, dy, xanchor, yanchor] of places) {
       const left = px + dx - { left: 0, center: width / 2, right: width }[xanchor];
@@ -212,7 +213,6 @@ function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
       if (taken.some((other) => overlaps(area, other))) continue;
       taken.push(area);
       const isFar = Math.abs(dx) > 12 || Math.abs(dy) > 12;
-      const strong = isStrong(point);
       notes.push({
         ...at([x(point), y(point)]), text: strong ? `<b>${plain(text)}</b>` : plain(text), xanchor, yanchor, borderpad: 0,
         font: { size: 11.5, color: rootStyle("--ink") },
