@@ -206,12 +206,13 @@ def test_area_and_energy_of_a_node_are_what_its_figures_say():
     assert array.area_mm2(1000) == pytest.approx(array.area_um2 * 1e-3)
     # 1 KiB: 8192 cells of 0.127 um2, which fill half of the macro.
     assert node.sram_mm2(1024) == pytest.approx(8192 * 0.127 / 0.5 * 1e-6)
-    # A column of one product: the product at the node's figure, and adder and registers on top.
-    parts = {part: array.parts[part] * units_per_transistor(part) for part in COLUMN_PARTS}
-    share = parts["multiplier"] / sum(parts.values())
-    assert array.energy_pj_per_mac == pytest.approx(0.153 / share)
+    # A column of one product: the product at the node's figure, and all other parts on top.
+    product = array.parts["multiplier"] * units_per_transistor("multiplier")
     clamped = hwmodels.synthesized_array(array_of(overflow="saturate"), node_nm=28)
-    assert clamped.energy_pj_per_mac > array.energy_pj_per_mac
+    assert clamped.parts["saturation"] > 0
+    for column in (array, clamped):
+        whole = sum(column.parts[part] * units_per_transistor(part) for part in COLUMN_PARTS)
+        assert column.energy_pj_per_mac == pytest.approx(0.153 * whole / product)
 
 
 def test_a_chip_is_the_sum_of_what_stands_on_it():
