@@ -32,7 +32,7 @@ function drawCosts() {
   draw("costs-plot", traces, {
     barmode: "stack", bargap: 0.28, showlegend: true, height: Math.max(240, rows.length * 30 + 130), margin: { l: 8, r: 12, t: 8, b: 48 },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
-    xaxis: axis({ title: D.columns[costs.quantity].heading + (symbol ? ` (${symbol})` : ""), range: [0, longest * (wide ? 1.16 : 1.55)], nticks: wide ? 9 : 4 }),
+    xaxis: axis({ title: D.columns[costs.quantity].heading + (symbol ? ` (${symbol})` : ""), range: [0, longest / (1 - 95 / Math.max(widthOf("costs-plot") - (wide ? 190 : 110), 200))], nticks: wide ? 9 : 4 }),
     yaxis: axis({ tickvals: rows.map((_, i) => i), ticktext: rows.map((row) => plain(shapeName(row, wide))), range: [rows.length - 0.5, -0.5], showgrid: false, tickfont: { size: wide ? 11.5 : 9 } }),
     annotations: rows.map((row, i) => ({ x: total(row) / size, y: i, text: BOUNDS[row.bound] || plain(row.bound || ""), showarrow: false, xanchor: "left", xshift: 5, font: { size: 11, color: rootStyle("--muted") } })),
   });

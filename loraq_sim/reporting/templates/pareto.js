@@ -85,8 +85,8 @@ function drawFront() {
     marker: {
       color: ordered.map((point) => tone(D.looks.main[point.facets.main])),
       symbol: ordered.map((point) => (holdsSums(point) ? D.looks.branch[point.branchKey] : "x-thin-open")),
-      size: ordered.map((point) => (isAnswer(point) ? 16 : onEdge.has(point) ? 12 : 10)),
-      opacity: ordered.map((point) => (!withinLimits(point) ? 0.12 : !holdsSums(point) ? 0.7 : onEdge.has(point) || isAnswer(point) ? 1 : 0.55)),
+      size: ordered.map((point) => (isAnswer(point) ? 16 : onEdge.has(point) ? 12 : 11)),
+      opacity: ordered.map((point) => (!withinLimits(point) ? 0.12 : !holdsSums(point) ? 0.7 : onEdge.has(point) || isAnswer(point) ? 1 : 0.7)),
       line: { color: rootStyle("--paper"), width: 1.2 },
     },
     cliponaxis: false,
