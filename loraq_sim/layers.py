@@ -7,6 +7,7 @@ receives a `Layer` never checks shapes, dtypes or finiteness again.
 import hashlib
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_shapes",
     "is_after_gelu",
     "is_floating",
+    "rows_notes",
 ]
 
 STORAGE_DTYPES = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
@@ -238,6 +240,30 @@ def _is_coded(tensor: Any) -> bool:
 def is_floating(dtype: np.dtype) -> bool:
     """Whether `dtype` holds floats; those of ml_dtypes, such as bfloat16, are of kind V."""
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
+def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
+    """Sentences for the user on rows per call, given with their source by layer name."""
+    by_source: dict[str, list[str]] = {}
+    for name, (count, source) in rows.items():
+        by_source.setdefault("" if count is None else source, []).append(name)
+    notes = []
+    for source, names in by_source.items():
+        where = f"{len(names)} of {counted(len(rows), 'layer')}, such as {names[0]}"
+        if not source:
+            notes.append(
+                f"rows per call (M) are not known for {where}: no latency, energy or traffic for "
+                "them; give --rows M (samples x tokens of one call, guidance included), "
+                "--rows 'PATTERN=M' or --model NAME"
+            )
+        elif source == SAMPLED_ROWS:
+            notes.append(
+                f"rows per call (M) are taken to be the {source} for {where} "
+                f"(M = {rows[names[0]][0]}); give --rows M if a call has others"
+            )
+        elif source not in ("given", "dump"):
+            notes.append(f"rows per call (M) from {source}: {where} (M = {rows[names[0]][0]})")
+    return notes
 
 
 def check_name(name: str) -> None:

@@ -44,9 +44,10 @@ from loraq_sim.cli.output import (
     say,
 )
 from loraq_sim.dumps import read_layer_dump
-from loraq_sim.dumps.kinds import list_models, rows_notes
+from loraq_sim.dumps.kinds import list_models
 from loraq_sim.errors import CaseFailed, InputError, counted, unknown_name
 from loraq_sim.files import refuse_existing
+from loraq_sim.layers import rows_notes
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.results.wording import resting_of
 from loraq_sim.settings import parse_rows, rows_of

@@ -140,8 +140,8 @@ def with_adapters(
         pairs, others = _pairs(tensors)
         if others:
             raise DumpError(
-                f"{file}: holds an adapter of another kind than LoRA ({others[0]:.100}); merge it "
-                "with the program that made it, and give the merged checkpoint"
+                f"{file}: holds an adapter of another kind than LoRA ({_shown(others[0])}); merge "
+                "it with the program that made it, and give the merged checkpoint"
             )
         if not pairs:
             raise DumpError(f"{file}: holds no factors of an adapter (LoRA)")
@@ -233,7 +233,9 @@ def _with_file(
                 unknown.append(base)
             continue
         if len(pair.parts) != 2:
-            raise DumpError(f"{file}: {base!r:.100} has one factor of two; the file is incomplete")
+            raise DumpError(
+                f"{file}: {_shown(base)!r} has one factor of two; the file is incomplete"
+            )
         scale = _scale(file, base, pair, strength, None if pair.is_peft else 1.0)
         if scale is None:
             raise DumpError(
@@ -242,14 +244,14 @@ def _with_file(
             )
         problem = _misfit(layers[name], pair)
         if problem:
-            raise DumpError(f"{file}: {base!r:.100}: {problem}; it is of another model")
+            raise DumpError(f"{file}: {_shown(base)!r}: {problem}; it is of another model")
         layers[name] = _merged(layers[name], pair, scale)
         scales.append(scale)
     if unknown:
         raise DumpError(
             f"{file}: {len(unknown)} of its {counted(len(pairs), 'pair')} of factors are for "
-            f"layers that the checkpoint does not have, such as {unknown[0]:.100}; the adapter is "
-            "of another model, or of its fused layers"
+            f"layers that the checkpoint does not have, such as {_shown(unknown[0])}; the adapter "
+            "is of another model, or of its fused layers"
         )
     text = f"; {counted(of_text, 'pair')} of text encoders left out" if of_text else ""
     said = f"merged: {file.name}, into {counted(len(scales), 'layer')}, {_range(scales)}{text}"
@@ -351,10 +353,23 @@ def _sum(
     weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float
 ) -> NDArray[np.float32]:
     rank = down.shape[0]
+    # What is not finite is refused with the layer.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _product(weight, down, up, scale, rank)
+
+
+def _product(
+    weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float, rank: int
+) -> NDArray[np.float32]:
     left = up.load().astype(np.float32).reshape(-1, rank)
     right = down.load().astype(np.float32).reshape(rank, -1)
     product = np.float32(scale) * (left @ right)
     return weight.load().astype(np.float32) + product.reshape(weight.shape)
+
+
+def _shown(name: str) -> str:
+    """A name of a stranger's, as a terminal may see it."""
+    return repr(name[:100])[1:-1]
 
 
 def _range(scales: Sequence[float]) -> str:

@@ -34,12 +34,14 @@ from loraq_sim.errors import DumpError, counted
 __all__ = [
     "Checkpoint",
     "DENOISERS",
+    "UNET",
     "config_path",
     "find_checkpoint",
     "is_count",
     "open_stored",
     "patches_of",
     "read_config",
+    "rows_of_unet",
     "tensors_in",
 ]
 
@@ -52,7 +54,10 @@ _INDEX = ".index.json"
 _DEEPCOMPRESSOR = {"model.pt", "scale.pt", "branch.pt"}
 _MAX_INDEX_BYTES = 64 * 2**20
 _MAX_CONFIG_BYTES = 2**20
-_UNET = "UNet2DConditionModel"
+UNET = "UNet2DConditionModel"
+"""Class of diffusers whose layers work on images of several sizes."""
+
+_OF_UNET = re.compile(r"(?:(?P<side>down|up)_blocks\.(?P<number>\d+)|(?P<mid>mid_block))\.")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 
@@ -257,7 +262,7 @@ def read_config(path: Path) -> dict[str, object]:
 def patches_of(config: Mapping[str, object]) -> int | None:
     """Patches of one image, None if the config does not say both sizes."""
     patch, size = config.get("patch_size"), config.get("sample_size")
-    if config.get("_class_name") == _UNET:
+    if config.get("_class_name") == UNET:
         # It works on the pixels of the latent image.
         patch = 1
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
@@ -266,6 +271,33 @@ def patches_of(config: Mapping[str, object]) -> int | None:
         return None
     edge, height, width = numbers
     return (height // edge) * (width // edge) or None
+
+
+def rows_of_unet(
+    kinds: Mapping[str, str], edge: int, samples: int, text_tokens: int
+) -> dict[str, int]:
+    """Rows by layer name of a U-Net on latent images of `edge` pixels; none for other names.
+
+    Each level halves the sides; the block below the last down block is the first up block's level.
+    """
+    places = {name: _OF_UNET.search(name) for name in kinds}
+    levels = [int(place["number"]) for place in places.values() if place and place["number"]]
+    if not levels:
+        return {}
+    found = {}
+    for name, kind in kinds.items():
+        place, level = places[name], 0
+        if place and place["mid"]:
+            level = max(levels)
+        elif place and place["side"] == "down":
+            level = int(place["number"]) + ("downsamplers" in name)
+        elif place:
+            level = max(levels) - int(place["number"]) - ("upsamplers" in name)
+        side = -(-edge // 2 ** max(level, 0))
+        is_text = kind in ("cross_k", "cross_v", "text_embed")
+        rows = text_tokens if is_text else 1 if kind == "time_embed" else side * side
+        found[name] = samples * rows
+    return found
 
 
 def is_count(value: object) -> TypeGuard[int]:

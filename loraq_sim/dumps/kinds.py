@@ -29,12 +29,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loraq_sim.dumps.checkpoint_folder import config_path, is_count, patches_of, read_config
+from loraq_sim.dumps.checkpoint_folder import (
+    UNET,
+    config_path,
+    is_count,
+    patches_of,
+    read_config,
+    rows_of_unet,
+)
 from loraq_sim.dumps.state_dict import common_wrapper
 from loraq_sim.dumps.stored import StoredDump
 from loraq_sim.dumps.stored_weights import groups_of
 from loraq_sim.errors import InputError, counted, unknown_name
-from loraq_sim.layers import SAMPLED_ROWS
 
 __all__ = [
     "InventoryLayer",
@@ -44,7 +50,6 @@ __all__ = [
     "list_models",
     "load_inventory",
     "model_of_config",
-    "rows_notes",
     "rows_of_model",
     "with_roles",
 ]
@@ -356,7 +361,8 @@ def rows_of_model(
         If the model or the resolution is unknown, or none of the layers is in the model.
     """
     inventory = load_inventory(model, resolution=resolution)
-    rows = _found(kinds, {layer.name: layer.rows_per_call for layer in inventory.layers}, inventory)
+    known = {layer.name: layer.rows_per_call for layer in inventory.layers}
+    rows = _of_unet(kinds, inventory, resolution // 8) or _found(kinds, known, inventory)
     if not rows:
         raise InputError(
             f"--model {model}: none of {counted(len(kinds), 'layer')}, such as "
@@ -378,39 +384,14 @@ def model_of_config(path: Path) -> str:
     found = _class_of(read_config(path))
     if found is None:
         known = ", ".join(sorted({str(one.model_class) for one in _inventories().values()}))
-        raise InputError(
-            f"resolution: {path} names no known class of models ({known}); give --model or --rows"
-        )
+        said = "names no known class of models" if path.is_file() else "is not there to name one of"
+        raise InputError(f"resolution: {path} {said} ({known}); give --model or --rows")
     return found.model
 
 
 def _class_of(config: Mapping[str, object]) -> ModelInventory | None:
     name = config.get("_class_name")
     return _inventories().get(name) if isinstance(name, str) else None
-
-
-def rows_notes(rows: Mapping[str, tuple[int | None, str]]) -> list[str]:
-    """Sentences for the user on rows per call, given with their source by layer name."""
-    by_source: dict[str, list[str]] = {}
-    for name, (count, source) in rows.items():
-        by_source.setdefault("" if count is None else source, []).append(name)
-    notes = []
-    for source, names in by_source.items():
-        where = f"{len(names)} of {counted(len(rows), 'layer')}, such as {names[0]}"
-        if not source:
-            notes.append(
-                f"rows per call (M) are not known for {where}: no latency, energy or traffic for "
-                "them; give --rows M (samples x tokens of one call, guidance included), "
-                "--rows 'PATTERN=M' or --model NAME"
-            )
-        elif source == SAMPLED_ROWS:
-            notes.append(
-                f"rows per call (M) are taken to be the {source} for {where} "
-                f"(M = {rows[names[0]][0]}); give --rows M if a call has others"
-            )
-        elif source not in ("given", "dump"):
-            notes.append(f"rows per call (M) from {source}: {where} (M = {rows[names[0]][0]})")
-    return notes
 
 
 def _recorded(meta: Mapping[str, object]) -> str:
@@ -438,8 +419,15 @@ def _rows_of_config(path: Path, kinds: Mapping[str, str]) -> tuple[dict[str, int
         image = _image_kinds()
         rows = {layer: patches for layer, kind in kinds.items() if kind in image}
     else:
-        rows = _found(kinds, _rows_at(inventory, samples * patches), inventory)
+        rows = _of_unet(kinds, inventory, math.isqrt(patches))
+        rows = rows or _found(kinds, _rows_at(inventory, samples * patches), inventory)
     return rows, f"config.json ({patches} patches an image), {_samples(samples)}"
+
+
+def _of_unet(kinds: Mapping[str, str], inventory: ModelInventory, edge: int) -> dict[str, int]:
+    if inventory.model_class != UNET:
+        return {}
+    return rows_of_unet(kinds, edge, inventory.cfg_batch, inventory.text_tokens)
 
 
 @cache

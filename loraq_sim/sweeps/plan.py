@@ -14,6 +14,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import hwmodels
 from loraq_sim.conditioning import check_condition, check_rotation, hadamard_block
 from loraq_sim.dumps import LayerDump, LayerInfo, read_layer_dump
-from loraq_sim.dumps.kinds import RESOLUTIONS, model_of_config, rows_notes, rows_of_model
+from loraq_sim.dumps.kinds import RESOLUTIONS, model_of_config, rows_of_model
 from loraq_sim.errors import DumpError, InputError, counted, unknown_name
 from loraq_sim.formats import parse_format
 from loraq_sim.kernels.processor import forced_path
+from loraq_sim.layers import rows_notes
 from loraq_sim.settings import as_tuple, checked_count, datapath_grid, matches, rows_of
 from loraq_sim.solvers.gptq import check_finish
 from loraq_sim.solvers.problem import PRESETS, resolve_rank
@@ -157,7 +159,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
             *grid.notes,
             *check_split_fit(tasks),
             *check_transform_fit(tasks),
-            *_notes_on_rows(infos, rows),
+            *_notes_on_rows(infos, rows, dump.config),
         ),
         dump_digest=dump_content_digest(digests),
         accelerator_digests={a.name: a.digest() for a in accelerators.values()},
@@ -241,10 +243,16 @@ def _planned_rows(
 
 
 def _notes_on_rows(
-    infos: Mapping[str, LayerInfo | None], planned: Mapping[str, tuple[int, str]]
+    infos: Mapping[str, LayerInfo | None], planned: Mapping[str, tuple[int, str]], config: Path
 ) -> list[str]:
     known = {name: (info.m, info.m_source) for name, info in infos.items() if info is not None}
-    return rows_notes(known | dict(planned))
+    rows = known | dict(planned)
+    notes = rows_notes(rows)
+    if any(count is None for count, _ in rows.values()) and config.is_file():
+        with suppress(InputError):
+            model = model_of_config(config)
+            notes.append(f"{config.name} beside it is of {model}: --resolution PIXELS is enough")
+    return notes
 
 
 def _check_overrides(plan: SweepPlan, infos: Mapping[str, LayerInfo | None]) -> None:

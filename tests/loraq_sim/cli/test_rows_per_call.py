@@ -194,8 +194,17 @@ def test_a_resolution_without_a_known_model_is_refused(command, weights, tmp_pat
     sweep = ("sweep", "--hw", "a100", "--layer-dump", weights, "--out", tmp_path / "out")
     result = command(*sweep, "--resolution", 512)
     assert result.exit_code == 2
-    assert "names no known class of models" in result.stderr
+    assert "config.json is not there to name one of" in result.stderr
     assert "give --model or --rows" in result.stderr
+    (weights.parent / "config.json").write_text('{"_class_name": "Other"}')
+    assert "names no known class of models" in command(*sweep, "--resolution", 512).stderr
+
+
+def test_a_config_without_an_image_size_asks_for_the_resolution_alone(command, weights, tmp_path):
+    (weights.parent / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    sweep = ("sweep", "--hw", "a100", "--layer-dump", weights, "--out", tmp_path / "out")
+    result = command(*sweep, "--dry-run")
+    assert "config.json beside it is of flux.1-dev: --resolution PIXELS is enough" in result.stderr
 
 
 def test_rows_of_a_unet_follow_its_sample_size(command, tmp_path):

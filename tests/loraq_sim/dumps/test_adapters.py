@@ -201,6 +201,19 @@ def test_what_cannot_be_merged_is_refused(base, tmp_path, tensors, message):
         read_layer_dump(base, lora=path)
 
 
+def test_names_and_values_of_strangers_end_in_one_printable_line(base, tmp_path):
+    path = tmp_path / "a.safetensors"
+    for odd in ("\x1b[31m\x07.lokr_w1", f"{QUERY}\x7f.lora_A.weight", "te\n.lora_B.weight"):
+        save_file({odd: np.ones((2, 16), np.float32)}, path)
+        with pytest.raises(DumpError) as refused:
+            read_layer_dump(base, lora=path)
+        assert str(refused.value).isprintable()
+    factors = {f"{QUERY}.lora_A.weight": (2, 16), f"{QUERY}.lora_B.weight": (16, 2)}
+    save_file({key: np.full(shape, np.inf, np.float32) for key, shape in factors.items()}, path)
+    with pytest.raises(DumpError, match="values that are NaN or Inf"):
+        read_layer_dump(base, lora=path)[QUERY]
+
+
 @pytest.mark.parametrize("text", ["a.pt=", "a.pt=x", "a.pt=inf", "=0.5"])
 def test_a_strength_is_a_number(base, text):
     with pytest.raises(InputError, match="expected FILE or FILE=SCALE"):

@@ -7,8 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import loraq_sim as lq
-from loraq_sim.dumps.kinds import list_models, load_inventory, rows_notes, rows_of_model
+from loraq_sim.dumps.checkpoint_folder import rows_of_unet
+from loraq_sim.dumps.kinds import list_models, load_inventory, rows_of_model
 from loraq_sim.errors import InputError
+from loraq_sim.layers import rows_notes
 from loraq_sim.settings import SIXTEEN_BIT_KINDS, skipped
 
 PIXART = {
@@ -168,3 +170,25 @@ def test_notes_say_what_is_not_known_what_is_sampled_and_whence_the_rest():
     assert notes[1].startswith("rows per call (M) are taken to be the activation rows of the dump ")
     assert "1 of 5 layers, such as b (M = 64); give --rows M if a call has others" in notes[1]
     assert "from pixart-sigma at 1024 px, 2 samples per call" in notes[2]
+
+
+@pytest.mark.parametrize("resolution", [1024, 512])
+def test_rows_of_a_unet_follow_from_its_blocks(resolution):
+    """As hooks saw them in SDXL; a U-Net of more levels has others in blocks of the same names."""
+    inventory = load_inventory("sdxl", resolution=resolution)
+    kinds = {layer.name: layer.kind for layer in inventory.layers}
+    expected = {layer.name: layer.rows_per_call for layer in inventory.layers}
+    assert rows_of_unet(kinds, resolution // 8, 2, 77) == expected
+    # SD 1.5 has four levels: attention in its second up block works where SDXL has none.
+    deeper = {
+        "down_blocks.3.resnets.0.conv1": "resblock_conv",
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_q": "self_q",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": "self_q",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": "cross_k",
+        "up_blocks.1.upsamplers.0.conv": "sampler_conv",
+        "up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q": "self_q",
+    }
+    rows, _ = rows_of_model(deeper, "sdxl", resolution)
+    edge = resolution // 8
+    squares = [(edge // 8) ** 2, (edge // 8) ** 2, (edge // 4) ** 2, 77, (edge // 2) ** 2, edge**2]
+    assert list(rows.values()) == [2 * square for square in squares]
