@@ -318,6 +318,7 @@ def _said(
     knee: dict[str, Any], front: list[dict[str, Any]], n_designs: int, area: float, node: int
 ) -> str:
     """The knee in a sentence, and what the ends of the front have instead."""
+    from loraq_sim.results.choice import WORST_ERROR
     from loraq_sim.results.wording import value_text
 
     def design(row: dict[str, Any]) -> str:
@@ -340,6 +341,10 @@ def _said(
     for word, row in (("Least error", least), ("Least time", fastest)):
         if row is not knee:
             text += f" {word}: {row['split']} on {design(row)} with {numbers(row)}."
+    if knee["output_error"] > WORST_ERROR:
+        text += (
+            f" No design is fit to build: {WORST_ERROR:.0%} is the most error that counts as fit."
+        )
     return f"{text} {_assumed_said(knee, node)}"
 
 
@@ -347,7 +352,7 @@ def _assumed_said(knee: dict[str, Any], node: int) -> str:
     """What the knee rests on that nobody has synthesized or measured."""
     made, known = knee["design"], hwmodels.load_node(node)
     text = (
-        f"Assumed: {1 - knee['gates_energy_share']:.0%} of the knee's energy (memories, lanes and "
+        f"Assumed: {1 - knee['gates_energy_share']:.1%} of the knee's energy (memories, lanes and "
     )
     text += "idle power at figures nobody measured for it; the rest is MACs in gates)"
     if knee["modes"].count(","):

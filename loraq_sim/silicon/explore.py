@@ -36,6 +36,7 @@ from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.evaluate import evaluate_case, solve_case
 from loraq_sim.layers import Layer
 from loraq_sim.machine import cost_split
+from loraq_sim.results.choice import WORST_ERROR
 from loraq_sim.results.front import knee_of, mark_front
 from loraq_sim.results.totals import model_totals
 from loraq_sim.settings import CaseSettings
@@ -122,9 +123,7 @@ class Explored:
 def paper_machine(design: Design, name: str = "paper") -> "hwmodels.Accelerator":
     """The accelerator of a design."""
     content = paper_content(design, name)
-    # Lists as the reader of files makes them.
-    content["modes"] = tuple(content["modes"])
-    return hwmodels.Accelerator.model_validate(content)
+    return hwmodels.Accelerator.model_validate(content | {"modes": tuple(content["modes"])})
 
 
 def paper_content(design: Design, name: str = "paper") -> dict[str, Any]:
@@ -226,7 +225,7 @@ def _mode(precision: str, design: Design, count: int) -> dict[str, Any]:
 
 
 def check_chip(area_mm2: float, node_nm: int) -> None:
-    """Refuse an area or a node that no chip here can have."""
+    """Raise for an area or a node that no chip here can have."""
     if not 0 < area_mm2 <= 1000:
         raise InputError(f"the area must be above 0 and at most 1000 mm2, got {area_mm2:g}")
     hwmodels.load_node(node_nm)
@@ -310,7 +309,8 @@ def explore(
         If no design fits, no split has an integer array, or a size is out of range.
     """
     check_chip(area_mm2, node_nm)
-    checked_int("per_branch", per_branch, 1, 64)
+    for count in (per_branch, *products_per_add):
+        checked_int("per_branch and products_per_add", count, 1, 64)
     layers = list(layers)
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -337,9 +337,11 @@ def explore(
         raise InputError(f"no design of {area_mm2:g} mm2 on {node_nm} nm: {told}")
     front = [row for row in mark_front(rows, _OBJECTIVES, by=()) if row["pareto"]]
     front.sort(key=lambda row: (row["output_error"], row["latency_s"]))
-    points = np.array([[row[name] for name in _OBJECTIVES] for row in front], np.float64)
-    place = knee_of(points, _OBJECTIVES)
-    return Explored(front=front, knee=front[place or 0], n_designs=len(rows), notes=tuple(notes))
+    # A knee that nobody would build is none, as long as there are others.
+    fit = [row for row in front if row["output_error"] <= WORST_ERROR] or front
+    points = np.array([[row[name] for name in _OBJECTIVES] for row in fit], np.float64)
+    place = knee_of(points, _OBJECTIVES) or 0
+    return Explored(front=front, knee=fit[place], n_designs=len(rows), notes=tuple(notes))
 
 
 def _arrays(
@@ -463,7 +465,6 @@ def _priced(
     bounds: dict[str, float] = {}
     costs: list[tuple[hwmodels.Cost | ProductCost, int]] = []
     energies = {mode.name: mode.energy_pj_per_mac for mode in machine.modes}
-    in_8_bits = energies.get("int8", 0.0)
     for (m, n, k), calls in work.shapes.items():
         _, cost = cost_split(m, n, k, design.split, machine)
         costs.append((cost, calls))
@@ -474,14 +475,13 @@ def _priced(
         product = hwmodels.product_cost(entry, machine, qk="int8", pv="int8")
         costs.append((product, entry.calls))
         if entry.op.endswith("attention"):
-            in_gates += entry.macs * in_8_bits * 1e-12
+            in_gates += entry.macs * energies["int8"] * 1e-12
             macs += entry.macs
     for each, calls in costs:
         for name in sums:
             sums[name] += getattr(each, name) * calls
         bounds[each.bound] = bounds.get(each.bound, 0.0) + each.latency_s * calls
     area = hwmodels.chip_area(machine)
-    peak = 2 * design.rows * columns * design.products_per_add * design.clock_hz
     names = ("rows", "columns", "products_per_add", "acc_bits", "overflow", "sram_bytes")
     return {
         "split": design.split.text,
@@ -492,7 +492,7 @@ def _priced(
         "bound": max(bounds, key=bounds.__getitem__),
         "area_mm2": sum(area.values()),
         **{f"{part}_mm2": value for part, value in area.items()},
-        "peak_tops": peak / 1e12,
+        "peak_tops": 2e-12 * machine.units.count * design.products_per_add * design.clock_hz,
         "tops_per_w": 2 * macs / sums["energy_j"] / 1e12,
         "gates_energy_share": in_gates / sums["energy_j"],
         "overflow_count": array["overflow_count"],

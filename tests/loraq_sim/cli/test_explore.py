@@ -96,7 +96,7 @@ def test_what_a_search_rests_on_is_said(explored):
     (knee,) = [row for row in printed["rows"] if row["point"] == "knee"]
     share = 1 - knee["gates_energy_share"]
     assert 0 < share < 1
-    assert f"Assumed: {share:.0%} of the knee's energy (memories" in printed["said"]
+    assert f"Assumed: {share:.1%} of the knee's energy (memories" in printed["said"]
     assert "of 7 nm: area of a gate recalled." in printed["said"]
     assert printed["errors_of"].startswith("1 layer of tiny_pixart.pt, 8 rows each at most; ")
     assert printed["work"].startswith("1 linear layer of tiny_pixart.pt in a step: no attention")
@@ -130,8 +130,21 @@ def test_attention_runs_in_8_bits_beside_the_main_branch_and_is_charged(request)
         in_int4 = 2 * 64**3 * machine.modes[0].energy_pj_per_mac
         share = (in_int8 + in_int4) * 1e-12 / found.knee["energy_j"]
         assert found.knee["gates_energy_share"] == pytest.approx(share)
-    with pytest.raises(lq.LoraqError, match="per_branch must be .* from 1 to 64, got 0"):
-        small(layers, StepWork(shapes=shapes), per_branch=0)
+    for wrong in ({"per_branch": 0}, {"products_per_add": (8, 0)}, {"products_per_add": (65,)}):
+        with pytest.raises(lq.LoraqError, match="products_per_add must be .* from 1 to 64, got"):
+            small(layers, StepWork(shapes=shapes), **wrong)
+
+
+def test_a_design_that_is_fit_to_build_is_the_knee_where_there_is_one(request):
+    dump = lq.read_layer_dump(request.config.rootpath / "examples" / "tiny_pixart.pt")
+    work, options = StepWork(shapes={(64, 64, 64): 1}), {"area_mm2": 0.1, "tokens": 4}
+    splits = [lq.parse_split(text) for text in ("W2A2", "W8A8")]
+    both, poor = (
+        explore(chosen, [dump[LAYER]], work, products_per_add=(8,), **options)
+        for chosen in (splits, splits[:1])
+    )
+    assert both.knee["output_error"] < 0.25 < max(row["output_error"] for row in both.front)
+    assert poor.knee["output_error"] > 0.25
 
 
 @pytest.mark.parametrize("model", ["pixart-sigma", "wan2.1-1.3b"])
