@@ -322,7 +322,12 @@ def test_energies_of_modes_may_come_from_synthesis(tmp_path):
         ("from: synthesis", "from: wishes", "array.from"),
         ("from: synthesis, ", "", "missing key 'array.from'"),
         ("kind: int\n", "kind: int\n    energy_pj_per_mac: 0.1\n", "comes from synthesis"),
-        ("activation_bits: 8", "activation_bits: 99", "a_bits must be a whole number from 2 to 16"),
+        ("activation_bits: 8", "activation_bits: 99", "activation_bits: input should be less"),
+        (
+            "products_per_add: 8",
+            "products_per_add: 8000",
+            "datapath.products_per_add: input should be less than or equal to 64, got 8000",
+        ),
     ],
 )
 def test_an_array_from_synthesis_that_cannot_be_is_one_line(tmp_path, old, new, said):
