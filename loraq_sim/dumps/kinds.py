@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,29 @@ def kinds_of(names: Iterable[str]) -> dict[str, str]:
     second attention ``attn2`` is self-attention then.
     """
     names = list(names)
-    wrapper = common_wrapper(names)
-    bare = {name: name.removeprefix(wrapper) for name in names}
     is_joint = any(name.endswith("attn.add_k_proj") for name in names)
-    return {
-        name: _kind(re.sub(r"\battn2\.", "attn1.", text) if is_joint else text)
-        for name, text in bare.items()
-    }
+    found: dict[str, str] = {}
+    # A model within a class of the user's has that class's name for it in front of all.
+    for wrapper in dict.fromkeys((common_wrapper(names), *_shared_starts(names))):
+        kinds = {
+            name: _kind(re.sub(r"\battn2\.", "attn1.", text) if is_joint else text)
+            for name in names
+            for text in (name.removeprefix(wrapper),)
+        }
+        if not found or _unnamed(kinds) < _unnamed(found):
+            found = kinds
+    return found
+
+
+def _shared_starts(names: list[str]) -> list[str]:
+    """Starts that all names share, such as ``net.model.``, at most three parts of them."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = commonprefix(parts)[:3] if len(names) > 1 else []
+    return [".".join(shared[: i + 1]) + "." for i in range(len(shared))]
+
+
+def _unnamed(kinds: Mapping[str, str]) -> int:
+    return sum(kind == "linear" for kind in kinds.values())
 
 
 def _kind(name: str) -> str:

@@ -1,8 +1,10 @@
-"""ONNX models: the weights of MatMul, Gemm and 1x1 Conv as layers; nothing is run.
+"""ONNX models: the weights of MatMul, Gemm and Conv as layers; nothing is run.
 
 A layer is a node with one stored operand: MatMul (K, N), Gemm (K, N) or (N, K) by ``transB``, Conv
-(N, K, 1, 1). Cast, Identity, Transpose and DequantizeLinear between the stored tensor and the node
-are followed. The bias is that of the node, or of the Add that alone reads a MatMul's output.
+(N, C, kernel), which is the GEMM of im2col with a row for each output position. Convolutions in
+groups are no single product and are left out. Cast, Identity, Transpose and DequantizeLinear
+between the stored tensor and the node are followed. The bias is that of the node, or of the Add
+that alone reads a MatMul's output.
 
 A layer is called as its tensor, where that ends in ``.weight``, else as its node without what the
 exporter puts there: ``/blocks.0/attn/to_q/MatMul`` is ``blocks.0.attn.to_q``. Rows per call follow
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from loraq_sim.dumps.state_dict import layers_from_keys
 from loraq_sim.dumps.stored import StoredDump, StoredTensor, plain_meta
-from loraq_sim.errors import DumpError
+from loraq_sim.errors import DumpError, counted
 
 __all__ = ["open_onnx_file"]
 
@@ -80,22 +82,37 @@ def open_onnx_file(path: Path) -> StoredDump:
             tensors[f"{name}.bias"] = bias
     if not tensors:
         raise DumpError(
-            f"{path}: an ONNX model without stored weights of MatMul, Gemm or 1x1 Conv; "
+            f"{path}: an ONNX model without stored weights of MatMul, Gemm or Conv; "
             "export it with its parameters"
         )
-    used = {tensor.key for tensor in tensors.values()} | graph.scales
+    in_groups = [
+        node.input[1] for node in model.graph.node if node.op_type == "Conv" and _group(node) != 1
+    ]
+    used = {tensor.key for tensor in tensors.values()} | graph.scales | set(in_groups)
     left = {t.name: _initializer(path, t) for t in model.graph.initializer if t.name not in used}
     meta = {"producer": model.producer_name[:100], "ir_version": model.ir_version}
     stored = layers_from_keys(tensors | left, layers={}, meta=plain_meta(path, meta))
+    # Names lose their wrapper; what the graph has no product of is no layer of it.
+    products = {stored.aliases.get(name, name): name for name in rows}
     layers = {
         name: replace(
-            layer, rows_per_call=rows.get(name), rows_source=_SOURCE, calls_per_step=calls[name]
+            layer,
+            rows_per_call=rows[products[name]],
+            rows_source=_SOURCE,
+            calls_per_step=calls[products[name]],
         )
-        if name in rows
-        else layer
         for name, layer in stored.layers.items()
-        if name in rows or name not in left
+        if name in products
     }
+    others = [*in_groups, *(name for name in stored.layers if name not in products)]
+    if others:
+        said = f"{counted(len(others), 'weight')} of no single product, such as {others[0]:.100}"
+        skipped = dict.fromkeys(others, "no single product of the graph (a convolution in groups)")
+        stored = replace(
+            stored,
+            skipped=stored.skipped | skipped,
+            left_out="; ".join(filter(None, (stored.left_out, said))),
+        )
     places = {_location(tensor) for tensor in graph.stored.values()} - {""}
     beside = tuple(file for name in sorted(places) if (file := path.parent / name).is_file())
     return replace(stored, layers=layers, files=(path, *beside))
@@ -132,8 +149,10 @@ class _Graph:
             return None
         weight = self.tensor(node.input[1])
         if node.op_type == "Conv":
-            is_plain = weight is not None and set(weight.shape[2:]) == {1} and _group(node) == 1
-            return weight if is_plain else None
+            if weight is None or len(weight.shape) < 3 or _group(node) != 1:
+                return None
+            flat = weight.shape[0], math.prod(weight.shape[1:])
+            return _mapped(weight, flat, partial(np.reshape, shape=flat))
         if weight is None or len(weight.shape) != 2:
             return None
         if node.op_type == "MatMul":
@@ -213,9 +232,15 @@ class _Graph:
     def rows(self, node: Any) -> int | None:
         """Rows M of a call where the model states the shape of the input as numbers."""
         shape = self.shapes.get(node.input[0])
-        if not shape:
-            return None
-        return math.prod(shape[:1] + shape[2:] if node.op_type == "Conv" else shape[:-1])
+        if node.op_type == "Conv":
+            steps = [x for a in node.attribute if a.name in ("strides", "pads") for x in a.ints]
+            kernel = self.tensor(node.input[1])
+            is_pointwise = kernel is not None and set(kernel.shape[2:]) == {1}
+            shape = self.shapes.get(node.output[0]) or (
+                shape if is_pointwise and not set(steps) - {0, 1} else None
+            )
+            return math.prod(shape[:1] + shape[2:]) if shape else None
+        return math.prod(shape[:-1]) if shape else None
 
     def name_of(self, node: Any) -> str:
         value = node.input[1]

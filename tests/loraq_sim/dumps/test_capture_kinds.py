@@ -37,3 +37,13 @@ def test_names_of_other_families_of_diffusers_have_kinds():
     kinds = kinds_of(expected)
     assert kinds == expected
     assert groups_of(kinds)["layers.0.feed_forward.linear_3"] == "layers.0.feed_forward.up"
+
+
+def test_a_class_around_the_model_hides_no_kinds():
+    names = ["adaln_single.linear", "proj_out", "transformer_blocks.0.attn1.to_q"]
+    expected = ["adaln_shared", "proj_out", "self_q"]
+    for wrapper in ("m.", "my.inner.net.", "module.my."):
+        assert list(kinds_of(f"{wrapper}{name}" for name in names).values()) == expected
+    # What tells the kinds is no wrapper.
+    assert list(kinds_of(["attn1.to_q", "attn1.to_k"]).values()) == ["self_q", "self_k"]
+    assert kinds_of(["norm1.linear"]) == {"norm1.linear": "adaln_block"}

@@ -1,4 +1,4 @@
-"""ONNX models: stored weights of MatMul, Gemm and 1x1 Conv, under names that people know."""
+"""ONNX models: stored weights of MatMul, Gemm and Conv, under names that people know."""
 
 import re
 
@@ -83,7 +83,31 @@ def test_a_1x1_convolution_is_a_layer_and_others_are_said(onnx, tmp_path):
     assert list(dump) == ["ff.conv_inverted"]
     assert dump.info("ff.conv_inverted").m == 2 * 8 * 3
     np.testing.assert_array_equal(dump["ff.conv_inverted"].weight, W)
-    assert "ff.conv_depth.weight" in dump.left_out
+    assert "1 weight of no single product, such as ff.conv_depth.weight" in dump.left_out
+
+
+def test_a_convolution_is_the_gemm_of_im2col_with_a_row_for_each_output(onnx, tmp_path):
+    from onnx import TensorProto, helper
+
+    kernel = RNG.standard_normal((6, 4, 3, 3)).astype(np.float32)
+    grouped = np.ones((6, 2, 3, 3), np.float32)
+    nodes = [
+        node("Conv", ["x", "down.weight", "c"], "h", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Conv", ["x", "wide.weight"], "g", group=2),
+    ]
+    stored = {"down.weight": kernel, "c": B, "wide.weight": grouped}
+    path = save(onnx, tmp_path / "m.onnx", nodes, stored, (2, 4, 8, 6))
+    dump = lq.read_layer_dump(path)
+    assert list(dump) == ["down"]
+    np.testing.assert_array_equal(dump["down"].weight, kernel.reshape(6, 36))
+    assert dump.info("down").m is None
+    assert "1 weight of no single product, such as wide.weight" in dump.left_out
+    model = onnx.load(str(path))
+    model.graph.value_info.append(
+        helper.make_tensor_value_info("h", TensorProto.FLOAT, (2, 6, 4, 3))
+    )
+    onnx.save(model, str(path))
+    assert lq.read_layer_dump(path).info("down").m == 2 * 4 * 3
 
 
 def test_casts_transposes_and_scales_before_a_node_are_followed(onnx, tmp_path):
@@ -136,7 +160,7 @@ def test_external_data_is_read_beside_the_model_and_nowhere_else(onnx, tmp_path)
 
 def test_a_model_without_stored_weights_is_refused(onnx, tmp_path):
     path = save(onnx, tmp_path / "m.onnx", [node("Relu", ["x"])], {})
-    with pytest.raises(DumpError, match="without stored weights of MatMul, Gemm or 1x1 Conv"):
+    with pytest.raises(DumpError, match="without stored weights of MatMul, Gemm or Conv"):
         lq.read_layer_dump(path)
 
 
