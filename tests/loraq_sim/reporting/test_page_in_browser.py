@@ -314,12 +314,15 @@ def test_names_of_strangers_are_text_and_nothing_else(invented_rows, gathered, o
         if row["accelerator"] == "h100":
             row["accelerator"] = text
     rows[0] |= {"status": "failed", "message": text}
-    runs = [{"run": 1, "command": [text], "plan": {"dump": text}, "notes": [text], "cpu": text}]
+    plan = {"dump": f"{text}.pt", "layers": [text], "splits": [row["split"] for row in rows]}
+    runs = [{"run": 1, "command": [text], "plan": plan, "notes": [text], "cpu": text}]
     page = open_page(html_report(gathered(rows, runs, title=text)))
     for place in (1, 0):
         page.locator("#contexts .chip").nth(place).click()
         for plot in ("front", "kinds", "layers"):
             page.locator(f"#{plot}-plot").hover()
+        page.locator(".picker select").select_option(index=1)
+        assert HOSTILE[0] in page.locator("#picked pre").first.text_content()
     assert page.evaluate("window.hacked") is None
     assert page.trouble == []
     assert page.locator("img[src=x], main a[href^=javascript], main script, main i").count() == 0
