@@ -5,7 +5,9 @@
 with pictures and tables.
 """
 
+import enum
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,14 +22,15 @@ from loraq_sim.cli.output import (
     say,
     store_file,
 )
-from loraq_sim.errors import InputError, counted
-from loraq_sim.files import make_folder, refuse_existing, write_file
+from loraq_sim.errors import InputError, LoraqError, counted
+from loraq_sim.files import make_folder, markdown_text, refuse_existing, write_file
 from loraq_sim.reporting.tables import result_table
-from loraq_sim.results.rows import IDENTITY
+from loraq_sim.results.rows import IDENTITY, Row
 from loraq_sim.results.wording import labels_of
 
 if TYPE_CHECKING:
     from loraq_sim.results.merge import Change, Comparison
+    from loraq_sim.results.store import ResultStore
 
 __all__ = [
     "COMPARE_EXAMPLES",
@@ -51,6 +54,8 @@ COMPARE_EXAMPLES = (
 _MISSED = 3
 _SHOWN = ("layer", "split", "method", "accelerator")
 _MOST_SHOWN = 3
+# A comment on a pull request is read, not searched.
+_MOST_IN_MARKDOWN = 20
 
 
 @one_line_failures
@@ -80,7 +85,10 @@ def compare_command(
         with ResultStore.open(store_file(path)) as store:
             sides.append(store.rows())
     found = compare_rows(sides[0], sides[1], limits)
-    _print(found, output)
+    verdicts = dict(zip(("before", "after"), map(_headline, sides), strict=True))
+    if output is OutputFormat.MD:
+        say(f"### loraq-sim compare: {_outcome(found, has_limits=bool(limits))}\n")
+    _print(found, verdicts, output)
     only = f"{len(found.only_before)} only before, {len(found.only_after)} only after"
     both, changed = counted(found.n_matched, "row"), counted(len(found.changes), "value")
     text = f"{both} in both, {changed} changed; {only}"
@@ -99,7 +107,39 @@ def _worse(limit: str, change: "Change") -> str:
     return f"{where}: {change.column} {change.before} to {change.after} ({limit})"
 
 
-def _print(found: "Comparison", output: OutputFormat) -> None:
+def _headline(rows: "list[Row]") -> str:
+    """What a verdict on the rows says first; empty where there is nothing to judge."""
+    from loraq_sim.results.store_records import check_possible
+    from loraq_sim.results.totals import model_totals
+    from loraq_sim.results.verdict import verdict_of
+
+    try:
+        check_possible(rows, "the store")
+        return " ".join(verdict_of(model_totals(rows)).headline.split()) if rows else ""
+    except LoraqError:
+        return ""
+
+
+def _outcome(found: "Comparison", *, has_limits: bool) -> str:
+    if has_limits and not found.n_matched:
+        return "no row in common, so no limit was checked"
+    if found.regressions:
+        count = len(found.regressions)
+        return f"{counted(count, 'value')} beyond {'its' if count == 1 else 'their'} limit"
+    if has_limits:
+        return "all within their limits"
+    return f"{counted(len(found.changes), 'value')} of {counted(found.n_matched, 'row')} changed"
+
+
+def _verdict_text(verdicts: dict[str, str]) -> str:
+    before, after = verdicts["before"], verdicts["after"]
+    if not after:
+        return ""
+    was = "as before" if before == after else f"before: {before or 'none'}"
+    return f"Verdict: {after} ({was})"
+
+
+def _print(found: "Comparison", verdicts: dict[str, str], output: OutputFormat) -> None:
 
     rows = [_changed(change) for change in found.changes]
     only = [
@@ -107,18 +147,17 @@ def _print(found: "Comparison", output: OutputFormat) -> None:
         for side, side_rows in (("before", found.only_before), ("after", found.only_after))
         for row in side_rows
     ]
+    beyond = [{"limit": limit.text, **_changed(change)} for limit, change in found.regressions]
     if output is OutputFormat.JSON:
-        regressions = [
-            {"limit": limit.text, **_changed(change)} for limit, change in found.regressions
-        ]
-        print_json(
-            rows,
-            {"matched": found.n_matched, "changes": rows, "only": only, "regressions": regressions},
-        )
+        more = {"matched": found.n_matched, "changes": rows, "only": only, "regressions": beyond}
+        print_json(rows, more | {"verdicts": verdicts})
         return
-    if output is OutputFormat.TABLE and not rows and not only:
+    for_people = output in (OutputFormat.TABLE, OutputFormat.MD)
+    if for_people and not rows and not only:
         say("no differences")
         return
+    if for_people and (told := _verdict_text(verdicts)):
+        say(f"{markdown_text(told) if output is OutputFormat.MD else told}\n")
     # What is one for all rows tells nothing apart.
     names = [
         name
@@ -126,10 +165,21 @@ def _print(found: "Comparison", output: OutputFormat) -> None:
         if name in _SHOWN or len({str(row[name]) for row in (*rows, *only)}) > 1
     ]
     columns = [*names, "column", "before", "after", "change_percent"]
-    tables = [result_table(rows, columns, title="Changed values")] if rows or not only else []
+    most = _MOST_IN_MARKDOWN if output is OutputFormat.MD else len(rows) + len(only)
+    tables = [result_table(rows[:most], columns, title=_cut_title("Changed values", rows, most))]
+    if only and not rows:
+        tables = []
     if only:
-        tables.append(result_table(only, ["only", *names], title="Rows of one store only"))
+        title = _cut_title("Rows of one store only", only, most)
+        tables.append(result_table(only[:most], ["only", *names], title=title))
+    if beyond and output is OutputFormat.MD:
+        title = _cut_title("Beyond their limit", beyond, most)
+        tables.insert(0, result_table(beyond[:most], [*columns, "limit"], title=title))
     print_tables(tables, output)
+
+
+def _cut_title(title: str, rows: list[dict[str, Any]], most: int) -> str:
+    return title if len(rows) <= most else f"{title}, the first {most} of {len(rows)}"
 
 
 def _changed(change: "Change") -> dict[str, Any]:
@@ -195,9 +245,17 @@ def _remove(path: Path) -> None:
 
 EXPORT_EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
-    "loraq-sim export runs/demo --csv rows.csv\n\n"
-    "loraq-sim export runs/demo --parquet rows.parquet"
+    "loraq-sim export runs/demo --to rows.parquet\n\n"
+    "loraq-sim export runs/demo --to trials\n\n"
+    "loraq-sim export runs/demo --to trials --by model --out trials.parquet"
 )
+
+
+class TrialsOf(enum.StrEnum):
+    """What is one trial."""
+
+    LAYER = "layer"
+    MODEL = "model"
 
 
 @one_line_failures
@@ -216,19 +274,100 @@ def export_command(
             show_default=False,
         ),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="csv|parquet|trials|FILE",
+            help="What to write: rows, into a FILE that ends in .csv or .parquet, or rows.csv or "
+            "rows.parquet beside the store; or trials, the columns of Optuna's trials_dataframe "
+            "(params_*, values_*, user_attrs_*).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File of --to; .csv or .parquet. Default: rows or trials beside the store.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[
+        TrialsOf, typer.Option("--by", help="Trials: of each layer's cases, or of the whole model.")
+    ] = TrialsOf.LAYER,
     force: Force = False,
 ) -> None:
     """Write all rows of a store, one line or record a case, missing values empty or null."""
     from loraq_sim.results.store import ResultStore
 
+    if out is not None and to is None:
+        raise InputError("--out is the file of --to: give --to csv, parquet or trials")
+    source = store_file(store)
     files = {name: path for name, path in (("csv", csv), ("parquet", parquet)) if path is not None}
-    if not files:
-        raise InputError("nothing to write: give --csv FILE, --parquet FILE or both")
-    refuse_existing(*files.values(), overwrite=force)
-    with ResultStore.open(store_file(store)) as opened:
+    target = None if to is None else _export_file(source, to, out)
+    if target is None and not files:
+        raise InputError("nothing to write: give --to csv, parquet, trials or a FILE")
+    if by is TrialsOf.MODEL and to != "trials":
+        raise InputError("--by says what a trial is: give --to trials")
+    refuse_existing(*files.values(), *([target] if target else []), overwrite=force)
+    with ResultStore.open(source) as opened:
         for name, path in files.items():
             count = getattr(opened, f"export_{name}")(path)
             say(f"{counted(count, 'row')} in {path}")
+        if target is not None and to == "trials":
+            _write_trials(opened, target, by)
+        elif target is not None:
+            count = getattr(opened, f"export_{target.suffix[1:].lower()}")(target)
+            say(f"{counted(count, 'row')} in {target}")
+
+
+def _export_file(store: Path, to: str, out: Path | None) -> Path:
+    """The file that ``--to`` and ``--out`` mean, which says by its end what it is."""
+    ends = (".csv", ".parquet")
+    if to not in ("csv", "parquet", "trials"):
+        if out is not None:
+            raise InputError(f"--to {to} and --out {out} both name a file; give one")
+        path = Path(to)
+        if path.suffix.lower() not in ends:
+            raise InputError(
+                f"--to must be csv, parquet, trials or a file that ends in .csv or .parquet, "
+                f"got {to!r}"
+            )
+        return path
+    path = out or store.with_name("trials.csv" if to == "trials" else f"rows.{to}")
+    if path.suffix.lower() not in (ends if to == "trials" else (f".{to}",)):
+        raise InputError(
+            f"--to {to} writes .{'csv or .parquet' if to == 'trials' else to}, got --out {path}"
+        )
+    return path
+
+
+def _write_trials(store: "ResultStore", path: Path, by: TrialsOf) -> None:
+    from loraq_sim.results.store_records import trial_rows, write_csv, write_parquet
+    from loraq_sim.results.totals import model_totals
+
+    rows = store.rows()
+    if by is TrialsOf.MODEL:
+        rows = model_totals(store.possible_rows())
+    trials, names = trial_rows(rows)
+    if not trials:
+        raise InputError(f"{store.path}: holds no row yet; run loraq-sim sweep into it first")
+    if path.suffix.lower() == ".csv":
+        # As pandas writes a length of time, and reads it.
+        spelled = [t | {"duration": _days(t["duration"])} for t in trials]
+        write_csv(path, spelled, names)
+    else:
+        write_parquet(path, trials, names)
+    say(f"{counted(len(trials), 'trial')} in {path}")
+
+
+def _days(length: "timedelta | None") -> str | None:
+    if length is None:
+        return None
+    clock = str(length - timedelta(days=length.days))
+    return f"{length.days} days {clock if clock[1].isdigit() else f'0{clock}'}"
 
 
 REPORT_EXAMPLES = (

@@ -67,7 +67,7 @@ _UNITS = {
     "number": (("", 1.0),),
     "count": (("", 1.0),),
     # Of keys that name the unit they are in.
-    **{unit: ((unit, 1.0),) for unit in ("pJ", "GE", "um2", "mm2", "nm", "ms")},
+    **{unit: ((unit, 1.0),) for unit in ("pJ", "GE", "um2", "mm2", "nm", "ms", "%")},
 }
 
 
@@ -244,7 +244,7 @@ for _key in (
 _SUFFIXES = {
     **{"_s": "time", "_j": "energy", "_bytes": "bytes", "_db": "decibel"},
     **{"_error": "percent", "_share": "percent", "_pj_per_mac": "pJ", "_pj": "pJ", "_ge": "GE"},
-    **{"_um2": "um2", "_mm2": "mm2", "_nm": "nm", "_ms": "ms"},
+    **{"_um2": "um2", "_mm2": "mm2", "_nm": "nm", "_ms": "ms", "_percent": "%"},
 }
 
 

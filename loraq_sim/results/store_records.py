@@ -15,6 +15,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,18 @@ from loraq_sim.files import csv_cell, replaced_file
 from loraq_sim.results.rows import (
     COLUMN_NAMES,
     COLUMNS,
+    IDENTITY,
     Row,
     StoredRow,
     cells_of,
+    every_name,
     plain_value,
 )
 
 __all__ = [
     "check_possible",
     "record_of",
+    "trial_rows",
     "row_of",
     "run_facts",
     "write_csv",
@@ -273,6 +277,38 @@ def write_csv(
         text.detach()
 
 
+_TRIAL_VALUES = (
+    *("output_error", "weight_error", "latency_s", "energy_j", "dram_bytes", "weight_bytes"),
+    "area_ge",
+)
+_TRIAL_PREFIX = re.compile(r"^(?:params|values|user_attrs)_")
+
+
+def trial_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
+    """Rows as trials of a search, and their columns: those of Optuna's ``trials_dataframe``.
+
+    ``values_*`` are what is minimized, ``params_*`` what a case was asked to be (`IDENTITY`),
+    ``user_attrs_*`` everything else; those that no row has are left out. ``state`` is ``FAIL`` for
+    a case that failed. When a case ran is not stored, only how long.
+    """
+    present = {name for row in rows for name, value in row.items() if value not in (None, "")}
+    values = [name for name in _TRIAL_VALUES if name in present]
+    params = [name for name in IDENTITY if name in present]
+    taken = {*values, *params, "seconds", "status"}
+    others = [name for name in every_name(rows) if name in present and name not in taken]
+    trials = []
+    for number, row in enumerate(rows):
+        seconds = row.get("seconds")
+        duration = None if seconds is None else timedelta(seconds=seconds)
+        trial: Row = {"number": number}
+        trial |= {f"values_{name}": row.get(name) for name in values}
+        trial |= {"datetime_start": None, "datetime_complete": None, "duration": duration}
+        trial |= {f"params_{name}": row.get(name) for name in params}
+        trial |= {f"user_attrs_{name}": row.get(name) for name in others}
+        trials.append(trial | {"state": "FAIL" if row.get("status") == "failed" else "COMPLETE"})
+    return trials, list(trials[0]) if trials else []
+
+
 def write_parquet(
     path: str | Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> None:
@@ -295,8 +331,13 @@ def write_parquet(
         ) from None
     types = {"TEXT": pyarrow.string(), "INTEGER": pyarrow.int64(), "REAL": pyarrow.float64()}
     known = {column.name: types[column.sql_type] for column in COLUMNS}
-    known["pareto"] = pyarrow.bool_()
-    columns = {name: _column(rows, name, known.get(name), pyarrow) for name in names}
+    known |= {"pareto": pyarrow.bool_(), "number": pyarrow.int64(), "n_layers": pyarrow.int64()}
+    known |= {"n_missing": pyarrow.int64(), "complete": pyarrow.bool_()}
+    known |= {"duration": pyarrow.duration("us")}
+    known |= dict.fromkeys(("datetime_start", "datetime_complete"), pyarrow.timestamp("us"))
+    columns = {
+        name: _column(rows, name, known.get(_TRIAL_PREFIX.sub("", name)), pyarrow) for name in names
+    }
     table = pyarrow.table(columns)
     with replaced_file(path, error=StoreError) as file:
         parquet.write_table(table, file)

@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
+from loraq_sim.results.rows import failed_row
 from loraq_sim.results.store import ResultStore
+from loraq_sim.results.store_records import trial_rows
+from loraq_sim.results.totals import model_totals
 
 
 @pytest.fixture
@@ -88,6 +91,64 @@ def test_bad_limits_are_one_line(command, stores, words, message):
     assert message in result.stderr
 
 
+def test_markdown_of_a_comparison_is_a_summary_for_a_pull_request(command, stores):
+    limit = ("--fail-if", "output_error>+2%")
+    result = command("compare", *stores, *limit, "--format", "md")
+    assert result.exit_code == 3
+    lines = result.stdout.splitlines()
+    assert lines[0] == "### loraq-sim compare: 1 value beyond its limit"
+    text = result.stdout
+    assert "Verdict: Build " in text
+    assert text.index("**Beyond their limit**") < text.index("**Changed values**")
+    beyond = text.split("**Beyond their limit**")[1].split("**Changed values**")[0]
+    assert beyond.count("\n| ") == 3
+    assert "| output_error&gt;+2% |" in beyond
+    assert "**Rows of one store only**" in text
+    assert "1 row in both" not in lines[0]
+    same = command("compare", stores[0], stores[0], *limit, "--format", "md")
+    assert same.exit_code == 0
+    assert same.stdout.splitlines()[0] == "### loraq-sim compare: all within their limits"
+    assert "no differences" in same.stdout
+    plain = command("compare", *stores, "--format", "md")
+    assert plain.stdout.startswith("### loraq-sim compare: ")
+    assert "limit" not in plain.stdout.splitlines()[0]
+
+
+def test_a_long_comparison_is_cut_in_markdown_and_whole_in_json(command, sweep, tmp_path):
+    for name in ("a", "b"):
+        sweep(tmp_path / name)
+    path = tmp_path / "b" / "results.sqlite"
+    with ResultStore.open(path, create=True) as store:
+        for row in store.rows():
+            for column in ("output_error", "weight_error", "latency_s", "energy_j", "cosine"):
+                row[column] = row[column] * 1.5
+            store.add(row.pop("case_id"), row)
+    words = ("compare", tmp_path / "a", tmp_path / "b")
+    rows = json.loads(command(*words, "--format", "json").stdout)["rows"]
+    assert len(rows) > 20
+    shown = command(*words, "--format", "md").stdout
+    assert f"the first 20 of {len(rows)}" in shown
+    assert shown.count("\n| ") == 22
+
+
+def test_a_verdict_that_changed_is_said(command, sweep, tmp_path):
+    for name in ("a", "b"):
+        sweep(tmp_path / name)
+    path = tmp_path / "b" / "results.sqlite"
+    before = json.loads(command("pareto", tmp_path / "a", "--format", "json").stdout)["verdict"]
+    with ResultStore.open(path, create=True) as store:
+        for row in store.rows():
+            if row["split"] == before["split"]:
+                row["output_error"] = 0.9
+                store.add(row.pop("case_id"), row)
+    words = ("compare", tmp_path / "a", tmp_path / "b")
+    found = json.loads(command(*words, "--format", "json").stdout)["verdicts"]
+    assert found["before"] == before["headline"] != found["after"]
+    for form in ("table", "md"):
+        said = command(*words, "--format", form).stdout
+        assert f"Verdict: {found['after']} (before: {found['before']})" in said
+
+
 def test_export_writes_what_the_store_holds(command, sweep, tmp_path):
     pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -111,6 +172,83 @@ def test_export_writes_what_the_store_holds(command, sweep, tmp_path):
         assert isinstance(value["pareto"], bool)
     assert command("export", tmp_path / "a", *files).exit_code == 2
     assert command("export", tmp_path / "a", *files, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("by", ["layer", "model"])
+def test_trials_have_the_columns_of_optuna_and_read_as_pandas_writes_them(
+    command, sweep, tmp_path, by
+):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    sweep(tmp_path / "a")
+    frames = []
+    for end, read in (("csv", pandas.read_csv), ("parquet", pandas.read_parquet)):
+        path = tmp_path / f"t.{end}"
+        done = command("export", tmp_path / "a", "--to", "trials", "--by", by, "--out", path)
+        assert done.exit_code == 0, done.output
+        frames.append(read(path))
+    texts, trials = frames
+    with ResultStore.open(tmp_path / "a" / "results.sqlite") as store:
+        rows = store.rows() if by == "layer" else model_totals(store.rows())
+    assert list(trials.columns) == list(texts.columns)
+    assert list(trials["number"]) == list(range(len(rows)))
+    heads = [name.split("_")[0] for name in trials.columns]
+    order = ["number", "values", "datetime", "duration", "params", "user", "state"]
+    assert [h for i, h in enumerate(heads) if i == 0 or heads[i - 1] != h] == order
+    assert set(trials["state"]) == {"COMPLETE"}
+    for i, row in enumerate(rows):
+        assert trials["params_split"][i] == row["split"] == texts["params_split"][i]
+        for name in ("output_error", "latency_s", "weight_bytes"):
+            assert trials[f"values_{name}"][i] == row[name] == texts[f"values_{name}"][i]
+        assert trials["user_attrs_utilization"][i] == row["utilization"]
+    if by == "layer":
+        seconds = pandas.to_timedelta(texts["duration"]).dt.total_seconds()
+        assert list(seconds) == pytest.approx([row["seconds"] for row in rows], abs=1e-6)
+        assert "params_layer" in trials
+    else:
+        assert "params_layer" not in trials
+
+
+def test_a_failed_case_is_a_failed_trial():
+    rows = [failed_row("too bad", {"layer": "a", "split": "W4A4", "accelerator": "aie2"})]
+    (trial,), _ = trial_rows([*rows])
+    assert (trial["state"], trial["user_attrs_message"]) == ("FAIL", "too bad")
+
+
+def test_export_to_a_word_or_a_file_replaces_nothing(command, sweep, tmp_path):
+    pytest.importorskip("pyarrow")
+    sweep(tmp_path / "a")
+    for words, file in (
+        (("--to", "csv"), tmp_path / "a" / "rows.csv"),
+        (("--to", "parquet"), tmp_path / "a" / "rows.parquet"),
+        (("--to", "trials"), tmp_path / "a" / "trials.csv"),
+        (("--to", tmp_path / "mine.parquet"), tmp_path / "mine.parquet"),
+        (("--to", "csv", "--out", tmp_path / "mine.csv"), tmp_path / "mine.csv"),
+    ):
+        assert command("export", tmp_path / "a", *words).exit_code == 0
+        held = file.read_bytes()
+        again = command("export", tmp_path / "a", *words)
+        assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+        assert "is there already" in again.stderr
+        assert file.read_bytes() == held
+        assert command("export", tmp_path / "a", *words, "--force").exit_code == 0
+    assert (tmp_path / "mine.csv").read_bytes() == (tmp_path / "a" / "rows.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--to", "rows.xlsx"), "must be csv, parquet, trials or a file that ends in"),
+        (("--to", "csv", "--out", "a.parquet"), "--to csv writes .csv, got --out a.parquet"),
+        (("--to", "a.csv", "--out", "b.csv"), "both name a file"),
+        (("--out", "b.csv"), "--out is the file of --to"),
+        (("--to", "csv", "--by", "model"), "give --to trials"),
+    ],
+)
+def test_odd_exports_are_one_line(command, tmp_path, words, message):
+    result = command("export", tmp_path, *words)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
 
 
 def test_parquet_without_pyarrow_is_one_line(command, sweep, tmp_path, monkeypatch):
