@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
         fit_family,
         fitted_family,
     )
+    from hwmodels.foreign import ForeignMachine, read_foreign
     from hwmodels.inventory import list_models, load_model, product_cost
     from hwmodels.loader import implausible, list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
@@ -66,6 +67,7 @@ __all__ = [
     "ArrayCost",
     "Cost",
     "FamilyFit",
+    "ForeignMachine",
     "GemmWorkload",
     "MEASURED_CSV",
     "ProcessNode",
@@ -96,6 +98,7 @@ __all__ = [
     "overview",
     "parse_value",
     "product_cost",
+    "read_foreign",
     "resting",
     "resting_text",
     "rests_on",
@@ -120,6 +123,7 @@ _HOMES = {
     "ArrayCost": "cost",
     "Cost": "cost",
     "FamilyFit": "fitting",
+    "ForeignMachine": "foreign",
     "GemmWorkload": "workload",
     "MEASURED_CSV": "measured",
     "ProcessNode": "synthesis",
@@ -150,6 +154,7 @@ _HOMES = {
     "overview": "overrides",
     "parse_value": "overrides",
     "product_cost": "inventory",
+    "read_foreign": "foreign",
     "resting": "validation",
     "resting_text": "validation",
     "rests_on": "validation",

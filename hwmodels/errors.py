@@ -6,12 +6,14 @@ quantity such as ``1.2 GHz`` is under a key whose name ends with its unit.
 """
 
 import difflib
+import math
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from html import escape
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "AcceleratorError",
@@ -25,6 +27,7 @@ __all__ = [
     "read_text",
     "require_regular",
     "unit_of",
+    "worked_out",
     "written_units",
 ]
 
@@ -284,3 +287,60 @@ def written_units(key: str) -> str:
 
 
 _MOST_UNITS = 9
+
+
+_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(\*\*|[-+*/()]))")
+_LONGEST_SUM = 100
+
+
+def worked_out(value: Any) -> float | None:
+    """The number of a value, or of a sum or product such as ``1024*1024*8``; None for words."""
+    text = "" if isinstance(value, bool) else str(value).strip().replace("_", "").lower()
+    if text in ("inf", ".inf", "+inf"):
+        return math.inf
+    tokens: list[str] = []
+    position = 0
+    while position < len(text) <= _LONGEST_SUM:
+        match = _TOKEN.match(text, position)
+        if match is None:
+            return None
+        tokens.append(match[1] or match[2])
+        position = match.end()
+    try:
+        number, rest = _sum(tokens)
+    except (IndexError, ValueError, ZeroDivisionError, OverflowError):
+        return None
+    return None if rest or isinstance(number, complex) else number
+
+
+def _sum(tokens: list[str]) -> tuple[float, list[str]]:
+    total, rest = _product(tokens)
+    while rest and rest[0] in "+-":
+        value, after = _product(rest[1:])
+        total, rest = (total + value if rest[0] == "+" else total - value), after
+    return total, rest
+
+
+def _product(tokens: list[str]) -> tuple[float, list[str]]:
+    total, rest = _power(tokens)
+    while rest and rest[0] in ("*", "/"):
+        value, after = _power(rest[1:])
+        total, rest = (total * value if rest[0] == "*" else total / value), after
+    return total, rest
+
+
+def _power(tokens: list[str]) -> tuple[float, list[str]]:
+    if tokens[0] in "+-":
+        value, rest = _power(tokens[1:])
+        return (-value if tokens[0] == "-" else value), rest
+    if tokens[0] == "(":
+        value, rest = _sum(tokens[1:])
+        if rest[0] != ")":
+            raise ValueError
+        rest = rest[1:]
+    else:
+        value, rest = float(tokens[0]), tokens[1:]
+    if rest and rest[0] == "**":
+        exponent, rest = _power(rest[1:])
+        value = value ** min(exponent, 1000.0)
+    return value, rest

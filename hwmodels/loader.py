@@ -7,6 +7,7 @@ control characters, which a terminal would obey, and numbers that no machine has
 
 import logging
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,6 +236,19 @@ def _wrong_changes(hw: Accelerator, lines: _Lines) -> list[tuple[int, str]]:
 
 
 def _compose(path: Path, text: str, lines: _Lines) -> Any:
+    return composed(path, text, lambda node: _to_value(path, node, (), lines, set()))
+
+
+def composed(path: Path, text: str, of: Callable[[Any], Any]) -> Any:
+    """What `of` makes of the nodes of a YAML text; None of an empty one.
+
+    Nothing in it is built or run: nodes are tags and texts.
+
+    Raises
+    ------
+    AcceleratorError
+        If the text is no YAML, or `of` raises it; with file and line.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -244,7 +258,7 @@ def _compose(path: Path, text: str, lines: _Lines) -> Any:
             # Of anchors that are there twice: aliases are refused below, with their line.
             warnings.simplefilter("ignore")
             node = YAML(typ="safe", pure=True).compose(text)
-        return None if node is None else _to_value(path, node, (), lines, set())
+        return None if node is None else of(node)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1

@@ -21,7 +21,7 @@ from loraq_sim.cli.cost import (
     checked_schedule,
     chosen_machines,
 )
-from loraq_sim.cli.explore import print_paper
+from loraq_sim.cli.explore import new_foreign, new_paper
 from loraq_sim.cli.hw_measured import (
     FIT_EXAMPLES,
     VALIDATE_EXAMPLES,
@@ -88,10 +88,19 @@ _NEW_EXAMPLES = (
     "--dram 68GB/s\n\n"
     "loraq-sim hw new my_array --organization systolic --rows 64 --columns 64\n\n"
     "loraq-sim hw new my_npu --like aie2\n\n"
+    "loraq-sim hw new my_npu --from-yaml tpu_like.yaml --clock 1GHz\n\n"
     "loraq-sim hw new runs/chip.yaml --rows 64 --columns 64 --split W4A4+W8A8@fp16r32 "
     "--acc-bits 20 --products-per-add 8 --sram 2MiB"
 )
 _FAMILY_COLUMNS = ("name", "modes", "m", "n", "k", "mean_error", "worst_error")
+Machine = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE",
+        help="Accelerator, NAME@VARIANT, or YAML file.",
+        autocompletion=lambda: hwmodels.list_accelerators(),
+    ),
+]
 _DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")
 
 
@@ -117,10 +126,7 @@ def list_command(output: OutFormat = OutputFormat.TABLE) -> None:
 @app.command("show", epilog=_SHOW_EXAMPLES)
 @one_line_failures
 def show_command(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME|FILE", help="Accelerator, NAME@VARIANT, or YAML file."),
-    ],
+    name: Machine,
     splits: Splits = None,
     family: Family = "int",
     every: Annotated[
@@ -204,6 +210,15 @@ def new_command(
         str | None,
         _quantity("--like", "NAME", "Copy this shipped machine's file, comments and all, instead."),
     ] = None,
+    from_yaml: Annotated[
+        Path | None,
+        _quantity(
+            "--from-yaml",
+            "FILE",
+            "Start from a hardware file of Timeloop, AccelForge or ZigZag, and say what becomes of "
+            "each of its keys; other options stand over it.",
+        ),
+    ] = None,
     organization: Annotated[
         str,
         typer.Option(
@@ -272,7 +287,13 @@ def new_command(
     if split is not None:
         refuse_existing(path, overwrite=force)
         make_folder(path.parent)
-        _new_paper(path, name, split, given, modes, output)
+        new_paper(path, name, split, given, modes, output)
+        return
+    if from_yaml is not None:
+        if like:
+            raise InputError("--like copies a file as it is; leave out --from-yaml")
+        read = hwmodels.read_foreign(from_yaml, name, modes=modes, **given)
+        new_foreign(path, read, force=force, output=output)
         return
     sketched = hwmodels.sketch(
         name, organization=organization, modes=tuple(modes or ("int8",)), **given
@@ -297,42 +318,6 @@ def new_command(
             "refused; add bf16 to --modes if it has one"
         )
     note(f"next: loraq-sim hw show {path}; loraq-sim cost --hw {path} --shape 4096x1152x4608")
-
-
-def _new_paper(
-    path: Path,
-    name: str,
-    split: str,
-    given: dict[str, Any],
-    modes: list[str] | None,
-    output: OutputFormat,
-) -> None:
-    """A chip on paper, of what was given and the defaults of the template of its kind."""
-    from loraq_sim.emulator.mac_array import MacArray
-
-    idle = [f"--{flag}" for flag in ("l1", "launch") if given.pop(flag) is not None]
-    idle += ["--modes"] if modes else []
-    if idle:
-        raise InputError(f"{', '.join(idle)} and --split exclude each other: it decides those")
-    defaults = {"rows": 64, "columns": 64, "clock": 1e9, "sram": 2**20, "dram": 51.2e9, "node": 7}
-    known = {flag: value for flag, value in given.items() if value is not None}
-    machine = hwmodels.sketch(name, organization="systolic", **{**defaults, **known})
-    rule = machine.datapath
-    array = MacArray(
-        acc_bits=rule.acc_bits, overflow=rule.overflow, products_per_add=rule.products_per_add
-    )
-    print_paper(
-        path,
-        split,
-        rows=machine.units.rows,
-        columns=machine.units.columns,
-        array=array,
-        sram_bytes=machine.memories.l2.capacity_bytes,
-        node=int(machine.energy.node_nm),
-        clock_hz=machine.units.clock_hz,
-        dram_bytes_per_s=machine.memories.dram.bandwidth_bytes_per_s,
-        output=output,
-    )
 
 
 _USUAL = (4096, 4608, 1152)
@@ -369,10 +354,7 @@ def _modes_of(accelerator: "Accelerator", split: "PrecisionSplit") -> list[dict]
 @app.command("explain", epilog=_EXPLAIN_EXAMPLES)
 @one_line_failures
 def explain_command(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME|FILE", help="Accelerator, NAME@VARIANT, or YAML file."),
-    ],
+    name: Machine,
     shape: Annotated[
         str,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+import hwmodels
 from loraq_sim.dumps.kinds import list_models
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import AGGREGATES
@@ -87,8 +88,11 @@ _LAYER_DUMP = typer.Option(
     help="Layer dump or checkpoint: .pt, .safetensors, .npz, .gguf, .onnx, or a folder.",
     show_default=False,
 )
+
+
 _HW = typer.Option(
     "--hw",
+    autocompletion=lambda: hwmodels.list_accelerators(),
     metavar="NAME|FILE",
     help="Accelerator name or YAML file; repeat or separate by commas.",
     show_default=False,
@@ -465,9 +469,7 @@ def whole_numbers(flag: str, values: Iterable[str] | None) -> tuple[int, ...] | 
     texts = listed(values)
     for text in texts:
         if not (text.isascii() and text.isdigit()):
-            raise InputError(
-                f"{flag} must be a list of whole numbers such as 16,20,24, got {text!r}"
-            )
+            raise InputError(f"{flag} must be whole numbers such as 16,20,24, got {text!r}")
     return tuple(map(int, texts)) or None
 
 

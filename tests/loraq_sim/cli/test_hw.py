@@ -659,6 +659,34 @@ def test_a_copy_of_a_shipped_machine_costs_the_same(run, tmp_path):
     assert rows[0] == rows[1]
 
 
+def test_a_file_of_another_tool_starts_a_machine(run, tmp_path):
+    words = ("hw", "new", "edge", "--from-yaml", "examples/edge_npu.zigzag.yaml", "--out", tmp_path)
+    made = run(*words, "--clock", "1GHz")
+    assert made.exit_code == 0, made.output
+    path = tmp_path / "edge.yaml"
+    assert made.stdout.startswith(f"{path}\n")
+    assert re.search(r"memories\.sram\.size +8388608 +memories\.l2\.capacity_bytes", made.stdout)
+    assert (
+        "not taken, for no number here is like it: name, memories.weight_rf.w_cost" in made.stdout
+    )
+    assert "values are assumed" in made.stderr
+    (row,) = rows_of(
+        run(
+            "cost", "--hw", path, "--shape", "4096x1152x4608", "--split", "W8A8", "--format", "json"
+        )
+    )
+    # The closed form of a 32 x 32 array at 1 GHz is all but ZigZag's own count, 21.36 million.
+    assert row["cycles"] == pytest.approx(21.36e6, rel=0.03)
+    assert (row["accelerator"], row["confidence"]) == ("edge", "assumed")
+    again = run(*words)
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert "is there already" in again.stderr
+    both = run("hw", "new", "b", "--from-yaml", "x.yaml", "--like", "aie2", "--out", tmp_path)
+    assert (both.exit_code, "leave out --from-yaml" in both.stderr) == (2, True)
+    none = run("hw", "new", "b", "--from-yaml", tmp_path / "none.yaml", "--out", tmp_path)
+    assert (none.exit_code, none.stderr.count("\n")) == (2, 1)
+
+
 def test_units_are_taken_on_the_command_line(run):
     words = (run, "--hw", "aie2", "--split", "W4A8")
     plain = shown_by(cost(*words, "--set", "memories.dram.bandwidth_bytes_per_s=30e9"))

@@ -67,7 +67,7 @@ def test_people_read_how_many_rows_were_synthesized():
     [
         (("--acc-bits", 7), "acc_bits must be an integer from 8 to 64, got 7"),
         (("--a-bits", 99), "a_bits must be a whole number from 2 to 16, got 99"),
-        (("--a-bits", "eight"), "--a-bits must be a list of whole numbers such as 16,20,24"),
+        (("--a-bits", "eight"), "--a-bits must be whole numbers such as 16,20,24"),
         (("--overflow", "clip"), "overflow"),
         (
             ("--node", 6),

@@ -72,6 +72,7 @@ MODES = [
     ("sweep", "--hw", "aie2", *Q, "--split", "W8A8", "--dry-run", "--out", "{}/dry"),
     ("emulate", "--hw", "aie2", *Q, "--split", "W8A8,W4A4+W8A8r999", "--tokens", 4),
     ("hw new", "chip", "--rows", 2, "--out", "{}", "--force"),
+    ("hw new", "edge", "--from-yaml", "examples/edge_npu.zigzag.yaml", "--out", "{}", "--force"),
     ("hw validate", "--hw", "t4", "--cross"),
     ("compare", "{}/demo", "{}/demo"),
 ]

@@ -22,3 +22,43 @@ def test_the_script_and_the_module_say_the_same(start, tmp_path):
     assert wrong.returncode == 2
     assert "Usage: loraq-sim hw show" in wrong.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def completed(shell, words, monkeypatch, capsys):
+    """What the program answers the completion of a shell, asked as that shell asks it."""
+    from loraq_sim.cli.app import app
+
+    monkeypatch.setenv("_LORAQ_SIM_COMPLETE", f"complete_{shell}")
+    asked = {"bash": ("COMP_WORDS", words), "zsh": ("_TYPER_COMPLETE_ARGS", words)}
+    asked["fish"] = asked["zsh"]
+    monkeypatch.setenv(*asked[shell])
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - (not words.endswith(" "))))
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    with pytest.raises(SystemExit):
+        app(prog_name="loraq-sim")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_and_machines_complete_in_every_shell(shell, monkeypatch, capsys):
+    assert {"explain", "explore", "export"} <= set(
+        completed(shell, "loraq-sim exp", monkeypatch, capsys)
+        .replace('"', " ")
+        .replace("\t", " ")
+        .split()
+    )
+    assert "mi300x" in completed(shell, "loraq-sim cost --hw mi", monkeypatch, capsys)
+    assert "aie2p" in completed(shell, "loraq-sim hw show ai", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [("bash", "complete -o"), ("zsh", "#compdef loraq-sim"), ("fish", "--command")],
+)
+def test_the_script_of_each_shell_is_printed(shell, said, monkeypatch, capsys):
+    from loraq_sim.cli.app import app
+
+    monkeypatch.setenv("_LORAQ_SIM_COMPLETE", f"source_{shell}")
+    with pytest.raises(SystemExit):
+        app(prog_name="loraq-sim")
+    assert said in capsys.readouterr().out
