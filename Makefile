@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo published-report test pytest test-slow test-floors boundscheck lint format bench docs clean
+.PHONY: demo published-report test pytest test-slow test-floors boundscheck lint format bench \
+	pages docs clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
@@ -44,6 +45,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/sweep_time.py
+
+# The committed pages, with what the program prints today; `make docs` builds the site of them.
+pages: $(STAMP)
+	$(BIN)/python docs/extensions/fill_pages.py
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -n -W --keep-going -b html docs runs/docs

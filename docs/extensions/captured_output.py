@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from page_blocks import Block, commands_of
 
 __all__ = ["CommandFailed", "PageFolder"]
 
+# A block of code on GitHub scrolls beyond about as many.
+_COLUMNS = 100
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -26,9 +29,9 @@ class PageFolder:
     def __init__(self, folder: Path | None = None) -> None:
         self._made = None if folder else tempfile.TemporaryDirectory(prefix="loraq-sim-docs-")
         self.path = folder or Path(self._made.name)
-        for name in ("examples", "hwmodels", "benchmarks"):
+        for name in ("examples", "hwmodels", "benchmarks", "reports"):
             link = self.path / name
-            if not link.exists():
+            if not link.exists() and (_ROOT / name).exists():
                 link.symlink_to(_ROOT / name)
 
     @staticmethod
@@ -36,6 +39,11 @@ class PageFolder:
         """Whether `block` is for readers and tests of every day, and its program is installed."""
         has_program = block.note == "needs" and shutil.which(block.why) is not None
         return block.note is None or has_program
+
+    def close(self) -> None:
+        """Remove the folder, if it was made here."""
+        if self._made is not None:
+            self._made.cleanup()
 
     def run(self, block: Block) -> tuple[str, str]:
         """What the commands of `block` write to stdout, and with the notes on stderr.
@@ -64,6 +72,23 @@ class PageFolder:
             os.chdir(before)
 
 
+@contextlib.contextmanager
+def _as_a_terminal() -> Iterator[None]:
+    """What readers see: tables as wide as their terminal."""
+    from loraq_sim.cli import output
+
+    before, columns = output.is_terminal, os.environ.get("COLUMNS")
+    output.is_terminal = lambda stream: stream is sys.stdout
+    os.environ["COLUMNS"] = str(_COLUMNS)
+    try:
+        yield
+    finally:
+        output.is_terminal = before
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
 def _run(command: str) -> tuple[str, str]:
     if not command.startswith("loraq-sim "):
         shell = ["bash", "-euc", command]
@@ -75,7 +100,8 @@ def _run(command: str) -> tuple[str, str]:
 
     from loraq_sim.cli.app import app
 
-    done = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+    with _as_a_terminal():
+        done = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
     if done.exit_code:
         raise CommandFailed(f"{command}\n{done.output}")
     return done.stdout, done.output

@@ -6,7 +6,7 @@ from typing import Any
 
 from markdown_table import cell, table
 
-__all__ = ["command_pages"]
+__all__ = ["command_pages", "output_fields"]
 
 _MARKUP = re.compile(r"\[/?bold\]")
 
@@ -18,6 +18,50 @@ def command_pages() -> str:
     from loraq_sim.cli.app import app
 
     return "\n\n".join(_sections(typer.main.get_command(app), ("loraq-sim",)))
+
+
+def output_fields() -> str:
+    """A section for each command with JSON output: the fields of its rows and beside them."""
+    from loraq_sim.cli.schema import json_schema, schema_names
+
+    parts = []
+    for name in schema_names():
+        schema = json_schema(name)
+        parts.append(f"## {name}")
+        for mode in schema.get("anyOf", [schema]):
+            if "anyOf" in schema:
+                parts.append(f"*{mode['title']}*")
+            fields = mode["properties"]
+            rows = fields.get("rows", {}).get("items", {"properties": fields})
+            parts.append(_field_table(rows["properties"], rows.get("required", [])))
+            beside = {k: v for k, v in fields.items() if k not in ("schema", "rows")}
+            if beside and "rows" in fields:
+                parts += ["beside `rows`:", _field_table(beside, mode["required"])]
+    return "\n\n".join(parts)
+
+
+def _field_table(fields: dict[str, Any], required: list[str]) -> str:
+    from loraq_sim.results.rows import COLUMN_NAMES
+
+    columns = [name for name in fields if name in COLUMN_NAMES]
+    whole = len(columns) == len(COLUMN_NAMES)
+    rows = [
+        (f"`{name}`", _kind(field), field.get("unit", "-"), _words(field["description"]))
+        for name, field in fields.items()
+        if not (whole and name in COLUMN_NAMES)
+    ]
+    said = "All [columns of a result row](row_columns.md)." if whole else ""
+    shown = table(("field", "type", "unit", "meaning"), rows) if rows else ""
+    return "\n\n".join(part for part in (said, shown) if part)
+
+
+def _kind(field: dict[str, Any]) -> str:
+    kind = field["type"]
+    kinds = [k for k in (kind if isinstance(kind, list) else [kind]) if k != "null"]
+    inner = field.get("items", {}).get("type")
+    text = "list of objects" if inner == "object" else f"list of {inner}s" if inner else None
+    optional = " or null" if isinstance(kind, list) and "null" in kind else ""
+    return (text or " or ".join(kinds)) + optional
 
 
 def _sections(command: Any, words: tuple[str, ...]) -> list[str]:

@@ -1,10 +1,14 @@
-"""Markdown made from the code: what a page shows by ``<!-- generated: NAME -->``."""
+"""Markdown made from the code: what a page shows by ``<!-- generated: NAME -->``.
+
+`SITE` has what takes its place on the built site, where that is not what the repository shows.
+"""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from generated_commands import command_pages
+from generated_api import api, api_more, module_text
+from generated_commands import command_pages, output_fields
 from generated_schema import accelerator_schema
 from generated_validation import (
     accuracy_by_device,
@@ -16,7 +20,7 @@ from generated_validation import (
 from ladder import ladder_table
 from markdown_table import table
 
-__all__ = ["GENERATED"]
+__all__ = ["GENERATED", "SITE"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -258,11 +262,64 @@ def _other_benchmarks(placed: str) -> str:
     return "\n\n".join(parts)
 
 
-def _pages_like(patterns: str) -> str:
-    """Pages whose generators may not have run: those of the patterns that are there."""
-    docs = _ROOT / "docs"
-    found = [path for pattern in patterns.split() for path in sorted(docs.glob(f"{pattern}.md"))]
-    return "\n".join(str(path.relative_to(docs).with_suffix("")) for path in found)
+def _benchmark_link(argument: str) -> str:
+    """Where the tables are in the repository, from a page in a folder so many levels down."""
+    name, _, levels = argument.partition(" ")
+    path = _ROOT / "benchmarks" / f"{name}.md"
+    return f"The tables are in [{_title(path)}]({'../' * int(levels or 2)}benchmarks/{name}.md)."
+
+
+def _other_benchmark_links(placed: str) -> str:
+    found = sorted((_ROOT / "benchmarks").glob("*.md"))
+    return "\n".join(
+        f"- [{_title(path)}](../benchmarks/{path.name})"
+        for path in found
+        if path.stem not in placed.split()
+    )
+
+
+def _title(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").strip().splitlines()[0]
+    return first.strip("#* ") if first.startswith("#") else path.stem.replace("_", " ")
+
+
+def _file(argument: str) -> str:
+    """A file of the repository, or what of it a name defines, as a block of code."""
+    name, *more = argument.split()
+    text = (_ROOT / name).read_text(encoding="utf-8")
+    options = dict(option.split("=", 1) for option in more)
+    if "object" in options:
+        text = _definition(text, options["object"])
+    if "start" in options:
+        text = text[text.index(options["start"]) :]
+    if "entry" in options:
+        text = re.search(rf"@\w+{{{options['entry']},.*?\n}}", text, re.DOTALL)[0]
+    language = {"py": "python", "bib": "bibtex"}.get(name.rpartition(".")[2], "toml")
+    return f"```{language}\n{text.strip()}\n```"
+
+
+def _definition(text: str, name: str) -> str:
+    lines = text.splitlines()
+    head = re.compile(rf"(?:def |class )?{name}\b.*(?:[:({{\[]|=.*)$")
+    start = next(i for i, line in enumerate(lines) if head.match(line))
+    ends = (i for i, line in enumerate(lines) if i > start and re.match(r"[^\s)}\]]", line))
+    return "\n".join(lines[start : next(ends, len(lines))])
+
+
+def _references() -> str:
+    """Every entry of references.bib: who, what, when, where to read it."""
+    text = (_ROOT / "docs" / "references.bib").read_text(encoding="utf-8")
+    told = []
+    for entry in re.findall(r"@\w+\{(.*?)\n\}", text, re.DOTALL):
+        fields = dict(re.findall(r"(\w+) = \{(.*?)\}(?:,|$)", entry, re.MULTILINE))
+        plain = {key: re.sub(r"[{}]|\\['`^\"]", "", value) for key, value in fields.items()}
+        names = [name.split(",")[0] for name in plain.get("author", "").split(" and ")]
+        who = names[0] + (" et al." if len(names) > 2 else f" and {names[1]}" if names[1:] else "")
+        title = f"[{plain['title']}]({plain['url']})" if "url" in plain else plain["title"]
+        where = plain.get("booktitle") or plain.get("journal") or plain.get("publisher", "")
+        said = ", ".join(part for part in (where, plain.get("year", "")) if part)
+        told.append(f"- {who}: {title}. {said}.")
+    return "\n".join(sorted(told, key=str.lower))
 
 
 GENERATED: dict[str, Callable[..., str]] = {
@@ -279,9 +336,14 @@ GENERATED: dict[str, Callable[..., str]] = {
     "row_columns": _row_columns,
     "plan_keys": _plan_keys,
     "glossary": _glossary,
-    "benchmark": _benchmark,
-    "other_benchmarks": _other_benchmarks,
-    "pages_like": _pages_like,
+    "benchmark": _benchmark_link,
+    "other_benchmarks": _other_benchmark_links,
+    "api": api,
+    "api_more": api_more,
+    "module": module_text,
+    "file": _file,
+    "references": _references,
+    "output_fields": output_fields,
     "ladder": ladder_table,
     "commands": command_pages,
     "accelerator_schema": accelerator_schema,
@@ -290,4 +352,8 @@ GENERATED: dict[str, Callable[..., str]] = {
     "measured_rows": measured_rows_table,
     "branch_rows": branch_rows,
     "golden_counts": golden_counts,
+}
+SITE: dict[str, Callable[..., str]] = {
+    "benchmark": lambda argument: _benchmark(argument.split()[0]),
+    "other_benchmarks": _other_benchmarks,
 }

@@ -3,12 +3,13 @@
     <!-- slow: why -->          before a block: run by `make test-slow` only
     <!-- not run: why -->       before a block: run by nobody, with the reason
     <!-- needs: PROGRAM -->     before a block: left out where the program is not installed
-    <!-- output -->             after a block: its output is shown here, taken when pages are built
+    <!-- output -->             after a block: what it prints follows, see `fill_pages`
     <!-- output: stderr -->     the same with the notes on stderr
     <!-- output: lines=12 -->   the same, cut after 12 lines; skip=3 leaves out the first 3
     <!-- output: picture=F -->  the picture F that the commands wrote
+    <!-- output: timed -->      it holds times, which differ from run to run
 
-Pages stay plain Markdown, and one text is what readers see, what the build runs and what tests run.
+Pages are plain Markdown, and one text is what readers see and what tests run.
 """
 
 import re
@@ -23,6 +24,10 @@ _BLOCK = re.compile(
     r"^```(?P<language>\w+)\n(?P<text>.*?)^```\n"
     r"(?:^<!-- output(?:: (?P<options>[^\n]*?))? -->$)?",
     re.DOTALL | re.MULTILINE,
+)
+
+_GENERATED = re.compile(
+    r"^<!-- generated: .*?^<!-- end of generated -->$", re.DOTALL | re.MULTILINE
 )
 
 
@@ -40,8 +45,11 @@ class Block:
 
 
 def page_blocks(page: str) -> Iterator[Block]:
-    """Every fenced block of a page, in order."""
+    """Every fenced block of a page, in order; those of generated parts are not to be run."""
+    generated = [match.span() for match in _GENERATED.finditer(page)]
     for match in _BLOCK.finditer(page):
+        if any(start < match.start() < end for start, end in generated):
+            continue
         asked = match[0].rstrip().endswith("-->")
         yield Block(
             language=match["language"],

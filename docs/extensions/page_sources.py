@@ -1,89 +1,65 @@
-"""Fill the pages before they are read: generated tables, and the output of their commands.
+"""What Sphinx does to the pages, which are committed whole (`fill_pages`), as it reads them.
 
-``<!-- generated: NAME -->`` on a line of its own becomes the Markdown that
-`generated_tables.GENERATED` makes for NAME, and ``<!-- unplaced names of PACKAGE -->`` the public
-names the page does not describe itself. How a block asks for its output is said in `page_blocks`.
+Outputs get their style; pages of `benchmarks/`, to which the committed text links, come in as
+sections; and the list of pages in `README.md` becomes the navigation.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from captured_output import CommandFailed, PageFolder
-from generated_names import unplaced_names
-from generated_tables import GENERATED
-from page_blocks import Block, page_blocks
+from fill_pages import GENERATED_PLACE
+from generated_tables import SITE
 from sphinx.application import Sphinx
-from sphinx.util import logging
 
 __all__ = ["setup"]
 
-_LOG = logging.getLogger(__name__)
-_UNPLACED = re.compile(r"^<!-- unplaced names of (\w+) -->$", re.MULTILINE)
-_GENERATED = re.compile(r"^<!-- generated: (\w+)(?: ([^\n]*?))? -->$", re.MULTILINE)
+_OUTPUT = re.compile(r"(?<= -->\n)```text\n(.*?\n```\n<!-- end of output -->)", re.DOTALL)
+_MARK = re.compile(r"^<!-- (?:end of )?(?:generated|output)\b[^\n]*-->\n?", re.MULTILINE)
+_SECTION = re.compile(
+    r"^## (?P<caption>[^\n]+)\n(?P<body>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE
+)
+_PAGE = re.compile(r"^- \[[^\]]+\]\(([\w/]+)\.md\)", re.MULTILINE)
 
 
-def _fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    text = _with_outputs(app, docname, source[0])
-    text = _GENERATED.sub(lambda match: _generated(docname, match), text)
-    source[0] = _UNPLACED.sub(lambda match: unplaced_names(match[1], text), text)
+def _read(app: Sphinx, docname: str, source: list[str]) -> None:
+    text = _OUTPUT.sub(r"```{code-block} text\n:class: output\n\1", source[0])
+    text = GENERATED_PLACE.sub(_for_the_site, text)
+    # Files of the repository that are no page of the site.
+    text = re.sub(
+        r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?:reports|examples|notebooks)[^)]*\)", r"\1", text
+    )
+    text = _MARK.sub("", text)
+    source[0] = text + _navigation(text) if docname == app.config.root_doc else text
 
 
-def _generated(docname: str, match: re.Match) -> str:
+def _for_the_site(match: re.Match) -> str:
     name, argument = match[1], match[2]
-    if name not in GENERATED:
-        _LOG.warning("nothing is generated under the name %r", name, location=docname)
-        return ""
-    return GENERATED[name]() if argument is None else GENERATED[name](argument)
+    if name not in SITE:
+        return match[0]
+    return SITE[name]() if argument is None else SITE[name](argument)
 
 
-def _with_outputs(app: Sphinx, docname: str, text: str) -> str:
-    blocks = [block for block in page_blocks(text) if block.language == "bash"]
-    if not any(block.options is not None for block in blocks):
-        return text
-    folder = PageFolder()
-    filled, position = [], 0
-    for block in blocks:
-        if not folder.can_run(block):
-            continue
-        # Blocks that show nothing may still write what later ones read.
-        try:
-            printed, everything = folder.run(block)
-        except CommandFailed as error:
-            _LOG.warning("a command of this page failed: %s", error, location=docname)
-            continue
-        if block.options is None:
-            continue
-        filled.append(text[position : text.rindex("<!-- output", block.start, block.end)])
-        shown = everything if "stderr" in block.options else printed
-        filled.append(_shown(app, docname, folder.path, shown, block))
-        position = block.end
-    return "".join(filled) + text[position:]
+def _navigation(text: str) -> str:
+    trees = []
+    for section in _SECTION.finditer(text):
+        found = _PAGE.findall(section["body"])
+        if found:
+            head = ["", "```{toctree}", ":hidden:", f":caption: {section['caption']}", ""]
+            trees.append("\n".join([*head, *found, "```", ""]))
+    return "\n" + "\n".join(trees)
 
 
-def _shown(app: Sphinx, docname: str, folder: Path, text: str, block: Block) -> str:
-    values = dict(option.split("=", 1) for option in block.options if "=" in option)
-    if "picture" in values:
-        return _picture(app, docname, folder / values["picture"], block.text.split()[1])
-    lines = [line.rstrip() for line in text.strip("\n").splitlines()][int(values.get("skip", 0)) :]
-    limit = int(values.get("lines", len(lines)))
-    if len(lines) > limit:
-        lines = [*lines[:limit], "..."]
-    return "```{code-block} text\n:class: output\n" + "\n".join(lines) + "\n```"
-
-
-def _picture(app: Sphinx, docname: str, path: Path, caption: str) -> str:
-    folder = Path(app.doctreedir) / "captured"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{docname.replace('/', '-')}-{path.name}"
-    shutil.copy(path, target)
-    page = (Path(app.srcdir) / docname).parent
-    return f"![{caption}]({os.path.relpath(target, page)})"
+def _first_page(app: Sphinx, error: Exception | None) -> None:
+    """Folders show README.md, sites index.html."""
+    root = Path(app.outdir) / f"{app.config.root_doc}.html"
+    if error is None and root.exists():
+        shutil.copy(root, root.with_name("index.html"))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Fill every page as it is read."""
-    app.connect("source-read", _fill)
-    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}
+    """Prepare every page as it is read."""
+    app.connect("source-read", _read)
+    app.connect("build-finished", _first_page)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

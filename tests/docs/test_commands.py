@@ -1,7 +1,7 @@
 """What the pages tell readers to type works: every bash and Python block, page by page.
 
-Blocks of pages that show an output are run when the pages are built (`test_build`); here run the
-blocks of all other pages, and all Python.
+Blocks of pages that show an output are run by `test_pages`; here run the blocks of all other pages,
+and all Python.
 """
 
 from pathlib import Path
