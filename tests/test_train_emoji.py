@@ -21,6 +21,8 @@ ENTRIES = (
     *(("heart", (f"HEART {i}", f"heart_{i}"), True) for i in range(4)),
     ("heart", ("LOST HEART", "lost"), False),
     ("flag", ("FLAG", "flag"), True),
+    ("animal-mammal", ("YAK FACE", "yak"), True),
+    ("animal-mammal", ("YAK", "yak2"), True),
 )
 
 
@@ -45,7 +47,7 @@ def script(monkeypatch, tmp_path):
             entries.append(
                 {
                     "name": names[0], "short_names": list(names[1:]), "image": f"{i}.png",
-                    "subcategory": subcategory, "sort_order": -i,
+                    "subcategory": subcategory, "category": "Any", "sort_order": -i,
                 }
             )  # fmt: skip
             if has_picture:
@@ -63,7 +65,7 @@ def script(monkeypatch, tmp_path):
     def run(out, **options):
         words = {"archive": module.file, "out": out, "text": "words", "batch": 4, "warmup": 2}
         words |= {"width": 64, "depth": 1, "patch": 8, "cooldown": 1, **options}
-        argv = [word for k, v in words.items() for word in (f"--{k}", str(v))]
+        argv = ["--all", *(word for k, v in words.items() for word in (f"--{k}", str(v)))]
         monkeypatch.setattr(sys, "argv", ["train", *argv])
         module.main()
         return (out / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -77,11 +79,11 @@ def test_two_steps_make_a_folder_that_draws_color_and_goes_on(script, tmp_path):
     first = script.run(tmp_path / "a", steps=2)
     log = json.loads((tmp_path / "a" / "training.json").read_text())["log"]
     assert log[-1]["step"] == 2
-    assert (tmp_path / "a" / "captions.txt").read_text().splitlines()[:2] == ["heart 3", "heart 2"]
+    assert (tmp_path / "a" / "captions.txt").read_text().splitlines()[:2] == ["yak face", "heart 3"]
     from loraq_sim.diffusion import load_transformer, sample_images
 
     transformer = load_transformer(tmp_path / "a")
-    assert transformer.text.shape == (8 + 1, 10, 64)
+    assert transformer.text.shape == (9 + 1, 10, 64)
     assert transformer.model.proj_out.weight.dtype == torch.float32
     assert sample_images(transformer, images=2, steps=1).shape == (2, 3, 32, 32)
     # More steps go on from there.
@@ -91,13 +93,20 @@ def test_two_steps_make_a_folder_that_draws_color_and_goes_on(script, tmp_path):
 
 
 def test_pictures_stand_on_white_and_have_all_their_names(script):
-    pictures, captions = script.read_emoji(script.file.read_bytes())
+    pictures, captions = script.read_emoji(script.file.read_bytes(), True)
     # In the order of the package's keyboard; neither flags nor what has no picture.
-    assert captions[0] == ["heart 3"]
+    assert captions[:2] == [["yak face", "yak"], ["heart 3"]]
     assert captions[-1] == ["face 0", "smile 0"]
-    assert pictures.shape == (8, 3, 32, 32)
+    assert pictures.shape == (9, 3, 32, 32)
     assert (pictures[:, :, :16] == 255).all()
     assert pictures[:, :, 16:].float().mean() == pytest.approx(127.5, abs=3)
+
+
+def test_few_emoji_are_learned_by_default(script, monkeypatch):
+    monkeypatch.setattr(script, "SHOWN", ("flag", "face 2"))
+    pictures, captions = script.read_emoji(script.file.read_bytes(), False)
+    assert captions == [["flag"], ["face 2", "smile 2"]]
+    assert len(pictures) == 2
 
 
 def test_another_archive_is_refused(script, tmp_path):
