@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo published-report test pytest test-slow test-floors boundscheck lint format bench \
-	pages docs clean
+	pages docs notebooks clean
 
 demo: $(STAMP)
 	$(BIN)/loraq-sim sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo
@@ -53,6 +53,10 @@ pages: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -n -W --keep-going -b html docs runs/docs
 	@echo "read runs/docs/index.html"
+
+# Runs what changed; `make notebooks ALL=--all` runs every one, `ONLY=name` one of them.
+notebooks: $(STAMP)
+	$(BIN)/python docs/extensions/executed_notebooks.py $(ALL) $(ONLY)
 
 clean:
 	rm -rf $(VENV) runs

@@ -123,26 +123,35 @@ def html_card(
 
     Tables longer than 60 rows are cut; a line says by how many.
     """
-    import pandas as pd
-
-    look = {"index": False, "border": 0}
-    known = [(name, str(value)) for name, value in facts.items() if value is not None]
-    shown = []
-    with pd.option_context("display.max_colwidth", None):
-        if known:
-            shown.append(pd.DataFrame(known).to_html(header=False, **look))
-        for rows in tables:
-            texts = [{name: str(cell) for name, cell in row.items()} for row in rows[:_MOST_ROWS]]
-            if texts:
-                shown.append(pd.DataFrame(texts).to_html(**look))
-            if len(rows) > _MOST_ROWS:
-                shown.append(f"<p>{len(rows) - _MOST_ROWS:,} more rows are not shown</p>")
-    return f"<strong>{escape(title)}</strong>{_TEXT_CELL.sub(_LEFT, ''.join(shown))}"
+    known = [{"": name, " ": str(value)} for name, value in facts.items() if value is not None]
+    shown = [_html_table(known, headed=False)] if known else []
+    for rows in tables:
+        texts = [{name: str(cell) for name, cell in row.items()} for row in rows[:_MOST_ROWS]]
+        shown += [_html_table(texts)] if texts else []
+        if len(rows) > _MOST_ROWS:
+            shown.append(f"<p>{len(rows) - _MOST_ROWS:,} more rows are not shown</p>")
+    return f"<strong>{escape(title)}</strong>{''.join(shown)}"
 
 
-# Words and bars begin at the left, where a notebook would end them at the right.
-_TEXT_CELL = re.compile(r"<td>(?=[^<]*[^\W\d_]{4}|\N{FULL BLOCK})")
-_LEFT = '<td style="text-align:left">'
+# A column of words or bars begins at the left; notebooks end every cell at the right.
+_WORDS = re.compile(r"[^\W\d_]{4}|\N{FULL BLOCK}")
+
+
+def _html_table(rows: Sequence[Mapping[str, str]], *, headed: bool = True) -> str:
+    """Rows of texts as a table that looks like those of pandas."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    is_text = {
+        name: not headed or any(_WORDS.search(r.get(name, "")) for r in rows) for name in names
+    }
+    side = {name: ' style="text-align:left"' if is_text[name] else "" for name in names}
+
+    def line(kind: str, cells: Mapping[str, str]) -> str:
+        shown = (f"<{kind}{side[name]}>{escape(cells.get(name, ''))}</{kind}>" for name in names)
+        return f"<tr>{''.join(shown)}</tr>"
+
+    head = f"<thead>{line('th', dict(zip(names, names, strict=True)))}</thead>" if headed else ""
+    body = "".join(line("td", row) for row in rows)
+    return f'<table class="dataframe" border="0">{head}<tbody>{body}</tbody></table>'
 
 
 def bar_text(share: float) -> str:

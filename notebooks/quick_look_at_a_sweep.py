@@ -13,142 +13,62 @@
 # %% [markdown]
 # # A quick look at a sweep
 #
-# One question, one command, one picture: *which precision should the layers of this model have on
-# this machine?* The model is a small trained PixArt-style transformer that ships with the project,
-# the machine AMD's XDNA1 NPU. In less than a minute you will have a Pareto front, know which layers
-# are hard, and have a recommendation with its price.
+# *Which precision should the layers of this model have on this machine?* The model is a small
+# trained PixArt-style transformer that ships with the project, the machine AMD's XDNA1 NPU.
 
 # %%
-import shlex
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-from IPython.display import Markdown, display
-from matplotlib.colors import LogNorm
+from IPython.display import Markdown
 
 import loraq_sim as lq
-from loraq_sim.reporting.figures import pareto_figure
-from loraq_sim.reporting.tables import front_table
-from loraq_sim.results.front import best_under, knee_point
-from loraq_sim.results.totals import model_totals
 
-# %matplotlib inline
-HERE = Path.cwd()
-EXAMPLES = next(p / "examples" for p in (HERE, *HERE.parents) if (p / "examples").is_dir())
-SCRATCH = tempfile.TemporaryDirectory()
-FOLDER = Path(SCRATCH.name)
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9})
-
-
-def terminal(command):
-    """Run a loraq-sim command as in a terminal and show what it prints."""
-    words = [word.format(EXAMPLES=EXAMPLES, OUT=FOLDER) for word in shlex.split(command)[1:]]
-    program = [sys.executable, "-c", "from loraq_sim.cli.start import main; main()"]
-    done = subprocess.run([*program, *words], capture_output=True, text=True, check=False)
-    display({"text/plain": done.stdout or done.stderr}, raw=True)
-    done.check_returncode()
-
+ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "examples").is_dir())
+study = lq.sweep(ROOT / "examples" / "tiny_pixart.pt", hw="aie2", presets="fast", tokens=128)
+study
 
 # %% [markdown]
-# ## Sweep
-#
-# Every layer is solved in every split, its integer arithmetic is emulated on the activations that
-# the layer saw during denoising, and its cost is estimated. A split such as `W4A4+W8A8@fp16r4` is a
-# 4-bit main branch and an 8-bit low-rank branch of the rank that fits the bytes of a 16-bit rank-4
-# one. Results land in a store; the same command again would continue where it stopped.
+# The default splits ask LoRaQ's question: what do branches below 16 bits buy at the bytes of a
+# 16-bit one? Down and left is better; nothing else beats what the line joins.
 
 # %%
-terminal(
-    "loraq-sim sweep --hw aie2 --layer-dump {EXAMPLES}/tiny_pixart.pt --preset fast --tokens 128 "
-    "--jobs 1 --no-solution-cache --quiet --out {OUT}/sweep"
-)
+study.plot_front()
 
 # %% [markdown]
-# ## The front
-#
-# The store gives the rows back as a DataFrame: one per layer and split. `model_totals` adds them up
-# for the whole model; `pareto_front` keeps what nothing else beats in both error and bytes. (In
-# latency the splits of these tiny layers hardly differ: starting a kernel takes longer than running
-# it, and a picture that hid this would mislead.)
+# The model is as good as its worst layers. Across: layers; down: splits. Dark is bad.
 
 # %%
-with lq.ResultStore.open(FOLDER / "sweep" / "results.sqlite") as store:
-    rows = store.frame()
-totals = model_totals(rows)
-GOAL = ["output_error", "weight_bytes"]
-front = lq.pareto_front(totals, minimize=GOAL)
-totals["pareto"] = totals.index.isin(front.index)
-display(
-    pareto_figure(totals, x="weight_bytes", model="tiny PixArt", layers=rows["layer"].nunique())
-)
-
-# %%
-display(Markdown(front_table(front.sort_values("weight_bytes")).to_markdown()))
+study.plot_layers()
 
 # %% [markdown]
-# ## The layers behind it
-#
-# A model is as good as its worst layers allow. Across: layers; down: splits, from the largest error
-# of the model to the smallest. Dark is bad.
+# And within a budget of memory, a fifth more than W4A4 takes?
 
 # %%
-order = totals.sort_values("output_error", ascending=False)["split"]
-cells = 100 * rows.pivot(index="split", columns="layer", values="output_error")
-cells = cells.loc[order, rows["layer"].unique()]
-figure, axes = plt.subplots(figsize=(10, 5.2), layout="constrained")
-image = axes.imshow(
-    cells, cmap="cividis_r", norm=LogNorm(cells.min().min(), cells.max().max()), aspect="auto"
-)
-names = [name.removeprefix("transformer_blocks.") for name in cells.columns]
-axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
-axes.set_yticks(range(len(cells)), cells.index)
-axes.tick_params(length=0)
-figure.colorbar(image, label="output error of a layer (%)", pad=0.01)
-plt.show()
+plain = next(row for row in study.totals if row["split"] == "W4A4")
+best = study.best(weight_bytes=1.2 * plain["weight_bytes"])
+best
 
 # %% [markdown]
-# ## Ask the store
-#
-# Which split is best if the weights must not take more than what W4A4 plus a fifth needs? And is
-# there a bend in the front, a point after which bytes buy little?
+# Which of its layers is hardest, and where does that layer's error come from?
 
 # %%
-plain = totals.set_index("split").loc["W4A4"]
-limit = 1.2 * plain["weight_bytes"]
-(best,) = best_under(totals, {"weight_bytes": limit}).to_dict("records")
-points = np.column_stack([np.log(front["output_error"]), front["weight_bytes"]])
-bend = front.iloc[knee_point(points)]
-bend_text = f"its bend at **{bend['split']}**"
-hardest = cells.loc[best["split"]].idxmax()
-display(rows[(rows["split"] == best["split"])][["layer", "kind", "rank", "output_error", "bound"]]
-        .sort_values("output_error", ascending=False).head(5).style.format(
-            {"output_error": "{:.2%}"}).hide())  # fmt: skip
+layers = study.df[study.df["split"] == best["split"]].set_index("layer")["output_error"]
+case = study.explain(layers.idxmax(), best["split"])
+case
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-spread = totals["latency_s"].max() / totals["latency_s"].min() - 1
-overflows = int(rows["overflow_count"].fillna(0).sum())
-display(
-    Markdown(
-        f"""
-- {len(rows)} cases ({rows["layer"].nunique()} layers in {rows["split"].nunique()} splits):
-  {len(front)} splits are on the front of error and bytes, which has {bend_text}.
-- With at most 1.2 times the bytes of W4A4 build **{best["split"]}**: it takes the output error from
-  {plain["output_error"]:.1%} to **{best["output_error"]:.1%}** for
+worst = max(case.errors, key=lambda term: term["share"])
+times = [row["latency_s"] for row in study.totals]
+Markdown(f"""
+- {study.verdict().headline}: {len(study)} cases, {len(study.front())} splits on the front.
+- With at most 1.2 times the bytes of W4A4 it is **{best["split"]}**, which takes the output error
+  from {plain["output_error"]:.1%} to **{best["output_error"]:.1%}** for
   {best["weight_bytes"] / plain["weight_bytes"] - 1:.0%} more bytes.
-- Its hardest layer is `{hardest}` with {cells.loc[best["split"], hardest]:.1f} %; give that one
-  more bits first (`loraq-sim allocate` does it for all layers at once).
-- Latency does not decide here: all splits lie within {spread:.0%}, bound by
-  {totals["bound"].mode().iloc[0]}.
-- {"No accumulator overflowed" if not overflows else f"Accumulators overflowed {overflows:,} times"}
-  in the emulation.
-"""
-    )
-)
-SCRATCH.cleanup()
+- Its hardest layer is `{layers.idxmax()}` with {layers.max():.1%}: {worst["share"]:.0%} of the squared
+  error is `{worst["source"]}`, {worst["meaning"]}.
+- Latency does not decide: all splits lie within {max(times) / min(times) - 1:.0%}, since starting a
+  kernel takes longer than running it on layers as small as these.
+""")

@@ -330,13 +330,13 @@ def sweep_progress(*, counts: bool, quiet: bool) -> "AbstractContextManager[OnEv
 
 @contextmanager
 def _lines(counts: bool) -> "Iterator[OnEvent]":
-    from loraq_sim.sweeps.progress import problem_text
+    from loraq_sim.sweeps.progress import is_problem, problem_text
 
     last = time.monotonic()
 
     def show(event: "SweepEvent") -> None:
         nonlocal last
-        if event.message and (event.kind != "case" or event.status == "failed"):
+        if is_problem(event):
             say(problem_text(event), err=True)
         now = time.monotonic()
         if not counts:

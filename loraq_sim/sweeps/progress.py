@@ -28,6 +28,7 @@ __all__ = [
     "OnEvent",
     "SweepEvent",
     "in_jupyter",
+    "is_problem",
     "live_progress",
     "problem_text",
     "terminal_bar",
@@ -241,7 +242,7 @@ def terminal_bar() -> Iterator[OnEvent]:
             front.take(event)
             failures = f"{event.failed} failed" if event.failed else ""
             progress.update(bar, total=event.total, completed=event.done, failures=failures)
-            if event.message and event.kind in ("case", "worker_lost", "note"):
+            if is_problem(event):
                 progress.console.print(shown(problem_text(event)), markup=False, highlight=False)
 
         yield show
@@ -256,7 +257,7 @@ def _html_bar() -> OnEvent:
     shown_at = [-math.inf]
 
     def show(event: SweepEvent) -> None:
-        if event.message and event.kind in ("case", "worker_lost", "note"):
+        if is_problem(event):
             problems.append(problem_text(event))
         front.take(event)
         now = time.monotonic()
@@ -319,6 +320,11 @@ def _left_text(at: float, event: SweepEvent) -> str:
     if event.eta_s is None or event.kind == "end":
         return ""
     return f"ETA {clock_text(max(event.eta_s - (time.monotonic() - at), 0.0))}"
+
+
+def is_problem(event: SweepEvent) -> bool:
+    """Whether an event says what people want to know at once; remarks on good rows are in them."""
+    return bool(event.message) and (event.kind != "case" or event.status != "ok")
 
 
 def problem_text(event: SweepEvent) -> str:
