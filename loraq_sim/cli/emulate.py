@@ -1,8 +1,14 @@
 """``loraq-sim emulate``: what the accumulators of an accelerator do to a dump's layers."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 import hwmodels
+from loraq_sim.cli.model import Layout, read_solved
 from loraq_sim.cli.options import (
     AccBitsGrid,
     Accelerators,
@@ -51,6 +57,9 @@ from loraq_sim.split import parse_split
 
 if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
+    from loraq_sim.layers import Layer
+    from loraq_sim.solvers import Solution
+    from loraq_sim.split import PrecisionSplit
 
 __all__ = ["EXAMPLES", "emulate_command"]
 
@@ -58,7 +67,9 @@ EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "loraq-sim emulate --hw aie2 --layer-dump examples/tiny_pixart.pt --split W4A4+W8A8r8\n\n"
     "loraq-sim emulate --hw aie2 --layer-dump examples/minilm.pt --split W8A8 "
-    "--acc-bits 18 --overflow saturate"
+    "--acc-bits 18 --overflow saturate\n\n"
+    "loraq-sim emulate --hw b200 --layer-dump F --quantized published.safetensors "
+    "--layout nunchaku --split W4A4+W16A16r32"
 )
 _SHOWN = (
     *("layer", "kind", "split", "accelerator", "acc_bits", "overflow", "products_per_add"),
@@ -80,6 +91,19 @@ def emulate_command(
     tokens: Tokens = None,
     synthesize_inputs: SynthesizeInputs = False,
     lora: Lora = None,
+    quantized: Annotated[
+        Path | None,
+        typer.Option(
+            "--quantized",
+            metavar="FILE",
+            help="Take the solutions of this quantized model instead of solving; --split says what "
+            "activations are rounded to.",
+            show_default=False,
+        ),
+    ] = None,
+    layout: Annotated[Layout, typer.Option("--layout", help="Layout of --quantized.")] = (
+        Layout.LORAQ
+    ),
     seed: Seed = 0,
     smooth: Smooth = None,
     rotate: Rotate = None,
@@ -123,6 +147,14 @@ def emulate_command(
     )
     if layers:
         dump = dump.select(listed(layers))
+    solutions: Mapping[str, Solution] = {}
+    if quantized is not None:
+        solutions, _ = read_solved(quantized, layout)
+        names = [name for name in dump if name in solutions]
+        if not names:
+            first = next(iter(solutions))
+            raise InputError(f"{quantized}: none of its layers, such as {first!r}, is in the dump")
+        dump = dump.select(names)
     if all(_tokens(dump, name) is None for name in dump):
         raise InputError(
             f"{layer_dump}: holds no activations, so there is nothing to emulate; `dump capture` "
@@ -142,6 +174,9 @@ def emulate_command(
     for name, split, accelerator, name_of_method, path in tracked(cases, "emulating", quiet=silent):
         try:
             layer = dump[name]
+            solution = solutions.get(name)
+            if solution is not None:
+                split = _split_of(layer, solution, split)
             row = evaluate_layer(
                 layer,
                 split,
@@ -156,6 +191,7 @@ def emulate_command(
                 finish=finish,
                 rows=rows_of(layer.name, layer.kind, counts),
                 datapath=path,
+                solution=solution,
             )
         except Exception as error:
             row = {"layer": name, "split": split.text, "accelerator": accelerator.name}
@@ -178,3 +214,29 @@ def _tokens(dump: "LayerDump", name: str) -> int | None:
     except InputError:
         # Such a layer gets a failed row of its own.
         return 0
+
+
+def _split_of(layer: "Layer", solution: "Solution", split: "PrecisionSplit") -> "PrecisionSplit":
+    """The split with the stored formats and the rank of a solution.
+
+    Raises
+    ------
+    InputError
+        If the solution is of another shape, or only one of the two has a branch.
+    """
+    if solution.main.shape != layer.weight.shape:
+        raise InputError(
+            f"layer {layer.name!r}: the solution is of shape {solution.main.shape}, the weight "
+            f"{layer.weight.shape}"
+        )
+    if (solution.right is not None) != split.has_branch:
+        has = "has a" if solution.right is not None else "has no"
+        raise InputError(f"layer {layer.name!r}: the solution {has} branch, unlike {split.text}")
+    if solution.right is None:
+        return replace(split, main_weight=solution.main.format)
+    return replace(
+        split,
+        main_weight=solution.main.format,
+        branch_weight=solution.right.format,
+        rank=solution.rank,
+    )

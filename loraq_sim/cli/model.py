@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from loraq_sim.solvers import Solution
 
-__all__ = ["app"]
+__all__ = ["Layout", "app", "read_solved"]
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -34,6 +34,8 @@ _CONVERT = (
     "--layer-dump F\n\n"
     "loraq-sim model convert runs/deepcompressor runs/quantized.safetensors "
     "--from deepcompressor --to loraq\n\n"
+    "loraq-sim model convert published.safetensors runs/layers.safetensors --from nunchaku "
+    "--to layers\n\n"
     "loraq-sim model convert runs/quantized.safetensors runs/quantized.onnx --to onnx "
     "--split W4A4+W8A8@fp16r32 --hw aie2 --layer-dump F"
 )
@@ -46,6 +48,7 @@ class Layout(StrEnum):
     NUNCHAKU = "nunchaku"
     DEEPCOMPRESSOR = "deepcompressor"
     ONNX = "onnx"
+    LAYERS = "layers"
 
 
 @app.command("info", epilog=_INFO)
@@ -57,7 +60,7 @@ def info_command(
 ) -> None:
     """List the layers of a quantized model: shape, formats, rank and bytes."""
 
-    solutions, _ = _read(source, layout)
+    solutions, _ = read_solved(source, layout)
     rows = [_facts(name, solutions[name]) for name in solutions]
     if output is OutputFormat.JSON:
         print_json(rows, {"path": str(source), "layers": rows})
@@ -117,14 +120,14 @@ def convert_command(
 
     nunchaku stores W4A4 in groups of 64, or NVFP4, with a 16-bit branch, deepcompressor the former;
     other formats and rotated layers are refused. An ONNX graph has each layer's data path, from
-    NAME.x to NAME.y.
+    NAME.x to NAME.y; `layers` is a dump of the weights that the model stands for.
     """
 
     if (to is Layout.ONNX) != (split is not None) or (hw is not None and split is None):
         raise InputError(
             "--split and --hw say how an ONNX graph rounds: give --split with --to onnx"
         )
-    solutions, biases = _read(source, origin)
+    solutions, biases = read_solved(source, origin)
     if layer_dump is not None:
         biases = _biases(layer_dump, solutions)
     elif to is not Layout.LORAQ and not biases:
@@ -156,17 +159,26 @@ def convert_command(
         print_table(result_table([row], title=f"wrote {target}"), output)
 
 
-def _read(
+def read_solved(
     source: Path, layout: Layout
 ) -> tuple["Mapping[str, Solution]", "Mapping[str, np.ndarray | None]"]:
+    """Solutions and biases of a quantized model, by layer name.
+
+    Raises
+    ------
+    InputError
+        If the file is no such model, or of a layout that is only written.
+    """
     if layout is Layout.LORAQ:
         from loraq_sim.quantized_model import read_quantized_model
 
         return read_quantized_model(source), {}
     from loraq_sim.nunchaku import read_deepcompressor, read_nunchaku
 
-    if layout is Layout.ONNX:
-        raise InputError(f"{source}: ONNX graphs are written, not read; `dump info` lists weights")
+    if layout in (Layout.ONNX, Layout.LAYERS):
+        raise InputError(
+            f"{source}: {layout.value} is written, not read; `dump info` lists the weights"
+        )
     if layout is Layout.DEEPCOMPRESSOR:
         return read_deepcompressor(source)
     left_out: list[str] = []
@@ -195,6 +207,18 @@ def _write(
         return
     from loraq_sim.nunchaku import write_deepcompressor, write_nunchaku
 
+    if layout is Layout.LAYERS:
+        from loraq_sim.dumps.kinds import kinds_of
+        from loraq_sim.dumps.write import write_layer_dump
+        from loraq_sim.layers import Layer
+
+        kinds = kinds_of(solutions)
+        layers = (
+            Layer(name=name, weight=x.reconstruct(), bias=biases.get(name), kind=kinds[name])
+            for name, x in solutions.items()
+        )
+        write_layer_dump(target, layers, dtype="bfloat16", overwrite=force)
+        return
     if layout is Layout.DEEPCOMPRESSOR:
         write_deepcompressor(target, solutions, biases=biases, shifts=shifts, overwrite=force)
         return

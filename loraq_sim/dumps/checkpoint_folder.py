@@ -160,7 +160,7 @@ def _of_folder(folder: Path) -> Checkpoint:
         raise DumpError(
             f"{folder}: is a model quantized by deepcompressor, whose model.pt lacks what the "
             "branch carries; give the original model, or read it with `loraq-sim model convert "
-            f"{folder} FILE.safetensors --from deepcompressor --to loraq`"
+            f"{folder} FILE.safetensors --from deepcompressor --to layers`"
         )
     for suffix in _SUFFIXES:
         of_suffix = [path for path in files if path.suffix == suffix]
@@ -309,14 +309,31 @@ def open_stored(path: Path) -> StoredDump:
     """What a file or a checkpoint of several files holds, by the reader of its format."""
     checkpoint = find_checkpoint(path)
     if checkpoint is None:
-        return _open_file(path, file_kind(path))
+        return _not_packed(path, _open_file(path, file_kind(path)))
     files = checkpoint.files
     if len(files) == 1:
         stored = _open_file(files[0], file_kind(files[0]))
     else:
         stored = layers_from_keys(checkpoint.tensors(_tensors_of), layers={}, meta={})
     said = "; ".join(filter(None, (stored.left_out, checkpoint.note)))
+    stored = _not_packed(path, stored)
     return replace(stored, files=files, home=checkpoint.home, left_out=said)
+
+
+def _not_packed(path: Path, stored: StoredDump) -> StoredDump:
+    """Refuse a model in the layout of nunchaku's kernels: the layers beside are not the model."""
+    packed = [
+        key
+        for key in stored.skipped
+        if key.endswith(".qweight") and f"{key.removesuffix('.qweight')}.wscales" in stored.skipped
+    ]
+    if packed:
+        raise DumpError(
+            f"{path}: is a model quantized for nunchaku ({counted(len(packed), 'layer')}); give "
+            f"the original model, or read it with `loraq-sim model convert {path} "
+            "FILE.safetensors --from nunchaku --to layers`"
+        )
+    return stored
 
 
 def _open_file(path: Path, kind: str) -> StoredDump:

@@ -280,3 +280,39 @@ def test_the_command_says_which_inputs_are_shifted(feed_forward, tmp_path):
     assert "inputs behind GELU are shifted by 0.171875 in 1 layer" in done.stderr
     done = CliRunner().invoke(app, [*words, "--to", "nunchaku", "--no-gelu-shift", "--force"])
     assert "shifted" not in done.stderr
+
+
+@pytest.mark.parametrize("layout", ["nunchaku", "deepcompressor"])
+def test_a_published_model_is_a_dump_of_its_weights_and_a_point_of_its_own(layout, tmp_path):
+    weights = {UP: weight(128, 128), f"{BLOCK}attn.to_out.0": weight(128, 128)}
+    options = {"main": "int4/g64", "branch": "fp16", "rank": 16, "preset": "fast"}
+    solved_layers = {name: lq.solve(values, **options) for name, values in weights.items()}
+    if layout == "nunchaku":
+        file = write_nunchaku(tmp_path / "n.safetensors", solved_layers)
+    else:
+        file = write_deepcompressor(tmp_path / "d", solved_layers)
+    with pytest.raises(InputError, match=f"quantized .*{layout}.*--from {layout}"):
+        lq.read_layer_dump(file)
+    target = tmp_path / "layers.safetensors"
+    words = ["model", "convert", str(file), str(target), "--from", layout, "--to", "layers"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    dump = lq.read_layer_dump(target)
+    for name, solution in solved_layers.items():
+        exact = solution.reconstruct().astype(ml_dtypes.bfloat16).astype(np.float32)
+        # deepcompressor's fp16 weights give the codes back, and so the same values.
+        np.testing.assert_array_equal(dump[name].weight, exact)
+    x = weight(16, 128, 1.0)
+    layers = [lq.Layer(name=name, weight=values, activations=x) for name, values in weights.items()]
+    path = lq.write_layer_dump(tmp_path / "dump.npz", layers)
+    words = ["emulate", "--hw", "aie2", "--layer-dump", str(path), "--quantized", str(file)]
+    words += ["--layout", layout, "--split", "W4A4+W16A16r16", "--format", "json", "--quiet"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    for row, layer in zip(rows, layers, strict=True):
+        solution = solved_layers[layer.name]
+        expected = lq.evaluate_layer(layer, "W4A4+W16A16r16", "aie2", solution=solution)
+        assert row["output_error"] == expected["output_error"]
+    done = CliRunner().invoke(app, [*words[:-3], "--split", "W4A4", "--quiet"])
+    assert "the solution has a branch" in done.output
