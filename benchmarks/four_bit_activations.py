@@ -14,8 +14,12 @@ What was rebuilt, and what not: `svdquant_published` is SVDQuant with its whole 
 and 100 iterations. H-SVDQuant is SVDQuant of the weight and inputs turned by a block Hadamard
 matrix. QuaRot-like is GPTQ of them, without QuaRot's fusing of rotations into other layers.
 DiRotQ-like keeps the leading principal directions of the inputs in 16 bits and rounds the weight
-by GPTQ; DiRotQ turns the whole input into their basis, here they are taken out of it. Its choice
-of ranks, its handling of time steps and its kernels are not rebuilt.
+by GPTQ (method `quad` without a rotation); DiRotQ turns the whole input into their basis, here they
+are taken out of it. Its choice of ranks, its handling of time steps and its kernels are not
+rebuilt. QUAD and ResQ are the methods of `loraq_sim.solvers.residual`, LRC that of
+`loraq_sim.solvers.gptq`, which say what is left out; all three on rotated inputs. Columns that
+begin with u give a baseline the grid with zero points, though it was published without, so that
+what is left of a gain is not the grid's.
 """
 
 import os
@@ -46,7 +50,14 @@ METHODS = {
     "svdquant": ("W4A4+W16A16", {"method": "svdquant"}),
     "published": ("W4A4+W16A16", {"method": "svdquant_published"}),
     "H-SVDQuant": ("W4A4+W16A16", {"method": "svdquant", "rotate": "hadamard"}),
-    "DiRotQ-like": ("W4A4~W16A16", {"method": "svdquant", "finish": "data"}),
+    "DiRotQ-like": ("W4A4~W16A16", {"method": "quad"}),
+    "LRC": ("W4A4+W16A16", {"method": "lrc", "rotate": "hadamard"}),
+    "QUAD": ("W4A4~W16A16", {"method": "quad", "rotate": "hadamard"}),
+    "ResQ": ("W4A4~W8A8", {"method": "resq", "rotate": "hadamard"}),
+    "u published": ("W4A4u+W16A16", {"method": "svdquant_published"}),
+    "u LRC": ("W4A4u+W16A16", {"method": "lrc", "rotate": "hadamard"}),
+    "u QUAD": ("W4A4u~W16A16", {"method": "quad", "rotate": "hadamard"}),
+    "u ResQ": ("W4A4u~W8A8", {"method": "resq", "rotate": "hadamard"}),
     "loraq": ("W4A4+W8A8", {}),
     "data-free": ("W4A4+W8A8", {"condition": "auto"}),
     "auto": ("W4A4+W8A8", {"condition": "auto"}),

@@ -44,7 +44,7 @@ from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.results.rows import COLUMN_NAMES, ResultRow, ShownRow
 from loraq_sim.settings import CaseOptions, CaseSettings
 from loraq_sim.solvers import Solution, solve
-from loraq_sim.solvers.problem import SharedStages
+from loraq_sim.solvers.problem import SharedStages, SplitOptions
 from loraq_sim.solvers.solution import check_inputs, transforms_in_words
 from loraq_sim.split import PrecisionSplit
 
@@ -222,10 +222,13 @@ def solve_case(
     return _solved(layer, settings.split, settings.solving(excluded) | {"shared": shared})
 
 
-def solve_split(layer: Layer, split: PrecisionSplit, **options: Any) -> Solution:
+def solve_split(layer: Layer, split: PrecisionSplit, **options: Unpack[SplitOptions]) -> Solution:
     """`loraq_sim.solve` with the formats, rank and budget of `split`; errors name the layer."""
     asked = CaseSettings(
-        split=split, condition=options.get("condition"), finish=options.get("finish")
+        split=split,
+        method=options.get("method", "loraq"),
+        condition=options.get("condition"),
+        finish=options.get("finish"),
     ).solving()
     defaults = {"method", "preset", "seed", "smooth", "rotate"}
     parts = {key: value for key, value in asked.items() if key not in defaults}

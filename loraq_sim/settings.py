@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, Unpack
 
 from loraq_sim.errors import InputError, unknown_name
-from loraq_sim.split import AUTO, PrecisionSplit, parse_split
+from loraq_sim.split import AUTO, FITTED_TO_INPUTS, PrecisionSplit, parse_split
 
 __all__ = [
     "ARRAY_KEYS",
@@ -175,7 +175,8 @@ class CaseSettings:
     def _compared_with(self) -> dict[str, Any]:
         """What inputs are rounded to, for whatever is chosen by the error of outputs."""
         is_chosen = self.split.main_rule == AUTO
-        if (self.split.feedback, self.condition, self.finish) == (None, None, None):
+        chooses = (self.split.feedback, self.condition, self.finish) != (None, None, None)
+        if not chooses and self.method not in FITTED_TO_INPUTS:
             # A grid that is left open is refused without a condition to choose it.
             return {"main_rule": self.split.main_rule} if is_chosen else {}
         return {

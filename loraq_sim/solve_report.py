@@ -19,6 +19,7 @@ from loraq_sim.formats import Format, parse_format
 from loraq_sim.layers import Layer
 from loraq_sim.metrics import relative_error
 from loraq_sim.solvers import Solution, solve
+from loraq_sim.solvers.problem import SplitOptions
 from loraq_sim.split import PrecisionSplit, branch_bytes
 
 __all__ = [
@@ -185,7 +186,9 @@ def compare_methods(
     rows = []
     for method in methods:
         chosen = _as_published(method, split, split.branch_weight, layer)
-        options = {"method": method, "preset": preset, "seed": seed, "device": device}
+        options: SplitOptions = {
+            "method": method, "preset": preset, "seed": seed, "device": device,
+        }  # fmt: skip
         solution = solve_split(layer, chosen, **options)
         rows.append(_row(layer, solution, chosen, split, method, tokens) | {"seed": seed})
     last = rows[-1]

@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from loraq_sim.layers import Layer
 
 __all__ = [
-    *("AUTO", "WITHOUT_BRANCH", "FAMILIES"),
-    "GELU_SHIFT",
-    "PrecisionSplit",
+    *("AUTO", "FAMILIES", "FITTED_TO_INPUTS", "GELU_SHIFT", "PrecisionSplit", "WITHOUT_BRANCH"),
     *("branch_bytes", "feedback_format", "feedback_left_format", "grid_letter"),
     *("parse_split", "rank_for_budget", "unsigned"),
 ]
 
 WITHOUT_BRANCH = ("rtn", "gptq")
 """Methods that make no branch, whatever the split."""
+FITTED_TO_INPUTS = ("lrc", "quad", "resq")
+"""Methods that see how inputs are rounded."""
 
 # Element of each width by family; one line a family. 16 bits are fp16 in every family.
 _ELEMENTS = {

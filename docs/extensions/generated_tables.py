@@ -174,11 +174,12 @@ def _runtimes() -> str:
 def _methods() -> str:
     from loraq_sim.solvers import METHODS
     from loraq_sim.solvers.baselines import round_to_nearest
+    from loraq_sim.solvers.solve import NEED_ACTIVATIONS
 
     rows = []
     for name, run in METHODS.items():
         first = (run or round_to_nearest).__doc__.partition("\n")[0]
-        data = "yes" if name in ("l2qer", "qera", "gptq") else "no"
+        data = "yes" if name in NEED_ACTIVATIONS else "no"
         rows.append((f"`{name}`", first, data))
     return table(("method", "what it does", "needs activations"), rows)
 

@@ -80,7 +80,6 @@ _SHOWN = (
 _GAINS = ("psnr_gain_db", "psnr_gain_se_db")
 _CHOSEN = ("rotation", "condition", "finish")
 _OF_INPUTS = ("smooth", "condition", "finish")
-_CALIBRATED_METHODS = ("svdquant_tuned", "svdquant_published", "l2qer", "qera", "gptq")
 _CALIBRATION_IMAGES = 8
 # Of each input, over all steps; with 256 the residual input gains about half a dB less.
 _CALIBRATION_ROWS = 1024
@@ -280,13 +279,14 @@ def _calibration(
 ) -> "tuple[LayerDump | None, str | None]":
     """Captured input rows where a variant needs them, and what they are of."""
     from loraq_sim.diffusion import capture_transformer
+    from loraq_sim.time_steps import CALIBRATED_METHODS
 
     methods = {variant.options["method"] for variant in variants}
     for variant in variants:
         entries = getattr(variant.source, "layers", {}).values()
         methods |= {entry.method for entry in entries}
     needs_rows = any(_needs_rows(variant) for variant in variants)
-    if not needs_rows and not methods & set(_CALIBRATED_METHODS):
+    if not needs_rows and not methods & set(CALIBRATED_METHODS):
         return None, None
     settings = {
         **sampling,

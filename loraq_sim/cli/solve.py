@@ -354,6 +354,7 @@ def _solved(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from loraq_sim.recipe import split_of
     from loraq_sim.solve_report import report_solution
+    from loraq_sim.solvers.solution import transforms_in_words
 
     rows, solutions = [], {}
     for case in tracked(cases, "solving", quiet=silent):
@@ -364,6 +365,8 @@ def _solved(
             row["split"] = split.text
             layer = dump[name]
             solution = solver.solve(layer, split, case)
+            if case.get("condition") is not None:
+                row["chosen"] = ", ".join(transforms_in_words(solution, split)) or "nothing"
             row |= report_solution(layer, solution, split, seed=seed, tokens=tokens)
             solutions[name] = solution
         except Exception as error:
@@ -378,7 +381,8 @@ def _show(
     from loraq_sim.solve_report import mean_rows
 
     columns = [*_SHOWN, "message"] if has_messages else list(_SHOWN)
-    used = [key for key in _TRANSFORMS if any(row.get(key) is not None for row in rows)]
+    told = (*_TRANSFORMS, "chosen")
+    used = [key for key in told if any(row.get(key) is not None for row in rows)]
     columns[columns.index("method") : columns.index("method")] = used
     tables = [result_table(rows, columns, title=f"{source}: stored weights")]
     n_layers = len({row["layer"] for row in rows})

@@ -12,9 +12,9 @@ without. `find_device` is where it is solved.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -29,9 +29,12 @@ __all__ = [
     "Branches",
     "EFFORTS",
     "Effort",
+    "GroupOptions",
     "PRESETS",
     "Problem",
     "SharedStages",
+    "SolveOptions",
+    "SplitOptions",
     "Trace",
     "TraceEntry",
     "array_key",
@@ -122,8 +125,9 @@ class Problem:
     ``is_smoothed`` says that the caller chose the smoothing; ``branch_rotation`` is ``"learned"``
     where the factors are turned before they are rounded. ``device`` runs the long loops of methods
     that know it. ``flattens`` says that `loraq` may trade the size of what the main branch rounds
-    for smaller ranges of its groups. ``shared`` keeps stages for other problems of the same
-    ``shared_key``, which names all else that a stage depends on.
+    for smaller ranges of its groups. ``into_main`` and ``into_branch`` are formats and scale rules
+    of what enters, for methods that fit to rounded inputs. ``shared`` keeps stages for other
+    problems of the same ``shared_key``, which names all else that a stage depends on.
     """
 
     weight: np.ndarray
@@ -137,6 +141,8 @@ class Problem:
     branch_rotation: str | None = None
     device: Device = CPU
     flattens: bool = True
+    into_main: tuple[Format, str] | None = None
+    into_branch: tuple[Format, str] | None = None
     shared: SharedStages = field(default_factory=SharedStages)
     shared_key: tuple[Hashable, ...] = ()
 
@@ -268,6 +274,41 @@ def _check_cuda(name: str, index: int) -> None:
     if index >= count:
         known = ", ".join(f"cuda:{i}" for i in range(count))
         raise InputError(f"device={name!r} is not here: torch sees {known}; use one of these")
+
+
+class GroupOptions(TypedDict, total=False):
+    """Keywords of `loraq_sim.solve` that layers with one input have in common."""
+
+    method: str
+    main: "str | Format"
+    branch: "str | Format | None"
+    rank: int | None
+    budget: str | None
+    preset: str
+    rotate: str | None
+    condition: str | None
+    branch_rotation: str | None
+    feedback: "int | str | None"
+    main_activation: "str | Format | None"
+    branch_activation: "str | Format | None"
+    main_rule: str
+    branch_rule: str
+    finish: str | None
+    seed: int
+    device: str
+    excluded: Collection[str]
+
+
+class SplitOptions(GroupOptions, total=False):
+    """Keywords of `loraq_sim.solve` that are not the layer's own."""
+
+    smooth: "float | np.ndarray | None"
+
+
+class SolveOptions(SplitOptions, total=False):
+    """Keywords of `loraq_sim.solve` but the stages that several solves share."""
+
+    activations: np.ndarray | None
 
 
 _DEFAULT_RANK = 64

@@ -25,6 +25,15 @@ Deflating activations is known: ResQ (arXiv 2412.14363), QUAD (arXiv 2503.19353)
 2605.16732) keep loud directions at higher precision, LRC (arXiv 2412.07902) corrects with low-rank
 terms on unquantized activations. Here P_f is rounded and its error fed back, and the branch is
 below 16 bits.
+
+Methods ``quad`` and ``resq`` spend the whole branch on the residual input and round W by GPTQ in
+the metric of D (`loraq_sim.solvers.gptq.solve_deflated`); ``resq`` turns the directions among
+themselves, so that all components of P_f are equally loud. Exact: the subspace, the bits (those of
+the split; published are 16 for QUAD, 8 for ResQ), GPTQ. Left out: what the papers fuse into the
+layers before (V is applied at run time here, and its bytes count), ResQ's share of an eighth of
+the width (here the bytes of the branch say how much), its random rotation of the rest
+(``rotate="hadamard"`` is close to one), QUAD's tuning of the extra weights. D is formed of the
+rounded P_f, which is better than published.
 """
 
 from collections.abc import Callable
@@ -49,10 +58,12 @@ __all__ = [
     "checked_feedback",
     "dequantized",
     "feedback_outputs",
+    "principal_directions",
     "residual_input",
     "rounded_inputs",
     "simulated_output",
     "spend_on_residual_input",
+    "whole_branch",
     "with_residual_input",
 ]
 
@@ -100,6 +111,7 @@ def residual_input(
     rank: int,
     branch: Format,
     rng: np.random.Generator,
+    turned: bool = False,
 ) -> ResidualInput:
     """The stored parts of a residual input of `rank` components.
 
@@ -112,6 +124,8 @@ def residual_input(
         From 1 to min(T, K).
     branch : Format
         Format of the branch's factors.
+    turned : bool
+        Whether a random orthogonal matrix shares the sizes of P_f out among its components.
 
     Raises
     ------
@@ -124,7 +138,10 @@ def residual_input(
             f"feedback={rank} asks for more directions than {len(activations)} activation rows of "
             f"{activations.shape[1]} channels hold; give feedback={known} at most, or more rows"
         )
-    directions = _principal_directions(activations, rank, rng)
+    directions = principal_directions(activations, rank, rng)
+    if turned:
+        turn = np.linalg.qr(rng.standard_normal((rank, rank)))[0].astype(np.float32)
+        directions = turn @ directions
     stored = quantize(directions, feedback_format(branch), rule=_rule(branch))
     fmt = feedback_left_format(branch, rank)
     return ResidualInput(feedback=stored, feedback_left=feedback_outputs(weight, stored, fmt))
@@ -145,7 +162,7 @@ def with_residual_input(
     return weight + (feedback_left.dequantize() - weight @ rows.T) @ rows
 
 
-def _principal_directions(
+def principal_directions(
     x: NDArray[np.float32], rank: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Orthonormal rows (rank, K): the leading right singular vectors of rows spread over `x`."""
@@ -198,6 +215,27 @@ def checked_feedback(
     return feedback
 
 
+def whole_branch(
+    method: str, feedback: "int | str | None", rank_with: Callable[[Callable[[int], int]], int]
+) -> int:
+    """The rank of a branch that `method` spends on the residual input as a whole.
+
+    `rank_with` as for `spend_on_residual_input`.
+    """
+    if not feedback:
+        raise InputError(
+            f"method {method!r} spends its whole branch on directions of the inputs: write the "
+            "split with ~ (W4A4~W16A16r32), or give feedback='auto'"
+        )
+    total = rank_with(lambda rank: rank)
+    if feedback not in ("auto", total):
+        raise InputError(
+            f"method {method!r} spends its whole branch of rank {total} on directions of the "
+            f"inputs, got feedback={feedback}; give feedback='auto', or method='loraq'"
+        )
+    return total
+
+
 def spend_on_residual_input(
     weight: NDArray[np.float32],
     activations: NDArray[np.float32],
@@ -205,10 +243,12 @@ def spend_on_residual_input(
     rank_with: Callable[[Callable[[int], int]], int],
     branches: Callable[[int], Branches],
     *,
+    finished: Callable[[Branches, NDArray[np.float32]], Branches] | None = None,
     branch: Format,
     into_main: InputGrid,
     into_branch: InputGrid,
     rng: np.random.Generator,
+    turned: bool = False,
 ) -> tuple[int, ResidualInput | None, float]:
     """The rank of the whole branch, the residual input's part of it, None if it gets nothing.
 
@@ -226,10 +266,14 @@ def spend_on_residual_input(
         residual input has.
     branches : callable
         A quick solution of the weight by its own rank, to compare shares with.
+    finished : callable, optional
+        What follows it, quickly, from a solution and what enters the branches, (T, K).
     branch : Format
         Of the factors.
     into_main, into_branch : InputGrid
         Of what enters the branches; P is rounded as the branch's inputs are.
+    turned : bool
+        As for `residual_input`.
 
     Raises
     ------
@@ -254,9 +298,11 @@ def spend_on_residual_input(
         grids = into_main, into_branch
         # Of its own, so that V is the same whether its size was given or chosen.
         tried = rng.spawn(1)[0]
-        share, miss = _best_share(weight, activations, ranks, branches, branch, grids, tried)
+        share, miss = _best_share(
+            weight, activations, ranks, branches, finished, branch, grids, tried
+        )
         total, spent = ranks(share)
-    found = residual_input(weight, activations, spent, branch, rng) if spent else None
+    found = residual_input(weight, activations, spent, branch, rng, turned) if spent else None
     return total, found, miss
 
 
@@ -265,6 +311,7 @@ def _best_share(
     activations: NDArray[np.float32],
     ranks: Callable[[float], tuple[int, int]],
     branches: Callable[[int], Branches],
+    finished: Callable[[Branches, NDArray[np.float32]], Branches] | None,
     branch: Format,
     grids: tuple[InputGrid, InputGrid],
     rng: np.random.Generator,
@@ -276,6 +323,7 @@ def _best_share(
     x = activations[np.arange(count) * len(activations) // count]
     n_folds = 4 if count < _FEW_ROWS else 2
     folds = [np.arange(count) % n_folds == fold for fold in range(n_folds)]
+    # Of each share as solved, and as finished where that is better.
     errors = np.full((len(SHARES), n_folds), np.inf)
     tried: set[tuple[int, int]] = set()
     for i, share in enumerate(SHARES):
@@ -284,14 +332,22 @@ def _best_share(
         if spent > min(activations.shape) or (rank, spent) in tried:
             continue
         tried.add((rank, spent))
-        operands = dequantized(branches(rank - spent))
+        solved = branches(rank - spent)
+        found = np.full((2, n_folds), np.inf)
         for j, left_out in enumerate(folds):
-            deflation = None
-            known = min(spent, int((~left_out).sum()))
+            seen, unseen, deflation = x[~left_out], x[left_out], None
+            known = min(spent, len(seen))
             if known:
-                deflation = residual_input(weight, x[~left_out], known, branch, rng)
-            y = simulated_output(x[left_out], operands, deflation, *grids)
-            errors[i, j] = np.square(y - x[left_out] @ weight.T, dtype=np.float64).sum()
+                deflation = residual_input(weight, seen, known, branch, rng)
+            ends = [solved]
+            if finished is not None:
+                ends.append(
+                    finished(solved, seen if deflation is None else deflation.left_of(seen))
+                )
+            for of_end, end in zip(found, ends, strict=False):
+                y = simulated_output(unseen, dequantized(end), deflation, *grids)
+                of_end[j] = np.square(y - unseen @ weight.T, dtype=np.float64).sum()
+        errors[i] = min(found, key=np.sum)
     totals = np.sqrt(errors.sum(axis=1))
     # In every fold: of few rows, one may decide the sum.
     is_better = (errors <= (1 + _NOISE) * errors[0]).all(axis=1) & (

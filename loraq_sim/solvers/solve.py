@@ -9,7 +9,7 @@ import functools
 import operator
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
@@ -33,15 +33,24 @@ from loraq_sim.solvers.condition import (
     EnteringFormats,
     conditions_to_try,
 )
-from loraq_sim.solvers.gptq import check_finish, finish_with_data, solve_gptq
+from loraq_sim.solvers.gptq import (
+    check_finish,
+    finish_quickly,
+    finish_with_data,
+    solve_deflated,
+    solve_gptq,
+    solve_lrc,
+)
 from loraq_sim.solvers.loraq import solve_loraq
 from loraq_sim.solvers.low_rank import Device
 from loraq_sim.solvers.problem import (
     EFFORTS,
     PRESETS,
     Branches,
+    GroupOptions,
     Problem,
     SharedStages,
+    SolveOptions,
     array_key,
     checked_matrix,
     find_device,
@@ -55,14 +64,26 @@ from loraq_sim.solvers.residual import (
     dequantized,
     simulated_output,
     spend_on_residual_input,
+    whole_branch,
 )
 from loraq_sim.solvers.solution import Solution
-from loraq_sim.split import AUTO, WITHOUT_BRANCH, grid_letter
+from loraq_sim.split import AUTO, FITTED_TO_INPUTS, WITHOUT_BRANCH, grid_letter
 
-__all__ = ["CHOOSE_SMOOTHING", "METHODS", "GroupOptions", "SolveOptions", "solve", "solve_many"]
+__all__ = [
+    "CHOOSE_SMOOTHING",
+    "METHODS",
+    "NEED_ACTIVATIONS",
+    "GroupOptions",
+    "SolveOptions",
+    "solve",
+    "solve_many",
+]
 
 CHOOSE_SMOOTHING = ("svdquant_tuned", "svdquant_published")
 """Methods that choose a smoothing from activations where none is given."""
+
+NEED_ACTIVATIONS = ("l2qer", "qera", "gptq", "lrc", "quad", "resq")
+"""Methods that do nothing without activations."""
 
 _BRANCH_ROTATIONS = (None, "learned")
 
@@ -70,6 +91,8 @@ _DEFAULT_ACTIVATION = "int4/g64"
 
 # Rows of inputs by which branches are judged.
 _ROWS_COMPARED = 512
+# Of layers no wider, shares of the rank are compared as finished: that takes the third power.
+_QUICK_WIDTH = 1024
 
 
 # One line a method; ``rtn`` is what every method with a branch gives at rank 0.
@@ -85,37 +108,15 @@ METHODS: dict[str, Callable[[Problem], Branches] | None] = {
     "l2qer": solve_l2qer,
     "qera": solve_qera,
     "gptq": solve_gptq,
+    "lrc": solve_lrc,
+    "quad": solve_deflated,
+    "resq": solve_deflated,
 }
-
-
-class GroupOptions(TypedDict, total=False):
-    """Keywords of `solve` that layers with one input have in common; it says what they mean."""
-
-    method: str
-    main: "str | Format"
-    branch: "str | Format | None"
-    rank: int | None
-    budget: str | None
-    preset: str
-    rotate: str | None
-    condition: str | None
-    branch_rotation: str | None
-    feedback: "int | str | None"
-    main_activation: "str | Format | None"
-    branch_activation: "str | Format | None"
-    main_rule: str
-    branch_rule: str
-    finish: str | None
-    seed: int
-    device: str
-    excluded: Collection[str]
-
-
-class SolveOptions(GroupOptions, total=False):
-    """Keywords of `solve` but the stages that several solves share."""
-
-    activations: np.ndarray | None
-    smooth: "float | np.ndarray | None"
+# Methods whose branch carries what rounding lost, nothing of the weight.
+_ROUNDS_FIRST = ("lqer", "l2qer", "qera", "loftq")
+# What spends the whole branch on a residual input, and what turns its directions.
+DEFLATING = ("quad", "resq")
+_TURNING = ("resq",)
 
 
 @named_options
@@ -151,7 +152,8 @@ def solve(
     weight : ndarray or torch tensor of shape (N, K), floating
         Finite; bfloat16 of ml_dtypes and of torch as well. Not modified.
     method : str
-        One of `METHODS`; ``l2qer``, ``qera`` and ``gptq`` need `activations`.
+        One of `METHODS`; ``l2qer``, ``qera``, ``gptq``, ``lrc``, ``quad`` and ``resq`` need
+        `activations`, the last two `feedback`.
     main, branch : str or Format
         Formats; groups run along K for the main branch and R, along the rank for L.
     rank : int, optional
@@ -216,6 +218,9 @@ def solve(
     branch = None if branch is None else parse_format(branch)
     entering_main = parse_format(main_activation or _DEFAULT_ACTIVATION)
     entering_branch = parse_format(branch_activation or branch or _DEFAULT_ACTIVATION)
+    rank_with = functools.partial(resolve_rank, weight.shape, branch, rank, budget)
+    if method in DEFLATING and not rank_with():
+        method = "rtn"
     is_plain = method in WITHOUT_BRANCH
     into_branch = (entering_branch, branch_rule)
     candidates = [Condition(rotate, smooth, (entering_main, main_rule))]
@@ -232,12 +237,14 @@ def solve(
                 into_main=(entering_main, main_rule),
                 into_branch=into_branch,
             ),
-            rank=0 if is_plain else resolve_rank(weight.shape, branch, rank, budget),
+            rank=0 if is_plain or method in _ROUNDS_FIRST else rank_with(),
             may_deflate=bool(feedback),
             excluded=excluded,
         )
     if feedback is not None:
         feedback = checked_feedback(feedback, method if is_plain else None, branch, activations)
+    if method in DEFLATING:
+        feedback = whole_branch(method, feedback, rank_with)
 
     is_coarse = condition == "auto" and entering_main.element.bits <= FEW_BITS
     is_coarse = is_coarse and method == "loraq"
@@ -257,25 +264,30 @@ def solve(
             seed=seed,
             device=place,
             flattens=True,
+            into_main=chosen.into_main,
+            into_branch=into_branch,
             shared=shared,
         )
-        total = 0 if is_plain else resolve_rank(weight.shape, branch, rank, budget)
+        total = 0 if is_plain else rank_with()
         plain = _Prepared(block, factors, turned, entering, stage, total, chosen.into_main)
         if feedback is None or branch is None or entering is None:
             return plain
         # Shares of the rank are compared by solutions of the kind that the layer gets.
         is_open = is_coarse and feedback == AUTO
         trial = _least_missed(plain, total, "fast", into_branch, seed)[0] if is_open else stage
+        quick = functools.partial(finish_quickly, turned, (chosen.into_main, into_branch))
         total, deflation, miss = spend_on_residual_input(
             turned,
             entering,
             feedback,
-            functools.partial(resolve_rank, weight.shape, branch, rank, budget),
+            rank_with,
             lambda rank: trial.branches(rank, "fast", entering),
+            finished=None if finish is None or weight.shape[1] > _QUICK_WIDTH else quick,
             branch=branch,
             into_main=chosen.into_main,
             into_branch=into_branch,
             rng=np.random.default_rng((seed, 1)),
+            turned=method in _TURNING,
         )
         left = entering if deflation is None else deflation.left_of(entering)
         return plain._replace(entering=left, total=total, deflation=deflation, miss=miss)
@@ -349,13 +361,16 @@ class _Stage:
     seed: int
     device: Device
     flattens: bool
+    into_main: InputGrid
+    into_branch: InputGrid
     shared: SharedStages | None
 
     def branches(self, rank: int, preset: str, x: np.ndarray | None) -> Branches:
         """What the method makes of the weight, whose inputs are `x`; nothing is solved twice."""
         run = METHODS[self.method]
         is_plain = self.method in WITHOUT_BRANCH
-        if run is None or (not is_plain and (self.branch is None or rank == 0)):
+        is_alone = is_plain or self.method in DEFLATING
+        if run is None or (not is_alone and (self.branch is None or rank == 0)):
             return round_to_nearest(self.weight, self.main)
         key: tuple[Hashable, ...] = ()
         if self.shared is not None:
@@ -373,10 +388,15 @@ class _Stage:
             branch_rotation=self.branch_rotation,
             device=self.device,
             flattens=self.flattens,
+            into_main=self.into_main,
+            into_branch=self.into_branch,
             shared=SharedStages() if self.shared is None else self.shared,
             shared_key=key,
         )
-        own = (self.method, str(self.branch), rank, not self.is_smoothed, self.branch_rotation)
+        own: tuple[Hashable, ...] = (self.method, str(self.branch), rank)
+        own += (not self.is_smoothed, self.branch_rotation)
+        if self.method in FITTED_TO_INPUTS:
+            own += tuple((str(fmt), rule) for fmt, rule in (self.into_main, self.into_branch))
         return problem.shared.recall(("solved", *own, *key), lambda: run(problem))
 
 

@@ -35,6 +35,7 @@ from loraq_sim.machine import datapath_for
 from loraq_sim.settings import CaseSettings
 from loraq_sim.solvers import Solution
 from loraq_sim.solvers.solution import check_inputs
+from loraq_sim.solvers.solve import CHOOSE_SMOOTHING, NEED_ACTIVATIONS
 from loraq_sim.split import PrecisionSplit
 
 __all__ = [
@@ -45,7 +46,7 @@ __all__ = [
     "rows_of_steps",
 ]
 
-CALIBRATED_METHODS = ("svdquant_tuned", "svdquant_published", "l2qer", "qera", "gptq")
+CALIBRATED_METHODS = (*CHOOSE_SMOOTHING, *NEED_ACTIVATIONS)
 """Methods that look at activations whatever else is asked for."""
 
 _RANGE = ".."

@@ -9,6 +9,7 @@ from loraq_sim.emulator.datapath import Datapath
 from loraq_sim.emulator.walk import run_layer
 from loraq_sim.errors import InputError
 from loraq_sim.solvers import METHODS, solve
+from loraq_sim.solvers.solve import DEFLATING
 from loraq_sim.split import parse_split
 
 
@@ -60,11 +61,12 @@ def outlier_case(k=128):
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("svdquant_")])
 def test_every_method_returns_the_weight_in_its_own_channels(method):
     weight, x = outlier_case()
-    solution = solve(
-        weight, method, rank=8, preset="fast", activations=x, smooth=0.5, rotate="hadamard:32"
-    )
+    options = {"rank": 8, "preset": "fast", "activations": x, "smooth": 0.5}
+    options |= {"feedback": "auto"} if method in DEFLATING else {}
+    solution = solve(weight, method, rotate="hadamard:32", **options)
     assert solution.rotation == 32
-    assert solution.weight_error < 0.3
+    # What LRC leaves of quiet directions is little: it serves inputs that are rounded.
+    assert solution.weight_error < (0.6 if method == "lrc" else 0.3)
     miss = np.linalg.norm(weight - solution.reconstruct()) / np.linalg.norm(weight)
     # Float32 sums against float64 ones.
     assert solution.weight_error == pytest.approx(miss, rel=1e-5)

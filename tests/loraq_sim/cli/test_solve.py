@@ -211,3 +211,24 @@ def test_an_unknown_finish_or_condition_is_one_line(run, option, value, meant):
     done = run(*DUMP, f"--{option}", value, "--layers", "*.0.attn1.to_q")
     assert done.exit_code in (1, 2)
     assert f"unknown {option} '{value}'; did you mean '{meant}'" in done.output
+
+
+def test_what_a_condition_chose_is_shown(run):
+    words = (*DUMP, "--layers", "*.0.attn1.to_q", "--split", "W4A4a+W8A8r4", "--condition", "auto")
+    (row,) = rows_of(run(*words, "--format", "json")).values()
+    grid = row["chosen"].split(", ")[-1]
+    assert grid in ("A4", "A4s", "A4u")
+    assert f" {grid} " in " ".join(run(*words).stdout.split())
+    # Nobody chose where nobody was asked to.
+    (plain,) = rows_of(run(*words[:-4], "--split", "W4A4+W8A8r4", "--format", "json")).values()
+    assert "chosen" not in plain
+
+
+def test_methods_that_spend_a_branch_on_inputs_name_the_split_they_need(run):
+    words = (*DUMP, "--layers", "*.0.attn1.to_q", "--format", "json")
+    rows = rows_of(run(*words, "--method", "quad,resq", "--split", "W4A4~W8A8r4"))
+    assert {method: row["rank"] for (_, method), row in rows.items()} == {"quad": 4, "resq": 4}
+    assert rows_of(run(*words, "--method", "lrc", "--split", "W4A4+W16A16r4"))
+    done = run(*words, "--method", "quad", "--split", "W4A4+W8A8r4")
+    assert done.exit_code == 2
+    assert "write the split with ~" in done.output

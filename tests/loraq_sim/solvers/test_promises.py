@@ -9,8 +9,9 @@ from loraq_sim.quantizers import quantize
 from loraq_sim.quantizers.quantize import quantize_near
 from loraq_sim.solvers import METHODS, baselines, loraq, solve
 from loraq_sim.solvers.main_grid import requantize, stack_rows
+from loraq_sim.solvers.solve import NEED_ACTIVATIONS
 
-DATA_FREE = [name for name in METHODS if name not in ("rtn", "l2qer", "qera", "gptq")]
+DATA_FREE = [name for name in METHODS if name not in ("rtn", *NEED_ACTIVATIONS)]
 
 
 def heavy_tailed(seed=0, shape=(192, 256)):

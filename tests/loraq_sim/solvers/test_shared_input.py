@@ -9,6 +9,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.machine import solved_workload
 from loraq_sim.quantized_model import read_quantized_model, write_quantized_model
 from loraq_sim.solvers import METHODS, solve, solve_group
+from loraq_sim.solvers.solve import DEFLATING
 from loraq_sim.split import parse_split
 
 
@@ -30,6 +31,7 @@ def inputs(k=64):
 def test_members_are_the_rows_of_the_stacked_solution(method, smooth):
     weights = members()
     options = {"method": method, "rank": 8, "preset": "fast", "activations": inputs()}
+    options |= {"feedback": "auto"} if method in DEFLATING else {}
     solutions = solve_group(weights, smooth=smooth, **options)
     whole = solve(np.concatenate(list(weights.values())), smooth=smooth, **options)
     parts = ("main",) if whole.left is None else ("main", "left")

@@ -10,6 +10,7 @@ from loraq_sim.errors import InputError
 from loraq_sim.formats import parse_format
 from loraq_sim.quantizers import QuantizedTensor
 from loraq_sim.solvers import METHODS, PRESETS, SharedStages, SolveOptions, solve, solve_many
+from loraq_sim.solvers.solve import DEFLATING
 from loraq_sim.split import WITHOUT_BRANCH, branch_bytes, rank_for_budget
 
 EXAMPLES = {
@@ -41,8 +42,7 @@ def inputs_of(seed=1, tokens=80, k=160):
 
 
 def stored_bytes(solution):
-    parts = (solution.main, solution.left, solution.right)
-    return b"".join(part.pack() for part in parts if part is not None)
+    return b"".join(part.pack() for part in solution.parts.values())
 
 
 def error_from_stored_codes(weight, solution):
@@ -54,6 +54,9 @@ def error_from_stored_codes(weight, solution):
     total = main.dequantize().astype(np.float64)
     if left is not None:
         total += left.dequantize().astype(np.float64) @ right.dequantize().astype(np.float64)
+    if solution.feedback is not None:
+        v = solution.feedback.dequantize().astype(np.float64)
+        total += (solution.feedback_left.dequantize() - total @ v.T) @ v
     if solution.smooth is not None:
         total /= solution.smooth.astype(np.float64)
     return np.linalg.norm(weight - total) / np.linalg.norm(weight.astype(np.float64))
@@ -67,6 +70,7 @@ def test_every_method_keeps_the_contract(method, branch):
     weight, x = heavy_tailed()[:n, :k].copy(), inputs_of()[:, :k].copy()
     kept, kept_x = weight.copy(), x.copy()
     options = {"rank": 12, "preset": "fast", "seed": 3, "activations": x}
+    options |= {"feedback": "auto"} if method in DEFLATING else {}
     solution = solve(weight, method, main="int4/g64", branch=branch, **options)
     np.testing.assert_array_equal(weight, kept)
     np.testing.assert_array_equal(x, kept_x)
