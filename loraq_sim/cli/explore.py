@@ -53,7 +53,15 @@ _COMPARED = (
     "mac_share",
 )
 _SCALABLE = (
-    *("comparison", "published_ratio", "model_ratio", "published_um2", "model_um2", "factor"),
+    *(
+        "comparison",
+        "quantity",
+        "published_ratio",
+        "model_ratio",
+        "published_um2",
+        "model_um2",
+        "factor",
+    ),
 )
 _AREA = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*mm2\s*")
 _SHOWN_DESIGNS = 24
@@ -244,7 +252,7 @@ def _print_published(output: OutputFormat) -> None:
         ),
         result_table(
             scalable, _SCALABLE,
-            title="Published precision-scalable MACs, and their areas in our gates",
+            title="Published precision-scalable MACs, and our gates of such designs",
         ),
         result_table(
             rows, _COMPARED,

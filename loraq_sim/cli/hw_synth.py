@@ -237,8 +237,11 @@ def _fill(path: Path) -> None:
 
 def _fill_scalable(path: Path) -> None:
     from loraq_sim.silicon.synthesize import SCALABLE, fill_scalable
+    from loraq_sim.silicon.toggles import clocked_units
 
-    fill_scalable(path, on_design=lambda design: note(f"synthesizes {design}"))
+    fill_scalable(
+        path, on_design=lambda design: note(f"synthesizes {design}"), units_of=clocked_units
+    )
     note(f"{path}: {len(SCALABLE)} designs")
 
 

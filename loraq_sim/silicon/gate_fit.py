@@ -152,6 +152,7 @@ def model_text(
     return json.dumps(record, indent=1) + "\n"
 
 
+_PAIR = ("design", "against")
 _SCALABLE_CSV = Path(hwmodels.__file__).parent / "scalable_gates.csv"
 _CHIPS = Path(hwmodels.__file__).parent / "published_chips.yaml"
 _SIDE = 4096
@@ -241,30 +242,37 @@ def published_operations() -> list[dict[str, Any]]:
     return rows
 
 
-def read_scalable(path: Path = _SCALABLE_CSV) -> dict[str, int]:
-    """Transistors of the precision-scalable MACs, as ``hw synth --fill-scalable`` wrote them."""
+def read_scalable(path: Path = _SCALABLE_CSV) -> dict[str, dict[str, float]]:
+    """Numbers of the precision-scalable MACs, as ``hw synth --fill-scalable`` wrote them."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return {row["design"]: int(row["transistors"]) for row in rows}
+    return {
+        row["design"]: {key: float(row[key]) for key in row if key != "design" and row[key]}
+        for row in rows
+    }
 
 
 def published_scalable() -> list[dict[str, Any]]:
-    """Published areas of precision-scalable MACs beside our own synthesis of such designs.
+    """Published areas and energies of precision-scalable MACs beside our own of such designs.
 
-    ``factor`` is the model's over the published ratio, or um2.
+    ``factor`` is the model's over the published ratio, or um2. Areas are of designs, energies of
+    one product: of what a cycle of random operands of so many bits takes.
     """
-    gates = {name: total / TRANSISTORS_PER_GE for name, total in read_scalable().items()}
+    known = read_scalable()
     rows = []
     for item in _published()["scalable"]:
-        ratio, um2 = item.get("ratio"), item.get("um2")
-        of = gates[item["design"]]
-        model = of / gates[item["against"]] if um2 is None else None
+        ratio, um2, bits = item.get("ratio"), item.get("um2"), item.get("bits")
+        column = "transistors" if bits is None else f"units_{bits}"
+        of, against = (known[item[key]][column] if key in item else 1.0 for key in _PAIR)
+        model = of / against / item.get("products", 1) if um2 is None else None
         model_um2 = None
         if um2 is not None:
-            model_um2 = of * hwmodels.load_node(item["node_nm"]).nand2_um2
+            node = hwmodels.load_node(item["node_nm"])
+            model_um2 = of / TRANSISTORS_PER_GE * node.nand2_um2
         rows.append(
             {
-                **{"comparison": item["name"], "published_ratio": ratio, "model_ratio": model},
+                **{"comparison": item["name"], "quantity": "area" if bits is None else "energy"},
+                **{"published_ratio": ratio, "model_ratio": model},
                 **{"published_um2": um2, "model_um2": model_um2},
                 "factor": (model or model_um2 or 0.0) / (ratio or um2),
                 **{key: item[key] for key in ("design", "source", "differs")},

@@ -19,10 +19,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hwmodels.gates import (
     Column,
@@ -64,6 +67,7 @@ SCALABLE: dict[str, tuple[str, dict[str, int]]] = {
 _OVERFLOW_CODES = {"wrap": 0, "saturate": 1, "saturate_symmetric": 2}
 _MODE_MASKS = {"all": 0x3F0F, "conv_even": 1 << 12, "floor": 1 << 0, "positive_inf": 1 << 9}
 _TIMEOUT_S = 1800
+_CYCLES = 48
 NETLISTS_GZ = Path(__file__).parent / "netlists.json.gz"
 _NETLIST_UNITS = tuple(
     Column(a_bits=a, w_bits=w, products_per_add=count, acc_bits=24)
@@ -156,20 +160,49 @@ def scalable_netlist(design: str) -> Netlist:
     return _netlists(_SCALABLE_FILES, *SCALABLE[design], compared=False)[0]
 
 
-def fill_scalable(path: Path, *, on_design: Callable[[str], None]) -> None:
-    """Synthesize all of `SCALABLE` and write their transistors, flip-flops and depth to `path`."""
+def fill_scalable(
+    path: Path,
+    *,
+    on_design: Callable[[str], None],
+    units_of: Callable[[Netlist, Mapping[str, NDArray[np.uint64]]], float],
+) -> None:
+    """Synthesize all of `SCALABLE`: transistors, flip-flops, depth, and energy of a cycle by mode.
+
+    `units_of` is `loraq_sim.silicon.toggles.clocked_units`; operands are random, and in the design
+    of one mode as narrow as the mode, their low bits zero (data gating).
+    """
     lines = [
-        f"# Transistors of {' and '.join(_SCALABLE_FILES)} in generic CMOS gates, 4 a GE.",
+        f"# Transistors of {' and '.join(_SCALABLE_FILES)} in generic CMOS gates, 4 a GE; energy",
+        "# of a cycle of random operands of 8, 4 and 2 bits, in inputs of a NAND2 that change.",
         "# Made with: loraq-sim hw synth --fill-scalable hwmodels/scalable_gates.csv",
         f"# Yosys {yosys_version()}, RTL sha256 {rtl_digest(_SCALABLE_FILES)}",
-        "design,transistors,flip_flops,depth",
+        "design,transistors,flip_flops,depth,units_8,units_4,units_2",
     ]
     for design in SCALABLE:
         on_design(design)
         found = scalable_netlist(design)
-        total = sum(found.transistors.values())
-        lines.append(f"{design},{total},{found.flip_flops},{found.depth}")
+        modes = 2 if SCALABLE[design][1].get("LEVELS") == 1 else 3
+        units = [units_of(found, _stimulus(design, found, mode)) for mode in range(modes)]
+        numbers = [sum(found.transistors.values()), found.flip_flops, found.depth]
+        energies = [f"{each:.1f}" for each in units] + [""] * (3 - modes)
+        lines.append(",".join([design, *map(str, numbers), *energies]))
     write_file(path, "\n".join(lines) + "\n")
+
+
+def _stimulus(design: str, netlist: Netlist, mode: int) -> dict[str, NDArray[np.uint64]]:
+    """Random operands and the mode of a design, 64 runs of `_CYCLES` cycles."""
+    rng = np.random.default_rng(0)
+    ports = {}
+    for name in ("a", "w"):
+        shape = (_CYCLES, len(netlist.ports[name]))
+        ports[name] = rng.integers(0, 2**64, shape, dtype=np.uint64)
+    if design == "fixed":
+        for name in ports:
+            ports[name][:, : 8 - (8 >> mode)] = 0
+    else:
+        high = np.array([mode & 1, mode >> 1], np.uint64) * np.uint64(2**64 - 1)
+        ports["mode"] = np.tile(high, (_CYCLES, 1))
+    return ports
 
 
 def _netlists(

@@ -44,6 +44,7 @@ __all__ = [
     "OperandEnergy",
     "ToggleEnergy",
     "activity",
+    "clocked_units",
     "column_cycles",
     "layer_energy",
     "random_energy",
@@ -216,6 +217,44 @@ def toggle_energy(
     return ToggleEnergy(units=parts, cycles=changes, macs=changes * cycles.a.shape[1])
 
 
+def clocked_units(netlist: Netlist, inputs: Mapping[str, NDArray[np.uint64]]) -> float:
+    """Energy of a cycle of any netlist with registers, in the units of `ToggleEnergy`.
+
+    Parameters
+    ----------
+    netlist : Netlist
+    inputs : mapping of str to ndarray of shape (cycles, bits), uint64
+        What ports see, a run in each of 64 bits; registers and ports that are not named start at
+        and hold 0.
+    """
+    cycles = len(next(iter(inputs.values())))
+    given = dict.fromkeys(net for nets in netlist.ports.values() for net in nets)
+    given |= dict.fromkeys(output for _, output in netlist.registers)
+    driven = {gate.output for gate in netlist.gates}
+    words = {net: np.zeros(1, np.uint64) for net in given if net not in driven}
+    words |= {net: np.full(1, 2**64 - 1 if high else 0, np.uint64) for net, high in
+              netlist.constants.items()}  # fmt: skip
+    program = _Program(netlist, words)
+    place = {net: row for row, net in enumerate(words)}
+    every = np.arange(program.n_nets, dtype=np.int32)
+    loads = _loads(netlist)
+    weights = np.array([loads.get(net, 0.0) for net in range(program.n_nets)])
+    units, last = 0.0, None
+    for t in range(cycles):
+        for port, bits in inputs.items():
+            for net, word in zip(netlist.ports[port], bits[t], strict=True):
+                program.words[place[net]] = word
+        _, seen = program.settle(every)
+        if last is not None:
+            changed = np.unpackbits((seen ^ last).view(np.uint8), axis=1).sum(axis=1)
+            units += float(weights @ changed)
+        last = seen
+        for data, output in netlist.registers:
+            program.words[place[output]] = seen[data]
+    runs = 64 * (cycles - 1)
+    return units / runs + _CLOCK_UNITS * netlist.flip_flops
+
+
 def _loads(netlist: Netlist) -> dict[int, float]:
     """What each net drives, in inputs of a NAND2."""
     loads: dict[int, float] = {}
@@ -251,14 +290,14 @@ class _Program:
         self._reads = np.array(reads, np.int32).reshape(-1, 4)
         self._drives = np.array([gate.output for gate in gates], np.int32)
         self._given = np.array(list(inputs), np.int32)
-        self._words = np.ascontiguousarray(np.stack(list(inputs.values())))
+        self.words = np.ascontiguousarray(np.stack(list(inputs.values())))
         used = [*self._drives.tolist(), *self._given.tolist(), *self._reads.ravel().tolist()]
-        self._n_nets = max(used) + 1
+        self.n_nets = max(used) + 1
         self._depth = netlist.depth
 
     def settle(self, watched: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         toggles, seen = settle(
-            self._kinds, self._reads, self._drives, self._given, self._words, self._n_nets, watched
+            self._kinds, self._reads, self._drives, self._given, self.words, self.n_nets, watched
         )
         return toggles, seen
 
@@ -268,8 +307,8 @@ class _Program:
             self._reads,
             self._drives,
             self._given,
-            self._words,
-            self._n_nets,
+            self.words,
+            self.n_nets,
             self._depth,
         )
         return toggles

@@ -9,7 +9,13 @@ from loraq_sim.errors import InputError
 from loraq_sim.kernels.toggles import OPERATIONS, ripple, settle
 from loraq_sim.silicon.netlist import GATES, packed_netlist, unpacked_netlist
 from loraq_sim.silicon.synthesize import kept_netlists
-from loraq_sim.silicon.toggles import activity, column_cycles, layer_energy, toggle_energy
+from loraq_sim.silicon.toggles import (
+    activity,
+    clocked_units,
+    column_cycles,
+    layer_energy,
+    toggle_energy,
+)
 
 SMALL = Column(a_bits=4, w_bits=4, acc_bits=24)
 # What each gate computes, from its name alone: the oracle shares no code with the kernels.
@@ -218,6 +224,20 @@ def test_changes_with_and_without_glitches_are_those_of_gates_played_step_by_ste
     glitchy = ripple(*program, n_gates)
     assert glitchy.tolist() == changes_of(gates, cycles.tolist(), n_gates)
     assert glitchy.sum() > quiet.sum()
+
+
+def test_registers_that_are_played_take_what_known_accumulators_take():
+    netlist = kept_netlists()[SMALL]
+    a, w = codes(4, (1, 40), 9), codes(4, (1, 40), 10)
+    known = toggle_energy(
+        netlist, column_cycles(a, w, lq.MacArray(acc_bits=24)), a_bits=4, w_bits=4
+    )
+    # All 64 runs alike, the accumulator from zero by its own gates.
+    words = {
+        name: np.array([[-(code >> i & 1) for i in range(4)] for code in row]).astype(np.uint64)
+        for name, row in (("a", a[0].tolist()), ("w", w[0].tolist()))
+    }
+    assert clocked_units(netlist, words) == pytest.approx(sum(known.units.values()) / known.cycles)
 
 
 def test_a_netlist_of_another_array_is_refused():
