@@ -156,7 +156,12 @@ FOUR_BIT_CLAIMS = [
         for other, column in (
             ("SVDQuant as published", "published"), ("H-SVDQuant", "H-SVDQuant"),
             ("QuaRot-like GPTQ", "QuaRot-like"), ("DiRotQ-like deflation", "DiRotQ-like"),
+            ("LRC", "LRC"), ("QUAD", "QUAD"), ("ResQ", "ResQ"),
+            ("SVDQuant as published, given zero points", "u published"),
+            ("LRC, given zero points", "u LRC"), ("QUAD, given zero points", "u QUAD"),
+            ("ResQ, given zero points", "u ResQ"),
             ("the same layer without it", "u auto, finish"),
+            ("the best without it or a finish", "u auto"),
         )
     ),
     ("The residual input in a W4A8 branch against the same without", "u auto, ~W4A8, finish",
