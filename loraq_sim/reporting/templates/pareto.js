@@ -189,6 +189,7 @@ function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
   }
   const overlaps = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
   const notes = [];
+  const areas = [];
   const stacks = new Map();
   for (const point of labelled) {
     const key = `${x(point)} ${y(point)}`;
@@ -211,8 +212,12 @@ function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
       const area = [left, top, left + width, top + height];
       if (left < 0 || area[2] > inner.width + 8 || top < 0 || area[3] > inner.height) continue;
       if (taken.some((other) => overlaps(area, other))) continue;
-      taken.push(area);
       const isFar = Math.abs(dx) > 12 || Math.abs(dy) > 12;
+      // The line from a far label to its point crosses no label, and none is put on it later.
+      const leader = isFar ? Array.from({ length: 24 }, (_, i) => [px + (dx * i) / 24 - 1, py + (dy * i) / 24 - 1, px + (dx * i) / 24 + 1, py + (dy * i) / 24 + 1]) : [];
+      if (areas.some((other) => leader.some((piece) => overlaps(piece, other)))) continue;
+      taken.push(area, ...leader);
+      areas.push(area);
       notes.push({
         ...at([x(point), y(point)]), text: strong ? `<b>${plain(text)}</b>` : plain(text), xanchor, yanchor, borderpad: 0,
         font: { size: 11.5, color: rootStyle("--ink") },
