@@ -147,8 +147,10 @@ function tellPicked() {
   if (told) {
     const near = D.anchors.anchors.reduce((a, b) => (Math.abs(Math.log(b.output_error / point.output_error)) < Math.abs(Math.log(a.output_error / point.output_error)) ? b : a));
     place.append(element("p", { textContent: `${told[0].toUpperCase()}${told.slice(1)}, a small model: here in ${near.split}, at ${percent(near.output_error)} error and ${near.psnr_db.toFixed(1)} dB; below it full precision.` }));
-    for (const [name, strip] of [[near.split, near.strip], ["full precision", D.anchors.reference]])
-      place.append(element("img", { className: "strip", alt: `Digits: ${name}`, width: 256, height: 32, src: `data:image/png;base64,${strip}` }));
+    for (const name of [near.split, "full precision"]) {
+      const strip = document.querySelector(`#images img[alt="Digits under ${name}"]`);
+      if (strip) place.append(element("img", { className: "strip", alt: strip.alt, width: 256, height: 32, src: strip.src }));
+    }
   }
   const texts = D.cases[point.context]?.[point.label];
   if (!texts) { place.append(element("p", { textContent: "The page holds no commands for this case: there are too many." })); return; }
