@@ -18,7 +18,7 @@ hopper     fp8                   13 32     13 fraction bits
 blackwell  fp16, bf16            25 16     float32
 blackwell  fp8, fp6, fp4, mixed  25 32     float32
 blackwell  e2m1 with scales      35 64     float32; exact sums of 16 times their scales
-cdna3      fp16, bf16            24 8      see `kernels.fused_dot.fused_dot_round_down`
+cdna3      fp16, bf16            24 8      see `kernels.float_passes.fused_dot_round_down`
 ========== ===================== == ====== ====================================
 
 Blackwell applies e8m0 scales of blocks of 32 (of e2m1 also e4m3 scales of 16) inside the
@@ -113,7 +113,7 @@ class _Operand:
 
     def scaled(self, exponent: NDArray[np.int32]) -> "_Operand":
         """Times 2**exponent, (rows, K); zeros stay."""
-        from loraq_sim.kernels.fused_dot import ZERO_EXPONENT
+        from loraq_sim.kernels.float_passes import ZERO_EXPONENT
 
         moved = np.where(self.significand == 0, ZERO_EXPONENT, self.exponent + exponent)
         return _Operand(
@@ -125,7 +125,7 @@ def _fields(
     values: NDArray[np.float64], fraction: int, lowest: int
 ) -> dict[str, NDArray[np.int32]]:
     """Significand and exponent of values of a small float; of zeros, 0 and one far below."""
-    from loraq_sim.kernels.fused_dot import ZERO_EXPONENT
+    from loraq_sim.kernels.float_passes import ZERO_EXPONENT
 
     finite = np.where(np.isfinite(values), values, 0)
     exponent = np.maximum(np.frexp(finite)[1] - 1, lowest)
@@ -135,7 +135,7 @@ def _fields(
 
 
 def _dot_add(rule: FusedDot, x: _Operand, w: _Operand) -> NDArray[np.float32]:
-    from loraq_sim.kernels.fused_dot import fused_dot_add, fused_dot_round_down
+    from loraq_sim.kernels.float_passes import fused_dot_add, fused_dot_round_down
 
     out = np.zeros((len(x.significand), len(w.significand)), dtype=np.float32)
     operands = (
@@ -204,7 +204,7 @@ def _block_scaled(rule: FusedDot, x: QuantizedTensor, w: QuantizedTensor) -> NDA
 
 
 def _group_scaled(x: QuantizedTensor, w: QuantizedTensor) -> NDArray[np.float32]:
-    from loraq_sim.kernels.fused_dot import fused_group_add
+    from loraq_sim.kernels.float_passes import fused_group_add
 
     significands, scales = [], []
     unit = np.float32(1)
