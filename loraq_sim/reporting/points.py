@@ -241,7 +241,7 @@ def _is_sound(plan: Any) -> bool:
     """Whether a plan has the shape of one: a store may hold anything."""
     if not isinstance(plan, Mapping):
         return False
-    lists = [plan.get(k) or [] for k in ("layers", "splits", "accelerators", "overrides")]
+    lists = [plan.get(k) or [] for k in ("layers", "splits", "accelerators", "lora", "overrides")]
     tables = [plan.get(k) or {} for k in ("rows", "datapath")]
     if not all(isinstance(x, list) for x in lists):
         return False
@@ -277,7 +277,9 @@ def _plan_flags(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _drawn(plan: Mapping[str, Any]) -> list[str]:
-    return ["--synthesize-inputs"] if plan.get("synthesize_inputs") else []
+    """What becomes of the layers before anything else, in sweeps and vectors alike."""
+    words = [word for text in plan.get("lora") or () for word in ("--lora", str(text))]
+    return words + (["--synthesize-inputs"] if plan.get("synthesize_inputs") else [])
 
 
 # Settings of the data path that have an option; a sweep can be told all others by --set.

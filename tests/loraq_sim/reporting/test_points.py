@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from dataclasses import fields
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from loraq_sim.reporting import points
 from loraq_sim.reporting.report_data import answers, error_in_images, image_anchors
 from loraq_sim.results.front import mark_front
 from loraq_sim.split import parse_split
+from loraq_sim.sweeps.plan_file import SweepPlan
 
 SPLITS = ("W4A4", "W4A8", "W4A4+W8A8r16")
 
@@ -130,3 +132,34 @@ def test_lines_to_copy_quote_what_strangers_named(gathered, invented_rows):
     assert words[words.index("--layers") + 1] == hostile
     assert "--unfused" in words
     assert hostile in shlex.split(texts["vectors"])
+
+
+def test_every_key_of_a_plan_has_its_words():
+    # A new key changes what a copied command must say: give it words in `points.case_texts`.
+    told = {"dump", "accelerators", "layers", "splits", "methods", "preset", "family", "group"}
+    told |= {"tokens", "synthesize_inputs", "lora", "seed", "smooth", "rotate", "condition"}
+    told |= {"finish", "rows", "model", "resolution", "batch", "fused", "kernel", "datapath"}
+    assert told | {"overrides"} == {field.name for field in fields(SweepPlan)}
+    plan = {"dump": "m.pt", "splits": ["W4A4"], "lora": ["a b.safetensors=0.5"], "batch": 2}
+    plan |= {"rows": {"ffn_*": 600}, "model": "sana-0.6b", "resolution": 512, "kernel": "iree"}
+    plan |= {
+        "synthesize_inputs": True,
+        "overrides": [{"pattern": "ffn_*", "settings": {"rank": 8}}],
+    }
+    words = points._plan_flags(plan)
+    assert words[:2] == ["--rows", "ffn_*=600"]
+    for name, value in (
+        *(("--lora", "a b.safetensors=0.5"), ("--batch", "2"), ("--model", "sana-0.6b")),
+        *(("--resolution", "512"), ("--kernel", "iree"), ("--override", "ffn_*:rank=8")),
+    ):
+        assert words[words.index(name) + 1] == value
+    assert "--synthesize-inputs" in words
+    assert points._plan_of([{"plan": plan}], {"dump": "m.pt", "split": "W4A4"}) == plan
+    for broken in (
+        {"splits": 3},
+        {"lora": {"a": 1}},
+        {"rows": [1]},
+        {"overrides": [1]},
+        {"overrides": [{"settings": 3}]},
+    ):
+        assert points._plan_of([{"plan": plan | broken}], {"dump": "m.pt", "split": "W4A4"}) == {}
