@@ -3,6 +3,7 @@
 **Modules** (`weights_of_modules`), whose inputs a hook sees:
 
 - Linear layers, quantized ones too, and transformers' ``Conv1D``, which keeps its weight (K, N);
+- layers within an adapter of PEFT: one layer, whose weight has the active adapters merged;
 - convolutions as im2col: a row (C * kernel) of the padded input for each output position, with the
   module's stride, padding and dilation. Rows are cut out one by one (`Patches`), so nothing of the
   size of all patches is ever made. Convolutions in groups, depthwise ones among them, and
@@ -18,12 +19,12 @@ those that a checkpoint of the same model gives: ``attn.in_proj``, ``mlp.experts
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps.capture_hooks import GemmWeight, find_linear_layers, weight_of
-from loraq_sim.errors import counted
+from loraq_sim.errors import DumpError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,18 @@ def weights_of_modules(model: "torch.nn.Module") -> dict[str, GemmWeight]:
     # Its weight is read by a function of the attention around it: no hook sees its input.
     unseen = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
     found: dict[str, GemmWeight] = {}
+    adapted: tuple[str, ...] = ()
     for name, module in model.named_modules():
+        if adapted and name.startswith(adapted):
+            continue
+        if _is_adapted(module):
+            adapted = (*adapted, f"{name}.")
+            base: Any = module.base_layer
+            made = weights_of_modules(base).get("model")
+            if made is not None:
+                weight = partial(_merged, module, made.weight)
+                found[_bare(name)] = replace(made, module=module, weight=weight)
+            continue
         name = _bare(name) or "model"
         kind = torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d
         if isinstance(module, kind):
@@ -137,6 +149,25 @@ def weights_of_modules(model: "torch.nn.Module") -> dict[str, GemmWeight]:
                 module=module, weight=partial(_turned, module), bias=getattr(module, "bias", None)
             )
     return found
+
+
+def _is_adapted(module: Any) -> bool:
+    """Whether it is a layer of PEFT: its own around a `base_layer`."""
+    return hasattr(module, "base_layer") and callable(getattr(module, "get_delta_weight", None))
+
+
+def _merged(module: Any, weight: "Callable[[], torch.Tensor]") -> "torch.Tensor":
+    """The weight of a layer of PEFT with its active adapters, as they run beside it."""
+    whole = weight().detach().float()
+    if getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
+        return whole
+    for adapter in getattr(module, "active_adapters", ()):
+        if adapter not in getattr(module, "lora_A", {adapter: None}):
+            continue
+        if getattr(module, "use_dora", {}).get(adapter):
+            raise DumpError(f"adapter {adapter!r} is DoRA; merge it first (merge_and_unload())")
+        whole = whole + module.get_delta_weight(adapter).detach().float().reshape(whole.shape)
+    return whole
 
 
 def _bare(name: str) -> str:
@@ -187,7 +218,11 @@ class FunctionWeights:
     """
 
     def __init__(self, model: "torch.nn.Module", seen: Mapping[str, GemmWeight]) -> None:
-        watched = {id(p) for one in seen.values() for p in one.module.parameters(recurse=False)}
+        watched = {
+            id(parameter)
+            for one in seen.values()
+            for parameter in one.module.parameters(recurse=_is_adapted(one.module))
+        }
         self._by_storage: dict[int, tuple[str, torch.Tensor]] = {}
         for name, values in model.named_parameters():
             # What is quantized, or has no memory of its own, lies nowhere that tells it.
@@ -322,7 +357,13 @@ def _part_of(name: str, parameter: "torch.Tensor", rows: "torch.Tensor") -> str 
 def left_out_of_capture(model: "torch.nn.Module", recorded: Mapping[str, GemmWeight]) -> str:
     """One sentence on weights that were not recorded; empty where there are none."""
     places = {one.weight().untyped_storage().data_ptr() for one in recorded.values()}
-    weights = {name: x for name, x in model.named_parameters() if x.ndim > 1}
+    # The factors of an adapter are in the weight that they change.
+    adapted = tuple(f"{name}." for name, module in model.named_modules() if _is_adapted(module))
+    weights = {
+        name: x
+        for name, x in model.named_parameters()
+        if x.ndim > 1 and not (adapted and name.startswith(adapted))
+    }
     others = {
         name: x for name, x in weights.items() if x.untyped_storage().data_ptr() not in places
     }

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from loraq_sim.dumps.capture import CaptureSource, capture_layers
+from loraq_sim.errors import DumpError
 
 TOKENS = 4096
 
@@ -177,6 +178,39 @@ def test_parameters_multiplied_by_functions_obey_layer_patterns():
     model.forward = lambda x: model["last"](model["experts"](x))
     dump, _ = captured(model, torch.randn(3, 5, 8), patterns=["experts.*.1", "last"])
     assert list(dump) == ["last", "experts.gate_up_proj.1"]
+
+
+class LoraLinear(nn.Module):
+    """A layer of PEFT, as far as capture looks at it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base
+        n, k = base.weight.shape
+        self.lora_A = nn.ModuleDict({"style": nn.Linear(k, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"style": nn.Linear(2, n, bias=False)})
+        self.active_adapters, self.merged, self.use_dora = ["style"], False, {}
+
+    def get_delta_weight(self, adapter):
+        return 0.5 * self.lora_B[adapter].weight @ self.lora_A[adapter].weight
+
+    def forward(self, x):
+        out = self.base_layer(x)
+        return out if self.merged else out + 0.5 * self.lora_B["style"](self.lora_A["style"](x))
+
+
+def test_a_layer_with_an_adapter_of_peft_is_one_layer():
+    torch.manual_seed(4)
+    model = nn.ModuleDict({"q": LoraLinear(nn.Linear(8, 6)), "k": nn.Linear(8, 6)})
+    model.forward = lambda x: model["q"](x) + model["k"](x)
+    dump, outputs = captured(model, torch.randn(5, 8))
+    assert list(dump) == ["q", "k"]
+    assert dump.info("q").activation_key == dump.info("k").activation_key
+    np.testing.assert_allclose(product(dump["q"]), outputs["q"].detach().numpy(), atol=2.0**-20)
+    assert dump.left_out == ""
+    model["q"].use_dora = {"style": True}
+    with pytest.raises(DumpError, match="adapter 'style' is DoRA; merge it first"):
+        captured(model, torch.randn(5, 8))
 
 
 def test_what_is_no_product_is_named_with_its_share():
