@@ -23,7 +23,7 @@ from loraq_sim.cli.output import (
     store_file,
 )
 from loraq_sim.errors import InputError, LoraqError, counted
-from loraq_sim.files import make_folder, markdown_text, refuse_existing, write_file
+from loraq_sim.files import make_folder, markdown_text, refuse_existing
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.results.rows import IDENTITY, Row
 from loraq_sim.results.wording import labels_of
@@ -426,7 +426,6 @@ def report_command(
     from loraq_sim.reporting.page import (
         check_report_extra,
         files_folder,
-        markdown_report,
         write_report,
     )
     from loraq_sim.reporting.report_data import answers
@@ -446,10 +445,7 @@ def report_command(
         from loraq_sim.cli.hw_measured import validation_figure
 
         figure = validation_figure(list(data.validation))
-    if is_markdown:
-        written = [write_file(page, markdown_report(data))]
-    else:
-        written = write_report(data, page, with_files=not page_only, validation=figure)
+    written = write_report(data, page, with_files=not page_only, validation=figure)
     found = answers(data)
     say(data.verdict.headline)
     if data.verdict.joint:

@@ -103,7 +103,8 @@ def write_report(
     ----------
     data : ReportData
     page : Path
-        The HTML file. Its folder is made if it is missing.
+        The HTML file, or a ``.md`` for verdict and numbers as Markdown, without files beside it.
+        Its folder is made if it is missing.
     with_files : bool
         Whether to write pictures and tables.
     validation : Figure, optional
@@ -114,6 +115,9 @@ def write_report(
     InputError
         If a file cannot be written or a package of the extra ``report`` is missing.
     """
+    if page.suffix.lower() == ".md":
+        make_folder(page.parent)
+        return [write_file(page, markdown_report(data))]
     drawn = plot_data(data, answers(data), compare_methods(data))
     text = html_report(data, drawn)
     make_folder(page.parent)

@@ -83,6 +83,7 @@ def test_the_picture_and_the_page_say_the_verdict(study, tmp_path):
     assert f"<h1>{study.verdict().headline}</h1>" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "r_files").exists()
     study.report(tmp_path / "r.html", files=True)
+    assert study.report(tmp_path / "r.md").read_text().startswith(f"# {study.verdict().headline}")
     assert (tmp_path / "r_files" / "summary.md").exists()
 
 
