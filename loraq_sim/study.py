@@ -328,8 +328,8 @@ class Study:
     def report(self, path: str | Path, *, title: str | None = None, files: bool = False) -> Path:
         """Write the page of ``loraq-sim report`` to `path`, which is replaced, and return it.
 
-        A ``.md`` gets verdict and numbers as Markdown. `title` is that of the dumps by default. With
-        `files` pictures and tables are written beside a page, into ``NAME_files``.
+        A ``.md`` gets verdict and numbers as Markdown. `title` is that of the dumps by default.
+        With `files` pictures and tables are written beside a page, into ``NAME_files``.
         """
         from loraq_sim.reporting.gather import gather
         from loraq_sim.reporting.page import write_report
