@@ -232,3 +232,18 @@ def test_budgets_that_no_array_meets_are_one_line(swept, command, budget, said):
     assert done.exit_code == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("array", [{"acc_bits": 20}, {"acc_bits": 24, "products_per_add": 1}])
+def test_an_array_costs_the_same_whoever_brings_it(array, request):
+    """A case with its own array, and a machine whose file was changed to have it."""
+    layer = lq.read_layer_dump(request.config.rootpath / DUMP)[LAYER]
+    hw = hwmodels.load_accelerator("aie2")
+    changed = hwmodels.with_overrides(hw, {f"datapath.{key}": v for key, v in array.items()})
+    by_case = lq.evaluate_layer(layer, "W8A8", hw, tokens=2, datapath=array)
+    by_file = lq.evaluate_layer(layer, "W8A8", changed, tokens=2)
+    own = lq.evaluate_layer(layer, "W8A8", hw, tokens=2)
+    for column in ("energy_j", "area_ge", "area_mm2", "array_energy_j", "output_error"):
+        assert by_case[column] == pytest.approx(by_file[column], rel=1e-12), column
+    gained = own["array_energy_j"] - by_case["array_energy_j"]
+    assert own["energy_j"] - by_case["energy_j"] == pytest.approx(gained, rel=1e-6)
