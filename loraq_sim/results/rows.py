@@ -448,6 +448,7 @@ _SHOWN_LINES = (
     ("overflow_count", "safe_acc_bits", "clipped_count"),
     ("status", "message"),
 )
+_NUMBERS = {int, float, type(None)}
 # Of these no two rows say the same, or nobody groups by them.
 _PLAIN_TEXTS = ("message", "first_overflow", "first_clipped", "rests_on", "case_id")
 
@@ -464,17 +465,26 @@ def frame_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> "p
     types = {column.name: column.sql_type for column in COLUMNS}
     columns: dict[str, Any] = {}
     for name in names:
-        values = [plain_value(row.get(name)) for row in rows]
-        known = [value for value in values if value is not None]
+        values = [row.get(name) for row in rows]
+        kinds = set(map(type, values))
+        # Nearly always; asking each value takes seconds.
+        if not kinds <= {int, str, type(None)} and not (kinds <= _NUMBERS and name != "pareto"):
+            values = [plain_value(value) for value in values]
+            kinds = set(map(type, values))
+        sql_type = types.get(name)
         if name == "pareto":
             columns[name] = pandas.Series([bool(value) for value in values], dtype=bool)
-        elif types.get(name) == "TEXT" and name not in _PLAIN_TEXTS:
-            order = list(dict.fromkeys(known))
-            columns[name] = pandas.Series(pandas.Categorical(values, categories=order))
-        elif types.get(name) == "INTEGER" and all(type(value) is int for value in known):
-            kind = "int64" if known and len(known) == len(values) else "Int64"
+        elif sql_type == "TEXT" and name not in _PLAIN_TEXTS:
+            order = [value for value in dict.fromkeys(values) if value is not None]
+            places = {value: place for place, value in enumerate(order)} | {None: -1}
+            codes = list(map(places.__getitem__, values))
+            columns[name] = pandas.Series(pandas.Categorical.from_codes(codes, order))
+        elif sql_type == "INTEGER" and kinds <= {int, type(None)}:
+            kind = "int64" if kinds == {int} else "Int64"
             columns[name] = pandas.Series(values, dtype=kind)
-        elif types.get(name) in ("INTEGER", "REAL"):
+        elif sql_type == "REAL" and kinds <= _NUMBERS:
+            columns[name] = pandas.Series(values, dtype="float64")
+        elif sql_type in ("INTEGER", "REAL"):
             columns[name] = pandas.to_numeric(pandas.Series(values, dtype=object))
         else:
             columns[name] = pandas.Series(values, dtype=object)

@@ -298,6 +298,9 @@ def test_the_columns_of_the_frame_have_types(study):
     assert set(types[["m", "rank", "weight_bytes", "overflow_count"]]) == {"int64"}
     assert set(types[["latency_s", "output_error", "smooth"]]) == {"float64"}
     assert list(study.df["split"].cat.categories) == SPLITS
+    assert dict(Study([]).df.dtypes.astype(str)) == dict(types) | dict.fromkeys(
+        [name for name, kind in types.items() if kind == "int64"], "Int64"
+    ) | {"cycles": "Int64"}  # fmt: skip
     assert list(study.df["layer"].cat.categories) == list(
         dict.fromkeys(row["layer"] for row in study.rows)
     )
