@@ -293,6 +293,8 @@ def _html_of(event: SweepEvent, front: _FrontSoFar, problems: Sequence[str]) -> 
             "</div></div>"
         )
         parts.append(f"<div>{front.svg()}</div>")
+        look = "font-size:11px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
+        parts += [f'<div style="{look}">{escape(shown(line))}</div>' for line in front.lines()]
     parts += [
         f'<div style="color:#D55E00">{escape(shown(text))}</div>'
         for text in problems[:_MOST_PROBLEMS]
