@@ -122,7 +122,12 @@ def test_layers_in_one_keep_their_own_units_in_nvfp4(tmp_path):
     path = write_nunchaku(tmp_path / "n.safetensors", trio)
     stored = load_file(path)
     assert set(stored) >= {f"{BLOCK}attn.to_qkv.wcscales"}
-    assert stored[f"{BLOCK}attn.to_qkv.wcscales"].shape == (3 * 256,)
+    rows = stored[f"{BLOCK}attn.to_qkv.wcscales"].astype(np.float32)
+    # Runs of 16 hold 16 rows each: the last 7 of a member's 16 runs, and 6 rows of the ninth before
+    # them, scale padding, and scale it by one.
+    assert rows.shape == (3 * 256,)
+    assert (rows.reshape(3, 16, 16)[:, 9:] == 1).all()
+    assert ((rows.reshape(3, 16, 16) == 1).sum(axis=(1, 2)) == 256 - 130).all()
     found, _ = read_nunchaku(path)
     assert list(found) == names
     for name in names:
