@@ -167,7 +167,7 @@ def _scan(path: Path, file: IO[bytes], inert: set[str] | None = None) -> None:
     if unsafe:
         raise DumpError(
             f"{path}: refused, nothing was run: its pickle asks for {unsafe!r}, which no dense "
-            "tensor needs; save plain tensors, numbers and text, or use .safetensors"
+            "tensor needs; save model.state_dict() and plain numbers and text, or use .safetensors"
         )
 
 
