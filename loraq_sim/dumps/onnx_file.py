@@ -8,8 +8,9 @@ that alone reads a MatMul's output.
 
 A layer is called as its tensor, where that ends in ``.weight``, else as its node without what the
 exporter puts there: ``/blocks.0/attn/to_q/MatMul`` is ``blocks.0.attn.to_q``. Rows per call follow
-from shapes that the model states as numbers. A weight that several nodes use is one layer with so
-many calls. Files of external data are read beside the model and nowhere else.
+from shapes that the model states as numbers, or that follow from those of its inputs. A weight that
+several nodes use is one layer with so many calls. Files of external data are read beside the model
+and nowhere else.
 """
 
 import math
@@ -47,6 +48,8 @@ _OPERATIONS = ("MatMul", "Gemm", "Conv")
 _FOLLOWED = ("Cast", "Identity", "Transpose", "DequantizeLinear")
 _NODE_NAME = re.compile(r"/?(?P<path>.*?)/?(?:node_)?(?:MatMul|Gemm|Conv)(?:_\d+)?")
 _MAX_FOLLOWED = 8
+# Values of a tensor that may be a shape, or the axes of one.
+_MAX_SHAPE_VALUES = 64
 
 
 def open_onnx_file(path: Path) -> StoredDump:
@@ -63,6 +66,7 @@ def open_onnx_file(path: Path) -> StoredDump:
         raise DumpError(f"{path}: this is an ONNX model; pip install 'loraq-sim[onnx]'") from None
     model = onnx.load(str(path), load_external_data=False)
     graph = _Graph(path, model.graph)
+    graph.shapes |= _inferred(model)
     tensors: dict[str, StoredTensor] = {}
     rows: dict[str, int | None] = {}
     calls: Counter[str] = Counter()
@@ -116,6 +120,34 @@ def open_onnx_file(path: Path) -> StoredDump:
     places = {_location(tensor) for tensor in graph.stored.values()} - {""}
     beside = tuple(file for name in sorted(places) if (file := path.parent / name).is_file())
     return replace(stored, layers=layers, files=(path, *beside))
+
+
+def _inferred(model: Any) -> dict[str, tuple[int, ...] | None]:
+    """Shapes of values that follow from those of the inputs; of weights the sizes are enough."""
+    from onnx import helper, shape_inference
+
+    graph = model.graph
+    if any(graph.value_info) or not any(map(_static_shape, graph.input)):
+        return {}
+    small = [x for x in graph.initializer if math.prod(x.dims) <= _MAX_SHAPE_VALUES]
+    held = {x.name for x in small}
+    inputs = [*graph.input]
+    inputs += [
+        helper.make_tensor_value_info(x.name, x.data_type, list(x.dims))
+        for x in graph.initializer
+        if x.name not in held
+    ]
+    light = helper.make_model(
+        helper.make_graph(list(graph.node), "shapes", inputs, list(graph.output), small),
+        opset_imports=list(model.opset_import),
+        ir_version=model.ir_version,
+    )
+    try:
+        found = shape_inference.infer_shapes(light, data_prop=True)
+    # An operator that it does not know; rows are then as they are without.
+    except Exception:
+        return {}
+    return {value.name: _static_shape(value) for value in found.graph.value_info}
 
 
 def _free_name(name: str, taken: dict[str, StoredTensor]) -> str:

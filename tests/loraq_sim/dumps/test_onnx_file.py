@@ -96,18 +96,32 @@ def test_a_convolution_is_the_gemm_of_im2col_with_a_row_for_each_output(onnx, tm
         node("Conv", ["x", "wide.weight"], "g", group=2),
     ]
     stored = {"down.weight": kernel, "c": B, "wide.weight": grouped}
-    path = save(onnx, tmp_path / "m.onnx", nodes, stored, (2, 4, 8, 6))
+    path = save(onnx, tmp_path / "m.onnx", nodes, stored, ("batch", 4, 8, 6))
     dump = lq.read_layer_dump(path)
     assert list(dump) == ["down"]
     np.testing.assert_array_equal(dump["down"].weight, kernel.reshape(6, 36))
     assert dump.info("down").m is None
     assert "1 weight of no single product, such as wide.weight" in dump.left_out
+    # Stated by the model, or following from the shape of its input.
     model = onnx.load(str(path))
-    model.graph.value_info.append(
-        helper.make_tensor_value_info("h", TensorProto.FLOAT, (2, 6, 4, 3))
-    )
+    shape = helper.make_tensor_value_info("h", TensorProto.FLOAT, (2, 6, 4, 3))
+    model.graph.value_info.append(shape)
     onnx.save(model, str(path))
     assert lq.read_layer_dump(path).info("down").m == 2 * 4 * 3
+    path = save(onnx, tmp_path / "static.onnx", nodes, stored, (2, 4, 8, 6))
+    assert lq.read_layer_dump(path).info("down").m == 2 * 4 * 3
+
+
+def test_rows_follow_through_operators_that_change_shapes(onnx, tmp_path):
+    nodes = [
+        node("MatMul", ["x", "a"], "h", "/up/MatMul"),
+        node("Reshape", ["h", "sizes"], "r"),
+        node("MatMul", ["r", "b"], "y", "/down/MatMul"),
+    ]
+    stored = {"a": W.T.copy(), "sizes": np.array([15, -1], np.int64)}
+    stored["b"] = RNG.standard_normal((4, 3)).astype(np.float32)
+    dump = lq.read_layer_dump(save(onnx, tmp_path / "m.onnx", nodes, stored, (2, 5, 4)))
+    assert (dump.info("up").m, dump.info("down").m) == (10, 15)
 
 
 def test_casts_transposes_and_scales_before_a_node_are_followed(onnx, tmp_path):
