@@ -77,6 +77,7 @@ PAIRS = (
 )
 # Rows of the pictures in README and documentation, with what stands beside them.
 SHOWN = {
+    "W4A4 round to nearest": "W4A4, rounded",
     "W4A4 SVDQuant": "W4A4, SVDQuant",
     "W4A4 LoRaQ, grid chosen": "W4A4, LoRaQ",
     "W4A8 LoRaQ": "W4A8, LoRaQ",
