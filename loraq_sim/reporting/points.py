@@ -118,13 +118,18 @@ def _on(
     values = [int(block * f) if is_count else block * f for f in kept]
     if len(kept) < 2:
         return None
-    unit = "GHz" if key.endswith("hz") else "GB/s"
     return {
         "name": name,
-        "values": [f"{v:,}" if is_count else f"{v / 1e9:,.4g} {unit}" for v in values],
+        "values": [f"{v:,}" if is_count else _in_words(key, v) for v in values],
         "base": kept.index(1.0),
         "changes": [None if f == 1.0 else (key, v) for f, v in zip(kept, values, strict=True)],
     }
+
+
+def _in_words(key: str, value: float) -> str:
+    if key.endswith("hz"):
+        return f"{value / 1e9:.4g} GHz"
+    return f"{value / 1e9:,.4g} GB/s" if value < 1e12 else f"{value / 1e12:,.4g} TB/s"
 
 
 @lru_cache(maxsize=512)

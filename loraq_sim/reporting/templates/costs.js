@@ -94,7 +94,7 @@ function drawRoofline(own) {
   const xs = [...rows.map(x), ...(knee ? [knee] : [])];
   const box = { x: [Math.min(...xs) / 2.2, Math.max(...xs) * 2.2], y: [Math.min(...rows.map(y)) / 2.2, top * 1.7] };
   const width = widthOf("roofline-plot");
-  const frame = { left: 62, right: 14, top: 12, bottom: 56, width, height: width > 640 ? 420 : 360 };
+  const frame = { left: 72, right: 14, top: 12, bottom: 56, width, height: width > 640 ? 420 : 360 };
   const segments = peaks.map((peak) => [[box.x[0], peak], [box.x[1], peak]]);
   const slope = bandwidth ? [[box.x[0], (box.x[0] * bandwidth) / 1e12], [knee, top]] : null;
   const traces = peaks.map((peak) => ({ x: [bandwidth ? (peak * 1e12) / bandwidth : box.x[0], box.x[1]], y: [peak, peak], mode: "lines", line: { color: rootStyle("--muted"), width: 1.4 }, hoverinfo: "text", hovertext: `MAC array: ${digits(peak)} TOPS` }));
