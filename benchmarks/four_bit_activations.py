@@ -119,7 +119,9 @@ def layers():
     if TERRAIN.exists():
         dump = lq.read_layer_dump(str(TERRAIN))
         for name in dump:
-            yield "terrain", dump[name], 4
+            # Patches of 3 x 3 neighbors, or single pixels.
+            kind = "resblock_conv" if dump[name].k % 9 == 0 else "conv1x1"
+            yield "terrain", dataclasses.replace(dump[name], kind=kind), 4
 
 
 def measured(layer, rank, columns):

@@ -236,6 +236,10 @@ def solve_split(layer: Layer, split: PrecisionSplit, **options: Unpack[SplitOpti
 
 
 def _solved(layer: Layer, split: PrecisionSplit, arguments: Mapping[str, Any]) -> Solution:
+    if layer.reads_patches and layer.activations is None:
+        # What is alike, a Hadamard matrix gathers in few channels: without rows to tell, no choice.
+        excluded = (*arguments.get("excluded", ()), "hadamard")
+        arguments = {**arguments, "excluded": excluded}
     try:
         return solve(layer.weight, activations=layer.activations, **arguments)
     except InputError as error:

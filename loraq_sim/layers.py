@@ -52,6 +52,9 @@ MAX_NAME = 500
 _GELU_LEAST = (-0.1719, -0.1690)
 _AFTER_GELU = ("ffn_down", "text_ffn_down")
 
+# Convolutions of 3 x 3, as matrices.
+_OF_PATCHES = ("resblock_conv", "sampler_conv")
+
 
 def is_after_gelu(kind: str, ends: tuple[float, float] | None = None) -> bool:
     """Whether a layer of `kind` reads what GELU left, with inputs between `ends` where known.
@@ -182,6 +185,11 @@ class Layer:
         rows = self.activations
         ends = None if rows is None else (float(rows.min()), float(rows.max()))
         return is_after_gelu(self.kind, ends)
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether its inputs are patches of a feature map, in which neighbors are alike."""
+        return self.kind in _OF_PATCHES
 
     def digest(self) -> str:
         """SHA-256 (hex) of everything a result depends on: tensors, kind, rows, calls, labels.

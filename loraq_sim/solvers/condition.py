@@ -7,7 +7,8 @@ strength 0.5, each as it is and rotated by the largest block Hadamard matrix; wh
 main branch's inputs is left open (``A4a``), each of them symmetric, with signed scales and with
 zero points. The closed form balances what the main branch rounds, W - L R and, with a residual
 input, D: what the branch carries is not rounded to few bits, and need not be smoothed
-(`_smoothing_of_the_rest`). Against balancing W and X, output errors are 1 to 10 % lower.
+(`_smoothing_of_the_rest`; of float elements W and X themselves are balanced). Against balancing W
+and X, output errors are 1 to 10 % lower.
 
 What is compared is the output of rows X left out of the statistics
 (`loraq_sim.solvers.residual.simulated_output`), with L R = SVD_r(W), rounded, and, for what a
@@ -25,9 +26,9 @@ as they are: a rotation never needs data, and four bits cannot hold an outlier a
 are smoothed, too, as if all channels were equally loud: nothing is known of X, but what is rounded
 of W is, and the closed form makes the most of it (errors fall by 4 to 5 % on transformers, not at
 all to 1 % on others). A grid that is left open has zero points then: of rotated inputs on real
-layers they lose least. Patches of 3 x 3 convolutions are what this rule is wrong for (errors 1.5
+layers they lose least. Patches of 3 x 3 convolutions are what a rotation is wrong for (errors 1.5
 times as large on those of a U-Net): neighbors are alike, and a Hadamard matrix gathers what is
-alike in few channels.
+alike in few channels. `loraq_sim.evaluate` excludes it for layers of such a kind.
 
 What a machine lacks is left out of the comparison (`CHOICES`).
 """
@@ -284,11 +285,14 @@ class _Trial:
     def smoothings(self, x: NDArray[np.float32]) -> list[Smooth]:
         """The smoothings to compare, made of rows `x`; the plainest first."""
         # Of few rows, directions take most: what is left of them is not what is left of others.
-        spent = min(self._spent(len(x)), len(x) // _PART_TRIED)
+        rank, spent = self.rank, min(self._spent(len(x)), len(x) // _PART_TRIED)
+        if not self.formats.into_main[0].element.is_integer:
+            # Floats lose of each value a share of its own: there is no range to be balanced.
+            rank = spent = 0
         return [
             None,
             *(
-                _smoothing_of_the_rest(self.weight, x, self.rank, each)
+                _smoothing_of_the_rest(self.weight, x, rank, each)
                 for each in dict.fromkeys((0, spent))
             ),
             power_smoothing(0.5, 0.5, self.weight, x),

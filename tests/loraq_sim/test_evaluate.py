@@ -8,7 +8,7 @@ import pytest
 import hwmodels
 import loraq_sim as lq
 from loraq_sim.errors import InputError
-from loraq_sim.evaluate import reference_output, sample_rows
+from loraq_sim.evaluate import reference_output, sample_rows, solve_split
 from loraq_sim.machine import cost_split, datapath_for
 from loraq_sim.results.rows import COLUMN_NAMES
 from loraq_sim.results.wording import labels_of
@@ -381,3 +381,15 @@ def test_what_a_zero_point_adds_to_the_stored_weight_is_the_sums_of_its_codes():
         _, cost = cost_split(8, 24, 100, lq.parse_split(split), hwmodels.load_accelerator("aie2"))
         assert cost.weight_bytes - row["weight_bytes"] == 2 * outputs * 2, split
         assert cost.dram_bytes == row["dram_bytes"], split
+
+
+def test_patches_of_convolutions_are_not_rotated_unseen(layer):
+    split, asked = parse_split("W4A4+W8A8r8"), {"preset": "fast", "condition": "auto"}
+    unseen = dataclasses.replace(layer, activations=None)
+    assert solve_split(unseen, split, **asked).rotation == 128
+    patches = dataclasses.replace(unseen, kind="resblock_conv")
+    assert solve_split(patches, split, **asked).rotation is None
+    # What is asked for stays, and rows may say otherwise.
+    assert solve_split(patches, split, rotate="hadamard:64", **asked).rotation == 64
+    seen = [dataclasses.replace(layer, kind=kind) for kind in ("linear", "resblock_conv")]
+    assert len({solve_split(each, split, **asked).rotation for each in seen}) == 1

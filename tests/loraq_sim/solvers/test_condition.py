@@ -182,3 +182,18 @@ def test_four_bit_inputs_decide_whether_ranges_are_flattened():
     assert chosen < 0.99 * flattened
     # The error of the weight alone is what flattening is for.
     assert both[1].weight_error > both[0].weight_error
+
+
+def test_smoothing_balances_what_the_branch_leaves_of_integers_and_all_of_floats():
+    weight, x = normal(96, 128), normal(256, 128, seed=1)
+    # Loud channels of the weight, which few components carry: the main branch is rid of them.
+    weight[:, :4] *= 20
+    x *= np.exp(normal(1, 128, seed=2))
+    options = {"condition": "auto", "activations": x, **OPTIONS}
+    allowed = 2 * np.median(balanced_smoothing(weight, x)[:4])
+    found = {
+        inputs: solve(weight, main_activation=inputs, rotate="hadamard", **options).smooth
+        for inputs in ("int4/g64", "mxfp4")
+    }
+    assert np.median(found["int4/g64"][:4]) > allowed
+    assert found["mxfp4"] is None or np.median(found["mxfp4"][:4]) < allowed
