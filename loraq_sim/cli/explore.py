@@ -53,18 +53,12 @@ _COMPARED = (
     "mac_share",
 )
 _SCALABLE = (
-    *(
-        "comparison",
-        "quantity",
-        "published_ratio",
-        "model_ratio",
-        "published_um2",
-        "model_um2",
-        "factor",
-    ),
+    *("comparison", "quantity", "published_ratio", "model_ratio", "published_um2", "model_um2"),
+    "factor",
 )
 _AREA = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*mm2\s*")
 _SHOWN_DESIGNS = 24
+_FIRM = ("published", "derived")
 
 
 @one_line_failures
@@ -235,13 +229,10 @@ def _rate(flag: str, given: str | float) -> float:
 
 
 def _print_published(output: OutputFormat) -> None:
-    from loraq_sim.silicon.gate_fit import (
-        published_chips,
-        published_operations,
-        published_scalable,
-    )
+    from loraq_sim.silicon import gate_fit
 
-    rows, operations, scalable = published_chips(), published_operations(), published_scalable()
+    rows, operations = gate_fit.published_chips(), gate_fit.published_operations()
+    scalable = gate_fit.published_scalable()
     if output is OutputFormat.JSON:
         print_json(rows, {"operations": operations, "scalable": scalable})
         return
@@ -356,22 +347,22 @@ def _said(
     return f"{text} {_assumed_said(knee, node)}"
 
 
+_FIGURES = (
+    *(("nand2_um2", "area of a gate"), ("multiply_pj", "energy of a product")),
+    ("sram_um2_per_bit", "bit cell"),
+)
+
+
 def _assumed_said(knee: dict[str, Any], node: int) -> str:
     """What the knee rests on that nobody has synthesized or measured."""
-    made, known = knee["design"], hwmodels.load_node(node)
-    text = (
-        f"Assumed: {1 - knee['gates_energy_share']:.1%} of the knee's energy (memories, lanes and "
-    )
-    text += "idle power at figures nobody measured for it; the rest is MACs in gates)"
-    if knee["modes"].count(","):
-        beside = counted(made.beside, "multiplier")
-        text += f", {beside} of each other mode beside {made.products_per_add} of the main one"
-    text += ", clock and SRAM speed"
-    weak = [name for name, how in known.confidence.items() if how not in ("published", "derived")]
-    words = {"nand2_um2": "area of a gate", "multiply_pj": "energy of a product"}
-    words |= {"sram_um2_per_bit": "bit cell"}
-    told = [f"{words[name]} {known.confidence[name]}" for name in weak if name in words]
-    return text + (f"; of {node} nm: {', '.join(told)}" if told else "") + "."
+    made, how = knee["design"], hwmodels.load_node(node).confidence
+    text = f"Assumed: {1 - knee['gates_energy_share']:.1%} of the knee's energy (memories, lanes "
+    text += "and idle power at figures nobody measured for it; the rest is MACs in gates)"
+    if "," in knee["modes"]:
+        text += f", {counted(made.beside, 'multiplier')} of each other mode beside "
+        text += f"{made.products_per_add} of the main one"
+    weak = [f"{words} {how[name]}" for name, words in _FIGURES if how[name] not in _FIRM]
+    return f"{text}, clock and SRAM speed" + f"; of {node} nm: {', '.join(weak)}" * bool(weak) + "."
 
 
 def _write(path: Path, design: Any) -> None:
