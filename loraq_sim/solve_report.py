@@ -20,7 +20,7 @@ from loraq_sim.layers import Layer
 from loraq_sim.metrics import relative_error
 from loraq_sim.solvers import Solution, solve
 from loraq_sim.solvers.problem import SplitOptions
-from loraq_sim.split import PrecisionSplit, branch_bytes
+from loraq_sim.split import WITHOUT_BRANCH, PrecisionSplit, branch_bytes
 
 __all__ = [
     "compare_methods",
@@ -154,8 +154,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if len(known) == len(values) else None
 
 
-# Published with factors in 16 bits: arXiv 2411.05007, 2310.08659, 2410.06040.
-_SIXTEEN_BIT_BRANCH = ("svdquant", "svdquant_tuned", "svdquant_published", "loftq", "qera")
+# Published with factors in 16 bits: arXiv 2411.05007, 2310.08659, 2410.06040, 2412.07902.
+_SIXTEEN_BIT_BRANCH = ("svdquant", "svdquant_tuned", "svdquant_published", "loftq", "qera", "lrc")
 
 
 def compare_methods(
@@ -201,6 +201,8 @@ def compare_methods(
 def _as_published(
     method: str, split: PrecisionSplit, branch: Format, layer: Layer
 ) -> PrecisionSplit:
+    if method in WITHOUT_BRANCH:
+        return dataclasses.replace(split, feedback=None)
     if method not in _SIXTEEN_BIT_BRANCH:
         return split
     rank, feedback_rank = split.ranks(layer.n, layer.k)

@@ -69,3 +69,13 @@ def test_a_split_without_branch_or_too_small_for_a_baseline_says_so(layer):
         compare_methods(layer, lq.parse_split("W4A4"), METHODS)
     with pytest.raises(lq.InputError, match=r"layer 'a'.*less than the 448 of the 16-bit rank-1"):
         compare_methods(layer, lq.parse_split("W4A4+W4A4r1"), ("svdquant", "loraq"))
+
+
+def test_methods_with_a_residual_input_are_compared_with_those_without(layer):
+    split = lq.parse_split("W4A4~W8A8r8")
+    rows = compare_methods(layer, split, ("rtn", "svdquant", "lrc", "resq", "loraq"), preset="fast")
+    ranks = [row["rank"] for row in rows]
+    assert (ranks[0], *ranks[3:]) == (0, 8, 8)
+    assert 0 < ranks[1] == ranks[2] < 8
+    # At most the bytes of the branch that the split says.
+    assert all(row["weight_bytes"] <= rows[-1]["weight_bytes"] for row in rows)
