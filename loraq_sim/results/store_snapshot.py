@@ -220,7 +220,8 @@ def check_schema(connection: sqlite3.Connection, schema: Mapping[str, frozenset[
         if kind == "index" and text is None and _AUTOMATIC.fullmatch(str(name)):
             continue
         if kind != "table" or name not in schema:
-            return f"it holds the {str(kind)[:20]} {str(name)[:60]!r}"
+            # A damaged schema may say anything for a kind, control characters too.
+            return f"it holds the {repr(str(kind)[:20])[1:-1]} {str(name)[:60]!r}"
         if not set(_columns(text)) <= schema[name]:
             return f"its table {name} is not defined as a release defines it"
     missing = schema.keys() - {name for kind, name, _ in entries if kind == "table"}

@@ -226,6 +226,19 @@ def test_what_a_schema_would_run_is_not_run(base, tmp_path, name):
     assert store.read_bytes() == before
 
 
+def test_what_a_damaged_schema_says_is_printable(base, tmp_path):
+    statements = """
+        PRAGMA writable_schema = ON;
+        UPDATE sqlite_master SET type = 'in' || char(11) || 'ex' WHERE type = 'index';
+        PRAGMA writable_schema = OFF;
+    """
+    store = changed(base, tmp_path, statements)
+    for code, output in run_all(store, base, tmp_path, COMMANDS[:1]):
+        assert code == 2
+        assert "it holds the in\\x0bex" in output
+        assert "\x0b" not in output
+
+
 def sealed(base, folder, cells):
     """A copy of `base` whose first row has these cells and a right checksum."""
     one = "(SELECT MIN(rowid) FROM rows)"
