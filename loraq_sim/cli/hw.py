@@ -422,7 +422,7 @@ def explain_command(
     what += f" shared by {shared_by}" if shared_by > 1 else ""
     tables = [
         result_table(
-            in_own_units(parts),
+            parts if output is OutputFormat.CSV else in_own_units(parts),
             title=f"{what} on {machine.name}: {cost.bound}-bound, kernels {cost.kernel} "
             f"({trust_words(cost)})",
         ),
