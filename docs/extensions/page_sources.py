@@ -28,7 +28,7 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     text = GENERATED_PLACE.sub(_for_the_site, text)
     # Files of the repository that are no page of the site.
     text = re.sub(
-        r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?:reports|examples|notebooks)[^)]*\)", r"\1", text
+        r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?:reports|examples|notebooks|benchmarks)[^)]*\)", r"\1", text
     )
     text = _MARK.sub("", text)
     source[0] = text + _navigation(text) if docname == app.config.root_doc else text
