@@ -1,4 +1,4 @@
-"""A few hundred hostile files for every reader; `benchmarks/fuzz.py` runs a hundred thousand."""
+"""A few hundred hostile files for every reader; `benchmarks/fuzz.py` runs 240,000."""
 
 import pytest
 
