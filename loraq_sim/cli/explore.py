@@ -22,7 +22,7 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import note, one_line_failures, print_json, print_tables, say
 from loraq_sim.errors import InputError, counted
-from loraq_sim.files import make_folder, refuse_existing, write_file
+from loraq_sim.files import refuse_existing, write_file
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.split import parse_split
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loraq_sim.layers import Layer
     from loraq_sim.silicon.explore import StepWork
 
-__all__ = ["EXAMPLES", "explore_command", "new_foreign", "new_paper"]
+__all__ = ["EXAMPLES", "explore_command", "new_paper"]
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -434,33 +434,6 @@ def print_paper(
         print_json([row])
         return
     print_tables([result_table([row], title=machine.title)], output)
-
-
-def new_foreign(
-    path: Path, read: "hwmodels.ForeignMachine", *, force: bool, output: OutputFormat
-) -> None:
-    """Write the machine of another tool's file, and say what became of each of its keys."""
-    refuse_existing(path, overwrite=force)
-    make_folder(path.parent)
-    write_file(path, hwmodels.sketch_text(read.machine))
-    keys = [dict(key) for key in read.keys]
-    taken = [key for key in keys if not key["becomes"].startswith("not taken")]
-    n_assumed = len(hwmodels.assumed_keys(hwmodels.load_accelerator(path)))
-    if output is OutputFormat.JSON:
-        facts = {"path": str(path), "name": read.machine.name, "dialect": read.dialect}
-        print_json(keys, facts | {"assumed_values": n_assumed})
-        return
-    title = f"What becomes of {len(taken)} of the {len(keys)} values of this {read.dialect} file"
-    if output is not OutputFormat.TABLE:
-        print_tables([result_table(keys, title=title)], output)
-        return
-    say(f"{path}\n")
-    print_tables([result_table(taken, title=title)], output)
-    rest = [key["key"] for key in keys if key not in taken]
-    if rest:
-        say(f"not taken, for no number here is like it: {', '.join(rest)}")
-    note(f"{n_assumed} values are assumed, as the file says; replace those that you know")
-    note(f"next: loraq-sim hw show {path}")
 
 
 def new_paper(

@@ -21,11 +21,12 @@ from loraq_sim.cli.cost import (
     checked_schedule,
     chosen_machines,
 )
-from loraq_sim.cli.explore import new_foreign, new_paper
+from loraq_sim.cli.explore import new_paper
 from loraq_sim.cli.hw_measured import (
     FIT_EXAMPLES,
     VALIDATE_EXAMPLES,
     fit_command,
+    new_foreign,
     validate_command,
 )
 from loraq_sim.cli.hw_synth import (

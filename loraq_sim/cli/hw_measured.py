@@ -2,7 +2,8 @@
 
 ``validate`` sets predicted against measured GEMM times: row by row, and by device, kernel family,
 shape class and confidence; with ``--cross`` every row is predicted without its own source. ``fit``
-fits one kernel family of a machine to rows of yours and says how far it can be trusted.
+fits one kernel family of a machine to rows of yours and says how far it can be trusted. What
+``hw new --from-yaml`` says of the file of another tool is here, too.
 """
 
 import dataclasses
@@ -14,9 +15,9 @@ import typer
 import hwmodels
 from loraq_sim.cli.cost import Sets, Variants, chosen_machines
 from loraq_sim.cli.options import Force, OutFormat, OutputFormat, listed
-from loraq_sim.cli.output import note, one_line_failures, print_json, print_table, print_tables
+from loraq_sim.cli.output import note, one_line_failures, print_json, print_table, print_tables, say
 from loraq_sim.errors import InputError, counted
-from loraq_sim.files import refuse_existing, write_file
+from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import result_table
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "THRESHOLD_MISSED",
     "VALIDATE_EXAMPLES",
     "fit_command",
+    "new_foreign",
     "validate_command",
     "validation_figure",
 ]
@@ -293,3 +295,30 @@ def validation_figure(rows: list[dict[str, Any]]) -> "Figure":
     axes.set_title(f"Shaded: within {_BAND:.0%}", fontsize="small", loc="left", color="0.4")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def new_foreign(
+    path: Path, read: "hwmodels.ForeignMachine", *, force: bool, output: OutputFormat
+) -> None:
+    """Write the machine of another tool's file, and say what became of each of its keys."""
+    refuse_existing(path, overwrite=force)
+    make_folder(path.parent)
+    write_file(path, hwmodels.sketch_text(read.machine))
+    keys = [dict(key) for key in read.keys]
+    taken = [key for key in keys if not key["becomes"].startswith("not taken")]
+    n_assumed = len(hwmodels.assumed_keys(hwmodels.load_accelerator(path)))
+    if output is OutputFormat.JSON:
+        facts = {"path": str(path), "name": read.machine.name, "dialect": read.dialect}
+        print_json(keys, facts | {"assumed_values": n_assumed})
+        return
+    title = f"What becomes of {len(taken)} of the {len(keys)} values of this {read.dialect} file"
+    if output is not OutputFormat.TABLE:
+        print_tables([result_table(keys, title=title)], output)
+        return
+    say(f"{path}\n")
+    print_tables([result_table(taken, title=title)], output)
+    rest = [key["key"] for key in keys if key not in taken]
+    if rest:
+        say(f"not taken, for no number here is like it: {', '.join(rest)}")
+    note(f"{n_assumed} values are assumed, as the file says; replace those that you know")
+    note(f"next: loraq-sim hw show {path}")

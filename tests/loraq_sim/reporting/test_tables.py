@@ -307,6 +307,13 @@ def test_a_column_without_which_rows_look_alike_is_never_left_out():
     assert "kind" in " ".join(drawn(result_table(named), 36)).split("leave out:")[1]
 
 
+def test_which_store_a_row_is_of_stays_even_of_a_single_row():
+    row = {"only": "before", "layer": "transformer_blocks.0.attn1.to_q", "split": "W4A4"}
+    row |= {"method": "rtn", "accelerator": "aie2"}
+    lines = drawn(result_table([row]), 60)
+    assert any(line.split()[0] == "before" for line in lines if line.strip())
+
+
 def test_the_ends_of_a_range_go_together():
     rows = [
         {"split": s, "latency_s": 1e-3, "latency_lo_s": 0.9e-3, "latency_hi_s": 1.1e-3}
