@@ -21,7 +21,7 @@ from loraq_sim.results.rows import ResultRow, Row, ShownRow, frame_of
 from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import check_possible
 from loraq_sim.results.totals import MODEL_COLUMNS, ModelRow, model_totals, rows_of_total
-from loraq_sim.results.verdict import Verdict, the_context, verdict_of
+from loraq_sim.results.verdict import Verdict, said_of_a_part, the_context, verdict_of
 from loraq_sim.results.wording import rows_in, the_case
 from loraq_sim.sweeps.plan_file import SweepSettings
 from loraq_sim.version import __version__
@@ -157,7 +157,7 @@ class Study:
 
     @cached_property
     def _verdict(self) -> Verdict:
-        return verdict_of(self._sums)
+        return said_of_a_part(verdict_of(self._sums), self.n_missing)
 
     def front(self, by: str = "model") -> "pandas.DataFrame":
         """Rows that no other beats in error and cost, cheapest first, per accelerator.
@@ -465,7 +465,7 @@ def open_study(path: str | Path) -> Study:
         rows, runs, planned = store.rows(), store.provenance(), store.planned()
         # Of the latest sweep alone: earlier ones may have been of another release.
         latest = max((run for run, _ in planned.values()), default=0)
-        known = store.done(planned) if latest else set()
+        known = {row["case_id"] for row in rows} | (store.done(planned) if latest else set())
         left = [case for case, (run, _) in planned.items() if run == latest and case not in known]
         return Study(rows, runs, path=store.path, n_missing=len(left))
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loraq_sim.errors import InputError, unknown_name
+from loraq_sim.errors import InputError, counted, unknown_name
 from loraq_sim.files import shown_line
 from loraq_sim.results.choice import (
     COSTS,
@@ -154,6 +154,15 @@ def verdict_of(totals: Any, *, error: str | None = None, cost: str | None = None
         (only,) = found.values()
         return only
     return _over_all(cases, found)
+
+
+def said_of_a_part(verdict: Verdict, n_missing: int) -> Verdict:
+    """`verdict`, which says that so many cases of its sweep have no result, if there are any."""
+    if not n_missing:
+        return verdict
+    note = f"{counted(n_missing, 'case')} of the sweep still to run may change this."
+    text = "\n".join((verdict.headline, note, *verdict.sentences))
+    return replace(verdict, notes=(*verdict.notes, note), text=text)
 
 
 def the_context(verdict: Verdict, accelerator: str | None) -> str:

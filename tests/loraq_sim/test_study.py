@@ -456,13 +456,17 @@ def test_an_interrupted_study_says_what_is_missing_and_continues(tmp_path):
     assert "the same sweep with this out=... continues" in repr(first)
     # Usable: rows, verdict and page of what is there.
     assert len(first.df) == 2
-    assert first.verdict().headline
+    told = "4 cases of the sweep still to run may change this."
+    assert first.verdict().sentences[0] == told
+    assert told in first.verdict().notes
     opened = lq.open_study(tmp_path / "demo")
     assert (len(opened), opened.n_missing) == (2, 4)
     assert "not finished: 4 cases left" in repr(opened)
     second = lq.sweep("examples/tiny_pixart.pt", "aie2", **arguments)
     assert (second.outcome.n_ok, second.outcome.n_skipped, second.n_missing) == (4, 2, 0)
     assert "left" not in repr(second).split("\n")[1]
+    assert "still to run" not in second.verdict().text
+    assert told in opened.verdict().text
     assert lq.open_study(tmp_path / "demo").n_missing == 0
 
 
