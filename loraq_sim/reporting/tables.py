@@ -75,7 +75,7 @@ _OTHER_END = {"latency_low_s": "latency_high_s", "latency_lo_s": "latency_hi_s"}
 _DECIDING = (
     *("layer", "split", "output_error", "latency_s", "weight_bytes", "point", "pareto"),
     *("name", "description", "device", "measured_ms", "predicted_ms", "error"),
-    *("only", "column", "before", "after", "quantity", "part", "value", "source", "term"),
+    *("only", "column", "before", "after", "quantity", "part", "value", "term"),
 )
 _LEFT_OUT_LAST = ("k", "n", "m")
 # Where even names in pieces leave no room.
