@@ -22,14 +22,16 @@ _SECTION = re.compile(
 )
 _PAGE = re.compile(r"^- \[[^\]]+\]\(([\w/]+)\.md\)", re.MULTILINE)
 
+_TO_A_FILE = re.compile(
+    r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?:reports|examples|notebooks|benchmarks)[^)]*\)"
+)
+
 
 def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     text = _OUTPUT.sub(r"```{code-block} text\n:class: output\n\1", source[0])
     text = GENERATED_PLACE.sub(_for_the_site, text)
     # Files of the repository that are no page of the site.
-    text = re.sub(
-        r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?:reports|examples|notebooks|benchmarks)[^)]*\)", r"\1", text
-    )
+    text = _TO_A_FILE.sub(r"\1", text)
     text = _MARK.sub("", text)
     source[0] = text + _navigation(text) if docname == app.config.root_doc else text
 
