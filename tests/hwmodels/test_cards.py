@@ -12,7 +12,7 @@ def test_every_accelerator_shows_its_modes(name):
     hw = hwmodels.load_accelerator(name)
     html = hw._repr_html_()
     assert html.startswith(f"<strong>{name}: ")
-    assert all(f"<td>{mode.name}</td>" in html for mode in hw.modes)
+    assert all(re.search(rf"<td[^>]*>{re.escape(mode.name)}</td>", html) for mode in hw.modes)
 
 
 def test_a_cost_shows_parts_whose_shares_add_up_to_one_for_each_quantity():
@@ -20,7 +20,7 @@ def test_a_cost_shows_parts_whose_shares_add_up_to_one_for_each_quantity():
     cost = hwmodels.estimate_cost(work, hwmodels.load_accelerator("aie2"))
     html = cost._repr_html_()
     rows = re.findall(
-        r"<tr>\s*<td>([\w ]+)</td>\s*<td>\w+</td>\s*<td>[^<]*</td>\s*<td>([\d.]+)%", html
+        r"<tr>\s*<td[^>]*>([\w ]+)</td>\s*<td[^>]*>\w+</td>\s*<td>[^<]*</td>\s*<td>([\d.]+)%", html
     )
     sums = {quantity: 0.0 for quantity, _ in rows}
     for quantity, share in rows:
