@@ -202,6 +202,7 @@ _KNOWN = {
         Column(key="sqnr_db", heading="SQNR", quantity="decibel"),
         Column(key="psnr_gain_db", heading="gain", quantity="decibel"),
         Column(key="psnr_gain_se_db", heading="error of gain", quantity="decibel", digits=2),
+        Column(key="node_nm", heading="node", quantity="nm", digits=1),
         Column(key="latency_s", heading="latency", quantity="time"),
         Column(key="seconds", heading="run time", quantity="time"),
         Column(key="energy_j", heading="energy", quantity="energy"),

@@ -192,10 +192,11 @@ def test_a_finish_does_not_pass_on_the_noise_of_rounded_inputs():
         for each in (grid, fine)
     )
     assert missed(knowing) < 0.87 * missed(blind)
-    # What is passed on of the quietest directions is less than the weight.
+    # Of the quietest directions it passes on less than the weight does, the blind one all of it.
+    # Not nothing: shrinkage, here a hundredth of the mean power, stands for inputs not seen.
     quiet = np.linalg.svd(x[::2], full_matrices=False)[2][-16:]
-    kept = [np.linalg.norm(each.main.dequantize() @ quiet.T) for each in (knowing, stored)]
-    assert kept[0] < 0.5 * kept[1]
+    kept = [np.linalg.norm(each.main.dequantize() @ quiet.T) for each in (knowing, blind, stored)]
+    assert kept[0] < 0.8 * kept[2] < kept[1]
 
 
 def test_few_rows_are_shrunk_more_than_many():
