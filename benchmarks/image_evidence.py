@@ -22,6 +22,7 @@ import torch
 from image_evidence_report import write_report
 
 from loraq_sim.diffusion import (
+    CALIBRATION_SEED,
     ImageStudy,
     ImageVariant,
     capture_transformer,
@@ -37,7 +38,6 @@ from loraq_sim.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 STEPS, GUIDANCE = 25, 3.0
-CALIBRATION_SEED = 1_000_003
 LORAQ = "W4A4+W8A8@fp16r4"
 # Noise 4-bit activations make hides what the branch does; these show it.
 SPLITS = {

@@ -26,6 +26,9 @@ import numpy as np
 import torch
 
 from loraq_sim.diffusion import (
+    CALIBRATION_IMAGES,
+    CALIBRATION_ROWS,
+    CALIBRATION_SEED,
     ImageStudy,
     ImageVariant,
     capture_transformer,
@@ -36,7 +39,6 @@ from loraq_sim.diffusion import (
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "benchmarks" / "image_pictures.md"
-CALIBRATION_SEED, CALIBRATION_IMAGES, CALIBRATION_ROWS = 1_000_003, 8, 1024
 AUTO = {"condition": "auto", "finish": "data"}
 
 

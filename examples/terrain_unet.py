@@ -91,7 +91,9 @@ class GraphModel(torch.nn.Module):
             if node.op_type == "Conv":
                 self._keep_conv(node, options)
             elif node.op_type not in OPERATORS:
-                raise NotImplementedError(f"operator {node.op_type} of {node.name}")
+                raise ValueError(
+                    f"operator {node.op_type} of {node.name}: not one of {', '.join(OPERATORS)}"
+                )
             self.nodes.append((node.op_type, list(node.input), list(node.output), options))
             self.last_use |= dict.fromkeys(node.input, place)
 
@@ -101,7 +103,7 @@ class GraphModel(torch.nn.Module):
         same = [height // 2] * 4
         plain = options["strides"] == [1, 1] and options["group"] == 1 and options["pads"] == same
         if not plain or weight.shape[3] != height:
-            raise NotImplementedError(f"convolution {node.input[1]}: of stride 1 and equal size")
+            raise ValueError(f"convolution {node.input[1]}: must have stride 1 and equal sides")
         if min(weight.shape[:2]) >= LEAST_CHANNELS:
             # A module's name has no dots.
             name = node.input[1].removesuffix(".weight").replace(".", "_")
@@ -163,7 +165,7 @@ def _pool(options, x):
 
 def _resize(options, x, roi, scales):
     if options["mode"] != b"nearest":
-        raise NotImplementedError(f"resize by {options['mode']}")
+        raise ValueError(f"resize by {options['mode']}: must be nearest")
     rows, columns = (int(scale) for scale in scales.tolist()[2:])
     return x.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
 

@@ -80,11 +80,6 @@ _SHOWN = (
 _GAINS = ("psnr_gain_db", "psnr_gain_se_db")
 _CHOSEN = ("rotation", "condition", "finish")
 _OF_INPUTS = ("smooth", "condition", "finish")
-_CALIBRATION_IMAGES = 8
-# Of each input, over all steps; with 256 the residual input gains about half a dB less.
-_CALIBRATION_ROWS = 1024
-# Noise of calibration is that of no image that is compared.
-_CALIBRATION_SEED = 1_000_003
 
 
 @one_line_failures
@@ -278,7 +273,12 @@ def _calibration(
     transformer: "Transformer", variants: "list[ImageVariant]", sampling: dict[str, Any]
 ) -> "tuple[LayerDump | None, str | None]":
     """Captured input rows where a variant needs them, and what they are of."""
-    from loraq_sim.diffusion import capture_transformer
+    from loraq_sim.diffusion import (
+        CALIBRATION_IMAGES,
+        CALIBRATION_ROWS,
+        CALIBRATION_SEED,
+        capture_transformer,
+    )
     from loraq_sim.time_steps import CALIBRATED_METHODS
 
     methods = {variant.options["method"] for variant in variants}
@@ -290,14 +290,14 @@ def _calibration(
         return None, None
     settings = {
         **sampling,
-        "images": min(_CALIBRATION_IMAGES, sampling["images"]),
-        "seed": sampling["seed"] + _CALIBRATION_SEED,
+        "images": min(CALIBRATION_IMAGES, sampling["images"]),
+        "seed": sampling["seed"] + CALIBRATION_SEED,
     }
     told = (
-        f"{_CALIBRATION_ROWS} input rows at most, of {counted(settings['images'], 'image')} of "
+        f"{CALIBRATION_ROWS} input rows at most, of {counted(settings['images'], 'image')} of "
         f"noise seed {settings['seed']}, none that is compared"
     )
-    return capture_transformer(transformer, tokens=_CALIBRATION_ROWS, **settings), told
+    return capture_transformer(transformer, tokens=CALIBRATION_ROWS, **settings), told
 
 
 def _needs_rows(variant: "ImageVariant") -> bool:

@@ -27,6 +27,9 @@ from loraq_sim.diffusion.images import (
 )
 
 __all__ = [
+    "CALIBRATION_IMAGES",
+    "CALIBRATION_ROWS",
+    "CALIBRATION_SEED",
     "Decoder",
     "EmulatedLayer",
     "EmulatedModel",
@@ -44,3 +47,10 @@ __all__ = [
     "plan_layers",
     "sample_images",
 ]
+
+# What solvers that read inputs see of a model whose images are compared: so many images, and rows
+# of each input over all steps (with 256 the residual input gains about half a dB less).
+CALIBRATION_IMAGES = 8
+CALIBRATION_ROWS = 1024
+# Added to the seed of the images, so that no noise of calibration is that of one compared.
+CALIBRATION_SEED = 1_000_003

@@ -194,7 +194,7 @@ class Explanation:
         ``total_error``, ``root_sum_of_squares`` of the errors alone, ``unexplained_error``, and
         ``measure``: ``output_error``, or ``weight_error`` without activations.
     costs : list of dict
-        ``quantity`` (cycles, energy_pj, dram_bytes, weight_bytes), ``part``, ``value``, ``share``;
+        ``quantity`` (cycles, energy_j, dram_bytes, weight_bytes), ``part``, ``value``, ``share``;
         the parts of a quantity add up to it.
     notes : tuple of str
         What could not be told.
@@ -335,7 +335,7 @@ def _cost_parts(cost: "hwmodels.Cost") -> list[dict[str, Any]]:
     cycles_per_s = cost.cycles / cost.latency_s
     scales = {
         "cycles": ("latency_s", cycles_per_s),
-        "energy_pj": ("energy_j", 1e12),
+        "energy_j": ("energy_j", 1.0),
         "dram_bytes": ("dram_bytes", 1.0),
         "weight_bytes": ("weight_bytes", 1.0),
     }

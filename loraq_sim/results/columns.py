@@ -299,11 +299,8 @@ def in_own_units(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     told = []
     for quantity in dict.fromkeys(part["quantity"] for part in parts):
         own = [part for part in parts if part["quantity"] == quantity]
-        # Of the two units that energies of rows are in, people read one.
-        key = quantity.replace("_pj", "_j")
-        scale = 1e-12 if key != quantity else 1
-        column = column_for(key)
-        unit, values = cells(column, [{key: part["value"] * scale} for part in own])
+        column = column_for(quantity)
+        unit, values = cells(column, [{quantity: part["value"]} for part in own])
         name = f"{column.heading} ({unit})" if unit else column.heading
         width = max(map(len, values))
         told += [
