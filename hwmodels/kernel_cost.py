@@ -25,8 +25,13 @@ from hwmodels.branch import GemmKernel, split_into_kernels
 from hwmodels.description import Accelerator, KernelFamily
 from hwmodels.errors import AcceleratorError
 from hwmodels.families import GENERIC, Trust, machine_under, serving_families, trust_in
-from hwmodels.kernel_cycles import BusyCycles, busy_cycles, kernel_energy, transform_cycles
-from hwmodels.systolic import systolic_busy_cycles
+from hwmodels.kernel_cycles import (
+    BusyCycles,
+    busy_cycles,
+    kernel_energy,
+    systolic_busy_cycles,
+    transform_cycles,
+)
 from hwmodels.traffic import (
     DramTraffic,
     Floats,

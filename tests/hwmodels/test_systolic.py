@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodels import AcceleratorError, GemmWorkload, estimate_cost, load_accelerator, with_overrides
-from hwmodels.systolic import systolic_cycles
+from hwmodels.kernel_cycles import systolic_cycles
 
 # (m, k, n) and cycles of SCALE-Sim 3.0.0 on a 32 x 32 weight-stationary array; the last is the
 # whole of PixArt's first feed-forward layer, from its slices.

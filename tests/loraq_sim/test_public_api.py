@@ -35,7 +35,7 @@ def test_every_exported_name_exists_and_the_fixed_ones_are_exported(package):
 
 
 def test_cycles_of_a_systolic_array_have_an_import_path_of_their_own():
-    systolic = importlib.import_module("hwmodels.systolic")
+    systolic = importlib.import_module("hwmodels.kernel_cycles")
     # Weight stationary, one fold: load 4 rows, then 3 steps through 4 + 4 - 2 elements.
     assert systolic.systolic_cycles(3, 4, 4, rows=4, columns=4) == 4 + 3 + 4 + 4 - 2 - 1
 
