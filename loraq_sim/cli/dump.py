@@ -66,7 +66,8 @@ _CAPTURE_EXAMPLES = (
     "--dtype float16 --out runs/pixart.safetensors\n\n"
     "A Python entry point takes no argument and returns (model, calls): a torch module, and an "
     "iterable of (time step, inputs) with a dict, tuple or tensor for each model call; a generator "
-    "is sent the model's output. See examples/capture_entry.py."
+    "is sent the model's output. Or (model, draw), as images takes it: a generator function of "
+    "steps, images, guidance, seed and first. See examples/capture_entry.py."
 )
 _CONVERT_EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -202,13 +203,19 @@ def capture_command(
     ] = 256,
     steps: Annotated[
         int,
-        typer.Option("--steps", metavar="N", help="Denoising steps (folders and pipelines)."),
+        typer.Option(
+            "--steps", metavar="N", help="Denoising steps (folders, pipelines and own loops)."
+        ),
     ] = 20,
     images: Annotated[
-        int, typer.Option("--images", metavar="N", help="Images denoised at once (folders only).")
+        int,
+        typer.Option(
+            "--images", metavar="N", help="Images denoised at once (folders and own loops)."
+        ),
     ] = 2,
     guidance: Annotated[
-        float, typer.Option("--guidance", metavar="X", help="Guidance scale (folders only).")
+        float,
+        typer.Option("--guidance", metavar="X", help="Guidance scale (folders and own loops)."),
     ] = 4.5,
     captions: Captions = None,
     prompts: Annotated[
@@ -255,7 +262,10 @@ def capture_command(
             device=device,
         )
     else:
-        found = _load_entry(source, seed, prompts, steps)
+        if captions is not None:
+            raise InputError(f"--captions are for a folder; {source} draws with what it has")
+        options = {"steps": steps, "images": images, "guidance": guidance}
+        found = _load_entry(source, seed, prompts, options)
     silent = quiet or no_progress
     names = [f"call {i}" for i in range(found.n_calls or 0)]
     with layer_progress(names, "running the model", quiet=silent) as on_call:
@@ -280,7 +290,9 @@ def capture_command(
     print_written(out, seconds=seconds_since(started), output=output)
 
 
-def _load_entry(source: str, seed: int, prompts: Path | None, steps: int) -> "CaptureSource":
+def _load_entry(
+    source: str, seed: int, prompts: Path | None, options: dict[str, Any]
+) -> "CaptureSource":
     from loraq_sim.dumps.capture import load_entry
 
     texts: list[str] = []
@@ -294,7 +306,7 @@ def _load_entry(source: str, seed: int, prompts: Path | None, steps: int) -> "Ca
 
     if ":" not in source:
         raise DumpError(f"{source}: no such folder, and no entry point such as my_model.py:calls")
-    return load_entry(source, seed=seed, prompts=texts, steps=steps)
+    return load_entry(source, seed=seed, prompts=texts, **options)
 
 
 @app.command("convert", epilog=_CONVERT_EXAMPLES)

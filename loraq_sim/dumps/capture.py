@@ -18,6 +18,8 @@ An entry point (`load_entry`) is a Python function that the user names,
 ``package.module:function`` or ``path/to/file.py:function``. It takes no argument and returns
 
 - ``(model, calls)``, a torch module and calls as above;
+- ``(model, draw)`` as ``loraq-sim images`` takes it: a generator function that makes such calls,
+  called with ``steps``, ``images``, ``guidance``, ``seed`` and ``first`` (`drawing_calls`);
 - ``(model, run)``, where ``run()`` makes the calls itself: each call of the module is then one
   model call, and its time step is what it gets as ``timestep`` (``t``, ``timesteps``, ``sigma``);
 - a pipeline instead of the model, whose denoiser (`DENOISERS`) is recorded: ``(pipe, run)``,
@@ -30,7 +32,6 @@ the floats they stand for.
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loraq_sim.dumps.capture_families import call_pipeline, drawing_calls, is_draw
 from loraq_sim.dumps.capture_hooks import GemmWeight, InputRecorder, running_eagerly, step_of
 from loraq_sim.dumps.capture_weights import (
     FunctionWeights,
@@ -356,7 +358,13 @@ def _torch_version() -> str:
 
 
 def load_entry(
-    entry: str, *, seed: int = 0, prompts: Iterable[str] = (), steps: int | None = None
+    entry: str,
+    *,
+    seed: int = 0,
+    prompts: Iterable[str] = (),
+    steps: int | None = None,
+    images: int = 2,
+    guidance: float = 4.5,
 ) -> CaptureSource:
     """Import and call an entry point.
 
@@ -369,7 +377,9 @@ def load_entry(
     prompts : iterable of str
         What a pipeline is called with, where the function returns one alone.
     steps : int, optional
-        Denoising steps of such a pipeline; its own default without.
+        Denoising steps of such a pipeline, its own default without; of a ``draw``, 20 without.
+    images, guidance
+        What a ``draw`` is called with.
 
     Raises
     ------
@@ -387,16 +397,21 @@ def load_entry(
                 f"{entry}: returns a pipeline and nothing to call it with; give --prompts FILE, or "
                 "return (pipe, run) or (pipe, [prompt, ...])"
             )
-        calls = partial(_call_pipeline, model, prompts, steps, seed)
+        calls = partial(call_pipeline, model, prompts, steps, seed)
     if denoiser is None or not (callable(calls) or isinstance(calls, Iterable)):
         raise DumpError(
             f"{entry}: the function must return (model, calls), a torch module and an iterable of "
-            "(time step, inputs), or (model, run), or a pipeline with a "
-            f"{' or '.join(DENOISERS[:2])}"
+            "(time step, inputs), or (model, run), or (model, draw) as for images, or a pipeline "
+            f"with a {' or '.join(DENOISERS[:2])}"
         )
     denoiser = getattr(denoiser, "_orig_mod", denoiser)
     if callable(calls) and not isinstance(calls, Iterable):
-        return CaptureSource(name=entry, model=denoiser, run=calls)
+        if not is_draw(calls):
+            return CaptureSource(name=entry, model=denoiser, run=calls)
+        steps = 20 if steps is None else steps
+        made = drawing_calls(calls, entry, steps=steps, images=images, guidance=guidance, seed=seed)
+        meta = {"images": images, "guidance": guidance}
+        return CaptureSource(name=entry, model=denoiser, calls=made, meta=meta, n_calls=steps)
     n_calls = len(calls) if isinstance(calls, Sized) else None
     return CaptureSource(name=entry, model=denoiser, calls=calls, n_calls=n_calls)
 
@@ -434,22 +449,6 @@ def _denoiser_of(made: object) -> "torch.nn.Module | None":
         return made
     parts = [getattr(made, name, None) for name in DENOISERS]
     return next((part for part in parts if isinstance(part, torch.nn.Module)), None)
-
-
-def _call_pipeline(pipe: Any, prompts: list[str], steps: int | None, seed: int) -> None:
-    """Call a diffusers pipeline with each prompt; what it makes is not decoded, where it can be."""
-    import torch
-
-    quiet = getattr(pipe, "set_progress_bar_config", None)
-    if quiet is not None:
-        quiet(disable=True)
-    known = inspect.signature(type(pipe).__call__).parameters
-    options: dict[str, Any] = {"output_type": "latent", "num_inference_steps": steps}
-    options = {name: x for name, x in options.items() if name in known and x is not None}
-    for number, prompt in enumerate(prompts):
-        if "generator" in known:
-            options["generator"] = torch.Generator().manual_seed(seed + number)
-        pipe(prompt, **options)
 
 
 def _import(entry: str, place: str) -> ModuleType:

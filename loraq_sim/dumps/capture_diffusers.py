@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq_sim.dumps.capture import CaptureSource, called_entry
-from loraq_sim.dumps.capture_families import FAMILIES, TRAINED_STEPS, ddim_step, family_calls
+from loraq_sim.dumps.capture_families import (
+    FAMILIES,
+    TRAINED_STEPS,
+    ddim_step,
+    drawing_calls,
+    family_calls,
+)
 from loraq_sim.dumps.stored import first_line
 from loraq_sim.errors import DumpError, InputError, counted
 
@@ -59,12 +65,14 @@ def denoising_calls(
         captions that follow.
     """
     calls = transformer.calls or partial(_denoised_by_euler, transformer)
-    made = calls(steps=steps, images=images, guidance=guidance, seed=seed, first=first)
-    if not isinstance(made, Generator):
-        raise DumpError(
-            f"{transformer.folder}: draw must be a generator of (time step, inputs) that returns "
-            f"images, got a {type(made).__name__}"
-        )
+    made = drawing_calls(
+        *(calls, transformer.folder),
+        steps=steps,
+        images=images,
+        guidance=guidance,
+        seed=seed,
+        first=first,
+    )
     return _checked(made, transformer.folder)
 
 

@@ -5,16 +5,31 @@ Transformers without an image size in their configuration denoise 512 pixels, Wa
 256. The loop is that of `capture_diffusers`: Euler for models trained as flows, DDIM for those that
 predict noise; classifier-free guidance in one batch where pipelines run it so, else the
 conditional samples alone.
+
+What an entry point gives to draw with (`drawing_calls`), or as a pipeline, is called here too.
 """
 
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraq_sim.dumps.stored import first_line
+from loraq_sim.errors import DumpError, InputError
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FAMILIES", "TRAINED_STEPS", "Family", "ddim_step", "family_calls"]
+__all__ = [
+    "FAMILIES",
+    "TRAINED_STEPS",
+    "Family",
+    "call_pipeline",
+    "ddim_step",
+    "drawing_calls",
+    "family_calls",
+    "is_draw",
+]
 
 TRAINED_STEPS = 1000
 """Time steps that diffusion models are trained on."""
@@ -198,3 +213,59 @@ def _on(value: Any, like: "torch.Tensor") -> Any:
     if not hasattr(value, "to"):
         return value
     return value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+
+def is_draw(function: Any) -> bool:
+    """Whether it makes a generator, or wants to be told how to draw; a ``run`` needs no word."""
+    if any(map(inspect.isgeneratorfunction, (function, function.__call__))):
+        return True
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    except ValueError:  # Built in, so its arguments are not known.
+        pass
+    return False
+
+
+def drawing_calls(
+    draw: Callable[..., object],
+    name: object,
+    *,
+    steps: int,
+    images: int,
+    guidance: float,
+    seed: int,
+    first: int = 0,
+) -> "Generator[tuple[float, dict[str, Any]], Any, Any]":
+    """The calls of a ``draw``, a generator; DumpError where it makes none, under its `name`."""
+    if min(steps, images) < 1:
+        raise InputError(f"steps and images must be at least 1, got {steps} and {images}")
+    try:
+        made = draw(steps=steps, images=images, guidance=guidance, seed=seed, first=first)
+    except TypeError as error:
+        raise DumpError(
+            f"{name}: draw must take steps, images, guidance, seed and first: {first_line(error)}"
+        ) from None
+    if not isinstance(made, Generator):
+        raise DumpError(
+            f"{name}: draw must be a generator of (time step, inputs) that returns images, got a "
+            f"{type(made).__name__}"
+        )
+    return made
+
+
+def call_pipeline(pipe: Any, prompts: list[str], steps: int | None, seed: int) -> None:
+    """Call a diffusers pipeline with each prompt; what it makes is not decoded, where it can be."""
+    import torch
+
+    quiet = getattr(pipe, "set_progress_bar_config", None)
+    if quiet is not None:
+        quiet(disable=True)
+    known = inspect.signature(type(pipe).__call__).parameters
+    options: dict[str, Any] = {"output_type": "latent", "num_inference_steps": steps}
+    options = {name: x for name, x in options.items() if name in known and x is not None}
+    for number, prompt in enumerate(prompts):
+        if "generator" in known:
+            options["generator"] = torch.Generator().manual_seed(seed + number)
+        pipe(prompt, **options)

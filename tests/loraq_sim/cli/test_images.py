@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from loraq_sim.cli.app import app
@@ -190,7 +191,12 @@ def no_images():
     return Own(), draw
 
 def plain():
-    return Own(), lambda **named: [1]
+    return Own(), lambda *, steps, **named: [1]
+
+def no_words():
+    def draw():
+        yield 0.0, {"x": torch.zeros(1, 1, 8, 8), "t": 1.0}
+    return Own(), draw
 """
 
 
@@ -230,6 +236,7 @@ def test_a_model_of_ones_own_draws_with_its_own_loop(run, tmp_path, own):
         ("no_draw", "must return (model, draw)"),
         ("no_images", "must return (images, channels, height, width), got NoneType"),
         ("plain", "must be a generator of (time step, inputs)"),
+        ("no_words", "draw must take steps, images, guidance, seed and first"),
         ("nothing", "nothing"),
     ],
 )
@@ -240,3 +247,51 @@ def test_what_an_entry_point_lacks_is_one_line(run, tmp_path, own, name, message
     assert result.stderr.count("\n") == 1
     result = run(*own("own"), "--captions", "x.safetensors", "--out", tmp_path / "a")
     assert "--captions are for a folder" in result.stderr
+
+
+def test_dump_capture_records_what_images_draws(tmp_path, own):
+    """The same function at both doors; rows against a loop written out here."""
+    from loraq_sim.dumps import read_layer_dump
+
+    out, entry = tmp_path / "own.safetensors", own("own")[1]
+    words = ("--steps", 3, "--images", 2, "--seed", 5, "--tokens", 100, "--guidance", 3)
+    command = ["dump", "capture", entry, "--out", str(out), *map(str, words)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "2 layers ran in 3 calls over 3 time steps" in result.stderr
+    dump = read_layer_dump(out)
+    assert (dump.meta["images"], dump.meta["guidance"]) == (2, 3.0)
+    weight, bias = (dump["mix"].weight.astype(float), dump["mix"].bias.astype(float))
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    kernel = torch.from_numpy(dump["conv"].weight.reshape(1, 1, 3, 3).astype(np.float32))
+    conv_bias = torch.from_numpy(dump["conv"].bias.astype(np.float32))
+    x, seen = noise.numpy().astype(float), []
+    for _ in range(3):
+        rows = x.reshape(2, 64)
+        seen.append(rows)
+        mixed = np.tanh(rows @ weight.T + bias).reshape(x.shape)
+        around = torch.nn.functional.conv2d(torch.from_numpy(x).float(), kernel, conv_bias, 1, 1)
+        x = x - (mixed + around.numpy()) / 3
+    found = dump["mix"].activations
+    np.testing.assert_allclose(found, np.concatenate(seen), atol=1e-5)
+    assert dump["conv"].activations.shape == (100, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("plain", (), "must be a generator of (time step, inputs)"),
+        ("no_words", (), "draw must take steps, images, guidance, seed and first"),
+        ("own", ("--captions", "x.safetensors"), "--captions are for a folder"),
+        ("own", ("--prompts", "x.txt"), "--prompts x.txt: cannot be read"),
+        ("own", ("--steps", "0"), "steps and images must be at least 1, got 0 and 2"),
+    ],
+)
+def test_capture_says_what_a_loop_of_ones_own_lacks(tmp_path, own, name, words, message):
+    out = tmp_path / "own.safetensors"
+    command = ["dump", "capture", own(name)[1], "--out", str(out), *words]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
