@@ -46,7 +46,7 @@ SUBCATEGORIES = (
     *("face-costume", "cat-face", "monkey-face", "heart", "plant-flower", "food-fruit"),
 )
 SIZE, CAPTION_TOKENS, WORD_WIDTH = 32, 10, 64
-# What is learned unless --all is given, and drawn: few enough for an hour or two of one core.
+# What is learned unless --all is given, and drawn: few enough for an hour of one core.
 SHOWN = (
     *("grinning face", "smiling face with sunglasses", "cat face"),
     *("fox face", "panda face", "frog face"),
@@ -321,7 +321,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--warmup", type=int, default=100, help="steps of rising learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--average", type=float, default=0.998, help="decay of the moving average")
+    parser.add_argument("--average", type=float, default=0.99, help="decay of the moving average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false")

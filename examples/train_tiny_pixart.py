@@ -108,13 +108,16 @@ class Training:
             fused=True,
         )
         self.random = torch.Generator().manual_seed(options.seed)
-        self.step, self.seconds, self.log = 0, 0.0, []
+        self.step, self.seconds, self.cpu_seconds, self.log = 0, 0.0, 0.0, []
         self.kept_captions = captions
 
     def train(self) -> None:
         """Run all steps that are left; save at the end and every 500 steps."""
         started = time.perf_counter() - self.seconds
-        running = None
+        # A run that was cut off goes on with the mean loss and the time that it had.
+        last = self.log[-1] if self.log else {}
+        running, self.cpu_seconds = last.get("loss"), last.get("cpu_seconds", 0.0)
+        self.cpu_seconds -= time.process_time()
         while self.step < self.options.steps:
             loss = self._train_step()
             running = loss if running is None else 0.99 * running + 0.01 * loss
@@ -180,7 +183,7 @@ class Training:
             torch._foreach_copy_(list(self.model.parameters()), kept)
             row["held_out_loss"] = round(held_out, 5)
         row["seconds"] = round(self.seconds, 1)
-        row["cpu_seconds"] = round(time.process_time(), 1)
+        row["cpu_seconds"] = round(self.cpu_seconds + time.process_time(), 1)
         self.log.append(row)
         sys.stderr.write(json.dumps(row) + "\n")
 

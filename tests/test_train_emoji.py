@@ -92,6 +92,18 @@ def test_two_steps_make_a_folder_that_draws_color_and_goes_on(script, tmp_path):
     assert [row["step"] for row in log] == [2, 3]
 
 
+def test_a_run_in_two_parts_is_the_run_in_one(script, tmp_path):
+    """Of what decides the files: the same bytes and losses, whether it was cut off or not."""
+    script.run(tmp_path / "a", steps=2, cooldown=1)
+    parts = script.run(tmp_path / "a", steps=4, cooldown=1)
+    assert script.run(tmp_path / "b", steps=4, cooldown=1, average=0.99) == parts
+    texts = [(tmp_path / name / "training.json").read_text() for name in "ab"]
+    cut, whole = ({r["step"]: r for r in json.loads(text)["log"]} for text in texts)
+    assert cut[4]["loss"] == pytest.approx(whole[4]["loss"], abs=2e-5)
+    assert cut[4]["seconds"] >= cut[2]["seconds"]
+    assert cut[4]["cpu_seconds"] >= cut[2]["cpu_seconds"]
+
+
 def test_pictures_stand_on_white_and_have_all_their_names(script):
     pictures, captions = script.read_emoji(script.file.read_bytes(), True)
     # In the order of the package's keyboard; neither flags nor what has no picture.
