@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests start hundreds of processes; without byte code on disk each would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo published-report test pytest test-slow test-floors boundscheck lint format bench \
 	pages docs notebooks clean
 

@@ -25,8 +25,8 @@ _SAVEFIG = Figure.savefig
 
 # Folders of tests that need most of the compiled kernels: two workers would compile them twice.
 COMPILING = {"emulator", "kernels"}
-# Tests of half a minute, which come first: the last ones run while the other worker has none left.
-LONG = ("test_build.py", "test_readme.py", "test_notebooks.py", "test_mutation.py")
+# Files of many seconds, which come first: the last ones run while the other worker has none left.
+LONG = ("test_build", "test_readme", "test_notebooks", "test_large_stores", "test_one_verdict")
 
 
 # Before xdist, which reads the marks.
@@ -34,19 +34,17 @@ LONG = ("test_build.py", "test_readme.py", "test_notebooks.py", "test_mutation.p
 def pytest_collection_modifyitems(items):
     """Keep tests that share what takes long to make on one worker, so that it is made once.
 
-    Takes ``--dist loadgroup``, which hands out everything else test by test: two workers end
-    together.
+    Takes ``--dist loadgroup``. It spends 2 ms on every group that it hands out, so that a file is
+    one group; files are short enough that two workers end together.
     """
     for item in items:
-        fixtures = getattr(item, "_fixtureinfo", None)
-        definitions = () if fixtures is None else fixtures.name2fixturedefs.values()
         if "verilator_library" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("verilator"))
         elif COMPILING & set(item.path.parts):
             item.add_marker(pytest.mark.xdist_group("kernels"))
-        elif any(found.scope == "module" for given in definitions for found in given):
+        else:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -38,7 +38,7 @@ RUNS = {
     "explore": ("--published",),
     "hw energy": (*Q, "--split", "W4A4,W8A8", "--cycles", 256),
     "hw explain": ("aie2", *GEMM),
-    "hw fit": ("hwmodels/measured_gemm.csv", "--hw", "t4", "--kernel", "cublas"),
+    "hw fit": ("{}/measured.csv", "--hw", "t4", "--kernel", "cublas"),
     "hw list": (),
     "hw new": ("{}/chip.yaml", "--split", "W8A8", "--clock", "1.2GHz", "--force"),
     "hw show": ("aie2",),
@@ -89,6 +89,9 @@ def folder(tmp_path_factory, request):
     weight = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
     solution = lq.solve(weight, main="int4/g64", branch="fp16", rank=4, preset="fast")
     write_quantized_model(path / "q.safetensors", {"block.fc": solution})
+    header, *rows = (request.config.rootpath / "hwmodels/measured_gemm.csv").read_text().split("\n")
+    rows = [row for row in rows if row.startswith("t4,cublas,")]
+    (path / "measured.csv").write_text("\n".join([header, *rows[:4]]))
     return path
 
 
