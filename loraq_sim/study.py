@@ -238,7 +238,7 @@ class Study:
     ) -> "Figure":
         """Every layer under the roofs of the machine, in a split or in that of the verdict."""
         from loraq_sim.reporting.figures import shown_in_notebooks
-        from loraq_sim.reporting.panels import roofline_figure
+        from loraq_sim.reporting.machine_figures import roofline_figure
 
         context = self._context(accelerator)
         label = split or self._verdict.on[context].label or ""

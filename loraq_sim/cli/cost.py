@@ -479,7 +479,8 @@ def _step_rows(
         where |= {"accelerator": accelerator.name, "schedule": how["schedule"], "kind": "total"}
         return [where | {"status": "failed", "message": case_failure(error)}]
     if timeline is not None:
-        from loraq_sim.reporting.figures import save_figure, timeline_figure
+        from loraq_sim.reporting.figures import save_figure
+        from loraq_sim.reporting.machine_figures import timeline_figure
 
         title = f"{model} at {how['resolution']} px, {split.text} on {accelerator.name}"
         drawn = timeline_figure(step.schedule, step.kinds, title=title)

@@ -21,8 +21,6 @@ from loraq_sim.files import make_folder, refuse_existing, write_file
 from loraq_sim.reporting.tables import result_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from hwmodels import Accelerator
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "fit_command",
     "new_foreign",
     "validate_command",
-    "validation_figure",
 ]
 
 VALIDATE_EXAMPLES = (
@@ -52,7 +49,6 @@ _SHOWN = (
     *("predicted_ms", "error", "bound"),
 )
 _GROUPS = {"kernel_family": "kernel family", "shape": "shape class", "confidence": "confidence"}
-_BAND = 0.15
 MeasuredFile = Annotated[
     Path | None,
     typer.Option(
@@ -138,6 +134,7 @@ def validate_command(
     worst = max(device["worst_error"] for device in devices)
     if figure is not None:
         from loraq_sim.reporting.figures import save_figure
+        from loraq_sim.reporting.machine_figures import validation_figure
 
         note(f"wrote {save_figure(validation_figure(rows), figure)}")
     if output is OutputFormat.JSON:
@@ -256,45 +253,6 @@ def _fail_beyond(rows: list[dict[str, Any]], max_error: float | None) -> None:
         f"{row['device']} {row['kernel']} {row['m']}x{row['n']}x{row['k']} {row['error']:+.3f}"
     )
     raise typer.Exit(THRESHOLD_MISSED)
-
-
-def validation_figure(rows: list[dict[str, Any]]) -> "Figure":
-    """Predicted over measured time against measured time, a mark per row and a color per device."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    times = [row["measured_ms"] for row in rows]
-    ends = (0.6 * min(times), 1.7 * max(times))
-    axes.fill_between(ends, 1 - _BAND, 1 + _BAND, color="0.9", linewidth=0)
-    axes.axhline(1, color="0.5", linewidth=0.8)
-    devices = list(dict.fromkeys(row["device"] for row in rows))
-    for index, device in enumerate(devices):
-        own = [row for row in rows if row["device"] == device]
-        mean = sum(abs(row["error"]) for row in own) / len(own)
-        axes.plot(
-            [row["measured_ms"] for row in own],
-            [row["predicted_ms"] / row["measured_ms"] for row in own],
-            linestyle="none",
-            marker="osD^v<>PX*ph"[index % 12],
-            color=f"C{index % 10}",
-            markersize=5,
-            alpha=0.8,
-            label=f"{device}: {counted(len(own), 'row')}, {mean:.0%} mean",
-        )
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.set(xscale="log", yscale="log", xlim=ends)
-    ratios = [row["predicted_ms"] / row["measured_ms"] for row in rows]
-    axes.set_ylim(0.9 * min(0.5, *ratios), 1.1 * max(2.0, *ratios))
-    axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_locator(FixedLocator([0.1, 0.25, 0.5, 0.85, 1, 1.15, 2, 4, 10]))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="measured time (ms)", ylabel="predicted over measured time")
-    axes.set_title(f"Shaded: within {_BAND:.0%}", fontsize="small", loc="left", color="0.4")
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
 
 
 def new_foreign(

@@ -442,7 +442,7 @@ def report_command(
         raise InputError(f"{path}: holds no row yet; run loraq-sim sweep into it first")
     figure = None
     if data.validation and not page_only:
-        from loraq_sim.cli.hw_measured import validation_figure
+        from loraq_sim.reporting.machine_figures import validation_figure
 
         figure = validation_figure(list(data.validation))
     written = write_report(data, page, with_files=not page_only, validation=figure)

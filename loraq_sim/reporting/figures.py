@@ -24,8 +24,6 @@ from loraq_sim.reporting.panels import (
     MUTED,
     PanelStyle,
     can_draw,
-    draw_array_errors,
-    draw_array_parts,
     draw_panel,
 )
 from loraq_sim.results.columns import is_missing, plain_rows
@@ -38,10 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    from hwmodels.schedule import ScheduledTask, StepSchedule
 
 __all__ = [
-    "arrays_figure",
     "draw_footer",
     "draw_heading",
     "pareto_figure",
@@ -153,7 +149,10 @@ def pareto_figure(
             panel_title(axes, name, own.headline if key == xs[0] else "")
     if drawn:
         draw_legend(figure, style, left=size[0] - _RIGHT + 0.2)
-    draw_heading(figure, title or verdict.headline, subtitle(drawn or rows, model, layers, groups))
+    facts = subtitle(drawn or rows, model, layers, groups)
+    if any(key == "latency_s" for _, key in panels):
+        facts += "  ·  bars: how far the latency model may be off"
+    draw_heading(figure, title or verdict.headline, facts)
     draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
     return figure
 
@@ -212,83 +211,6 @@ def save_figure(figure: "Figure", path: str | Path, *, most_pixels: float = math
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, **settings)
     return path
-
-
-_TIMELINE_KINDS = {"attention": "C1", "elementwise": "C2", "gemm": "C0"}
-
-
-@without_math
-def timeline_figure(
-    schedule: "StepSchedule", kinds: Mapping[str, str], *, title: str, block: int | None = None
-) -> "Figure":
-    """A step in time: the units in use over all of it, and the calls of one block as bars.
-
-    `kinds` says of each name whether it is gemm, attention or elementwise; `block` counts from 1
-    (default: the one in the middle). The height of a bar is the share of the units that the call
-    fills; bars that no measured row carries are pale.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    blocks = sorted({task.block for task in schedule.tasks if task.block > 0})
-    number = blocks[len(blocks) // 2] if block is None else block
-    if number not in blocks:
-        raise InputError(f"block={number} is not in the step; it has blocks 1 to {blocks[-1]}")
-    shown = [task for task in schedule.tasks if task.block == number]
-    # What is early may have run long before its block: bars are drawn where the block is.
-    stays = [task for task in shown if task.end_s >= _block_start(shown)]
-    names = list(dict.fromkeys(task.name for task in sorted(stays, key=lambda t: t.start_s)))
-    figure = Figure(figsize=(9.0, 2.6 + 0.24 * len(names)), layout="constrained")
-    whole, bars = figure.subplots(2, 1, height_ratios=(1, 1 + 0.2 * len(names)))
-    times, in_use = _units_in_use(schedule)
-    whole.fill_between(
-        [1e3 * t for t in times], in_use, step="post", color="C0", alpha=0.6, linewidth=0
-    )
-    whole.set(
-        ylim=(0, 1.05), xlim=(0, 1e3 * schedule.makespan_s), ylabel="units in use", xlabel="ms"
-    )
-    for task in stays:
-        bars.barh(
-            names.index(task.name),
-            1e3 * (task.end_s - task.start_s),
-            left=1e3 * task.start_s,
-            height=max(0.08, 0.9 * task.units_share),
-            color=_TIMELINE_KINDS[kinds[task.name]],
-            alpha=1.0 if task.is_validated else 0.45,
-            linewidth=0,
-        )
-    bars.set_yticks(range(len(names)), names, fontsize="small")
-    bars.invert_yaxis()
-    bars.set_xlabel(f"ms, block {number} of {blocks[-1]}")
-    patches = [Patch(color=color, label=kind) for kind, color in _TIMELINE_KINDS.items()]
-    patches.append(Patch(color="0.4", alpha=0.45, label="pale: no measured row"))
-    bars.legend(handles=patches, frameon=False, fontsize="small", loc="lower left")
-    facts = (
-        f"{1e3 * schedule.makespan_s:,.4g} ms; one call after the other "
-        f"{1e3 * schedule.serial_s:,.4g} ms, critical path "
-        f"{1e3 * schedule.critical_path_s:,.4g} ms, idle {schedule.idle_share:.1%} of the units, "
-        f"{schedule.validated_share:.0%} of the time validated"
-    )
-    whole.set_title(f"{title}\n{facts}", loc="left", fontsize="small")
-    return figure
-
-
-def _block_start(tasks: "Sequence[ScheduledTask]") -> float:
-    """When the last call of a block ends, less the time of its calls: before that is early."""
-    spent = sum(task.end_s - task.start_s for task in tasks)
-    return max(task.end_s for task in tasks) - 1.2 * spent
-
-
-def _units_in_use(schedule: "StepSchedule") -> tuple[list[float], list[float]]:
-    changes: dict[float, float] = {}
-    for task in schedule.tasks:
-        changes[task.start_s] = changes.get(task.start_s, 0.0) + task.units_share
-        changes[task.end_s] = changes.get(task.end_s, 0.0) - task.units_share
-    times, level, levels = sorted(changes), 0.0, []
-    for time in times:
-        level += changes[time]
-        levels.append(min(1.0, max(0.0, level)))
-    return times, levels
 
 
 def _rows_of(rows: list[dict[str, Any]], accelerator: str | None) -> list[dict[str, Any]]:
@@ -368,35 +290,6 @@ def _layout(
 def _style(rows: Sequence[Mapping[str, Any]]) -> PanelStyle:
     splits = [str(row["split"]) for row in rows]
     return PanelStyle(colors=main_colors(splits), markers=branch_markers(splits))
-
-
-_MOST_BARS = 40
-
-
-@without_math
-def arrays_figure(drawn: Mapping[str, Any], context: str) -> "Figure | None":
-    """Area of arrays by part beside their error; None where a context has no grid of arrays."""
-    from matplotlib.figure import Figure
-
-    rows = [row for row in drawn["arrays"] if row["context"] == context]
-    if not rows:
-        return None
-    order = ("products_per_add", "accumulators", "acc_bits", "overflow")
-    bars = sorted((r for r in rows if r["parts"]), key=lambda row: [row[key] for key in order])
-    bars = bars[:: -(-len(bars) // _MOST_BARS)] if bars else []
-    figure = Figure(figsize=(11.5, 6.2), dpi=_DPI, layout=None)
-    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.22})
-    figure.subplots_adjust(left=0.12, right=0.97, top=0.80, bottom=0.10)
-    draw_array_parts(left, bars)
-    draw_array_errors(right, rows)
-    free = sum(row["overflow_count"] == 0 for row in rows)
-    draw_heading(
-        figure,
-        f"What the accumulator costs on {context}",
-        f"{counted(len(rows), 'array')} of one throughput; {free} hold every sum of these layers; "
-        "circle: the verdict; cross: adds overflow; gates from synthesis",
-    )
-    return figure
 
 
 def draw_heading(figure: "Figure", heading: str, facts: str) -> None:

@@ -18,8 +18,10 @@ from loraq_sim.reporting.panels import (
     INK,
     MOST_DRAWN,
     MUTED,
+    SHADE,
     nice_log_ticks,
     tick_texts,
+    widest_text,
 )
 from loraq_sim.reporting.report_data import BOUND_NAMES, PART_NAMES, Answer, ReportData
 from loraq_sim.results.columns import choose_unit
@@ -170,26 +172,31 @@ def accumulators_figure(drawn: Mapping[str, Any], context: str) -> "Figure | Non
     rows = [rows[i] for i in _some([r["label"] for r in rows], _first(drawn, context))]
     figure, axes = _figure([row["label"] for row in rows], above=0.3)
     at = range(len(rows))
+    axis = drawn["accumulatorAxes"][context]
+    place = dict(axis["at"])
     axes.barh(
         at,
-        [row["high"] - row["low"] + 0.36 for row in rows],
-        left=[row["low"] - 0.18 for row in rows],
+        [place[row["high"]] - place[row["low"]] + 0.36 for row in rows],
+        left=[place[row["low"]] - 0.18 for row in rows],
         color="#0072B2", height=0.5, label="needed on this input",
     )  # fmt: skip
+    mark: dict[str, Any] = {"mfc": "none", "mec": "#D55E00", "label": "enough for any input"}
     looks: dict[str, dict[str, Any]] = {
-        "guaranteed": {
-            "marker": "D",
-            "mfc": "none",
-            "mec": "#D55E00",
-            "label": "enough for any input",
-        },
+        "guaranteed": {"marker": "D", **mark},
         "array": {"marker": "|", "mec": INK, "ms": 11, "mew": 2, "label": "of the array"},
     }
     for key, look in looks.items():
-        points = [(row[key], i) for i, row in zip(at, rows, strict=True) if row[key] is not None]
+        points = [(place[r[key]], i) for i, r in zip(at, rows, strict=True) if r[key] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), linestyle="none", **look)
-    axes.set_xlim(left=min(row["low"] for row in rows) - 1)
+    for spot in axis["breaks"]:
+        axes.axvspan(spot - 0.4, spot + 0.4, color=SHADE, linewidth=0)
+    ticks = axis["at"][:: -(-len(place) // 24)]
+    axes.set_xticks(
+        [*(spot for _, spot in ticks), *axis["breaks"]],
+        [*(str(bits) for bits, _ in ticks), *("…" for _ in axis["breaks"])],
+    )
+    axes.set_xlim(min(place.values()) - 0.8, max(place.values()) + 0.8)
     axes.set_xlabel("Accumulator width (bits)", fontsize=9, color=INK)
     axes.grid(True, axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -251,11 +258,11 @@ def _figure(
     from matplotlib.figure import Figure
 
     shown = [_short(label, _NAME_LENGTH) for label in labels]
-    left = 0.35 + 0.068 * max((len(text) for text in shown), default=0)
     tall = max(1.2, _LINE * len(labels))
     height = _TOP + above + tall + max(_BOTTOM, below)
     figure = Figure(figsize=(_WIDTH, height), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
+    left = 0.4 + widest_text(figure, shown, fontsize=8, fontweight="bold")
     bottom = max(_BOTTOM, below) / height
     wide = (_WIDTH - left - _RIGHT - right) / _WIDTH
     axes = figure.add_axes((left / _WIDTH, bottom, wide, tall / height))
@@ -327,12 +334,12 @@ def step_heat_map(
     shares = [cell["run_share"] for cell in cells]
     z = np.array(shares, dtype=np.float64).reshape(len(names), len(steps)) * 100.0
     shown = [_short(name, _NAME_LENGTH) for name in names]
-    left = 0.4 + 0.072 * max(map(len, shown))
     tall = min(_TALLEST, max(1.2, _MAP_LINE * len(names)))
-    wide = _MAP_WIDTH - left - _GAP - _LAYERS - 0.25 - _BAR - _RIGHT_OF_MAP
     height = _HEAD + _STEPS + _GAP + tall + _BELOW
     figure = Figure(figsize=(_MAP_WIDTH, height), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
+    left = 0.4 + widest_text(figure, shown, fontsize=8)
+    wide = _MAP_WIDTH - left - _GAP - _LAYERS - 0.25 - _BAR - _RIGHT_OF_MAP
 
     def place(x: float, y: float, width: float, tall: float) -> "Axes":
         return figure.add_axes((x / _MAP_WIDTH, y / height, width / _MAP_WIDTH, tall / height))

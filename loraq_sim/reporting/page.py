@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.errors import InputError
 from loraq_sim.files import make_folder, markdown_text, write_file
 from loraq_sim.reporting import sections
-from loraq_sim.reporting.figures import arrays_figure, pareto_figure, save_figure
+from loraq_sim.reporting.figures import pareto_figure, save_figure
 from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure, latency_figure
+from loraq_sim.reporting.machine_figures import arrays_figure
 from loraq_sim.reporting.plot_data import plot_data
 from loraq_sim.reporting.points import static_front, strips_view
 from loraq_sim.reporting.report_data import COSTS, Answer, ReportData, answers

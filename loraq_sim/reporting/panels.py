@@ -1,48 +1,41 @@
 """One Pareto panel: error (log) against a cost, the front as a step, labels on its points.
 
-Two more tell what an accumulator costs: gates of arrays by part, and error against their area. One
-is a figure of its own: the layers of a model under the roofs of a machine.
-
 Axes have few ticks at round values, written the way people write numbers.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraq_sim.errors import InputError, counted
-from loraq_sim.reporting.labels import SERIES_COLORS, Box, main_and_branch, place_labels
-from loraq_sim.reporting.report_data import BOUND_NAMES
+from loraq_sim.reporting.labels import Box, main_and_branch, place_labels
+from loraq_sim.results.choice import latency_accuracy
 from loraq_sim.results.columns import Column, choose_unit, column_for
 from loraq_sim.results.rows import AnyRow
-from loraq_sim.results.wording import labels_of, name_of
+from loraq_sim.results.wording import name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-    import hwmodels
 
 __all__ = [
     "MOST_DRAWN",
     "PanelStyle",
     "can_draw",
-    "draw_array_errors",
-    "draw_array_parts",
     "draw_panel",
     "nice_log_ticks",
-    "roofline_figure",
     "staircase",
     "tick_texts",
+    "widest_text",
 ]
 
 INK = "#222222"
 MUTED = "#666666"
 GRID = "#E4E4E4"
 SHADE = "#F5F5F2"
+BAR = "#0072B2"
 _MAX_LABELS = 12
 # Mantissas of the tick sets to try, coarse to fine, until enough ticks fall into the range.
 _MANTISSAS = (
@@ -102,8 +95,34 @@ def draw_panel(
     axes.set_xlabel(_axis_title(column_for(x), x_unit.symbol), fontsize=style.font_size, color=INK)
     axes.set_ylabel(_axis_title(column_for(y), y_unit.symbol), fontsize=style.font_size, color=INK)
     _draw_front(axes, [points[i] for i in edge])
+    bars = _draw_bars(axes, rows, points, emphasized, best) if x == "latency_s" else []
     _draw_points(axes, rows, points, emphasized, style)
-    _draw_labels(axes, rows, points, emphasized, edge, style, best)
+    _draw_labels(axes, rows, points, emphasized, edge, bars, style, best)
+
+
+def _draw_bars(
+    axes: "Axes",
+    rows: Sequence[AnyRow],
+    points: Sequence[tuple[float, float]],
+    emphasized: Sequence[bool],
+    best: str | None,
+) -> list[list[tuple[float, float]]]:
+    """Where the true latency of what is emphasized may lie; the two ends of each bar drawn."""
+    left, right = axes.get_xlim()
+    bars: list[tuple[bool, list[tuple[float, float]]]] = []
+    for row, (x, y), strong in zip(rows, points, emphasized, strict=True):
+        if strong and row.get("accelerator"):
+            worst, _ = latency_accuracy(str(row["accelerator"]))
+            ends = [(x / (1 + worst), y), (x / max(1 - worst, 1e-9), y)]
+            bars.append((name_of(row) == best, ends))
+    # Bars of a quarter of the panel say the same at every point: one of them is enough.
+    if any(ends[1][0] - ends[0][0] > 0.25 * (right - left) for _, ends in bars):
+        bars = [(is_best, ends) for is_best, ends in bars if is_best]
+    for _, ends in bars:
+        (low, y), (high, _) = ends
+        axes.hlines(y, low, high, color=BAR, linewidth=1.1, zorder=2.6)
+        axes.scatter([low, high], [y, y], color=BAR, s=36, linewidth=1.1, marker="|", zorder=2.6)
+    return [ends for _, ends in bars]
 
 
 def staircase(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -181,6 +200,7 @@ def _draw_labels(
     points: Sequence[tuple[float, float]],
     emphasized: Sequence[bool],
     edge: Sequence[int],
+    bars: Sequence[Sequence[tuple[float, float]]],
     style: PanelStyle,
     best: str | None,
 ) -> None:
@@ -201,7 +221,10 @@ def _draw_labels(
         sizes,
         bounds=Box(x0=window.x0 + 3, y0=window.y0 + 3, x1=window.x1 + 20 * scale, y1=window.y1),
         obstacles=[_marker_box(pixel, 6.5 * scale) for pixel in pixels],
-        line=_step_samples([pixels[i] for i in edge], window.x1, 6 * scale),
+        line=[
+            *_step_samples([pixels[i] for i in edge], window.x1, 6 * scale),
+            *(p for ends in bars for p in _bar_samples(axes.transData.transform(ends), 6 * scale)),
+        ],
         distances=[d * scale for d in (10, 17, 27, 41, 60, 84, 112, 150)],
     )
     to_data = axes.transData.inverted()
@@ -263,6 +286,17 @@ def _text_size(axes: "Axes", text: str, **look: Any) -> tuple[float, float]:
     return extent.width, extent.height
 
 
+def widest_text(figure: "Figure", texts: Sequence[str], **look: Any) -> float:
+    """Width of the widest of `texts` in inches; 0 of none."""
+    widest = 0.0
+    # What is widest has nearly as many letters as the longest.
+    for text in sorted(texts, key=len)[-8:]:
+        probe = figure.text(0, 0, text, **look)
+        widest = max(widest, probe.get_window_extent().width / figure.dpi)
+        probe.remove()
+    return widest
+
+
 def _marker_box(pixel: tuple[float, float], radius: float) -> Box:
     return Box(x0=pixel[0], y0=pixel[1], x1=pixel[0], y1=pixel[1]).grown(radius)
 
@@ -275,6 +309,11 @@ def _step_samples(
         samples += [(x0 + t * spacing, y0) for t in range(int((x1 - x0) / spacing) + 1)]
         samples += [(x1, y0 - t * spacing) for t in range(int((y0 - y1) / spacing) + 1)]
     return samples
+
+
+def _bar_samples(ends: Any, spacing: float) -> list[tuple[float, float]]:
+    (x0, y), (x1, _) = ends
+    return [(x0 + t * spacing, y) for t in range(int((x1 - x0) / spacing) + 1)] + [(x1, y)]
 
 
 def set_log_axis(axis: "Axis", values: Sequence[float], *, below: float, above: float) -> None:
@@ -350,115 +389,3 @@ def tick_texts(ticks: Sequence[float], *, even: bool = False) -> list[str]:
     decimals = [len(text.partition(".")[2]) for text in short]
     most = max(decimals, default=0)
     return [f"{tick:,.{most if even else own}f}" for tick, own in zip(ticks, decimals, strict=True)]
-
-
-def draw_array_parts(axes: "Axes", rows: Sequence[AnyRow]) -> None:
-    """Gate equivalents per MAC by part, one bar an array; `rows` as of `ReportData.arrays`."""
-    names = dict.fromkeys(part for row in rows for part in row["parts"])
-    ends = [0.0] * len(rows)
-    for part, color in zip(names, SERIES_COLORS, strict=False):
-        sizes = [row["parts"].get(part, 0.0) for row in rows]
-        axes.barh(range(len(rows)), sizes, left=ends, color=color, height=0.72, label=part)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    texts = [f"{row['products_per_add']} x, {row['acc_bits']} {row['overflow']}" for row in rows]
-    axes.set_yticks(range(len(rows)), texts, fontsize=7 if len(rows) < 30 else 5)
-    axes.invert_yaxis()
-    axes.set_xlabel("Gate equivalents per MAC", fontsize=9, color=INK)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8)
-
-
-def draw_array_errors(axes: "Axes", rows: Sequence[AnyRow]) -> None:
-    """Error (log) against area, a line for each adder tree and rule; crosses overflow."""
-    lines: dict[str, list[AnyRow]] = {}
-    drawn = [row for row in rows if row["error"] and can_draw(row["error"])]
-    for row in sorted(drawn, key=lambda row: row["acc_bits"]):
-        turns = f", {row['accumulators']} accumulators" if (row["accumulators"] or 1) > 1 else ""
-        name = f"{row['products_per_add']} an add, {row['overflow']}{turns}"
-        lines.setdefault(name, []).append(row)
-    for i, (name, own) in enumerate(lines.items()):
-        color = SERIES_COLORS[i % len(SERIES_COLORS)]
-        style = "-" if own[0]["overflow"] == "wrap" else ":"
-        x, y = [row["area_ge"] for row in own], [100 * row["error"] for row in own]
-        axes.plot(x, y, label=name, color=color, linestyle=style, linewidth=1.2)
-        for overflows, marker in ((False, "o"), (True, "x")):
-            at = [p for p, row in enumerate(own) if bool(row["overflow_count"]) is overflows]
-            points = ([x[p] for p in at], [y[p] for p in at])
-            axes.plot(*points, linestyle="none", marker=marker, color=color, ms=5)
-    for row in drawn:
-        if row["is_answer"]:
-            at_answer = (row["area_ge"], 100 * row["error"])
-            axes.plot(*at_answer, marker="o", ms=13, mfc="none", mec=INK, mew=1.6)
-    if drawn:
-        set_log_axis(axes.yaxis, [100 * row["error"] for row in drawn], below=0.08, above=0.08)
-    axes.set_xlabel("Gate equivalents per MAC", fontsize=9, color=INK)
-    axes.set_ylabel("Error (%)", fontsize=9, color=INK)
-    axes.grid(True, color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def roofline_figure(rows: Sequence[AnyRow], machine: "hwmodels.Accelerator") -> "Figure":
-    """Rate of each layer of one split against MACs per byte from DRAM, under the machine's roofs.
-
-    The roof of the MACs is that of the modes in which the rows run, main branch and branch
-    together: their MACs in the time that the latency and the utilization leave.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = [row for row in rows if row.get("latency_s") and row.get("dram_bytes")]
-    if not rows:
-        raise InputError("there is nothing to draw: no layer has a latency and bytes from DRAM")
-    figure = Figure(figsize=(7.4, 4.4), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.11, 0.13, 0.86, 0.7))
-    macs = [
-        row["m"] * (row["n"] * row["k"] + (row.get("rank") or 0) * (row["n"] + row["k"]))
-        for row in rows
-    ]
-    xs = [count / row["dram_bytes"] for count, row in zip(macs, rows, strict=True)]
-    ys = [count / row["latency_s"] for count, row in zip(macs, rows, strict=True)]
-    roofs = [y / row["utilization"] for y, row in zip(ys, rows, strict=True) if row["utilization"]]
-    peak = max(roofs, default=max(ys))
-    bytes_per_s = machine.memories.dram.bandwidth_bytes_per_s
-    ridge = peak / bytes_per_s
-    left, right = min([*xs, ridge]) / 2, max([*xs, ridge]) * 2
-    roof = [left * bytes_per_s / 1e9, peak / 1e9, peak / 1e9]
-    axes.loglog([left, ridge, right], roof, color=INK, linewidth=1.4)
-    counts = Counter(str(row["bound"]) for row in rows)
-    for (bound, count), color in zip(counts.most_common(), SERIES_COLORS, strict=False):
-        own = [i for i, row in enumerate(rows) if str(row["bound"]) == bound]
-        label = f"{BOUND_NAMES.get(bound, bound)} ({counted(count, 'layer')})"
-        look: dict[str, Any] = {"color": color, "markersize": 5, "alpha": 0.8, "label": label}
-        axes.loglog([xs[i] for i in own], [ys[i] / 1e9 for i in own], "o", **look)
-    set_log_axis(axes.xaxis, [left, right], below=0.0, above=0.0)
-    set_log_axis(axes.yaxis, [*roof, *(y / 1e9 for y in ys)], below=0.25, above=0.2)
-    words: dict[str, Any] = {"fontsize": 8, "color": MUTED}
-    axes.text(right / 1.02, roof[1] * 1.15, f"{peak / 1e12:.3g} TMAC/s", ha="right", **words)
-    middle = math.sqrt(left * ridge)
-    ends = axes.transData.transform([(left, roof[0]), (ridge, roof[1])])
-    slope = math.degrees(math.atan2(ends[1][1] - ends[0][1], ends[1][0] - ends[0][0]))
-    axes.annotate(
-        f"DRAM {bytes_per_s / 1e9:.3g} GB/s",
-        (middle, middle * bytes_per_s / 1e9),
-        (-4, 4),
-        textcoords="offset points",
-        rotation=slope,
-        rotation_mode="anchor",
-        ha="center",
-        **words,
-    )
-    axes.set_xlabel("MACs per byte from DRAM", fontsize=9, color=INK)
-    axes.set_ylabel("GMAC/s", fontsize=9, color=INK)
-    axes.grid(True, color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right", title="bound by", title_fontsize=8)
-    title = f"{machine.name}: {labels_of(rows)[0]} under the roofs of the machine"
-    figure.text(0.11, 0.92, title, fontsize=11, color=INK, fontweight="bold")
-    reached = max(y / min(peak, x * bytes_per_s) for x, y in zip(xs, ys, strict=True))
-    told = f"{counted(len(rows), 'layer')}; the nearest to its roof reaches {reached:.0%} of it"
-    figure.text(0.11, 0.865, told, **words)
-    return figure

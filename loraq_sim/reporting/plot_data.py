@@ -35,6 +35,7 @@ from loraq_sim.results.rows import AnyRow, cells_of
 from loraq_sim.results.wording import pretty_unit
 
 __all__ = [
+    "folded_bits",
     "layer_cells",
     "plot_data",
     "rounded",
@@ -58,6 +59,8 @@ _CELLS = (
 # Digits that survive in the page; the CSV files beside it hold all of them.
 _DIGITS = 5
 _MANY_CELLS = 20_000
+# Bits between the sums of one case and of the next, or the array's, that an axis shows.
+_WIDEST_GAP = 4
 # Cases, each of which comes with a kilobyte to copy.
 _MOST_TEXTS = 60
 _FEW_DIGITS = 3
@@ -220,6 +223,10 @@ def plot_data(
         "kinds": [_kind(row, data.error) for row in data.kinds],
         "parts": [_part(row) for row in data.parts],
         "accumulators": data.accumulators,
+        "accumulatorAxes": {
+            context: folded_bits(row for row in data.accumulators if row["context"] == context)
+            for context in contexts
+        },
         "arrays": [_array(row) for row in data.arrays],
         "methods": [_method(item) for item in methods],
         "mixed": [_mix(mix) for mix in data.mixed],
@@ -231,6 +238,33 @@ def plot_data(
             for row in data.validation
         ],
     }
+
+
+def folded_bits(rows: Iterable[AnyRow]) -> dict[str, list[list[float]] | list[float]]:
+    """An axis for the bits of `ReportData.accumulators` that leaves out what no case comes near.
+
+    Returns
+    -------
+    axis : dict
+        ``at``: pairs of a number of bits and its place; ``breaks``: places where numbers were left
+        out. Neighbors are one apart, so that a bar is as long as the bits it stands for.
+    """
+    known: set[int] = set()
+    for row in rows:
+        known.update(range(row["low"], row["high"] + 1))
+        known.update(int(row[key]) for key in ("guaranteed", "array") if row[key] is not None)
+    at: list[list[float]] = []
+    breaks: list[float] = []
+    for bits in sorted(known):
+        if at and bits - at[-1][0] <= _WIDEST_GAP:
+            last, place = at[-1]
+            at += [[last + i, place + i] for i in range(1, bits - int(last) + 1)]
+        elif at:
+            breaks.append(at[-1][1] + 1)
+            at.append([bits, at[-1][1] + 2])
+        else:
+            at.append([bits, bits])
+    return {"at": at, "breaks": breaks}
 
 
 def _anchors() -> dict[str, Any]:

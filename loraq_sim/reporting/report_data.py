@@ -209,7 +209,7 @@ PART_NAMES = {
     "branch_up": "branch, P L\u1d40",
     "combine": "group scaling",
     "tile": "tile overhead",
-    "stall": "waiting for memory",
+    "stall": "memory wait",
     "fill": "pipeline fill",
     "dispatch": "dispatch",
     "mac_main": "MACs, main branch",

@@ -8,25 +8,29 @@ function drawAccumulators() {
   const rows = [...own].sort((a, b) => b.high - a.high || b.low - a.low);
   const wide = widthOf("accumulators-plot") > 640;
   const at = rows.map((_, i) => i);
+  const bits = D.accumulatorAxes[context()];
+  const places = new Map(bits.at);
+  const placeOf = (number) => (number === null || number === undefined ? null : places.get(number));
   const blue = tone(D.looks.series[0]);
   const orange = tone(D.looks.series[1]);
   const traces = [
-    { type: "bar", orientation: "h", name: "needed on this input", base: rows.map((row) => row.low - 0.18), x: rows.map((row) => row.high - row.low + 0.36), y: at, marker: { color: blue }, width: 0.42, hoverinfo: "text", hovertext: rows.map(tellWidths), textposition: "none" },
-    { name: "enough for any input", x: rows.map((row) => row.guaranteed), y: at, mode: "markers", marker: { symbol: "diamond-open", size: 9, color: orange, line: { width: 1.8 } }, hoverinfo: "text", hovertext: rows.map(tellWidths) },
-    { name: "of the array", x: rows.map((row) => row.array), y: at, mode: "markers", marker: { symbol: "line-ns", size: 15, line: { width: 2.4, color: rootStyle("--ink") } }, hoverinfo: "text", hovertext: rows.map(tellWidths) },
+    { type: "bar", orientation: "h", name: "needed on this input", base: rows.map((row) => placeOf(row.low) - 0.18), x: rows.map((row) => placeOf(row.high) - placeOf(row.low) + 0.36), y: at, marker: { color: blue }, width: 0.42, hoverinfo: "text", hovertext: rows.map(tellWidths), textposition: "none" },
+    { name: "enough for any input", x: rows.map((row) => placeOf(row.guaranteed)), y: at, mode: "markers", marker: { symbol: "diamond-open", size: 9, color: orange, line: { width: 1.8 } }, hoverinfo: "text", hovertext: rows.map(tellWidths) },
+    { name: "of the array", x: rows.map((row) => placeOf(row.array)), y: at, mode: "markers", marker: { symbol: "line-ns", size: 15, line: { width: 2.4, color: rootStyle("--ink") } }, hoverinfo: "text", hovertext: rows.map(tellWidths) },
   ];
   const over = rows.filter((row) => row.overflows);
   if (over.length)
-    traces.push({ name: "overflowed", x: over.map((row) => row.high + 0.7), y: over.map((row) => rows.indexOf(row)), mode: "markers", marker: { symbol: "x", size: 8, color: orange }, hoverinfo: "text", hovertext: over.map(tellWidths) });
+    traces.push({ name: "overflowed", x: over.map((row) => placeOf(row.high) + 0.7), y: over.map((row) => rows.indexOf(row)), mode: "markers", marker: { symbol: "x", size: 8, color: orange }, hoverinfo: "text", hovertext: over.map(tellWidths) });
   const best = D.answers[context()];
+  const every = Math.ceil(bits.at.length / (wide ? 24 : 10));
+  const ticks = bits.at.filter(([number], i) => number % every === 0 || i === bits.at.length - 1);
   draw("accumulators-plot", traces, {
     showlegend: true, height: Math.max(230, rows.length * 21 + 120), margin: { l: 8, r: 12, t: 8, b: 48 },
-    xaxis: axis({ title: "Accumulator width (bits)", dtick: wide ? 2 : 4 }),
+    xaxis: axis({ title: "Accumulator width (bits)", tickvals: [...ticks.map(([, spot]) => spot), ...bits.breaks], ticktext: [...ticks.map(([number]) => String(number)), ...bits.breaks.map(() => (wide ? "…" : ""))], range: [bits.at[0][1] - 0.8, bits.at.at(-1)[1] + 0.8] }),
+    shapes: bits.breaks.map((spot) => ({ type: "rect", x0: spot - 0.4, x1: spot + 0.4, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: rootStyle("--shade"), line: { width: 0 } })),
     yaxis: axis({ tickvals: at, ticktext: rows.map((row) => (row.label === best ? `<b>${plain(shorten(row.label, 40))}</b>` : plain(shorten(row.label, wide ? 40 : 22)))), range: [rows.length - 0.5, -0.5], showgrid: false, tickfont: { size: wide ? 11.5 : 9 } }),
   });
-  byId("accumulators-caption").textContent = over.length
-    ? `${over.length} of ${rows.length} cases overflow; the most demanding needs ${Math.max(...rows.map((row) => row.high))} bits on this input.`
-    : `No case overflows; the most demanding needs ${Math.max(...rows.map((row) => row.high))} bits on this input.`;
+  byId("accumulators-caption").textContent = `${over.length ? `${over.length} of ${rows.length} cases overflow` : "No case overflows"}; the most demanding needs ${Math.max(...rows.map((row) => row.high))} bits on this input.${bits.breaks.length ? " Shaded: widths left out." : ""}`;
 }
 
 function tellWidths(row) {

@@ -1,7 +1,7 @@
 "use strict";
 // Methods at equal bytes, mixed allocations, cost model against measurement.
 
-const SERIES_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon"];
+const SERIES_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down"];
 
 function seriesLook(index) {
   return { color: tone(D.looks.series[index % D.looks.series.length]), symbol: SERIES_SYMBOLS[index % SERIES_SYMBOLS.length] };
@@ -58,7 +58,7 @@ function drawMixed() {
     { name: "a split for each layer", x: frontier.map((point) => point.cost / xSize), y: frontier.map((point) => point.error / ySize), mode: "lines+markers", line: { color: tone(D.looks.series[0]), width: 2, shape: "hv" }, marker: { size: 5, color: tone(D.looks.series[0]) }, hoverinfo: "text", hovertext: frontier.map(tell("Mixed")) },
     { name: "one split for all layers", x: uniform.map((point) => point.cost / xSize), y: uniform.map((point) => point.error / ySize), mode: "markers", marker: { size: 10, symbol: "square", color: tone(D.looks.series[1]), line: { color: rootStyle("--paper"), width: 1 } }, hoverinfo: "text", hovertext: uniform.map(tell("Uniform")) },
   ], {
-    showlegend: true, height: wide ? 440 : 360, margin: { l: 62, r: 14, t: 8, b: 56 },
+    showlegend: true, height: heightOf("mixed-plot", 440, 360), margin: { l: 62, r: 14, t: 8, b: 56 },
     xaxis: axis({ title: axisTitle(item.cost, context()), nticks: wide ? 9 : 5 }),
     yaxis: axis({ title: axisTitle(D.error, context()), ...logAxis(Math.min(...all) * 0.88, Math.max(...all) * 1.12) }),
   });
@@ -79,7 +79,7 @@ function drawTrust() {
       hoverinfo: "text", hovertext: own.map((row) => `<b>${plain(row.device)}</b>, ${plain(row.kernel)}<br>${row.m} × ${row.k} × ${row.n}<br>measured ${digits(row.measured_ms)} ms, predicted ${digits(row.predicted_ms)} ms (${row.predicted_ms > row.measured_ms ? "+" : "−"}${percent(Math.abs(row.predicted_ms / row.measured_ms - 1))})`),
     };
   })], {
-    showlegend: true, height: wide ? 520 : 400, margin: { l: 66, r: 14, t: 8, b: 56 },
+    showlegend: true, height: heightOf("trust-plot", 520, 400), margin: { l: 66, r: 14, t: 8, b: 56 },
     xaxis: axis({ title: "Measured time (ms)", ...logAxis(...ends) }), yaxis: axis({ title: "Predicted time (ms)", ...logAxis(...ends) }),
   });
 }

@@ -17,6 +17,8 @@ function isDark() {
 // Inside the margins of A4 or Letter; the page on screen is wider.
 const PAPER_WIDTH = 690;
 const widthOf = (id) => (page.printing ? PAPER_WIDTH : byId(id).clientWidth);
+// On paper two of them and what is said of them fit on a page.
+const heightOf = (id, tall, low) => (page.printing ? 340 : widthOf(id) > 640 ? tall : low);
 
 const tone = (pair) => pair[isDark() ? 1 : 0];
 
@@ -99,12 +101,12 @@ function draw(id, traces, layout) {
     autosize: true, height: 440, showlegend: false, hovermode: "closest", dragmode: false,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: rootStyle("--sans"), size: wide ? 12 : 11, color: rootStyle("--ink") },
-    margin: { l: 8, r: 12, t: 12, b: 8 },
+    margin: { l: 8, r: 12, t: 8, b: 8 },
     hoverlabel: {
       align: "left", bgcolor: rootStyle("--panel"), bordercolor: rootStyle("--muted"),
       font: { color: rootStyle("--ink"), family: rootStyle("--sans"), size: 12 },
     },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12 } },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: wide ? 12 : 11 } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: rootStyle("--muted"), activecolor: rootStyle("--accent") },
   };
   if (page.printing) base.width = PAPER_WIDTH;

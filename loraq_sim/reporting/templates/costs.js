@@ -31,7 +31,6 @@ function drawCosts() {
   const longest = Math.max(...rows.map(total)) / size;
   draw("costs-plot", traces, {
     barmode: "stack", bargap: 0.28, showlegend: true, height: Math.max(240, rows.length * 30 + 130), margin: { l: 8, r: 12, t: 8, b: 48 },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
     xaxis: axis({ title: D.columns[costs.quantity].heading + (symbol ? ` (${symbol})` : ""), range: [0, longest / (1 - 95 / Math.max(widthOf("costs-plot") - (wide ? 190 : 110), 200))], nticks: wide ? 9 : 4 }),
     yaxis: axis({ tickvals: rows.map((_, i) => i), ticktext: rows.map((row) => plain(shapeName(row, wide))), range: [rows.length - 0.5, -0.5], showgrid: false, tickfont: { size: wide ? 11.5 : 9 } }),
     annotations: rows.map((row, i) => ({ x: total(row) / size, y: i, text: BOUNDS[row.bound] || plain(row.bound || ""), showarrow: false, xanchor: "left", xshift: 5, font: { size: 11, color: rootStyle("--muted") } })),
@@ -92,9 +91,9 @@ function drawRoofline(own) {
   const top = Math.max(...peaks);
   const knee = bandwidth ? (top * 1e12) / bandwidth : null;
   const xs = [...rows.map(x), ...(knee ? [knee] : [])];
-  const box = { x: [Math.min(...xs) / 2.2, Math.max(...xs) * 2.2], y: [Math.min(...rows.map(y)) / 2.2, top * 1.7] };
+  const box = { x: [Math.min(...xs) / 1.6, Math.max(...xs) * 1.6], y: [Math.min(...rows.map(y)) / 2.2, top * 1.7] };
   const width = widthOf("roofline-plot");
-  const frame = { left: 72, right: 14, top: 12, bottom: 56, width, height: width > 640 ? 420 : 360 };
+  const frame = { left: 72, right: 14, top: 12, bottom: 56, width, height: heightOf("roofline-plot", 420, 360) };
   const segments = peaks.map((peak) => [[box.x[0], peak], [box.x[1], peak]]);
   const slope = bandwidth ? [[box.x[0], (box.x[0] * bandwidth) / 1e12], [knee, top]] : null;
   const traces = peaks.map((peak) => ({ x: [bandwidth ? (peak * 1e12) / bandwidth : box.x[0], box.x[1]], y: [peak, peak], mode: "lines", line: { color: rootStyle("--muted"), width: 1.4 }, hoverinfo: "text", hovertext: `MAC array: ${digits(peak)} TOPS` }));

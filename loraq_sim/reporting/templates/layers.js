@@ -40,7 +40,9 @@ function drawHeat() {
       marker: { symbol: "x-thin", size: 7, line: { color: rootStyle("--muted"), width: 1.2 } },
     });
   const many = layers.labels.length > 45;
-  const every = Math.max(1, Math.ceil(layers.names.length / (wide ? 40 : 14)));
+  // Turned names are a line high, and stand side by side where the names of cases leave room.
+  const room = widthOf("layers-plot") - 90 - 6.5 * Math.max(...layers.labels.map((label) => Math.min(label.length, wide ? 40 : 22)));
+  const every = Math.max(1, Math.ceil(layers.names.length / Math.max(2, Math.floor(room / 19))));
   const ticks = layers.names.map((_, j) => j).filter((j) => j % every === 0);
   draw("layers-plot", traces, {
     height: Math.max(260, layers.labels.length * (many ? 12 : wide ? 19 : 17) + 150),

@@ -92,11 +92,11 @@ function drawFront() {
     cliponaxis: false,
   });
   const width = widthOf("front-plot");
-  const height = width > 640 ? 500 : 400;
+  const height = heightOf("front-plot", 500, 400);
   const frame = { left: 62, right: 14, top: 12, bottom: 56, width, height };
   const place = placer(x, y, box, isLog, true, frame);
   const lines = edges.map((edge) => [[x(edge[0]), box.y[1]], ...edge.flatMap((point, i) => [[x(point), y(edge[Math.max(i - 1, 0)])], [x(point), y(point)]]), [box.x[1], y(edge.at(-1))]]);
-  const notes = placeNotes([...onEdge].sort((a, b) => isAnswer(b) - isAnswer(a)), points, place, [...lines.flatMap((line) => line.slice(1).map((end, i) => [line[i], end])), ...bars.flatMap(segmentsOf)], (point) => (front.all ? `${point.label} (${point.context})` : point.label), isAnswer);
+  const notes = placeNotes([...new Set([...onEdge, ...points.filter(isAnswer)])].sort((a, b) => isAnswer(b) - isAnswer(a)), points, place, [...lines.flatMap((line) => line.slice(1).map((end, i) => [line[i], end])), ...bars.flatMap(segmentsOf)], (point) => (front.all ? `${point.label} (${point.context})` : point.label), isAnswer);
   draw("front-plot", traces, {
     height, margin: { l: frame.left, r: frame.right, t: frame.top, b: frame.bottom }, annotations: notes,
     xaxis: axis({ title: axisTitle(front.cost, frontName()), automargin: false, ...(isLog ? logAxis(...box.x) : { range: box.x, nticks: width > 640 ? 9 : 5 }) }),
@@ -176,7 +176,8 @@ function placer(x, y, box, isLogX, isLogY, frame) {
 function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
   const { x, y, inner, pixels, at } = place;
   const pixel = (point) => pixels([x(point), y(point)]);
-  const taken = points.map((point) => { const [px, py] = pixel(point); return [px - 8, py - 8, px + 8, py + 8]; });
+  const dots = points.map((point) => { const [px, py] = pixel(point); return [px - 8, py - 8, px + 8, py + 8]; });
+  const taken = [...dots];
   for (const [from, to] of segments) {
     const [[ax, ay], [bx, by]] = [pixels(from), pixels(to)];
     // A slope is taken step by step.
@@ -199,6 +200,7 @@ function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
     [-10, 8, "right", "top"], [10, -8, "left", "bottom"], [0, 11, "center", "top"], [12, 0, "left", "middle"],
     [-12, 0, "right", "middle"], [10, 8, "left", "top"], [-10, -8, "right", "bottom"], [0, -11, "center", "bottom"],
     ...[26, 44, 62].flatMap((far) => [[-10, far, "right", "top"], [10, far, "left", "top"], [10, -far, "left", "bottom"], [-10, -far, "right", "bottom"]]),
+    ...[40, 80, 120].flatMap((far) => [[far, 36, "left", "top"], [far, -36, "left", "bottom"], [-far, 36, "right", "top"], [-far, -36, "right", "bottom"]]),
     ...[60, 110].flatMap((far) => [[far, 14, "left", "top"], [far, -14, "left", "bottom"], [-far, 14, "right", "top"], [-far, -14, "right", "bottom"]]),
   ];
   for (const [point, ...others] of stacks.values()) {
@@ -216,10 +218,11 @@ function placeNotes(labelled, points, place, segments, nameOf, isStrong) {
       // The line from a far label to its point crosses no label, and none is put on it later.
       const leader = isFar ? Array.from({ length: 24 }, (_, i) => [px + (dx * i) / 24 - 1, py + (dy * i) / 24 - 1, px + (dx * i) / 24 + 1, py + (dy * i) / 24 + 1]) : [];
       if (areas.some((other) => leader.some((piece) => overlaps(piece, other)))) continue;
+      if (dots.some((dot) => !overlaps(dot, [px - 8, py - 8, px + 8, py + 8]) && leader.some((piece) => overlaps(piece, dot)))) continue;
       taken.push(area, ...leader);
       areas.push(area);
       notes.push({
-        ...at([x(point), y(point)]), text: strong ? `<b>${plain(text)}</b>` : plain(text), xanchor, yanchor, borderpad: 0,
+        ...at([x(point), y(point)]), text: strong ? `<b>${plain(text)}</b>` : plain(text), xanchor, yanchor, borderpad: 0, bgcolor: rootStyle("--paper"),
         font: { size: 11.5, color: rootStyle("--ink") },
         ...(isFar ? { showarrow: true, arrowhead: 0, arrowwidth: 0.8, arrowcolor: rootStyle("--muted"), ax: dx, ay: dy, standoff: 6 } : { showarrow: false, xshift: dx, yshift: -dy }),
       });
@@ -234,8 +237,9 @@ function tellFront(points, onEdge) {
   const sentences = [`${points.length} of ${all} case${all === 1 ? "" : "s"} shown, ${onEdge.size} on the front${front.all ? "s" : ""}.`];
   const known = D.uncertainty[context()];
   if (front.bars && front.cost === "latency_s" && !front.all && known !== undefined)
-    sentences.push(`${front.areBarsWide ? "Blue bar" : "Bars"}: how far the latency model may be off, ${percent(known.bound)} (${known.seen})${front.areBarsWide ? "; the same at every point and wide against the differences here" : ""}.`);
+    sentences.push(`${front.areBarsWide ? "Blue bar" : "Blue bars, on the front"}: how far the latency model may be off, ${percent(known.bound)} (${known.seen})${front.areBarsWide ? "; the same at every point and wide against the differences here" : ""}.`);
   if (front.bars && front.seeds) sentences.push(`Black bars: the spread of the error over ${front.seeds} seeds.`);
+  else if (front.bars) sentences.push("Errors have no bars: each case ran with one seed, all of them on the same inputs, which is what makes them compare.");
   const over = points.filter((point) => !holdsSums(point)).length;
   if (over) sentences.push(`Crosses: ${over} case${over === 1 ? "" : "s"} with sums beyond ${whatIf.acc} bits.`);
   byId("front-caption").textContent = sentences.join(" ");

@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from loraq_sim.errors import InputError
 from loraq_sim.reporting.figures import pareto_figure, save_figure
 from loraq_sim.reporting.labels import Box
 from loraq_sim.reporting.panels import staircase
+from loraq_sim.results.choice import latency_accuracy
 
 pytestmark = pytest.mark.pictures
 
@@ -86,6 +88,22 @@ def test_title_is_the_verdict_and_subtitle_and_footer_say_where_from(rows):
     assert footer == "version 0.1.0  ·  seed 7  ·  dump 9f86d081884c"
 
 
+def test_bars_say_how_far_the_latency_model_may_be_off(rows):
+    figure = pareto_figure(rows, x=("latency_s", "weight_bytes"))
+    latency, memory = figure.axes
+    worst, _ = latency_accuracy("aie2")
+    (ends,) = (
+        line.get_segments()[0]
+        for line in latency.collections
+        if isinstance(line, LineCollection) and line.get_segments()[0][0][1] == 2.12
+    )
+    # Milliseconds; W8A8 is on the front.
+    assert ends[:, 0] == pytest.approx([61.5 / (1 + worst), 61.5 / (1 - worst)])
+    assert not any(isinstance(drawn, LineCollection) for drawn in memory.collections)
+    assert "bars: how far the latency model may be off" in texts_of(figure)[1]
+    assert "bars" not in texts_of(pareto_figure(rows, x="weight_bytes"))[1]
+
+
 def test_given_title_wins(rows):
     assert texts_of(pareto_figure(rows, title="Mine"))[0] == "Mine"
 
@@ -124,7 +142,7 @@ def test_method_of_branchless_splits_is_not_repeated_in_labels(rows):
         row["method"] = "loraq" if "+" in row["split"] else "rtn"
     figure = pareto_figure(rows)
     assert "W4A4" in [text.get_text() for text in figure.axes[0].texts]
-    assert texts_of(figure)[1].endswith("method loraq  ·  down and left is better")
+    assert texts_of(figure)[1].startswith("on aie2  ·  12 splits  ·  method loraq  ·  down")
 
 
 def test_dumps_get_panels_of_their_own(rows):

@@ -257,9 +257,50 @@ def test_what_a_screen_reader_needs_is_there(desktop):
     assert desktop.evaluate("document.documentElement.lang") == "en"
 
 
+# Places of a plot's buttons, and of all that they must not cover.
+COVERED = """(() => {
+  const found = [];
+  for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+    const buttons = plot.querySelector(".modebar-group").getBoundingClientRect();
+    const drawn = ".legend, .points path, .hm image, .cbbg, .annotation";
+    for (const mark of plot.querySelectorAll(drawn)) {
+      const box = mark.getBoundingClientRect();
+      if (box.width && box.left < buttons.right && buttons.left < box.right &&
+          box.top < buttons.bottom && buttons.top < box.bottom) found.push(plot.id);
+    }
+    const caption = plot.nextElementSibling.getBoundingClientRect();
+    if (caption.top < plot.querySelector(".main-svg").getBoundingClientRect().bottom - 1)
+      found.push(`${plot.id} runs into its caption`);
+  }
+  return found;
+})()"""
+
+
+def test_buttons_of_a_plot_cover_nothing_and_no_plot_runs_into_its_caption(desktop):
+    assert desktop.evaluate(COVERED) == []
+
+
+def test_widths_that_no_case_comes_near_are_left_out_and_bars_keep_their_lengths(desktop, data):
+    drawn = desktop.evaluate("document.querySelector('#accumulators-plot').data")
+    bars, enough, array = drawn[:3]
+    cases = sorted(
+        (case for case in data.accumulators if case["context"] == "aie2"),
+        key=lambda case: (-case["high"], -case["low"]),
+    )
+    assert bars["x"] == pytest.approx([case["high"] - case["low"] + 0.36 for case in cases])
+    ticks = desktop.evaluate("document.querySelector('#accumulators-plot').layout.xaxis")
+    shown = dict(zip(ticks["tickvals"], ticks["ticktext"], strict=True))
+    assert {shown[at] for at in array["x"]} == {"32"}
+    assert {shown[at] for at in enough["x"]} == {"20"}
+    # 14 bits, a gap, 20 bits, a gap, 32 bits.
+    assert set(array["x"]) == {at + 2 for at in enough["x"]}
+    assert "Shaded: widths left out." in desktop.inner_text("#accumulators-caption")
+
+
 def test_a_phone_in_the_dark_scrolls_down_only_and_paper_is_light(page_text, open_page, tmp_path):
     page = open_page(page_text, viewport={"width": 360, "height": 740}, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(COVERED) == []
     assert brightness(color_of(page, "body", "backgroundColor")) < 150
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     page.keyboard.press("Tab")
