@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # What an editor and a type checker see; _HOMES is the same.
     from hwmodels.inventory import list_models, load_model, product_cost
     from hwmodels.loader import implausible, list_accelerators, load_accelerator
     from hwmodels.measured import MEASURED_CSV, measured_rows
-    from hwmodels.modes import check_transforms, describe_modes, unreachable_modes
+    from hwmodels.modes import check_transforms, describe_modes, lacking_modes, unreachable_modes
     from hwmodels.operands import tensor_bytes
     from hwmodels.overrides import (
         assumed_keys,
@@ -89,6 +89,7 @@ __all__ = [
     "implausible",
     "list_accelerators",
     "list_models",
+    "lacking_modes",
     "load_accelerator",
     "load_model",
     "load_node",
@@ -137,6 +138,7 @@ _HOMES = {
     "cross_validate": "fitting",
     "describe": "overrides",
     "describe_modes": "modes",
+    "lacking_modes": "modes",
     "estimate_cost": "cost",
     "family_text": "fitting",
     "fit_family": "fitting",

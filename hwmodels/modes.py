@@ -12,6 +12,7 @@ widens, else a pass of the vector unit.
 `mode_of` alone decides: costs, `hw show` and the list of unreachable modes all ask it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ from hwmodels.workload import GemmWorkload
 
 __all__ = [
     "check_transforms",
-    "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "mode_of", "unreachable_modes",
+    "PARTS", "ModeChoice", "Part", "choose_mode", "describe_modes", "lacking_modes", "mode_of",
+    "unreachable_modes",
 ]  # fmt: skip
 
 # What a layer asks of a machine, by the name in its file: how it is called, and the way out.
@@ -182,6 +184,21 @@ def describe_modes(
     )
     parts: list[Part] = ["main"] if branch is None else ["main", "branch_down", "branch_up"]
     return [_described(hw, work, part) for part in parts]
+
+
+def lacking_modes(
+    hw: Accelerator, splits: Mapping[str, tuple[str, str | None]], *, family: str = "int"
+) -> list[str]:
+    """Names of the splits, given as (main, branch), that `hw` has no MAC modes for.
+
+    None if it has modes for no split at all: the error of `estimate_cost` is heard then.
+    """
+    lacking = []
+    for name, (main, branch) in splits.items():
+        rows = describe_modes(hw, main, branch=branch, family=family)
+        if any(row["mode"] == "refused" for row in rows):
+            lacking.append(name)
+    return lacking if len(lacking) < len(splits) else []
 
 
 def _described(hw: Accelerator, work: GemmWorkload, part: Part) -> dict[str, Any]:

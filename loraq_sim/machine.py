@@ -46,6 +46,7 @@ __all__ = [
     "cost_split",
     "datapath_for",
     "excluded_on",
+    "lacking_defaults",
     "model_step",
     "model_step_rows",
     "runs_in_integers",
@@ -152,25 +153,13 @@ def cost_split(
 def solved_workload(
     m: int, solution: "Solution", split: PrecisionSplit, path: Datapath, *, fused: bool
 ) -> "hwmodels.GemmWorkload":
-    """What the cost model needs to know of a solved layer called with `m` rows.
-
-    What the data path does to X before it rounds is charged, and what the layer shares with others
-    in its part.
-    """
+    """A solved layer called with `m` rows: all that is done to X, its part of what it shares."""
     n, k = solution.main.shape
     return workload_for(
-        m,
-        n,
-        k,
-        split,
-        solution.rank,
-        path,
-        feedback_rank=solution.feedback_rank,
-        fused=fused,
-        transforms=transforms_of(solution, split, path),
-        shared_by=solution.shared_by,
+        m, n, k, split, solution.rank, path, feedback_rank=solution.feedback_rank, fused=fused,
+        transforms=transforms_of(solution, split, path), shared_by=solution.shared_by,
         feedback_shared_by=solution.feedback_shared_by,
-    )
+    )  # fmt: skip
 
 
 ARRAY_COSTS = ("area_ge", "area_mm2", "array_energy_j")
@@ -194,12 +183,21 @@ def array_columns(
 
 def runs_in_integers(accelerator: "hwmodels.Accelerator", split: PrecisionSplit) -> bool:
     """Whether the main branch of `split` runs in an integer mode, which has accumulators."""
-    main, _ = split.costed
-    work = hwmodels.GemmWorkload(m=1, n=1, k=1, main=main, branch=None, rank=0, family=split.family)
+    work = hwmodels.GemmWorkload(m=1, n=1, k=1, main=split.costed[0], family=split.family)
     try:
         return hwmodels.array_of(work, accelerator) is not None
     except hwmodels.AcceleratorError:
         return False
+
+
+def lacking_defaults(
+    accelerator: "hwmodels.Accelerator", splits: Sequence[PrecisionSplit]
+) -> tuple[list[str], str]:
+    """The default splits that a machine has no MAC modes for, and a remark on them."""
+    costed = {split.text: split.costed for split in splits}
+    lacking = hwmodels.lacking_modes(accelerator, costed, family=splits[0].family)
+    remark = f"left out of the default splits on {accelerator.name}: no MAC mode"
+    return lacking, f"{', '.join(lacking)} {remark}" if lacking else ""
 
 
 def transforms_of(stored: Any, split: PrecisionSplit, path: Datapath) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ from loraq_sim.split import PrecisionSplit, parse_split
 if TYPE_CHECKING:
     from hwmodels import Accelerator
 
+    _Pair = tuple[PrecisionSplit, dict[str, Any], Accelerator]
+
 __all__ = [
     "EXAMPLES",
     "Launch",
@@ -252,8 +254,9 @@ def cost_command(
     machines = chosen_machines(listed(hw), variants, sets, varies)
     texts = listed(splits) or _default_splits(sizes or {"": (1024, 1024, 1024)})
     chosen = [parse_split(text, family=family, group=group) for text in texts]
+    pairs = [(split, point, machine) for split in chosen for point, machine in machines]
     if not splits:
-        chosen = _runnable(chosen, [machine for _, machine in machines])
+        pairs = _without_lacking(pairs)
     varied = list(dict.fromkeys(key for point, _ in machines for key in point))
     extra: dict[str, Any] = {"smooth": smooth, "rotate": rotate, "shared_by": shared_by}
     asked = [key for key, value in extra.items() if value not in (None, 1)]
@@ -264,8 +267,7 @@ def cost_command(
         asked_steps = [
             (name, split, machine, point)
             for name in listed(model)
-            for split in chosen
-            for point, machine in machines
+            for split, point, machine in pairs
         ]
         if timeline is not None and len(asked_steps) != 1:
             raise InputError(
@@ -285,8 +287,7 @@ def cost_command(
             | _row(name, (scale * m, n, k), split, machine, how)
             | point
             for name, (m, n, k) in sizes.items()
-            for split in chosen
-            for point, machine in machines
+            for split, point, machine in pairs
         ]
         columns = [name for name in _SHOWN if name != "layer" or layer_dump is not None]
         title = "Cost of one call"
@@ -368,22 +369,20 @@ def _default_splits(sizes: dict[str, tuple[int, int, int]]) -> list[str]:
     return ["W4A4", "W4A8", "W8A8", *(f"W4A4+{branch}" for branch in branches)]
 
 
-def _runnable(splits: list[PrecisionSplit], machines: "list[Accelerator]") -> list[PrecisionSplit]:
-    """Those of the default splits that some machine has modes for; all if none has."""
-    found = []
-    for split in splits:
-        main, branch = split.costed
-        modes = [
-            {row["mode"] for row in hwmodels.describe_modes(machine, main, branch=branch)}
-            if split.family == "int"
-            else set()
-            for machine in machines
-        ]
-        if all("refused" in names for names in modes):
-            note(f"{split.text} left out: no MAC mode for it")
-        else:
-            found.append(split)
-    return found or splits
+def _without_lacking(pairs: "list[_Pair]") -> "list[_Pair]":
+    """The pairs of default splits and machines without those that have no MAC mode."""
+    from loraq_sim.machine import lacking_defaults
+
+    splits = list(dict.fromkeys(split for split, _, _ in pairs))
+    found: dict[int, list[str]] = {}
+    remarks: dict[str, None] = {}
+    for _, _, machine in pairs:
+        if id(machine) not in found:
+            found[id(machine)], remark = lacking_defaults(machine, splits)
+            remarks[remark] = None
+    for remark in filter(None, remarks):
+        note(remark)
+    return [pair for pair in pairs if pair[0].text not in found[id(pair[2])]]
 
 
 _MOST_ASSUMPTIONS = 6

@@ -283,6 +283,8 @@ class CaseGrid:
     rows : mapping
         Rows per call by layer name, and in words where they come from, of the layers for which
         the plan says more than the dump.
+    defaults : bool
+        Whether nobody chose the splits: those that a machine has no modes for are left out there.
 
     Attributes
     ----------
@@ -298,6 +300,7 @@ class CaseGrid:
         plan: SweepPlan,
         accelerators: "Mapping[str, Accelerator]",
         rows: Mapping[str, tuple[int, str]],
+        defaults: bool,
     ) -> None:
         self._plan = plan
         self._rows = rows
@@ -305,6 +308,7 @@ class CaseGrid:
         self._paths = datapath_grid(plan.datapath)
         self.notes: list[str] = []
         self.points = self._distinct_points()
+        self._left_out = {ref: self._lacking(ref) if defaults else [] for ref in accelerators}
         self._check_arrays()
         for point in self.points:
             self._check_machines(point)
@@ -318,6 +322,8 @@ class CaseGrid:
         for path in self._paths:
             for ref in self._accelerators:
                 for point, asked in points:
+                    if asked.get("split", point.split.text) in self._left_out[ref]:
+                        continue
                     settings = replace(point, datapath=path, rows=rows)
                     case = self._case(name, info, digest, ref, settings, asked)
                     is_solved = case.solution_key in solved
@@ -345,7 +351,8 @@ class CaseGrid:
         code = code_digests()
         _, rows_source = self._rows.get(name, (None, ""))
         excluded = excluded_on(accelerator, settings.split)
-        solving = {key: _plain(value) for key, value in settings.solving(excluded).items()}
+        solved = settings.solving(excluded).items()
+        solving = {key: str(v) if isinstance(v, Format) else v for key, v in solved}
         return SweepCase(
             case_id=case_identity(
                 layer=name,
@@ -363,6 +370,21 @@ class CaseGrid:
                 self._plan.dump, name, info, settings, accelerator, asked, rows_source
             ),
         )
+
+    def _lacking(self, ref: str) -> list[str]:
+        from loraq_sim.machine import lacking_defaults
+
+        lacking, remark = lacking_defaults(
+            self._accelerators[ref][0], [p.split for p in self.points]
+        )
+        self.notes += [remark] if remark else []
+        return lacking
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those asked for that some machine has cases of."""
+        nowhere = set.intersection(*map(set, self._left_out.values()))
+        return tuple(text for text in self._plan.splits if text not in nowhere)
 
     def _check_arrays(self) -> None:
         """Refuse a grid of arrays where no split runs in integers; a note where some do not."""
@@ -418,33 +440,25 @@ class CaseGrid:
                         point = self._point(split, method, preset, seed)
                         points.setdefault(case_identity(**point.facts()), point)
         for method, texts in reduced.items():
+            of = counted(len(texts), "split")
             self.notes.append(
-                f"method {method} has no branch: of "
-                f"{counted(len(texts), 'split')} it solves the main part only"
+                f"method {method} has no branch: of {of} it solves the main part only"
             )
         return list(points.values())
 
     def _point(self, split: PrecisionSplit, method: str, preset: str, seed: int) -> CaseSettings:
+        plan = self._plan
         if method in WITHOUT_BRANCH and split.has_branch:
             split = parse_split(split.labels[0], family=split.family, group=split.group)
         if not split.has_branch:
             # The first effort and seed stand for all.
             method = method if method in WITHOUT_BRANCH else "rtn"
-            preset = as_tuple(self._plan.preset)[0]
-            seed = as_tuple(self._plan.seed)[0]
+            preset, seed = as_tuple(plan.preset)[0], as_tuple(plan.seed)[0]
         return CaseSettings(
-            split=split,
-            method=method,
-            preset=preset,
-            seed=seed,
-            smooth=self._plan.smooth,
-            rotate=self._plan.rotate,
-            condition=self._plan.condition,
-            finish=self._plan.finish,
-            tokens=self._plan.tokens,
-            fused=self._plan.fused,
-            kernel=self._plan.kernel,
-        )
+            split=split, method=method, preset=preset, seed=seed, smooth=plan.smooth,
+            rotate=plan.rotate, condition=plan.condition, finish=plan.finish, tokens=plan.tokens,
+            fused=plan.fused, kernel=plan.kernel,
+        )  # fmt: skip
 
     def _overridden(
         self, point: CaseSettings, name: str, info: LayerInfo | None
@@ -484,7 +498,3 @@ class CaseGrid:
         same_names = ("method", "preset", "condition", "finish")
         changes |= {n: (getattr(point, n), getattr(done, n)) for n in same_names}
         return done, {name: asked for name, (asked, got) in changes.items() if asked != got}
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Format) else value

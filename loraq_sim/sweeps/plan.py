@@ -124,7 +124,8 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
     infos = {name: _info(dump, name) for name in dump}
     notes = [text for text in (dump.left_out, dump.inputs_note) if text]
     splits: Sequence[str] = plan.splits
-    if not splits:
+    defaults = not splits
+    if defaults:
         usable = [info for info in infos.values() if info is not None]
         if not usable:
             raise DumpError(
@@ -136,7 +137,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
     accelerators = _accelerators(plan)
     _check_overrides(plan, infos)
     rows = _planned_rows(plan, infos, dump.config)
-    grid = CaseGrid(plan, accelerators, rows)
+    grid = CaseGrid(plan, accelerators, rows, defaults=defaults)
     digests = layer_digests(dump, remember=remember, contents=contents)
     tasks: list[SweepTask] = []
     for name, info in infos.items():
@@ -152,7 +153,7 @@ def compose(plan: SweepPlan, *, remember: bool = True, contents: bool = True) ->
         )
         tasks.append(task)
     return ComposedSweep(
-        plan=plan,
+        plan=replace(plan, splits=grid.splits),
         tasks=tuple(tasks),
         notes=(
             *notes,

@@ -251,6 +251,28 @@ def test_default_splits_of_cost_suit_narrow_layers(run):
     assert run("cost", "--hw", "aie2", "--shape", "7x5x3").exit_code == 0
 
 
+@pytest.mark.parametrize(("hw", "n_rows"), [("mine", 11), ("mine,aie2", 24)])
+def test_default_splits_are_those_that_a_machine_has_modes_for(run, tmp_path, hw, n_rows):
+    """A machine without 16-bit modes: nobody asked for what would fail there."""
+    hw = hw.replace("mine", f"{tmp_path}/mine.yaml")
+    assert run("hw", "new", tmp_path / "mine.yaml", "--modes", "int8,int4x8").exit_code == 0
+    path = write_dump(tmp_path / "d.pt", {"a": layer()})
+    words = ("--hw", hw, "--layer-dump", path, "--preset", "fast", "--jobs", 0)
+    done = run("sweep", *words, "--out", tmp_path / "out", "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == n_rows
+    wide = {row["accelerator"] for row in rows if "W16A16" in row["split"]}
+    assert wide == ({"aie2"} if "aie2" in hw else set())
+    assert "left out of the default splits on mine: no MAC mode" in done.stderr
+    costed = run("cost", "--hw", hw, "--shape", "64x64x64", "--format", "json")
+    assert costed.exit_code == 0, costed.stderr
+    # Who asks for it is told why not.
+    asked = run("cost", "--hw", hw, "--shape", "64x64x64", "--split", "W4A4+W16A16r8")
+    assert asked.exit_code == (1 if "aie2" in hw else 2)
+    assert "no MAC mode wide enough for int W16A16" in asked.stderr
+
+
 def test_a_layer_without_activations_is_named_as_the_reason_for_an_empty_front(run, tmp_path):
     path = write_dump(tmp_path / "d.pt", {"a": layer(), "bare": layer(activations=None)})
     words = ("--layer-dump", path, "--split", "W4A4", "--out", tmp_path / "out")

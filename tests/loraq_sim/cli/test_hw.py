@@ -583,7 +583,7 @@ def test_a_machine_of_ones_own_takes_one_command_and_costs_as_a_sketch(run, tmp_
     assert json.loads(row["rests_on"]) == pytest.approx(hwmodels.rests_on(work, hw), abs=1e-4)
     told = run("cost", "--hw", path, "--shape", "64x64x64")
     assert told.exit_code == 0
-    assert "W4A4+W16A16r8 left out: no MAC mode for it" in told.stderr
+    assert "W4A4+W16A16r8 left out of the default splits on my_npu: no MAC mode" in told.stderr
     # Nothing but starting the kernel counts in a layer of this size.
     assert "W4A8 on my_npu rests on assumed dispatch.launch_s (10 % of it moves" in told.stdout
 
