@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -63,12 +64,16 @@ def numbers_by_split(text):
     return {row[0]: tuple(map(float, row[1:4])) for row in rows}
 
 
-def test_the_table_in_the_readme_is_what_the_demo_prints(in_a_copy):
+def test_the_table_in_the_readme_is_what_the_demo_prints(in_a_copy, monkeypatch):
+    # As on a terminal of 80 columns.
+    monkeypatch.setattr("loraq_sim.cli.output.is_terminal", lambda stream: stream is sys.stdout)
+    monkeypatch.setenv("COLUMNS", "80")
     (shown,) = [block for block in readme_blocks(in_a_copy, "text") if "Pareto front" in block]
     words = "sweep --hw aie2 --layer-dump examples/tiny_pixart.pt --out runs/demo --quiet"
     done = CliRunner().invoke(app, words.split())
     assert done.exit_code == 0
-    table = done.stdout.split("\n\nNot on the front")[0]
+    printed_lines = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    table = printed_lines.split("\n\nNot on the front")[0]
     assert shown.splitlines()[:6] == table.splitlines()[:6]
     if shown.startswith(table + "\n...\n"):
         return

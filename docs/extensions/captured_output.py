@@ -14,8 +14,8 @@ from page_blocks import Block, commands_of
 
 __all__ = ["CommandFailed", "PageFolder"]
 
-# A block of code on GitHub scrolls beyond about as many.
-_COLUMNS = 100
+# What a terminal has: who follows a page sees what it shows. GitHub scrolls only beyond 100.
+_COLUMNS = 80
 _ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -75,7 +75,8 @@ _OTHER_END = {"latency_low_s": "latency_high_s", "latency_lo_s": "latency_hi_s"}
 _DECIDING = (
     *("layer", "split", "output_error", "latency_s", "weight_bytes", "point", "pareto"),
     *("name", "description", "device", "measured_ms", "predicted_ms", "error"),
-    *("only", "column", "before", "after", "quantity", "part", "value", "term"),
+    *("only", "column", "before", "after", "quantity", "part", "value", "term", "becomes"),
+    *("factor", "area_ratio", "energy_ratio"),
 )
 _LEFT_OUT_LAST = ("k", "n", "m")
 # Where even names in pieces leave no room.
@@ -133,26 +134,27 @@ class ResultTable:
         """The table with what fits in `width` characters; a remark names what does not.
 
         What is the same in all rows is said once below; then columns go in the order of
-        `_LEFT_OUT_FIRST`, those without which two rows look alike aside. Numbers are never cut.
+        `_LEFT_OUT_FIRST`, those without which two rows look alike aside. Numbers are never cut, and
+        those of a single row are said below it.
         """
         widths = self._widths()
         if _line(widths.values()) <= width:
             return self
         kept, remarks = list(self.columns), list(self.remarks)
         texts = {column.key: cells(column, self.rows) for column in kept}
-        same = {
-            key: f"{column_cells[0]} {unit}".rstrip()
+        headings = {column.key: column.heading for column in self.columns}
+        said_once = {
+            key: f"{headings[key]} {column_cells[0]} {unit}".rstrip()
             for key, (unit, column_cells) in texts.items()
-            if len(self.rows) > 1 and len(set(column_cells)) == 1
-            if key == "split" or key not in (*_DECIDING, "message")
+            if len(set(column_cells)) == 1
         }
+        stay = {*_DECIDING, "message"} - {"split", "layer"}
+        same = {k: t for k, t in said_once.items() if len(self.rows) > 1 and k not in stay}
         if len(same) == len(kept):
             same.popitem()
         if same:
             kept = [column for column in kept if column.key not in same]
-            headings = {column.key: column.heading for column in self.columns}
-            said = ", ".join(f"{headings[key]} {text}" for key, text in same.items())
-            remarks.append(f"in all rows: {said}")
+            remarks.append(f"in all rows: {', '.join(same.values())}")
             widths = {key: taken for key, taken in widths.items() if key not in same}
         shorter = self
         prefix = _common_start(self.rows)
@@ -179,7 +181,7 @@ class ResultTable:
                 continue
             for end in (key, _OTHER_END.get(key, "")):
                 if widths.pop(end, None) is not None:
-                    left_out.insert(0, next(c.heading for c in kept if c.key == end))
+                    left_out.append(end)
                     kept = [column for column in kept if column.key != end]
         folded = {
             c.key: min(widths[c.key], _NARROWEST) for c in kept if c.is_text and c.key in widths
@@ -187,12 +189,15 @@ class ResultTable:
         for key in _LEFT_OUT_AT_LAST:
             if _line((widths | folded).values()) > width and widths.pop(key, None) is not None:
                 folded.pop(key, None)
-                left_out.insert(0, next(c.heading for c in kept if c.key == key))
+                left_out.append(key)
                 kept = [column for column in kept if column.key != key]
-        if left_out:
+        gone = [key for key in headings if key in left_out]
+        if gone and len(self.rows) == 1:
+            remarks.append(f"beside the table: {', '.join(said_once[key] for key in gone)}")
+        elif gone:
+            names = ", ".join(headings[key] for key in gone)
             remarks.append(
-                f"{width} columns leave out: {', '.join(left_out)}; `loraq-sim --wide` and pipes "
-                "have all"
+                f"{width} columns leave out: {names}; `loraq-sim --wide` and pipes have all"
             )
         return replace(shorter, columns=tuple(kept), remarks=tuple(remarks))
 

@@ -307,6 +307,33 @@ def test_a_column_without_which_rows_look_alike_is_never_left_out():
     assert "kind" in " ".join(drawn(result_table(named), 36)).split("leave out:")[1]
 
 
+def test_a_narrow_terminal_loses_nothing_of_a_single_row():
+    row = {"layer": "a.b", "split": "W4A4", "output_error": 0.0312, "latency_s": 2.5e-3}
+    row |= {"kernel": "iron_whole_array", "confidence": "measured", "energy_j": 3.25e-3}
+    for width in (36, 50, 64):
+        text = " ".join(" ".join(drawn(result_table([row]), width)).split())
+        assert "leave out" not in text
+        for said in ("3.12", "2.50", "3.25", "iron_whole_array", "measured"):
+            assert said in text, (width, said)
+    narrow = " ".join(" ".join(drawn(result_table([row]), 36)).split())
+    assert "beside the table: " in narrow
+    assert "energy 3.25 mJ" in narrow.split("beside the table: ")[1]
+
+
+def test_a_layer_that_all_rows_are_of_is_said_once_where_there_is_no_room():
+    rows = [
+        {"layer": "transformer_blocks.3.ff.net.2", "step": 40 * i, "rms": 0.2 + 0.01 * i}
+        | {"kurtosis": 50.0 + i, "first_step_correlation": 1 - 0.1 * i}
+        for i in range(4)
+    ]
+    text = " ".join(" ".join(drawn(result_table(rows), 50)).split())
+    assert "in all rows: layer transformer_blocks.3.ff.net.2" in text
+    assert "leave out" not in text
+    assert "0.700" in text
+    wide = "\n".join(drawn(result_table(rows), 100))
+    assert wide.count("transformer_blocks.3.ff.net.2") == len(rows)
+
+
 def test_which_store_a_row_is_of_stays_even_of_a_single_row():
     row = {"only": "before", "layer": "transformer_blocks.0.attn1.to_q", "split": "W4A4"}
     row |= {"method": "rtn", "accelerator": "aie2"}
