@@ -195,9 +195,9 @@ class ResultTable:
         if gone and len(self.rows) == 1:
             remarks.append(f"beside the table: {', '.join(said_once[key] for key in gone)}")
         elif gone:
-            names = ", ".join(headings[key] for key in gone)
+            listed = ", ".join(headings[key] for key in gone)
             remarks.append(
-                f"{width} columns leave out: {names}; `loraq-sim --wide` and pipes have all"
+                f"{width} columns leave out: {listed}; `loraq-sim --wide` and pipes have all"
             )
         return replace(shorter, columns=tuple(kept), remarks=tuple(remarks))
 
