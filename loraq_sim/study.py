@@ -7,17 +7,18 @@ The command line's ``sweep`` is the same run and builds the same object, so that
 are the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from loraq_sim.errors import DumpError, InputError, unknown_name
-from loraq_sim.results.columns import number_names, parse_limits
+from loraq_sim.results.columns import frame_of, number_names, parse_limits
 from loraq_sim.results.front import best_under, least_possible, mark_front, per_layer_front
-from loraq_sim.results.rows import ResultRow, Row, ShownRow, frame_of
+from loraq_sim.results.planned import partial_text
+from loraq_sim.results.rows import IDENTITY, ResultRow, Row, ShownRow
 from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import check_possible
 from loraq_sim.results.totals import MODEL_COLUMNS, ModelRow, model_totals, rows_of_total
@@ -75,8 +76,7 @@ class Study:
         notes: Sequence[str] = (),
         outcome: "SweepOutcome | None" = None,
         footer: Mapping[str, Any] | None = None,
-        missing: Sequence[Mapping[str, Any]] = (),
-        n_missing: int = 0,
+        missing: Sequence[Row] = (),
     ) -> None:
         self._rows = list(rows)
         self.path = path
@@ -86,7 +86,6 @@ class Study:
         self._layers = tuple(layers) or tuple(dict.fromkeys(row["layer"] for row in rows))
         self._footer = dict(footer or {})
         self._missing = list(missing)
-        self._n_missing = n_missing
 
     @classmethod
     def of_sweep(
@@ -98,10 +97,10 @@ class Study:
     ) -> "Study":
         """The study of a plan's cases in `store`."""
         digests = {"dump": composed.dump_digest, **composed.accelerator_digests}
-        rows = store.rows(composed.case_ids)
-        known = {row["case_id"] for row in rows}
-        names = ("layer", "split", "method", "preset", "accelerator", "seed")
-        left = [case.labels for case in composed.cases if case.case_id not in known]
+        rows, whole = store.rows(composed.case_ids), composed.whole
+        stored = store.stored_rows(whole.case_ids) if composed.others else rows
+        known = {row["case_id"] for row in stored}
+        left = [case.labels for case in whole.cases if case.case_id not in known]
         return cls(
             rows,
             store.provenance(),
@@ -109,7 +108,7 @@ class Study:
             layers=composed.layers,
             notes=composed.notes,
             outcome=outcome,
-            missing=[{name: labels.get(name) for name in names} for labels in left],
+            missing=[{name: labels.get(name) for name in IDENTITY} for labels in left],
             footer={"loraq-sim": __version__, "seed": composed.plan.seed}
             | {name: digest[:12] for name, digest in digests.items()},
         )
@@ -135,16 +134,24 @@ class Study:
 
     @property
     def missing(self) -> list[dict[str, Any]]:
-        """Cases that were asked for and have no result: layer, split, method, accelerator, seed.
+        """Cases that were planned and have no row, by the columns that tell rows apart.
 
-        A study that was opened knows only how many there are (`n_missing`).
+        Of stores of older releases only how many there are is known (`n_missing`).
         """
-        return [dict(case) for case in self._missing]
+        return [dict(case) for case in self._missing if case]
 
     @property
     def n_missing(self) -> int:
-        """How many cases were asked for and have no result."""
-        return max(self._n_missing, len(self._missing))
+        """How many cases were planned and have no row; one that failed has a row."""
+        return len(self._missing)
+
+    @property
+    def partial(self) -> str:
+        """What was planned and has no row yet, in words, as the verdict says it; empty if nothing.
+
+        After Ctrl-C, in shards and in stores that others are still writing.
+        """
+        return partial_text(len(self._rows), self._missing, is_kept=self.path is not None)
 
     def verdict(self) -> Verdict:
         """Which split to build, why, what ties with it and what would change it."""
@@ -153,11 +160,12 @@ class Study:
     @cached_property
     def _sums(self) -> list[Row]:
         check_possible(self._rows, self.path or "study")
-        return model_totals(self._rows, layers=self._layers)
+        return model_totals(self._rows, layers=self._layers, missing=self._missing)
 
     @cached_property
     def _verdict(self) -> Verdict:
-        return said_of_a_part(verdict_of(self._sums), self.n_missing)
+        found = verdict_of(self._sums)
+        return said_of_a_part(found, self._rows, self._missing, is_kept=self.path is not None)
 
     def front(self, by: str = "model") -> "pandas.DataFrame":
         """Rows that no other beats in error and cost, cheapest first, per accelerator.
@@ -210,7 +218,7 @@ class Study:
             x=costs if len(verdict.on) == 1 else verdict.cost,
             y=verdict.error,
             model=", ".join(dumps),
-            layers=len(self._layers),
+            layers=len({row["layer"] for row in self._rows}),
             provenance=self._footer,
             verdict=verdict,
         )
@@ -231,7 +239,7 @@ class Study:
         context = self._context(accelerator)
         drawn = plot_data(self._gathered, answers(self._gathered), ())
         figure = heat_map_figure(drawn, context, quantity or self._verdict.error)
-        return shown_in_notebooks(figure)
+        return shown_in_notebooks(figure, self._verdict.on[context].partial)
 
     def plot_roofline(
         self, split: str | None = None, *, accelerator: str | None = None
@@ -243,8 +251,14 @@ class Study:
         context = self._context(accelerator)
         label = split or self._verdict.on[context].label or ""
         own = self._on(self._rows, context)
-        rows = [the_case(own, layer, label) for layer in dict.fromkeys(r["layer"] for r in own)]
-        return shown_in_notebooks(roofline_figure(rows, self._machine(rows[0]["accelerator"])))
+        rows = []
+        for layer in dict.fromkeys(row["layer"] for row in own):
+            # Of a part of a sweep what there is; a split that is nowhere is refused.
+            with suppress(InputError) if self._missing else nullcontext():
+                rows.append(the_case(own, layer, label))
+        rows = rows or [self._case(own, own[0]["layer"], label)]
+        figure = roofline_figure(rows, self._machine(rows[0]["accelerator"]))
+        return shown_in_notebooks(figure, self._verdict.on[context].partial)
 
     def explain(
         self,
@@ -260,22 +274,13 @@ class Study:
         several cases have it, or that of the verdict; `dump` the file that the sweep read, if it is
         elsewhere by now.
         """
-        from loraq_sim.dumps import LayerDump, read_layer_dump
-        from loraq_sim.explain.terms import explain_row
+        from loraq_sim.explain.terms import dump_of_row, explain_row
 
         context = self._context(accelerator)
         split = split or self._verdict.on[context].label or ""
-        row = the_case(self._on(self._rows, context), layer, split)
-        if not isinstance(dump, LayerDump):
-            plans = [run.get("plan") or {} for run in reversed(self._runs)]
-            known = (p for p in plans if Path(str(p.get("dump"))).name == row.get("dump"))
-            plan = next(known, {})
-            path = Path(dump or plan.get("dump") or str(row.get("dump")))
-            if not path.exists():
-                raise InputError(f"the dump {path} is not there any more; give dump=PATH")
-            drawn = bool(plan.get("synthesize_inputs")) and (plan.get("tokens") or True)
-            dump = read_layer_dump(path, synthesize_inputs=drawn, lora=plan.get("lora") or ())
-        return explain_row(dump[row["layer"]], row, self._machine(row["accelerator"]))
+        row = self._case(self._on(self._rows, context), layer, split)
+        found = dump_of_row(row, self._runs, dump)
+        return explain_row(found[row["layer"]], row, self._machine(row["accelerator"]))
 
     def allocate(
         self,
@@ -309,7 +314,7 @@ class Study:
         from loraq_sim.allocation.frontier import allocation_recipe, recipe_of_rows
         from loraq_sim.recipe import write_recipe
 
-        facts = {"loraq_sim": __version__}
+        facts = {"loraq_sim": __version__} | ({"partial": self.partial} if self.partial else {})
         if budget:
             within: Any = budget
             found = self.allocate(minimize=minimize, accelerator=accelerator, **within)
@@ -337,7 +342,8 @@ class Study:
         if not self._rows:
             raise InputError("the study holds no row to report")
         check_possible(self._rows, self.path or "study")
-        write_report(gather(self._rows, self._runs, title=title), Path(path), with_files=files)
+        data = gather(self._rows, self._runs, title=title, missing=self._missing)
+        write_report(data, Path(path), with_files=files)
         return Path(path)
 
     @cached_property
@@ -345,7 +351,16 @@ class Study:
         from loraq_sim.reporting.gather import gather
 
         check_possible(self._rows, self.path or "study")
-        return gather(self._rows, self._runs)
+        return gather(self._rows, self._runs, missing=self._missing)
+
+    def _case(self, rows: Sequence[Row], layer: str, split: str) -> Row:
+        try:
+            return the_case(rows, layer, split)
+        except InputError:
+            if any(case["layer"] == layer and case["split"] == split for case in self.missing):
+                told = f"{split} in {layer} is planned and has no result yet"
+                raise InputError(f"{told}; {self.partial}") from None
+            raise
 
     def _context(self, accelerator: str | None) -> str:
         return the_context(self._verdict, accelerator)
@@ -430,18 +445,10 @@ def sweep(
         If the store cannot be written.
     """
     from loraq_sim.sweeps.plan import compose
-    from loraq_sim.sweeps.plan_file import checked_values, plan_from_values
+    from loraq_sim.sweeps.plan_file import plan_of_call
     from loraq_sim.sweeps.progress import live_progress
 
-    asked: dict[str, Any] = {
-        "dump": str(dump),
-        "hw": _texts(hw),
-        "splits": _texts(splits),
-        "tokens": tokens,
-    }
-    asked |= {name: _plain(value) for name, value in settings.items()}
-    asked = {name: value for name, value in asked.items() if value not in (None, ())}
-    composed = compose(plan_from_values(checked_values(asked)))
+    composed = compose(plan_of_call(dump, hw, splits=splits, tokens=tokens, **settings))
     with ExitStack() as stack:
         show = stack.enter_context(live_progress(progress))
         listeners = [show, *([on_event] if on_event else [])]
@@ -462,12 +469,8 @@ def open_study(path: str | Path) -> Study:
     """
     path = Path(path)
     with ResultStore.open(path / _STORE if path.is_dir() else path) as store:
-        rows, runs, planned = store.rows(), store.provenance(), store.planned()
-        # Of the latest sweep alone: earlier ones may have been of another release.
-        latest = max((run for run, _ in planned.values()), default=0)
-        known = {row["case_id"] for row in rows} | (store.done(planned) if latest else set())
-        left = [case for case, (run, _) in planned.items() if run == latest and case not in known]
-        return Study(rows, runs, path=store.path, n_missing=len(left))
+        rows, runs, missing = store.rows(), store.provenance(), store.missing()
+        return Study(rows, runs, path=store.path, missing=missing)
 
 
 def _run(
@@ -489,12 +492,3 @@ def _run(
         if outcome.is_unreadable:
             raise DumpError(f"no layer could be used: {outcome.first_failure}")
         return Study.of_sweep(composed, store, outcome=outcome)
-
-
-def _texts(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:
-    return (str(values),) if isinstance(values, str | Path) else tuple(map(str, values))
-
-
-def _plain(value: Any) -> Any:
-    """A sequence as a tuple; anything else as it is."""
-    return tuple(value) if isinstance(value, list) else value

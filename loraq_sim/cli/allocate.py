@@ -16,6 +16,7 @@ from loraq_sim.cli.options import (
 )
 from loraq_sim.cli.output import (
     note,
+    note_unfinished,
     one_line_failures,
     print_json,
     print_tables,
@@ -26,6 +27,7 @@ from loraq_sim.files import refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.reporting.tables import result_table
 from loraq_sim.results.columns import parse_limits
+from loraq_sim.results.planned import unfinished
 from loraq_sim.results.wording import context_of, labels_of
 from loraq_sim.settings import skipped
 from loraq_sim.version import __version__
@@ -113,7 +115,7 @@ def allocate_command(
 
     limits = parse_limits(budget, (*QUANTITIES, *AREAS))
     with ResultStore.open(store_file(store)) as opened:
-        rows, runs = opened.possible_rows(), opened.provenance()
+        rows, runs, missing = opened.possible_rows(), opened.provenance(), opened.missing()
     found = allocate_each(
         _selected(rows, listed(layers)),
         limits,
@@ -131,11 +133,13 @@ def allocate_command(
         for text in (*([f"array of {array}"] if areas else []), *one.problem.notes):
             note(f"{place}: {text}", quiet=quiet)
     views = [_view(one) for one in found]
+    left = unfinished(len(rows), missing)
     if out is not None:
-        _write(out, found, views, runs, force=force, quiet=quiet)
+        _write(out, found, views, runs, left, force=force, quiet=quiet)
+    note_unfinished(len(rows), missing)
     layer_rows = [row for view in views for row in view["layers"]]
     if output is OutputFormat.JSON:
-        print_json(layer_rows, {"allocations": views})
+        print_json(layer_rows, {"unfinished": left, "allocations": views})
         return
     if output is OutputFormat.CSV:
         print_tables([result_table(layer_rows)], output)
@@ -241,6 +245,7 @@ def _write(
     found: "list[Allocation]",
     views: list[dict[str, Any]],
     runs: list[dict[str, Any]],
+    left: dict[str, Any] | None,
     *,
     force: bool,
     quiet: bool,
@@ -253,7 +258,8 @@ def _write(
     tables = {"allocation.csv": "layers", "frontier.csv": "frontier", "uniform.csv": "uniform"}
     refuse_existing(*paths, *(folder / name for name in tables), overwrite=force)
     for path, one in zip(paths, found, strict=True):
-        recipe = allocation_recipe(one, _origin(one, runs))
+        facts = _origin(one, runs) | ({"partial": left["text"]} if left else {})
+        recipe = allocation_recipe(one, facts)
         note(f"wrote {write_recipe(path, recipe, overwrite=force)}", quiet=quiet)
     for name, key in tables.items():
         rows = [row for view in views for row in view[key]]

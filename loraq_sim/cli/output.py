@@ -23,6 +23,7 @@ from loraq_sim.dumps import LayerDump, read_layer_dump
 from loraq_sim.errors import LoraqError
 from loraq_sim.files import markdown_text, shown
 from loraq_sim.reporting.tables import ResultTable, json_text, result_table
+from loraq_sim.results.planned import partial_text
 from loraq_sim.results.wording import clock_text
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "layer_progress",
     "name_commands",
     "note",
+    "note_unfinished",
     "open_dump",
     "one_line_failures",
     "print_json",
@@ -196,6 +198,15 @@ def note(text: str, *, quiet: bool = False) -> None:
     """Say something on stderr that is not a result."""
     if not quiet:
         say(text, err=True)
+
+
+def note_unfinished(n_rows: int, missing: Sequence[Mapping[str, Any]], *, where: str = "") -> None:
+    """Say what a store's sweeps planned and it has no row of, if anything, under --quiet, too.
+
+    Without it numbers of a part would look like those of the whole. `where` names the store.
+    """
+    if text := partial_text(n_rows, missing):
+        note(f"{where}{': ' if where else ''}{text}")
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -10,6 +10,7 @@ import typer
 from loraq_sim.cli.options import AggregateName, OutFormat, OutputFormat, Quiet, listed
 from loraq_sim.cli.output import (
     note,
+    note_unfinished,
     one_line_failures,
     print_json,
     print_tables,
@@ -21,10 +22,11 @@ from loraq_sim.files import refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.reporting.tables import front_table, result_table
 from loraq_sim.results.columns import column_for, parse_limits
+from loraq_sim.results.planned import unfinished
 from loraq_sim.results.rows import IDENTITY
 
 if TYPE_CHECKING:
-    from loraq_sim.results.rows import StoredRow
+    from loraq_sim.results.rows import Row, StoredRow
     from loraq_sim.results.verdict import Verdict
 
 __all__ = ["EXAMPLES", "pareto_command"]
@@ -121,14 +123,15 @@ def pareto_command(
     from loraq_sim.results.choice import with_latency_bounds
     from loraq_sim.results.front import best_under, survey_front, within
     from loraq_sim.results.store import ResultStore
+    from loraq_sim.results.verdict import said_of_a_part
 
     grouping = Grouping.LAYER if per_layer else by
     with ResultStore.open(store_file(store)) as opened:
-        rows = opened.possible_rows()
+        rows, missing = opened.possible_rows(), opened.missing()
     if figure is not None and grouping is not Grouping.MODEL:
         raise InputError(f"--figure draws the whole model; leave out --by {grouping}")
     keys = _KEYS[grouping]
-    candidates = _candidates(rows, grouping, aggregate)
+    candidates = _candidates(rows, missing, grouping, aggregate)
     goals = (
         listed(minimize) or (() if maximize else _default_goals(candidates)),
         listed(maximize),
@@ -145,15 +148,20 @@ def pareto_command(
         if objective in goals[0]:
             best = best_under(candidates, limits, objective, by=keys)
     front = survey_front(candidates, *goals, by=keys, reference=point)
-    verdict = _verdict(candidates, goals[0]) if grouping is Grouping.MODEL else None
-    if verdict is not None:
+    verdict = None
+    if grouping is Grouping.MODEL:
+        verdict = said_of_a_part(_verdict(candidates, goals[0]), rows, missing)
         front = _with_verdict(front, candidates, verdict)
     front = with_latency_bounds(front, by=keys)
     if figure is not None:
         _draw(_marked(candidates, front), goals[0], verdict, figure, force=force)
     if best:
         best = with_latency_bounds(best, by=keys)
-    _print(front, best, limits, grouping, goals, verdict, output)
+    more = {"unfinished": unfinished(len(rows), missing)}
+    more |= {"verdict": verdict.as_dict()} if verdict else {}
+    _print(front, best, limits, grouping, goals, verdict, more, output)
+    if verdict is None or output is OutputFormat.CSV:
+        note_unfinished(len(rows), missing)
 
 
 _ARRAY = ("acc_bits", "overflow", "products_per_add")
@@ -198,14 +206,14 @@ def _with_verdict(
 
 
 def _candidates(
-    rows: "list[StoredRow]", grouping: Grouping, aggregate: str
+    rows: "list[StoredRow]", missing: "list[Row]", grouping: Grouping, aggregate: str
 ) -> list[dict[str, Any]]:
     from loraq_sim.results.totals import model_totals
 
     if grouping is Grouping.LAYER:
         return [row.as_dict() for row in rows]
     if grouping is Grouping.MODEL:
-        return model_totals(rows, aggregate=aggregate)
+        return model_totals(rows, missing=missing, aggregate=aggregate)
     kinds: dict[str, list[StoredRow]] = {}
     for row in rows:
         kinds.setdefault(row.get("kind") or "", []).append(row)
@@ -246,6 +254,7 @@ def _print(
     grouping: Grouping,
     goals: tuple[tuple[str, ...], tuple[str, ...]],
     verdict: "Verdict | None",
+    more: dict[str, Any],
     output: OutputFormat,
 ) -> None:
 
@@ -260,7 +269,7 @@ def _print(
         if output is OutputFormat.CSV:
             print_tables([result_table(rows)], output)
         else:
-            print_json(rows, {"verdict": verdict.as_dict()} if verdict else {})
+            print_json(rows, more)
         return
     tables = []
     asked = " and ".join(f"{column} <= {limit:.6g}" for column, limit in limits.items())

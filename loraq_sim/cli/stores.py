@@ -7,7 +7,6 @@ with pictures and tables.
 
 import enum
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ import typer
 from loraq_sim.cli.options import Force, OutFormat, OutputFormat, Quiet
 from loraq_sim.cli.output import (
     note,
+    note_unfinished,
     one_line_failures,
     print_json,
     print_tables,
@@ -25,6 +25,7 @@ from loraq_sim.cli.output import (
 from loraq_sim.errors import InputError, LoraqError, counted
 from loraq_sim.files import make_folder, markdown_text, refuse_existing
 from loraq_sim.reporting.tables import result_table
+from loraq_sim.results.planned import unfinished
 from loraq_sim.results.rows import IDENTITY, Row
 from loraq_sim.results.wording import labels_of
 
@@ -80,15 +81,18 @@ def compare_command(
     from loraq_sim.results.store import ResultStore
 
     limits = [parse_limit(text) for text in fail_if or ()]
-    sides = []
-    for path in (before, after):
+    sides, left, verdicts = [], {}, {}
+    for name, path in (("before", before), ("after", after)):
         with ResultStore.open(store_file(path)) as store:
-            sides.append(store.rows())
+            rows, missing = store.rows(), store.missing()
+        sides.append(rows)
+        left[name], verdicts[name] = unfinished(len(rows), missing), _headline(rows, missing)
+        if output is OutputFormat.CSV:
+            note_unfinished(len(rows), missing, where=name)
     found = compare_rows(sides[0], sides[1], limits)
-    verdicts = dict(zip(("before", "after"), map(_headline, sides), strict=True))
     if output is OutputFormat.MD:
         say(f"### loraq-sim compare: {_outcome(found, has_limits=bool(limits))}\n")
-    _print(found, verdicts, output)
+    _print(found, verdicts, left, output)
     only = f"{len(found.only_before)} only before, {len(found.only_after)} only after"
     both, changed = counted(found.n_matched, "row"), counted(len(found.changes), "value")
     text = f"{both} in both, {changed} changed; {only}"
@@ -107,7 +111,7 @@ def _worse(limit: str, change: "Change") -> str:
     return f"{where}: {change.column} {change.before} to {change.after} ({limit})"
 
 
-def _headline(rows: "list[Row]") -> str:
+def _headline(rows: "list[Row]", missing: "list[Row]") -> str:
     """What a verdict on the rows says first; empty where there is nothing to judge."""
     from loraq_sim.results.store_records import check_possible
     from loraq_sim.results.totals import model_totals
@@ -115,7 +119,8 @@ def _headline(rows: "list[Row]") -> str:
 
     try:
         check_possible(rows, "the store")
-        return " ".join(verdict_of(model_totals(rows)).headline.split()) if rows else ""
+        totals = model_totals(rows, missing=missing)
+        return " ".join(verdict_of(totals).headline.split()) if rows else ""
     except LoraqError:
         return ""
 
@@ -139,8 +144,12 @@ def _verdict_text(verdicts: dict[str, str]) -> str:
     return f"Verdict: {after} ({was})"
 
 
-def _print(found: "Comparison", verdicts: dict[str, str], output: OutputFormat) -> None:
-
+def _print(
+    found: "Comparison",
+    verdicts: dict[str, str],
+    left: dict[str, dict[str, Any] | None],
+    output: OutputFormat,
+) -> None:
     rows = [_changed(change) for change in found.changes]
     only = [
         {"only": side, **{name: row.get(name) for name in IDENTITY}}
@@ -150,14 +159,17 @@ def _print(found: "Comparison", verdicts: dict[str, str], output: OutputFormat) 
     beyond = [{"limit": limit.text, **_changed(change)} for limit, change in found.regressions]
     if output is OutputFormat.JSON:
         more = {"matched": found.n_matched, "changes": rows, "only": only, "regressions": beyond}
-        print_json(rows, more | {"verdicts": verdicts})
+        print_json(rows, more | {"verdicts": verdicts, "unfinished": left})
         return
     for_people = output in (OutputFormat.TABLE, OutputFormat.MD)
+    told = [f"{name}: {side['text']}" for name, side in left.items() if side and for_people]
+    for text in told:
+        say(f"{markdown_text(text) if output is OutputFormat.MD else text}\n")
     if for_people and not rows and not only:
         say("no differences")
         return
-    if for_people and (told := _verdict_text(verdicts)):
-        say(f"{markdown_text(told) if output is OutputFormat.MD else told}\n")
+    if for_people and (text := _verdict_text(verdicts)):
+        say(f"{markdown_text(text) if output is OutputFormat.MD else text}\n")
     # What is one for all rows tells nothing apart.
     names = [
         name
@@ -211,6 +223,7 @@ def merge_command(
     Rows of the same case must agree in everything but the time they took.
     """
     from loraq_sim.results.merge import merge_stores
+    from loraq_sim.results.store import ResultStore
     from loraq_sim.results.store_snapshot import WriterLock
 
     target = out / "results.sqlite"
@@ -235,6 +248,8 @@ def merge_command(
         _remove(part)
         lock.release()
     say(f"{counted(count, 'row')} of {counted(len(sources), 'store')} in {target}")
+    with ResultStore.open(target) as store:
+        note_unfinished(count, store.missing())
 
 
 def _remove(path: Path) -> None:
@@ -321,6 +336,8 @@ def export_command(
         elif target is not None:
             count = getattr(opened, f"export_{target.suffix[1:].lower()}")(target)
             say(f"{counted(count, 'row')} in {target}")
+        if missing := opened.missing():
+            note_unfinished(len(opened.stored_rows()), missing)
 
 
 def _export_file(store: Path, to: str, out: Path | None) -> Path:
@@ -345,29 +362,17 @@ def _export_file(store: Path, to: str, out: Path | None) -> Path:
 
 
 def _write_trials(store: "ResultStore", path: Path, by: TrialsOf) -> None:
-    from loraq_sim.results.store_records import trial_rows, write_csv, write_parquet
+    from loraq_sim.results.store_records import trial_rows, write_trials
     from loraq_sim.results.totals import model_totals
 
     rows = store.rows()
     if by is TrialsOf.MODEL:
-        rows = model_totals(store.possible_rows())
+        rows = model_totals(store.possible_rows(), missing=store.missing())
     trials, names = trial_rows(rows)
     if not trials:
         raise InputError(f"{store.path}: holds no row yet; run loraq-sim sweep into it first")
-    if path.suffix.lower() == ".csv":
-        # As pandas writes a length of time, and reads it.
-        spelled = [t | {"duration": _days(t["duration"])} for t in trials]
-        write_csv(path, spelled, names)
-    else:
-        write_parquet(path, trials, names)
+    write_trials(path, trials, names)
     say(f"{counted(len(trials), 'trial')} in {path}")
-
-
-def _days(length: "timedelta | None") -> str | None:
-    if length is None:
-        return None
-    clock = str(length - timedelta(days=length.days))
-    return f"{length.days} days {clock if clock[1].isdigit() else f'0{clock}'}"
 
 
 REPORT_EXAMPLES = (
@@ -450,6 +455,8 @@ def report_command(
     say(data.verdict.headline)
     if data.verdict.joint:
         say(data.verdict.joint)
+    if len(found) > 1 and data.verdict.partial:
+        say(data.verdict.partial)
     for answer in found:
         for sentence in answer.sentences:
             say(f"{answer.context}: {sentence}" if len(found) > 1 else sentence)
@@ -466,13 +473,21 @@ def _data(path: Path, title: str | None, against: Path | None):
     from loraq_sim.results.store import ResultStore
 
     before: Sequence[Any] = ()
+    before_missing: Sequence[Row] = ()
     if against is not None:
         with ResultStore.open(store_file(against)) as opened:
-            before = opened.possible_rows()
+            before, before_missing = opened.possible_rows(), opened.missing()
         if not before:
             raise InputError(f"{against}: holds no row to compare with")
     with ResultStore.open(path) as opened:
-        return gather(opened.possible_rows(), opened.provenance(), title=title, before=before)
+        return gather(
+            opened.possible_rows(),
+            opened.provenance(),
+            title=title,
+            missing=opened.missing(),
+            before=before,
+            before_missing=before_missing,
+        )
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:

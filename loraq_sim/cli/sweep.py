@@ -377,6 +377,7 @@ def _report_sweep(
 ) -> None:
     """CSV and picture beside the store; front and verdict, or everything as JSON, on stdout."""
     from loraq_sim.reporting.figures import save_figure
+    from loraq_sim.results.planned import unfinished
     from loraq_sim.study import Study
 
     study = Study.of_sweep(composed, store)
@@ -398,6 +399,7 @@ def _report_sweep(
                 "model": totals,
                 "verdict": verdict.as_dict(),
                 "error_formula": _formula(verdict),
+                "unfinished": unfinished(len(rows), study.missing),
                 "notes": [*composed.notes, *([beyond] if beyond else [])],
                 "provenance": provenance[-1] if provenance else {},
             },

@@ -12,8 +12,9 @@ the root of the sum of squares of each alone would then be the whole error.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Unpack
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hwmodels
+from loraq_sim.dumps import LayerDump, read_layer_dump
 from loraq_sim.emulator.mac_array import describe_array
 from loraq_sim.errors import CaseFailed, InputError
 from loraq_sim.evaluate import (
@@ -49,6 +51,7 @@ from loraq_sim.split import PrecisionSplit
 __all__ = [
     "Explanation",
     "INTERACTION",
+    "dump_of_row",
     "explain_case",
     "explain_row",
     "output_terms",
@@ -289,6 +292,30 @@ def explain_case(
         cost = hwmodels.estimate_cost(work, machine, kernel=settings.kernel)
         costs = _cost_parts(cost)
     return Explanation(row=row, errors=errors, summary=summary, costs=costs, notes=notes)
+
+
+def dump_of_row(
+    row: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    dump: "str | Path | LayerDump | None" = None,
+) -> LayerDump:
+    """The dump that a row was swept from, by the provenance of its store; `dump` if it is given.
+
+    Raises
+    ------
+    InputError
+        If the file is not where the sweep read it.
+    """
+    if isinstance(dump, LayerDump):
+        return dump
+    plans = [run.get("plan") or {} for run in reversed(runs)]
+    known = (p for p in plans if Path(str(p.get("dump"))).name == row.get("dump"))
+    plan = next(known, {})
+    path = Path(dump or plan.get("dump") or str(row.get("dump")))
+    if not path.exists():
+        raise InputError(f"the dump {path} is not there any more; give dump=PATH")
+    drawn = bool(plan.get("synthesize_inputs")) and (plan.get("tokens") or True)
+    return read_layer_dump(path, synthesize_inputs=drawn, lora=plan.get("lora") or ())
 
 
 def explain_row(

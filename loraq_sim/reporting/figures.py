@@ -25,6 +25,7 @@ from loraq_sim.reporting.panels import (
     PanelStyle,
     can_draw,
     draw_panel,
+    mark_partial,
 )
 from loraq_sim.results.columns import is_missing, plain_rows
 from loraq_sim.results.rows import IDENTITY
@@ -154,11 +155,13 @@ def pareto_figure(
         facts += "  ·  bars: how far the latency model may be off"
     draw_heading(figure, title or verdict.headline, facts)
     draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
+    mark_partial(figure, verdict.partial)
     return figure
 
 
-def shown_in_notebooks(figure: "Figure") -> "Figure":
+def shown_in_notebooks(figure: "Figure", partial: str = "") -> "Figure":
     """`figure`, which a notebook shows as a picture even where pyplot was never loaded."""
+    mark_partial(figure, partial)
 
     def picture() -> bytes:
         drawn = io.BytesIO()

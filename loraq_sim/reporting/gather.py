@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import hwmodels
@@ -17,11 +16,16 @@ from loraq_sim.allocation import Allocation, allocate
 from loraq_sim.allocation.frontier import compare_with_uniform, frontier_rows
 from loraq_sim.allocation.problem import MACHINE
 from loraq_sim.errors import InputError, LoraqError, counted
-from loraq_sim.files import shown_line
 from loraq_sim.layers import is_after_gelu
 from loraq_sim.machine import datapath_for, transforms_asked, workload_for
 from loraq_sim.reporting.points import machine_grid
-from loraq_sim.reporting.report_data import COSTS, MixedModel, ReportData, answers
+from loraq_sim.reporting.report_data import (
+    COSTS,
+    MixedModel,
+    ReportData,
+    answers,
+    shown_records,
+)
 from loraq_sim.results.choice import (
     FEWEST_ROWS,
     latency_accuracy,
@@ -31,7 +35,7 @@ from loraq_sim.results.choice import (
 from loraq_sim.results.front import mark_front
 from loraq_sim.results.rows import IDENTITY, AnyRow, Row, StoredRow, add_columns, cells_of
 from loraq_sim.results.totals import ERROR_FORMULA, WEIGHT_ERROR_FORMULA, as_asked, model_totals
-from loraq_sim.results.verdict import verdict_of
+from loraq_sim.results.verdict import said_of_a_part, verdict_of
 from loraq_sim.results.wording import context_of, labels_of
 from loraq_sim.settings import ARRAY_KEYS
 from loraq_sim.split import parse_split
@@ -52,7 +56,9 @@ def gather(
     runs: Sequence[Row],
     *,
     title: str | None = None,
+    missing: Sequence[Row] = (),
     before: Sequence[Mapping[str, Any]] = (),
+    before_missing: Sequence[Row] = (),
 ) -> "ReportData":
     """What a report of these rows shows.
 
@@ -64,11 +70,12 @@ def gather(
         Its provenance.
     title : str, optional
         By default the names of the dumps.
-    before : sequence of mappings
-        Rows of another store to compare these with.
+    missing : sequence of mappings
+        What the store's sweeps planned and it has no row of.
+    before, before_missing : sequence of mappings
+        Rows of another store to compare these with, and what it has no row of.
     """
-
-    shown, runs = _shown(rows), _shown(runs)
+    shown, runs, missing = shown_records(rows), shown_records(runs), shown_records(missing)
     # The caller's rows may be nobody else's: each is gone as soon as it has its names.
     del rows
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in shown))
@@ -83,7 +90,8 @@ def gather(
         title=title or ", ".join(dumps),
         error=error,
         rows=rows,
-        totals=_totals(rows, dumps, error),
+        totals=_totals(rows, dumps, error, missing),
+        missing=missing,
         kinds=_kinds(rows, dumps),
         parts=parts,
         validation=validation,
@@ -98,18 +106,24 @@ def gather(
     grids, more_notes = _grids(data, machines)
     data = replace(data, arrays=_arrays(data, machines), grids=grids, notes=[*notes, *more_notes])
     if before:
-        data = replace(data, **_compared(data, before, dumps))
+        data = replace(data, **_compared(data, before, before_missing, dumps))
     return replace(data, mixed=mixed_models(data))
 
 
-def _compared(data: ReportData, before: Sequence[Mapping[str, Any]], dumps: Sequence[str]) -> Row:
+def _compared(
+    data: ReportData,
+    before: Sequence[Mapping[str, Any]],
+    missing: Sequence[Row],
+    dumps: Sequence[str],
+) -> Row:
     """Totals and verdict of another store, under the names of this one, and what to note."""
-    rows = _shown(before)
+    rows = shown_records(before)
     if len(dumps) == 1 and len({row.get("dump") for row in rows}) == 1:
         # A model under another file name is the same one.
         rows = [{**row, "dump": dumps[0]} for row in rows]
+        missing = [{**case, "dump": dumps[0]} if case else {} for case in missing]
     dumps = list(dict.fromkeys(str(row.get("dump")) for row in rows))
-    totals = _totals(_named(rows, dumps), dumps, data.error)
+    totals = _totals(_named(rows, dumps), dumps, data.error, missing)
     now, then = ({row["layer"] for row in some} for some in (data.rows, rows))
     notes = list(data.notes)
     if now != then:
@@ -117,7 +131,8 @@ def _compared(data: ReportData, before: Sequence[Mapping[str, Any]], dumps: Sequ
             f"the stores compared are of {len(then)} and {counted(len(now), 'layer')}, "
             f"{len(now & then)} in both: their totals are sums of different layers"
         )
-    return {"before": totals, "verdict_before": verdict_of(totals), "notes": notes}
+    verdict = said_of_a_part(verdict_of(totals), rows, missing)
+    return {"before": totals, "verdict_before": verdict, "notes": notes}
 
 
 def _grids(
@@ -137,32 +152,6 @@ def _grids(
     return found, notes
 
 
-def _shown(records: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Records whose texts can be drawn and printed: fonts have no control characters."""
-    texts: set[str] = set()
-    kinds: set[type] = set()
-    names: set[Any] = set()
-    for record in records:
-        values = record.cells if isinstance(record, StoredRow) else record.values()
-        texts.update(value for value in values if type(value) is str)
-        kinds.update(map(type, values))
-        names.update(record)
-    is_flat = not any(issubclass(kind, dict | list) for kind in kinds)
-    # Nearly always; copying 100,000 rows takes seconds.
-    if is_flat and all(shown_line(text) == text for text in (*texts, *names)):
-        return list(records)
-    line = lru_cache(maxsize=None)(shown_line)
-
-    def clean(value: Any) -> Any:
-        if type(value) is str:
-            return line(value)
-        if isinstance(value, Mapping):
-            return {clean(key): clean(entry) for key, entry in value.items()}
-        return [clean(entry) for entry in value] if isinstance(value, list) else value
-
-    return [clean(record) for record in records]
-
-
 def _named(rows: list[Any], dumps: Sequence[str]) -> list[StoredRow]:
     """`rows`, used up, as they were asked for, with ``run_split``, ``label`` and ``context``."""
     run_splits = [row["split"] for row in rows]
@@ -179,8 +168,10 @@ def _names_of(rows: Sequence[Any], dumps: Sequence[str]) -> tuple[list[str], lis
     return labels_of(rows), [context_of(row, several_dumps=several) for row in rows]
 
 
-def _totals(rows: list[StoredRow], dumps: Sequence[str], error: str) -> list[Row]:
-    totals = _with_names(model_totals(rows), rows, dumps)
+def _totals(
+    rows: list[StoredRow], dumps: Sequence[str], error: str, missing: Sequence[Row]
+) -> list[Row]:
+    totals = _with_names(model_totals(rows, missing=missing), rows, dumps)
     marks = {
         cost: [row["pareto"] for row in mark_front(totals, (error, cost), by=("context",))]
         for cost in COSTS

@@ -88,10 +88,10 @@ def roofline_figure(rows: Sequence[AnyRow], machine: "hwmodels.Accelerator") -> 
         axes.spines[side].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right", title="bound by", title_fontsize=8)
     title = f"{machine.name}: {labels_of(rows)[0]} under the roofs of the machine"
-    figure.text(0.11, 0.92, title, fontsize=11, color=INK, fontweight="bold")
+    figure.text(0.11, 0.905, title, fontsize=11, color=INK, fontweight="bold")
     reached = max(y / min(peak, x * bytes_per_s) for x, y in zip(xs, ys, strict=True))
     told = f"{counted(len(rows), 'layer')}; the nearest to its roof reaches {reached:.0%} of it"
-    figure.text(0.11, 0.865, told, **words)
+    figure.text(0.11, 0.85, told, **words)
     return figure
 
 

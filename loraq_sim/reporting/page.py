@@ -29,6 +29,7 @@ from loraq_sim.reporting import sections
 from loraq_sim.reporting.figures import pareto_figure, save_figure
 from loraq_sim.reporting.layer_figures import accumulators_figure, heat_map_figure, latency_figure
 from loraq_sim.reporting.machine_figures import arrays_figure
+from loraq_sim.reporting.panels import mark_partial
 from loraq_sim.reporting.plot_data import plot_data
 from loraq_sim.reporting.points import static_front, strips_view
 from loraq_sim.reporting.report_data import COSTS, Answer, ReportData, answers
@@ -179,7 +180,7 @@ def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
     return template.render(
         data=data,
         headline=data.verdict.headline,
-        joint=data.verdict.joint,
+        joint=" ".join(filter(None, (_partial(data), data.verdict.joint))),
         views=[_view(data, answer, methods, drawn) for answer in found],
         strips=strips_view(data, found),
         style=_asset("report.css"),
@@ -197,6 +198,11 @@ def html_report(data: ReportData, drawn: dict[str, Any] | None = None) -> str:
         has_methods=bool(methods),
         many=_MANY_ROWS,
     )
+
+
+def _partial(data: ReportData) -> str:
+    """What is missing as a whole; of one context its own sentences say it."""
+    return data.verdict.partial if len(data.contexts) > 1 else ""
 
 
 def _view(data: ReportData, answer: Answer, methods: list, drawn: dict[str, Any]) -> dict[str, Any]:
@@ -371,14 +377,17 @@ def _pictures(
             yield f"pareto_{name}", _pareto(data, answer)
         quantities = [q["key"] for q in drawn["layers"][answer.context]["quantities"]]
         if data.error in quantities:
-            yield f"layers_{name}", heat_map_figure(drawn, answer.context, data.error)
-        for key, figure in (
+            figure = heat_map_figure(drawn, answer.context, data.error)
+            mark_partial(figure, answer.verdict.partial)
+            yield f"layers_{name}", figure
+        for key, other in (
             ("latency", latency_figure(data, answer)),
             ("accumulators", accumulators_figure(drawn, answer.context)),
             ("arrays", arrays_figure(drawn, answer.context)),
         ):
-            if figure is not None:
-                yield f"{key}_{name}", figure
+            if other is not None:
+                mark_partial(other, answer.verdict.partial)
+                yield f"{key}_{name}", other
     if validation is not None:
         yield "cost_model", validation
 
@@ -421,9 +430,11 @@ def markdown_report(data: ReportData, pictures: Sequence[str] = (), *, cases: bo
     found = answers(data)
     methods = compare_methods(data)
     lines = [f"# {markdown_text(data.verdict.headline)}", "", markdown_text(data.title), ""]
-    lines += [markdown_text(data.verdict.joint), ""] if data.verdict.joint else []
+    for text in filter(None, (_partial(data), data.verdict.joint)):
+        lines += [markdown_text(text), ""]
     if data.verdict_before is not None:
-        lines += [f"Before: {markdown_text(data.verdict_before.headline)}.", ""]
+        told = f"{data.verdict_before.headline}. {data.verdict_before.partial}".rstrip()
+        lines += [f"Before: {markdown_text(told)}", ""]
     for answer in found:
         lines += [f"## {markdown_text(answer.context)}", ""]
         lines += [f"- {markdown_text(sentence)}" for sentence in answer.sentences]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraq_sim.reporting.labels import Box, main_and_branch, place_labels
 from loraq_sim.results.choice import latency_accuracy
 from loraq_sim.results.columns import Column, choose_unit, column_for
+from loraq_sim.results.planned import partial_in_short
 from loraq_sim.results.rows import AnyRow
 from loraq_sim.results.wording import name_of
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "mark_partial",
     "MOST_DRAWN",
     "PanelStyle",
     "can_draw",
@@ -33,6 +35,7 @@ __all__ = [
 
 INK = "#222222"
 MUTED = "#666666"
+WARNING = "#A33B00"
 GRID = "#E4E4E4"
 SHADE = "#F5F5F2"
 BAR = "#0072B2"
@@ -389,3 +392,11 @@ def tick_texts(ticks: Sequence[float], *, even: bool = False) -> list[str]:
     decimals = [len(text.partition(".")[2]) for text in short]
     most = max(decimals, default=0)
     return [f"{tick:,.{most if even else own}f}" for tick, own in zip(ticks, decimals, strict=True)]
+
+
+def mark_partial(figure: "Figure", partial: str) -> None:
+    """Say above the heading of a figure what of the sweep it does not show, if anything."""
+    if partial:
+        width, height = figure.get_size_inches()
+        place = (0.3 / width, 1 - 0.09 / height)
+        figure.text(*place, partial_in_short(partial), fontsize=8.5, color=WARNING, va="top")

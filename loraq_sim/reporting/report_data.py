@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from loraq_sim.errors import counted
+from loraq_sim.files import shown_line
 from loraq_sim.results.choice import COSTS, OF_USUAL_KERNELS
 from loraq_sim.results.columns import column_for, is_missing
-from loraq_sim.results.rows import EVALUATED, AnyRow, cells_of
-from loraq_sim.results.verdict import Verdict, verdict_of
+from loraq_sim.results.rows import EVALUATED, AnyRow, StoredRow, cells_of
+from loraq_sim.results.verdict import Verdict, said_of_a_part, verdict_of
 from loraq_sim.results.wording import listing, percent_text, some_of
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "answers",
     "error_in_images",
     "image_anchors",
+    "shown_records",
 ]
 
 
@@ -104,6 +106,8 @@ class ReportData:
         Totals of another store that this one is compared with, like `totals`.
     verdict_before : Verdict or None
         What these say.
+    missing : sequence of rows
+        Cases that were planned and have no row.
     runs : sequence of rows
         Provenance of every sweep into the store.
     notes : sequence of str
@@ -129,6 +133,7 @@ class ReportData:
     grids: Mapping[str, AnyRow] = field(default_factory=dict)
     before: Sequence[AnyRow] = ()
     verdict_before: Verdict | None = None
+    missing: Sequence[AnyRow] = ()
     runs: Sequence[AnyRow] = ()
     notes: Sequence[str] = ()
     formulas: Sequence[str] = ()
@@ -142,7 +147,7 @@ class ReportData:
     @cached_property
     def verdict(self) -> Verdict:
         """What to build, in each context and in all of them."""
-        return verdict_of(self.totals)
+        return said_of_a_part(verdict_of(self.totals), self.rows, self.missing)
 
     def accelerator_of(self, context: str) -> str:
         """Name of the accelerator of a context."""
@@ -201,6 +206,32 @@ class ReportData:
         return [
             row for row in self.totals if row["context"] == context and row.get("status") == "ok"
         ]
+
+
+def shown_records(records: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Records whose texts can be drawn and printed: fonts have no control characters."""
+    texts: set[str] = set()
+    kinds: set[type] = set()
+    names: set[Any] = set()
+    for record in records:
+        values = record.cells if isinstance(record, StoredRow) else record.values()
+        texts.update(value for value in values if type(value) is str)
+        kinds.update(map(type, values))
+        names.update(record)
+    is_flat = not any(issubclass(kind, dict | list) for kind in kinds)
+    # Nearly always; copying 100,000 rows takes seconds.
+    if is_flat and all(shown_line(text) == text for text in (*texts, *names)):
+        return list(records)
+    line = lru_cache(maxsize=None)(shown_line)
+
+    def clean(value: Any) -> Any:
+        if type(value) is str:
+            return line(value)
+        if isinstance(value, Mapping):
+            return {clean(key): clean(entry) for key, entry in value.items()}
+        return [clean(entry) for entry in value] if isinstance(value, list) else value
+
+    return [clean(record) for record in records]
 
 
 PART_NAMES = {

@@ -13,7 +13,7 @@ from typing import Any
 from hwmodels.errors import bar_text, html_card
 from loraq_sim.errors import StoreError, counted
 from loraq_sim.results.columns import column_for
-from loraq_sim.results.wording import some_of, value_text
+from loraq_sim.results.wording import value_text
 
 __all__ = [
     "allocation_card",
@@ -204,14 +204,8 @@ def study_lines(study: Any) -> list[str]:
         f"Study of {counted(len(rows), 'case')}: {counted(len(layers), 'layer')}, "
         f"{counted(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
     ]
-    if study.n_missing:
-        was_interrupted = study.outcome is not None and study.outcome.interrupted
-        where = some_of(list(dict.fromkeys(str(case["layer"]) for case in study.missing)))
-        more = "; the same sweep with this out=... continues" if study.path else ""
-        lines.append(
-            f"{'interrupted' if was_interrupted else 'not finished'}: "
-            f"{counted(study.n_missing, 'case')} left{f' ({where})' if where else ''}{more}"
-        )
+    if study.partial:
+        lines.append(shortened(study.partial))
     try:
         verdict = study.verdict()
         lines += [verdict.headline, *([shortened(verdict.why)] if verdict.why else [])]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq_sim.errors import InputError, StoreError, counted, unknown_name
+from loraq_sim.results.planned import newest
 from loraq_sim.results.rows import (
     COLUMNS,
     EVALUATED,
@@ -26,7 +27,7 @@ from loraq_sim.results.rows import (
     cells_of,
     every_name,
 )
-from loraq_sim.results.store import ResultStore, newest
+from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import write_csv
 
 __all__ = [
@@ -69,9 +70,10 @@ def merge_stores(
             planned = store.planned()
             found, sealed = store.sealed_rows(list(planned))
             provenance = {facts["run"]: facts for facts in store.provenance()}
+            plans = store.plans()
         for run, facts in provenance.items():
             cases = {case: place for case, (number, place) in planned.items() if number == run}
-            _add_run(runs, facts, cases, source)
+            _add_run(runs, facts, cases, source, plans.get(run, ""))
         for row in found:
             case = row["case_id"]
             earlier = rows.get(case)
@@ -92,7 +94,11 @@ def merge_stores(
 
 
 def _add_run(
-    runs: dict[str, dict[str, Any]], facts: dict[str, Any], cases: dict[str, int], source: Path
+    runs: dict[str, dict[str, Any]],
+    facts: dict[str, Any],
+    cases: dict[str, int],
+    source: Path,
+    plan: str,
 ) -> None:
     name = json.dumps([_plan_of(facts), facts.get("started") if "plan" not in facts else ""])
     facts = {key: value for key, value in facts.items() if key != "run"}
@@ -101,6 +107,7 @@ def _add_run(
     part = {key: facts[key] for key in kept if key in facts}
     run["facts"]["merged"].append({"store": str(source)} | part)
     run["cases"] |= cases
+    run["plan"] = run.get("plan") or plan
 
 
 def _plan_of(facts: dict[str, Any]) -> list[str]:
@@ -131,7 +138,7 @@ def _write(
         for run in runs:
             ordered = sorted(run["cases"], key=run["cases"].__getitem__)
             places = [run["cases"][case] for case in ordered]
-            number = store.begin_run(run["facts"], ordered, positions=places)
+            number = store.begin_run(run["facts"], ordered, positions=places, plan=run["plan"])
             asked |= {case: (number, place) for case, place in run["cases"].items()}
         store.add_all(rows, checksums)
     return asked

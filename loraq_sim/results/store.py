@@ -1,10 +1,11 @@
 """The result store: one SQLite file with the rows of all sweeps written to it and their provenance.
 
 Tables: ``rows`` (one per case id, the columns of `results.rows` plus unknown keys as JSON in
-``extra``), ``runs`` (one provenance record per sweep) and ``planned`` (which sweep last asked for
-which case, and in what order). Every row is one transaction in a write-ahead log, so a killed
-sweep loses nothing that was added, and has a checksum: a damaged row is named, counts as not done,
-and is never read. One process writes at a time (`WriterLock`); readers are free.
+``extra``), ``runs`` (per sweep its provenance and what its cases are, `results.planned`) and
+``planned`` (which sweep last asked for which case, and in what order). Every row is one transaction
+in a write-ahead log, so a killed sweep loses nothing that was added, and has a checksum: a damaged
+row is named, counts as not done, and is never read. One process writes at a time (`WriterLock`);
+readers are free.
 
 A result that is not a number (NaN) is stored as NULL, like a missing one; infinities are kept.
 """
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from loraq_sim.errors import StoreError, counted
 from loraq_sim.files import make_folder
+from loraq_sim.results.columns import frame_of
+from loraq_sim.results.planned import missing_cases, newest
 from loraq_sim.results.rows import (
     COLUMN_NAMES,
     EVALUATED,
@@ -27,7 +30,6 @@ from loraq_sim.results.rows import (
     Row,
     StoredRow,
     every_name,
-    frame_of,
 )
 from loraq_sim.results.store_file import (
     ROW_CHECKSUM,
@@ -36,6 +38,7 @@ from loraq_sim.results.store_file import (
     connect,
     explained,
     has_checksums,
+    has_plans,
     row_checksum,
     stored_columns,
 )
@@ -47,7 +50,7 @@ from loraq_sim.results.store_records import (
     write_csv,
     write_parquet,
 )
-from loraq_sim.results.store_snapshot import WriterLock, is_outdated
+from loraq_sim.results.store_snapshot import MAX_CELL_BYTES, WriterLock, is_outdated
 
 if TYPE_CHECKING:
     import pandas
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ResultStore",
     "SCHEMA_VERSION",
-    "newest",
 ]
 
 
@@ -108,6 +110,7 @@ class ResultStore:
         self._parts = {
             "columns": ", ".join(f'{column[name]} AS "{name}"' for name in COLUMN_NAMES),
             "is_whole": self._is_whole,
+            "plan": "plan" if has_plans(self._connection) else "''",
             # One over fewer columns is none of this release.
             "checksum": "checksum" if is_checked and stored == COLUMN_NAMES else "''",
         }
@@ -170,15 +173,19 @@ class ResultStore:
         case_ids: Sequence[str] = (),
         *,
         positions: Sequence[int] | None = None,
+        plan: str = "",
     ) -> int:
         """Record a sweep and the cases it asks for; return the number of the run.
 
         `positions` order the rows of the run; by default they are in the order of `case_ids`.
+        `plan` says what is at each position: `results.planned.planned_text`.
         """
         places = range(len(case_ids)) if positions is None else positions
         with self._transaction("record the sweep") as connection:
             text = json.dumps(dict(provenance), default=str)
-            connection.execute("INSERT INTO runs (provenance) VALUES (?)", [text])
+            # What is too much for a cell is missing without a name.
+            plan = plan if len(plan) < MAX_CELL_BYTES // 4 else ""
+            connection.execute("INSERT INTO runs (provenance, plan) VALUES (?, ?)", [text, plan])
             (run,) = connection.execute("SELECT last_insert_rowid()").fetchone()
             connection.executemany(
                 "INSERT OR REPLACE INTO planned VALUES (?, ?, ?)",
@@ -342,6 +349,26 @@ class ResultStore:
                 raise TypeError("planned holds what is no number")
             return {case_id: (run, position) for case_id, run, position in found}
 
+    def plans(self) -> dict[int, str]:
+        """What the cases of each run are (`results.planned.planned_text`), of runs that say it."""
+        with explained(self.path, "read"):
+            return {run: text for run, text in self._read("SELECT run, {plan} FROM runs") if text}
+
+    def missing(self) -> list[Row]:
+        """Cases that were planned and have no row, in the order planned, as `IDENTITY` columns.
+
+        An empty dict stands for one of a release whose stores do not say what their cases are.
+        """
+        with explained(self.path, "read"):
+            left = self._read(
+                "SELECT run, position FROM planned WHERE case_id NOT IN "
+                "(SELECT case_id FROM rows) ORDER BY run, position"
+            )
+        every = list(self.planned().values()) if left else []
+        plans = self.plans() if left else {}
+        with explained(self.path, "read"):
+            return missing_cases(left, every, plans)
+
     def relabel(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
         """Set columns of stored rows, by case id; None leaves a column as it is."""
         changes: dict[str, list[tuple[Any, str, Any]]] = {}
@@ -452,23 +479,6 @@ def _with_shared_texts(record: tuple) -> tuple:
     case_id, *values, checksum, is_whole, run, number = record
     shared = [sys.intern(value) if type(value) is str else value for value in values]
     return (case_id, *shared, checksum, is_whole, run, number)
-
-
-def newest(
-    rows: list[Any], identities: Iterable[tuple], ages: Iterable[tuple[int, int]]
-) -> list[Any]:
-    """Of rows a reader could not tell apart the one of the sweep that asked last.
-
-    They come from a changed dump, accelerator file or release. `ages` are the number of the sweep
-    that asked for a row last and its place in the store.
-    """
-    kept: dict[tuple, tuple[tuple[int, int], int]] = {}
-    for place, (identity, age) in enumerate(zip(identities, ages, strict=True)):
-        if identity not in kept or age > kept[identity][0]:
-            kept[identity] = (age, place)
-    if len(kept) == len(rows):
-        return rows
-    return [rows[place] for place in sorted(place for _, place in kept.values())]
 
 
 def _name(layer: Any, split: Any) -> str:

@@ -32,16 +32,18 @@ __all__ = [
     "connect",
     "explained",
     "has_checksums",
+    "has_plans",
     "row_checksum",
     "stored_columns",
 ]
 
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 _APPLICATION_ID = 0x4C6F5261  # "LoRa": tells our files from other SQLite files.
 _BUSY_TIMEOUT_S = 30.0
 
 _CHECKSUM = "checksum TEXT NOT NULL DEFAULT ''"
+_PLAN = "plan TEXT NOT NULL DEFAULT ''"
 _TABLES = {
     "rows": (
         "case_id TEXT PRIMARY KEY",
@@ -49,7 +51,7 @@ _TABLES = {
         "extra TEXT NOT NULL DEFAULT '{}'",
         _CHECKSUM,
     ),
-    "runs": ("run INTEGER PRIMARY KEY AUTOINCREMENT", "provenance TEXT NOT NULL"),
+    "runs": ("run INTEGER PRIMARY KEY AUTOINCREMENT", "provenance TEXT NOT NULL", _PLAN),
     "planned": (
         "case_id TEXT PRIMARY KEY",
         "run INTEGER NOT NULL",
@@ -92,6 +94,7 @@ _MIGRATIONS = {
     8: (),
     9: (),
     10: (),
+    11: (f"ALTER TABLE runs ADD COLUMN {_PLAN}",),
 }
 _OLDEST = min(_MIGRATIONS)
 _FIRST_WITH_CHECKSUMS = 3
@@ -202,6 +205,11 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 def has_checksums(connection: sqlite3.Connection) -> bool:
     """Whether the rows of this store have checksums; older ones opened for reading do not."""
     return any(name == "checksum" for _, name, *_ in connection.execute("PRAGMA table_info(rows)"))
+
+
+def has_plans(connection: sqlite3.Connection) -> bool:
+    """Whether the runs of this store say what the cases of their sweeps are; older ones do not."""
+    return any(name == "plan" for _, name, *_ in connection.execute("PRAGMA table_info(runs)"))
 
 
 def stored_columns(connection: sqlite3.Connection) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ __all__ = [
     "run_facts",
     "write_csv",
     "write_parquet",
+    "write_trials",
 ]
 
 
@@ -352,3 +353,20 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, kind: Any, pyarrow: An
         kind = pyarrow.string()
         values = [None if value is None else str(value) for value in values]
     return pyarrow.array(values, kind)
+
+
+def write_trials(path: Path, trials: Sequence[Row], names: Sequence[str]) -> None:
+    """Write trials of `trial_rows` as CSV or, by the end of `path`, as Parquet."""
+    if path.suffix.lower() == ".csv":
+        # As pandas writes a length of time, and reads it.
+        spelled = [t | {"duration": _days(t["duration"])} for t in trials]
+        write_csv(path, spelled, names)
+    else:
+        write_parquet(path, trials, names)
+
+
+def _days(length: timedelta | None) -> str | None:
+    if length is None:
+        return None
+    clock = str(length - timedelta(days=length.days))
+    return f"{length.days} days {clock if clock[1].isdigit() else f'0{clock}'}"

@@ -123,21 +123,34 @@ class ModelRow(TypedDict, total=False):
 
 @overload
 def model_totals(
-    frame: list[ResultRow], *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+    frame: list[ResultRow],
+    *,
+    layers: Collection[str] = (),
+    missing: Sequence[AnyRow] = (),
+    aggregate: str = DEFAULT_AGGREGATE,
 ) -> list[ModelRow]: ...
 @overload
 def model_totals(
     frame: list[Row] | list[StoredRow],
     *,
     layers: Collection[str] = (),
+    missing: Sequence[AnyRow] = (),
     aggregate: str = DEFAULT_AGGREGATE,
 ) -> list[Row]: ...
 @overload
 def model_totals(
-    frame: "pandas.DataFrame", *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+    frame: "pandas.DataFrame",
+    *,
+    layers: Collection[str] = (),
+    missing: Sequence[AnyRow] = (),
+    aggregate: str = DEFAULT_AGGREGATE,
 ) -> "pandas.DataFrame": ...
 def model_totals(
-    frame: Any, *, layers: Collection[str] = (), aggregate: str = DEFAULT_AGGREGATE
+    frame: Any,
+    *,
+    layers: Collection[str] = (),
+    missing: Sequence[AnyRow] = (),
+    aggregate: str = DEFAULT_AGGREGATE,
 ) -> Any:
     """Totals per (split, method, preset, accelerator, ...) over all layers of a dump.
 
@@ -147,6 +160,8 @@ def model_totals(
         Result rows, at most one per layer and combination of the other settings.
     layers : collection of str
         Names of layers that belong to the model besides those with a row.
+    missing : sequence of dict
+        Cases without a row (`ResultStore.missing`), whose layers belong to the model of their dump.
     aggregate : str
         How output errors become one, of `loraq_sim.metrics.AGGREGATES`.
 
@@ -207,6 +222,9 @@ def model_totals(
     combinations: dict[tuple, dict[str, AnyRow]] = {}
     members: dict[Any, set[str]] = {}
     usable: dict[Any, set[str]] = {}
+    for case in missing:
+        if "layer" in case:
+            members.setdefault(case.get("dump"), set(layers)).add(case["layer"])
     asked = list(map(as_asked, rows))
     for row, key in zip(asked, cells_of(asked, _KEYS), strict=True):
         _insert(combinations.setdefault(key, {}), row)

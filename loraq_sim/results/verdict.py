@@ -16,11 +16,12 @@ sentence, and in area on the front.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loraq_sim.errors import InputError, counted, unknown_name
+from loraq_sim.errors import InputError, unknown_name
 from loraq_sim.files import shown_line
 from loraq_sim.results.choice import (
     COSTS,
@@ -33,6 +34,7 @@ from loraq_sim.results.choice import (
 )
 from loraq_sim.results.columns import number_of, plain_rows
 from loraq_sim.results.front import ERROR_OBJECTIVE
+from loraq_sim.results.planned import partial_text
 from loraq_sim.results.reasons import Case, Change, changes_of, headline_of, sentences_of, ties_of
 from loraq_sim.results.rows import EVALUATED, IDENTITY, Row
 from loraq_sim.results.wording import context_of, labelled, listing, value_text
@@ -70,6 +72,8 @@ class Verdict:
         All of it, one sentence or two a line; the first line is the headline.
     joint : str
         Over several accelerators that do not agree: the sentence on the one split for all.
+    partial : str
+        What was planned and has no result yet, so that the verdict may change; empty if nothing.
     is_fit : bool
         Whether its error is finite and at most 25 %.
     error, cost : str
@@ -92,6 +96,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     text: str = ""
     joint: str = ""
+    partial: str = ""
     is_fit: bool = False
     error: str = ERROR_OBJECTIVE
     cost: str = ""
@@ -126,7 +131,18 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as plain values, for JSON: without rows; by context under ``on``."""
-        names = ("context", "split", "label", "headline", "why", "ties", "notes", "joint", "text")
+        names = (
+            "context",
+            "split",
+            "label",
+            "headline",
+            "why",
+            "ties",
+            "notes",
+            "joint",
+            "partial",
+            "text",
+        )
         plain = {name: getattr(self, name) for name in (*names, "is_fit", "error", "cost")}
         plain["would_change"] = [change.as_dict() for change in self.would_change]
         if len(self.on) > 1:
@@ -156,13 +172,39 @@ def verdict_of(totals: Any, *, error: str | None = None, cost: str | None = None
     return _over_all(cases, found)
 
 
-def said_of_a_part(verdict: Verdict, n_missing: int) -> Verdict:
-    """`verdict`, which says that so many cases of its sweep have no result, if there are any."""
-    if not n_missing:
+def said_of_a_part(
+    verdict: Verdict,
+    rows: Sequence[Mapping[str, Any]],
+    missing: Sequence[Mapping[str, Any]],
+    *,
+    is_kept: bool = True,
+) -> Verdict:
+    """`verdict` on `rows`, which says what of its sweeps is `missing`, in each context its own.
+
+    `missing` are cases of `ResultStore.missing`; `is_kept`: whether there is a store.
+    """
+    if not missing:
         return verdict
-    note = f"{counted(n_missing, 'case')} of the sweep still to run may change this."
-    text = "\n".join((verdict.headline, note, *verdict.sentences))
-    return replace(verdict, notes=(*verdict.notes, note), text=text)
+    several = len({row.get("dump") for row in rows}) > 1
+    n_rows = Counter(context_of(row, several_dumps=several) for row in rows)
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for case in filter(None, missing):
+        cases.setdefault(context_of(case, several_dumps=several), []).append(case)
+    on = {
+        context: _said(own, partial_text(n_rows[context], cases.get(context, ()), is_kept=is_kept))
+        for context, own in verdict.on.items()
+    }
+    told = _said(verdict, partial_text(len(rows), missing, is_kept=is_kept))
+    # Of one context, whatever else was planned: what is said of it is said of all.
+    on = {context: told for context in on} if len(on) == 1 else on
+    return replace(told, on=on)
+
+
+def _said(verdict: Verdict, partial: str) -> Verdict:
+    if not partial:
+        return verdict
+    text = "\n".join((verdict.headline, shown_line(partial), *verdict.sentences))
+    return replace(verdict, notes=(*verdict.notes, partial), text=text, partial=partial)
 
 
 def the_context(verdict: Verdict, accelerator: str | None) -> str:

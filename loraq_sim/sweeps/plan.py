@@ -55,7 +55,7 @@ class ComposedSweep:
 
     `plan` is the plan with every default filled in; `notes` are sentences for the user; the
     digests name the content of the dump's chosen layers and of each accelerator; `shard` is
-    ``i/n`` where this is one of n parts.
+    ``i/n`` where this is one of n parts, and `others` are the tasks of the other ones.
     """
 
     plan: SweepPlan
@@ -64,6 +64,13 @@ class ComposedSweep:
     dump_digest: str
     accelerator_digests: Mapping[str, str]
     shard: str = ""
+    others: tuple[SweepTask, ...] = ()
+
+    @property
+    def whole(self) -> "ComposedSweep":
+        """The sweep that this is a part of, or this one."""
+        tasks = sorted((*self.tasks, *self.others), key=lambda task: task.position)
+        return replace(self, tasks=tuple(tasks), others=(), shard="")
 
     @property
     def cases(self) -> tuple[SweepCase, ...]:
@@ -74,11 +81,6 @@ class ComposedSweep:
     def case_ids(self) -> tuple[str, ...]:
         """Names of all cases, in the order of `cases`."""
         return tuple(case.case_id for case in self.cases)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Place of each case among those of the whole plan, in the order of `cases`."""
-        return tuple(t.position + index for t in self.tasks for index in range(len(t.cases)))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -460,4 +462,5 @@ def take_shard(sweep: ComposedSweep, shard: tuple[int, int]) -> ComposedSweep:
         if part == index - 1:
             mine.add(task.layer)
     tasks = tuple(task for task in sweep.tasks if task.layer in mine)
-    return replace(sweep, tasks=tasks, shard=f"{index}/{count}")
+    others = tuple(task for task in sweep.tasks if task.layer not in mine)
+    return replace(sweep, tasks=tasks, others=others, shard=f"{index}/{count}")

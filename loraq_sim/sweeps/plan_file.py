@@ -39,6 +39,7 @@ __all__ = [
     "SweepSettings",
     "checked_values",
     "plan_from_values",
+    "plan_of_call",
     "read_plan_values",
     "set_values",
 ]
@@ -364,3 +365,25 @@ def _parsed(text: str) -> Any:
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) if re.fullmatch(r"-?\d{1,18}", part) else part for part in parts]
     return values if len(values) > 1 else values[0]
+
+
+def plan_of_call(
+    dump: str | Path, hw: str | Path | Iterable[str | Path], **settings: Any
+) -> SweepPlan:
+    """The plan of `loraq_sim.sweep`: values one by one or in sequences, None and empty left out.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown, or a value of it not possible.
+    """
+    asked: dict[str, Any] = {"dump": str(dump), "hw": _texts(hw)} | settings
+    asked["splits"] = _texts(settings.get("splits") or ())
+    plain = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items()}
+    return plan_from_values(
+        checked_values({name: value for name, value in plain.items() if value not in (None, ())})
+    )
+
+
+def _texts(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:
+    return (str(values),) if isinstance(values, str | Path) else tuple(map(str, values))

@@ -20,6 +20,7 @@ from typing import Any
 from loraq_sim.errors import SchedulerLost
 from loraq_sim.results.choice import objectives_of
 from loraq_sim.results.front import per_layer_front
+from loraq_sim.results.planned import planned_text
 from loraq_sim.results.rows import EVALUATED, Row
 from loraq_sim.results.store import ResultStore
 from loraq_sim.sweeps.cases import SweepCase, SweepTask
@@ -161,7 +162,9 @@ def run_sweep(
     damaged = store.drop_damaged()
     run = _Run(sweep, store, on_event, force, cache, jobs)
     facts = _collect_provenance(sweep, jobs=jobs, scheduler=getattr(executor, "address", ""))
-    number = store.begin_run(facts, sweep.case_ids, positions=sweep.positions)
+    whole = sweep.whole
+    plan = planned_text(case.labels for case in whole.cases)
+    number = store.begin_run(facts, whole.case_ids, plan=plan)
     # Names of files and groups are no part of a case's identity; rows follow the latest.
     store.relabel({case.case_id: _loose_labels(case) for case in sweep.cases})
     interrupted, stopped = False, ""

@@ -193,7 +193,7 @@ def pressed(event):
     said, errors = done.stdout, done.stderr
     assert done.returncode == 0, errors
     assert said.split("\n")[1] == "1 True"
-    assert "interrupted: 21 cases left" in said
+    assert "Partial: 21 of 22 planned cases have no result yet: " in said
     assert "Traceback" not in errors
     assert said.strip().split("\n")[-1].startswith(("Build", "No split"))
 
@@ -304,6 +304,17 @@ def test_the_columns_of_the_frame_have_types(study):
     assert list(study.df["layer"].cat.categories) == list(
         dict.fromkeys(row["layer"] for row in study.rows)
     )
+
+
+def test_a_frame_of_many_unlike_rows_has_their_cells(study):
+    one, other = dict(study.rows[0]), {k: v for k, v in study.rows[1].items() if k != "rank"}
+    rows = [(other | {"note": n}) if n % 7 == 0 else (one | {"m": n}) for n in range(600)]
+    frame = Study(rows).df
+    assert list(frame["note"].dropna()) == list(range(0, 600, 7))
+    for place in (0, 1, 255, 256, 257, 511, 512, 599):
+        for name, value in frame.iloc[place].items():
+            expected = rows[place].get(name)
+            assert pd.isna(value) if expected is None else value == expected, (place, name)
 
 
 def test_counts_that_are_missing_stay_integers(study):
@@ -452,20 +463,22 @@ def test_an_interrupted_study_says_what_is_missing_and_continues(tmp_path):
     done = {(row["layer"], row["split"]) for row in first.rows}
     assert len(missing) == 4
     assert not missing & done
-    assert "interrupted: 4 cases left (" in repr(first)
-    assert "the same sweep with this out=... continues" in repr(first)
+    told = "Partial: 4 of 6 planned cases have no result yet: "
+    assert repr(first).split("\n")[1].startswith(told)
+    assert "the same sweep into this store continues" in repr(first)
     # Usable: rows, verdict and page of what is there.
     assert len(first.df) == 2
-    told = "4 cases of the sweep still to run may change this."
-    assert first.verdict().sentences[0] == told
-    assert told in first.verdict().notes
+    assert first.verdict().sentences[0] == first.partial
+    assert first.partial in first.verdict().notes
     opened = lq.open_study(tmp_path / "demo")
     assert (len(opened), opened.n_missing) == (2, 4)
-    assert "not finished: 4 cases left" in repr(opened)
+    assert opened.missing == first.missing
+    assert opened.partial == first.partial
+    assert repr(opened) == repr(first)
     second = lq.sweep("examples/tiny_pixart.pt", "aie2", **arguments)
     assert (second.outcome.n_ok, second.outcome.n_skipped, second.n_missing) == (4, 2, 0)
-    assert "left" not in repr(second).split("\n")[1]
-    assert "still to run" not in second.verdict().text
+    assert second.partial == ""
+    assert "Partial" not in repr(second) + second.verdict().text
     assert told in opened.verdict().text
     assert lq.open_study(tmp_path / "demo").n_missing == 0
 

@@ -31,7 +31,12 @@ def evaluate(layer, case):
     return {
         **{"layer": layer.name, "kind": layer.kind, "split": split, "method": settings.method},
         **{"m": layer.m, "n": layer.n, "k": layer.k, "tokens": 2, "calls_per_step": 1},
-        **{"preset": settings.preset, "accelerator": "aie2", "seed": settings.seed, "rank": 0},
+        **{
+            "preset": settings.preset,
+            "accelerator": case.labels["accelerator"],
+            "seed": settings.seed,
+            "rank": 0,
+        },
         **{"output_error": 1 / len(split), "latency_s": float(len(split))},
         **{"status": "ok", "message": "", "seconds": 0.01, "pid": os.getpid()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
