@@ -176,12 +176,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
-    value = getattr(import_module(f"hwmodels.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+# Hidden from type checkers, for which a misspelled name would else be anything.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
+        value = getattr(import_module(f"hwmodels.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

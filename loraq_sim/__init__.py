@@ -137,16 +137,19 @@ _HOMES = {name: home for home, names in _FRONT_DOOR.items() for name in names}
 _FORMER = {name: home for home, names in _MOVED.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name) or _FORMER.get(name)
-    if home is None:
-        raise AttributeError(f"module 'loraq_sim' has no attribute {name!r}")
-    if name in _FORMER:
-        message = f"loraq_sim.{name} has moved: from {home} import {name}"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+# Hidden from type checkers, for which a misspelled name would else be anything.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        home = _HOMES.get(name) or _FORMER.get(name)
+        if home is None:
+            raise AttributeError(f"module 'loraq_sim' has no attribute {name!r}")
+        if name in _FORMER:
+            message = f"loraq_sim.{name} has moved: from {home} import {name}"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
