@@ -341,7 +341,7 @@ def sweep_progress(*, counts: bool, quiet: bool) -> "AbstractContextManager[OnEv
 
 @contextmanager
 def _lines(counts: bool) -> "Iterator[OnEvent]":
-    from loraq_sim.sweeps.progress import is_problem, problem_text
+    from loraq_sim.sweeps.progress import is_problem, left_text, problem_text
 
     last = time.monotonic()
 
@@ -354,8 +354,7 @@ def _lines(counts: bool) -> "Iterator[OnEvent]":
             return
         if event.kind == "end" or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            eta_s = None if event.kind == "end" else event.eta_s
-            left = "" if eta_s is None else f", ETA {clock_text(eta_s)}"
+            left = f", {text}" if (text := left_text(event)) else ""
             failed = f", {event.failed} failed" if event.failed else ""
             say(f"{event.done} of {event.total} cases{failed}{left}", err=True)
 

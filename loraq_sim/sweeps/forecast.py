@@ -10,6 +10,7 @@ tasks are layers. A point takes about as long per unit of work in every layer, s
 by point, then by effort for points that are new, then from rates known beforehand times how fast
 this machine turned out to be. Every case also takes a fixed time. First cases load compiled
 kernels, so that of few cases the time only bounds the rate, and of many the slowest are left out.
+Where the latest cases took longer or shorter than that, half of it is taken to go on.
 What is left is dealt out to the workers as the sweep will do it: tasks that run are finished where
 they run, the others follow in order, each to the worker that is free first.
 
@@ -301,11 +302,10 @@ _RESIDUAL, _RESIDUAL_RATE = " ~", 5.0
 _FIXED_UNITS = 2e5
 # What loading and compiling kernels can add to the first case of an effort in a process.
 _WARM_UP_S = 3.0
-
-
 # Finished cases that say what the next of their kind will take.
-_REMEMBERED = 24
-_SLOWEST = 8
+_REMEMBERED, _SLOWEST = 24, 8
+# Cases over which the machine's speed is watched, of a change of which half is taken to last.
+_WATCHED = 32
 
 
 class _Seen:
@@ -365,20 +365,20 @@ class ProgressClock:
         self._efforts: dict[str, _Seen] = {}
         self._places: dict[str, str] = {}
         self._told: tuple[float, float, float] = (-math.inf, 0.0, 0.0)
+        self._took: deque[tuple[float, float]] = deque(maxlen=_WATCHED)
         for number, (effort, units, *names) in enumerate(work):
             point, task = names or (effort, str(number))
             left = self._tasks.setdefault(task, _TaskLeft())
-            key = (point, effort)
-            left.units[key] = left.units.get(key, 0.0) + units + _FIXED_UNITS
+            known = left.units.get((point, effort), 0.0)
+            left.units[point, effort] = known + units + _FIXED_UNITS
             left.n_cases += 1
 
     @classmethod
     def of_tasks(cls, tasks: "Sequence[SweepTask]", *, jobs: int) -> "ProgressClock":
         """The clock of tasks in the order in which they will be handed out."""
         placed = [(case, str(number)) for number, task in enumerate(tasks) for case in task.cases]
-        clock = cls(
-            ((_effort(case), case.work, point_of(case), task) for case, task in placed), jobs=jobs
-        )
+        work = ((_effort(case), case.work, point_of(case), task) for case, task in placed)
+        clock = cls(work, jobs=jobs)
         clock._places = {case.case_id: task for case, task in placed}
         return clock
 
@@ -397,6 +397,8 @@ class ProgressClock:
         if name in self._tasks:
             self._count(name, key, units)
         if seconds is not None and seconds > 0:
+            if key[0] in self._points and self._points[key[0]].is_enough:
+                self._took.append((seconds, units * self._rates()(*key)))
             for seen, which in ((self._points, key[0]), (self._efforts, effort)):
                 seen.setdefault(which, _Seen(self._jobs)).take(seconds, units)
 
@@ -446,7 +448,9 @@ class ProgressClock:
         heapq.heapify(loads)
         for seconds in waiting:
             heapq.heapreplace(loads, loads[0] + seconds)
-        return max(loads)
+        took, expected = map(sum, zip((0.0, 1e-9), *self._took, strict=True))
+        drift = took / expected if 2 * len(self._took) >= _WATCHED else 1.0
+        return max(loads) * math.sqrt(min(max(drift, 0.4), 2.0))
 
     def _rates(self) -> Callable[[str, str], float]:
         """Seconds per unit by point and effort."""

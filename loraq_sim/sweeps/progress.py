@@ -29,6 +29,7 @@ __all__ = [
     "SweepEvent",
     "in_jupyter",
     "is_problem",
+    "left_text",
     "live_progress",
     "problem_text",
     "terminal_bar",
@@ -277,6 +278,8 @@ def _html_bar() -> OnEvent:
 
 
 _REDRAW_S = 0.2
+# A sweep below has a time left that may be off by half.
+_SECONDS_OF_SHORT = 60.0
 _MOST_PROBLEMS = 5
 
 
@@ -319,9 +322,18 @@ def _counts_text(event: SweepEvent) -> str:
 
 def _left_text(at: float, event: SweepEvent) -> str:
     """The time left as it is now, from what it was at the event."""
-    if event.eta_s is None or event.kind == "end":
+    return left_text(event, time.monotonic() - at)
+
+
+def left_text(event: SweepEvent, since_s: float = 0.0) -> str:
+    """The time left, so many seconds after an event; of sweeps of seconds about."""
+    if event.kind == "end" or not event.total:
         return ""
-    return f"ETA {clock_text(max(event.eta_s - (time.monotonic() - at), 0.0))}"
+    if event.eta_s is None:
+        return "starting"
+    # Half of a short sweep is loading kernels, and nobody knows which are still to come.
+    about = "about " if event.elapsed_s + event.eta_s < _SECONDS_OF_SHORT else ""
+    return f"ETA {about}{clock_text(max(event.eta_s - since_s, 0.0))}"
 
 
 def is_problem(event: SweepEvent) -> bool:

@@ -73,7 +73,7 @@ def test_a_sweep_without_progress_still_tells_of_failures(clock, capsys):
     assert capsys.readouterr().err == "b W4A4 failed: why\n"
     sweep_events(clock, counts=True, quiet=False)
     assert capsys.readouterr().err.splitlines() == [
-        "1 of 2 cases, ETA 0:06",
+        "1 of 2 cases, ETA about 0:06",
         "b W4A4 failed: why",
         "2 of 2 cases, 1 failed",
     ]

@@ -3,13 +3,14 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from loraq_sim.sweeps import forecast, progress
 from loraq_sim.sweeps.forecast import ProgressClock, usual_rate
-from loraq_sim.sweeps.progress import SweepEvent, live_progress
+from loraq_sim.sweeps.progress import SweepEvent, left_text, live_progress
 from loraq_sim.sweeps.run import SweepOutcome
 
 RECORDED = json.loads(
@@ -47,16 +48,43 @@ def test_time_left_is_right_after_the_first_tenth(name, clock):
     """Durations as recorded, warm-up and the load of the machine included.
 
     Of the time left, or of a tenth of the whole near the end: within 30 % at 95 of 100 times in
-    sweeps of minutes, never off by 40 %. In those of seconds, half of which is loading kernels,
-    four in five times.
+    sweeps of minutes, never off by 40 %. In those of seconds, of which it is told as about and half
+    of which is loading kernels, four in five times; on a machine that others use (a load of 8 on
+    two cores) within 30 % or a second three in four times.
     """
     sweep = RECORDED[name]
     total_s = sweep["total_s"]
     late = [(told, left) for share, told, left in replayed(sweep, clock) if share >= 0.1]
     off = [abs(told - left) / max(left, total_s / 10) for told, left in late]
     is_long = total_s > 60
+    if not is_long and "busy" in name:
+        near = [share <= 0.3 or abs(t - at) <= 1 for share, (t, at) in zip(off, late, strict=True)]
+        assert sum(near) >= 0.75 * len(near)
+        return
     assert sum(one <= 0.3 for one in off) >= (0.95 if is_long else 0.8) * len(off)
     assert not is_long or max(off) < 0.4
+
+
+def test_a_machine_that_gets_slower_is_half_expected_to_stay_so(clock):
+    found = ProgressClock([("rtn", 1e6, "a", str(n)) for n in range(300)])
+    for n in range(100):
+        clock[0] += 1.0
+        found.advance("rtn", 1e6, 1.0, point="a", task=str(n))
+    assert found.eta_s == pytest.approx(200, rel=1e-6)
+    for n in range(100, 110):
+        clock[0] += 2.0
+        found.advance("rtn", 1e6, 2.0, point="a", task=str(n))
+    # Ten of the last 32 took twice as long, and seven of the 24 that the rate is of.
+    assert 190 * 1.25 < found.eta_s < 190 * 1.6
+
+
+def test_a_short_sweep_says_that_its_time_left_is_rough():
+    event = SweepEvent(kind="case", total=10, done=2, failed=0, skipped=0, elapsed_s=5.0)
+    assert left_text(event) == "starting"
+    assert left_text(replace(event, eta_s=20.0)) == "ETA about 0:20"
+    assert left_text(replace(event, eta_s=20.0), 5.0) == "ETA about 0:15"
+    assert left_text(replace(event, eta_s=75.0)) == "ETA 1:15"
+    assert left_text(replace(event, kind="end", eta_s=75.0)) == ""
 
 
 def test_time_left_is_learned_by_point(clock):
