@@ -427,7 +427,9 @@ def export_faults(source: str) -> list[str]:
     defined: set[str] = set()
     public_definitions = False
     exported: list[str] | None = None
-    for node in tree.body:
+    # What is hidden from type checkers stands in a condition.
+    conditions = [node for node in tree.body if isinstance(node, ast.If)]
+    for node in [*tree.body, *(inner for outer in conditions for inner in outer.body)]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
             public_definitions |= not node.name.startswith("_")
