@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from loraq_sim.errors import DumpError, InputError, unknown_name
+from loraq_sim.results.cards import first_failure
 from loraq_sim.results.columns import frame_of, number_names, parse_limits
 from loraq_sim.results.front import best_under, least_possible, mark_front, per_layer_front
 from loraq_sim.results.planned import partial_text
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Study", "open_study", "sweep"]
 
 _STORE = "results.sqlite"
+_NO_ROW = "the study holds no row; sweep into its store first: lq.sweep(..., out=...)"
 _SHOWN_FIRST = ("weight_bytes", "energy_j", "sqnr_db", "bits_per_weight", "bound")
 _PLACES = {"model": ("dump", "accelerator"), "layer": ("dump", "accelerator", "layer")}
 
@@ -78,7 +80,7 @@ class Study:
         footer: Mapping[str, Any] | None = None,
         missing: Sequence[Row] = (),
     ) -> None:
-        self._rows = list(rows)
+        self._rows = [ShownRow(row) for row in rows]
         self.path = path
         self.notes = tuple(notes)
         self.outcome = outcome
@@ -194,9 +196,10 @@ class Study:
         InputError
             If a column is unknown, or no split is within all limits: how little is possible.
         """
-        totals = self._on(self.totals, accelerator)
         if not limits:
             raise InputError("best needs a limit, such as latency_s=0.003 or weight_bytes='400MB'")
+        self._judged(accelerator)
+        totals = self._on(self.totals, accelerator)
         asked = parse_limits(limits, number_names(totals))
         found = best_under(totals, asked, minimize or self._verdict.error)
         if not found:
@@ -209,7 +212,8 @@ class Study:
 
         verdict = self._verdict
         if not verdict.cost:
-            raise InputError("there is nothing to draw: no split has an error and a cost")
+            told = f"; {first_failure(self._rows)}".rstrip("; ")
+            raise InputError(f"there is nothing to draw: no split has an error and a cost{told}")
         costs = [verdict.area or verdict.cost, verdict.cost if verdict.area else "weight_bytes"]
         costs = list(dict.fromkeys(costs))
         dumps = dict.fromkeys(str(row.get("dump")) for row in self._rows)
@@ -236,7 +240,7 @@ class Study:
         from loraq_sim.reporting.plot_data import plot_data
         from loraq_sim.reporting.report_data import answers
 
-        context = self._context(accelerator)
+        context = self._judged(accelerator)
         drawn = plot_data(self._gathered, answers(self._gathered), ())
         figure = heat_map_figure(drawn, context, quantity or self._verdict.error)
         return shown_in_notebooks(figure, self._verdict.on[context].partial)
@@ -248,7 +252,7 @@ class Study:
         from loraq_sim.reporting.figures import shown_in_notebooks
         from loraq_sim.reporting.machine_figures import roofline_figure
 
-        context = self._context(accelerator)
+        context = self._judged(accelerator)
         label = split or self._verdict.on[context].label or ""
         own = self._on(self._rows, context)
         rows = []
@@ -256,7 +260,7 @@ class Study:
             # Of a part of a sweep what there is; a split that is nowhere is refused.
             with suppress(InputError) if self._missing else nullcontext():
                 rows.append(the_case(own, layer, label))
-        rows = rows or [self._case(own, own[0]["layer"], label)]
+        rows = rows or [the_case(own, own[0]["layer"], label)]
         figure = roofline_figure(rows, self._machine(rows[0]["accelerator"]))
         return shown_in_notebooks(figure, self._verdict.on[context].partial)
 
@@ -276,9 +280,9 @@ class Study:
         """
         from loraq_sim.explain.terms import dump_of_row, explain_row
 
-        context = self._context(accelerator)
+        context = self._context(accelerator) if split else self._judged(accelerator)
         split = split or self._verdict.on[context].label or ""
-        row = self._case(self._on(self._rows, context), layer, split)
+        row = the_case(self._on(self._rows, context), layer, split, self.missing)
         found = dump_of_row(row, self._runs, dump)
         return explain_row(found[row["layer"]], row, self._machine(row["accelerator"]))
 
@@ -320,9 +324,7 @@ class Study:
             found = self.allocate(minimize=minimize, accelerator=accelerator, **within)
             recipe = allocation_recipe(found, facts)
         else:
-            chosen = self._verdict.on[self._context(accelerator)].row
-            if chosen is None:
-                raise InputError(f"there is no split to make a recipe of: {self._verdict.headline}")
+            chosen = dict(self._verdict.on[self._judged(accelerator)].row or {})
             facts |= {"model": chosen["dump"], "accelerator": chosen["accelerator"]}
             facts |= {"verdict": self._verdict.headline}
             recipe = recipe_of_rows(rows_of_total(self._rows, chosen), facts)
@@ -337,10 +339,11 @@ class Study:
         With `files` pictures and tables are written beside a page, into ``NAME_files``.
         """
         from loraq_sim.reporting.gather import gather
-        from loraq_sim.reporting.page import write_report
+        from loraq_sim.reporting.page import check_report_name, write_report
 
+        check_report_name(path)
         if not self._rows:
-            raise InputError("the study holds no row to report")
+            raise InputError(f"there is nothing to report: {_NO_ROW}")
         check_possible(self._rows, self.path or "study")
         data = gather(self._rows, self._runs, title=title, missing=self._missing)
         write_report(data, Path(path), with_files=files)
@@ -353,17 +356,18 @@ class Study:
         check_possible(self._rows, self.path or "study")
         return gather(self._rows, self._runs, missing=self._missing)
 
-    def _case(self, rows: Sequence[Row], layer: str, split: str) -> Row:
-        try:
-            return the_case(rows, layer, split)
-        except InputError:
-            if any(case["layer"] == layer and case["split"] == split for case in self.missing):
-                told = f"{split} in {layer} is planned and has no result yet"
-                raise InputError(f"{told}; {self.partial}") from None
-            raise
-
     def _context(self, accelerator: str | None) -> str:
+        if not self._rows:
+            raise InputError(_NO_ROW)
         return the_context(self._verdict, accelerator)
+
+    def _judged(self, accelerator: str | None) -> str:
+        """The context, in which some split has a result."""
+        context = self._context(accelerator)
+        verdict = self._verdict.on[context]
+        if verdict.row is None:
+            raise InputError("; ".join(filter(None, (verdict.headline, first_failure(self._rows)))))
+        return context
 
     def _on(self, rows: Sequence[Any], accelerator: str | None) -> list[Any]:
         return rows_in(rows, self._context(accelerator))

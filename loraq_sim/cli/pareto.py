@@ -128,6 +128,8 @@ def pareto_command(
     grouping = Grouping.LAYER if per_layer else by
     with ResultStore.open(store_file(store)) as opened:
         rows, missing = opened.possible_rows(), opened.missing()
+    if not rows:
+        raise InputError(f"{store}: holds no row yet; run loraq-sim sweep into it first")
     if figure is not None and grouping is not Grouping.MODEL:
         raise InputError(f"--figure draws the whole model; leave out --by {grouping}")
     keys = _KEYS[grouping]

@@ -491,10 +491,9 @@ def _data(path: Path, title: str | None, against: Path | None):
 
 
 def _check_place(page: Path, folder: Path, *, page_only: bool, force: bool) -> None:
-    if page.suffix.lower() not in (".html", ".htm", ".md"):
-        raise InputError(
-            f"--out must name an HTML file such as report.html, or a .md, got {str(page)!r}"
-        )
+    from loraq_sim.reporting.page import check_report_name
+
+    check_report_name(page)
     if page.is_dir():
         raise InputError(f"{page} is a folder; name a file such as {page / 'report.html'}")
     refuse_existing(page, *(() if page_only else (folder,)), overwrite=force)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_report_extra",
+    "check_report_name",
     "files_folder",
     "html_report",
     "markdown_report",
@@ -89,6 +90,14 @@ def check_report_extra() -> None:
                 f"the report needs {name}, which is not installed; "
                 "run: pip install 'loraq-sim[report]'"
             ) from None
+
+
+def check_report_name(page: str | Path) -> None:
+    """Refuse a name that is neither that of a page nor of Markdown."""
+    if Path(page).suffix.lower() not in (".html", ".htm", ".md"):
+        raise InputError(
+            f"a report is an HTML file such as report.html, or a .md, got {str(page)!r}"
+        )
 
 
 def files_folder(page: Path) -> Path:

@@ -19,6 +19,7 @@ __all__ = [
     "allocation_card",
     "dump_card",
     "explanation_card",
+    "first_failure",
     "gemm_card",
     "model_card",
     "shortened",
@@ -194,6 +195,15 @@ _LONGEST = 300
 _FRONT = ("output_error", "weight_error", "latency_s", "energy_j", "weight_bytes", "dram_bytes")
 
 
+def first_failure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first of `rows` that failed, and why; empty if none did."""
+    failed = [row for row in rows if row.get("status") == "failed"]
+    if not failed:
+        return ""
+    more = f"{len(failed)} of {counted(len(rows), 'case')} failed, the first"
+    return f"{more} {failed[0]['split']} in {failed[0]['layer']}: {failed[0].get('message')}"
+
+
 def study_lines(study: Any) -> list[str]:
     """A `Study`: what it holds, what it lacks and what it says, a line each."""
     rows = study.rows
@@ -204,6 +214,8 @@ def study_lines(study: Any) -> list[str]:
         f"Study of {counted(len(rows), 'case')}: {counted(len(layers), 'layer')}, "
         f"{counted(len(splits), 'split')}" + (f", {n_failed} failed" if n_failed else "")
     ]
+    if n_failed:
+        lines.append(shortened(first_failure(rows)))
     if study.partial:
         lines.append(shortened(study.partial))
     try:

@@ -392,7 +392,7 @@ def _over_all(cases: Sequence[Case], found: Mapping[str, Verdict]) -> Verdict:
     else:
         best = joint.best
         label, split = (best.label, best.split) if best else (None, None)
-        line = _joint_line(joint, found)
+        line = _joint_line(joint, found) if found else ""
     lines = [headline, *([line] if line else [])]
     lines += [f"{name}: {text}" for name, verdict in found.items() for text in verdict.sentences]
     shared = [set(verdict.ties) for verdict in found.values()]

@@ -291,15 +291,23 @@ def rows_in(rows: Sequence[Any], context: str) -> list[Any]:
     return [row for row in rows if context_of(row, several_dumps=several) == context]
 
 
-def the_case(rows: Sequence[AnyRow], layer: str, split: str) -> Row:
+def the_case(rows: Sequence[AnyRow], layer: str, split: str, missing: Sequence[AnyRow] = ()) -> Row:
     """The row of one layer, by its name or a pattern that no other matches, in one split, by its
     label or, where one case alone has it, its text.
 
     Raises
     ------
     InputError
-        If there is none, or several.
+        If there is none, or several; also says if it is `missing` only so far.
     """
+    stored, left = (
+        any(case["layer"] == layer and case["split"] == split for case in some)
+        for some in (rows, missing)
+    )
+    if left and not stored:
+        raise InputError(
+            f"{split} in {layer} is planned and has no result yet; the same sweep continues"
+        )
     names = dict.fromkeys(str(row["layer"]) for row in rows)
     layers = [layer] if layer in names else [name for name in names if fnmatchcase(name, layer)]
     if len(layers) != 1:

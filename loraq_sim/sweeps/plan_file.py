@@ -377,12 +377,31 @@ def plan_of_call(
     InputError
         If a key is unknown, or a value of it not possible.
     """
-    asked: dict[str, Any] = {"dump": str(dump), "hw": _texts(hw)} | settings
+    if not isinstance(dump, str | Path):
+        raise InputError(
+            f"dump must be the path of a layer dump, which workers open themselves, got {dump!r}; "
+            "lq.write_layer_dump(PATH, layers) writes one"
+        )
+    asked: dict[str, Any] = {"dump": str(dump), "hw": _machines(hw)} | settings
     asked["splits"] = _texts(settings.get("splits") or ())
     plain = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items()}
     return plan_from_values(
         checked_values({name: value for name, value in plain.items() if value not in (None, ())})
     )
+
+
+def _machines(hw: Any) -> tuple[str, ...]:
+    several = hw if isinstance(hw, list | tuple | set) else (hw,)
+    for one in several:
+        if not isinstance(one, str | Path):
+            raise InputError(
+                "hw must be names of accelerators or paths of their files, got "
+                f"{type(one).__name__}; a sketch goes into a file first: "
+                "Path('my_npu.yaml').write_text(hwmodels.sketch_text(hw))"
+            )
+    if not several:
+        raise InputError("a sweep needs an accelerator, such as hw='aie2'")
+    return tuple(map(str, several))
 
 
 def _texts(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:

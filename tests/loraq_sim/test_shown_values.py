@@ -118,6 +118,7 @@ HARDWARE = {
     ),
     "sketch": (lambda at: hwmodels.sketch("mine"), "Accelerator('mine'"),
     "totals": (lambda at: at["study"].totals[0], "split='W4A4', method='rtn'"),
+    "rows": (lambda at: at["study"].rows[0], "layer='transformer_blocks.0."),
     "outcome": (lambda at: at["study"].outcome, "n_ok=8"),
     "problem": (lambda at: at["study"].allocate(weight_bytes=1e9).problem, "4 layers, 8 options"),
     "recipe": (lambda at: at["study"].recipe(), "Recipe of 4 entries: 4 in W8A8"),

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import hwmodels
 import loraq_sim as lq
 from loraq_sim.cli.app import app
 from loraq_sim.errors import StoreError
@@ -481,6 +482,63 @@ def test_an_interrupted_study_says_what_is_missing_and_continues(tmp_path):
     assert "Partial" not in repr(second) + second.verdict().text
     assert told in opened.verdict().text
     assert lq.open_study(tmp_path / "demo").n_missing == 0
+
+
+FAILED = [
+    {"layer": name, "split": "W4A4+W8A8r99", "accelerator": "aie2", "dump": "m.pt"}
+    | {"status": "failed", "message": "rank 99 is more than 64", "seed": 0}
+    for name in "ab"
+]
+ASKED = {
+    "best": lambda s: s.best(latency_s=1.0),
+    "plot_front": lambda s: s.plot_front(),
+    "plot_layers": lambda s: s.plot_layers(),
+    "plot_roofline": lambda s: s.plot_roofline(),
+    "explain": lambda s: s.explain("a"),
+    "recipe": lambda s: s.recipe(),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_a_study_of_failures_says_why_there_is_no_answer(ask):
+    told = r"2 of 2 cases failed, the first W4A4\+W8A8r99 in a: rank 99 is more than 64"
+    with pytest.raises(lq.InputError, match=told):
+        ask(Study(FAILED))
+    assert re.search(told, repr(Study(FAILED)))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [ask for name, ask in ASKED.items() if name != "plot_front"]
+    + [lambda s: s.allocate(latency_s=1.0), lambda s: s.report("r.html")],
+)
+def test_an_empty_study_says_how_to_fill_it(ask):
+    with pytest.raises(lq.InputError, match=r"holds no row; sweep into its store first: lq\.sweep"):
+        ask(Study([]))
+    assert "all of ." not in repr(Study([])) + Study([]).verdict().text
+
+
+def test_objects_in_place_of_names_are_told_what_to_do():
+    with pytest.raises(lq.InputError, match=r"names of accelerators .*sketch_text"):
+        lq.sweep("examples/tiny_pixart.pt", hwmodels.sketch("mine"))
+    with pytest.raises(lq.InputError, match="must be the path of a layer dump"):
+        lq.sweep(lq.read_layer_dump("examples/tiny_pixart.pt"), "aie2")
+    with pytest.raises(lq.InputError, match="needs an accelerator, such as hw='aie2'"):
+        lq.sweep("examples/tiny_pixart.pt", [])
+
+
+def test_a_report_that_is_no_page_is_refused(study, tmp_path):
+    with pytest.raises(lq.InputError, match=r"HTML file such as report\.html, or a \.md, got"):
+        study.report(tmp_path / "r.pdf")
+    assert not (tmp_path / "r.pdf").exists()
+
+
+def test_an_empty_store_has_no_front(tmp_path):
+    with ResultStore.open(tmp_path / "results.sqlite", create=True):
+        pass
+    done = CliRunner().invoke(app, ["pareto", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "holds no row yet; run loraq-sim sweep into it first" in done.stderr
 
 
 def test_one_of_several_accelerators_is_named(tmp_path):

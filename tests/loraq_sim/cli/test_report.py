@@ -70,7 +70,7 @@ def test_what_is_there_is_not_replaced_unasked(command, store):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--out", "report.pdf"), "must name an HTML file"),
+        (("--out", "report.pdf"), "a report is an HTML file"),
         (("--out", "{folder}.html"), "is a folder"),
     ],
 )
