@@ -1,9 +1,14 @@
-"""The ``loraq-sim`` program: the list of its commands."""
+"""The ``loraq-sim`` program: the list of its commands, and the words that a shell completes."""
 
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
 import typer
+from typer.models import ParameterInfo
 
+import hwmodels
 from loraq_sim.cli import (
     allocate,
     cost,
@@ -26,7 +31,7 @@ from loraq_sim.cli import (
 from loraq_sim.cli.output import name_commands, set_debug, set_wide
 from loraq_sim.version import __version__
 
-__all__ = ["app"]
+__all__ = ["app", "complete_words"]
 
 app = typer.Typer(
     name="loraq-sim",
@@ -87,3 +92,98 @@ def _global_options(
     del version
     set_debug(debug)
     set_wide(wide)
+
+
+# Of a split that a person writes by hand; any other is as good.
+_MAINS = ("W4A4", "W4A4u", "W4A4s", "W4A4a", "W4A6", "W4A8", "W6A6", "W8A8", "W16A16")
+_BRANCHES = ("W8A8", "W6A6", "W4A8", "W4A4", "W16A16")
+_RANKS = ("@fp16r32", "@fp16r16", "@fp16r64", "r16", "r32", "r64")
+_BRANCH = re.compile(r"(?P<main>[^+~]+)(?P<sign>[+~])(?P<branch>[^@r]*)")
+_PRECISION = re.compile(r"^W\d+A\d+\w*$")
+
+
+def _words_of_options() -> dict[str, Iterable[str]]:
+    # Not for a command that runs: it starts without them.
+    from loraq_sim.conditioning import CONDITIONS
+    from loraq_sim.emulator.mac_array import OVERFLOW_RULES
+    from loraq_sim.emulator.presets import list_array_presets
+    from loraq_sim.formats import Rounding, Saturation
+    from loraq_sim.metrics import AGGREGATES
+    from loraq_sim.results.choice import COSTS
+    from loraq_sim.results.wording import glossary
+    from loraq_sim.solvers.problem import PRESETS
+    from loraq_sim.solvers.solve import METHODS
+    from loraq_sim.split import FAMILIES
+
+    columns = ("output_error", *COSTS)
+    return {
+        **dict.fromkeys(("--hw", "--like", "NAME|FILE"), hwmodels.list_accelerators()),
+        "--model": hwmodels.list_models(),
+        **dict.fromkeys(("--method", "--compare"), METHODS),
+        "--preset": PRESETS,
+        "--family": FAMILIES,
+        "--condition": CONDITIONS,
+        "--rotate": ("hadamard",),
+        "--finish": ("data",),
+        "--aggregate": AGGREGATES,
+        "--array": list_array_presets(),
+        "--overflow": OVERFLOW_RULES,
+        "--rounding": [rounding.value for rounding in Rounding],
+        "--saturation": [saturation.value for saturation in Saturation],
+        "--device": ("cpu", "cuda"),
+        **dict.fromkeys(("--minimize", "--maximize"), columns),
+        **dict.fromkeys(("--under", "--budget"), [f"{name}=" for name in columns]),
+        "term": glossary(),
+        "command": schema.schema_names(),
+    }
+
+
+def split_words(incomplete: str) -> list[str]:
+    """Splits that begin with what stands there: main precisions, then branches and ranks."""
+    found = _BRANCH.match(incomplete)
+    if found is None:
+        mains = [main for main in _MAINS if main.startswith(incomplete)]
+        whole = [incomplete] if incomplete in _MAINS else []
+        return [*mains, *(f"{main}{sign}W8A8@fp16r32" for main in whole for sign in "+~")]
+    head = found["main"] + found["sign"]
+    branches = [*_BRANCHES, *_PRECISION.findall(found["branch"])]
+    words = [f"{head}{branch}{rank}" for branch in dict.fromkeys(branches) for rank in _RANKS]
+    return [word for word in words if word.startswith(incomplete)]
+
+
+def complete_words(program: typer.Typer, words: Mapping[str, Iterable[str]] | None = None) -> None:
+    """Tell every option and argument of the commands of `program` which words it may have."""
+    known = words or _words_of_options()
+    for group in program.registered_groups:
+        if group.typer_instance is not None:
+            complete_words(group.typer_instance, known)
+    for command in program.registered_commands:
+        if command.callback is None:
+            continue
+        hints = typing.get_type_hints(command.callback, include_extras=True)
+        for name, hint in hints.items():
+            for info in getattr(hint, "__metadata__", ()):
+                if isinstance(info, ParameterInfo):
+                    # Within `Annotated`, Typer keeps the first flag where the default would be.
+                    flags = (info.default, *(info.param_decls or ()), name, info.metavar)
+                    info.autocompletion = _completing(
+                        [f for f in flags if isinstance(f, str)], known
+                    )
+
+
+def _completing(
+    flags: Sequence[str], words: Mapping[str, Iterable[str]]
+) -> Callable[[str], list[str]] | None:
+    if "--split" in flags:
+        offer: Callable[[str], Iterable[str]] = split_words
+    elif found := [words[flag] for flag in flags if flag in words]:
+        offer = lambda start: [word for word in found[0] if word.startswith(start)]  # noqa: E731
+    else:
+        return None
+
+    def completed(incomplete: str) -> list[str]:
+        # The last one of a list; what is complete stays before it.
+        head, comma, last = incomplete.rpartition(",")
+        return [f"{head}{comma}{word}" for word in offer(last)]
+
+    return completed

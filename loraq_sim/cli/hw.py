@@ -99,7 +99,6 @@ Machine = Annotated[
     typer.Argument(
         metavar="NAME|FILE",
         help="Accelerator, NAME@VARIANT, or YAML file.",
-        autocompletion=lambda: hwmodels.list_accelerators(),
     ),
 ]
 _DEFAULT_SPLITS = ("W4A4+W8A8r32", "W4A8+W4A8r32", "W8A8+W6A6r32", "W16A16")

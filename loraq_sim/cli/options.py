@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-import hwmodels
 from loraq_sim.dumps.kinds import list_models
 from loraq_sim.errors import InputError
 from loraq_sim.metrics import AGGREGATES
@@ -92,7 +91,6 @@ _LAYER_DUMP = typer.Option(
 
 _HW = typer.Option(
     "--hw",
-    autocompletion=lambda: hwmodels.list_accelerators(),
     metavar="NAME|FILE",
     help="Accelerator name or YAML file; repeat or separate by commas.",
     show_default=False,

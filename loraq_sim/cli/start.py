@@ -51,8 +51,10 @@ def main() -> None:
             sys.stdout = LastingStream(sys.stdout)
         if sys.stderr is not None:
             sys.stderr = LastingStream(sys.stderr)
-        from loraq_sim.cli.app import app
+        from loraq_sim.cli.app import app, complete_words
 
+        if "_LORAQ_SIM_COMPLETE" in os.environ:
+            complete_words(app)
         # The same words whether a script or `python -m` started it.
         app(prog_name="loraq-sim")
     except KeyboardInterrupt:
