@@ -1,5 +1,7 @@
 """Renew what the program makes in the pages: generated tables, and the output of commands.
 
+Fields that outputs have gained are recorded on the way (`recorded_fields`).
+
     python docs/extensions/fill_pages.py [PAGE...]    # all pages by default; `make pages`
 
 Pages are committed as they are read, on GitHub too; `tests/docs/test_pages.py` holds them to what
@@ -22,6 +24,7 @@ from pathlib import Path
 from captured_output import PageFolder
 from generated_tables import GENERATED
 from page_blocks import Block, page_blocks, pages
+from recorded_fields import record
 
 __all__ = ["GENERATED_PLACE", "differences", "filled"]
 
@@ -169,6 +172,8 @@ def main() -> None:
         if new != old and (asked.pages or differences(old, new)):
             path.write_text(new, encoding="utf-8")
             sys.stdout.write(f"renewed {path.relative_to(DOCS)}\n")
+    if found := record():
+        raise SystemExit("\n".join([*found, "such a change needs a higher SCHEMA_VERSION"]))
 
 
 if __name__ == "__main__":
