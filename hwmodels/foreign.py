@@ -1,40 +1,48 @@
-"""Hardware files of other tools as a starting machine: Timeloop, AccelForge and ZigZag.
+"""Hardware files of other tools as a starting machine: Timeloop, ZigZag and their kin.
 
 Those tools describe a tree of memories over an array of multipliers. What that says of a machine
 here becomes a sketch with its energies; what has no counterpart is listed, all else is assumed.
 Nothing in a file is run: tags are data, and of expressions only sums and products are worked out.
 
     ZigZag       ``operational_array`` and ``memories``; bits, bits a cycle, pJ an access
+    Stream       ``cores``: files of such arrays and memories, and which of them is off the chip
     Timeloop     ``architecture``: ``nodes`` (0.4) or ``subtree`` and ``local`` (0.2, 0.3); words
+    Accelergy    ``flattened_architecture``: components without a tree
     AccelForge   ``arch``: ``nodes``; bits, J a bit, s a bit or bits a second
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hwmodels.description import Accelerator
-from hwmodels.errors import (
-    UNSAFE_CHARACTER,
-    AcceleratorError,
-    printable,
-    quantity_text,
-    read_text,
-    worked_out,
+from hwmodels.errors import AcceleratorError, printable, quantity_text, worked_out
+from hwmodels.loader import (
+    file_beside,
+    foreign_content,
+    items_of,
+    leaves_of,
+    list_of,
+    named_place,
+    value_at,
+    word_at,
 )
-from hwmodels.loader import MAX_FILE_BYTES, composed
 from hwmodels.overrides import with_overrides
-from hwmodels.sketching import sketch
+from hwmodels.sketching import near_square, sketch, sourced
 
 __all__ = ["ForeignMachine", "read_foreign"]
 
-_MOST_NODES = 5000
 _MOST_UNITS = 2**24
 _LEAST_L1 = 1024
 _NOT_TAKEN = "not taken"
+_OFF_CHIP = ("offchip_core_id", "graph.offchip_core_id", "bus.offchip_core_id")
+_MAC = r"mac|compute|multiplier"
+_RATES = ("shared_bandwidth", "read_bandwidth", "bandwidth")
+_DEPTHS = ("depth", "memory_depth", "entries", "sizeKB")
 _IS_DRAM = re.compile(r"dram|hbm|ddr|main_?mem|off_?chip|backing", re.IGNORECASE)
 
 
@@ -45,7 +53,7 @@ class ForeignMachine:
     Attributes
     ----------
     dialect : str
-        ``ZigZag``, ``Timeloop`` or ``AccelForge``.
+        ``ZigZag``, ``Stream``, ``Timeloop``, ``Accelergy`` or ``AccelForge``.
     machine : Accelerator
         A sketch; what the file does not say is assumed.
     keys : tuple of dict
@@ -114,7 +122,7 @@ class _Tree:
 
 
 def read_foreign(path: str | Path, name: str | None = None, **given: Any) -> ForeignMachine:
-    """The machine that a hardware file of Timeloop, AccelForge or ZigZag describes.
+    """The machine that a hardware file of ZigZag, Stream, Timeloop, Accelergy or AccelForge says.
 
     Parameters
     ----------
@@ -132,58 +140,20 @@ def read_foreign(path: str | Path, name: str | None = None, **given: Any) -> For
         If the file is none of these, is damaged, or describes no array.
     """
     path = Path(path)
-    text = read_text(path, "hardware file", MAX_FILE_BYTES)
-    if template := re.search(r"\{\{|\{%", text):
-        line = text.count("\n", 0, template.start()) + 1
-        raise AcceleratorError(f"{path}:{line}: a Jinja template; render it, then read the result")
-    content = composed(path, text, _Values(path).of)
-    readers = {"operational_array": _zigzag, "architecture": _timeloop, "arch": _accelforge}
+    content = foreign_content(path)
+    readers = {
+        **{"operational_array": _zigzag, "cores": _stream, "flattened_architecture": _accelergy},
+        **{"architecture": _timeloop, "arch": _accelforge},
+    }
     found = [key for key in readers if isinstance(content, Mapping) and key in content]
     if not found:
         raise AcceleratorError(
-            f"{path}: no hardware file: want operational_array (ZigZag), architecture (Timeloop) "
-            "or arch (AccelForge) at the top"
+            f"{path}: no hardware file: want operational_array (ZigZag), cores (Stream), "
+            "architecture (Timeloop), flattened_architecture (Accelergy) or arch (AccelForge) at "
+            "the top"
         )
     tree = readers[found[0]](path, content)
     return _as_machine(tree, content, name, given)
-
-
-class _Values:
-    """Plain values of YAML nodes; a tag becomes the key ``!`` of its mapping."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.count = path, 0
-
-    def of(self, node: Any) -> Any:
-        """The value of a node. Aliases are written out, up to `_MOST_NODES` nodes."""
-        self.count += 1
-        where = f"{self.path}:{node.start_mark.line + 1}"
-        if self.count > _MOST_NODES:
-            raise AcceleratorError(f"{where}: more than {_MOST_NODES} values, with aliases")
-        tag = str(node.tag)
-        if isinstance(node.value, str):
-            if UNSAFE_CHARACTER.search(node.value):
-                raise AcceleratorError(f"{where}: control character in a text")
-            number = worked_out(node.value) if tag.endswith((":int", ":float")) else None
-            is_whole = tag.endswith(":int") and number is not None and math.isfinite(number)
-            return int(number or 0) if is_whole else node.value if number is None else number
-        if not all(isinstance(item, tuple) for item in node.value):
-            return [self.of(item) for item in node.value]
-        found: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, value = key_node.value, self.of(value_node)
-            if not isinstance(key, str) or not key.isprintable():
-                raise AcceleratorError(f"{where}: keys must be plain names")
-            if key in found:
-                raise AcceleratorError(f"{where}: duplicate key {printable(key, 60)!r}; keep one")
-            if key == "<<":
-                several = value if isinstance(value, list) else [value]
-                merged = {k: v for one in several if isinstance(one, dict) for k, v in one.items()}
-            else:
-                found[key] = value
-        own = {} if tag.startswith("tag:yaml.org") else {"!": printable(tag.lstrip("!"), 40)}
-        return {**merged, **own, **found}
 
 
 def _zigzag(path: Path, content: Mapping[str, Any]) -> _Tree:
@@ -191,29 +161,29 @@ def _zigzag(path: Path, content: Mapping[str, Any]) -> _Tree:
     tree.name = content["name"] if isinstance(content.get("name"), str) else None
     place = "operational_array"
     array: Any = content[place]
-    if not isinstance(array, Mapping) or not _list(array.get("sizes")):
+    if not isinstance(array, Mapping) or not list_of(array.get("sizes")):
         raise AcceleratorError(f"{path}: {place}.sizes must be a list of sizes")
     sizes = [tree.whole(f"{place}.sizes", size) for size in array["sizes"]]
-    names = _list(array.get("dimensions"))
+    names = list_of(array.get("dimensions"))
     tree.rows, tree.columns = sizes[0], sizes[1] if len(sizes) > 1 else 1
     tree.macs_per_unit = math.prod(sizes[2:])
     inside = f" of {tree.macs_per_unit} MACs" if tree.macs_per_unit > 1 else ""
     tree.taken[f"{place}.sizes"] = f"{tree.rows} x {tree.columns} units{inside}"
     tree.taken[f"{place}.dimensions"] = "names of the sizes"
-    if len(bits := _list(array.get("input_precision"))) == 2:
+    if len(bits := list_of(array.get("input_precision"))) == 2:
         tree.bits = (tree.whole(f"{place}.input_precision", bits[0]), tree.whole(place, bits[1]))
         tree.taken[f"{place}.input_precision"] = "bits of the MAC mode"
     tree.pj_per_mac, tree.mac_key = tree.number(array, "unit_energy"), f"{place}.unit_energy"
     memories = content.get("memories")
     for name, found in (memories if isinstance(memories, Mapping) else {}).items():
         memory = _Memory(name=str(name), size_key=f"memories.{name}.size")
-        served = _list(found.get("served_dimensions")) if isinstance(found, Mapping) else []
+        served = list_of(found.get("served_dimensions")) if isinstance(found, Mapping) else []
         tree.taken[f"memories.{name}.served_dimensions"] = "how many there are of it"
         left = [s for dim, s in zip(names, sizes, strict=False) if dim not in served]
         memory.instances = math.prod(left)
         memory.size_bits = tree.number(found, "size")
-        ports = _list(found.get("ports")) if isinstance(found, Mapping) else []
-        wide = [tree.number(p, "bandwidth_max") for p in ports if _kind(p, "type") != "write"]
+        ports = list_of(found.get("ports")) if isinstance(found, Mapping) else []
+        wide = [tree.number(p, "bandwidth_max") for p in ports if word_at(p, "type") != "write"]
         memory.bits_per_cycle = max([tree.number(found, "r_bw"), *wide])
         memory.rate_key = f"memories.{name}.{'ports' if any(wide) else 'r_bw'}"
         memory.pj_per_bit = tree.number(found, "r_cost") / (memory.bits_per_cycle or math.inf)
@@ -226,12 +196,88 @@ def _zigzag(path: Path, content: Mapping[str, Any]) -> _Tree:
     return tree
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _stream(path: Path, content: dict[str, Any]) -> _Tree:
+    """Cores, each a file of ZigZag: the kind with most MACs is the array, a core of it a unit."""
+    listed = content["cores"]
+    named = items_of(listed) or [(str(i), ref) for i, ref in enumerate(list_of(listed))]
+    refs = {number: str(ref) for number, ref in named}
+    kinds = {ref: file_beside(path, ref) for ref in sorted(set(refs.values()))}
+    content["cores"] = {Path(ref).stem: core for ref, core in kinds.items()}
+    graph = content.get("graph", content.get("bus", content))
+    far = refs.get(str(value_at(graph, "offchip_core_id") or 0))
+    macs = {}
+    for ref, core in kinds.items():
+        sizes = list_of(value_at(core.get("operational_array"), "sizes"))
+        macs[ref] = math.prod(int(worked_out(size) or 0) for size in sizes) if sizes else 0
+    count = Counter(refs.values())
+    array = max(macs, key=lambda ref: macs[ref] * count[ref], default="")
+    if not macs.get(array):
+        raise AcceleratorError(f"{path}: no core has an operational_array with sizes of MACs")
+    tree, here, n_units = _zigzag(path, kinds[array]), f"cores.{Path(array).stem}.", count[array]
+    tree.dialect, tree.name, tree.mac_key = (
+        "Stream",
+        str(content.get("name", path.stem)),
+        here + tree.mac_key,
+    )
+    tree.taken = {here + key: told for key, told in tree.taken.items()}
+    for memory in tree.memories:
+        memory.is_dram, memory.instances = False, memory.instances * n_units
+        for key in ("size_key", "rate_key", "energy_key"):
+            setattr(memory, key, here + getattr(memory, key))
+    tree.taken |= dict.fromkeys(_OFF_CHIP, "which core is DRAM")
+    if n_units > 1:
+        places = items_of(content.get("core_coordinates"))
+        at = {n: list_of(place) for n, place in places if refs.get(n) == array}
+        columns, rows = (len({str(place[i : i + 1]) for place in at.values()}) for i in (0, 1))
+        is_grid = rows * columns == n_units
+        tree.taken |= {f"core_coordinates.{n}": "rows and columns" for n in at if is_grid}
+        tree.rows, tree.columns = (rows, columns) if is_grid else near_square(n_units)
+        tree.macs_per_unit = macs[array]
+        told = f"{tree.rows} x {tree.columns} units{'' if is_grid else ': assumed'}"
+        tree.taken[f"{here}operational_array.sizes"] = f"{told}, of {macs[array]} MACs"
+    for ref in (ref for ref in kinds if ref == far or not macs[ref]):
+        many, place = 1 if ref == far else count[ref], f"cores.{Path(ref).stem}"
+        for name, found in [*items_of(kinds[ref].get("memories")), ("", kinds[ref].get("memory"))]:
+            where = f"{place}.memories.{name}" if name else f"{place}.memory"
+            ports = [tree.number(p, "bandwidth_max") for p in list_of(value_at(found, "ports"))]
+            rate = max([tree.number(found, "r_bw", "bandwidth_max"), *ports])
+            memory = _Memory(name=name, is_dram=ref == far, energy_key=f"{where}.r_cost")
+            memory.size_bits = many * tree.number(found, "size", "capacity")
+            memory.bits_per_cycle = many * rate
+            memory.pj_per_bit = tree.number(found, "r_cost") / (rate or math.inf)
+            memory.size_key = f"{where}.{'size' if name else 'capacity'}"
+            told = "ports" if any(ports) else "r_bw" if name else "bandwidth_max"
+            memory.rate_key = f"{where}.{told}"
+            if many > 1:
+                tree.taken |= dict.fromkeys((memory.size_key, memory.rate_key), f"{many} together")
+            tree.memories.insert(0, memory)
+    return tree
 
 
-def _kind(node: Any, key: str) -> str:
-    return str(node.get(key, "")).lower() if isinstance(node, Mapping) else ""
+def _accelergy(path: Path, content: Mapping[str, Any]) -> _Tree:
+    """Components without a tree; how many there are stands in their names, ``PE[0..167].mac``."""
+    parts = value_at(content["flattened_architecture"], "components")
+    named = items_of(parts) or [(str(value_at(one, "name")), one) for one in list_of(parts)]
+    nodes = []
+    for name, node in named:
+        about = value_at(node, "attributes")
+        spans = re.findall(r"\[(\d{1,7})\.\.(\d{1,7})\]", name)
+        many = math.prod(max(1, int(b) - int(a) + 1) for a, b in spans)
+        is_mac = bool(re.search(_MAC, kind := word_at(node, "class")))
+        if isinstance(about, Mapping) and (is_mac or set(about) & set(_DEPTHS)):
+            inside = {"attributes": {**about, "instances": many}, "class": kind, "name": name}
+            nodes.append((is_mac, many, inside))
+    ordered = [node for *_, node in sorted(nodes, key=lambda one: one[:2])]
+    tree = _timeloop(path, {"architecture": {"nodes": ordered}})
+    tree.dialect = "Accelergy"
+    for memory in tree.memories:
+        memory.size_key, memory.rate_key = (_flat(k) for k in (memory.size_key, memory.rate_key))
+    tree.taken = {_flat(key): told for key, told in tree.taken.items()}
+    return tree
+
+
+def _flat(key: str) -> str:
+    return key and f"flattened_architecture.components.{key.removeprefix('architecture.')}"
 
 
 def _timeloop(path: Path, content: Mapping[str, Any]) -> _Tree:
@@ -245,8 +291,8 @@ def _timeloop(path: Path, content: Mapping[str, Any]) -> _Tree:
         x, y = (tree.whole(f"{place}.{s}", mesh.get(s, 1)) for s in ("meshX", "meshY"))
         many = max(tree.whole(f"{place}.instances", about.get("instances", 1)), named, x * y)
         bits = next((about[k] for k in ("datawidth", "word-bits", "word_bits") if k in about), 8)
-        kind = _kind(node, "class")
-        if re.search(r"mac|compute|multiplier", kind):
+        kind = word_at(node, "class")
+        if re.search(_MAC, kind):
             tree.bits = (tree.whole(f"{place}.datawidth", bits),) * 2
             tree.is_float = "fp" in kind or "float" in kind
             tree.taken[f"{place}.attributes.datawidth"] = "bits of the MAC mode"
@@ -265,8 +311,7 @@ def _timeloop_globals(tree: _Tree, place: str, about: Mapping[str, Any]) -> None
     if seconds := tree.number(about, "global_cycle_seconds"):
         tree.clock_hz = 1 / seconds
         tree.taken[f"{place}.attributes.global_cycle_seconds"] = "units.clock_hz"
-    node = re.fullmatch(r"([1-9]\d{0,2}) ?nm", str(about.get("technology", "")).strip())
-    if node:
+    if node := re.fullmatch(r"([1-9]\d{0,2}) ?nm", str(about.get("technology", "")).strip()):
         tree.node_nm = int(node[1])
         tree.taken[f"{place}.attributes.technology"] = "energy.node_nm"
 
@@ -275,13 +320,11 @@ def _timeloop_memory(
     tree: _Tree, place: str, node: Mapping[str, Any], about: Mapping[str, Any], word_bits: float
 ) -> _Memory:
     """Rows of `width` bits; bandwidths are in words a cycle."""
-    memory = _Memory(name=str(node.get("name", "")), is_dram="dram" in _kind(node, "class"))
+    memory = _Memory(name=str(node.get("name", "")), is_dram="dram" in word_at(node, "class"))
     depth = tree.number(about, "depth", "memory_depth", "entries")
     width = tree.number(about, "width", "memory_width")
     memory.size_bits = depth * width or tree.number(about, "sizeKB") * 8192
-    memory.bits_per_cycle = word_bits * tree.number(
-        about, "shared_bandwidth", "read_bandwidth", "bandwidth"
-    )
+    memory.bits_per_cycle = word_bits * tree.number(about, *_RATES)
     for key in about:
         if re.fullmatch(r"(memory_)?depth|entries|sizeKB", key) and memory.size_bits:
             memory.size_key = memory.size_key or f"{place}.attributes.{key}"
@@ -289,7 +332,7 @@ def _timeloop_memory(
             tree.taken[f"{place}.attributes.{key}"] = "bits of a row"
         if key in ("datawidth", "word-bits", "word_bits"):
             tree.taken[f"{place}.attributes.{key}"] = "bits of a word"
-        if key in ("shared_bandwidth", "read_bandwidth", "bandwidth"):
+        if key in _RATES:
             memory.rate_key = memory.rate_key or f"{place}.attributes.{key}"
     return memory
 
@@ -298,25 +341,13 @@ def _timeloop_nodes(
     block: Any, place: str, depth: int
 ) -> Iterator[tuple[str, Mapping[str, Any], int]]:
     """(key path, node, how many by its name) from the outside inwards."""
-    inner = [n for key in ("nodes", "local", "subtree") for n in _list(_get(block, key))]
+    inner = [n for key in ("nodes", "local", "subtree") for n in list_of(value_at(block, key))]
     for node in inner if depth < 50 else []:
         if isinstance(node, Mapping):
-            where, many = _named(place, node)
+            where, many = named_place(place, node)
             if "name" in node:
                 yield where, node, many
             yield from _timeloop_nodes(node, where, depth + 1)
-
-
-def _get(block: Any, key: str) -> Any:
-    return block.get(key) if isinstance(block, Mapping) else None
-
-
-def _named(place: str, node: Mapping[str, Any]) -> tuple[str, int]:
-    """Key path of a node, and how many ``PE[0..167]`` are."""
-    name = str(node.get("name", ""))
-    found = re.fullmatch(r"(.*?)\[(\d{1,7})\.\.(\d{1,7})\]", name)
-    label, many = (found[1], int(found[3]) - int(found[2]) + 1) if found else (name, 1)
-    return f"{place}.{printable(label, 60)}" if name else place, max(1, many)
 
 
 def _lay_out(tree: _Tree, meshes: list[tuple[str, int, int]], n_macs: int, place: str) -> None:
@@ -326,8 +357,7 @@ def _lay_out(tree: _Tree, meshes: list[tuple[str, int, int]], n_macs: int, place
     tree.macs_per_unit = n_macs if meshes else 1
     told = "units.rows and units.columns"
     if tree.rows == 1 and (total := tree.columns) > 1:
-        tree.rows = next(s for s in range(math.isqrt(total), 0, -1) if total % s == 0)
-        tree.columns = total // tree.rows
+        tree.rows, tree.columns = near_square(total)
         told = f"{total} units, laid out as {tree.rows} x {tree.columns}: assumed"
     for where, _, _ in meshes or [(place, 1, 1)]:
         tree.taken[where] = told
@@ -337,25 +367,25 @@ def _accelforge(path: Path, content: Mapping[str, Any]) -> _Tree:
     tree = _Tree(path=path, dialect="AccelForge")
     fanouts: list[int] = []
     compute: tuple[str, Mapping[str, Any], int] | None = None
-    for node in _list(_get(content["arch"], "nodes")):
+    for node in list_of(value_at(content["arch"], "nodes")):
         if not isinstance(node, Mapping):
             continue
-        place, _ = _named("arch", node)
-        spatial = [one for one in _list(node.get("spatial")) if isinstance(one, Mapping)]
+        place, _ = named_place("arch", node)
+        spatial = [one for one in list_of(node.get("spatial")) if isinstance(one, Mapping)]
         own = [tree.whole(f"{place}.fanout", one["fanout"]) for one in spatial if "fanout" in one]
         fanouts += own
         if own:
             tree.taken[f"{place}.spatial"] = "units.rows and units.columns"
         actions = {
             one["name"]: one
-            for one in _list(node.get("actions"))
+            for one in list_of(node.get("actions"))
             if isinstance(one, Mapping) and isinstance(one.get("name"), str)
         }
-        if _kind(node, "!") == "compute":
+        if word_at(node, "!") == "compute":
             # Scalar units may stand further out than the array.
             if compute is None or len(fanouts) >= compute[2]:
                 compute = f"{place}.actions.compute", actions.get("compute", {}), len(fanouts)
-        elif _kind(node, "!") == "memory":
+        elif word_at(node, "!") == "memory":
             read = actions.get("read", {})
             bits = tree.number(read, "bits_per_action") or 1.0
             seconds = tree.number(read, "latency")
@@ -392,10 +422,12 @@ def _as_machine(
     asked = {key: value for key, value in given.items() if value is not None}
     base = sketch(called.strip("_.-")[:60] or "my_npu", **{**arguments, **asked})
     changes = _changes(tree, base, asked)
-    machine = _sourced(with_overrides(base, changes) if changes else base, tree, changes)
+    machine = sourced(
+        with_overrides(base, changes) if changes else base, tree.path.name, tree.dialect, changes
+    )
     keys = tuple(
         {"key": key, "value": value, "becomes": _becomes(tree, key)}
-        for key, value in _leaves(content)
+        for key, value in leaves_of(content)
     )
     return ForeignMachine(dialect=tree.dialect, machine=machine, keys=keys)
 
@@ -455,38 +487,6 @@ def _changes(tree: _Tree, base: Accelerator, asked: Mapping[str, Any]) -> dict[s
         mode = f"modes.{base.modes[0].name}.energy_pj_per_mac"
         put(mode, tree.pj_per_mac, tree.mac_key)
     return changes
-
-
-def _sourced(machine: Accelerator, tree: _Tree, changes: Mapping[str, Any]) -> Accelerator:
-    """The machine with the file named as the source of what it says."""
-    content = machine.model_dump()
-    content["title"] = f"{machine.name}, from a file of {tree.dialect}"
-    for key in changes:
-        *steps, last = key.split(".")
-        place: Any = content
-        for step in steps:
-            is_list = isinstance(place, list | tuple)
-            place = next(m for m in place if m["name"] == step) if is_list else place[step]
-        said = place["source"].removeprefix("assumed, ")
-        place["source"] = f"{last} from {printable(tree.path.name, 60)} ({tree.dialect}); {said}"
-        place["confidence"] = "given"
-    return Accelerator.model_validate(content)
-
-
-def _leaves(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(key path, value) of all that a file says; nodes of lists go by their names."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            if key != "!" and not (key == "name" and place):
-                is_level = key in ("nodes", "subtree", "local") and isinstance(value, list)
-                yield from _leaves(value, place if is_level else f"{place}.{key}".lstrip("."))
-    elif any(isinstance(item, Mapping) for item in _list(content)):
-        for index, item in enumerate(content):
-            is_node = isinstance(item, Mapping)
-            where = _named(place, item)[0] if is_node else f"{place}[{index}]"
-            yield from _leaves(item, where)
-    else:
-        yield printable(place, 200), printable(str(content), 60)
 
 
 def _becomes(tree: _Tree, key: str) -> str:

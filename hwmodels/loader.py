@@ -6,8 +6,10 @@ control characters, which a terminal would obey, and numbers that no machine has
 """
 
 import logging
+import math
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hwmodels.description import Accelerator, Mode
-from hwmodels.errors import UNSAFE_CHARACTER, AcceleratorError, nearest, printable, read_text
+from hwmodels.errors import (
+    UNSAFE_CHARACTER,
+    AcceleratorError,
+    nearest,
+    printable,
+    read_text,
+    worked_out,
+)
 from hwmodels.families import machine_under, missing_modes
 from hwmodels.modes import unreachable_modes
 from hwmodels.overrides import (
@@ -39,6 +48,7 @@ SHIPPED = Path(__file__).parent / "accelerators"
 MAX_FILE_BYTES = 64 * 1024
 """Ten times the longest shipped file; the YAML reader takes about a second for 30 KiB."""
 MAX_NESTING = 20
+MOST_NODES = 5000
 MAX_INTEGER = 2**63
 _SCALARS = {"null", "bool", "int", "float", "str"}
 _TAG = "tag:yaml.org,2002:"
@@ -273,6 +283,110 @@ def composed(path: Path, text: str, of: Callable[[Any], Any]) -> Any:
         what = "" if isinstance(error, YAMLError) else f"{type(error).__name__}: "
         problem = printable((str(error).splitlines() or [""])[0])
         raise AcceleratorError(f"{path}: not valid YAML: {what}{problem}") from None
+
+
+class PlainValues:
+    """Plain values of YAML nodes; a tag becomes the key ``!`` of its mapping."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+
+    def of(self, node: Any) -> Any:
+        """The value of a node. Aliases are written out, up to `MOST_NODES` nodes."""
+        self.count += 1
+        where = f"{self.path}:{node.start_mark.line + 1}"
+        if self.count > MOST_NODES:
+            raise AcceleratorError(f"{where}: more than {MOST_NODES} values, with aliases")
+        tag = str(node.tag)
+        if isinstance(node.value, str):
+            if UNSAFE_CHARACTER.search(node.value):
+                raise AcceleratorError(f"{where}: control character in a text")
+            number = worked_out(node.value) if tag.endswith((":int", ":float")) else None
+            is_whole = tag.endswith(":int") and number is not None and math.isfinite(number)
+            return int(number or 0) if is_whole else node.value if number is None else number
+        if not all(isinstance(item, tuple) for item in node.value):
+            return [self.of(item) for item in node.value]
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, value = key_node.value, self.of(value_node)
+            if not isinstance(key, str) or not key.isprintable():
+                raise AcceleratorError(f"{where}: keys must be plain names")
+            if key in found:
+                raise AcceleratorError(f"{where}: duplicate key {printable(key, 60)!r}; keep one")
+            if key == "<<":
+                several = value if isinstance(value, list) else [value]
+                merged = {k: v for one in several if isinstance(one, dict) for k, v in one.items()}
+            else:
+                found[key] = value
+        own = {} if tag.startswith("tag:yaml.org") else {"!": printable(tag.lstrip("!"), 40)}
+        return {**merged, **own, **found}
+
+
+def items_of(value: Any) -> list[tuple[str, Any]]:
+    """Keys and values of a mapping; nothing of anything else."""
+    return list(value.items()) if isinstance(value, Mapping) else []
+
+
+def list_of(value: Any) -> list[Any]:
+    """`value` if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def named_place(place: str, node: Mapping[str, Any]) -> tuple[str, int]:
+    """Key path of a node, and how many ``PE[0..167]`` are."""
+    name = str(node.get("name", ""))
+    found = re.fullmatch(r"(.*?)\[(\d{1,7})\.\.(\d{1,7})\]", name)
+    label, many = (found[1], int(found[3]) - int(found[2]) + 1) if found else (name, 1)
+    return f"{place}.{printable(label, 60)}" if name else place, max(1, many)
+
+
+def leaves_of(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(key path, value) of all that a file says; nodes of lists go by their names."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key != "!" and not (key == "name" and place):
+                is_level = key in ("nodes", "subtree", "local") and isinstance(value, list)
+                yield from leaves_of(value, place if is_level else f"{place}.{key}".lstrip("."))
+    elif any(isinstance(item, Mapping) for item in list_of(content)):
+        for index, item in enumerate(content):
+            is_node = isinstance(item, Mapping)
+            where = named_place(place, item)[0] if is_node else f"{place}[{index}]"
+            yield from leaves_of(item, where)
+    else:
+        yield printable(place, 200), printable(str(content), 60)
+
+
+def foreign_content(path: Path) -> Any:
+    """Plain values of another tool's YAML file; of a template, where to find what it makes."""
+    text = read_text(path, "hardware file", MAX_FILE_BYTES)
+    if template := re.search(r"\{\{|\{%", text):
+        line = text.count("\n", 0, template.start()) + 1
+        raise AcceleratorError(
+            f"{path}:{line}: a Jinja template, as CiMLoop and Timeloop have them; read what their "
+            "run makes of it, parsed-processed-input.yaml"
+        )
+    return composed(path, text, PlainValues(path).of)
+
+
+def file_beside(path: Path, ref: str) -> Any:
+    """What the file of a core says: beside `path` or in a folder there, nowhere else."""
+    folder = path.parent.resolve()
+    for place in (folder / ref, folder / "cores" / ref):
+        if place.is_file() and folder in place.resolve().parents:
+            core = foreign_content(place)
+            return core if isinstance(core, Mapping) else {}
+    raise AcceleratorError(f"{path}: core {printable(ref, 60)!r} is no file in its folder")
+
+
+def value_at(block: Any, key: str) -> Any:
+    """What a mapping has at `key`; None of anything else."""
+    return block.get(key) if isinstance(block, Mapping) else None
+
+
+def word_at(node: Any, key: str) -> str:
+    """Its text there in small letters, or an empty one."""
+    return str(node.get(key, "")).lower() if isinstance(node, Mapping) else ""
 
 
 def _refuse_deep(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ What is scaled with what was given:
     L2 bandwidth      with the columns, for it feeds them; of a systolic array with its sides
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from hwmodels.overrides import (
     problems_of,
 )
 
-__all__ = ["TEMPLATES", "shipped_text", "sketch", "sketch_text"]
+__all__ = ["TEMPLATES", "near_square", "shipped_text", "sketch", "sketch_text", "sourced"]
 
 TEMPLATES = {"array": "aie2", "grid": "l40s", "systolic": "systolic"}
 """The machine that a sketch of each organization follows."""
@@ -427,3 +428,25 @@ def shipped_text(like: str, name: str) -> str:
     text = (SHIPPED / f"{found.name}.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^name: .*$", f"name: {name}", text, count=1, flags=re.MULTILINE)
     return re.sub(r"^aliases: .*$", "aliases: []", text, count=1, flags=re.MULTILINE)
+
+
+def sourced(machine: Accelerator, file: str, tool: str, changes: Mapping[str, Any]) -> Accelerator:
+    """The machine with the file named as the source of what it says."""
+    content = machine.model_dump()
+    content["title"] = f"{machine.name}, from a file of {tool}"
+    for key in changes:
+        *steps, last = key.split(".")
+        place: Any = content
+        for step in steps:
+            is_list = isinstance(place, list | tuple)
+            place = next(m for m in place if m["name"] == step) if is_list else place[step]
+        said = place["source"].removeprefix("assumed, ")
+        place["source"] = f"{last} from {printable(file, 60)} ({tool}); {said}"
+        place["confidence"] = "given"
+    return Accelerator.model_validate(content)
+
+
+def near_square(total: int) -> tuple[int, int]:
+    """Rows and columns of so many units, as near a square as it goes."""
+    rows = next(s for s in range(math.isqrt(total), 0, -1) if total % s == 0)
+    return rows, total // rows

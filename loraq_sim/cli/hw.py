@@ -215,8 +215,8 @@ def new_command(
         _quantity(
             "--from-yaml",
             "FILE",
-            "Start from a hardware file of Timeloop, AccelForge or ZigZag, and say what becomes of "
-            "each of its keys; other options stand over it.",
+            "Start from a hardware file of ZigZag, Stream, Timeloop, Accelergy or AccelForge, and "
+            "say what becomes of each of its keys; other options stand over it.",
         ),
     ] = None,
     organization: Annotated[

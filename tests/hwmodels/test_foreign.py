@@ -139,6 +139,10 @@ arch:
 
 @pytest.fixture
 def read(tmp_path):
+    (tmp_path / "cores").mkdir()
+    for name, text in CORES.items():
+        (tmp_path / "cores" / f"{name}.yaml").write_text(text, encoding="utf-8")
+
     def read(text, **given):
         path = tmp_path / "theirs.yaml"
         path.write_text(text, encoding="utf-8")
@@ -157,6 +161,60 @@ def numbers(hw):
         "l2 rate": hw.memories.l2.bandwidth_bytes_per_cycle,
         "dram": hw.memories.dram.bandwidth_bytes_per_s,
     }
+
+
+# Eight tiles of 64 MACs in four columns, two shared buffers, a port to DRAM; files beside it.
+STREAM = """
+name: tiles
+cores:
+  0: ./cores/port.yaml
+  1: ./cores/buffer.yaml
+  2: ./cores/buffer.yaml
+  3: ./cores/tile.yaml
+  4: ./cores/tile.yaml
+  5: ./cores/tile.yaml
+  6: ./cores/tile.yaml
+  7: ./cores/tile.yaml
+  8: ./cores/tile.yaml
+  9: ./cores/tile.yaml
+  10: ./cores/tile.yaml
+core_coordinates: {0: [0, 0], 3: [0, 1], 4: [0, 2], 5: [1, 1], 6: [1, 2], 7: [2, 1], 8: [2, 2],
+  9: [3, 1], 10: [3, 2]}
+offchip_core_id: 0
+core_connectivity:
+  - {type: link, cores: [0, 1], bandwidth: 64}
+"""
+CORES = {
+    "tile": """
+name: tile
+memories:
+  registers: {size: 64, r_bw: 64, w_bw: 64, r_cost: 0.01, served_dimensions: []}
+  local: {size: 262144, r_bw: 512, w_bw: 512, r_cost: 10, served_dimensions: [D1, D2]}
+operational_array: {unit_energy: 0.4, dimensions: [D1, D2], sizes: [4, 16]}
+""",
+    "buffer": "name: buffer\ntype: memory\nmemory: {capacity: 2097152, bandwidth_max: 256}\n",
+    "port": """
+name: port
+memories:
+  dram: {size: 10000000000, r_bw: 128, r_cost: 640, served_dimensions: [D1, D2]}
+operational_array: {unit_energy: 0, dimensions: [D1, D2], sizes: [0, 0]}
+""",
+}
+# One core, and a list of files.
+SMALL_STREAM = """
+cores: [tile.yaml, port.yaml]
+graph: {type: bus, bandwidth: 32, offchip_core_id: 1}
+"""
+ACCELERGY = """
+flattened_architecture:
+  version: 0.3
+  components:
+    chip.PE[0..11].mac: {class: intmac, attributes: {datawidth: 8, technology: 28nm}}
+    chip.PE[0..11].bank[1..2].spad: {class: SRAM, attributes: {memory_depth: 512, memory_width: 64}}
+    chip.buffer: {class: SRAM, attributes: {memory_depth: 4096, memory_width: 128, datawidth: 16,
+      read_bandwidth: 8}}
+    chip.network: {class: XY_NoC, attributes: {datawidth: 64}}
+"""
 
 
 # Worked out by hand from the files: bits to bytes, words and bits a cycle to bytes.
@@ -185,6 +243,21 @@ EXPECTED = {
         ACCELFORGE, "AccelForge",
         {"units": (128, 64, 1), "mode": "int8", "clock": 0.8e9, "l2": 2**22, "l2 rate": 640,
          "dram": 100e9},
+    ),
+    "stream": (
+        STREAM, "Stream",
+        {"units": (2, 4, 64), "mode": "int8", "clock": 1e9, "l1": 2**15 + 64 * 8, "l2": 2**19,
+         "l2 rate": 64, "dram": 16e9},
+    ),
+    "stream of one core": (
+        SMALL_STREAM, "Stream",
+        {"units": (4, 16, 1), "mode": "int8", "clock": 1e9, "l2": 2**15, "l2 rate": 64,
+         "dram": 16e9},
+    ),
+    "accelergy": (
+        ACCELERGY, "Accelergy",
+        {"units": (3, 4, 1), "mode": "int8", "clock": 1e9, "l1": 12 * 2 * 4096, "l2": 2**16,
+         "l2 rate": 16},
     ),
 }  # fmt: skip
 
@@ -223,6 +296,35 @@ def test_energies_are_taken_a_byte_and_a_mac(read):
     assert forge.energy.dram_pj_per_byte == pytest.approx(64)
     assert forge.energy.l2_pj_per_byte == pytest.approx(3.2)
     assert forge.modes[0].energy_pj_per_mac == pytest.approx(0.08)
+
+
+def test_cores_of_a_stream_file_are_told_with_how_many_there_are(read):
+    found = read(STREAM, clock=1e9)
+    told = {key["key"]: key["becomes"] for key in found.keys}
+    assert told["cores.tile.operational_array.sizes"] == "2 x 4 units, of 64 MACs"
+    assert told["cores.buffer.memory.capacity"] == "2 together; memories.l2.capacity_bytes"
+    assert told["cores.port.memories.dram.r_bw"] == "memories.dram.bandwidth_bytes_per_s"
+    assert told["core_connectivity.bandwidth"] == "not taken"
+    assert told["core_coordinates.3"] == "rows and columns"
+    assert told["offchip_core_id"] == "which core is DRAM"
+    assert found.machine.energy.dram_pj_per_byte == pytest.approx(640 / 128 * 8)
+    assert found.machine.modes[0].energy_pj_per_mac == pytest.approx(0.4)
+    # Without coordinates the layout is a guess, and said to be one.
+    loose = read(STREAM.replace("core_coordinates", "positions"), clock=1e9)
+    told = {key["key"]: key["becomes"] for key in loose.keys}
+    assert told["cores.tile.operational_array.sizes"] == "2 x 4 units: assumed, of 64 MACs"
+
+
+@pytest.mark.parametrize(
+    "ref", ["../secret.yaml", "/etc/hostname", "cores", "none.yaml", "link.yaml", "7", "*x"]
+)
+def test_a_core_is_a_file_in_the_folder_and_nowhere_else(read, tmp_path, ref):
+    secret = tmp_path.parent / "secret.yaml"
+    secret.write_text("operational_array: {sizes: [4, 4]}\nsecret: 1\n", encoding="utf-8")
+    (tmp_path / "cores" / "link.yaml").symlink_to(secret)
+    with pytest.raises(hwmodels.AcceleratorError, match=r"is no file in its folder") as raised:
+        read(f"cores: ['{ref}']\n")
+    assert "\n" not in str(raised.value)
 
 
 def test_every_key_is_told_with_what_became_of_it(read):
@@ -276,7 +378,20 @@ def test_sources_name_the_file(read):
         ("architecture: 4\n", "no node whose class"),
         ("arch: {nodes: [3, null, {name: x}]}\n", "no !Compute"),
         ("arch: []\n", "no !Compute"),
-        ("{% set a = 1 %}\narch: {}\n", "a Jinja template"),
+        ("{% set a = 1 %}\narch: {}\n", "theirs.yaml:1: a Jinja template"),
+        ("a: 1\nb: {{include_text('x.yaml')}}\n", "theirs.yaml:2: a Jinja template"),
+        ("{{x}}\n", "read what their run makes of it, parsed-processed-input.yaml"),
+        ("cores: 4\n", "no core has an operational_array"),
+        ("cores: []\n", "no core has an operational_array"),
+        ("cores: {}\n", "no core has an operational_array"),
+        ("cores: [port.yaml]\n", "no core has an operational_array"),
+        ("cores: [buffer.yaml, buffer.yaml]\noffchip_core_id: x\n", "no core has an operational"),
+        ("cores: [[1, 2]]\n", "is no file in its folder"),
+        ("cores: {a: {b: c}}\n", "is no file in its folder"),
+        ("flattened_architecture: 4\n", "no node whose class is intmac"),
+        ("flattened_architecture: {components: [3, {name: 4}]}\n", "no node whose class is intmac"),
+        ("flattened_architecture:\n  components:\n    'pe[0..9999].pe[0..9999].mac':\n"
+         "      {class: mac, attributes: {datawidth: 8}}\n", "whole number from 1"),
         ("arch: !!python/object/apply:os.system [echo]\n", "no !Compute"),
         ("a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
          "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\n"
