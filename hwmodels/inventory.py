@@ -35,11 +35,13 @@ from pathlib import Path
 from typing import Any
 
 from hwmodels.blocks import KernelFamily
+from hwmodels.cost import estimate_cost
 from hwmodels.description import Accelerator
 from hwmodels.errors import AcceleratorError, nearest
 from hwmodels.families import ASSUMED_ERROR, GENERIC, Confidence, family_named, machine_under
 from hwmodels.modes import ModeChoice, choose_mode
 from hwmodels.operands import parse_precision
+from hwmodels.workload import GemmWorkload
 
 __all__ = [
     "ATTENTION_FORMATS",
@@ -182,6 +184,22 @@ class ModelInventory:
             in_split = "linear layers" if entry.precision == "split" else "layers kept at 16 bits"
             macs["attention" if entry.op.endswith("attention") else in_split] += entry.macs
         return {kind: count / sum(macs.values()) for kind, count in macs.items()}
+
+    def latency_parts(self, hw: Accelerator, **split: Any) -> dict[str, float]:
+        """Seconds of a step by part of the latency: all calls of the layers that a split is for.
+
+        `split` are ``main``, ``branch``, ``rank`` and other fields of a `GemmWorkload` but its
+        sizes. What stays at 16 bits, attention and elementwise work are not in it.
+        """
+        parts: dict[str, float] = {}
+        for entry in self.entries:
+            if entry.op != "gemm" or entry.precision != "split":
+                continue
+            cost = estimate_cost(GemmWorkload(m=entry.m, n=entry.n, k=entry.k, **split), hw)
+            for part, seconds in cost.parts["latency_s"].items():
+                known = parts.get(part, 0.0)
+                parts[part] = known + seconds * entry.calls * self.guidance_calls
+        return parts
 
 
 def list_models() -> list[str]:

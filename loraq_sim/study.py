@@ -8,7 +8,7 @@ are the same.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from loraq_sim.results.store import ResultStore
 from loraq_sim.results.store_records import check_possible
 from loraq_sim.results.totals import MODEL_COLUMNS, ModelRow, model_totals, rows_of_total
 from loraq_sim.results.verdict import Verdict, said_of_a_part, the_context, verdict_of
-from loraq_sim.results.wording import rows_in, the_case
+from loraq_sim.results.wording import cases_of, rows_in, the_case
 from loraq_sim.sweeps.plan_file import SweepSettings
 from loraq_sim.version import __version__
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from loraq_sim.dumps import LayerDump
     from loraq_sim.explain import Explanation
     from loraq_sim.recipe import Recipe
-    from loraq_sim.reporting.report_data import ReportData
     from loraq_sim.sweeps.plan import ComposedSweep
     from loraq_sim.sweeps.progress import OnEvent, SweepEvent
     from loraq_sim.sweeps.run import SweepOutcome
@@ -74,7 +73,6 @@ class Study:
         runs: Sequence[dict[str, Any]] = (),
         *,
         path: Path | None = None,
-        layers: Sequence[str] = (),
         notes: Sequence[str] = (),
         outcome: "SweepOutcome | None" = None,
         footer: Mapping[str, Any] | None = None,
@@ -85,7 +83,6 @@ class Study:
         self.notes = tuple(notes)
         self.outcome = outcome
         self._runs = list(runs)
-        self._layers = tuple(layers) or tuple(dict.fromkeys(row["layer"] for row in rows))
         self._footer = dict(footer or {})
         self._missing = list(missing)
 
@@ -107,7 +104,6 @@ class Study:
             rows,
             store.provenance(),
             path=store.path,
-            layers=composed.layers,
             notes=composed.notes,
             outcome=outcome,
             missing=[{name: labels.get(name) for name in IDENTITY} for labels in left],
@@ -149,10 +145,7 @@ class Study:
 
     @property
     def partial(self) -> str:
-        """What was planned and has no row yet, in words, as the verdict says it; empty if nothing.
-
-        After Ctrl-C, in shards and in stores that others are still writing.
-        """
+        """What was planned and has no row yet, in words, as the verdict says it; empty if none."""
         return partial_text(len(self._rows), self._missing, is_kept=self.path is not None)
 
     def verdict(self) -> Verdict:
@@ -162,7 +155,7 @@ class Study:
     @cached_property
     def _sums(self) -> list[Row]:
         check_possible(self._rows, self.path or "study")
-        return model_totals(self._rows, layers=self._layers, missing=self._missing)
+        return model_totals(self._rows, missing=self._missing)
 
     @cached_property
     def _verdict(self) -> Verdict:
@@ -215,11 +208,10 @@ class Study:
             told = f"; {first_failure(self._rows)}".rstrip("; ")
             raise InputError(f"there is nothing to draw: no split has an error and a cost{told}")
         costs = [verdict.area or verdict.cost, verdict.cost if verdict.area else "weight_bytes"]
-        costs = list(dict.fromkeys(costs))
         dumps = dict.fromkeys(str(row.get("dump")) for row in self._rows)
         figure = pareto_figure(
             self.totals,
-            x=costs if len(verdict.on) == 1 else verdict.cost,
+            x=list(dict.fromkeys(costs)) if len(verdict.on) == 1 else verdict.cost,
             y=verdict.error,
             model=", ".join(dumps),
             layers=len({row["layer"] for row in self._rows}),
@@ -235,34 +227,36 @@ class Study:
 
         `quantity` is the error that the verdict is read from, or another that the page offers.
         """
-        from loraq_sim.reporting.figures import shown_in_notebooks
         from loraq_sim.reporting.layer_figures import heat_map_figure
-        from loraq_sim.reporting.plot_data import plot_data
-        from loraq_sim.reporting.report_data import answers
 
         context = self._judged(accelerator)
-        drawn = plot_data(self._gathered, answers(self._gathered), ())
-        figure = heat_map_figure(drawn, context, quantity or self._verdict.error)
-        return shown_in_notebooks(figure, self._verdict.on[context].partial)
+        figure = heat_map_figure(self._drawn, context, quantity or self._verdict.error)
+        return self._shown(figure, context)
+
+    def plot_arrays(self, *, accelerator: str | None = None) -> "Figure":
+        """Of a sweep over MAC arrays: the gates of each by part, and its error against its area.
+
+        It is of the verdict's split; such a sweep has several ``acc_bits``, say, in its `datapath`.
+        """
+        from loraq_sim.reporting.machine_figures import arrays_figure
+
+        context = self._judged(accelerator)
+        figure = arrays_figure(self._drawn, context)
+        if figure is None:
+            asked = "datapath={'acc_bits': (16, 24)}"
+            raise InputError(f"the study is of one array; sweep over several, such as {asked}")
+        return self._shown(figure, context)
 
     def plot_roofline(
         self, split: str | None = None, *, accelerator: str | None = None
     ) -> "Figure":
         """Every layer under the roofs of the machine, in a split or in that of the verdict."""
-        from loraq_sim.reporting.figures import shown_in_notebooks
         from loraq_sim.reporting.machine_figures import roofline_figure
 
         context = self._judged(accelerator)
         label = split or self._verdict.on[context].label or ""
-        own = self._on(self._rows, context)
-        rows = []
-        for layer in dict.fromkeys(row["layer"] for row in own):
-            # Of a part of a sweep what there is; a split that is nowhere is refused.
-            with suppress(InputError) if self._missing else nullcontext():
-                rows.append(the_case(own, layer, label))
-        rows = rows or [the_case(own, own[0]["layer"], label)]
-        figure = roofline_figure(rows, self._machine(rows[0]["accelerator"]))
-        return shown_in_notebooks(figure, self._verdict.on[context].partial)
+        rows = cases_of(self._on(self._rows, context), label, is_partial=bool(self._missing))
+        return self._shown(roofline_figure(rows, self._machine(rows[0]["accelerator"])), context)
 
     def explain(
         self,
@@ -350,11 +344,19 @@ class Study:
         return Path(path)
 
     @cached_property
-    def _gathered(self) -> "ReportData":
+    def _drawn(self) -> dict[str, Any]:
         from loraq_sim.reporting.gather import gather
+        from loraq_sim.reporting.plot_data import plot_data
+        from loraq_sim.reporting.report_data import answers
 
         check_possible(self._rows, self.path or "study")
-        return gather(self._rows, self._runs, missing=self._missing)
+        data = gather(self._rows, self._runs, missing=self._missing)
+        return plot_data(data, answers(data), ())
+
+    def _shown(self, figure: "Figure", context: str) -> "Figure":
+        from loraq_sim.reporting.figures import shown_in_notebooks
+
+        return shown_in_notebooks(figure, self._verdict.on[context].partial)
 
     def _context(self, accelerator: str | None) -> str:
         if not self._rows:

@@ -33,8 +33,7 @@ mine
 
 # %% [markdown]
 # `hwmodels.sketch_text(mine)` is its file, with a meaning for every key, and a typo in it is an error
-# with a line. Now a denoising step of PixArt-Σ: every GEMM that a split applies to, its calls, and
-# where the time goes.
+# with a line. Now a denoising step of PixArt-Σ: where the time of all GEMMs goes that a split is for.
 
 # %%
 SPLITS = {
@@ -44,27 +43,17 @@ SPLITS = {
     "W8A8": {"main": "W8A8"},
 }
 model = hwmodels.load_model("pixart-sigma", 512)
-layers = [entry for entry in model.entries if entry.precision == "split" and entry.op == "gemm"]
-
-
-def step_ms(hw, split):
-    """Milliseconds of a step by part of the latency."""
-    parts = {}
-    for entry in layers:
-        work = hwmodels.GemmWorkload(m=entry.m, n=entry.n, k=entry.k, **SPLITS[split])
-        for part, seconds in hwmodels.estimate_cost(work, hw).parts["latency_s"].items():
-            parts[part] = parts.get(part, 0.0) + 1e3 * entry.calls * seconds
-    return parts
-
-
-times = {hw.name: pd.DataFrame({s: step_ms(hw, s) for s in SPLITS}).T for hw in (aie2, mine)}
+times = {
+    hw.name: 1e3 * pd.DataFrame({name: model.latency_parts(hw, **split)
+                                 for name, split in SPLITS.items()}).T
+    for hw in (aie2, mine)
+}  # fmt: skip
 figure, panels = plt.subplots(1, 2, figsize=(10, 3), sharex=True, sharey=True, layout="constrained")
 for axes, (name, table) in zip(panels, times.items(), strict=True):
-    shown = table.loc[:, table.sum() > 0]
-    colors = list(part_colors(shown.columns).values())
-    shown.plot.barh(stacked=True, ax=axes, color=colors, width=0.7, legend=False)
+    table.plot.barh(stacked=True, ax=axes, color=part_colors(table), width=0.7, legend=False)
     axes.set(title=name, xlabel="latency of a step (ms)")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(right=1.05 * max(table.sum(axis=1).max() for table in times.values()))
 axes.invert_yaxis()
 figure.legend(*axes.get_legend_handles_labels(), ncols=8, frameon=False, fontsize=8,
               loc="outside lower center")  # fmt: skip
@@ -82,17 +71,12 @@ KNOBS = {
 }
 SPLIT = "W4A4+W8A8r64"
 facts = {fact["key"]: fact["value"] for fact in hwmodels.describe(mine)}
-knobs = pd.DataFrame(
-    {
-        name: {
-            factor: sum(step_ms(hwmodels.with_overrides(
-                mine, {key: type(facts[key])(facts[key] * factor)}), SPLIT).values())
-            for factor in (0.5, 1, 2, 4)
-        }
-        for name, key in KNOBS.items()
-    }
-)  # fmt: skip
-knobs.index.name = "times the value"
+knobs = pd.DataFrame(index=pd.Index([0.5, 1, 2, 4], name="times the value"))
+for name, key in KNOBS.items():
+    changed = [
+        hwmodels.with_overrides(mine, {key: type(facts[key])(facts[key] * f)}) for f in knobs.index
+    ]
+    knobs[name] = [1e3 * sum(model.latency_parts(hw, **SPLITS[SPLIT]).values()) for hw in changed]
 knobs.round(1)
 
 # %% [markdown]

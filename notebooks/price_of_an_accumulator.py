@@ -14,52 +14,22 @@
 # # What does an accumulator bit cost?
 #
 # Every bit of an accumulator is a flip-flop and an adder cell beside the multipliers that feed it.
-# How much of the array that is depends on how many multipliers share it. Gate equivalents per
-# multiply-accumulate from synthesis, 8-bit operands:
+# How much of the array that is depends on how many multipliers share it. A sweep over array settings
+# makes an array of every combination: emulated on a trained layer, priced in gates from synthesis,
+# and compared at one throughput.
 
 # %%
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import pandas as pd
 from IPython.display import Markdown
 
-import hwmodels
 import loraq_sim as lq
 from loraq_sim.silicon.toggles import layer_energy
 
 ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "examples").is_dir())
-arrays = {
-    (products, bits): hwmodels.synthesized_array(
-        lq.MacArray(acc_bits=bits, products_per_add=products), a_bits=8, w_bits=8
-    )
-    for products in (1, 8)
-    for bits in (16, 20, 24, 32)
-}
-parts = ["multiplier", "tree", "accumulator"]
-gates = pd.DataFrame({place: array.parts for place, array in arrays.items()}).T[parts]
-gates.index = [
-    f"{bits} bits, {products} product{'s' * (products > 1)} an add"
-    for products, bits in gates.index
-]
-axes = gates.plot.barh(
-    stacked=True, figsize=(7.5, 3), xlabel="gate equivalents per MAC", width=0.75,
-    color=["#0072B2", "#E69F00", "#009E73"],
-)  # fmt: skip
-axes.invert_yaxis()
-axes.spines[["top", "right"]].set_visible(False)
-axes.legend(ncols=4, frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0))
-plt.show()
-
-# %% [markdown]
-# One product an add: the accumulator is nearly half of the column. Eight: it is shared, and the tree
-# takes its place. Now the same arrays on a trained layer. A sweep over array settings makes an array
-# of every combination: emulated, priced, and compared at one throughput.
-
-# %%
-LAYER = "transformer_blocks.0.attn1.to_q"
+DUMP, LAYER = ROOT / "examples" / "tiny_pixart.pt", "transformer_blocks.0.attn1.to_q"
 study = lq.sweep(
-    ROOT / "examples" / "tiny_pixart.pt", hw="aie2", layers=LAYER, splits=["W8A8"], tokens=16,
+    DUMP, hw="aie2", layers=LAYER, splits=["W8A8"], tokens=16,
     datapath={
         "acc_bits": (14, 16, 17, 18, 20, 24, 32),
         "products_per_add": (1, 8),
@@ -68,22 +38,24 @@ study = lq.sweep(
 )  # fmt: skip
 study.verdict()
 
+# %%
+study.plot_arrays()
+
 # %% [markdown]
-# The error in percent by width, products an add and what an overflow does:
+# One product an add: the accumulator is nearly half of the column. Eight: it is shared, and the tree
+# takes its place. The error in percent by width, products an add and what an overflow does:
 
 # %%
 rows = study.df
-errors = 100 * rows.pivot_table(
-    "output_error", "acc_bits", ["products_per_add", "overflow"], observed=True
-)
+by_array = ["products_per_add", "overflow"]
+errors = 100 * rows.pivot_table("output_error", "acc_bits", by_array, observed=True)
 errors.style.format("{:.3g}")
 
 # %% [markdown]
 # Energy follows toggles, and operands of trained layers are mostly small. Against random ones:
 
 # %%
-layer = lq.read_layer_dump(ROOT / "examples" / "tiny_pixart.pt")[LAYER]
-mac = lq.MacArray(acc_bits=24, products_per_add=8)
+layer, mac = lq.read_layer_dump(DUMP)[LAYER], lq.MacArray(acc_bits=24, products_per_add=8)
 energy = {
     text: layer_energy(layer, lq.parse_split(text), mac, node_nm=7, cycles=2048)
     for text in ("W4A4", "W8A8")
@@ -96,7 +68,7 @@ ratio
 
 # %%
 least = rows[rows["overflow_count"] == 0].sort_values("area_ge").iloc[0]
-size = {place: array.area_ge for place, array in arrays.items()}
+size = rows.groupby(["products_per_add", "acc_bits"])["area_ge"].min()
 Markdown(f"""
 - From 32 to 20 bits saves **{1 - size[1, 20] / size[1, 32]:.0%} of the column** with one product an
   add and {1 - size[8, 20] / size[8, 32]:.0%} with eight. A tree of eight saves

@@ -23,6 +23,7 @@ from loraq_sim.results.columns import choose_unit, column_for, format_numbers, i
 from loraq_sim.results.rows import AnyRow, Row
 
 __all__ = [
+    "cases_of",
     "clock_text",
     "comparison",
     "context_of",
@@ -321,6 +322,20 @@ def the_case(rows: Sequence[AnyRow], layer: str, split: str, missing: Sequence[A
         several = f"{split} has several cases: {listing([row['label'] for row in found])}"
         raise InputError(several if found else told)
     return found[0]
+
+
+def cases_of(rows: Sequence[AnyRow], split: str, *, is_partial: bool) -> list[Row]:
+    """The row of each layer in one split (`the_case`); of a partial sweep those that are there."""
+    layers = list(dict.fromkeys(str(row["layer"]) for row in rows))
+    found = []
+    for layer in layers:
+        try:
+            found.append(the_case(rows, layer, split))
+        except InputError:
+            # A split that no layer has is refused.
+            if not is_partial or (not found and layer == layers[-1]):
+                raise
+    return found
 
 
 def _case(row: AnyRow) -> tuple:

@@ -11,6 +11,8 @@ from hwmodels import (
     validate_elementwise,
 )
 from hwmodels.inventory import WORKS, InventoryEntry, product_cost
+from loraq_sim.machine import model_step
+from loraq_sim.split import parse_split
 
 # MACs of one denoising step: linear and convolution layers, attention products.
 PUBLISHED = {
@@ -137,3 +139,15 @@ def test_narrow_attention_is_named_by_its_formats():
     assert by_name.parts["compute"] < 0.6 * wide.parts["compute"]
     same = product_cost(entry, hw, qk="W8A8", pv="W8A8", element="mxfp")
     assert product_cost(entry, hw, qk="fp8", pv="fp8") == same
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "wan2.1-1.3b"])
+def test_parts_of_a_step_are_those_of_the_step_that_is_priced_whole(name):
+    """The step of `cost --model`, which sums rows of kinds; one of them has two calls a step."""
+    hw, split = load_accelerator("aie2"), parse_split("W4A4+W8A8r64")
+    rows = model_step(name, split, hw, resolution=512).rows
+    layers = [row for row in rows if row["precision"] == split.text]
+    parts = load_model(name, 512).latency_parts(hw, main="W4A4", branch="W8A8", rank=64)
+    assert layers
+    assert sum(parts.values()) == pytest.approx(sum(row["latency_s"] for row in layers), rel=1e-9)
+    assert min(parts.values()) >= 0

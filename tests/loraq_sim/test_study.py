@@ -556,6 +556,25 @@ def test_one_of_several_accelerators_is_named(tmp_path):
 
 
 @pytest.mark.pictures
+def test_arrays_of_a_sweep_are_drawn_with_their_gates(study):
+    with pytest.raises(
+        lq.InputError, match=r"is of one array; sweep over several, such as datapath"
+    ):
+        study.plot_arrays()
+    arrays = {"acc_bits": (16, 20, 32), "overflow": "wrap"}
+    settings = {"layers": SETTINGS["layers"][:1], "tokens": 4, "jobs": 0, "datapath": arrays}
+    found = lq.sweep("examples/tiny_pixart.pt", "aie2", splits=["W8A8"], **settings)
+    bars, errors = found.plot_arrays().axes
+    assert [label.get_text().split()[2] for label in bars.get_yticklabels()] == ["16", "20", "32"]
+    ends = [0.0, 0.0, 0.0]
+    for patch in bars.patches:
+        place = round(patch.get_y() + patch.get_height() / 2)
+        ends[place] = max(ends[place], patch.get_x() + patch.get_width())
+    assert ends == pytest.approx(sorted(found.df["area_ge"]), rel=1e-6)
+    assert errors.get_ylabel() == "Error (%)"
+
+
+@pytest.mark.pictures
 def test_pictures_of_layers_and_roofs_show_every_layer(study):
     layers = study.plot_layers()
     texts = [label.get_text() for label in layers.axes[0].get_xticklabels()]
