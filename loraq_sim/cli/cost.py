@@ -111,7 +111,7 @@ Sets = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change one value of the accelerator file, by the key that hw show prints "
-        "(memories.l2.capacity_bytes=1048576); repeatable.",
+        "(units.clock_hz=1.2e9); repeatable.",
         show_default=False,
     ),
 ]

@@ -391,8 +391,8 @@ ArrayPoints = Annotated[
     typer.Option(
         "--array-grid",
         metavar="KEY=VALUE,...",
-        help="Arrays, each emulated and priced from gates: acc_bits=14..32,products_per_add=1,4,8,"
-        "overflow=wrap,saturate; also accumulators, tree_bits, tree_overflow.",
+        help="Arrays, each emulated and priced from gates: acc_bits=14..32 with the keys "
+        "products_per_add, overflow, accumulators, tree_bits, tree_overflow behind commas.",
         show_default=False,
     ),
 ]

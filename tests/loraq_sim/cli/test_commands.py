@@ -226,12 +226,19 @@ def commands(group=app, path=()):
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
-def test_every_command_has_help_with_examples_and_is_in_the_readme(run, request, words):
+def test_every_command_has_help_with_examples_and_is_in_the_readme(
+    run, request, words, monkeypatch
+):
     result = run(*words, "--help")
     assert result.exit_code == 0
     assert f"loraq-sim {' '.join(words)}" in result.stdout.split("Examples")[1]
     readme = (request.config.rootpath / "README.md").read_text()
     assert f"loraq-sim {' '.join(words)}" in readme
+    # A terminal of 80 columns has all of it, too: nothing is cut.
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = run(*words, "--help").stdout
+    assert "\u2026" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
