@@ -46,7 +46,7 @@ SUBCATEGORIES = (
     *("face-costume", "cat-face", "monkey-face", "heart", "plant-flower", "food-fruit"),
 )
 SIZE, CAPTION_TOKENS, WORD_WIDTH = 32, 10, 64
-# What is learned unless --all is given, and drawn: few enough for an hour of one core.
+# What is learned unless --all is given, and drawn: few enough for half an hour of one core.
 SHOWN = (
     *("grinning face", "smiling face with sunglasses", "cat face"),
     *("fox face", "panda face", "frog face"),
@@ -315,7 +315,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=256, help="a multiple of 64")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--patch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=2250)
     parser.add_argument("--cooldown", type=int, default=500, help="last steps, of a falling rate")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate")

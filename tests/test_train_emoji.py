@@ -104,6 +104,19 @@ def test_a_run_in_two_parts_is_the_run_in_one(script, tmp_path):
     assert cut[4]["cpu_seconds"] >= cut[2]["cpu_seconds"]
 
 
+def test_the_bundled_checkpoint_is_of_the_command_without_options(script, monkeypatch):
+    kept = json.loads((EXAMPLES / "emoji" / "training.json").read_text())
+    monkeypatch.setattr(sys, "argv", ["train", "--out", "anywhere"])
+    plain = {k: v for k, v in vars(script._options()).items() if not isinstance(v, Path | None)}
+    assert kept["options"] == plain
+    assert kept["log"][-1]["step"] == plain["steps"]
+    captions = (EXAMPLES / "emoji" / "captions.txt").read_text().splitlines()
+    assert captions == list(script.SHOWN)
+    page = (EXAMPLES / "emoji" / "README.md").read_text()
+    for row in kept["log"]:
+        assert f"| {row['step']:,} | {row['loss']:.3f} | {row['cpu_seconds'] / 60:.1f} |" in page
+
+
 def test_pictures_stand_on_white_and_have_all_their_names(script):
     pictures, captions = script.read_emoji(script.file.read_bytes(), True)
     # In the order of the package's keyboard; neither flags nor what has no picture.

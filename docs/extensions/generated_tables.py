@@ -270,6 +270,14 @@ def _benchmark_link(argument: str) -> str:
     return f"The tables are in [{_title(path)}]({'../' * int(levels or 2)}benchmarks/{name}.md)."
 
 
+def _benchmark_tables(argument: str) -> str:
+    """The tables of one section of a page of `benchmarks/`."""
+    name, section = argument.split()
+    body = _benchmark(name).split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
+    tables = [p for p in body.strip().split("\n\n") if p.startswith("|")]
+    return "\n\n".join(tables)
+
+
 def _other_benchmark_links(placed: str) -> str:
     found = sorted((_ROOT / "benchmarks").glob("*.md"))
     return "\n".join(
@@ -338,6 +346,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "plan_keys": _plan_keys,
     "glossary": _glossary,
     "benchmark": _benchmark_link,
+    "benchmark_tables": _benchmark_tables,
     "other_benchmarks": _other_benchmark_links,
     "api": api,
     "api_more": api_more,

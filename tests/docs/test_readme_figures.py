@@ -64,3 +64,17 @@ def test_latency_accuracy_is_that_of_the_cost_model():
     mean = sum(device["rows"] * device["mean_error"] for device in summary) / n_rows
     found = [round(100 * error) for error in (mean, means[0], means[-1], worst)]
     assert quoted(f"latency against {n_rows} measured GEMMs") == found
+
+
+def test_pictures_are_as_measured():
+    rows = rows_of("image_pictures")
+    # Emoji come first: by variant, and by the two that a gain is between.
+    found = {row[0]: row for row in reversed(rows)}
+    ours, theirs = found["W4A4 LoRaQ, grid chosen"], found["W4A4 SVDQuant"]
+    gain = found["W4A4 LoRaQ, grid chosen, over W4A4 SVDQuant"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = " ".join(readme.split("## What it does to pictures")[1].split("\n## ")[0].split())
+    assert f"stay {float(ours[3]):.1f} dB from full precision" in text
+    assert f"stays {float(theirs[3]):.1f}:" in text
+    assert f"{float(gain[1]):.1f} dB more, standard error {float(gain[2]):.1f}, every" in text
+    assert gain[3] == "100%"
