@@ -21,9 +21,10 @@ from loraq_sim.errors import InputError
 from loraq_sim.files import refuse_existing
 from loraq_sim.metrics import DEFAULT_AGGREGATE
 from loraq_sim.reporting.tables import front_table, result_table
+from loraq_sim.results.cards import first_failure
 from loraq_sim.results.columns import column_for, parse_limits
 from loraq_sim.results.planned import unfinished
-from loraq_sim.results.rows import IDENTITY
+from loraq_sim.results.rows import EVALUATED, IDENTITY
 
 if TYPE_CHECKING:
     from loraq_sim.results.rows import Row, StoredRow
@@ -159,6 +160,8 @@ def pareto_command(
         _draw(_marked(candidates, front), goals[0], verdict, figure, force=force)
     if best:
         best = with_latency_bounds(best, by=keys)
+    if not any(row.get("status") in EVALUATED for row in rows):
+        note(f"error: {first_failure(rows)}")
     more = {"unfinished": unfinished(len(rows), missing)}
     more |= {"verdict": verdict.as_dict()} if verdict else {}
     _print(front, best, limits, grouping, goals, verdict, more, output)

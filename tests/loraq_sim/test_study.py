@@ -539,6 +539,10 @@ def test_an_empty_store_has_no_front(tmp_path):
     done = CliRunner().invoke(app, ["pareto", str(tmp_path)])
     assert (done.exit_code, done.stdout) == (2, "")
     assert "holds no row yet; run loraq-sim sweep into it first" in done.stderr
+    with ResultStore.open(tmp_path / "results.sqlite", create=True) as store:
+        store.add_all({row["layer"]: row for row in FAILED})
+    done = CliRunner().invoke(app, ["pareto", str(tmp_path)])
+    assert "error: 2 of 2 cases failed, the first W4A4+W8A8r99 in a: rank 99" in done.stderr
 
 
 def test_one_of_several_accelerators_is_named(tmp_path):
