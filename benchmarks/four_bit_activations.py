@@ -81,6 +81,7 @@ METHODS = {
     "u auto, W4A8, finish": ("W4A4u+W4A8", {"condition": "auto", "finish": "data"}),
     "A8 published": ("W4A8+W16A16", {"method": "svdquant_published"}),
     "A8 loraq": ("W4A8+W8A8", {}),
+    "A8 loraq, W16A16": ("W4A8+W16A16", {}),
     "A8 finish": ("W4A8+W8A8", {"finish": "data"}),
     "A8 auto, finish": ("W4A8+W8A8", {"condition": "auto", "finish": "data"}),
 }

@@ -17,8 +17,10 @@ with integers of free scale the rounding error of a group is proportional to its
 c_g is 0, or half a step towards the extreme for a grid with one more code on that side; it is
 treated as constant. -dF/dv = -amax |u|^(p-2) u (sum |u|^p)^(2/p - 1) with u = (v - c) / amax.
 
-Sums are kept in 32 lanes, which a compiler may keep in vector registers without being allowed to
-reorder a float sum (with 16, LLVM 20 unrolls the loop into scalar code, at half the speed). Adding
+Sums of a descent are taken in whatever order is quickest, too: the products that it is made of are
+no more reproducible from processor to processor. Those that decide about what is stored are kept in
+32 lanes, which a compiler may keep in vector registers without being allowed to reorder a float sum
+(with 16, LLVM 20 unrolls the loop into scalar code, at half the speed). Adding
 and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest integer, ties
 to even.
 """
@@ -212,7 +214,7 @@ def round_residual(weight, product, group, ends, fresh, is_power, steps, scales)
                 if len(ends) == 0:
                     trial = _error_e2m1(v, n, scale, lanes)
                 else:
-                    trial = _group_error(v, n, scale, lo, hi, lanes)
+                    trial = _quick_error(v[:n], scale, lo, hi)
                 if trial < error:
                     best, error = scale, trial
             scales[i, g] = best
@@ -296,45 +298,63 @@ def range_direction(weight, product, group, doublings, offset):
     offset : float32
         Shift of the center towards the extreme, as a share of the range of the group.
     """
-    v, power = np.empty(group, np.float32), np.empty(group, np.float32)
-    lanes = np.empty(_LANES, np.float32)
-    k, exponent = weight.shape[1], 2.0 / 2.0**doublings - 1.0
+    zero, k = np.float32(0), weight.shape[1]
+    count = -(-k // group)
+    v, power, base = np.empty(k, np.float32), np.empty(k, np.float32), np.empty(k, np.float32)
+    # Of each group; divisions and roots of a row in a loop of their own do not wait for each other.
+    centers, sizes = np.empty(count, np.float32), np.empty(count, np.float32)
     for i in range(weight.shape[0]):
-        for start in range(0, k, group):
-            n = smaller(start + group, k) - start
-            top, bottom = np.float32(0), np.float32(0)
-            for j in range(n):
-                x = weight[i, start + j] - product[i, start + j]
-                v[j] = x
+        for g in range(count):
+            # Views, of which a compiler sees that no index is negative.
+            start, stop = g * group, smaller(g * group + group, k)
+            w, p, rest = weight[i, start:stop], product[i, start:stop], v[start:stop]
+            top, bottom = zero, zero
+            for j in range(w.size):
+                x = w[j] - p[j]
+                rest[j] = x
                 top, bottom = larger(top, x), smaller(bottom, x)
-            if top == bottom:
-                for j in range(n):
-                    product[i, start + j] = np.float32(0)
-                continue
             center = offset * (top - bottom)
             if top < -bottom:
                 center = -center
-            amax = larger(top - center, center - bottom)
-            inverse = np.float32(1) / amax
-            for j in range(n):
-                u = (v[j] - center) * inverse
-                power[j] = larger(u * u, _FLOOR)
+            centers[g] = center
+            sizes[g] = larger(top - center, center - bottom)
+        for g in range(count):
+            # All zero: nothing to flatten, and the direction comes out as zero.
+            sizes[g] = np.float32(1) / sizes[g] if sizes[g] != zero else zero
+        for g in range(count):
+            start, stop = g * group, smaller(g * group + group, k)
+            rest, square, high = v[start:stop], base[start:stop], power[start:stop]
+            center, inverse = centers[g], sizes[g]
+            for j in range(rest.size):
+                rest[j] -= center
+                u = rest[j] * inverse
+                square[j] = larger(u * u, _FLOOR)
+                high[j] = square[j]
+            # u**2, u**6, u**14, u**30: no division by u**2 afterwards.
+            for _ in range(doublings - 2):
+                for j in range(rest.size):
+                    high[j] = high[j] * high[j] * square[j]
+            sizes[g] = _dot(high, square)
+        for g in range(count):
+            root = np.float64(sizes[g])
             for _ in range(doublings - 1):
-                for j in range(n):
-                    power[j] = power[j] * power[j]
-            for lane in range(_LANES):
-                lanes[lane] = np.float32(0)
-            full = n & ~(_LANES - 1)
-            for j in range(0, full, _LANES):
-                for lane in range(_LANES):
-                    lanes[lane] += power[j + lane]
-            total = np.float32(0)
-            for lane in range(_LANES):
-                total += lanes[lane]
-            for j in range(full, n):
-                total += power[j]
-            factor = np.float32(total**exponent)
-            for j in range(n):
-                shifted = v[j] - center
-                u = shifted * inverse
-                product[i, start + j] = shifted * (power[j] / larger(u * u, _FLOOR)) * factor
+                root = np.sqrt(root)
+            sizes[g] = np.float32(root / sizes[g])
+        for g in range(count):
+            start, stop = g * group, smaller(g * group + group, k)
+            p, rest, high, factor = (
+                product[i, start:stop],
+                v[start:stop],
+                power[start:stop],
+                sizes[g],
+            )
+            for j in range(p.size):
+                p[j] = rest[j] * high[j] * factor
+
+
+@njit(fastmath={"reassoc", "nnan"})
+def _dot(a, b):
+    total = np.float32(0)
+    for j in range(a.size):
+        total += a[j] * b[j]
+    return total

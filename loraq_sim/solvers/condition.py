@@ -223,13 +223,16 @@ def _best(
     seen, unseen = rows[~left_out], rows[left_out]
     choices: list[Condition] = []
     errors: list[tuple[float, float]] = []
-    for of_seen, of_all in zip(
-        smoothings or trial.smoothings(seen), smoothings or trial.smoothings(rows), strict=True
+    given = [(each, False) for each in smoothings or ()]
+    for (of_seen, is_for_rest), (of_all, _) in zip(
+        given or trial.smoothings(seen), given or trial.smoothings(rows), strict=True
     ):
         factors = smoothing_vector(of_seen, weight, seen)
         for turn in rotations:
             choices += [Condition(turn, of_all, grid) for grid in trial.grids]
-            errors += trial.errors(seen, unseen, factors, turn)
+            found = trial.errors(seen, unseen, factors, turn)
+            # Without a residual input, the choice is that of a layer that may not have one.
+            errors += [(np.inf, either) for _, either in found] if is_for_rest else found
     plain, either = (_clearly_least(each) for each in zip(*errors, strict=True))
     return [choices[i] for i in dict.fromkeys((plain, either))]
 
@@ -282,20 +285,23 @@ class _Trial:
             return 0
         return min(self.rank // _PART_TRIED, n_rows, self.weight.shape[1])
 
-    def smoothings(self, x: NDArray[np.float32]) -> list[Smooth]:
-        """The smoothings to compare, made of rows `x`; the plainest first."""
+    def smoothings(self, x: NDArray[np.float32]) -> list[tuple[Smooth, bool]]:
+        """The smoothings to compare, made of rows `x`, the plainest first.
+
+        With each whether it is one for what a residual input leaves.
+        """
         # Of few rows, directions take most: what is left of them is not what is left of others.
         rank, spent = self.rank, min(self._spent(len(x)), len(x) // _PART_TRIED)
         if not self.formats.into_main[0].element.is_integer:
             # Floats lose of each value a share of its own: there is no range to be balanced.
             rank = spent = 0
         return [
-            None,
+            (None, False),
             *(
-                _smoothing_of_the_rest(self.weight, x, rank, each)
+                (_smoothing_of_the_rest(self.weight, x, rank, each), each > 0)
                 for each in dict.fromkeys((0, spent))
             ),
-            power_smoothing(0.5, 0.5, self.weight, x),
+            (power_smoothing(0.5, 0.5, self.weight, x), False),
         ]
 
     def errors(

@@ -19,11 +19,13 @@ the stages are ours). From L R = SVD_r(W):
    from it, and LoftQ goes on from it.
 
 Every preset runs those below it too and returns the best, so that a longer search is never worse:
-it flattens on from where the shorter one stopped, so that one costs its refining and its end only.
+it flattens on from where the shorter one stopped, so that one costs its refining only, and its end
+where that may be the better one.
 
-Float main grids skip stage 1, whose premise they lack, and conditioned solves for four-bit inputs
-where it does not pay (`solve`): rounding those makes most of the error, in proportion to the size
-of W - L R, which stage 1 enlarges; output errors are 2 % smaller without it, with a finish 3 %.
+Float main grids skip stage 1, whose premise they lack. Where inputs have four bits, rounding them
+makes most of the error, in proportion to the size of W - L R, which both descents enlarge:
+conditioned solves for such inputs descend on that size as well (``Problem.holds``). With data-free
+conditions, output errors are 2 to 7 % lower than without, or than without stage 1.
 Stages 1 and 2 run on the device of the problem where it knows the main grid, 3 and 4 on the CPU.
 Both are descents of one kind (`low_rank.descend`).
 """
@@ -71,6 +73,9 @@ _FLATTEN_RATE = 0.2
 _FLATTEN_DOUBLINGS = (3, 4, 5)
 # Fits of L to stored main branches with e4m3 scales: further ones gain less than 0.2 %.
 _REFITS = 3
+# How far storing moves the error of a branch that loses less than a quarter of it: up by 3 %, in
+# quadrature, and down by what a search of scales finds.
+_NEARLY = 1.05
 # A second flattening, from where a shorter one came to rest.
 _AGAIN = 0.7
 _REFINE_RATE = 0.035
@@ -129,10 +134,10 @@ def solve_loraq(problem: Problem) -> Branches:
     The best of a descent, of those of less effort, and of what needs none.
     """
     run = _Run(problem)
-    ends = _ends(run)
+    ends, least_effort = _ends(run)
     # What the least effort is compared with is the same for all presets, so that no preset misses
     # what a lower one finds.
-    least = {"end": ends[0], "start": run.start}
+    least = {"end": least_effort, "start": run.start}
     untouched = dataclasses.replace(problem, rng=run.another_rng())
     name, found = best_candidate(untouched, least)
     tried = [*ends, run.start]
@@ -145,7 +150,7 @@ def solve_loraq(problem: Problem) -> Branches:
         # starts from there keeps what rounding does well.
         passes, descent = (dataclasses.replace(problem, rng=run.another_rng()) for _ in range(2))
         other = _Run(descent, after_rounding=True)
-        after = [solve_loftq(passes), other.start, *_ends(other)]
+        after = [solve_loftq(passes), other.start, *_ends(other)[0]]
         tried += after
         trace += other.trace[1:] + [each.trace[-1] for each in after[1:]]
         trace += after[0].trace
@@ -167,19 +172,35 @@ def _efforts(effort: Effort) -> list[tuple[str, Effort]]:
     return found[::-1]
 
 
-def _ends(run: "_Run") -> list[Branches]:
-    """What each effort ends at; each flattens on from where the one below it stopped."""
-    ends: list[Branches] = []
+def _ends(run: "_Run") -> tuple[list[Branches], Branches]:
+    """What each effort ends at; each flattens on from where the one below it stopped.
+
+    The effort that was asked for comes last. What less effort came to is stored only where that may
+    be better; the second result is about no better than what the least came to.
+    """
     efforts = _efforts(run.problem.effort)
+    runs: list[_Run] = []
     flattened = 0
     for name, effort in efforts:
-        if run.grid.is_uniform and run.problem.flattens and not run.is_after_rounding:
+        if run.grid.is_uniform and not run.is_after_rounding:
             steps = effort.flatten_steps - flattened
             run.flatten(name, steps, _FLATTEN_RATE * (_AGAIN if flattened else 1.0))
             flattened = effort.flatten_steps
-        own = run if len(ends) == len(efforts) - 1 else run.fork()
-        ends.append(own.finish(name, effort))
-    return ends
+        own = run if len(runs) == len(efforts) - 1 else run.fork()
+        own.refine_first(name, effort)
+        runs.append(own)
+    *below, last = (own.store for own in runs)
+    asked = last(*efforts[-1])
+    ends = [
+        store(*effort)
+        for own, store, effort in zip(runs, below, efforts, strict=False)
+        if own.in_sight <= _NEARLY * _stored_error(asked)
+    ]
+    ends.append(asked)
+    if len(ends) == len(runs):
+        return ends, ends[0]
+    entry = dataclasses.replace(asked.trace[-1], weight_error=_NEARLY * runs[0].in_sight)
+    return ends, dataclasses.replace(asked, trace=[entry])
 
 
 class _Run:
@@ -189,6 +210,8 @@ class _Run:
         self.problem = problem
         self.is_after_rounding = after_rounding
         self.trace: Trace = []
+        # The error after refining, where storing the branch cannot make it much smaller; else 0.
+        self.in_sight = 0.0
         self._untouched_rng = copy.deepcopy(problem.rng)
         self.unit = _power_of_two_near(problem.weight)
         # What is still to be met by the main branch and the free components.
@@ -196,6 +219,7 @@ class _Run:
         self.size = float(np.linalg.norm(self.rest)) or 1.0
         self.grid = MainGrid(problem.main, self.rest.shape)
         self.device = problem.device
+        self.holds = problem.holds and self.grid.is_uniform
         carried = self.rest
         if after_rounding:
             carried = carried - quantize(carried, problem.main).dequantize()
@@ -230,8 +254,8 @@ class _Run:
         other.branch, other.trace = self._new_branch(), []
         return other
 
-    def finish(self, name: str, effort: Effort) -> Branches:
-        """Stages 2 to 4 with the steps of `effort`; `name` is that of the end in the trace."""
+    def refine_first(self, name: str, effort: Effort) -> None:
+        """Stage 2 with the steps of `effort`; `name` is that of its end in the trace."""
         plan = self._plan()
         steps, rate = effort.refine_float_steps, _REFINE_RATE_FLOAT
         if self.grid.is_uniform:
@@ -240,7 +264,14 @@ class _Run:
             self.freeze(plan.before_refining)
             self.refine(steps, rate, "refine")
         else:
+            n_before = len(self.trace)
             self._share(f"refine {name}", lambda: self.refine(steps, rate, "refine"))
+            if not plan.before_settling and len(self.trace) > n_before:
+                self.in_sight = self.trace[-1].weight_error
+
+    def store(self, name: str, effort: Effort) -> Branches:
+        """Stages 3 and 4 of the same."""
+        plan = self._plan()
         if plan.pins:
             self.pin()
             self.refine(effort.settle_steps, plan.settle_rate, "settle")
@@ -263,7 +294,7 @@ class _Run:
 
     def _flatten(self, steps: int, rate: float) -> None:
         with self.device.working():
-            directions = self.device.directions(self.rest, self.grid)
+            directions = self.device.directions(self.rest, self.grid, self.holds, self.moving)
 
             def flatten(left: Any, right: Any, step: int) -> Any:
                 doublings = _FLATTEN_DOUBLINGS[step * len(_FLATTEN_DOUBLINGS) // steps]
@@ -281,7 +312,7 @@ class _Run:
                 "%s on cpu: %s cannot round to %s", stage, self.device.name, self.grid.format
             )
         with device.working():
-            directions = device.directions(self.rest, self.grid)
+            directions = device.directions(self.rest, self.grid, self.holds, self.moving)
             self._descend(device, directions, directions.leave, steps, rate)
             norms = directions.finish()
         if not np.isfinite(self.grid.scales).all():
@@ -296,6 +327,11 @@ class _Run:
             )
             for step, norm in enumerate(itertools.takewhile(math.isfinite, norms))
         ]
+
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """Which factors a descent moves, as in `low_rank.descend`."""
+        return tuple(i for i in (0, 1) if i != self.branch.pinned)
 
     def _named(self, end: str) -> str:
         return f"{end} after lqer" if self.is_after_rounding else end
@@ -360,7 +396,8 @@ class _Run:
         Factors stay as they are where L R leaves nothing, or where the steps run away, as they may
         for weights of lower rank than the branch.
         """
-        left, right = device.put(self.left.copy()), device.put(self.right.copy())
+        # By columns: walked transposed.
+        left, right = device.put(self.left.copy(order="F")), device.put(self.right.copy())
         distance = directions.distance(left, right)
         if distance <= _NOTHING * self.size:
             return
@@ -368,21 +405,19 @@ class _Run:
             # A few outliers are all of the norm there, and are met exactly.
             distance = min(distance, _TO_ROUNDING * self.start_error * self.size)
         stride = rate * distance / math.sqrt(self.left.shape[1])
-        moving = tuple(i for i in (0, 1) if i != self.branch.pinned)
         allowed = _RUNAWAY * (_reach(self.left, self.right) + self.size * self.left.shape[1])
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                project = device.projections(self.rest.shape)
                 descend(
                     left,
                     right,
                     direction,
                     steps=steps,
                     stride=stride,
-                    moving=moving,
-                    project=project,
+                    moving=self.moving,
+                    project=directions.project,
                 )
-                left, right = device.get(left), device.get(right)
+                left, right = np.ascontiguousarray(device.get(left)), device.get(right)
                 stays = _reach(left, right) <= allowed
         except (np.linalg.LinAlgError, FloatingPointError):
             stays = False
@@ -417,5 +452,5 @@ def _reach(left: np.ndarray, right: np.ndarray) -> float:
 
 def _power_of_two_near(weight: np.ndarray) -> float:
     """The root mean square rounded down to a power of two, which scales without rounding."""
-    rms = float(np.sqrt(np.square(weight, dtype=np.float64).mean()))
+    rms = float(np.linalg.norm(weight)) / math.sqrt(weight.size)
     return 2.0 ** (math.frexp(rms)[1] - 1) if rms else 1.0

@@ -80,6 +80,11 @@ class MainGrid:
         return self._is_integer or self.is_e2m1
 
     @property
+    def is_in_rows(self) -> bool:
+        """Whether each row of a weight has groups of its own, which can be rounded alone."""
+        return self.has_kernel and not self.format.spans_rows
+
+    @property
     def is_uniform(self) -> bool:
         """Whether a smaller range of a group makes its steps smaller."""
         return self.format.element.is_integer and self._in_rows
@@ -108,8 +113,13 @@ class MainGrid:
         """`values` (N, K) as rows of scale groups, and the elements of a group."""
         return as_rows(values, self.format)
 
-    def leave(self, weight: np.ndarray, product: np.ndarray, step: int) -> float:
-        """Overwrite `product` by (W - P) - Q(W - P); returns its Frobenius norm."""
+    def leave(
+        self, weight: np.ndarray, product: np.ndarray, step: int, rows: slice = slice(None)
+    ) -> float:
+        """Overwrite `product` by (W - P) - Q(W - P); returns its Frobenius norm.
+
+        Both hold the `rows` of the whole, which is all of it where `is_in_rows` is false.
+        """
         from loraq_sim.kernels.quantize import round_residual
 
         if not self.has_kernel:
@@ -118,7 +128,7 @@ class MainGrid:
         # 0 asks for fresh scales only where there is none.
         fresh = tried.code if tried.is_fresh else np.float32(0)
         (weight, group), (product, _) = self.rows(weight), self.rows(product)
-        scales = self.scales.reshape(weight.shape[0], -1)
+        scales = self.scales[rows].reshape(weight.shape[0], -1)
         element = self.format.element
         ends = () if self.is_e2m1 else (np.float32(element.lo), np.float32(element.hi))
         how = fresh, self.is_power, tried.steps, scales

@@ -71,8 +71,8 @@ EFFORTS = {
         flatten_steps=9, refine_steps=9, refine_float_steps=18, settle_steps=5, alternations=4
     ),
     "balanced": Effort(
-        flatten_steps=36,
-        refine_steps=40,
+        flatten_steps=35,
+        refine_steps=39,
         refine_float_steps=100,
         settle_steps=20,
         alternations=12,
@@ -124,10 +124,11 @@ class Problem:
     ``activations`` (T, K) float32 are what enters the smoothed weight, for methods that use data;
     ``is_smoothed`` says that the caller chose the smoothing; ``branch_rotation`` is ``"learned"``
     where the factors are turned before they are rounded. ``device`` runs the long loops of methods
-    that know it. ``flattens`` says that `loraq` may trade the size of what the main branch rounds
-    for smaller ranges of its groups. ``into_main`` and ``into_branch`` are formats and scale rules
-    of what enters, for methods that fit to rounded inputs. ``shared`` keeps stages for other
-    problems of the same ``shared_key``, which names all else that a stage depends on.
+    that know it. ``holds`` says that `loraq` keeps what the main branch rounds small, as inputs of
+    few bits want it, at some cost in the error of the weight. ``into_main`` and ``into_branch`` are
+    formats and scale rules of what enters, for methods that fit to rounded inputs. ``shared`` keeps
+    stages for other problems of the same ``shared_key``, which names all else that a stage depends
+    on.
     """
 
     weight: np.ndarray
@@ -140,7 +141,7 @@ class Problem:
     is_smoothed: bool = False
     branch_rotation: str | None = None
     device: Device = CPU
-    flattens: bool = True
+    holds: bool = False
     into_main: tuple[Format, str] | None = None
     into_branch: tuple[Format, str] | None = None
     shared: SharedStages = field(default_factory=SharedStages)

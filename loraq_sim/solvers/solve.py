@@ -263,7 +263,7 @@ def solve(
             branch_rotation=branch_rotation,
             seed=seed,
             device=place,
-            flattens=True,
+            holds=is_coarse,
             into_main=chosen.into_main,
             into_branch=into_branch,
             shared=shared,
@@ -274,7 +274,7 @@ def solve(
             return plain
         # Shares of the rank are compared by solutions of the kind that the layer gets.
         is_open = is_coarse and feedback == AUTO
-        trial = _least_missed(plain, total, "fast", into_branch, seed)[0] if is_open else stage
+        trial = _least_missed(plain, total, "fast", into_branch)[0] if is_open else stage
         quick = functools.partial(finish_quickly, turned, (chosen.into_main, into_branch))
         total, deflation, miss = spend_on_residual_input(
             turned,
@@ -296,7 +296,7 @@ def solve(
     block, factors, turned, entering, stage, total, into_main, deflation, _ = ready
     rank = total - (0 if deflation is None else deflation.rank)
     if is_coarse:
-        _, solved = _least_missed(ready, rank, preset, into_branch, seed)
+        _, solved = _least_missed(ready, rank, preset, into_branch)
     else:
         solved = stage.branches(rank, preset, entering)
     if solved.smooth is not None:
@@ -360,7 +360,7 @@ class _Stage:
     branch_rotation: str | None
     seed: int
     device: Device
-    flattens: bool
+    holds: bool
     into_main: InputGrid
     into_branch: InputGrid
     shared: SharedStages | None
@@ -375,7 +375,7 @@ class _Stage:
         key: tuple[Hashable, ...] = ()
         if self.shared is not None:
             arrays = (array_key(array) for array in (self.weight, x) if array is not None)
-            key = (*arrays, str(self.main), preset, self.seed, self.device.name, self.flattens)
+            key = (*arrays, str(self.main), preset, self.seed, self.device.name, self.holds)
         problem = Problem(
             weight=self.weight,
             main=self.main,
@@ -387,7 +387,7 @@ class _Stage:
             is_smoothed=self.is_smoothed,
             branch_rotation=self.branch_rotation,
             device=self.device,
-            flattens=self.flattens,
+            holds=self.holds,
             into_main=self.into_main,
             into_branch=self.into_branch,
             shared=SharedStages() if self.shared is None else self.shared,
@@ -401,28 +401,26 @@ class _Stage:
 
 
 def _least_missed(
-    ready: _Prepared, rank: int, preset: str, into_branch: InputGrid, seed: int
+    ready: _Prepared, rank: int, preset: str, into_branch: InputGrid
 ) -> tuple[_Stage, Branches]:
-    """Stage and branches, or those without flattening where these serve rounded inputs better.
+    """Stage and branches, or those that do not hold what the main branch rounds small.
 
-    Flattening lowers the error of the weight and raises that of inputs, which follows the size of
-    what the main branch rounds. Without activations both are judged on white noise, of which the
-    error of a weight is the error of the output.
+    These, whose weight has the lower error, are better where rounding loses little of inputs, such
+    as a few spikes. Without activations nothing speaks for that.
     """
     x = ready.entering
+    held = ready.stage, ready.stage.branches(rank, preset, x)
     if x is None:
-        k = ready.turned.shape[1]
-        x = np.random.default_rng((seed, 2)).standard_normal((_ROWS_COMPARED, k), dtype=np.float32)
+        return held
     count = min(len(x), _ROWS_COMPARED)
-    x = x[np.arange(count) * len(x) // count]
+    rows = x[np.arange(count) * len(x) // count]
 
     def miss(solved: Branches) -> float:
-        y = simulated_output(x, dequantized(solved), None, ready.into_main, into_branch)
-        return float(np.linalg.norm(y - x @ ready.turned.T))
+        y = simulated_output(rows, dequantized(solved), None, ready.into_main, into_branch)
+        return float(np.linalg.norm(y - rows @ ready.turned.T))
 
-    stages = [dataclasses.replace(ready.stage, flattens=flattens) for flattens in (True, False)]
-    tried = [(stage, stage.branches(rank, preset, ready.entering)) for stage in stages]
-    return min(tried, key=lambda each: miss(each[1]))
+    stage = dataclasses.replace(ready.stage, holds=False)
+    return min(held, (stage, stage.branches(rank, preset, x)), key=lambda each: miss(each[1]))
 
 
 def _checked_arrays(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from loraq_sim.errors import InputError
-from loraq_sim.solvers.low_rank import Projections, project_exactly
+from loraq_sim.solvers.low_rank import HELD_REFINING, held_share, project_exactly
 from loraq_sim.solvers.main_grid import MainGrid
 
 __all__ = ["TorchDevice"]
@@ -31,8 +31,11 @@ Nearest = Callable[[torch.Tensor], torch.Tensor]
 class TorchDirections:
     """`loraq_sim.solvers.low_rank.Directions` with all arrays on `device`."""
 
-    def __init__(self, device: "TorchDevice", rest: np.ndarray, grid: MainGrid) -> None:
+    def __init__(
+        self, device: "TorchDevice", rest: np.ndarray, grid: MainGrid, holds: bool = False
+    ) -> None:
         self._device = device
+        self._holds = holds
         self._grid = grid
         rows, self._group = grid.rows(rest)
         self._shape = rest.shape
@@ -48,16 +51,28 @@ class TorchDirections:
 
     def flatten(self, left: torch.Tensor, right: torch.Tensor, doublings: int) -> torch.Tensor:
         product = self._multiply(left, right)
+        held = self._rest - self._buffer if self._holds else None
         range_direction(self._rest, self._buffer, self._group, doublings, self._grid.center_offset)
+        if held is not None:
+            sizes = (torch.linalg.vector_norm(each) for each in (self._buffer, held))
+            self._buffer.add_(held, alpha=float(held_share(*sizes)))
         return product
 
     def leave(self, left: torch.Tensor, right: torch.Tensor, step: int) -> torch.Tensor:
         product = self._multiply(left, right)
+        held = self._rest - self._buffer if self._holds else None
         square = round_residual(
             self._rest, self._buffer, self._group, self._grid, step, self._scales
         )
         self._squares.append(square)
+        if held is not None:
+            self._buffer.add_(held, alpha=HELD_REFINING)
         return product
+
+    def project(
+        self, left: torch.Tensor, right: torch.Tensor, toward: Any, moving: tuple[int, ...]
+    ) -> list[torch.Tensor]:
+        return project_exactly(left, right, toward, moving)
 
     def finish(self) -> list[float]:
         self._grid.scales = self._device.get(self._scales).reshape(self._grid.scales.shape)
@@ -84,11 +99,10 @@ def range_direction(
         v -= center
         base = (v * inverse).square_().clamp_min_(_FLOOR)
         power = base.clone()
-        for _ in range(doublings - 1):
-            power.square_()
-        total = power.sum(dim=-1, keepdim=True, dtype=torch.float32)
-        factor = total.double().pow_(2.0 / 2.0**doublings - 1.0).float()
-        power.div_(base)
+        for _ in range(doublings - 2):
+            power.square_().mul_(base)
+        total = (power * base).sum(dim=-1, keepdim=True, dtype=torch.float32).double()
+        factor = total.pow(0.5 ** (doublings - 1)).div_(total).float()
         p.copy_(v.mul_(power).mul_(factor))
 
 
@@ -246,14 +260,17 @@ class TorchDevice:
     def orthonormal(self, columns: torch.Tensor) -> torch.Tensor:
         return torch.linalg.qr(columns)[0]
 
-    def projections(self, shape: tuple[int, ...]) -> Projections:
-        return project_exactly
-
     def can_round_to(self, grid: MainGrid) -> bool:
         return grid.has_kernel
 
-    def directions(self, rest: np.ndarray, grid: MainGrid) -> TorchDirections:
-        return TorchDirections(self, rest, grid)
+    def directions(
+        self,
+        rest: np.ndarray,
+        grid: MainGrid,
+        holds: bool = False,
+        moving: tuple[int, ...] = (0, 1),
+    ) -> TorchDirections:
+        return TorchDirections(self, rest, grid, holds)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,17 @@
 """Smoothing and rotation that are chosen: rules without data, comparisons with data."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import loraq_sim as lq
 from loraq_sim.conditioning import balanced_smoothing, rotate_channels
 from loraq_sim.errors import InputError
 from loraq_sim.quantizers import quantize
 from loraq_sim.solvers import solve
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def normal(*shape, seed=0):
@@ -170,18 +175,36 @@ def test_a_grid_cannot_be_chosen_by_nobody_or_of_nothing():
         solve(normal(8, 16), condition="auto", excluded=("hadamart",))
 
 
-def test_four_bit_inputs_decide_whether_ranges_are_flattened():
-    # A weight of falling spectrum: what is left of it is small only without flattening.
-    rng = np.random.default_rng(5)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_four_bit_inputs_keep_what_the_main_branch_rounds_small(is_known):
     weight = normal(96, 24) * np.linspace(3, 0.1, 24, dtype=np.float32) @ normal(24, 128, seed=1)
     weight += 0.3 * normal(96, 128, seed=2)
-    x = rng.standard_normal((400, 128)).astype(np.float32)
-    how = OPTIONS | {"activations": x[::2], "rotate": "hadamard"}
+    x = np.random.default_rng(5).standard_normal((400, 128)).astype(np.float32)
+    how = OPTIONS | {"activations": x[::2] if is_known else None, "rotate": "hadamard"}
+    how |= {"smooth": np.ones(128), "preset": "balanced"}
     both = [solve(weight, **how, condition=condition) for condition in (None, "auto")]
-    flattened, chosen = (output_error(weight, solution, x[1::2]) for solution in both)
-    assert chosen < 0.99 * flattened
-    # The error of the weight alone is what flattening is for.
+    plain, chosen = (output_error(weight, solution, x[1::2]) for solution in both)
+    assert chosen < 0.97 * plain
+    # At the cost of the weight alone, and by less that inputs are multiplied with.
     assert both[1].weight_error > both[0].weight_error
+    rounded = [np.linalg.norm(solution.main.dequantize()) for solution in both]
+    assert rounded[1] < 0.98 * rounded[0]
+    # Eight bits lose little of inputs: there the weight decides.
+    eight = how | {"main_activation": "int8/g64"}
+    same = [solve(weight, **eight, condition=condition) for condition in (None, "auto")]
+    assert same[0].main.pack() == same[1].main.pack()
+
+
+def test_a_residual_input_that_is_not_worth_it_leaves_the_other_choices_alone():
+    layer = lq.read_layer_dump(EXAMPLES / "tiny_pixart.pt")["transformer_blocks.0.attn2.to_v"]
+    how = {"activations": layer.activations[::2], "condition": "auto", "preset": "fast"}
+    how |= {"main_activation": "uint4/g64", "branch": "int4/g64", "branch_activation": "int8/g64"}
+    how |= {"budget": "fp16@4"}
+    without, may_have = (solve(layer.weight, feedback=each, **how) for each in (None, "auto"))
+    assert may_have.feedback is None
+    assert may_have.rotation == without.rotation
+    np.testing.assert_array_equal(may_have.smooth, without.smooth)
+    assert may_have.main.pack() == without.main.pack()
 
 
 def test_smoothing_balances_what_the_branch_leaves_of_integers_and_all_of_floats():

@@ -124,20 +124,24 @@ def descended(device, main, stage, steps):
     grid = grid_of(main, weight)
     with device.working():
         left, right = (device.put(factor.copy()) for factor in factors_of(weight))
-        directions = device.directions(weight, grid)
+        directions = device.directions(weight, grid, holds=stage.startswith("held"))
 
         def flatten(left, right, step):
             return directions.flatten(left, right, 3)
 
         stride = 0.05 * directions.distance(left, right) / np.sqrt(12)
-        direction = flatten if stage == "flatten" else directions.leave
+        direction = flatten if stage.endswith("flatten") else directions.leave
         descend(left, right, direction, steps=steps, stride=stride)
         norms = directions.finish()
         return device.get(left) @ device.get(right), norms, grid.scales
 
 
 @pytest.mark.parametrize(
-    ("stage", "main"), [("flatten", "int4/g48"), *(("leave", main) for main in MAINS)]
+    ("stage", "main"),
+    [
+        *(("flatten", "int4/g48"), ("held flatten", "int4/g48"), ("held leave", "int4/g48")),
+        *(("leave", main) for main in MAINS),
+    ],
 )
 def test_one_step_of_a_descent_agrees(device, stage, main):
     expected, norms, scales = descended(CPU, main, stage, 1)
