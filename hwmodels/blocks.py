@@ -200,7 +200,7 @@ class Kernel(Block):
     `fused_rate_fraction`: MAC rate of a kernel that carries a branch, over that of a plain one
     (the branch takes registers and staging buffers from the main loop).
     `start_s`: what a kernel takes once before its first and after its last MAC (prologue, drain of
-    the last tile), beside the launch.
+    the last tile), beside the dispatch.
     `overlap_fraction`: of the shorter of compute and memory time, the share that hides behind the
     longer (1: the larger counts, as with deep pipelines; 0: both add, as with one stage).
     `split_k_max`: among how many units a grid may split the depth of one output tile.

@@ -139,20 +139,24 @@ def pareto_figure(
     figure = Figure(figsize=size, dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     style = _style(drawn)
-    panels = [(name, key) for name in groups for key in xs]
+    panels, n_bars = [(name, key) for name in groups for key in xs], 0
     for (name, key), place in zip(panels, places, strict=False):
         axes = figure.add_axes(place)
         members = groups[name]
         own = verdict.on.get(name, verdict)
         best = _best_of(members, own) if len(members) > 1 else None
-        draw_panel(axes, members, x=key, y=y, style=style, use_marks=key == xs[0], best=best)
+        n_bars += draw_panel(
+            axes, members, x=key, y=y, style=style, use_marks=key == xs[0], best=best
+        )
         if len(groups) > 1:
             panel_title(axes, name, own.headline if key == xs[0] else "")
     if drawn:
         draw_legend(figure, style, left=size[0] - _RIGHT + 0.2)
     facts = subtitle(drawn or rows, model, layers, groups)
-    if any(key == "latency_s" for _, key in panels):
+    if n_bars:
         facts += "  ·  bars: how far the latency model may be off"
+    elif "latency_s" in xs and any(row.get("accelerator") for row in drawn):
+        facts += "  ·  the latency model may be off by more than is shown"
     draw_heading(figure, title or verdict.headline, facts)
     draw_footer(figure, provenance or {}, n_left_out=len(rows) - len(drawn))
     mark_partial(figure, verdict.partial)

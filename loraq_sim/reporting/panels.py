@@ -70,8 +70,8 @@ def draw_panel(
     style: PanelStyle,
     use_marks: bool = True,
     best: str | None = None,
-) -> None:
-    """Draw points, front, ticks and labels of one panel.
+) -> int:
+    """Draw points, front, ticks and labels of one panel; how many bars of latencies it has.
 
     Parameters
     ----------
@@ -101,6 +101,7 @@ def draw_panel(
     bars = _draw_bars(axes, rows, points, emphasized, best) if x == "latency_s" else []
     _draw_points(axes, rows, points, emphasized, style)
     _draw_labels(axes, rows, points, emphasized, edge, bars, style, best)
+    return len(bars)
 
 
 def _draw_bars(
@@ -121,6 +122,8 @@ def _draw_bars(
     # Bars of a quarter of the panel say the same at every point: one of them is enough.
     if any(ends[1][0] - ends[0][0] > 0.25 * (right - left) for _, ends in bars):
         bars = [(is_best, ends) for is_best, ends in bars if is_best]
+    # One from edge to edge reads like a line of the plot.
+    bars = [(b, ends) for b, ends in bars if ends[0][0] > left or ends[1][0] < right]
     for _, ends in bars:
         (low, y), (high, _) = ends
         axes.hlines(y, low, high, color=BAR, linewidth=1.1, zorder=2.6)

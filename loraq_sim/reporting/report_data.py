@@ -240,7 +240,7 @@ PART_NAMES = {
     "branch_up": "branch, P L\u1d40",
     "combine": "group scaling",
     "tile": "tile overhead",
-    "stall": "memory wait",
+    "stall": "stall",
     "fill": "pipeline fill",
     "dispatch": "dispatch",
     "mac_main": "MACs, main branch",

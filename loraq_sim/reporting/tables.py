@@ -62,6 +62,7 @@ _NAMES_LISTED = 4
 _PROSE_WIDTH = 60
 _PHRASE_WIDTH = 28
 _NARROWEST = 8
+_TIME_WIDTH = 6
 _LEFT_OFF = "..."
 # What a narrow terminal leaves out, the first before the others; then what is not kept, from the
 # right. Names, and what is decided by, are kept and break into lines if need be.
@@ -212,6 +213,8 @@ class ResultTable:
             unit, column_cells = cells(column, self.rows)
             words = ["*"] if column.quantity == "mark" else [*column.heading.split(), unit]
             longest = max(map(cell_len, [*words, *column_cells]))
+            # A time has other digits each time: the table is of one shape all the same.
+            longest = max(longest, _TIME_WIDTH) if column.key == "seconds" else longest
             is_phrase = _is_phrase(column_cells)
             widths[column.key] = min(longest, _PHRASE_WIDTH) if is_phrase else longest
         return widths

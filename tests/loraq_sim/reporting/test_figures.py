@@ -102,6 +102,12 @@ def test_bars_say_how_far_the_latency_model_may_be_off(rows):
     assert not any(isinstance(drawn, LineCollection) for drawn in memory.collections)
     assert "bars: how far the latency model may be off" in texts_of(figure)[1]
     assert "bars" not in texts_of(pareto_figure(rows, x="weight_bytes"))[1]
+    # Where all latencies are within what the model may be off, a bar would be a line from edge to
+    # edge: none is drawn, and it is said.
+    near = [row | {"latency_s": 0.05 + 1e-4 * i} for i, row in enumerate(rows)]
+    narrow = pareto_figure(mark_by_hand(near))
+    assert not any(isinstance(drawn, LineCollection) for drawn in narrow.axes[0].collections)
+    assert texts_of(narrow)[1].endswith("the latency model may be off by more than is shown")
 
 
 def test_given_title_wins(rows):

@@ -301,6 +301,10 @@ def test_a_phone_in_the_dark_scrolls_down_only_and_paper_is_light(page_text, ope
     page = open_page(page_text, viewport={"width": 360, "height": 740}, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(COVERED) == []
+    # A tablet: images of errors stand side by side, their labels within the page.
+    page.set_viewport_size({"width": 820, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 820
+    page.set_viewport_size({"width": 360, "height": 740})
     assert brightness(color_of(page, "body", "backgroundColor")) < 150
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     page.keyboard.press("Tab")

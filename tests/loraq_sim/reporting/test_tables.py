@@ -320,6 +320,17 @@ def test_a_narrow_terminal_loses_nothing_of_a_single_row():
     assert "energy 3.25 mJ" in narrow.split("beside the table: ")[1]
 
 
+def test_a_table_with_run_times_is_of_one_shape_however_long_they_took():
+    def shape(times):
+        rows = [
+            {"layer": f"a.{i}", "split": "W4A4", "output_error": 0.1 * (i + 1), "seconds": taken}
+            for i, taken in enumerate(times)
+        ]
+        return [len(drawn(result_table(rows), width)) for width in range(24, 60)]
+
+    assert shape((0.0784, 0.0886)) == shape((0.164, 0.861)) == shape((5.65, 3.13))
+
+
 def test_a_layer_that_all_rows_are_of_is_said_once_where_there_is_no_room():
     rows = [
         {"layer": "transformer_blocks.3.ff.net.2", "step": 40 * i, "rms": 0.2 + 0.01 * i}
