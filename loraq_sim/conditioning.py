@@ -76,12 +76,26 @@ def _smoothquant(alpha: float, weight: np.ndarray, activations: np.ndarray | Non
     return power_smoothing(alpha, 1.0 - alpha, weight, activations)
 
 
+# Of the median channel's size: as quiet as a channel may be taken to be.
+_QUIETEST = 0.3
+
+
 def power_smoothing(
-    alpha: float, beta: float, weight: np.ndarray, activations: np.ndarray
+    alpha: float,
+    beta: float,
+    weight: np.ndarray,
+    activations: np.ndarray,
+    *,
+    trust_quiet: bool = True,
 ) -> np.ndarray:
-    """max|x|^alpha / max|w|^beta of each channel, (K,), of geometric mean 1, float16 values."""
+    """max|x|^alpha / max|w|^beta of each channel, (K,), of geometric mean 1, float16 values.
+
+    Without `trust_quiet` as `balanced_smoothing` takes channels that were quiet in all rows.
+    """
     tiny = np.float32(1e-5)
     x_max = np.maximum(np.abs(activations).max(axis=0), tiny).astype(np.float64)
+    if not trust_quiet:
+        x_max = _not_quiet(x_max)
     w_max = np.maximum(np.abs(weight).max(axis=0), tiny).astype(np.float64)
     return _stored_factors(alpha * np.log(x_max) - beta * np.log(w_max))
 
@@ -99,6 +113,10 @@ def balanced_smoothing(weight: np.ndarray, activations: np.ndarray) -> np.ndarra
     group shares out what is loud, the rounding errors of X and W follow the sums of (x_k / s_k)^2
     and (w_k s_k)^2 over its channels, and these factors make the product of the two least.
 
+    No channel is taken to be quieter than 0.3 of the median one: what an activation function kept
+    near zero in all rows seen is loud in some others, and would be amplified there a thousand
+    times. Where quiet ones stay quiet it costs nothing.
+
     Parameters
     ----------
     weight : ndarray of shape (N, K), float32
@@ -106,10 +124,14 @@ def balanced_smoothing(weight: np.ndarray, activations: np.ndarray) -> np.ndarra
     """
     tiny = 1e-10
     x, w = (
-        np.maximum(np.square(values, dtype=np.float64).mean(axis=0), tiny * tiny)
+        np.sqrt(np.maximum(np.square(values, dtype=np.float64).mean(axis=0), tiny * tiny))
         for values in (activations, weight)
     )
-    return _stored_factors(0.25 * (np.log(x) - np.log(w)))
+    return _stored_factors(0.5 * (np.log(_not_quiet(x)) - np.log(w)))
+
+
+def _not_quiet(sizes: np.ndarray) -> np.ndarray:
+    return np.maximum(sizes, _QUIETEST * np.median(sizes))
 
 
 def hadamard_block(rotate: str | None, k: int) -> int | None:

@@ -301,7 +301,7 @@ class _Trial:
                 (_smoothing_of_the_rest(self.weight, x, rank, each), each > 0)
                 for each in dict.fromkeys((0, spent))
             ),
-            (power_smoothing(0.5, 0.5, self.weight, x), False),
+            (power_smoothing(0.5, 0.5, self.weight, x, trust_quiet=False), False),
         ]
 
     def errors(
