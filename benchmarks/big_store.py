@@ -114,7 +114,7 @@ def write_store(path: Path, count: int) -> int:
 
 def measured(*words: str) -> dict[str, float]:
     """CPU seconds and peak MiB of one command."""
-    command = [sys.executable, "-c", "from loraq_sim.cli.start import main; main()", *words]
+    command = [sys.executable, "-c", "from loraq_sim.__main__ import main; main()", *words]
     process = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(process, 0)
     if status:

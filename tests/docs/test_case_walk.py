@@ -23,7 +23,7 @@ import json, sys, threading
 from pathlib import Path
 
 import hwmodels, loraq_sim.cli.app
-from loraq_sim.cli.start import main
+from loraq_sim.__main__ import main
 
 root = Path(loraq_sim.cli.app.__file__).parents[2]
 own = (f"{root}/loraq_sim/", f"{root}/hwmodels/")

@@ -20,7 +20,7 @@ from loraq_sim.cli.app import app
 from loraq_sim.errors import StoreError
 from loraq_sim.results.store import ResultStore
 
-PROGRAM = "from loraq_sim.cli.start import main; main()"
+PROGRAM = "from loraq_sim.__main__ import main; main()"
 SWEEP = ("sweep", "--hw", "aie2", "--jobs", "0", "--preset", "fast", "--tokens", "8")
 
 
