@@ -29,6 +29,11 @@ COMPILING = {"emulator", "kernels"}
 LONG = ("test_build", "test_readme", "test_notebooks", "test_large_stores", "test_one_verdict")
 
 
+def pytest_configure(config):
+    """Keep the order of files; xdist would end with those of few tests, however long they take."""
+    config.option.loadscopereorder = False
+
+
 # Before xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
