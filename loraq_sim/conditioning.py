@@ -76,7 +76,7 @@ def _smoothquant(alpha: float, weight: np.ndarray, activations: np.ndarray | Non
     return power_smoothing(alpha, 1.0 - alpha, weight, activations)
 
 
-# Of the median channel's size: as quiet as a channel may be taken to be.
+# Of the size of the median channel: as quiet as one may be taken to be.
 _QUIETEST = 0.3
 
 
@@ -95,7 +95,7 @@ def power_smoothing(
     tiny = np.float32(1e-5)
     x_max = np.maximum(np.abs(activations).max(axis=0), tiny).astype(np.float64)
     if not trust_quiet:
-        x_max = _not_quiet(x_max)
+        x_max = _not_quiet(x_max, float(tiny))
     w_max = np.maximum(np.abs(weight).max(axis=0), tiny).astype(np.float64)
     return _stored_factors(alpha * np.log(x_max) - beta * np.log(w_max))
 
@@ -127,11 +127,13 @@ def balanced_smoothing(weight: np.ndarray, activations: np.ndarray) -> np.ndarra
         np.sqrt(np.maximum(np.square(values, dtype=np.float64).mean(axis=0), tiny * tiny))
         for values in (activations, weight)
     )
-    return _stored_factors(0.5 * (np.log(_not_quiet(x)) - np.log(w)))
+    return _stored_factors(0.5 * (np.log(_not_quiet(x, tiny)) - np.log(w)))
 
 
-def _not_quiet(sizes: np.ndarray) -> np.ndarray:
-    return np.maximum(sizes, _QUIETEST * np.median(sizes))
+def _not_quiet(sizes: np.ndarray, tiny: float) -> np.ndarray:
+    """`sizes`, none below a share of the median of those that were heard at all, above `tiny`."""
+    heard = sizes[sizes > tiny]
+    return np.maximum(sizes, _QUIETEST * np.median(heard)) if len(heard) else sizes
 
 
 def hadamard_block(rotate: str | None, k: int) -> int | None:

@@ -61,6 +61,7 @@ _DIGITS = 5
 _MANY_CELLS = 20_000
 # Bits between the sums of one case and of the next, or the array's, that an axis shows.
 _WIDEST_GAP = 4
+_MOST_BITS = 128
 # Cases, each of which comes with a kilobyte to copy.
 _MOST_TEXTS = 60
 _FEW_DIGITS = 3
@@ -251,7 +252,9 @@ def folded_bits(rows: Iterable[AnyRow]) -> dict[str, list[list[float]] | list[fl
     """
     known: set[int] = set()
     for row in rows:
-        known.update(range(row["low"], row["high"] + 1))
+        # A store of anyone may say more than any sum has.
+        known.update(range(row["low"], min(row["high"], row["low"] + _MOST_BITS) + 1))
+        known.add(row["high"])
         known.update(int(row[key]) for key in ("guaranteed", "array") if row[key] is not None)
     at: list[list[float]] = []
     breaks: list[float] = []

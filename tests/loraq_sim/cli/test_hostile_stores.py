@@ -36,6 +36,7 @@ def row(layer, split, error, **changes):
         **{"latency_s": 1e-3 * error, "energy_j": 1e-3, "dram_bytes": 100, "cycles": 10},
         **{"status": "ok", "message": "", "seconds": 0.1, "dump": "d.pt", "family": "int"},
         **{"group_size": 64, "bound": "memory", "utilization": 0.5, "acc_bits": 32},
+        **{"safe_acc_bits": 20},
         **changes,
     }
 
@@ -128,6 +129,7 @@ CELLS = {
     "huge calls": ("calls_per_step", 2**62),
     "negative calls": ("calls_per_step", -1),
     "zero calls": ("calls_per_step", 0),
+    "vast sums": ("safe_acc_bits", 2**40),
     "fraction": ("rank", 0.5),
     "odd accelerator": ("accelerator", "/dev/zero.yaml"),
     "odd split": ("split", "W" * 5000),

@@ -57,6 +57,13 @@ def test_balanced_smoothing_makes_the_product_of_both_sums_least():
     assert np.exp(np.log(factors).mean()) == pytest.approx(1, rel=1e-3)
 
 
+def test_most_channels_may_have_been_silent():
+    weight, x = normal(40, 24), normal(90, 24, seed=1)
+    x[:, :16] = 0
+    factors = balanced_smoothing(weight, x)
+    assert factors[:16].min() > 0.3 * np.median(factors[16:])
+
+
 @pytest.mark.parametrize("condition", ["auto", "rms"])
 def test_channels_that_were_quiet_may_get_loud(condition):
     """What an activation function kept near zero in the rows seen is not amplified without end."""
